@@ -1,0 +1,21 @@
+//! Who someone is: SPIFFE IDs, SVIDs, trust bundles and the one peer verifier.
+//!
+//! Everything here is a value or a pure function of values: no socket, no file, no clock, no runtime.
+//! `now` is an argument wherever time matters. The crate's security argument is one type:
+//! [`VerifiedPeer`] can be made only by [`PeerVerifier`], so code that holds one holds the proof that
+//! the peer showed a certificate chain its *own* trust domain's bundle vouches for.
+
+mod bundle;
+mod spiffe_id;
+mod svid;
+pub mod tls;
+mod verify;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
+pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+pub use spiffe_id::{InvalidSpiffeId, SpiffeId, TrustDomain};
+pub use svid::{InvalidSvid, Leaf, X509Svid};
+pub use verify::{PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};
