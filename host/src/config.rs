@@ -1,0 +1,151 @@
+//! Configuration files: TOML, strict, with errors that name file, line, key, value and remedy.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{self, DeserializeOwned, Deserializer};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+/// A configuration file that cannot be used. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] files::FileError),
+    /// The file is not the TOML that was expected; line and column are 1-based.
+    #[error("{file}:{line}:{column}: {reason}", file = .file.display())]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// Its line.
+        line: usize,
+        /// The column in that line.
+        column: usize,
+        /// What is wrong, in one sentence, with the offending line.
+        reason: String,
+    },
+    /// Every key is legal by itself, but a value cannot be used.
+    #[error("{file}: `{key} = {value}`: {reason}", file = .file.display())]
+    Unusable {
+        /// The file.
+        file: PathBuf,
+        /// The key, with its table.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// Why not, and what to write instead.
+        reason: String,
+    },
+}
+
+/// A length of time written as people write it: `5s`, `1h 30m`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// Reads and parses a file. Types should `deny_unknown_fields`, so that a misspelt key is an error.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    parse(path, &files::read_text(path)?)
+}
+
+/// Parses text that came from `path`.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start).min(text.len());
+        let before = text.get(..start).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        let offending = text.lines().nth(line - 1).unwrap_or("").trim();
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        let reason = if offending.is_empty() {
+            message
+        } else {
+            format!("{message} in `{offending}`")
+        };
+        ConfigError::Invalid {
+            file: path.to_owned(),
+            line,
+            column,
+            reason,
+        }
+    })
+}
+
+// === impl ConfigError ===
+
+impl ConfigError {
+    /// A value that parses but cannot be used.
+    pub fn unusable(file: &Path, key: &str, value: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self::Unusable {
+            file: file.to_owned(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+// === impl Span ===
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Self).map_err(|_| {
+            de::Error::custom(format!(
+                "`{text}` is not a length of time; write for example \"30s\" or \"1h\""
+            ))
+        })
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_string())
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its parsing is tested")]
+    struct Sample {
+        name: String,
+        #[serde(default)]
+        ttl: Option<Span>,
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_value() {
+        let check = |text: &str, expected: &[&str]| {
+            let error = parse::<Sample>(Path::new("ca.toml"), text).unwrap_err().to_string();
+            assert!(!error.contains('\n'), "one sentence: {error}");
+            for part in expected {
+                assert!(error.contains(part), "`{part}` is missing from `{error}`");
+            }
+        };
+        check("", &["ca.toml:1:1", "name"]);
+        check("name = 3", &["ca.toml:1:8", "name = 3", "string"]);
+        check("name = \"a\"\nnaem = 1", &["ca.toml:2:1", "naem", "expected"]);
+        check("name = \"a\"\nttl = \"soon\"", &["ca.toml:2:7", "soon", "30s"]);
+        check("name = \"a", &["ca.toml:1:"]);
+        check("\u{0}", &["ca.toml:1:"]);
+    }
+}

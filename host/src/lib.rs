@@ -1,0 +1,11 @@
+//! The machine beneath: private files, Unix sockets with peer credentials, configuration files, process hardening.
+//!
+//! What the daemons share of the operating system, each thing in one place, so that a permission or an error text is
+//! decided once.
+
+pub mod config;
+pub mod files;
+pub mod logging;
+pub mod process;
+pub mod shutdown;
+pub mod socket;

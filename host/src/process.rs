@@ -1,0 +1,47 @@
+//! Hardening of the own process, and the bond between a supervisor and its children.
+
+use std::io::Read;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+/// How far a process closes itself to others of the same user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hardening {
+    /// No core files. For processes that an agent must be able to attest by path and digest.
+    NoCore,
+    /// No core files, no tracing, and `/proc/<pid>` belongs to root. For those that hold signing keys.
+    Sealed,
+}
+
+/// Applies hardening and raises the limit of open files to what the system allows.
+///
+/// A process that cannot be hardened must not start: the error says so.
+pub fn harden(hardening: Hardening) -> std::io::Result<()> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            maximum: files.maximum,
+        },
+    )?;
+    if hardening == Hardening::Sealed {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    }
+    Ok(())
+}
+
+/// Blocks until standard input ends. A supervisor holds the other end, so this returns when the supervisor is gone,
+/// however it went.
+pub fn wait_for_stdin_to_end() {
+    let mut buffer = [0; 64];
+    let mut stdin = std::io::stdin().lock();
+    while matches!(stdin.read(&mut buffer), Ok(n) if n > 0) {}
+}

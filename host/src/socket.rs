@@ -1,0 +1,160 @@
+//! Unix sockets: bound safely, and with the peer's process known by pidfd.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::net::{UnixListener, UnixStream};
+
+/// The kernel's limit on a socket path (`sun_path` less its final NUL).
+const PATH_BYTES_MAX: usize = 107;
+
+/// A socket that cannot be bound. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The path does not fit into the kernel's address structure.
+    #[error("the socket path `{path}` has {length} bytes, the system allows {PATH_BYTES_MAX}; choose a shorter directory", path = .path.display())]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Somebody answers there.
+    #[error("another process serves `{path}`; stop it or choose another path", path = .path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else is there, and it is not ours to remove.
+    #[error("`{path}` exists and is not a socket; move it away or choose another path", path = .path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot bind the socket `{path}`: {source}", path = .path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The process at the other end of a Unix socket, as it was when it connected.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its process id in our pid namespace.
+    pub pid: i32,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id.
+    pub gid: u32,
+    /// Stays with this very process: when it has exited the descriptor polls readable, and its pid may be anybody's.
+    pub pidfd: OwnedFd,
+}
+
+/// Binds a listener with the given mode. A socket nobody serves any more is replaced.
+pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+    let length = path.as_os_str().len();
+    if length > PATH_BYTES_MAX {
+        return Err(BindError::TooLong {
+            path: path.to_owned(),
+            length,
+        });
+    }
+    let io = |source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(BindError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(BindError::InUse { path: path.to_owned() });
+            }
+            fs::remove_file(path).map_err(io)?;
+        }
+    }
+    // Bound under another name and moved into place with its final mode: there is no moment in which others may connect.
+    let mut hidden = path.as_os_str().to_owned();
+    hidden.push("~");
+    let hidden = PathBuf::from(hidden);
+    if hidden.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(BindError::TooLong {
+            path: path.to_owned(),
+            length: length + 1,
+        });
+    }
+    let _ = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(io)?;
+    fs::set_permissions(&hidden, Permissions::from_mode(mode)).map_err(io)?;
+    fs::rename(&hidden, path).map_err(io)?;
+    Ok(listener)
+}
+
+/// Who is at the other end. Fails when the peer has exited already.
+pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let credentials = rustix::net::sockopt::socket_peercred(stream)?;
+    let pidfd = pidfd_of(stream, credentials.pid)?;
+    Ok(Peer {
+        pid: credentials.pid.as_raw_nonzero().get(),
+        uid: credentials.uid.as_raw(),
+        gid: credentials.gid.as_raw(),
+        pidfd,
+    })
+}
+
+/// The kernel's own pidfd of the peer, which cannot be another process that took over the pid.
+fn pidfd_of(stream: &UnixStream, pid: Pid) -> io::Result<OwnedFd> {
+    match getsockopt(&stream.as_fd(), sockopt::PeerPidfd) {
+        Ok(pidfd) => Ok(pidfd),
+        // Before Linux 6.5 there is no such option. Between connect and here the pid could have been reused, so the
+        // attestor compares the process's start time with the moment of accept.
+        Err(nix::errno::Errno::ENOPROTOOPT) => Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = bind(&path, 0o600).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let _client = UnixStream::connect(&path).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let peer = peer(&stream).unwrap();
+        assert_eq!(peer.pid as u32, std::process::id());
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+    }
+
+    #[tokio::test]
+    async fn binding_says_what_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let first = bind(&path, 0o600).unwrap();
+        assert!(matches!(bind(&path, 0o600), Err(BindError::InUse { .. })));
+        drop(first);
+        bind(&path, 0o600).expect("a stale socket is replaced");
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(bind(&file, 0o600), Err(BindError::NotASocket { .. })));
+        let long = dir.path().join("x".repeat(120));
+        assert!(matches!(bind(&long, 0o600), Err(BindError::TooLong { .. })));
+    }
+}

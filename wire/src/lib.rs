@@ -1,0 +1,28 @@
+//! The only crate with protobuf types: Workload API, SDS v3 and Hoplite's own services.
+//!
+//! Types from [`workload`], [`ca`] and [`sds`] are parsed into domain types at the edge, once, and go no further. The
+//! client side of the two protocols that others speak stands here too, so that no other crate repeats it:
+//! [`channel`] dials Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client.
+
+pub mod channel;
+mod workload_api;
+
+pub use workload_api::{FetchError, Identity, WorkloadApi};
+
+/// The SPIFFE Workload API, as the standard's proto file defines it.
+#[expect(missing_docs, reason = "generated from proto/workload.proto, which is documented")]
+pub mod workload {
+    tonic::include_proto!("_");
+}
+
+/// What agents and operators ask of the CA.
+#[expect(missing_docs, reason = "generated from proto/hoplite/ca.proto, which is documented")]
+pub mod ca {
+    tonic::include_proto!("hoplite.ca.v1");
+}
+
+/// Envoy's secret discovery service, v3.
+#[expect(missing_docs, reason = "generated from proto/envoy/sds.proto, which is documented")]
+pub mod sds {
+    tonic::include_proto!("envoy.service.secret.v3");
+}

@@ -1,0 +1,168 @@
+//! A Workload API client: the caller's X.509-SVIDs and the bundles to verify peers with, parsed and checked.
+//!
+//! It speaks the SPIFFE standard and nothing more, so it works with any agent that does.
+
+use std::path::{Path, PathBuf};
+
+use hoplite_identity::{BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, SpiffeId, TrustBundle, X509Svid};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status, Streaming};
+
+use crate::channel;
+use crate::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use crate::workload::{X509svidRequest, X509svidResponse};
+
+/// A stream of identities from an agent's socket.
+pub struct WorkloadApi {
+    stream: Streaming<X509svidResponse>,
+}
+
+/// All that a workload is entitled to at one moment. The first SVID is the default identity (W-10).
+#[derive(Debug)]
+pub struct Identity {
+    /// Never empty.
+    pub svids: Vec<X509Svid>,
+    /// The own trust domain's bundle, and those of federated ones.
+    pub bundles: BundleSet,
+}
+
+/// Why no identity came.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The socket's address is not of the form `unix:///absolute/path`, or a bare absolute path.
+    #[error("`{0}` is not a Workload API address; write `unix:///absolute/path/to/agent.sock`")]
+    Address(String),
+    /// Nobody answers there.
+    #[error("cannot reach the Workload API at `{path}`; is the agent running?")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the transport said.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The agent answered: this process has no identity (W-6).
+    #[error("the agent refused an identity: {0}")]
+    Denied(String),
+    /// The agent cannot answer just now, or the stream broke; worth trying again.
+    #[error("the Workload API is unavailable: {0}")]
+    Unavailable(String),
+    /// The agent closed the stream.
+    #[error("the Workload API closed the stream")]
+    Closed,
+    /// The response carried no SVID, which the standard forbids.
+    #[error("the Workload API sent a response without an SVID")]
+    Empty,
+    /// An SVID that does not obey the standard.
+    #[error("the Workload API sent a bad SVID")]
+    Svid(#[from] InvalidSvid),
+    /// A bundle that does not obey the standard.
+    #[error("the Workload API sent a bad trust bundle")]
+    Bundle(#[from] InvalidBundle),
+    /// A bundle keyed by something that is not a trust domain's SPIFFE ID.
+    #[error("the Workload API named a trust bundle badly")]
+    Id(#[from] InvalidSpiffeId),
+}
+
+// === impl WorkloadApi ===
+
+impl WorkloadApi {
+    /// Opens `FetchX509SVID` at an address as in `SPIFFE_ENDPOINT_SOCKET` (W-5).
+    pub async fn open(address: &str) -> Result<Self, FetchError> {
+        let path = socket_path(address)?;
+        let channel = channel::unix(path).await.map_err(|source| FetchError::Unreachable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut request = Request::new(X509svidRequest {});
+        // W-4: without this header an agent must refuse.
+        request
+            .metadata_mut()
+            .insert("workload.spiffe.io", MetadataValue::from_static("true"));
+        let response = SpiffeWorkloadApiClient::new(channel)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX)
+            .fetch_x509svid(request)
+            .await?;
+        Ok(Self {
+            stream: response.into_inner(),
+        })
+    }
+
+    /// The next full state: at once after opening, then after each change.
+    pub async fn next(&mut self) -> Result<Identity, FetchError> {
+        let response = self.stream.message().await?.ok_or(FetchError::Closed)?;
+        Identity::try_from(response)
+    }
+}
+
+/// Room for some 8 000 identities; a workload with more is a mistake worth hearing about.
+const RESPONSE_BYTES_MAX: usize = 32 << 20;
+
+/// The path in `unix:///path`, `unix:/path` or a bare absolute path.
+fn socket_path(address: &str) -> Result<&Path, FetchError> {
+    let path = address
+        .strip_prefix("unix://")
+        .or_else(|| address.strip_prefix("unix:"))
+        .unwrap_or(address);
+    if path.starts_with('/') {
+        Ok(Path::new(path))
+    } else {
+        Err(FetchError::Address(address.to_owned()))
+    }
+}
+
+// === impl Identity ===
+
+impl TryFrom<X509svidResponse> for Identity {
+    type Error = FetchError;
+
+    fn try_from(response: X509svidResponse) -> Result<Self, FetchError> {
+        let mut bundles = BundleSet::default();
+        for (domain, der) in response.federated_bundles {
+            let id = SpiffeId::parse(&domain)?;
+            bundles.insert(TrustBundle::from_der(id.trust_domain().clone(), &der, 0)?.into());
+        }
+        let mut svids = Vec::with_capacity(response.svids.len());
+        for message in response.svids {
+            let svid = X509Svid::from_der(&message.x509_svid, &message.x509_svid_key)?;
+            bundles.insert(TrustBundle::from_der(svid.spiffe_id().trust_domain().clone(), &message.bundle, 0)?.into());
+            svids.push(svid);
+        }
+        if svids.is_empty() {
+            Err(FetchError::Empty)
+        } else {
+            Ok(Self { svids, bundles })
+        }
+    }
+}
+
+// === impl FetchError ===
+
+impl From<Status> for FetchError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied => Self::Denied(status.message().to_owned()),
+            code => Self::Unavailable(format!("{code:?}: {}", status.message())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w_5_socket_addresses() {
+        let check = |address: &str, expected: Option<&str>| {
+            assert_eq!(socket_path(address).ok(), expected.map(Path::new), "{address}");
+        };
+        check("unix:///run/agent.sock", Some("/run/agent.sock"));
+        check("unix:/run/agent.sock", Some("/run/agent.sock"));
+        check("/run/agent.sock", Some("/run/agent.sock"));
+        check("unix://authority/run/agent.sock", None);
+        check("unix:agent.sock", None);
+        check("tcp://127.0.0.1:8080", None);
+        check("", None);
+    }
+}
