@@ -1,0 +1,431 @@
+//! The decision record: what was asked, by whom, what was answered and why.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use minicbor::{Decode, Encode};
+use serde::{Serialize, Serializer};
+
+/// Longest name of a recorder, in bytes.
+pub(crate) const NAME_BYTES_MAX: usize = 64;
+
+/// Names one record for ever: which recorder wrote it, in which of its boots, at which place.
+/// Text form `<recorder>-<boot>-<seq>`, e.g. `orders-3-42`; the recorder name may itself contain `-`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct DecisionId {
+    /// The recorder's name: `[a-z0-9.-]{1,64}`.
+    pub recorder: String,
+    /// Which start of the recorder, from 1.
+    pub boot: u64,
+    /// Place within the boot, from 0, without gaps.
+    pub seq: u64,
+}
+
+/// A text that is no decision id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a decision id: expected `<recorder>-<boot>-<seq>`, for example `orders-3-42`")]
+pub struct InvalidDecisionId(String);
+
+/// A text that is no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an outcome: expected allow, forbid, no_permit, error, unauthenticated or malformed")]
+pub struct InvalidOutcome(String);
+
+/// The answer. The first four are policy's; the others say that policy was never asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Outcome {
+    /// A permit matched and no forbid did.
+    #[n(0)]
+    Allow,
+    /// A forbid matched.
+    #[n(1)]
+    Forbid,
+    /// Nothing permitted it.
+    #[n(2)]
+    NoPermit,
+    /// A candidate policy failed to evaluate, so the answer is no.
+    #[n(3)]
+    Error,
+    /// The peer did not prove who it is.
+    #[n(4)]
+    Unauthenticated,
+    /// The request could be read in more than one way.
+    #[n(5)]
+    Malformed,
+}
+
+/// What was being decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode, Serialize)]
+#[cbor(index_only)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Who the peer is.
+    #[n(0)]
+    Handshake,
+    /// An L4 connection.
+    #[n(1)]
+    Connect,
+    /// One HTTP request.
+    #[n(2)]
+    Request,
+    /// A live connection decided again after a change.
+    #[n(3)]
+    Recheck,
+}
+
+/// One decision, as it is written. The recorder gives `id` and keeps `at`, to the microsecond.
+///
+/// On disk: a CBOR map with the integer keys below. A key is never used again for something else; readers skip keys
+/// they do not know. The name and the boot stand in the segment's header, so a record carries only its sequence number.
+#[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize)]
+#[cbor(map)]
+pub struct Record {
+    /// Its name; overwritten by the recorder.
+    #[n(0)]
+    #[cbor(with = "seq_only")]
+    #[serde(serialize_with = "as_text")]
+    pub id: DecisionId,
+    /// When it was decided.
+    #[n(1)]
+    #[cbor(with = "micros")]
+    #[serde(serialize_with = "as_rfc3339")]
+    pub at: SystemTime,
+    /// What was being decided.
+    #[n(2)]
+    pub phase: Phase,
+    /// The answer.
+    #[n(3)]
+    #[serde(serialize_with = "as_text")]
+    pub outcome: Outcome,
+    /// The caller's SPIFFE ID; `None` when it is unauthenticated.
+    #[n(4)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub principal: Option<String>,
+    /// Serial number of the caller's certificate, hex.
+    #[n(5)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_serial: Option<String>,
+    /// When the caller's certificate ends.
+    #[n(6)]
+    #[cbor(with = "optional_micros", has_nil)]
+    #[serde(serialize_with = "as_optional_rfc3339", skip_serializing_if = "Option::is_none")]
+    pub peer_not_after: Option<SystemTime>,
+    /// Where the connection came from: `ip:port`.
+    #[n(7)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The service that was called.
+    #[n(8)]
+    #[cbor(default)]
+    pub service: String,
+    /// `connect`, `GET`, …; empty at handshake.
+    #[n(9)]
+    #[cbor(default)]
+    pub action: String,
+    /// The route that matched: `ledger:GET /accounts/{id}`.
+    #[n(10)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Canonical host.
+    #[n(11)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Canonical path.
+    #[n(12)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Version and key exchange: `1.3 X25519MLKEM768`.
+    #[n(13)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Cedar's own verdict: `allow` or `deny`.
+    #[n(14)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cedar_decision: Option<String>,
+    /// The ids of the policies that decided.
+    #[n(15)]
+    #[cbor(default)]
+    pub determining: Vec<String>,
+    /// `policy-id: what went wrong`.
+    #[n(16)]
+    #[cbor(default)]
+    pub errors: Vec<String>,
+    /// For people: the rejection code and text of handshake and malformed; why the snapshot denies all.
+    #[n(17)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The revision of the policy that decided.
+    #[n(18)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_revision: Option<String>,
+    /// Whether the policy was older than it should have been.
+    #[n(19)]
+    #[cbor(default)]
+    pub stale: bool,
+    /// Hex of a valid incoming traceparent.
+    #[n(20)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// Refusals of strangers not recorded one by one since the record before.
+    #[n(21)]
+    #[cbor(default)]
+    pub suppressed: u64,
+    /// How long policy took, in microseconds.
+    #[n(22)]
+    #[cbor(default)]
+    pub eval_micros: u64,
+}
+
+// === impl DecisionId ===
+
+impl fmt::Display for DecisionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.recorder, self.boot, self.seq)
+    }
+}
+
+impl FromStr for DecisionId {
+    type Err = InvalidDecisionId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDecisionId> {
+        let parse = || {
+            let (rest, seq) = text.rsplit_once('-')?;
+            let (recorder, boot) = rest.rsplit_once('-')?;
+            let id = Self { recorder: recorder.to_owned(), boot: boot.parse().ok()?, seq: seq.parse().ok()? };
+            // One text per id: no leading zeros, no plus signs.
+            (is_recorder_name(recorder) && id.to_string() == text).then_some(id)
+        };
+        parse().ok_or_else(|| InvalidDecisionId(text.to_owned()))
+    }
+}
+
+/// `[a-z0-9.-]{1,64}`.
+pub(crate) fn is_recorder_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    const ALL: [Self; 6] =
+        [Self::Allow, Self::Forbid, Self::NoPermit, Self::Error, Self::Unauthenticated, Self::Malformed];
+
+    /// The word for it in queries and output.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Forbid => "forbid",
+            Self::NoPermit => "no_permit",
+            Self::Error => "error",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Outcome {
+    type Err = InvalidOutcome;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOutcome> {
+        let found = Self::ALL.into_iter().find(|outcome| outcome.as_str() == text);
+        found.ok_or_else(|| InvalidOutcome(text.to_owned()))
+    }
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// The word for it in output.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Connect => "connect",
+            Self::Request => "request",
+            Self::Recheck => "recheck",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A record of now, with nothing else known yet. For a time given, set `at`.
+    #[must_use]
+    pub fn new(phase: Phase, outcome: Outcome, service: impl Into<String>) -> Self {
+        Self {
+            id: DecisionId::default(),
+            at: SystemTime::now(),
+            phase,
+            outcome,
+            principal: None,
+            peer_serial: None,
+            peer_not_after: None,
+            source: None,
+            service: service.into(),
+            action: String::new(),
+            route: None,
+            host: None,
+            path: None,
+            tls: None,
+            cedar_decision: None,
+            determining: Vec::new(),
+            errors: Vec::new(),
+            reason: None,
+            policy_revision: None,
+            stale: false,
+            trace_id: None,
+            suppressed: 0,
+            eval_micros: 0,
+        }
+    }
+
+    #[expect(clippy::expect_used, reason = "a Vec takes every write, and no field's encoder has an error of its own")]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("a Vec takes every write")
+    }
+
+    /// `None` when the bytes are no record.
+    pub(crate) fn decode(payload: &[u8], recorder: &str, boot: u64) -> Option<Self> {
+        let mut decoder = minicbor::Decoder::new(payload);
+        let mut record: Self = decoder.decode().ok()?;
+        record.id.recorder = recorder.to_owned();
+        record.id.boot = boot;
+        (decoder.position() == payload.len()).then_some(record)
+    }
+}
+
+// === Encoding of fields ===
+
+/// The id as its sequence number.
+mod seq_only {
+    use super::DecisionId;
+    use minicbor::encode::{Error, Write};
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::{Decoder, Encoder};
+
+    pub(super) fn encode<C, W: Write>(
+        id: &DecisionId,
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), Error<W::Error>> {
+        encoder.u64(id.seq)?.ok()
+    }
+
+    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<DecisionId, DecodeError> {
+        Ok(DecisionId { seq: decoder.u64()?, ..DecisionId::default() })
+    }
+}
+
+/// Microseconds since 1970, negative before.
+mod micros {
+    use super::{from_micros, to_micros};
+    use minicbor::encode::{Error, Write};
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::{Decoder, Encoder};
+    use std::time::SystemTime;
+
+    pub(super) fn encode<C, W: Write>(
+        at: &SystemTime,
+        encoder: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), Error<W::Error>> {
+        encoder.i64(to_micros(*at))?.ok()
+    }
+
+    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<SystemTime, DecodeError> {
+        from_micros(decoder.i64()?).ok_or_else(|| DecodeError::message("time out of range"))
+    }
+}
+
+/// The same, null when there is none.
+mod optional_micros {
+    use super::{from_micros, to_micros};
+    use minicbor::encode::{Error, Write};
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::{Decoder, Encoder};
+    use std::time::SystemTime;
+
+    pub(super) fn encode<C, W: Write>(
+        at: &Option<SystemTime>,
+        encoder: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), Error<W::Error>> {
+        minicbor::Encode::encode(&at.map(to_micros), encoder, context)
+    }
+
+    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, context: &mut C) -> Result<Option<SystemTime>, DecodeError> {
+        let micros: Option<i64> = minicbor::Decode::decode(decoder, context)?;
+        match micros {
+            None => Ok(None),
+            Some(micros) => {
+                from_micros(micros).map(Some).ok_or_else(|| DecodeError::message("time out of range"))
+            }
+        }
+    }
+
+    /// Lets the field be left out.
+    pub(super) fn nil<T>() -> Option<Option<T>> {
+        Some(None)
+    }
+
+    /// Lets the encoder leave it out.
+    pub(super) fn is_nil(at: &Option<SystemTime>) -> bool {
+        at.is_none()
+    }
+}
+
+/// Saturates some 292 000 years from 1970.
+fn to_micros(at: SystemTime) -> i64 {
+    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => micros(after),
+        // Rounded down like times after 1970, so that rounding twice changes nothing.
+        Err(before) => -micros(before.duration() + Duration::from_nanos(999)),
+    }
+}
+
+fn from_micros(micros: i64) -> Option<SystemTime> {
+    let distance = Duration::from_micros(micros.unsigned_abs());
+    if micros < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
+}
+
+/// What the disk keeps of a time.
+pub(crate) fn whole_micros(at: SystemTime) -> SystemTime {
+    from_micros(to_micros(at)).unwrap_or(at)
+}
+
+// === JSON of fields ===
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn as_rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    // Formatting fails outside the years 1970 to 9999: such a clock is shown as the nearest of the two.
+    let latest = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    serializer.collect_str(&humantime::format_rfc3339_micros((*at).clamp(UNIX_EPOCH, latest)))
+}
+
+fn as_optional_rfc3339<S: Serializer>(at: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => as_rfc3339(at, serializer),
+        None => serializer.serialize_none(),
+    }
+}
