@@ -1,0 +1,152 @@
+//! What the operator decides about a CA, and the file it is written in.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hoplite_host::config::{self, ConfigError, Span};
+use hoplite_identity::TrustDomain;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+/// Shorter-lived certificates could not be renewed before they expire.
+pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
+
+/// A typing error's bound: dates stay far from where X.509's encoding of them ends (the year 9999).
+const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The trust domain it signs for. Fixed once the authority exists.
+    #[serde(deserialize_with = "trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Where the key, the store and `bundle.pem` lie. Made, mode 0700, if it does not exist.
+    pub data_dir: PathBuf,
+    /// Where agents connect. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The operators' Unix socket.
+    pub admin_socket: PathBuf,
+    /// Life of a workload's certificate whose entry does not say otherwise.
+    #[serde(default = "one_hour")]
+    pub x509_ttl: Span,
+    /// Life of an agent's certificate: how long an agent can be away without joining anew.
+    #[serde(default = "one_hour")]
+    pub agent_ttl: Span,
+    /// Life of the authority's certificate, when it is made.
+    #[serde(default = "one_year")]
+    pub authority_ttl: Span,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads and checks a TOML file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names file, key and value, and says what to write instead.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = config::load(path)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// What every start checks too: a configuration made in code has no file that was read.
+    pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        let bounds = [
+            ("x509_ttl", self.x509_ttl),
+            ("agent_ttl", self.agent_ttl),
+            ("authority_ttl", self.authority_ttl),
+        ];
+        for (key, span) in bounds {
+            if span.0 < TTL_MIN {
+                let reason = format!("too short to renew in time; write at least \"{}\"", Span(TTL_MIN));
+                return Err(ConfigError::unusable(file, key, span, reason));
+            }
+            if key != "authority_ttl" && span >= self.authority_ttl {
+                let reason = format!("no certificate outlives its authority; write less than `authority_ttl`, which is \"{}\"", self.authority_ttl);
+                return Err(ConfigError::unusable(file, key, span, reason));
+            }
+        }
+        if self.authority_ttl.0 > AUTHORITY_TTL_MAX {
+            let reason = "longer than 100 years; write for example \"365d\"";
+            return Err(ConfigError::unusable(file, "authority_ttl", self.authority_ttl, reason));
+        }
+        for (key, path) in [("data_dir", &self.data_dir), ("admin_socket", &self.admin_socket)] {
+            if path.as_os_str().is_empty() {
+                return Err(ConfigError::unusable(file, key, "\"\"", "no path; write for example \"/var/lib/hoplite/ca\""));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    TrustDomain::parse(&name).map_err(D::Error::custom)
+}
+
+fn one_hour() -> Span {
+    Span(Duration::from_secs(3600))
+}
+
+fn one_year() -> Span {
+    Span(Duration::from_secs(365 * 24 * 3600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+trust_domain = "prod.example"
+data_dir = "/var/lib/hoplite/ca"
+listen = "127.0.0.1:0"
+admin_socket = "/run/hoplite/ca.sock"
+"#;
+
+    fn load(more: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.toml");
+        std::fs::write(&path, format!("{GOOD}{more}")).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config.x509_ttl, one_hour());
+        assert_eq!(config.agent_ttl, one_hour());
+        assert_eq!(config.authority_ttl, one_year());
+        assert_eq!(load("x509_ttl = \"5s\"").unwrap().x509_ttl, Span(TTL_MIN));
+    }
+
+    #[test]
+    fn errors_name_key_and_value() {
+        let check = |more: &str, expected: &[&str]| {
+            let error = load(more).unwrap_err();
+            assert!(!error.contains('\n'), "one sentence: {error}");
+            for part in ["ca.toml"].iter().chain(expected) {
+                assert!(error.contains(part), "`{part}` is missing from `{error}`");
+            }
+        };
+        check("x509_ttl = \"4s\"", &["x509_ttl", "4s", "5s"]);
+        check("agent_ttl = \"1ms\"", &["agent_ttl", "1ms"]);
+        check("authority_ttl = \"1s\"", &["x509_ttl", "authority_ttl"]);
+        check("authority_ttl = \"1h\"", &["x509_ttl", "1h", "authority_ttl"]);
+        check("agent_ttl = \"2h\"\nauthority_ttl = \"90m\"", &["agent_ttl", "2h"]);
+        check("authority_ttl = \"101 years\"", &["authority_ttl", "100 years"]);
+        check("x509_ttl = 3600", &["x509_ttl"]);
+        check("tll = \"1h\"", &["tll"]);
+    }
+
+    #[test]
+    fn a_bad_trust_domain_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.toml");
+        std::fs::write(&path, GOOD.replace("prod.example", "Prod Example")).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.contains("ca.toml:2") && error.contains("Prod Example"), "{error}");
+    }
+}
