@@ -1,0 +1,250 @@
+//! The configuration file of a proxy: who it is, what it listens on, whom it forwards to.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use hoplite_host::config::{self, ConfigError};
+use hoplite_identity::SpiffeId;
+use serde::{Deserialize, Deserializer, de};
+
+/// More workers than this is a typing error: one thread carries some 50 000 requests a second.
+const WORKERS_MAX: usize = 64;
+
+/// The whole file. Relative paths are relative to the file it came from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The recorder's name, `[a-z0-9.-]{1,64}`: it stands in every decision id.
+    pub name: String,
+    /// Where the agent's Workload API is, as in `SPIFFE_ENDPOINT_SOCKET`.
+    pub workload_api: String,
+    /// Which SVID to take when the agent gives several; it must be among them. Without it the first, which is the
+    /// default identity.
+    #[serde(default, deserialize_with = "optional_spiffe_id")]
+    pub spiffe_id: Option<SpiffeId>,
+    /// Directory of `*.cedar` files and `routes.toml`; followed while the proxy runs.
+    pub policy_dir: PathBuf,
+    /// Directory of decision records; this process is its only writer.
+    pub audit_dir: PathBuf,
+    /// Unix socket for `/status` and `/metrics`; only the own user may connect.
+    pub admin_socket: PathBuf,
+    /// Threads that carry traffic.
+    #[serde(default = "one")]
+    pub workers: usize,
+    /// Where peers call the service behind this proxy.
+    #[serde(default)]
+    pub inbound: Vec<Inbound>,
+    /// Where the service behind this proxy calls others.
+    #[serde(default)]
+    pub outbound: Vec<Outbound>,
+}
+
+/// Mutual TLS comes in, is authorised, and goes on to a local service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inbound {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The service's name in policies and records.
+    pub service: String,
+    /// What the service speaks.
+    pub protocol: InboundProtocol,
+    /// The service's own `host:port`.
+    pub forward_to: String,
+}
+
+/// Plain text comes in from the own machine and goes on by mutual TLS to one expected peer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outbound {
+    /// The upstream's name in logs and status.
+    pub name: String,
+    /// Where to listen: loopback only.
+    pub listen: SocketAddr,
+    /// What the local caller speaks.
+    pub protocol: OutboundProtocol,
+    /// The peer proxy's `host:port`.
+    pub connect_to: String,
+    /// The one identity the peer may have.
+    #[serde(deserialize_with = "spiffe_id")]
+    pub expect: SpiffeId,
+}
+
+/// What stands behind an inbound listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InboundProtocol {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 with prior knowledge: gRPC.
+    Http2,
+    /// Any TCP; decided once per connection.
+    Tcp,
+}
+
+/// What an outbound listener accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutboundProtocol {
+    /// HTTP/1.1, and HTTP/2 with prior knowledge.
+    Http,
+    /// Any TCP.
+    Tcp,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads and checks a file. Errors name file, key, value and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = config::load(path)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        for relative in [&mut config.policy_dir, &mut config.audit_dir, &mut config.admin_socket] {
+            *relative = base.join(&*relative);
+        }
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// Checks what the types cannot say; `path` is named in errors.
+    pub fn validate(&self, path: &Path) -> Result<(), ConfigError> {
+        let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| Err(ConfigError::unusable(path, key, value, reason));
+        if !is_name(&self.name, "-.") {
+            return fail("name", &self.name, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids");
+        }
+        let socket = self.workload_api.strip_prefix("unix://").or_else(|| self.workload_api.strip_prefix("unix:"));
+        if !socket.unwrap_or(&self.workload_api).starts_with('/') {
+            return fail("workload_api", &self.workload_api, "write `unix:///absolute/path/to/agent.sock`");
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return fail("workers", &self.workers, "write a number from 1 to 64; 1 is right beside one service");
+        }
+        if self.inbound.is_empty() && self.outbound.is_empty() {
+            return fail("inbound", &"[]", "write at least one `[[inbound]]` or `[[outbound]]` table");
+        }
+        let mut addresses = HashSet::new();
+        let mut names = HashSet::new();
+        for inbound in &self.inbound {
+            if inbound.listen.port() != 0 && !addresses.insert(inbound.listen) {
+                return fail("inbound.listen", &inbound.listen, "another listener has this address; choose a free port");
+            }
+            if !is_name(&inbound.service, "-._") {
+                return fail("inbound.service", &inbound.service, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`");
+            }
+            if !is_address(&inbound.forward_to) {
+                return fail("inbound.forward_to", &inbound.forward_to, "write `host:port`, for example `127.0.0.1:8080`");
+            }
+        }
+        for outbound in &self.outbound {
+            if !outbound.listen.ip().is_loopback() {
+                return fail(
+                    "outbound.listen",
+                    &outbound.listen,
+                    "whoever reaches this port speaks with this workload's identity; listen on `127.0.0.1` or `[::1]`",
+                );
+            }
+            if outbound.listen.port() != 0 && !addresses.insert(outbound.listen) {
+                return fail("outbound.listen", &outbound.listen, "another listener has this address; choose a free port");
+            }
+            if !is_name(&outbound.name, "-._") || !names.insert(&outbound.name) {
+                return fail("outbound.name", &outbound.name, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once");
+            }
+            if !is_address(&outbound.connect_to) {
+                return fail("outbound.connect_to", &outbound.connect_to, "write `host:port`, for example `10.0.0.7:7713`");
+            }
+            if outbound.expect.is_trust_domain() {
+                return fail("outbound.expect", &outbound.expect, "a workload's SPIFFE ID has a path");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_name(name: &str, punctuation: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
+}
+
+/// `host:port` with a port that can be dialled.
+fn is_address(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
+fn spiffe_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SpiffeId, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+}
+
+fn optional_spiffe_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpiffeId>, D::Error> {
+    spiffe_id(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "orders"
+workload_api = "unix:///run/agent.sock"
+spiffe_id = "spiffe://demo.hoplite/orders"
+policy_dir = "policies"
+audit_dir = "/var/audit"
+admin_socket = "orders.sock"
+[[inbound]]
+listen = "127.0.0.1:7712"
+service = "orders"
+protocol = "http"
+forward_to = "127.0.0.1:7702"
+[[outbound]]
+name = "ledger"
+listen = "127.0.0.1:7722"
+protocol = "tcp"
+connect_to = "127.0.0.1:7713"
+expect = "spiffe://demo.hoplite/ledger"
+"#;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.workers, 1);
+        assert!(config.policy_dir.is_absolute() && config.policy_dir.ends_with("policies"), "relative to the file");
+        assert_eq!(config.audit_dir, Path::new("/var/audit"));
+        assert_eq!(config.outbound[0].expect.path(), "/ledger");
+    }
+
+    #[test]
+    fn errors_name_key_and_value() {
+        let check = |from: &str, to: &str, expected: &[&str]| {
+            assert!(GOOD.contains(from), "{from}");
+            let error = load(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains("proxy.toml"), "{error}");
+            for part in expected {
+                assert!(error.contains(part), "`{part}` is missing from `{error}`");
+            }
+        };
+        check("name = \"orders\"", "name = \"Orders\"", &["name = Orders", "decision ids"]);
+        check("name = \"orders\"", "nmae = \"orders\"", &["nmae"]);
+        check("unix:///run/agent.sock", "tcp://1.2.3.4:1", &["workload_api = tcp://1.2.3.4:1", "unix:///"]);
+        check("spiffe://demo.hoplite/orders", "https://demo/orders", &["spiffe_id"]);
+        check("spiffe://demo.hoplite/ledger", "spiffe://demo.hoplite", &["outbound.expect"]);
+        check("127.0.0.1:7722", "0.0.0.0:7722", &["outbound.listen = 0.0.0.0:7722", "127.0.0.1"]);
+        check("127.0.0.1:7722", "127.0.0.1:7712", &["outbound.listen = 127.0.0.1:7712", "another listener"]);
+        check("127.0.0.1:7712", "localhost", &["listen"]);
+        check("forward_to = \"127.0.0.1:7702\"", "forward_to = \"127.0.0.1\"", &["inbound.forward_to = 127.0.0.1"]);
+        check("protocol = \"http\"", "protocol = \"https\"", &["https", "http2"]);
+        check("admin_socket = \"orders.sock\"", "admin_socket = \"orders.sock\"\nworkers = 0", &["workers = 0"]);
+    }
+}

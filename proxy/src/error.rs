@@ -1,0 +1,45 @@
+//! Why a proxy does not start.
+
+use std::net::SocketAddr;
+
+use hoplite_audit::RecorderError;
+use hoplite_host::config::ConfigError;
+use hoplite_host::socket::BindError;
+
+/// The operator's to mend: one sentence each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listener's address cannot be had.
+    #[error("cannot listen on `{listen}` for `{name}`: {source}; stop who holds the address or choose another")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// The service or upstream it is for.
+        name: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The admin socket cannot be had.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// The decision log cannot be opened, and a proxy that cannot record must not decide.
+    #[error("cannot open the decision log `{dir}`", dir = .dir.display())]
+    Audit {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// Why not.
+        source: RecorderError,
+    },
+    /// The system refused a thread, a runtime or a limit.
+    #[error("the system refused {what}: {source}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

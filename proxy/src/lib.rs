@@ -1,0 +1,14 @@
+//! The enforcement point on every hop: mutual TLS, one Cedar decision, one record, then forward.
+//!
+//! [`run`] is the daemon, [`start`] the same inside a runtime that is already there. Nothing is accepted before an
+//! identity is held, nothing is forwarded before a decision is recorded, and nothing stays open after trust has ended.
+
+mod admin;
+mod config;
+mod error;
+mod running;
+
+pub use admin::{AdminError, admin_status};
+pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol};
+pub use error::StartError;
+pub use running::{Running, run, start};
