@@ -1,0 +1,124 @@
+//! The agent's configuration file.
+
+use std::path::{Path, PathBuf};
+
+use hoplite_host::config::{self, ConfigError};
+use hoplite_identity::TrustDomain;
+use serde::{Deserialize, Deserializer, de};
+
+/// Any local user may connect: attestation decides what each gets.
+const SOCKET_MODE: u32 = 0o666;
+
+/// What an agent must know to start. See [`Config::load`] for the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The trust domain this node belongs to, for example `prod.example`.
+    #[serde(deserialize_with = "trust_domain")]
+    pub trust_domain: TrustDomain,
+    /// Where the agent keeps its own key and SVID; made with mode 0700 when missing.
+    pub data_dir: PathBuf,
+    /// The CA's address for nodes, `host:port`.
+    pub ca: String,
+    /// A PEM file with the authorities by which the CA is known at first. Later the CA's own word is kept in `data_dir`,
+    /// until this file changes.
+    pub trust_bundle: PathBuf,
+    /// A file (0600) with a one-time token from `hoplite token create`. Needed to join; may be written later.
+    #[serde(default)]
+    pub join_token_file: Option<PathBuf>,
+    /// The Unix socket for workloads.
+    pub socket: PathBuf,
+    /// The socket's mode, `0o666` when left out: any local user may connect, attestation decides.
+    #[serde(default)]
+    pub socket_mode: Option<u32>,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads a TOML file:
+    ///
+    /// ```toml
+    /// trust_domain = "prod.example"
+    /// data_dir = "/var/lib/hoplite/agent"
+    /// ca = "ca.prod.example:7443"
+    /// trust_bundle = "/etc/hoplite/bundle.pem"
+    /// join_token_file = "/etc/hoplite/join-token"
+    /// socket = "/run/hoplite/agent.sock"
+    /// ```
+    ///
+    /// # Errors
+    /// Names file, line or key, value and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = config::load(path)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// What the types cannot say.
+    fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        let port = self.ca.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none_or(|port| port == 0) {
+            return Err(ConfigError::unusable(file, "ca", format_args!("\"{}\"", self.ca), "write `host:port`, for example \"ca.prod.example:7443\""));
+        }
+        if !self.socket.is_absolute() {
+            // Clients name the socket by an absolute path (W-5), so it must not depend on where the agent was started.
+            return Err(ConfigError::unusable(file, "socket", format_args!("\"{}\"", self.socket.display()), "write an absolute path"));
+        }
+        if let Some(mode) = self.socket_mode.filter(|mode| mode & !0o777 != 0 || mode & 0o600 != 0o600) {
+            return Err(ConfigError::unusable(file, "socket_mode", format_args!("{mode:#o}"), "write an octal mode with at least 0o600, for example 0o660"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn socket_mode(&self) -> u32 {
+        self.socket_mode.unwrap_or(SOCKET_MODE)
+    }
+}
+
+fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
+    TrustDomain::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "trust_domain = \"prod.example\"\ndata_dir = \"/d\"\nca = \"ca:7443\"\ntrust_bundle = \"/b.pem\"\nsocket = \"/s\"\n";
+
+    fn load(text: &str) -> Result<Config, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_short_file_is_enough() {
+        let config = load(GOOD).unwrap();
+        assert_eq!((config.socket_mode(), config.join_token_file), (0o666, None));
+        assert_eq!(load(&format!("{GOOD}socket_mode = 0o660\n")).unwrap().socket_mode(), 0o660);
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_a_remedy() {
+        let check = |from: &str, to: &str, expected: &[&str]| {
+            assert!(GOOD.contains(from), "{from}");
+            let error = load(&GOOD.replace(from, to)).unwrap_err();
+            for part in expected {
+                assert!(error.contains(part), "{to}: {error}");
+            }
+        };
+        check("\"ca:7443\"", "\"ca\"", &["`ca = \"ca\"`", "host:port"]);
+        check("\"ca:7443\"", "\":7443\"", &["host:port"]);
+        check("\"ca:7443\"", "\"ca:0\"", &["host:port"]);
+        check("\"ca:7443\"", "\"ca:70000\"", &["host:port"]);
+        check("\"/s\"", "\"s\"", &["`socket = \"s\"`", "absolute"]);
+        check("\"/s\"", "\"/s\"\nsocket_mode = 0o1666", &["socket_mode"]);
+        check("\"/s\"", "\"/s\"\nsocket_mode = 0o066", &["socket_mode"]);
+        check("\"/s\"", "\"/s\"\nsokcet = 1", &["sokcet", ":6:"]);
+        check("\"prod.example\"", "\"Prod!\"", &[":1:", "Prod!"]);
+        check("ca = \"ca:7443\"\n", "", &["missing field `ca`"]);
+        check("\"/d\"", "7", &[":2:", "data_dir"]);
+    }
+}
