@@ -1,11 +1,12 @@
 //! Trust bundles: the authorities that vouch for one trust domain, and sets of them that never mix.
 
-use crate::TrustDomain;
+use crate::profile::{self, InvalidAuthority};
+use crate::{TrustDomain, pem};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The X.509 authorities of one trust domain.
+/// The X.509 authorities of one trust domain. Each is a CA certificate that may sign certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
@@ -21,59 +22,206 @@ pub struct BundleSet(BTreeMap<TrustDomain, Arc<TrustBundle>>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidBundle {
-    #[error("{0}")]
-    Other(String),
+    /// The bytes are not concatenated DER.
+    #[error("the bundle of `{0}` is not concatenated DER certificates: {1}")]
+    Der(TrustDomain, String),
+    /// The text is not PEM certificates.
+    #[error("the bundle of `{0}` is not PEM certificates: {1}")]
+    Pem(TrustDomain, String),
+    /// A certificate cannot vouch for others.
+    #[error("certificate {position} of the bundle of `{trust_domain}` is no authority: {source}")]
+    Authority {
+        /// Whose bundle.
+        trust_domain: TrustDomain,
+        /// Its place in the bundle, from 0.
+        position: usize,
+        /// What is wrong with it.
+        source: InvalidAuthority,
+    },
 }
+
+// === impl TrustBundle ===
 
 impl TrustBundle {
     /// Every authority must be a CA certificate. An empty list is legal and trusts nobody (B-1).
+    ///
+    /// # Errors
+    /// The first certificate that is not one.
     pub fn new(
         trust_domain: TrustDomain,
         authorities: Vec<CertificateDer<'static>>,
         sequence: u64,
     ) -> Result<Self, InvalidBundle> {
-        todo!()
+        for (position, der) in authorities.iter().enumerate() {
+            if let Err(source) = profile::authority(der) {
+                return Err(InvalidBundle::Authority {
+                    trust_domain,
+                    position,
+                    source,
+                });
+            }
+        }
+        Ok(Self {
+            trust_domain,
+            authorities,
+            sequence,
+        })
     }
-    /// From the Workload API's concatenated DER.
+
+    /// From the Workload API's concatenated DER (W-8).
+    ///
+    /// # Errors
+    /// What is not a DER authority, trailing bytes included.
     pub fn from_der(trust_domain: TrustDomain, der: &[u8], sequence: u64) -> Result<Self, InvalidBundle> {
-        todo!()
+        match profile::split_der(der) {
+            Ok(authorities) => Self::new(trust_domain, authorities, sequence),
+            Err(reason) => Err(InvalidBundle::Der(trust_domain, reason)),
+        }
     }
+
+    /// From PEM. Text between the certificates is commentary; text after the last is an error.
+    ///
+    /// # Errors
+    /// What is not a PEM authority.
     pub fn from_pem(trust_domain: TrustDomain, pem: &str, sequence: u64) -> Result<Self, InvalidBundle> {
-        todo!()
+        match pem::certificates(pem) {
+            Ok(authorities) => Self::new(trust_domain, authorities, sequence),
+            Err(reason) => Err(InvalidBundle::Pem(trust_domain, reason)),
+        }
     }
+
+    /// The authorities as PEM; the empty text if there are none.
     pub fn to_pem(&self) -> String {
-        todo!()
+        self.authorities
+            .iter()
+            .map(|authority| pem::section("CERTIFICATE", authority))
+            .collect()
     }
+
+    /// The authorities as concatenated DER (W-8).
     pub fn to_der(&self) -> Vec<u8> {
-        self.authorities.iter().flat_map(|a| a.as_ref().iter().copied()).collect()
+        self.authorities
+            .iter()
+            .flat_map(|authority| authority.as_ref())
+            .copied()
+            .collect()
     }
+
+    /// Whose authorities these are.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
+
+    /// The authorities' certificates, DER.
     pub fn authorities(&self) -> &[CertificateDer<'static>] {
         &self.authorities
     }
+
+    /// Grows with every change of the content (B-2).
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 }
+
+// === impl BundleSet ===
+
 impl BundleSet {
+    /// Adds a bundle, in place of an earlier one of the same trust domain.
     pub fn insert(&mut self, bundle: Arc<TrustBundle>) {
         self.0.insert(bundle.trust_domain().clone(), bundle);
     }
+
+    /// The bundle of one trust domain.
     pub fn get(&self, trust_domain: &TrustDomain) -> Option<&Arc<TrustBundle>> {
         self.0.get(trust_domain)
     }
+
+    /// All bundles, by trust domain.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
         self.0.values()
     }
 }
+
 impl FromIterator<TrustBundle> for BundleSet {
     fn from_iter<I: IntoIterator<Item = TrustBundle>>(bundles: I) -> Self {
-        let mut set = Self::default();
-        for bundle in bundles {
-            set.insert(Arc::new(bundle));
+        bundles.into_iter().map(Arc::new).collect()
+    }
+}
+
+impl FromIterator<Arc<TrustBundle>> for BundleSet {
+    fn from_iter<I: IntoIterator<Item = Arc<TrustBundle>>>(bundles: I) -> Self {
+        Self(
+            bundles
+                .into_iter()
+                .map(|bundle| (bundle.trust_domain().clone(), bundle))
+                .collect(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestAuthority;
+    use std::time::Duration;
+
+    fn domain() -> TrustDomain {
+        TrustDomain::parse("example.org").unwrap()
+    }
+
+    #[test]
+    fn der_and_pem_are_round_trips() {
+        let authorities: Vec<_> = (0..3)
+            .flat_map(|_| TestAuthority::new("example.org").bundle().authorities().to_vec())
+            .collect();
+        for count in 0..=3 {
+            let bundle = TrustBundle::new(domain(), authorities[..count].to_vec(), 7).unwrap();
+            assert_eq!(TrustBundle::from_der(domain(), &bundle.to_der(), 7).unwrap(), bundle);
+            assert_eq!(TrustBundle::from_pem(domain(), &bundle.to_pem(), 7).unwrap(), bundle);
+            assert_eq!(bundle.authorities().len(), count);
         }
-        set
+    }
+
+    #[test]
+    fn only_authorities_are_taken() {
+        let ca = TestAuthority::new("example.org");
+        let (root, leaf) = (
+            ca.bundle().to_der(),
+            ca.svid("/web", Duration::from_secs(60)).chain_der(),
+        );
+        let check = |der: Vec<u8>, expected: InvalidBundle| {
+            assert_eq!(TrustBundle::from_der(domain(), &der, 1).unwrap_err(), expected);
+        };
+        let authority = |position, source| InvalidBundle::Authority {
+            trust_domain: domain(),
+            position,
+            source,
+        };
+        check([root.clone(), leaf].concat(), authority(1, InvalidAuthority::NotCa));
+        let no_sign = ca.authority_without_key_cert_sign();
+        check(no_sign.to_vec(), authority(0, InvalidAuthority::NoKeyCertSign));
+        let reason = "the 3 bytes after certificate 1 are no DER".to_owned();
+        check(
+            [root.clone(), b"abc".to_vec()].concat(),
+            InvalidBundle::Der(domain(), reason),
+        );
+        let garbage = TrustBundle::from_der(domain(), &[root, vec![0x30, 0]].concat(), 1);
+        assert!(
+            matches!(garbage, Err(InvalidBundle::Authority { position: 1, .. })),
+            "{garbage:?}"
+        );
+        let garbage = TrustBundle::from_pem(domain(), &(ca.bundle().to_pem() + "garbage"), 1);
+        assert!(matches!(garbage, Err(InvalidBundle::Pem(..))), "{garbage:?}");
+    }
+
+    #[test]
+    fn a_set_holds_one_bundle_a_trust_domain() {
+        let (one, two) = (TestAuthority::new("one.example"), TestAuthority::new("two.example"));
+        let mut set: BundleSet = [one.bundle(), two.bundle()].into_iter().collect();
+        let newer = Arc::new(TestAuthority::new("one.example").bundle());
+        set.insert(newer.clone());
+        assert_eq!(set.iter().count(), 2);
+        assert_eq!(set.get(&one.trust_domain()), Some(&newer));
+        assert_eq!(set.get(&domain()), None);
     }
 }

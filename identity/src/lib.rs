@@ -6,6 +6,8 @@
 //! the peer showed a certificate chain its *own* trust domain's bundle vouches for.
 
 mod bundle;
+mod pem;
+mod profile;
 mod spiffe_id;
 mod svid;
 pub mod tls;
@@ -15,6 +17,7 @@ mod verify;
 pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
+pub use profile::InvalidAuthority;
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 pub use spiffe_id::{InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use svid::{InvalidSvid, Leaf, X509Svid};

@@ -1,72 +1,638 @@
 //! The one way to learn who a peer is: path validation against its own trust domain's bundle, then the SVID profile.
 
-use crate::{BundleSet, InvalidBundle, Leaf, SpiffeId};
-use rustls::pki_types::CertificateDer;
-use std::time::SystemTime;
+use crate::profile::{self, CheckedLeaf, InvalidAuthority, MAX_CERTIFICATE, MAX_CHAIN};
+use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-#[derive(Debug)]
 /// Verifies peers of every trust domain in a [`BundleSet`], each against its own bundle only.
+#[derive(Debug)]
 pub struct PeerVerifier {
     bundles: BundleSet,
+    /// The same authorities, prepared: there is no list of the authorities of more than one trust domain.
+    anchors: BTreeMap<TrustDomain, Anchors>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 /// Proof that a peer showed a chain its own trust domain vouches for, at the time it was checked.
+///
 /// Made only by [`PeerVerifier`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
     leaf: Leaf,
 }
 
-/// What the peer was in the handshake: decides which extended key usage is asked of it.
+/// What the peer was in the handshake: decides which extended key usage is asked of its chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerRole {
+    /// The peer opened the connection.
     Client,
+    /// The peer accepted the connection.
     Server,
 }
 
 /// Why a peer was refused. The text is for our log; a peer is told only a TLS alert.
+///
+/// What it says of the peer's certificate is what the peer claims: nothing is proved when a peer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerRejected {
-    #[error("{0}")]
-    Other(String),
+    /// It showed no certificate.
+    #[error("the peer showed no certificate")]
+    NoCertificate,
+    /// More, or larger, certificates than are looked at; or not certificates.
+    #[error("the peer's certificates are malformed: {0}")]
+    Malformed(String),
+    /// Its leaf breaks the X509-SVID profile.
+    #[error("the peer's certificate is no X.509-SVID: {0}")]
+    Profile(#[source] InvalidSvid),
+    /// There is no bundle for the trust domain it claims.
+    #[error("there is no trust bundle for the peer's trust domain `{0}`; federate with it to accept its workloads")]
+    UnknownTrustDomain(TrustDomain),
+    /// No authority of its own trust domain vouches for it.
+    #[error("no authority in the trust bundle of `{0}` signed the peer's certificate")]
+    UnknownAuthority(TrustDomain),
+    /// A certificate between the leaf and the trust bundle may not vouch for others.
+    #[error("a certificate in the peer's chain signed another, but {0}")]
+    NotAnAuthority(InvalidAuthority),
+    /// A certificate of the chain, authority included, has expired.
+    #[error("a certificate in the peer's chain expired at {0} (seconds since 1970)")]
+    Expired(u64),
+    /// A certificate of the chain, authority included, is not valid yet.
+    #[error("a certificate in the peer's chain is valid only from {0} (seconds since 1970); compare the clocks")]
+    NotYetValid(u64),
+    /// A signature of the chain is wrong, or of an algorithm that is not accepted.
+    #[error("a signature in the peer's chain is wrong or of an unaccepted algorithm: {0}")]
+    BadSignature(String),
+    /// An authority of the chain lacks the extended key usage for the peer's role.
+    #[error("an authority in the peer's chain is not for TLS peers of this role")]
+    AuthorityExtendedKeyUsage,
+    /// RFC 5280 forbids the chain for another reason: path length, name constraints, complexity.
+    #[error("the peer's chain is not valid: {0}")]
+    InvalidPath(String),
+    /// It proved to be somebody else than was asked for.
+    #[error("the peer is `{found}`, not `{expected}`")]
+    UnexpectedPeer {
+        /// Who was wanted.
+        expected: SpiffeId,
+        /// Who it proved to be.
+        found: SpiffeId,
+    },
 }
 
+/// The authorities of one trust domain as path validation takes them.
+#[derive(Debug)]
+struct Anchors {
+    anchors: Vec<TrustAnchor<'static>>,
+    /// notBefore and notAfter of the anchor in the same place, in seconds since 1970.
+    validity: Vec<(i64, i64)>,
+}
+
+// === impl PeerVerifier ===
+
 impl PeerVerifier {
+    /// A verifier for the peers of these trust domains. No bundle, or an empty one, means that nobody is trusted.
+    ///
+    /// # Errors
+    /// An authority that path validation cannot use.
     pub fn new(bundles: BundleSet) -> Result<Self, InvalidBundle> {
-        todo!()
+        let anchors = bundles
+            .iter()
+            .map(|bundle| Ok((bundle.trust_domain().clone(), Anchors::new(bundle)?)))
+            .collect::<Result<_, _>>()?;
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        Ok(Self {
+            bundles,
+            anchors,
+            algorithms,
+        })
     }
+
+    /// The bundles that peers are verified against.
     pub fn bundles(&self) -> &BundleSet {
         &self.bundles
     }
-    /// `chain` is leaf first, as presented.
+
+    /// Verifies a chain, leaf first, as presented.
+    ///
+    /// The identity is the leaf's; whatever else the peer sends can only help to connect the leaf to an authority
+    /// of the leaf's own trust domain.
+    ///
+    /// # Errors
+    /// The first reason to refuse the peer: malformed, then profile, then trust domain, then path.
     pub fn verify(
         &self,
         chain: &[CertificateDer<'_>],
         role: PeerRole,
         now: SystemTime,
     ) -> Result<VerifiedPeer, PeerRejected> {
-        todo!()
+        let (leaf, intermediates) = chain.split_first().ok_or(PeerRejected::NoCertificate)?;
+        // Before 1970 nothing is valid, so that a clock that is so wrong trusts nobody.
+        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
+        self.verify_parts(leaf, intermediates, role, now)
+    }
+
+    pub(crate) fn verify_parts(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: PeerRole,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerRejected> {
+        // Caps, before any work.
+        if intermediates.len() >= MAX_CHAIN {
+            let count = intermediates.len() + 1;
+            return Err(PeerRejected::Malformed(format!(
+                "{count} certificates are more than {MAX_CHAIN}"
+            )));
+        }
+        if intermediates
+            .iter()
+            .any(|certificate| certificate.len() > MAX_CERTIFICATE)
+        {
+            return Err(PeerRejected::Malformed(format!(
+                "one is larger than {MAX_CERTIFICATE} bytes"
+            )));
+        }
+
+        // The profile before the path: it is cheaper, and its reasons are more exact.
+        let CheckedLeaf { leaf: claimed, .. } = profile::leaf(leaf).map_err(PeerRejected::Profile)?;
+
+        // the leaf's OWN trust domain. INVARIANT: nothing below sees the authorities of another.
+        let trust_domain = claimed.spiffe_id.trust_domain();
+        let anchors = self
+            .anchors
+            .get(trust_domain)
+            .ok_or_else(|| PeerRejected::UnknownTrustDomain(trust_domain.clone()))?;
+        anchors
+            .validate(leaf, intermediates, self.algorithms, role, now)
+            .map_err(|refusal| match refusal {
+                Refusal::Path(error) => rejected(&error, trust_domain),
+                Refusal::Rejected(reason) => reason,
+            })?;
+        Ok(VerifiedPeer { leaf: claimed })
+    }
+
+    pub(crate) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.algorithms
     }
 }
+
+// === impl Anchors ===
+
+enum Refusal {
+    Path(webpki::Error),
+    Rejected(PeerRejected),
+}
+
+impl Anchors {
+    fn new(bundle: &TrustBundle) -> Result<Self, InvalidBundle> {
+        let mut all = Self {
+            anchors: Vec::new(),
+            validity: Vec::new(),
+        };
+        for (position, der) in bundle.authorities().iter().enumerate() {
+            let unusable = |source| InvalidBundle::Authority {
+                trust_domain: bundle.trust_domain().clone(),
+                position,
+                source,
+            };
+            let validity = profile::authority(der).map_err(unusable)?.validity().clone();
+            let anchor = webpki::anchor_from_trusted_cert(der)
+                .map_err(|error| unusable(InvalidAuthority::Malformed(error.to_string())))?;
+            all.anchors.push(anchor.to_owned());
+            all.validity
+                .push((validity.not_before.timestamp(), validity.not_after.timestamp()));
+        }
+        Ok(all)
+    }
+
+    /// RFC 5280 path validation, and what rustls-webpki leaves out of it: key usage and the anchor's own dates.
+    fn validate(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        algorithms: WebPkiSupportedAlgorithms,
+        role: PeerRole,
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
+        let leaf = EndEntityCert::try_from(leaf).map_err(Refusal::Path)?;
+        let usage = match role {
+            PeerRole::Client => KeyUsage::client_auth(),
+            PeerRole::Server => KeyUsage::server_auth(),
+        };
+        // The reason why a path whose signatures are right was refused: it beats what webpki made of it.
+        let refused = RefCell::new(None);
+        let check_path = |path: &VerifiedPath<'_>| {
+            self.check_path(path, now).map_err(|reason| {
+                refused.replace(Some(reason));
+                webpki::Error::UnknownIssuer
+            })
+        };
+        leaf.verify_for_usage(
+            algorithms.all,
+            &self.anchors,
+            intermediates,
+            now,
+            usage,
+            None,
+            Some(&check_path),
+        )
+        .map(|_| ())
+        .map_err(|error| refused.take().map_or(Refusal::Path(error), Refusal::Rejected))
+    }
+
+    fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), PeerRejected> {
+        for intermediate in path.intermediate_certificates() {
+            profile::authority(&intermediate.der()).map_err(PeerRejected::NotAnAuthority)?;
+        }
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let is_anchor = |(anchor, _): &(&TrustAnchor<'_>, _)| std::ptr::eq(*anchor, path.anchor());
+        match self.anchors.iter().zip(&self.validity).find(is_anchor) {
+            Some((_, &(not_before, _))) if now < not_before => {
+                Err(PeerRejected::NotYetValid(not_before.unsigned_abs()))
+            }
+            Some((_, &(_, not_after))) if now > not_after => {
+                Err(PeerRejected::Expired(not_after.max(0).unsigned_abs()))
+            }
+            Some(_) => Ok(()),
+            None => Err(PeerRejected::InvalidPath(
+                "it ends at no authority of the bundle".to_owned(),
+            )),
+        }
+    }
+}
+
+/// What webpki found, in our words.
+fn rejected(error: &webpki::Error, trust_domain: &TrustDomain) -> PeerRejected {
+    use webpki::Error;
+    match error {
+        Error::UnknownIssuer => PeerRejected::UnknownAuthority(trust_domain.clone()),
+        Error::CertExpired { not_after, .. } => PeerRejected::Expired(not_after.as_secs()),
+        Error::CertNotValidYet { not_before, .. } => PeerRejected::NotYetValid(not_before.as_secs()),
+        Error::EndEntityUsedAsCa => PeerRejected::NotAnAuthority(InvalidAuthority::NotCa),
+        Error::CaUsedAsEndEntity => PeerRejected::Profile(InvalidSvid::CertificateAuthority),
+        Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => PeerRejected::AuthorityExtendedKeyUsage,
+        Error::InvalidSignatureForPublicKey
+        | Error::SignatureAlgorithmMismatch
+        | Error::UnsupportedSignatureAlgorithmContext(_)
+        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => PeerRejected::BadSignature(error.to_string()),
+        Error::PathLenConstraintViolated
+        | Error::NameConstraintViolation
+        | Error::MaximumNameConstraintComparisonsExceeded
+        | Error::MaximumPathBuildCallsExceeded
+        | Error::MaximumPathDepthExceeded
+        | Error::MaximumSignatureChecksExceeded
+        | Error::CertDistrusted => PeerRejected::InvalidPath(error.to_string()),
+        _ => PeerRejected::Malformed(error.to_string()),
+    }
+}
+
+// === impl VerifiedPeer ===
+
 impl VerifiedPeer {
+    /// Who the peer is.
     pub fn spiffe_id(&self) -> &SpiffeId {
         self.leaf.spiffe_id()
     }
+
+    /// What its leaf says.
     pub fn leaf(&self) -> &Leaf {
         &self.leaf
     }
+
+    /// When its certificate ends, and with it what this proves.
     pub fn not_after(&self) -> SystemTime {
         self.leaf.not_after()
     }
+
+    /// Its certificate's serial number, lower-case hex.
     pub fn serial(&self) -> &str {
         self.leaf.serial()
     }
+
+    /// The same evidence, if it is about `expected`.
+    ///
+    /// # Errors
+    /// [`PeerRejected::UnexpectedPeer`] if the peer is somebody else.
+    pub fn require(self, expected: &SpiffeId) -> Result<Self, PeerRejected> {
+        if self.spiffe_id() == expected {
+            return Ok(self);
+        }
+        Err(PeerRejected::UnexpectedPeer {
+            expected: expected.clone(),
+            found: self.leaf.spiffe_id,
+        })
+    }
 }
+
+// === impl PeerRejected ===
+
 impl PeerRejected {
-    /// A stable word for logs, records and metrics: `no_certificate`, `unknown_authority`, `expired`, `not_yet_valid`,
-    /// `unknown_trust_domain`, `no_spiffe_id`, `not_a_leaf`, `wrong_key_usage`, `unexpected_peer`, `malformed`, …
+    /// A stable word for logs, records and metrics: one of `no_certificate`, `malformed`, `no_spiffe_id`,
+    /// `several_spiffe_ids`, `trust_domain_id`, `not_a_leaf`, `wrong_key_usage`, `wrong_extended_key_usage`,
+    /// `unknown_trust_domain`, `unknown_authority`, `not_an_authority`, `expired`, `not_yet_valid`,
+    /// `bad_signature`, `invalid_path`, `unexpected_peer`.
     pub fn code(&self) -> &'static str {
-        todo!()
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Malformed(_) => "malformed",
+            Self::Profile(reason) => profile_code(reason),
+            Self::UnknownTrustDomain(_) => "unknown_trust_domain",
+            Self::UnknownAuthority(_) => "unknown_authority",
+            Self::NotAnAuthority(_) => "not_an_authority",
+            Self::Expired(_) => "expired",
+            Self::NotYetValid(_) => "not_yet_valid",
+            Self::BadSignature(_) => "bad_signature",
+            Self::AuthorityExtendedKeyUsage => "wrong_extended_key_usage",
+            Self::InvalidPath(_) => "invalid_path",
+            Self::UnexpectedPeer { .. } => "unexpected_peer",
+        }
+    }
+}
+
+fn profile_code(reason: &InvalidSvid) -> &'static str {
+    match reason {
+        InvalidSvid::NoUriSan | InvalidSvid::NotSpiffeId(_) => "no_spiffe_id",
+        InvalidSvid::SeveralUriSans(_) => "several_spiffe_ids",
+        InvalidSvid::TrustDomainId(_) => "trust_domain_id",
+        InvalidSvid::CertificateAuthority | InvalidSvid::KeyCertSign => "not_a_leaf",
+        InvalidSvid::NoKeyUsage
+        | InvalidSvid::KeyUsageNotCritical
+        | InvalidSvid::NoDigitalSignature
+        | InvalidSvid::CrlSign => "wrong_key_usage",
+        InvalidSvid::ExtendedKeyUsage => "wrong_extended_key_usage",
+        InvalidSvid::Malformed(_) | InvalidSvid::SanNotCritical | InvalidSvid::NoLifetime => "malformed",
+        // Not about a peer's leaf; named so that a new reason gets a word of its own.
+        InvalidSvid::NoCertificate
+        | InvalidSvid::ChainTooLong(_)
+        | InvalidSvid::Chain { .. }
+        | InvalidSvid::Key
+        | InvalidSvid::KeyMismatch(_) => "malformed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Shape, Shown, TestAuthority};
+    use proptest::prelude::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const ROLES: [PeerRole; 2] = [PeerRole::Client, PeerRole::Server];
+
+    fn verifier(bundles: BundleSet) -> PeerVerifier {
+        PeerVerifier::new(bundles).unwrap()
+    }
+
+    /// `Ok` with the path of the SPIFFE ID, or `Err` with the code; the same in both roles.
+    fn outcome(verifier: &PeerVerifier, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<String, &'static str> {
+        let [one, other] = ROLES.map(|role| verifier.verify(chain, role, now).map_err(|reason| reason.code()));
+        assert_eq!(one, other);
+        one.map(|peer| peer.spiffe_id().path().to_owned())
+    }
+
+    fn check(table: &[(Shape, Result<&str, &'static str>)]) {
+        let ca = TestAuthority::new("example.org");
+        let verifier = verifier(ca.bundles());
+        for (shape, expected) in table {
+            let Shown { chain, .. } = ca.shaped("/web", *shape);
+            let found = outcome(&verifier, &chain, SystemTime::now());
+            assert_eq!(found.as_deref(), expected.as_deref(), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn x_1_exactly_one_uri_san() {
+        check(&[
+            (Shape::Good, Ok("/web")),
+            (Shape::DnsSanToo, Ok("/web")),
+            (Shape::TwoUriSans, Err("several_spiffe_ids")),
+            (Shape::SameUriSanTwice, Err("several_spiffe_ids")),
+            (Shape::CommonNameOnly, Err("no_spiffe_id")),
+            (Shape::DnsSanOnly, Err("no_spiffe_id")),
+            (Shape::HttpsUriSan, Err("no_spiffe_id")),
+            (Shape::UpperCaseScheme, Err("no_spiffe_id")),
+        ]);
+    }
+
+    #[test]
+    fn x_2_a_leaf_names_a_workload() {
+        check(&[(Shape::TrustDomainId, Err("trust_domain_id"))]);
+    }
+
+    #[test]
+    fn x_3_san_is_critical_if_the_subject_is_empty() {
+        check(&[
+            (Shape::EmptySubject, Ok("/web")),
+            (Shape::EmptySubjectSanNotCritical, Err("malformed")),
+        ]);
+    }
+
+    #[test]
+    fn x_4_key_usage() {
+        check(&[
+            (Shape::NoKeyUsage, Err("wrong_key_usage")),
+            (Shape::NoDigitalSignature, Err("wrong_key_usage")),
+            (Shape::KeyUsageNotCritical, Err("wrong_key_usage")),
+            (Shape::CrlSign, Err("wrong_key_usage")),
+            (Shape::KeyCertSign, Err("not_a_leaf")),
+            (Shape::IntermediateWithoutKeyCertSign, Err("not_an_authority")),
+        ]);
+    }
+
+    #[test]
+    fn x_5_basic_constraints() {
+        check(&[
+            (Shape::CaLeaf, Err("not_a_leaf")),
+            (Shape::Intermediate, Ok("/web")),
+            (Shape::IntermediateWithoutCa, Err("not_an_authority")),
+        ]);
+    }
+
+    #[test]
+    fn x_6_extended_key_usage() {
+        check(&[
+            (Shape::NoExtendedKeyUsage, Ok("/web")),
+            (Shape::OnlyServerAuth, Err("wrong_extended_key_usage")),
+            (Shape::OnlyClientAuth, Err("wrong_extended_key_usage")),
+        ]);
+    }
+
+    #[test]
+    fn x_7_an_authority_does_not_authenticate() {
+        let ca = TestAuthority::new("example.org");
+        let root = ca.bundle().authorities()[0].clone();
+        assert_eq!(
+            outcome(&verifier(ca.bundles()), &[root], SystemTime::now()),
+            Err("not_a_leaf")
+        );
+    }
+
+    #[test]
+    fn x_8_uri_name_constraints_are_never_ignored() {
+        check(&[(Shape::IntermediateWithUriNameConstraint, Err("invalid_path"))]);
+    }
+
+    #[test]
+    fn x_9_path_and_dates() {
+        check(&[
+            (Shape::SelfSigned, Err("unknown_authority")),
+            (Shape::Expired, Err("expired")),
+            (Shape::NotYetValid, Err("not_yet_valid")),
+            (Shape::BrokenSignature, Err("bad_signature")),
+            (Shape::Fillers, Ok("/web")),
+            (Shape::OtherTrustDomain, Err("unknown_trust_domain")),
+        ]);
+    }
+
+    #[test]
+    fn x_9_each_peer_against_the_bundle_of_its_own_trust_domain_only() {
+        let (ours, theirs) = (TestAuthority::new("example.org"), TestAuthority::new("other.example"));
+        let verifier = verifier([ours.bundle(), theirs.bundle()].into_iter().collect());
+        let now = SystemTime::now();
+        assert_eq!(
+            outcome(&verifier, ours.svid("/web", HOUR).chain(), now),
+            Ok("/web".to_owned())
+        );
+        assert_eq!(
+            outcome(&verifier, theirs.svid("/web", HOUR).chain(), now),
+            Ok("/web".to_owned())
+        );
+        // Both authorities are known, but this one signs for somebody else's trust domain.
+        let Shown { chain, .. } = ours.shaped("/web", Shape::OtherTrustDomain);
+        assert_eq!(
+            Leaf::parse(&chain[0]).unwrap().spiffe_id().trust_domain(),
+            &theirs.trust_domain()
+        );
+        assert_eq!(outcome(&verifier, &chain, now), Err("unknown_authority"));
+        // Nor does the right authority help as a certificate of the chain.
+        let chain = [
+            chain[0].clone(),
+            theirs.bundle().authorities()[0].clone(),
+            ours.bundle().authorities()[0].clone(),
+        ];
+        assert_eq!(outcome(&verifier, &chain, now), Err("unknown_authority"));
+    }
+
+    #[test]
+    fn x_9_identity_is_the_leafs() {
+        let ca = TestAuthority::new("example.org");
+        let (web, admin, stranger) = (
+            ca.svid("/web", HOUR),
+            ca.svid("/admin", HOUR),
+            TestAuthority::new("example.org").svid("/web", HOUR),
+        );
+        let verifier = verifier(ca.bundles());
+        let chain = [web.chain()[0].clone(), admin.chain()[0].clone()];
+        assert_eq!(outcome(&verifier, &chain, SystemTime::now()), Ok("/web".to_owned()));
+        let chain = [stranger.chain()[0].clone(), web.chain()[0].clone()];
+        assert_eq!(outcome(&verifier, &chain, SystemTime::now()), Err("unknown_authority"));
+    }
+
+    #[test]
+    fn x_9_any_authority_of_the_bundle_will_do_and_none_trusts_nobody() {
+        let [old, new, stranger] = [(); 3].map(|()| TestAuthority::new("example.org"));
+        let both = [old.bundle().to_der(), new.bundle().to_der()].concat();
+        let both = TrustBundle::from_der(old.trust_domain(), &both, 2).unwrap();
+        let none = TrustBundle::new(old.trust_domain(), Vec::new(), 3).unwrap();
+        let (both, none) = (
+            verifier([both].into_iter().collect()),
+            verifier([none].into_iter().collect()),
+        );
+        let nothing = verifier(BundleSet::default());
+        let now = SystemTime::now();
+        for (authority, expected) in [
+            (&old, Ok("/a".to_owned())),
+            (&new, Ok("/a".to_owned())),
+            (&stranger, Err("unknown_authority")),
+        ] {
+            let svid = authority.svid("/a", HOUR);
+            assert_eq!(outcome(&both, svid.chain(), now), expected);
+            assert_eq!(outcome(&none, svid.chain(), now), Err("unknown_authority"));
+            assert_eq!(outcome(&nothing, svid.chain(), now), Err("unknown_trust_domain"));
+        }
+    }
+
+    #[test]
+    fn x_9_time_is_an_argument_and_authorities_end_too() {
+        let ca = TestAuthority::new("example.org");
+        let verifier = verifier(ca.bundles());
+        let svid = ca.svid("/web", HOUR);
+        let second = Duration::from_secs(1);
+        let (first, last) = (svid.leaf().not_before(), svid.leaf().not_after());
+        for (now, expected) in [
+            (UNIX_EPOCH, Err("not_yet_valid")),
+            (UNIX_EPOCH - second, Err("not_yet_valid")),
+            (first - second, Err("not_yet_valid")),
+            (first, Ok("/web".to_owned())),
+            (last, Ok("/web".to_owned())),
+            (last + second, Err("expired")),
+        ] {
+            assert_eq!(outcome(&verifier, svid.chain(), now), expected, "{now:?}");
+        }
+        // A leaf that outlives its authority dies with it.
+        let svid = ca.svid("/web", TestAuthority::LIFE + HOUR);
+        let end = SystemTime::now() + TestAuthority::LIFE + Duration::from_secs(60);
+        assert_eq!(outcome(&verifier, svid.chain(), end), Err("expired"));
+    }
+
+    #[test]
+    fn caps_come_before_work() {
+        let ca = TestAuthority::new("example.org");
+        let verifier = verifier(ca.bundles());
+        let now = SystemTime::now();
+        let leaf = ca.svid("/web", HOUR).chain()[0].clone();
+        assert_eq!(outcome(&verifier, &[], now), Err("no_certificate"));
+        assert_eq!(
+            outcome(&verifier, &vec![leaf.clone(); MAX_CHAIN], now),
+            Ok("/web".to_owned())
+        );
+        assert_eq!(
+            outcome(&verifier, &vec![leaf.clone(); MAX_CHAIN + 1], now),
+            Err("malformed")
+        );
+        let large = CertificateDer::from(vec![0x30; MAX_CERTIFICATE + 1]);
+        assert_eq!(
+            outcome(&verifier, &[leaf.clone(), large.clone()], now),
+            Err("malformed")
+        );
+        assert_eq!(outcome(&verifier, &[large], now), Err("malformed"));
+        let longer = CertificateDer::from([&leaf, &[0_u8][..]].concat());
+        assert_eq!(outcome(&verifier, &[longer], now), Err("malformed"));
+    }
+
+    #[test]
+    fn evidence_tells_who_it_is() {
+        let ca = TestAuthority::new("example.org");
+        let peer = ca.peer("/web");
+        assert_eq!(
+            (peer.serial(), peer.not_after()),
+            (peer.leaf().serial(), peer.leaf().not_after())
+        );
+        let web = peer.spiffe_id().clone();
+        assert_eq!(peer.clone().require(&web).as_ref(), Ok(&peer));
+        let expected = ca.trust_domain().member("/db").unwrap();
+        assert_eq!(
+            peer.require(&expected),
+            Err(PeerRejected::UnexpectedPeer { expected, found: web })
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_changed_byte_is_overlooked_and_none_panics(place in any::<prop::sample::Index>(), flip in 1_u8..) {
+            let ca = TestAuthority::new("example.org");
+            let mut der = ca.svid("/web", HOUR).chain()[0].to_vec();
+            let place = place.index(der.len());
+            der[place] ^= flip;
+            let chain = [CertificateDer::from(der)];
+            prop_assert!(outcome(&verifier(ca.bundles()), &chain, SystemTime::now()).is_err());
+        }
     }
 }
