@@ -1,0 +1,516 @@
+//! Decides whether a verified peer may do what it asks.
+
+use crate::request::AuthzRequest;
+use crate::schema::VOCABULARY;
+use crate::snapshot::Snapshot;
+use cedar_policy::{AuthorizationError, Entities, PolicySet, Request, Response};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// What came out. Never just "denied".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// At least one permit and no forbid applies.
+    Allow,
+    /// A forbid applies, and every forbid could be evaluated.
+    Forbid,
+    /// The policies were all evaluated and none says anything about this request.
+    NoPermit,
+    /// It could not be decided: a forbid failed to evaluate, a permit failed and no other permits, there is no valid
+    /// policy, or the evaluation broke down. [`Decision::reason`] says which.
+    Error,
+}
+
+/// The whole answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    outcome: Outcome,
+    cedar_allows: bool,
+    determining: Vec<String>,
+    errors: Vec<String>,
+    reason: Option<String>,
+    revision: Arc<str>,
+}
+
+/// Evidence that a decision allowed. Made only by [`Decision::permit`], used up by what it lets through.
+///
+/// ```compile_fail
+/// fn forge(decision: hoplite_policy::Decision) -> hoplite_policy::Permit {
+///     hoplite_policy::Permit { decision }
+/// }
+/// ```
+///
+/// ```compile_fail
+/// fn twice(permit: hoplite_policy::Permit) -> [hoplite_policy::Permit; 2] {
+///     [permit.clone(), permit]
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Permit {
+    decision: Decision,
+}
+
+/// A decision that did not allow.
+#[derive(Debug, thiserror::Error)]
+#[error("denied: {}", .0.outcome)]
+pub struct Denied(pub Decision);
+
+/// Asks Cedar, then applies what Cedar leaves open: an error in a forbid denies. Cedar skips a policy that fails to
+/// evaluate, and a skipped forbid would let through what it was written to stop.
+pub fn decide(snapshot: &Snapshot, request: &AuthzRequest) -> Decision {
+    decide_by(snapshot, request, |request, policies, entities| {
+        VOCABULARY.authorizer.is_authorized(request, policies, entities)
+    })
+}
+
+fn decide_by(
+    snapshot: &Snapshot,
+    request: &AuthzRequest,
+    evaluate: impl FnOnce(&Request, &PolicySet, &Entities) -> Response,
+) -> Decision {
+    let policies = match snapshot.candidates(request) {
+        Ok(policies) => policies,
+        Err(reason) => return Decision::broken(snapshot, reason),
+    };
+    let question = match request.question() {
+        Ok(question) => question,
+        Err(reason) => return Decision::broken(snapshot, reason),
+    };
+    // Everything shared is only read, so nothing is left half-changed behind a panic.
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        evaluate(&question.request, policies, &question.entities)
+    }));
+    match answer {
+        Ok(response) => Decision::weigh(snapshot, &response),
+        Err(_) => Decision::broken(snapshot, "the evaluation of the policies panicked"),
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// The stable word for records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Forbid => "forbid",
+            Self::NoPermit => "no_permit",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl Decision ===
+
+impl Decision {
+    /// The evidence that forwarding needs.
+    ///
+    /// # Errors
+    /// [`Denied`], with the decision, unless the outcome is [`Outcome::Allow`].
+    pub fn permit(self) -> Result<Permit, Denied> {
+        match self.outcome {
+            Outcome::Allow => Ok(Permit { decision: self }),
+            Outcome::Forbid | Outcome::NoPermit | Outcome::Error => Err(Denied(self)),
+        }
+    }
+
+    /// What came out.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Cedar's own verdict, before the rule about errors. False where Cedar was not asked.
+    pub fn cedar_allows(&self) -> bool {
+        self.cedar_allows
+    }
+
+    /// The ids of the policies that settled it, sorted: the permits of an allow, the forbids of a denial.
+    pub fn determining(&self) -> &[String] {
+        &self.determining
+    }
+
+    /// The policies that could not be evaluated, each as `id: message`, sorted.
+    pub fn errors(&self) -> &[String] {
+        &self.errors
+    }
+
+    /// Why it could not be decided: present exactly when the outcome is [`Outcome::Error`].
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// The snapshot's revision.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// Nothing could be asked.
+    fn broken(snapshot: &Snapshot, reason: &str) -> Self {
+        Self {
+            outcome: Outcome::Error,
+            cedar_allows: false,
+            determining: Vec::new(),
+            errors: Vec::new(),
+            reason: Some(reason.to_owned()),
+            revision: snapshot.shared_revision(),
+        }
+    }
+
+    /// Turns Cedar's response into one of four outcomes.
+    fn weigh(snapshot: &Snapshot, response: &Response) -> Self {
+        let cedar_allows = response.decision() == cedar_policy::Decision::Allow;
+        let mut determining: Vec<String> = response.diagnostics().reason().map(|id| id.to_string()).collect();
+        determining.sort();
+        let mut errors = Vec::new();
+        let mut failed_forbids = Vec::new();
+        for error in response.diagnostics().errors() {
+            let AuthorizationError::PolicyEvaluationError(error) = error;
+            let id = error.policy_id();
+            if snapshot.is_forbid(id) {
+                failed_forbids.push(id.to_string());
+            }
+            errors.push(format!("{id}: {}", error.inner()));
+        }
+        errors.sort();
+        failed_forbids.sort();
+
+        let (outcome, reason) = if !failed_forbids.is_empty() {
+            (
+                Outcome::Error,
+                Some(format!(
+                    "a forbid could not be evaluated: `{}`",
+                    failed_forbids.join("`, `")
+                )),
+            )
+        } else if cedar_allows {
+            (Outcome::Allow, None)
+        } else if !determining.is_empty() {
+            (Outcome::Forbid, None)
+        } else if !errors.is_empty() {
+            (
+                Outcome::Error,
+                Some("no permit applies, and not all could be evaluated".to_owned()),
+            )
+        } else {
+            (Outcome::NoPermit, None)
+        };
+        if outcome == Outcome::Error && cedar_allows {
+            // Permits did not settle a denial.
+            determining.clear();
+        }
+        Self {
+            outcome,
+            cedar_allows,
+            determining,
+            errors,
+            reason,
+            revision: snapshot.shared_revision(),
+        }
+    }
+}
+
+// === impl Permit ===
+
+impl Permit {
+    /// The decision that allowed.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CanonicalRequest, Connection, Source};
+    use hoplite_identity::SpiffeId;
+    use std::time::{Duration, SystemTime};
+
+    const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"POST /entries\"]";
+    /// Passes strict validation and overflows for a request of two segments.
+    const OVERFLOW: &str = "context.seg.n * 9223372036854775807 > 0";
+
+    fn snapshot(policies: &str) -> Snapshot {
+        let source = |name: &str, text: &str| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        Snapshot::compile(&[source("a.cedar", policies), source("routes.toml", ROUTES)]).unwrap()
+    }
+
+    fn connection() -> Connection {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_455_585); // Mon 23 Nov 2026, 17:39:45
+        Connection {
+            source: [10, 20, 0, 1].into(),
+            now,
+        }
+    }
+
+    /// `who` is the path of a caller in `prod.acme`.
+    fn http(snapshot: &Snapshot, who: &str, method: &str, target: &str) -> AuthzRequest {
+        let caller = SpiffeId::parse(&format!("spiffe://prod.acme{who}")).unwrap();
+        let request = CanonicalRequest::parse(method, &[b"ledger"], target.as_bytes()).unwrap();
+        let route = snapshot.routes().route("ledger", &request);
+        AuthzRequest::http_as(&caller, "ledger", &route, &request, &connection())
+    }
+
+    fn ask(policies: &str, who: &str, method: &str, target: &str) -> Decision {
+        let snapshot = snapshot(policies);
+        decide(&snapshot, &http(&snapshot, who, method, target))
+    }
+
+    /// Asks `GET /accounts/7` as `/web`. The expectation is outcome, Cedar's verdict, determining, ids of errors.
+    #[track_caller]
+    fn check(policies: &str, expected: (Outcome, bool, &[&str], &[&str])) -> Decision {
+        let decision = ask(policies, "/web", "GET", "/accounts/7");
+        let errors: Vec<_> = decision
+            .errors()
+            .iter()
+            .map(|e| e.split_once(": ").unwrap().0)
+            .collect();
+        let determining: Vec<_> = decision.determining().iter().map(String::as_str).collect();
+        let found = (
+            decision.outcome(),
+            decision.cedar_allows(),
+            determining.as_slice(),
+            errors.as_slice(),
+        );
+        assert_eq!(found, expected, "{policies}\n{decision:?}");
+        assert_eq!(decision.reason().is_some(), decision.outcome() == Outcome::Error);
+        assert_eq!(decision.clone().permit().is_ok(), decision.outcome() == Outcome::Allow);
+        decision
+    }
+
+    fn policy(id: &str, effect: &str, condition: &str) -> String {
+        format!(
+            "@id(\"{id}\") {effect} (principal, action in Hoplite::Action::\"anyHttp\", resource) when {{ {condition} }};\n"
+        )
+    }
+
+    #[test]
+    fn the_four_outcomes() {
+        let permit = &policy("p", "permit", "true");
+        let other = &policy("a", "permit", "context.seg.n == 2");
+        let forbid = &policy("f", "forbid", "context.host == \"ledger\"");
+        check("", (Outcome::NoPermit, false, &[], &[]));
+        check(
+            &policy("p", "permit", "context.seg.n == 3"),
+            (Outcome::NoPermit, false, &[], &[]),
+        );
+        check(permit, (Outcome::Allow, true, &["p"], &[]));
+        check(
+            &[permit, other].map(String::as_str).concat(),
+            (Outcome::Allow, true, &["a", "p"], &[]),
+        );
+        check(forbid, (Outcome::Forbid, false, &["f"], &[]));
+        check(
+            &[permit, forbid].map(String::as_str).concat(),
+            (Outcome::Forbid, false, &["f"], &[]),
+        );
+    }
+
+    #[test]
+    fn an_error_in_a_forbid_denies() {
+        let permit = &policy("p", "permit", "true");
+        let forbid = &policy("f", "forbid", "true");
+        let broken = &policy("broken", "forbid", OVERFLOW);
+        let all = |parts: &[&String]| parts.iter().map(|p| p.as_str()).collect::<String>();
+        // Cedar alone would let this one through.
+        let decision = check(&all(&[permit, broken]), (Outcome::Error, true, &[], &["broken"]));
+        assert!(decision.reason().unwrap().contains("`broken`"), "{decision:?}");
+        assert!(decision.errors()[0].contains("overflow"), "{decision:?}");
+        check(broken, (Outcome::Error, false, &[], &["broken"]));
+        check(
+            &all(&[permit, forbid, broken]),
+            (Outcome::Error, false, &["f"], &["broken"]),
+        );
+    }
+
+    #[test]
+    fn an_error_in_a_permit_counts_only_where_no_other_permits() {
+        let permit = &policy("p", "permit", "true");
+        let forbid = &policy("f", "forbid", "true");
+        let broken = &policy("broken", "permit", OVERFLOW);
+        let all = |parts: &[&String]| parts.iter().map(|p| p.as_str()).collect::<String>();
+        check(broken, (Outcome::Error, false, &[], &["broken"]));
+        check(&all(&[permit, broken]), (Outcome::Allow, true, &["p"], &["broken"]));
+        check(&all(&[forbid, broken]), (Outcome::Forbid, false, &["f"], &["broken"]));
+    }
+
+    #[test]
+    fn a_snapshot_that_denies_all_says_why() {
+        let snapshot = Snapshot::deny_all("`a.cedar` is broken");
+        let decision = decide(&snapshot, &http(&snapshot, "/web", "GET", "/"));
+        assert_eq!(
+            (decision.outcome(), decision.reason()),
+            (Outcome::Error, Some("`a.cedar` is broken"))
+        );
+        assert_eq!((decision.revision(), decision.cedar_allows()), ("none", false));
+        assert!(decision.permit().is_err());
+    }
+
+    #[test]
+    fn a_question_that_cannot_be_asked_is_an_error() {
+        let snapshot = snapshot(&policy("p", "permit", "true"));
+        let decision = decide(&snapshot, &http(&snapshot, &"/a".repeat(65), "GET", "/"));
+        assert_eq!(decision.outcome(), Outcome::Error);
+        assert!(decision.reason().unwrap().contains("path segments"));
+    }
+
+    #[test]
+    fn a_panic_while_evaluating_is_an_error() {
+        let snapshot = snapshot(&policy("p", "permit", "true"));
+        let request = http(&snapshot, "/web", "GET", "/");
+        let decision = decide_by(&snapshot, &request, |_, _, _| panic!("on purpose"));
+        assert_eq!(decision.outcome(), Outcome::Error);
+        assert!(decision.reason().unwrap().contains("panicked"));
+        assert_eq!(decision.revision(), snapshot.revision());
+        assert!(decision.permit().is_err());
+        assert_eq!(decide(&snapshot, &request).outcome(), Outcome::Allow);
+    }
+
+    #[test]
+    fn the_permit_keeps_its_decision() {
+        let decision = ask(&policy("p", "permit", "true"), "/web", "GET", "/");
+        assert_eq!(*decision.clone().permit().unwrap().decision(), decision);
+    }
+
+    /// Whether one permit with this scope allows the request.
+    fn allows(scope: &str, who: &str, method: &str, target: &str) -> bool {
+        let decision = ask(&format!("@id(\"p\") permit ({scope});"), who, method, target);
+        assert!(
+            matches!(decision.outcome(), Outcome::Allow | Outcome::NoPermit),
+            "{decision:?}"
+        );
+        decision.outcome() == Outcome::Allow
+    }
+
+    #[test]
+    fn action_groups() {
+        let groups = |method: &str| {
+            ["read", "write", "anyHttp"].map(|group| {
+                allows(
+                    &format!("principal, action in Hoplite::Action::\"{group}\", resource"),
+                    "/web",
+                    method,
+                    "/",
+                )
+            })
+        };
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            assert_eq!(groups(method), [true, false, true], "{method}");
+        }
+        for method in ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"] {
+            assert_eq!(groups(method), [false, true, true], "{method}");
+        }
+        assert!(allows(
+            "principal, action == Hoplite::Action::\"POST\", resource",
+            "/web",
+            "POST",
+            "/"
+        ));
+        assert!(!allows(
+            "principal, action == Hoplite::Action::\"POST\", resource",
+            "/web",
+            "PUT",
+            "/"
+        ));
+    }
+
+    #[test]
+    fn path_groups() {
+        for (who, group, expected) in [
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns/pay/sa/x\"", true),
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns/pay/sa\"", true),
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns/pay\"", true),
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns\"", true),
+            ("/ns/pay/sa/x", "TrustDomain::\"prod.acme\"", true),
+            ("/ns/pay/sa/x", "TrustDomain::\"acme\"", false),
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns/pay/sa/x/y\"", false),
+            ("/ns/pay/sa/x", "Path::\"prod.acme/ns/pa\"", false),
+            ("/ns/pay2/sa/x", "Path::\"prod.acme/ns/pay\"", false),
+            ("/web2", "Path::\"prod.acme/web\"", false),
+            ("/web", "Path::\"prod.acme/web\"", true),
+            ("/web", "Path::\"prod.acme/web2\"", false),
+            ("/web", "Path::\"prod.acme/Web\"", false),
+            ("/web", "Workload::\"spiffe://prod.acme/web\"", true),
+            ("/web2", "Workload::\"spiffe://prod.acme/web\"", false),
+            ("/web/x", "Workload::\"spiffe://prod.acme/web\"", false),
+        ] {
+            let scope = format!("principal in Hoplite::{group}, action in Hoplite::Action::\"read\", resource");
+            assert_eq!(allows(&scope, who, "GET", "/"), expected, "{who} in {group}");
+        }
+    }
+
+    #[test]
+    fn routes_and_services() {
+        for (method, target, resource, expected) in [
+            (
+                "GET",
+                "/accounts/7",
+                "== Hoplite::Route::\"ledger:GET /accounts/{id}\"",
+                true,
+            ),
+            (
+                "GET",
+                "/accounts/7/",
+                "== Hoplite::Route::\"ledger:GET /accounts/{id}\"",
+                true,
+            ),
+            (
+                "GET",
+                "/accounts",
+                "== Hoplite::Route::\"ledger:GET /accounts/{id}\"",
+                false,
+            ),
+            ("GET", "/accounts", "== Hoplite::Route::\"ledger:unmatched\"", true),
+            ("GET", "/accounts/7", "in Hoplite::Service::\"ledger\"", true),
+            ("GET", "/nothing", "in Hoplite::Service::\"ledger\"", true),
+            ("GET", "/accounts/7", "in Hoplite::Service::\"ledger2\"", false),
+        ] {
+            let scope = format!("principal, action in Hoplite::Action::\"anyHttp\", resource {resource}");
+            assert_eq!(
+                allows(&scope, "/web", method, target),
+                expected,
+                "{method} {target} {resource}"
+            );
+        }
+    }
+
+    #[test]
+    fn connections_are_decided_by_service() {
+        let policies = "@id(\"p\") permit (principal, action == Hoplite::Action::\"connect\", resource == Hoplite::Service::\"ledger\");";
+        let snapshot = snapshot(policies);
+        let caller = SpiffeId::parse("spiffe://prod.acme/web").unwrap();
+        for (service, expected) in [("ledger", Outcome::Allow), ("orders", Outcome::NoPermit)] {
+            let request = AuthzRequest::connect_as(&caller, service, &connection());
+            assert_eq!(decide(&snapshot, &request).outcome(), expected, "{service}");
+        }
+    }
+
+    #[test]
+    fn conditions_see_the_connection() {
+        for (condition, expected) in [
+            ("context.conn.src.isInRange(ip(\"10.20.0.0/16\"))", true),
+            ("context.conn.src.isInRange(ip(\"10.21.0.0/16\"))", false),
+            ("context.conn.dow == \"Mon\"", true),
+            (
+                "context.conn.now.toTime() >= duration(\"17h39m\") && context.conn.now.toTime() < duration(\"18h\")",
+                true,
+            ),
+            ("context.conn.now < datetime(\"2026-11-23\")", false),
+            ("context.seg has s1 && context.seg.s1 == \"7\"", true),
+            ("context.seg has s2", false),
+        ] {
+            let decision = ask(&policy("p", "permit", condition), "/web", "GET", "/accounts/7");
+            let expected = if expected { Outcome::Allow } else { Outcome::NoPermit };
+            assert_eq!(decision.outcome(), expected, "{condition}\n{decision:?}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What someone may do: the canonical request, the policy snapshot and the decision.
+//!
+//! A decision is a pure function of a snapshot and a request. Nothing in this crate reads a file, a clock or a socket.
+//! Deny is a value: a missing or broken policy is a [`Snapshot`] that denies and says why. A [`Permit`] can be made
+//! only from a decision that allows, and what forwards a request takes one by value.
+
+mod canonical;
+mod decide;
+mod fault;
+mod request;
+mod routes;
+mod schema;
+mod snapshot;
+mod statement;
+
+pub use canonical::{
+    Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
+};
+pub use decide::{Decision, Denied, Outcome, Permit, decide};
+pub use fault::Fault;
+pub use request::{AuthzRequest, Connection, MAX_PATH_GROUPS};
+pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
+pub use schema::SCHEMA;
+pub use snapshot::{MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};

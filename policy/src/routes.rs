@@ -1,0 +1,375 @@
+//! A service's routes are data: a small file maps method and path template to a route that policies name.
+//!
+//! ```toml
+//! [ledger]
+//! routes = ["GET /accounts/{id}", "POST /entries", "* /health"]
+//! ```
+//!
+//! A template is compared with the decoded segments of the canonical request, so neither a trailing slash nor an
+//! escape nor a dot segment leads past a route. `*` stands for any method; a parameter for exactly one segment.
+
+use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
+use crate::fault::Fault;
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use toml::Spanned;
+
+/// The name of the one source that is a route table.
+pub const ROUTES_FILE: &str = "routes.toml";
+/// The most routes of one service: a request is compared with them one by one.
+pub const MAX_ROUTES_PER_SERVICE: usize = 1_000;
+
+/// A route's name, for example `ledger:GET /accounts/{id}` or `ledger:unmatched`. Made by a [`RouteTable`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Route {
+    name: Arc<str>,
+    service_bytes: usize,
+}
+
+/// The routes of every service, from the text of `routes.toml`.
+#[derive(Debug, Clone, Default)]
+pub struct RouteTable {
+    /// Most specific first.
+    services: HashMap<String, Vec<Template>>,
+}
+
+/// `GET /accounts/{id}`, parsed.
+#[derive(Debug, Clone)]
+struct Template {
+    route: Route,
+    /// `None` is any method.
+    method: Option<String>,
+    pattern: Vec<Pattern>,
+}
+
+/// What one segment has to be. The order is that of precedence: a literal is more specific.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Pattern {
+    Literal(String),
+    Parameter,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Section {
+    routes: Vec<Spanned<String>>,
+}
+
+// === impl Route ===
+
+impl Route {
+    fn new(service: &str, what: impl fmt::Display) -> Self {
+        Self {
+            name: format!("{service}:{what}").into(),
+            service_bytes: service.len(),
+        }
+    }
+
+    /// The route of everything that no line of `routes.toml` covers.
+    pub fn unmatched(service: &str) -> Self {
+        Self::new(service, "unmatched")
+    }
+
+    /// The whole name, as policies and records say it.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// The service it belongs to.
+    pub fn service(&self) -> &str {
+        self.name.get(..self.service_bytes).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl RouteTable ===
+
+impl RouteTable {
+    /// Reads the text of `routes.toml`.
+    ///
+    /// # Errors
+    /// Every fault in it: bad TOML, unknown keys, malformed services or templates, and templates that are the same
+    /// or differ only in the names of their parameters.
+    pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
+        let fault = |span: Option<Range<usize>>, reason: String| {
+            Fault::at(ROUTES_FILE, text, span.map_or(0, |span| span.start), reason)
+        };
+        let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text)
+            .map_err(|error| vec![fault(error.span(), error.message().trim_end().replace('\n', "; "))])?;
+
+        let mut faults = Vec::new();
+        let mut services = HashMap::new();
+        for (service, section) in sections {
+            if let Err(reason) = check_service_name(service.as_ref()) {
+                faults.push(fault(Some(service.span()), reason));
+                continue;
+            }
+            if section.routes.len() > MAX_ROUTES_PER_SERVICE {
+                let reason = format!("`{}` has more than {MAX_ROUTES_PER_SERVICE} routes", service.as_ref());
+                faults.push(fault(Some(service.span()), reason));
+                continue;
+            }
+            let mut templates: Vec<Template> = Vec::with_capacity(section.routes.len());
+            for route in &section.routes {
+                match Template::parse(service.as_ref(), route.as_ref()) {
+                    Ok(template) => match templates.iter().find(|other| other.covers_the_same(&template)) {
+                        Some(other) => {
+                            let reason = format!(
+                                "`{}` covers the same requests as `{}`; remove one of them",
+                                template.route, other.route
+                            );
+                            faults.push(fault(Some(route.span()), reason));
+                        }
+                        None => templates.push(template),
+                    },
+                    Err(reason) => faults.push(fault(Some(route.span()), reason)),
+                }
+            }
+            templates.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
+            services.insert(service.into_inner(), templates);
+        }
+        if faults.is_empty() {
+            Ok(Self { services })
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// The most specific route that covers the request: of two templates the one that is literal where the other has
+    /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
+    pub fn route(&self, service: &str, request: &CanonicalRequest) -> Route {
+        let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
+        templates
+            .iter()
+            .find(|template| template.covers(request))
+            .map_or_else(|| Route::unmatched(service), |template| template.route.clone())
+    }
+}
+
+// === impl Template ===
+
+impl Template {
+    fn parse(service: &str, text: &str) -> Result<Self, String> {
+        let (method, path) = text
+            .split_once(' ')
+            .ok_or_else(|| format!("`{text}` is not a route; write a method or `*`, one space and a path"))?;
+        let method = match method {
+            "*" => None,
+            method => Some(
+                canonical_method(method)
+                    .map_err(|why| format!("in `{text}`: {why}"))?
+                    .to_owned(),
+            ),
+        };
+
+        // The path must already be the one spelling that requests are brought to, or no request would ever match it.
+        // Parameters are no part of that: a plain word stands in for each of them.
+        let is_parameter = |segment: &str| segment.starts_with('{') && segment.ends_with('}');
+        let stand_in: Vec<&str> = path.split('/').map(|s| if is_parameter(s) { "x" } else { s }).collect();
+        let stand_in = stand_in.join("/");
+        let canonical = CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| format!("in `{text}`: {why}"))?;
+        if canonical.text != stand_in {
+            return Err(format!(
+                "in `{text}`: the path is not in canonical form, which is like `{}`",
+                canonical.text
+            ));
+        }
+        if path.len() > 1 && path.ends_with('/') {
+            return Err(format!(
+                "in `{text}`: leave out the last slash; the route covers both spellings"
+            ));
+        }
+
+        let mut names = Vec::new();
+        let mut pattern = Vec::with_capacity(canonical.segments.len());
+        for (written, meaning) in path.split('/').skip(1).zip(canonical.segments) {
+            match written.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+                Some(name) => {
+                    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+                    if name.is_empty() || !name.bytes().all(word) {
+                        return Err(format!(
+                            "in `{text}`: `{written}` is not a parameter; name it like `{{id}}`"
+                        ));
+                    }
+                    if names.contains(&name) {
+                        return Err(format!("in `{text}`: the parameter `{written}` appears twice"));
+                    }
+                    names.push(name);
+                    pattern.push(Pattern::Parameter);
+                }
+                None => pattern.push(Pattern::Literal(meaning)),
+            }
+        }
+        Ok(Self {
+            route: Route::new(service, text),
+            method,
+            pattern,
+        })
+    }
+
+    fn covers(&self, request: &CanonicalRequest) -> bool {
+        request.path() != "*"
+            && self.method.as_deref().is_none_or(|method| method == request.method())
+            && self.pattern.len() == request.segments().len()
+            && self
+                .pattern
+                .iter()
+                .zip(request.segments())
+                .all(|(pattern, segment)| match pattern {
+                    Pattern::Literal(literal) => literal == segment,
+                    Pattern::Parameter => true,
+                })
+    }
+
+    fn covers_the_same(&self, other: &Self) -> bool {
+        self.precedence() == other.precedence()
+    }
+
+    /// Smaller goes first. Equal only for templates that cover exactly the same requests.
+    fn precedence(&self) -> (&[Pattern], bool, Option<&str>) {
+        (&self.pattern, self.method.is_none(), self.method.as_deref())
+    }
+}
+
+/// A service's name becomes part of route names, where `:` ends it.
+fn check_service_name(name: &str) -> Result<(), String> {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if (1..=128).contains(&name.len()) && name.bytes().all(word) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{name}` is not a service name; use 1 to 128 letters, digits, `-`, `_` and `.`"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTES: &str = r#"
+[ledger]
+routes = [
+    "GET /accounts/{id}", "GET /accounts/{id}/entries", "GET /accounts/self", "POST /entries", "* /health",
+    "GET /health", "GET /", "GET /{kind}/summary", "POST /v1/{name}", "POST /v1/all:reset", "GET /caf%C3%A9",
+]
+[orders]
+routes = []
+"#;
+
+    fn route(method: &str, target: &str) -> String {
+        let request = CanonicalRequest::parse(method, &[b"ledger"], target.as_bytes()).unwrap();
+        RouteTable::parse(ROUTES)
+            .unwrap()
+            .route("ledger", &request)
+            .as_str()
+            .to_owned()
+    }
+
+    #[test]
+    fn the_most_specific_route_wins() {
+        for (method, target, expected) in [
+            ("GET", "/accounts/7", "ledger:GET /accounts/{id}"),
+            ("GET", "/accounts/self", "ledger:GET /accounts/self"),
+            ("GET", "/accounts/summary", "ledger:GET /accounts/{id}"),
+            ("GET", "/orders/summary", "ledger:GET /{kind}/summary"),
+            ("GET", "/accounts/7/entries", "ledger:GET /accounts/{id}/entries"),
+            ("GET", "/health", "ledger:GET /health"),
+            ("DELETE", "/health", "ledger:* /health"),
+            ("GET", "/", "ledger:GET /"),
+            ("GET", "/caf%c3%a9", "ledger:GET /caf%C3%A9"),
+            ("POST", "/accounts/7", "ledger:unmatched"),
+            ("HEAD", "/accounts/7", "ledger:unmatched"),
+            ("GET", "/accounts", "ledger:unmatched"),
+            ("GET", "/Accounts/7", "ledger:unmatched"),
+            ("OPTIONS", "*", "ledger:unmatched"),
+        ] {
+            assert_eq!(route(method, target), expected, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_leads_past_a_route() {
+        for target in [
+            "/accounts/self/",
+            "//accounts/self",
+            "/x/../accounts/self",
+            "/accounts/s%65lf",
+            "/./accounts/self?a",
+        ] {
+            assert_eq!(route("GET", target), "ledger:GET /accounts/self", "{target}");
+        }
+        assert_eq!(route("POST", "/v1/all%3Areset"), "ledger:POST /v1/all:reset");
+    }
+
+    #[test]
+    fn a_service_without_routes_is_unmatched() {
+        let request = CanonicalRequest::parse("GET", &[b"x"], b"/").unwrap();
+        let table = RouteTable::parse(ROUTES).unwrap();
+        for service in ["orders", "nobody"] {
+            let route = table.route(service, &request);
+            assert_eq!(route, Route::unmatched(service));
+            assert_eq!(route.service(), service);
+        }
+    }
+
+    #[test]
+    fn faults_name_line_and_column() {
+        let check = |text: &str, expected: &[&str]| {
+            let faults = RouteTable::parse(text).unwrap_err();
+            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            assert_eq!(faults.len(), expected.len(), "{text}: {faults:#?}");
+            for (fault, expected) in faults.iter().zip(expected) {
+                let (start, end) = expected.split_once('…').unwrap();
+                assert!(
+                    fault.starts_with(&format!("routes.toml:{start}")) && fault.contains(end),
+                    "{fault}"
+                );
+            }
+        };
+        check("[ledger\n", &["1:8…"]);
+        check("[a]\nroute = []", &["2:1…unknown field `route`"]);
+        check("[a]\nroutes = [7]", &["2:11…expected a string"]);
+        check("[a]\nroutes = \"GET /\"", &["2:10…expected a sequence"]);
+        check("[a]\n", &["1:1…missing field `routes`"]);
+        check("[a]\nroutes = []\n[a]\nroutes = []", &["3:2…duplicate key"]);
+        check("[\"a:b\"]\nroutes = []", &["1:2…not a service name"]);
+        check(
+            "[a]\nroutes = [\n  \"GET/x\",\n  \"get /x\",\n  \"TRACE /x\",\n  \"GET x\",\n  \"GET /x/\",\n  \"GET /{}\"]",
+            &[
+                "3:3…not a route",
+                "4:3…upper-case",
+                "5:3…not served",
+                "6:3…start with `/`",
+                "7:3…leave out the last slash",
+                "8:3…not a parameter",
+            ],
+        );
+        check(
+            "[a]\nroutes = [\"GET  /\", \"GET /a//b\", \"GET /a{b}\", \"GET /%61\", \"GET /a%2fb\", \"GET /{a}/{a}\"]",
+            &[
+                "2:11…start with `/`",
+                "2:21…like `/a/b`",
+                "2:34…canonical",
+                "2:47…like `/a`",
+                "2:59…encoded slash",
+                "2:73…twice",
+            ],
+        );
+        check(
+            "[a]\nroutes = [\"GET /x\", \"GET /x\", \"GET /{a}\", \"GET /{b}\", \"* /x\", \"* /x\"]",
+            &[
+                "2:21…the same requests as `a:GET /x`",
+                "2:43…as `a:GET /{a}`",
+                "2:64…as `a:* /x`",
+            ],
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! The schema, and what is worked out from it once: entity types, actions with their groups, the validator.
+
+use cedar_policy::{Authorizer, Entity, EntityId, EntityTypeName, EntityUid, Schema, Validator};
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+/// The Cedar schema every policy is validated against, as people read it.
+pub const SCHEMA: &str = include_str!("hoplite.cedarschema");
+
+/// The words of [`SCHEMA`], ready for use. A constant of the program; it is only too large to write as one.
+pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
+    #[expect(
+        clippy::expect_used,
+        reason = "a function of the constant SCHEMA alone, which every test of this crate uses"
+    )]
+    Vocabulary::new(SCHEMA).expect("the built-in schema is sound")
+});
+
+pub(crate) struct Vocabulary {
+    pub(crate) authorizer: Authorizer,
+    pub(crate) validator: Validator,
+    pub(crate) trust_domain: EntityTypeName,
+    pub(crate) path: EntityTypeName,
+    pub(crate) workload: EntityTypeName,
+    pub(crate) service: EntityTypeName,
+    pub(crate) route: EntityTypeName,
+    /// Each action with its groups as parents. A request must carry its action's entity: without it
+    /// `action in Hoplite::Action::"read"` is silently false.
+    actions: HashMap<String, Entity>,
+}
+
+// === impl Vocabulary ===
+
+impl Vocabulary {
+    fn new(schema: &str) -> Result<Self, Box<dyn std::error::Error>> {
+        let schema = Schema::from_str(schema)?;
+        let entities = schema.action_entities()?;
+        let actions = entities
+            .iter()
+            .map(|action| (action.uid().id().unescaped().to_owned(), action.clone()))
+            .collect();
+        Ok(Self {
+            authorizer: Authorizer::new(),
+            validator: Validator::new(schema),
+            trust_domain: "Hoplite::TrustDomain".parse()?,
+            path: "Hoplite::Path".parse()?,
+            workload: "Hoplite::Workload".parse()?,
+            service: "Hoplite::Service".parse()?,
+            route: "Hoplite::Route".parse()?,
+            actions,
+        })
+    }
+
+    /// The action of this name.
+    pub(crate) fn action(&self, name: &str) -> Option<&Entity> {
+        self.actions.get(name)
+    }
+}
+
+/// A uid from its parts, without a parser: a quote in a name is a character like any other.
+pub(crate) fn uid(type_name: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(type_name.clone(), EntityId::new(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_action_is_in_its_groups() {
+        let groups = |name: &str| {
+            let action = VOCABULARY.action(name).unwrap().clone();
+            let mut groups: Vec<_> = action
+                .into_inner()
+                .2
+                .iter()
+                .map(|g| g.id().unescaped().to_owned())
+                .collect();
+            groups.sort();
+            groups.join(" ")
+        };
+        for (action, expected) in [
+            ("connect", ""),
+            ("GET", "anyHttp read"),
+            ("HEAD", "anyHttp read"),
+            ("OPTIONS", "anyHttp read"),
+            ("POST", "anyHttp write"),
+            ("PUT", "anyHttp write"),
+            ("PATCH", "anyHttp write"),
+            ("DELETE", "anyHttp write"),
+            ("other", "anyHttp write"),
+        ] {
+            assert_eq!(groups(action), expected, "{action}");
+        }
+        assert!(VOCABULARY.action("TRACE").is_none());
+        assert!(VOCABULARY.action("CONNECT").is_none());
+    }
+}

@@ -1,0 +1,551 @@
+//! The snapshot: a validated policy set, its routes and its revision; immutable, shared, swapped whole.
+
+use crate::fault::Fault;
+use crate::request::AuthzRequest;
+use crate::routes::{ROUTES_FILE, RouteTable};
+use crate::schema::VOCABULARY;
+use crate::statement::{Statement, statements};
+use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode};
+use miette::Diagnostic;
+use ring::digest;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::sync::Arc;
+
+/// The longest policy; longer ones are several policies, or data. Amazon Verified Permissions draws the same line.
+pub const MAX_POLICY_BYTES: usize = 10_000;
+/// The most text of all sources together: some 50 000 policies.
+pub const MAX_TOTAL_BYTES: usize = 16 * 1024 * 1024;
+/// The deepest brackets within one policy. Cedar's parser follows them on the stack without a guard.
+pub const MAX_NESTING: usize = 32;
+/// The longest `@id`: it goes into every record it determines.
+pub const MAX_ID_BYTES: usize = 256;
+
+/// One file of policies (`*.cedar`), or the route table (`routes.toml`).
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file's name, unique within a snapshot.
+    pub name: String,
+    /// All of its text.
+    pub text: String,
+}
+
+/// Everything a decision needs besides the request.
+pub struct Snapshot {
+    revision: Arc<str>,
+    /// Sorted.
+    ids: Vec<String>,
+    routes: RouteTable,
+    verdict: Verdict,
+}
+
+enum Verdict {
+    Ask(PolicySet),
+    /// The reason. Not an empty policy set: a policy that is missing or broken is not a policy that says no.
+    DenyAll(String),
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// Parses every source on its own and validates every policy strictly against [`SCHEMA`](crate::SCHEMA). Every
+    /// policy needs an `@id` that no other has. No sources at all are legal and permit nothing.
+    ///
+    /// # Errors
+    /// Every fault of every source, in the order of sources and of their text.
+    pub fn compile(sources: &[Source]) -> Result<Self, Vec<Fault>> {
+        let mut sources: Vec<&Source> = sources.iter().collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        check_size(&sources)?;
+
+        let mut faults = Vec::new();
+        let mut policies = Policies::default();
+        let mut routes = RouteTable::default();
+        let mut previous = None;
+        for source in &sources {
+            let fault = |reason: &str| Fault::at(&source.name, &source.text, 0, reason);
+            if previous.replace(&source.name) == Some(&source.name) {
+                faults.push(fault("there are two sources of this name; rename one"));
+            } else if source.name == ROUTES_FILE {
+                match RouteTable::parse(&source.text) {
+                    Ok(table) => routes = table,
+                    Err(found) => faults.extend(found),
+                }
+            } else if source.name.ends_with(".cedar") {
+                for statement in statements(&source.text) {
+                    policies
+                        .add(source, &statement)
+                        .unwrap_or_else(|found| faults.extend(found));
+                }
+            } else {
+                faults.push(fault(
+                    "a source is either named `routes.toml` or ends in `.cedar`; rename or remove it",
+                ));
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut ids: Vec<String> = policies.places.into_keys().collect();
+        ids.sort();
+        Ok(Self {
+            revision: revision(&sources).into(),
+            ids,
+            routes,
+            verdict: Verdict::Ask(policies.set),
+        })
+    }
+
+    /// Denies everything and says why. For a start without policies, or with broken ones.
+    pub fn deny_all(reason: impl Into<String>) -> Self {
+        Self {
+            revision: "none".into(),
+            ids: Vec::new(),
+            routes: RouteTable::default(),
+            verdict: Verdict::DenyAll(reason.into()),
+        }
+    }
+
+    /// The first 12 hexadecimal digits of SHA-256 over names and texts in the order of names, whatever order the
+    /// sources came in; `none` for [`deny_all`](Self::deny_all).
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// The `@id` of every policy, sorted.
+    pub fn policy_ids(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.ids.iter().map(String::as_str)
+    }
+
+    /// The routes of every service.
+    pub fn routes(&self) -> &RouteTable {
+        &self.routes
+    }
+
+    /// Why everything is denied, if it is.
+    pub fn deny_all_reason(&self) -> Option<&str> {
+        match &self.verdict {
+            Verdict::Ask(_) => None,
+            Verdict::DenyAll(reason) => Some(reason),
+        }
+    }
+
+    pub(crate) fn shared_revision(&self) -> Arc<str> {
+        Arc::clone(&self.revision)
+    }
+
+    /// The policies to evaluate for a request, or why there are none. Any superset of the policies whose scope covers
+    /// the request gives the same decision, so this is where an index over scopes goes.
+    pub(crate) fn candidates(&self, _request: &AuthzRequest) -> Result<&PolicySet, &str> {
+        match &self.verdict {
+            Verdict::Ask(policies) => Ok(policies),
+            Verdict::DenyAll(reason) => Err(reason),
+        }
+    }
+
+    pub(crate) fn is_forbid(&self, id: &PolicyId) -> bool {
+        match &self.verdict {
+            // An id nobody knows counts as a forbid: the safe side for what is asked here.
+            Verdict::Ask(policies) => policies
+                .policy(id)
+                .is_none_or(|policy| policy.effect() == Effect::Forbid),
+            Verdict::DenyAll(_) => true,
+        }
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("revision", &self.revision)
+            .field("policies", &self.ids.len())
+            .field("deny_all", &self.deny_all_reason())
+            .finish()
+    }
+}
+
+fn check_size(sources: &[&Source]) -> Result<(), Vec<Fault>> {
+    let mut total = 0_usize;
+    for source in sources {
+        total = total.saturating_add(source.text.len());
+        if total > MAX_TOTAL_BYTES {
+            let reason = format!("the sources up to this one exceed {MAX_TOTAL_BYTES} bytes; remove policies");
+            return Err(vec![Fault::at(&source.name, "", 0, reason)]);
+        }
+    }
+    Ok(())
+}
+
+fn revision(sources: &[&Source]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in sources.iter().flat_map(|source| [&source.name, &source.text]) {
+        // The length keeps two different lists from running into the same bytes.
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    context
+        .finish()
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Policies as they are gathered, and where each id was first used.
+#[derive(Default)]
+struct Policies {
+    set: PolicySet,
+    places: HashMap<String, String>,
+}
+
+// === impl Policies ===
+
+impl Policies {
+    fn add(&mut self, source: &Source, statement: &Statement<'_>) -> Result<(), Vec<Fault>> {
+        let fault = |offset: usize, reason: String| {
+            Fault::at(
+                &source.name,
+                &source.text,
+                statement.offset.saturating_add(offset),
+                reason,
+            )
+        };
+        let policy = parse(statement, &fault)?;
+        let Some(id) = policy.annotation("id").map(str::to_owned) else {
+            return Err(vec![fault(
+                0,
+                "the policy has no `@id`; put `@id(\"team/name\")` before it".to_owned(),
+            )]);
+        };
+        check_id(&id).map_err(|reason| vec![fault(0, reason)])?;
+        match self.places.entry(id.clone()) {
+            Entry::Occupied(first) => {
+                let reason = format!("the `@id` `{id}` is already used at {}; ids must differ", first.get());
+                return Err(vec![fault(0, reason)]);
+            }
+            Entry::Vacant(place) => {
+                let here = fault(0, String::new());
+                place.insert(format!("{}:{}:{}", here.file, here.line, here.column));
+            }
+        }
+        let policy = policy.new_id(PolicyId::new(&id));
+        validate(&policy, &fault)?;
+        self.set.add(policy).map_err(|error| vec![fault(0, error.to_string())])
+    }
+}
+
+fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> Fault) -> Result<Policy, Vec<Fault>> {
+    // INVARIANT: the bounds come before the parser, which has none of its own.
+    if statement.text.len() > MAX_POLICY_BYTES {
+        let reason = format!("the policy is longer than {MAX_POLICY_BYTES} bytes; split it");
+        return Err(vec![fault(0, reason)]);
+    }
+    if statement.depth > MAX_NESTING {
+        return Err(vec![fault(
+            0,
+            format!("the policy nests deeper than {MAX_NESTING} brackets; flatten it"),
+        )]);
+    }
+    let set: PolicySet = statement.text.parse().map_err(|errors: cedar_policy::ParseErrors| {
+        errors.iter().map(|error| diagnosed(error, fault)).collect::<Vec<_>>()
+    })?;
+    if let Some(template) = set.templates().next() {
+        let slots: Vec<_> = template.slots().map(|slot| format!("`{slot}`")).collect();
+        let reason = format!(
+            "templates are not supported; write an entity in place of {}",
+            slots.join(" and ")
+        );
+        return Err(vec![fault(0, reason)]);
+    }
+    let mut policies = set.policies();
+    match (policies.next(), policies.next()) {
+        (Some(policy), None) => Ok(policy.clone()),
+        _ => Err(vec![fault(0, "this is not one policy; end each with `;`".to_owned())]),
+    }
+}
+
+fn validate(policy: &Policy, fault: &dyn Fn(usize, String) -> Fault) -> Result<(), Vec<Fault>> {
+    let mut alone = PolicySet::new();
+    alone
+        .add(policy.clone())
+        .map_err(|error| vec![fault(0, error.to_string())])?;
+    let result = VOCABULARY.validator.validate(&alone, ValidationMode::Strict);
+    let faults: Vec<_> = result
+        .validation_errors()
+        .map(|error| diagnosed(error, fault))
+        .collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+fn check_id(id: &str) -> Result<(), String> {
+    if id.is_empty() || id.len() > MAX_ID_BYTES || id.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        let id = id.escape_debug();
+        return Err(format!(
+            "the `@id` `{id}` must be 1 to {MAX_ID_BYTES} bytes without spaces or control characters"
+        ));
+    }
+    Ok(())
+}
+
+/// Cedar's error as one sentence at the place it points to.
+fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) -> Fault) -> Fault {
+    let label = error.labels().and_then(|mut labels| labels.next());
+    let offset = label.as_ref().map_or(0, |label| label.offset());
+    let mut reason = error.to_string();
+    if let Some(text) = label.as_ref().and_then(|label| label.label()) {
+        reason.push_str(": ");
+        reason.push_str(text);
+    }
+    if let Some(help) = error.help() {
+        reason.push_str("; ");
+        reason.push_str(&help.to_string());
+    }
+    fault(offset, reason.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: &str = r#"@id("pay/read") permit (principal, action in Hoplite::Action::"read", resource);"#;
+
+    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
+        files
+            .iter()
+            .map(|(name, text)| Source {
+                name: (*name).to_owned(),
+                text: (*text).to_owned(),
+            })
+            .collect()
+    }
+
+    /// Each expectation is `file:line:column` and, after `…`, a part of the reason.
+    #[track_caller]
+    fn faults(files: &[(&str, &str)], expected: &[&str]) {
+        let faults = Snapshot::compile(&sources(files)).expect_err("it must not compile");
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+        for (fault, expected) in faults.iter().zip(expected) {
+            let (place, reason) = expected.split_once('…').unwrap();
+            assert!(
+                fault.starts_with(&format!("{place}: ")) && fault.contains(reason),
+                "{fault}\nis not {expected}"
+            );
+            assert!(!fault.contains('\n'), "{fault}");
+        }
+    }
+
+    #[test]
+    fn sound_sources_compile() {
+        let text = format!("// what pay may read\n{READ}\n@id(\"b\") forbid (principal, action, resource);\n");
+        let snapshot = Snapshot::compile(&sources(&[
+            ("pay.cedar", &text),
+            ("routes.toml", "[ledger]\nroutes = [\"GET /\"]"),
+        ]))
+        .unwrap();
+        assert_eq!(snapshot.policy_ids().collect::<Vec<_>>(), ["b", "pay/read"]);
+        assert_eq!(snapshot.deny_all_reason(), None);
+        assert_eq!(snapshot.revision().len(), 12);
+    }
+
+    #[test]
+    fn no_sources_are_legal() {
+        let snapshot = Snapshot::compile(&[]).unwrap();
+        assert_eq!(snapshot.policy_ids().len(), 0);
+        assert_eq!(snapshot.deny_all_reason(), None);
+        assert_ne!(snapshot.revision(), "none");
+    }
+
+    #[test]
+    fn deny_all_has_a_reason_and_no_revision() {
+        let snapshot = Snapshot::deny_all("no policy yet");
+        assert_eq!(snapshot.deny_all_reason(), Some("no policy yet"));
+        assert_eq!(snapshot.revision(), "none");
+    }
+
+    #[test]
+    fn the_revision_follows_names_and_texts_not_their_order() {
+        let revision = |files: &[(&str, &str)]| Snapshot::compile(&sources(files)).unwrap().revision().to_owned();
+        let other = r#"@id("x") permit (principal, action, resource);"#;
+        let base = revision(&[("a.cedar", READ), ("b.cedar", other)]);
+        assert_eq!(base, revision(&[("b.cedar", other), ("a.cedar", READ)]));
+        for files in [
+            &[("a.cedar", READ), ("c.cedar", other)] as &[_],
+            &[("a.cedar", READ)],
+            &[("a.cedar", READ), ("b.cedar", "// nothing")],
+            &[("a.cedar", other), ("b.cedar", READ)],
+            &[("a.cedar", READ), ("b.cedar", other), ("routes.toml", "")],
+        ] {
+            assert_ne!(base, revision(files), "{files:?}");
+        }
+    }
+
+    #[test]
+    fn syntax_errors() {
+        faults(
+            &[("a.cedar", "\n\n@id(\"x\") permit (principal action, resource);")],
+            &["a.cedar:3:28…unexpected token"],
+        );
+        faults(
+            &[("a.cedar", "@id(\"x\") permit (principal, action, resource)")],
+            &["a.cedar:1:46…unexpected end of input"],
+        );
+        faults(&[("a.cedar", ";")], &["a.cedar:1:1…unexpected token"]);
+        faults(
+            &[("a.cedar", "@id(\"x) permit (principal, action, resource);")],
+            &["a.cedar:1:5…invalid token"],
+        );
+        faults(
+            &[(
+                "a.cedar",
+                "// é\n  @id(\"é\") permit (principal, action, resource) when { principal.foo( };",
+            )],
+            &["a.cedar:2:69…unexpected token"],
+        );
+    }
+
+    #[test]
+    fn unknown_words() {
+        faults(
+            &[(
+                "a.cedar",
+                "@id(\"x\")\npermit (principal, action, resource)\nwhen { principal.team == \"a\" };",
+            )],
+            &["a.cedar:3:8…attribute `team`"],
+        );
+        faults(
+            &[(
+                "a.cedar",
+                "@id(\"x\")\npermit (principal, action == Hoplite::Action::\"FETCH\", resource);",
+            )],
+            &["a.cedar:2:30…unrecognized action"],
+        );
+        faults(
+            &[(
+                "a.cedar",
+                "@id(\"x\") permit (principal == User::\"a\", action, resource);",
+            )],
+            &["a.cedar:1:31…unrecognized entity type"],
+        );
+        faults(
+            &[(
+                "a.cedar",
+                "@id(\"x\") permit (principal, action, resource) when { context.host == \"a\" };",
+            )],
+            &["a.cedar:1:54…attribute `host`"],
+        );
+    }
+
+    #[test]
+    fn ids() {
+        let anonymous = "permit (principal, action, resource);";
+        faults(&[("a.cedar", &format!("\n  {anonymous}"))], &["a.cedar:2:3…no `@id`"]);
+        faults(
+            &[("a.cedar", &format!("@id(\"\") {anonymous}"))],
+            &["a.cedar:1:1…must be 1 to 256 bytes"],
+        );
+        faults(
+            &[("a.cedar", &format!("@id(\"a b\") {anonymous}"))],
+            &["a.cedar:1:1…`a b`"],
+        );
+        faults(
+            &[("a.cedar", READ), ("b.cedar", &format!("//\n {READ}"))],
+            &["b.cedar:2:2…`pay/read` is already used at a.cedar:1:1"],
+        );
+        faults(
+            &[("a.cedar", &format!("{READ}\n{READ}"))],
+            &["a.cedar:2:1…already used at a.cedar:1:1"],
+        );
+    }
+
+    #[test]
+    fn every_fault_is_reported() {
+        let text = format!("permit (principal, action, resource);\n{READ}\npermit;\n{READ}");
+        faults(
+            &[
+                ("a.cedar", &text),
+                ("notes.txt", ""),
+                ("routes.toml", "[a]\nroutes = [\"x\", \"y\"]"),
+            ],
+            &[
+                "a.cedar:1:1…no `@id`",
+                "a.cedar:3:7…unexpected token",
+                "a.cedar:4:1…already used",
+                "notes.txt:1:1…rename or remove",
+                "routes.toml:2:11…not a route",
+                "routes.toml:2:16…not a route",
+            ],
+        );
+    }
+
+    #[test]
+    fn sources_that_clash() {
+        faults(&[("a.cedar", READ), ("a.cedar", "")], &["a.cedar:1:1…two sources"]);
+    }
+
+    #[test]
+    fn templates_are_refused() {
+        faults(
+            &[(
+                "a.cedar",
+                "@id(\"x\") permit (principal == ?principal, action, resource);",
+            )],
+            &["a.cedar:1:1…in place of `?principal`"],
+        );
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let policy =
+            |condition: &str| format!("@id(\"x\") permit (principal, action, resource) when {{ {condition} }};");
+        let long = policy(&format!("\"{}\" == \"\"", "a".repeat(MAX_POLICY_BYTES)));
+        faults(&[("a.cedar", &long)], &["a.cedar:1:1…longer than 10000 bytes"]);
+        let comment = format!("//{}", "a".repeat(MAX_TOTAL_BYTES / 2));
+        faults(
+            &[("a.cedar", &comment), ("b.cedar", &comment)],
+            &["b.cedar:1:1…exceed 16777216 bytes"],
+        );
+        let nested = |depth: usize| policy(&format!("{}true{}", "(".repeat(depth), ")".repeat(depth)));
+        faults(
+            &[("a.cedar", &nested(MAX_NESTING))],
+            &["a.cedar:1:1…nests deeper than 32"],
+        );
+        Snapshot::compile(&sources(&[("a.cedar", &nested(MAX_NESTING - 1))])).unwrap();
+    }
+
+    #[test]
+    fn the_longest_chains_do_not_overflow_the_stack() {
+        // A test's thread has 2 MiB, as tokio's workers do. Whether these are sound does not matter; that they
+        // return does.
+        let policy =
+            |condition: &str| format!("@id(\"x\") permit (principal, action, resource) when {{ {condition} }};");
+        let full = |start: &str, link: &str, end: &str| {
+            let links = (MAX_POLICY_BYTES - policy("").len() - start.len() - end.len()) / link.len();
+            policy(&format!("{start}{}{end}", link.repeat(links)))
+        };
+        for text in [
+            full("principal", ".a", ""),
+            full("1", "+1", " == 1"),
+            full("1", "*1", " == 1"),
+            full("1", "-1", " == 1"),
+            full("true", "&&true", ""),
+            full("true", "||true", ""),
+            full("", "if true then true else ", "true"),
+            full("", "!", "true"),
+            full("", "-", "1 == 1"),
+            full("principal", "[\"a\"]", ""),
+            full("principal", ".a()", ""),
+            full("[", "1,", "1].contains(1)"),
+            full("true", "} when { true", ""),
+        ] {
+            let _ = Snapshot::compile(&sources(&[("a.cedar", &text)]));
+        }
+        for (open, close) in [("(", ")"), ("[", "]"), ("{a:", "}"), ("f(", ")"), ("!(", ")")] {
+            let depth = MAX_NESTING - 1;
+            let text = policy(&format!("{}1{}", open.repeat(depth), close.repeat(depth)));
+            let _ = Snapshot::compile(&sources(&[("a.cedar", &text)]));
+        }
+    }
+}
