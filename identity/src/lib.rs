@@ -19,6 +19,6 @@ pub mod testing;
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use profile::InvalidAuthority;
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-pub use spiffe_id::{InvalidSpiffeId, SpiffeId, TrustDomain};
+pub use spiffe_id::{Excerpt, InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use svid::{InvalidSvid, Leaf, X509Svid};
 pub use verify::{PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};

@@ -180,7 +180,6 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "shaped for map_err")]
 fn malformed(error: X509Error) -> InvalidSvid {
     InvalidSvid::Malformed(error.to_string())
 }

@@ -1,5 +1,10 @@
 //! A certificate authority for tests: real keys, real certificates, any defect on request. Never in a release.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test that cannot get its certificates fails"
+)]
+
 use crate::{BundleSet, PeerRole, PeerVerifier, SpiffeId, TrustBundle, TrustDomain, VerifiedPeer, X509Svid};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
