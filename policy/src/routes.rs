@@ -368,7 +368,7 @@ routes = []
             &[
                 "2:21…the same requests as `a:GET /x`",
                 "2:43…as `a:GET /{a}`",
-                "2:64…as `a:* /x`",
+                "2:63…as `a:* /x`",
             ],
         );
     }

@@ -402,7 +402,7 @@ mod tests {
                 "a.cedar",
                 "// é\n  @id(\"é\") permit (principal, action, resource) when { principal.foo( };",
             )],
-            &["a.cedar:2:69…unexpected token"],
+            &["a.cedar:2:71…unexpected token"],
         );
     }
 

@@ -11,8 +11,6 @@ pub(crate) struct Statement<'a> {
     pub(crate) text: &'a str,
     /// How deep its brackets nest.
     pub(crate) depth: usize,
-    /// How many links its longest chain can have: words, literals and operators, outside annotations' strings.
-    pub(crate) tokens: usize,
 }
 
 /// The statements of a file, in order.
@@ -34,7 +32,6 @@ pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
                     offset: at,
                     depth: 0,
                     deepest: 0,
-                    tokens: 0,
                 });
                 statement.take(byte);
                 token_length(rest)
@@ -51,22 +48,18 @@ pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
     found
 }
 
-/// A string, a word, or a single byte.
+/// A whole string, or a single byte of anything else.
 fn token_length(rest: &[u8]) -> usize {
-    let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || !b.is_ascii();
-    match rest.first() {
-        Some(b'"') => {
-            let mut escaped = false;
-            let end = rest.iter().skip(1).position(|&b| {
-                let closes = b == b'"' && !escaped;
-                escaped = b == b'\\' && !escaped;
-                closes
-            });
-            end.map_or(rest.len(), |end| end + 2)
-        }
-        Some(first) if word(first) => rest.iter().take_while(|b| word(b)).count(),
-        _ => 1,
-    }
+    let Some((b'"', string)) = rest.split_first() else {
+        return 1;
+    };
+    let mut escaped = false;
+    let end = string.iter().position(|&b| {
+        let closes = b == b'"' && !escaped;
+        escaped = b == b'\\' && !escaped;
+        closes
+    });
+    end.map_or(rest.len(), |end| end + 2)
 }
 
 /// A statement whose end is not yet found.
@@ -74,14 +67,12 @@ struct Open {
     offset: usize,
     depth: usize,
     deepest: usize,
-    tokens: usize,
 }
 
 // === impl Open ===
 
 impl Open {
     fn take(&mut self, byte: u8) {
-        self.tokens += 1;
         match byte {
             b'(' | b'[' | b'{' => self.depth += 1,
             b')' | b']' | b'}' => self.depth = self.depth.saturating_sub(1),
@@ -96,7 +87,6 @@ impl Open {
             offset: self.offset,
             text,
             depth: self.deepest,
-            tokens: self.tokens,
         }
     }
 }
