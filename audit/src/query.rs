@@ -1,21 +1,386 @@
-//! Reading records back.
+//! Reading records back: filters, whole trees of logs, and following a live one.
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use crate::{DecisionId, Outcome, Record};
+
+use crate::record::{DecisionId, Outcome, Record};
+use crate::segment::{self, HEADER_BYTES, Head, Header, Piece, Segment, SegmentName};
+
+/// How deep below a directory logs are looked for: `<mesh>/<node>/<recorder>` and some room.
+const DEPTH_MAX: usize = 8;
 
 /// What to look for; everything given must match.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
-    pub since: Option<SystemTime>, pub until: Option<SystemTime>,
-    pub principal: Option<String>, // exact, or a prefix that ends in `/`
-    pub service: Option<String>, pub route: Option<String>, pub outcome: Vec<Outcome>, pub policy: Option<String>, pub id: Option<DecisionId>,
+    /// Not before this moment.
+    pub since: Option<SystemTime>,
+    /// Before this moment.
+    pub until: Option<SystemTime>,
+    /// A SPIFFE ID, or a prefix of some that ends in `/`.
+    pub principal: Option<String>,
+    /// The service, exactly.
+    pub service: Option<String>,
+    /// The route, exactly.
+    pub route: Option<String>,
+    /// One of these; none given means any.
+    pub outcome: Vec<Outcome>,
+    /// The id of a policy that decided, or that failed to.
+    pub policy: Option<String>,
+    /// This one record.
+    pub id: Option<DecisionId>,
 }
-impl Query { pub fn matches(&self, record: &Record) -> bool { todo!() } }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError { #[error("{0}")] Other(String) }
+/// Why a log cannot be read, or not all of it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The operating system refused.
+    #[error("cannot read `{path}`: {problem}; check that it exists and who may read it")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        problem: String,
+    },
+    /// Records are changed or missing.
+    #[error("segment `{segment}` is damaged at {place}: run `hoplite audit verify` for all findings")]
+    Damaged {
+        /// The segment's file.
+        segment: String,
+        /// The decision id of the first record that cannot be read, or the header.
+        place: String,
+    },
+}
 
-pub fn find_logs(root: &Path) -> Result<Vec<PathBuf>, ReadError> { todo!() }
-pub fn read_log(dir: &Path, query: &Query) -> Result<impl Iterator<Item = Result<Record, ReadError>> + use<>, ReadError> { Ok(std::iter::empty()) }
-pub struct Tail { /* helper */ }
-impl Tail { pub fn open(dir: &Path, from_end: bool) -> Result<Self, ReadError> { todo!() } pub fn poll(&mut self) -> Result<Vec<Record>, ReadError> { todo!() } }
+/// Follows a log directory: each call gives what was written since the last one, through rotations and restarts.
+pub struct Tail {
+    directory: PathBuf,
+    /// The segment that is being read, once it has a header, and how far.
+    current: Option<(Header, u64)>,
+    /// Damage behind the records that the last call gave.
+    damage: Option<ReadError>,
+}
+
+/// Reads one log directory from its first segment to its last.
+struct Reader {
+    directory: PathBuf,
+    query: Query,
+    head: Option<Head>,
+    segments: std::iter::Peekable<std::vec::IntoIter<SegmentName>>,
+    current: Option<Open>,
+    recorder: Option<String>,
+}
+
+/// A segment half read.
+struct Open {
+    segment: Segment,
+    header: Header,
+    at: usize,
+    next_seq: u64,
+}
+
+// === impl Query ===
+
+impl Query {
+    /// Whether a record is what is looked for.
+    #[must_use]
+    pub fn matches(&self, record: &Record) -> bool {
+        let exactly =
+            |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
+        let principal = self.principal.as_deref().is_none_or(|wanted| {
+            let found = record.principal.as_deref();
+            found.is_some_and(|found| found == wanted || (wanted.ends_with('/') && found.starts_with(wanted)))
+        });
+        let policy = self.policy.as_deref().is_none_or(|wanted| {
+            let failed = |error: &String| error.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(':'));
+            record.determining.iter().any(|id| id == wanted) || record.errors.iter().any(failed)
+        });
+        self.since.is_none_or(|since| record.at >= since)
+            && self.until.is_none_or(|until| record.at < until)
+            && principal
+            && exactly(&self.service, Some(&record.service))
+            && exactly(&self.route, record.route.as_deref())
+            && (self.outcome.is_empty() || self.outcome.contains(&record.outcome))
+            && policy
+            && self.id.as_ref().is_none_or(|id| record.id == *id)
+    }
+}
+
+/// Log directories (those with segments) at or below a path, in order. Symbolic links are not followed.
+///
+/// # Errors
+/// [`ReadError::Io`] when a directory cannot be read.
+pub fn find_logs(root: &Path) -> Result<Vec<PathBuf>, ReadError> {
+    let mut found = Vec::new();
+    let mut left = vec![(root.to_owned(), 0)];
+    while let Some((directory, depth)) = left.pop() {
+        let io = |e| io_error(&directory, &e);
+        let mut has_segments = false;
+        for entry in directory.read_dir().map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if entry.file_type().map_err(io)?.is_dir() {
+                if depth < DEPTH_MAX {
+                    left.push((entry.path(), depth + 1));
+                }
+            } else {
+                has_segments |= entry.path().extension().is_some_and(|extension| extension == "seg");
+            }
+        }
+        if has_segments {
+            found.push(directory);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Matching records of one log directory in order. A torn tail ends the log without an error. Damage elsewhere is an
+/// error that names segment and record, and reading goes on behind it.
+///
+/// # Errors
+/// [`ReadError::Io`] when the directory cannot be read.
+pub fn read_log(
+    directory: &Path,
+    query: &Query,
+) -> Result<impl Iterator<Item = Result<Record, ReadError>> + Send + use<>, ReadError> {
+    // The head first: what it says was durable is then surely in what is read after it. A damaged one is for verify.
+    let head = Head::read(directory)
+        .map_err(|e| io_error(directory, &e))?
+        .and_then(Result::ok);
+    let (mut segments, _) = segment::list(directory).map_err(|e| io_error(directory, &e))?;
+    if let Some(id) = &query.id {
+        segments.retain(|name| name.boot == id.boot);
+    }
+    Ok(Reader {
+        directory: directory.to_owned(),
+        query: query.clone(),
+        head,
+        segments: segments.into_iter().peekable(),
+        current: None,
+        recorder: None,
+    })
+}
+
+// === impl Reader ===
+
+impl Iterator for Reader {
+    type Item = Result<Record, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some(open) = &mut self.current else {
+                let name = self.segments.next()?;
+                if let Err(error) = self.open(name) {
+                    return Some(Err(error));
+                }
+                continue;
+            };
+            let Some(piece) = open.segment.piece(open.at) else {
+                self.current = None;
+                continue;
+            };
+            let at = std::mem::replace(&mut open.at, piece.end());
+            match piece {
+                Piece::Frame(frame) => match frame.record(&open.header) {
+                    Some(record) => {
+                        open.next_seq = record.id.seq.saturating_add(1);
+                        if self.query.matches(&record) {
+                            return Some(Ok(record));
+                        }
+                    }
+                    None => return Some(Err(open.damaged())),
+                },
+                Piece::Bad { end, .. } => {
+                    let last = self.segments.peek().is_none();
+                    if !(last && open.segment.is_torn(at, end, self.head.as_ref())) {
+                        return Some(Err(open.damaged()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Reader {
+    fn open(&mut self, name: SegmentName) -> Result<(), ReadError> {
+        let path = self.directory.join(name.file_name());
+        let segment = Segment::read(&self.directory, name).map_err(|e| io_error(&path, &e))?;
+        if self.segments.peek().is_none() && segment.is_unborn(self.head.as_ref()) {
+            return Ok(());
+        }
+        let damaged = ReadError::Damaged {
+            segment: name.file_name(),
+            place: "its header".into(),
+        };
+        let next_seq = name.first_seq;
+        if let Some(header) = segment.header.clone().filter(|header| header.name == name) {
+            self.recorder = Some(header.recorder.clone());
+            self.current = Some(Open {
+                segment,
+                header,
+                at: HEADER_BYTES,
+                next_seq,
+            });
+            return Ok(());
+        }
+        // Whose records these are is known from the segments before, if there are any.
+        if let Some(recorder) = self.recorder.clone() {
+            let header = Header {
+                recorder,
+                name,
+                records_before: 0,
+                previous: [0; 32],
+            };
+            self.current = Some(Open {
+                segment,
+                header,
+                at: HEADER_BYTES,
+                next_seq,
+            });
+        }
+        Err(damaged)
+    }
+}
+
+impl Open {
+    /// The next record cannot be read; count it as one.
+    fn damaged(&mut self) -> ReadError {
+        let id = DecisionId {
+            recorder: self.header.recorder.clone(),
+            boot: self.header.name.boot,
+            seq: self.next_seq,
+        };
+        self.next_seq = self.next_seq.saturating_add(1);
+        ReadError::Damaged {
+            segment: self.header.name.file_name(),
+            place: id.to_string(),
+        }
+    }
+}
+
+// === impl Tail ===
+
+impl Tail {
+    /// Begins with the first record, or, `from_end`, with the next one to be written.
+    ///
+    /// # Errors
+    /// [`ReadError::Io`] when the directory cannot be read. It may still be empty.
+    pub fn open(directory: &Path, from_end: bool) -> Result<Self, ReadError> {
+        let mut tail = Self {
+            directory: directory.to_owned(),
+            current: None,
+            damage: None,
+        };
+        let segments = tail.segments_from(None)?;
+        if from_end
+            && let Some(last) = segments.last()
+            && let Some(header) = Segment::read(directory, *last)
+                .map_err(|e| io_error(directory, &e))?
+                .header
+        {
+            tail.current = Some((header, HEADER_BYTES as u64));
+            // Neither records nor damage of the past are asked for.
+            tail.poll()?;
+            tail.damage = None;
+        }
+        Ok(tail)
+    }
+
+    /// What was written since the last call, at most the rest of one segment: call again until it gives nothing, then
+    /// wait a little.
+    ///
+    /// # Errors
+    /// [`ReadError::Damaged`] when something cannot be read; the next call goes on behind it.
+    pub fn poll(&mut self) -> Result<Vec<Record>, ReadError> {
+        if let Some(damage) = self.damage.take() {
+            return Err(damage);
+        }
+        // Listed before anything is read: when there is a later segment, the current one is complete.
+        let mut later = self
+            .segments_from(self.current.as_ref().map(|(header, _)| header.name))?
+            .into_iter()
+            .peekable();
+        loop {
+            if let Some((header, at)) = self.current.clone() {
+                let (records, read) = self.read_on(&header, at, later.peek().is_some())?;
+                self.current = Some((header, at + read));
+                if !records.is_empty() {
+                    return Ok(records);
+                }
+                if let Some(damage) = self.damage.take() {
+                    return Err(damage);
+                }
+            }
+            let Some(name) = later.next() else {
+                return Ok(Vec::new());
+            };
+            let path = self.directory.join(name.file_name());
+            let segment = Segment::read(&self.directory, name).map_err(|e| io_error(&path, &e))?;
+            match segment.header {
+                Some(header) => self.current = Some((header, HEADER_BYTES as u64)),
+                // About to be written.
+                None if later.peek().is_none() && segment.is_unborn(None) => return Ok(Vec::new()),
+                None => {
+                    // Passed over once: the next call begins behind it.
+                    let header = Header {
+                        recorder: String::new(),
+                        name,
+                        records_before: 0,
+                        previous: [0; 32],
+                    };
+                    self.current = Some((header, segment.len() as u64));
+                    return Err(ReadError::Damaged {
+                        segment: name.file_name(),
+                        place: "its header".into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The records behind `at`, and how many bytes they and damage between them take.
+    fn read_on(&mut self, header: &Header, at: u64, complete: bool) -> Result<(Vec<Record>, u64), ReadError> {
+        let path = self.directory.join(header.name.file_name());
+        let segment = Segment::read_on(&self.directory, header.clone(), at).map_err(|e| io_error(&path, &e))?;
+        let (mut records, mut read): (Vec<Record>, _) = (Vec::new(), 0);
+        for piece in segment.pieces_from(0) {
+            // The last bytes of a live segment may be a record that is being written.
+            if matches!(piece, Piece::Bad { end, .. } if end == segment.len() && !complete) {
+                break;
+            }
+            read = piece.end();
+            let record = match piece {
+                Piece::Frame(frame) => frame.record(header),
+                Piece::Bad { .. } => None,
+            };
+            match record {
+                Some(record) => records.push(record),
+                None => {
+                    let place = match records.last() {
+                        Some(last) => format!("what follows {}", last.id),
+                        None => format!("byte {at}"),
+                    };
+                    self.damage = Some(ReadError::Damaged {
+                        segment: header.name.file_name(),
+                        place,
+                    });
+                    break;
+                }
+            }
+        }
+        Ok((records, read as u64))
+    }
+
+    fn segments_from(&self, after: Option<SegmentName>) -> Result<Vec<SegmentName>, ReadError> {
+        let (mut segments, _) = segment::list(&self.directory).map_err(|e| io_error(&self.directory, &e))?;
+        segments.retain(|name| after.is_none_or(|after| *name > after));
+        Ok(segments)
+    }
+}
+
+fn io_error(path: &Path, error: &io::Error) -> ReadError {
+    ReadError::Io {
+        path: path.display().to_string(),
+        problem: error.to_string(),
+    }
+}

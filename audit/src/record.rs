@@ -193,7 +193,11 @@ impl FromStr for DecisionId {
         let parse = || {
             let (rest, seq) = text.rsplit_once('-')?;
             let (recorder, boot) = rest.rsplit_once('-')?;
-            let id = Self { recorder: recorder.to_owned(), boot: boot.parse().ok()?, seq: seq.parse().ok()? };
+            let id = Self {
+                recorder: recorder.to_owned(),
+                boot: boot.parse().ok()?,
+                seq: seq.parse().ok()?,
+            };
             // One text per id: no leading zeros, no plus signs.
             (is_recorder_name(recorder) && id.to_string() == text).then_some(id)
         };
@@ -204,14 +208,22 @@ impl FromStr for DecisionId {
 /// `[a-z0-9.-]{1,64}`.
 pub(crate) fn is_recorder_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
 }
 
 // === impl Outcome ===
 
 impl Outcome {
-    const ALL: [Self; 6] =
-        [Self::Allow, Self::Forbid, Self::NoPermit, Self::Error, Self::Unauthenticated, Self::Malformed];
+    const ALL: [Self; 6] = [
+        Self::Allow,
+        Self::Forbid,
+        Self::NoPermit,
+        Self::Error,
+        Self::Unauthenticated,
+        Self::Malformed,
+    ];
 
     /// The word for it in queries and output.
     #[must_use]
@@ -296,7 +308,10 @@ impl Record {
         }
     }
 
-    #[expect(clippy::expect_used, reason = "a Vec takes every write, and no field's encoder has an error of its own")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a Vec takes every write, and no field's encoder has an error of its own"
+    )]
     pub(crate) fn encode(&self) -> Vec<u8> {
         minicbor::to_vec(self).expect("a Vec takes every write")
     }
@@ -316,8 +331,8 @@ impl Record {
 /// The id as its sequence number.
 mod seq_only {
     use super::DecisionId;
-    use minicbor::encode::{Error, Write};
     use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error, Write};
     use minicbor::{Decoder, Encoder};
 
     pub(super) fn encode<C, W: Write>(
@@ -329,15 +344,18 @@ mod seq_only {
     }
 
     pub(super) fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<DecisionId, DecodeError> {
-        Ok(DecisionId { seq: decoder.u64()?, ..DecisionId::default() })
+        Ok(DecisionId {
+            seq: decoder.u64()?,
+            ..DecisionId::default()
+        })
     }
 }
 
 /// Microseconds since 1970, negative before.
 mod micros {
     use super::{from_micros, to_micros};
-    use minicbor::encode::{Error, Write};
     use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error, Write};
     use minicbor::{Decoder, Encoder};
     use std::time::SystemTime;
 
@@ -357,8 +375,8 @@ mod micros {
 /// The same, null when there is none.
 mod optional_micros {
     use super::{from_micros, to_micros};
-    use minicbor::encode::{Error, Write};
     use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error, Write};
     use minicbor::{Decoder, Encoder};
     use std::time::SystemTime;
 
@@ -374,9 +392,9 @@ mod optional_micros {
         let micros: Option<i64> = minicbor::Decode::decode(decoder, context)?;
         match micros {
             None => Ok(None),
-            Some(micros) => {
-                from_micros(micros).map(Some).ok_or_else(|| DecodeError::message("time out of range"))
-            }
+            Some(micros) => from_micros(micros)
+                .map(Some)
+                .ok_or_else(|| DecodeError::message("time out of range")),
         }
     }
 
@@ -403,7 +421,11 @@ fn to_micros(at: SystemTime) -> i64 {
 
 fn from_micros(micros: i64) -> Option<SystemTime> {
     let distance = Duration::from_micros(micros.unsigned_abs());
-    if micros < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) }
+    if micros < 0 {
+        UNIX_EPOCH.checked_sub(distance)
+    } else {
+        UNIX_EPOCH.checked_add(distance)
+    }
 }
 
 /// What the disk keeps of a time.
@@ -427,5 +449,201 @@ fn as_optional_rfc3339<S: Serializer>(at: &Option<SystemTime>, serializer: S) ->
     match at {
         Some(at) => as_rfc3339(at, serializer),
         None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn decision_ids_have_one_text_each() {
+        let id = |recorder: &str, boot, seq| DecisionId {
+            recorder: recorder.into(),
+            boot,
+            seq,
+        };
+        let long = "x".repeat(NAME_BYTES_MAX);
+        let cases = [
+            ("orders-3-42", Some(id("orders", 3, 42))),
+            ("orders-in-3-42", Some(id("orders-in", 3, 42))),
+            ("a.b-0-0", Some(id("a.b", 0, 0))),
+            ("--1-2", Some(id("-", 1, 2))),
+            (
+                "o-18446744073709551615-18446744073709551615",
+                Some(id("o", u64::MAX, u64::MAX)),
+            ),
+            (&format!("{long}-1-2"), Some(id(&long, 1, 2))),
+            (&format!("{long}x-1-2"), None),
+            ("", None),
+            ("orders", None),
+            ("orders-3", None),
+            ("-3-42", None),
+            ("orders-03-42", None),
+            ("orders-3-+42", None),
+            ("orders-3-", None),
+            ("orders-3-42 ", None),
+            ("Orders-3-42", None),
+            ("orders-3-18446744073709551616", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(text.parse::<DecisionId>().ok(), expected, "`{text}`");
+            if let Some(id) = expected {
+                assert_eq!(id.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn outcomes_have_one_word_each() {
+        for outcome in Outcome::ALL {
+            assert_eq!(outcome.as_str().parse(), Ok(outcome));
+        }
+        for text in ["", "Allow", "denied", "no-permit"] {
+            assert!(
+                text.parse::<Outcome>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains(&format!("`{text}`"))
+            );
+        }
+    }
+
+    #[test]
+    fn json_is_flat_and_leaves_out_what_is_not_known() {
+        let mut record = Record::new(Phase::Request, Outcome::NoPermit, "ledger");
+        record.id = DecisionId {
+            recorder: "ledger".into(),
+            boot: 3,
+            seq: 42,
+        };
+        record.at = UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_001);
+        let expected = r#"{"id":"ledger-3-42","at":"2023-11-14T22:13:20.000001Z","phase":"request","outcome":"no_permit","service":"ledger","action":"","determining":[],"errors":[],"stale":false,"suppressed":0,"eval_micros":0}"#;
+        assert_eq!(serde_json::to_string(&record).unwrap(), expected);
+        record.peer_not_after = Some(record.at);
+        record.principal = Some("spiffe://example.org/orders".into());
+        let value = serde_json::to_value(&record).unwrap();
+        assert_eq!(value["peer_not_after"], "2023-11-14T22:13:20.000001Z");
+        assert_eq!(value["principal"], "spiffe://example.org/orders");
+    }
+
+    #[test]
+    fn any_clock_can_be_shown() {
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "s");
+        for at in [
+            UNIX_EPOCH - Duration::from_secs(1),
+            UNIX_EPOCH + Duration::from_secs(1 << 50),
+        ] {
+            record.at = at;
+            serde_json::to_string(&record).unwrap();
+        }
+    }
+
+    /// What a later version adds is skipped; what an earlier one left out has a default.
+    #[test]
+    fn old_and_new_read_each_other() {
+        let mut encoder = minicbor::Encoder::new(Vec::new());
+        encoder.map(6).unwrap();
+        encoder.u8(0).unwrap().u64(7).unwrap();
+        encoder.u8(1).unwrap().i64(1_000_000).unwrap();
+        encoder.u8(2).unwrap().u8(1).unwrap();
+        encoder.u8(3).unwrap().u8(2).unwrap();
+        encoder.u8(8).unwrap().str("ledger").unwrap();
+        encoder
+            .u16(999)
+            .unwrap()
+            .array(2)
+            .unwrap()
+            .str("new")
+            .unwrap()
+            .map(1)
+            .unwrap()
+            .u8(1)
+            .unwrap()
+            .bool(true)
+            .unwrap();
+        let found = Record::decode(encoder.writer(), "ledger", 3).unwrap();
+        let mut expected = Record::new(Phase::Connect, Outcome::NoPermit, "ledger");
+        expected.id = DecisionId {
+            recorder: "ledger".into(),
+            boot: 3,
+            seq: 7,
+        };
+        expected.at = UNIX_EPOCH + Duration::from_secs(1);
+        assert_eq!(found, expected);
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        "\\PC{0,20}"
+    }
+
+    prop_compose! {
+        pub(crate) fn records()(
+            seq in any::<u64>(),
+            times in (-(1i64 << 50)..1 << 50, proptest::option::of(-(1i64 << 50)..1 << 50)),
+            phase in proptest::sample::select(vec![Phase::Handshake, Phase::Connect, Phase::Request, Phase::Recheck]),
+            outcome in proptest::sample::select(Outcome::ALL.to_vec()),
+            optional in proptest::collection::vec(proptest::option::of(text()), 11),
+            texts in (text(), text()),
+            lists in (proptest::collection::vec(text(), 0..4), proptest::collection::vec(text(), 0..4)),
+            stale in any::<bool>(),
+            numbers in any::<(u64, u64)>(),
+        ) -> Record {
+            let mut optional = optional.into_iter();
+            let mut next = || optional.next().unwrap();
+            Record {
+                id: DecisionId { recorder: "r".into(), boot: 1, seq },
+                at: from_micros(times.0).unwrap(),
+                phase,
+                outcome,
+                principal: next(),
+                peer_serial: next(),
+                peer_not_after: times.1.and_then(from_micros),
+                source: next(),
+                service: texts.0,
+                action: texts.1,
+                route: next(),
+                host: next(),
+                path: next(),
+                tls: next(),
+                cedar_decision: next(),
+                determining: lists.0,
+                errors: lists.1,
+                reason: next(),
+                policy_revision: next(),
+                stale,
+                trace_id: next(),
+                suppressed: numbers.0,
+                eval_micros: numbers.1,
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn records_come_back(record in records()) {
+            let payload = record.encode();
+            prop_assert_eq!(Record::decode(&payload, "r", 1), Some(record));
+            prop_assert_eq!(Record::decode(&payload[..payload.len() - 1], "r", 1), None);
+            prop_assert_eq!(Record::decode(&[&payload[..], &[0]].concat(), "r", 1), None);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Record::decode(&bytes, "r", 1);
+        }
+
+        #[test]
+        fn rounding_a_time_twice_changes_nothing(nanos in -(1i64 << 60)..1 << 60) {
+            let distance = Duration::from_nanos(nanos.unsigned_abs());
+            let at = if nanos < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            let rounded = whole_micros(at);
+            prop_assert!(rounded <= at && at < rounded + Duration::from_micros(1));
+            prop_assert_eq!(whole_micros(rounded), rounded);
+        }
     }
 }

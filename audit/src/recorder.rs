@@ -1,41 +1,670 @@
 //! The writer: appends records, chains them, makes them durable, and repairs its own torn tail.
 
-use std::path::Path;
-use std::time::Duration;
-use crate::{DecisionId, Record};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::record::{DecisionId, Record, is_recorder_name, whole_micros};
+use crate::segment::{
+    self, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, Piece, SEGMENT_BYTES_MAX, Segment, SegmentName,
+};
 
 /// How much a record must have survived before the answer may go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class { /// denies and errors: the caller waits for `durable`
-    Must, /// allows: written at once (a killed process loses nothing), flushed to the disk within `Options::flush_after`
-    Full }
+pub enum Class {
+    /// Denies and errors: flushed at once, and the caller waits for `durable`.
+    Must,
+    /// Allows: written at once (a killed process loses nothing), flushed to the disk within `Options::flush_after`.
+    Full,
+}
 
+/// How to write.
 #[derive(Debug, Clone)]
-pub struct Options { pub segment_bytes_max: u64, pub flush_after: Duration /* 100 ms */ }
+pub struct Options {
+    /// A segment ends before it would grow beyond this many bytes; at most 1 GiB.
+    pub segment_bytes_max: u64,
+    /// The longest a record of [`Class::Full`] stays unflushed.
+    pub flush_after: Duration,
+}
 
 /// What opening found and mended.
-#[derive(Debug, Clone)]
-pub struct Repair { pub torn_bytes: u64, /// records the head file says were durable but that are gone
-    pub missing: u64, pub segment: Option<std::path::PathBuf> }
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Repair {
+    /// Bytes of an unfinished last record, never acknowledged, that were cut off.
+    pub torn_bytes: u64,
+    /// Records the head file says were durable but that are gone or cannot be read. `verify_log` names them.
+    pub missing: u64,
+    /// The segment that was cut, or removed because it had no record yet.
+    pub segment: Option<PathBuf>,
+}
 
-#[derive(Debug, Clone)]
-pub struct Appended { pub id: DecisionId, pub seq: u64 }
+/// A record that is written, and not yet known to be durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// Its name.
+    pub id: DecisionId,
+    /// What to wait for: see [`Recorder::durable`].
+    pub seq: u64,
+}
 
+/// Why a record cannot be written.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum RecorderError { #[error("{0}")] Other(String) }
+pub enum RecorderError {
+    /// The name would not survive in a decision id.
+    #[error("recorder name `{0}` is not usable: 1 to 64 of a-z, 0-9, `.` and `-`")]
+    InvalidName(String),
+    /// Another recorder has the directory.
+    #[error("log directory `{directory}` is in use: stop the process that writes it, or choose another directory")]
+    InUse {
+        /// The log directory.
+        directory: String,
+    },
+    /// The directory holds the log of somebody else.
+    #[error("log directory `{directory}` holds the log of `{found}`, not of `{wanted}`: choose another directory")]
+    OtherRecorder {
+        /// The log directory.
+        directory: String,
+        /// Whose log it is.
+        found: String,
+        /// Who wanted to write.
+        wanted: String,
+    },
+    /// The operating system refused. For an append this is final: open the recorder again.
+    #[error("log directory `{directory}`: cannot {action}: {problem}; check its owner, its mode and the free space")]
+    Io {
+        /// The log directory.
+        directory: String,
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        problem: String,
+    },
+    /// The record is too large to be one. Others can still be written.
+    #[error("a record of {0} bytes is too large: at most {PAYLOAD_BYTES_MAX}, shorten its texts")]
+    TooLarge(usize),
+    /// Nothing with this sequence number was appended.
+    #[error("record {0} was not appended in this boot: wait for what `append` returned")]
+    NotAppended(u64),
+}
 
 /// One per process and directory (locked). Cheap to share; `append` is one short critical section and one `write`.
+/// The last one dropped flushes everything.
 #[derive(Clone)]
-pub struct Recorder { /* helper */ }
-impl Recorder {
-    /// `name` is `[a-z0-9.-]{1,64}`: it stands in every decision id.
-    pub fn open(dir: &Path, name: &str, options: Options) -> Result<(Self, Repair), RecorderError> { todo!() }
-    /// Gives the record its id and writes it. After an error every later append fails too: the caller fails closed.
-    pub fn append(&self, record: &mut Record, class: Class) -> Result<Appended, RecorderError> { todo!() }
-    /// Ready when the record is on the disk (group commit). A plain std future: works on any runtime.
-    pub async fn durable(&self, seq: u64) -> Result<(), RecorderError> { todo!() }
-    /// The same, blocking.
-    pub fn wait_durable(&self, seq: u64) -> Result<(), RecorderError> { todo!() }
-    pub fn name(&self) -> &str { todo!() }
+pub struct Recorder {
+    owner: Arc<Owner>,
 }
-impl Default for Options { fn default() -> Self { Self { segment_bytes_max: 64 << 20, flush_after: Duration::from_millis(100) } } }
+
+/// Ends the flusher when the last recorder goes.
+struct Owner {
+    shared: Arc<Shared>,
+    flusher: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    name: String,
+    boot: u64,
+    directory: PathBuf,
+    options: Options,
+    head: File,
+    _lock: File,
+    state: Mutex<State>,
+    /// There is something to flush, or the end has come.
+    work: Condvar,
+    /// More is durable, or a write failed.
+    settled: Condvar,
+}
+
+struct State {
+    segment: SegmentName,
+    file: Arc<File>,
+    /// Where the segment ends.
+    end: u64,
+    /// The last link.
+    hash: Hash,
+    /// Records of this boot that are written; the next one's sequence number.
+    written: u64,
+    /// Records of this boot that are durable.
+    durable: u64,
+    /// Records of this boot that somebody waits for.
+    wanted: u64,
+    /// When the oldest record that is not durable was written.
+    dirty_since: Option<Instant>,
+    waiting: BTreeMap<u64, Waiting>,
+    next_waiting: u64,
+    failed: Option<RecorderError>,
+    closing: bool,
+}
+
+struct Waiting {
+    seq: u64,
+    waker: Waker,
+}
+
+/// What is left of an earlier boot.
+struct Past {
+    boot: u64,
+    /// How many records its boot had.
+    records: u64,
+    hash: Hash,
+}
+
+struct Durable<'a> {
+    shared: &'a Shared,
+    seq: u64,
+    place: Option<u64>,
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    /// Segments of 64 MiB, flushed every 100 ms.
+    fn default() -> Self {
+        Self {
+            segment_bytes_max: 64 << 20,
+            flush_after: Duration::from_millis(100),
+        }
+    }
+}
+
+// === impl Recorder ===
+
+impl Recorder {
+    /// Opens the log in `directory`, made (mode 0700) if it is not there, mends its torn tail and begins a new boot.
+    /// `name` is `[a-z0-9.-]{1,64}`: it stands in every decision id. Damage does not keep it from writing: see
+    /// [`crate::verify_log`].
+    ///
+    /// # Errors
+    /// [`RecorderError::InvalidName`], `InUse`, `OtherRecorder`, or `Io` when the system refuses.
+    pub fn open(directory: &Path, name: &str, options: Options) -> Result<(Self, Repair), RecorderError> {
+        if !is_recorder_name(name) {
+            return Err(RecorderError::InvalidName(name.to_owned()));
+        }
+        let io = |action| move |e: io::Error| io_error(directory, action, &e);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io("make the directory"))?;
+        let lock = private()
+            .create(true)
+            .open(directory.join("lock"))
+            .map_err(io("open the lock file"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(RecorderError::InUse {
+                    directory: directory.display().to_string(),
+                });
+            }
+            Err(TryLockError::Error(e)) => return Err(io("lock the lock file")(e)),
+        }
+        let (past, repair) = mend(directory, name)?;
+
+        let boot = past.boot.saturating_add(1);
+        let header = Header {
+            recorder: name.to_owned(),
+            name: SegmentName { boot, first_seq: 0 },
+            records_before: past.records,
+            previous: past.hash,
+        };
+        let file = create_segment(directory, &header).map_err(io("begin a segment"))?;
+        let head = private()
+            .create(true)
+            .open(Head::path(directory))
+            .map_err(io("open the head file"))?;
+        let state = State {
+            segment: header.name,
+            file: Arc::new(file),
+            end: HEADER_BYTES as u64,
+            hash: header.hash(),
+            written: 0,
+            durable: 0,
+            wanted: 0,
+            dirty_since: None,
+            waiting: BTreeMap::new(),
+            next_waiting: 0,
+            failed: None,
+            closing: false,
+        };
+        write_head(&head, &state.head(boot))
+            .and_then(|()| head.sync_all())
+            .map_err(io("write the head file"))?;
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            boot,
+            directory: directory.to_owned(),
+            options,
+            head,
+            _lock: lock,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            settled: Condvar::new(),
+        });
+        let flusher = std::thread::Builder::new()
+            .name("audit-flush".into())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.flush_until_closed()
+            })
+            .map_err(io("start the flushing thread"))?;
+        Ok((
+            Self {
+                owner: Arc::new(Owner {
+                    shared,
+                    flusher: Some(flusher),
+                }),
+            },
+            repair,
+        ))
+    }
+
+    /// Gives the record its id and writes it. `at` is rounded down to the microsecond.
+    ///
+    /// # Errors
+    /// [`RecorderError::Io`] is final: every later append fails too, so that the caller fails closed.
+    /// [`RecorderError::TooLarge`] concerns this record only.
+    pub fn append(&self, record: &mut Record, class: Class) -> Result<Appended, RecorderError> {
+        let shared = &self.owner.shared;
+        let mut state = shared.lock();
+        if let Some(failed) = &state.failed {
+            return Err(failed.clone());
+        }
+        let seq = state.written;
+        record.id = DecisionId {
+            recorder: shared.name.clone(),
+            boot: shared.boot,
+            seq,
+        };
+        record.at = whole_micros(record.at);
+        record.peer_not_after = record.peer_not_after.map(whole_micros);
+        let payload = record.encode();
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            return Err(RecorderError::TooLarge(payload.len()));
+        }
+        if let Err((action, e)) = shared.write(&mut state, &payload) {
+            return Err(shared.fail(&mut state, action, &e));
+        }
+        if class == Class::Must {
+            state.wanted = state.written;
+        }
+        let newly_dirty = state.dirty_since.is_none();
+        if newly_dirty {
+            state.dirty_since = Some(Instant::now());
+        }
+        if newly_dirty || class == Class::Must {
+            shared.work.notify_one();
+        }
+        Ok(Appended {
+            id: record.id.clone(),
+            seq,
+        })
+    }
+
+    /// Ready when the record is on the disk (group commit). A plain std future: works on any runtime, and may be
+    /// dropped at any time.
+    ///
+    /// # Errors
+    /// The recorder's failure, or [`RecorderError::NotAppended`].
+    pub async fn durable(&self, seq: u64) -> Result<(), RecorderError> {
+        Durable {
+            shared: &self.owner.shared,
+            seq,
+            place: None,
+        }
+        .await
+    }
+
+    /// The same, blocking.
+    ///
+    /// # Errors
+    /// As [`Recorder::durable`].
+    pub fn wait_durable(&self, seq: u64) -> Result<(), RecorderError> {
+        let shared = &self.owner.shared;
+        let mut state = shared.lock();
+        loop {
+            if let Some(settled) = shared.settled(&mut state, seq) {
+                return settled;
+            }
+            state = shared.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The name that stands in its decision ids.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.owner.shared.name
+    }
+
+    /// Which start of this recorder it is, from 1.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.owner.shared.boot
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recorder(`{}`, boot {})", self.name(), self.boot())
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.work.notify_one();
+        if let Some(flusher) = self.flusher.take() {
+            // A panic there has been reported where it happened; there is nobody left here to tell.
+            let _ = flusher.join();
+        }
+    }
+}
+
+// === impl Durable ===
+
+impl Future for Durable<'_> {
+    type Output = Result<(), RecorderError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let mut state = this.shared.lock();
+        if let Some(settled) = this.shared.settled(&mut state, this.seq) {
+            return Poll::Ready(settled);
+        }
+        let place = *this.place.get_or_insert_with(|| {
+            state.next_waiting += 1;
+            state.next_waiting
+        });
+        state.waiting.insert(
+            place,
+            Waiting {
+                seq: this.seq,
+                waker: context.waker().clone(),
+            },
+        );
+        Poll::Pending
+    }
+}
+
+impl Drop for Durable<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.shared.lock().waiting.remove(&place);
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No step under the lock panics short of the allocator, which aborts.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the wait for `seq` is over; if not, sees to it that somebody flushes.
+    fn settled(&self, state: &mut State, seq: u64) -> Option<Result<(), RecorderError>> {
+        if state.durable > seq {
+            return Some(Ok(()));
+        }
+        if let Some(failed) = &state.failed {
+            return Some(Err(failed.clone()));
+        }
+        if seq >= state.written {
+            return Some(Err(RecorderError::NotAppended(seq)));
+        }
+        if state.wanted <= seq {
+            state.wanted = seq + 1;
+            self.work.notify_one();
+        }
+        None
+    }
+
+    fn write(&self, state: &mut State, payload: &[u8]) -> Result<(), (&'static str, io::Error)> {
+        let (mut frame, mut hash) = Frame::encode(&state.hash, payload);
+        let max = self.options.segment_bytes_max.min(SEGMENT_BYTES_MAX);
+        if state.end > HEADER_BYTES as u64 && state.end + frame.len() as u64 > max {
+            self.rotate(state).map_err(|e| ("begin a segment", e))?;
+            (frame, hash) = Frame::encode(&state.hash, payload);
+        }
+        if let Err(e) = state.file.write_all_at(&frame, state.end) {
+            // Whatever part of it got there is no record. When this fails too, opening finds a torn tail.
+            let _ = state.file.set_len(state.end);
+            return Err(("write a record", e));
+        }
+        state.end += frame.len() as u64;
+        state.hash = hash;
+        state.written += 1;
+        Ok(())
+    }
+
+    fn rotate(&self, state: &mut State) -> io::Result<()> {
+        state.file.sync_data()?;
+        self.made_durable(state, state.head(self.boot))?;
+        let header = Header {
+            recorder: self.name.clone(),
+            name: SegmentName {
+                boot: self.boot,
+                first_seq: state.written,
+            },
+            records_before: state.written,
+            previous: state.hash,
+        };
+        state.file = Arc::new(create_segment(&self.directory, &header)?);
+        state.segment = header.name;
+        state.end = HEADER_BYTES as u64;
+        state.hash = header.hash();
+        Ok(())
+    }
+
+    /// The flusher thread: one `fdatasync` for everybody who waits, and the only one that wakes them.
+    fn flush_until_closed(&self) {
+        let mut state = self.lock();
+        loop {
+            let ready = state.take_ready();
+            if !ready.is_empty() {
+                // Not under the lock: a waker may run, or drop, the very future that waits.
+                drop(state);
+                ready.into_iter().for_each(Waker::wake);
+                state = self.lock();
+                continue;
+            }
+            if state.failed.is_some() {
+                break;
+            }
+            let Some(since) = state.dirty_since else {
+                if state.closing {
+                    break;
+                }
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = self.options.flush_after.saturating_sub(since.elapsed());
+            if state.wanted <= state.durable && !state.closing && !left.is_zero() {
+                state = self
+                    .work
+                    .wait_timeout(state, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                continue;
+            }
+            let (file, head) = (Arc::clone(&state.file), state.head(self.boot));
+            state.dirty_since = None;
+            drop(state);
+            let flushed = file.sync_data();
+            state = self.lock();
+            if let Err(e) = flushed.and_then(|()| self.made_durable(&mut state, head)) {
+                self.fail(&mut state, "flush", &e);
+            }
+        }
+        // So that a clean end leaves a head that shows every record, also after a power cut.
+        let _ = self.head.sync_all();
+    }
+
+    /// Everything up to `head` is on the disk: say so there, then to those who wait.
+    fn made_durable(&self, state: &mut State, head: Head) -> io::Result<()> {
+        if head.records <= state.durable {
+            // A rotation was faster, and its head is newer.
+            return Ok(());
+        }
+        write_head(&self.head, &head)?;
+        state.durable = head.records;
+        self.settled.notify_all();
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// From here on nothing is written: what the disk holds is not known.
+    fn fail(&self, state: &mut State, action: &'static str, error: &io::Error) -> RecorderError {
+        let error = io_error(&self.directory, action, error);
+        let first = state.failed.get_or_insert(error).clone();
+        self.settled.notify_all();
+        self.work.notify_one();
+        first
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn head(&self, boot: u64) -> Head {
+        let (segment_first_seq, end) = (self.segment.first_seq, self.end);
+        Head {
+            boot,
+            records: self.written,
+            segment_first_seq,
+            end,
+            hash: self.hash,
+        }
+    }
+
+    /// Those whose wait is over.
+    fn take_ready(&mut self) -> Vec<Waker> {
+        let (failed, durable) = (self.failed.is_some(), self.durable);
+        let ready = self
+            .waiting
+            .extract_if(.., |_, waiting| failed || waiting.seq < durable);
+        ready.map(|(_, waiting)| waiting.waker).collect()
+    }
+}
+
+// === Opening ===
+
+/// Cuts the torn tail and finds what the next boot continues.
+fn mend(directory: &Path, name: &str) -> Result<(Past, Repair), RecorderError> {
+    let io = |action| move |e: io::Error| io_error(directory, action, &e);
+    let head = Head::read(directory)
+        .map_err(io("read the head file"))?
+        .and_then(Result::ok);
+    let (mut segments, _) = segment::list(directory).map_err(io("list the segments"))?;
+    let mut repair = Repair::default();
+    let mut past = Past {
+        boot: 0,
+        records: 0,
+        hash: segment::genesis(name),
+    };
+    while let Some(last) = segments.pop() {
+        let segment = Segment::read(directory, last).map_err(io("read the last segment"))?;
+        let path = directory.join(last.file_name());
+        if segment.is_unborn(head.as_ref()) {
+            std::fs::remove_file(&path).map_err(io("remove an unfinished segment"))?;
+            repair.torn_bytes += segment.len() as u64;
+            repair.segment = Some(path);
+            continue;
+        }
+        if let Some(header) = &segment.header
+            && header.recorder != name
+        {
+            return Err(RecorderError::OtherRecorder {
+                directory: directory.display().to_string(),
+                found: header.recorder.clone(),
+                wanted: name.to_owned(),
+            });
+        }
+        let (records, hash, torn) = survey(&segment, head.as_ref());
+        let file = private().open(&path).map_err(io("open the last segment"))?;
+        if let Some(at) = torn {
+            repair.torn_bytes += (segment.len() - at) as u64;
+            repair.segment = Some(path);
+            file.set_len(at as u64).map_err(io("cut an unfinished record"))?;
+        }
+        // What a killed process wrote is not on the disk yet, and is about to be built upon.
+        file.sync_all().map_err(io("flush the last segment"))?;
+        past = Past {
+            boot: last.boot,
+            records,
+            hash,
+        };
+        break;
+    }
+    if let Some(head) = head {
+        let here = if head.boot == past.boot { past.records } else { 0 };
+        if head.boot > past.boot || (head.boot == past.boot && head.records >= past.records) {
+            // Continue what was there, not what is left: so the hole stays visible for ever.
+            repair.missing = head.records.saturating_sub(here);
+            past = Past {
+                boot: head.boot,
+                records: head.records,
+                hash: head.hash,
+            };
+        }
+    }
+    Ok((past, repair))
+}
+
+/// How many records the boot had at the end of this segment, the last link, and where a torn tail begins.
+fn survey(segment: &Segment, head: Option<&Head>) -> (u64, Hash, Option<usize>) {
+    let mut records = segment.name.first_seq;
+    let mut hash = segment.header.as_ref().map_or([0; 32], Header::hash);
+    let mut torn = None;
+    for piece in segment.pieces() {
+        match piece {
+            Piece::Frame(frame) => {
+                // The record's own number, so that damage before it does not shift the count.
+                let seq = Record::decode(frame.payload, "", 0).map_or(records, |record| record.id.seq);
+                records = seq.saturating_add(1);
+                hash = frame.hash;
+            }
+            Piece::Bad { at, end, .. } if segment.is_torn(at, end, head) => torn = Some(at),
+            Piece::Bad { .. } => {}
+        }
+    }
+    (records, hash, torn)
+}
+
+/// On the disk, with its name, when it returns.
+fn create_segment(directory: &Path, header: &Header) -> io::Result<File> {
+    let file = private()
+        .create_new(true)
+        .open(directory.join(header.name.file_name()))?;
+    file.write_all_at(&header.encode(), 0)?;
+    file.sync_all()?;
+    File::open(directory)?.sync_all()?;
+    Ok(file)
+}
+
+fn write_head(file: &File, head: &Head) -> io::Result<()> {
+    file.write_all_at(&head.encode(), 0)
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false).mode(0o600);
+    options
+}
+
+fn io_error(directory: &Path, action: &'static str, error: &io::Error) -> RecorderError {
+    RecorderError::Io {
+        directory: directory.display().to_string(),
+        action,
+        problem: error.to_string(),
+    }
+}

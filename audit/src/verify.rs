@@ -1,13 +1,765 @@
 //! Checks a log directory: every frame, every checksum, every link of the chain, every sequence number.
 
+use std::io;
 use std::path::Path;
 
-/// One thing that is wrong, and where: names the segment and, where there is one, the decision id.
+use crate::record::DecisionId;
+use crate::segment::{self, Frame, Hash, Head, Header, Piece, Segment, SegmentName, chain, genesis};
+
+/// One thing that is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding { pub segment: String, pub id: Option<String>, pub problem: String }
+pub struct Finding {
+    /// The segment's file, or `head`.
+    pub segment: String,
+    /// The decision id of the record, or of the first of several.
+    pub id: Option<String>,
+    /// What is wrong with it.
+    pub problem: String,
+}
 
-#[derive(Debug, Clone)]
-pub struct Report { pub records: u64, pub segments: u64, pub boots: u64, pub findings: Vec<Finding>, /// bytes of an unfinished last record: normal after a crash
-    pub torn_bytes: u64 }
+/// What a check of a log directory found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Records that were read.
+    pub records: u64,
+    /// Segments that were read.
+    pub segments: u64,
+    /// Boots they are of.
+    pub boots: u64,
+    /// Everything that is wrong; empty when nothing is.
+    pub findings: Vec<Finding>,
+    /// Bytes of an unfinished last record: normal after a crash, and while somebody writes.
+    pub torn_bytes: u64,
+}
 
-pub fn verify_log(dir: &Path) -> std::io::Result<Report> { todo!() }
+/// Checks everything in `directory`, also while its recorder writes. One change gives one finding: behind a changed
+/// record the check goes on with the hash that is stored there.
+///
+/// # Errors
+/// When the directory cannot be read, or holds no log.
+pub fn verify_log(directory: &Path) -> io::Result<Report> {
+    // The head first: what it says was durable is then surely in what is read after it.
+    let head = Head::read(directory)?;
+    let (segments, strangers) = segment::list(directory)?;
+    if segments.is_empty() && strangers.is_empty() && head.is_none() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no decision log in this directory",
+        ));
+    }
+    let sound_head = head.and_then(Result::ok);
+    let mut check = Check::default();
+    for (index, name) in segments.iter().enumerate() {
+        let last = index + 1 == segments.len();
+        match Segment::read(directory, *name) {
+            Ok(segment) => check.segment(&segment, last, sound_head.as_ref()),
+            Err(e) => {
+                check.at = name.file_name();
+                check.find(None, format!("the segment cannot be read: {e}"));
+                check.lose_track(*name);
+            }
+        }
+    }
+    match head {
+        Some(Ok(head)) => check.head(&head),
+        Some(Err(())) => check.find_in(
+            "head",
+            "the head file is changed or cut: the newest records may be missing",
+        ),
+        None => check.find_in(
+            "head",
+            "the head file is missing: the newest records may be missing too",
+        ),
+    }
+    for stranger in strangers {
+        check.find_in(&stranger, "the file is not named like a segment and was not read");
+    }
+    Ok(check.report)
+}
+
+/// The check as far as it has come.
+#[derive(Default)]
+struct Check {
+    report: Report,
+    /// The file that is being read.
+    at: String,
+    recorder: Option<String>,
+    boot: u64,
+    next_seq: u64,
+    /// The links that the next one may continue; none when that is not known.
+    links: Vec<Hash>,
+    /// Bytes that could not be read stand before the next record: the finding that tells of them.
+    gap: Option<usize>,
+}
+
+// === impl Check ===
+
+impl Check {
+    fn segment(&mut self, segment: &Segment, last: bool, head: Option<&Head>) {
+        if last && segment.is_unborn(head) {
+            self.report.torn_bytes += segment.len() as u64;
+            return;
+        }
+        self.at = segment.name.file_name();
+        self.report.segments += 1;
+        match &segment.header {
+            Some(header) if header.name == segment.name => self.header(header),
+            Some(header) => {
+                self.find(
+                    None,
+                    format!("the file was renamed: its header says `{}`", header.name.file_name()),
+                );
+                self.lose_track(segment.name);
+            }
+            None => {
+                self.find(None, "its header is changed or cut".into());
+                self.lose_track(segment.name);
+            }
+        }
+        for piece in segment.pieces() {
+            match piece {
+                Piece::Frame(frame) => self.frame(&frame),
+                Piece::Bad { at, end, .. } if last && segment.is_torn(at, end, head) => {
+                    self.report.torn_bytes += (end - at) as u64;
+                }
+                Piece::Bad { frame: Some(frame), .. } => {
+                    self.find(
+                        Some(self.next_seq),
+                        "the record was changed: its checksum does not match".into(),
+                    );
+                    self.close_gap(self.next_seq);
+                    // Either its payload was changed or its hash: the next record continues the one that was not.
+                    self.links = self.links.iter().map(|link| chain(link, frame.payload)).collect();
+                    self.links.push(frame.hash);
+                    self.next_seq = self.next_seq.saturating_add(1);
+                }
+                Piece::Bad { at, end, frame: None } => {
+                    if self.gap.is_none() {
+                        let length = end - at;
+                        let problem = format!("the record was changed or cut: {length} bytes at {at} cannot be read");
+                        self.find(Some(self.next_seq), problem);
+                        self.gap = Some(self.report.findings.len() - 1);
+                    }
+                    self.links.clear();
+                }
+            }
+        }
+    }
+
+    /// A segment that cannot say what it continues.
+    fn lose_track(&mut self, name: SegmentName) {
+        if name.boot != self.boot {
+            self.report.boots += 1;
+        }
+        (self.boot, self.next_seq) = (name.boot, name.first_seq);
+        self.links.clear();
+        self.gap = None;
+    }
+
+    fn header(&mut self, header: &Header) {
+        let before = self.report.findings.len();
+        let recorder = self.recorder.get_or_insert_with(|| header.recorder.clone()).clone();
+        if recorder != header.recorder {
+            self.find(
+                None,
+                format!("the segment is of another recorder, `{}`", header.recorder),
+            );
+        }
+        let SegmentName { boot, first_seq } = header.name;
+        let first = self.boot == 0;
+        if boot == self.boot {
+            self.missing_before(first_seq);
+        } else {
+            self.report.boots += 1;
+            if boot == self.boot.saturating_add(1) {
+                self.missing_before(header.records_before);
+            } else {
+                let (from, to) = (self.boot.saturating_add(1), boot.saturating_sub(1));
+                self.find(
+                    None,
+                    format!("before it the segments of boots {from} to {to} are missing"),
+                );
+            }
+            (self.boot, self.next_seq, self.gap) = (boot, 0, None);
+            self.missing_before(first_seq);
+        }
+        if first {
+            self.links = vec![genesis(&header.recorder)];
+        }
+        let follows = self.links.is_empty() || self.links.contains(&header.previous);
+        if !follows && self.report.findings.len() == before {
+            self.find(
+                Some(first_seq),
+                "the segment does not continue the record before it: one was changed".into(),
+            );
+        }
+        self.next_seq = first_seq;
+        self.gap = None;
+        self.links = vec![header.hash()];
+    }
+
+    fn frame(&mut self, frame: &Frame<'_>) {
+        self.report.records += 1;
+        let expected = self.next_seq;
+        let Some(seq) = crate::Record::decode(frame.payload, "", 0).map(|record| record.id.seq) else {
+            self.find(Some(expected), "what stands in its place is no record".into());
+            self.links = vec![frame.hash];
+            self.next_seq = expected.saturating_add(1);
+            return;
+        };
+        if seq < expected {
+            let problem = "the record is out of place: moved or repeated";
+            // Where it should have been, its absence has been noticed already.
+            let id = self.id(seq);
+            match self
+                .report
+                .findings
+                .iter_mut()
+                .find(|finding| finding.id.as_deref() == Some(&id))
+            {
+                Some(finding) => finding.problem = problem.into(),
+                None => self.find(Some(seq), problem.into()),
+            }
+            self.links.push(frame.hash);
+            return;
+        }
+        let before = self.report.findings.len();
+        self.missing_before(seq);
+        let follows = self.links.is_empty() || self.links.iter().any(|link| chain(link, frame.payload) == frame.hash);
+        if !follows && self.report.findings.len() == before {
+            self.find(
+                Some(seq),
+                "the record was changed: its hash does not continue the one before it".into(),
+            );
+        }
+        self.links = vec![frame.hash];
+        self.next_seq = seq.saturating_add(1);
+    }
+
+    fn head(&mut self, head: &Head) {
+        self.at = SegmentName {
+            boot: head.boot,
+            first_seq: head.segment_first_seq,
+        }
+        .file_name();
+        if head.boot > self.boot {
+            let (from, to) = (self.boot.saturating_add(1), head.boot);
+            self.find(
+                None,
+                format!("the segments of boots {from} to {to}, the newest, are missing"),
+            );
+        } else if head.boot == self.boot && head.records > self.next_seq {
+            self.missing_before(head.records);
+        } else if head.boot == self.boot
+            && head.records == self.next_seq
+            && !self.links.is_empty()
+            && !self.links.contains(&head.hash)
+        {
+            self.find(
+                head.records.checked_sub(1),
+                "the newest record is not the one the head file names".into(),
+            );
+        }
+    }
+
+    /// `seq` is the next that is there: whatever lies between has been found missing.
+    fn missing_before(&mut self, seq: u64) {
+        let expected = self.next_seq;
+        if self.close_gap(seq) || seq == expected {
+            return;
+        }
+        let to = self.id(seq.saturating_sub(1));
+        match seq.checked_sub(expected) {
+            Some(1) => self.find(Some(expected), "the record is missing".into()),
+            Some(count) => self.find(
+                Some(expected),
+                format!("{count} records are missing, the last of them {to}"),
+            ),
+            None => self.find(
+                Some(seq),
+                "the segment begins before the end of the one before it".into(),
+            ),
+        }
+        self.next_seq = seq;
+    }
+
+    /// Completes the finding about unreadable bytes, if there is one, now that it is known what follows them.
+    fn close_gap(&mut self, seq: u64) -> bool {
+        let Some(index) = self.gap.take() else { return false };
+        let last = self.id(seq.saturating_sub(1));
+        if seq > self.next_seq.saturating_add(1)
+            && let Some(finding) = self.report.findings.get_mut(index)
+        {
+            finding.problem = format!("{}; with it all records to {last}", finding.problem);
+        }
+        true
+    }
+
+    fn find(&mut self, seq: Option<u64>, problem: String) {
+        let id = seq.map(|seq| self.id(seq));
+        self.report.findings.push(Finding {
+            segment: self.at.clone(),
+            id,
+            problem,
+        });
+    }
+
+    fn find_in(&mut self, file: &str, problem: &str) {
+        self.report.findings.push(Finding {
+            segment: file.to_owned(),
+            id: None,
+            problem: problem.to_owned(),
+        });
+    }
+
+    fn id(&self, seq: u64) -> String {
+        let recorder = self.recorder.clone().unwrap_or_else(|| "?".into());
+        DecisionId {
+            recorder,
+            boot: self.boot,
+            seq,
+        }
+        .to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::segment::HEADER_BYTES;
+    use crate::testing::{copy, files, open, read, write};
+    use crate::{Class, Record};
+
+    /// Two segments of boot 1 (records 0–2 and 3–4), one of boot 2 (0–1).
+    fn log() -> (tempfile::TempDir, Vec<Record>) {
+        let directory = tempfile::tempdir().unwrap();
+        let written = write(directory.path(), &[5, 2]);
+        let names = [
+            "0000000001-00000000000000000000.seg",
+            "0000000001-00000000000000000003.seg",
+            SECOND_BOOT,
+            "head",
+        ];
+        assert_eq!(files(directory.path()), names);
+        (directory, written)
+    }
+
+    const FIRST: &str = "0000000001-00000000000000000000.seg";
+    const SECOND: &str = "0000000001-00000000000000000003.seg";
+    const SECOND_BOOT: &str = "0000000002-00000000000000000000.seg";
+
+    fn found(directory: &Path) -> Vec<String> {
+        let findings = verify_log(directory).unwrap().findings.into_iter();
+        findings
+            .map(|finding| format!("{} {}", finding.segment, finding.id.unwrap_or_default()))
+            .collect()
+    }
+
+    /// Header and frames of a segment, each as its bytes.
+    fn parts(path: &Path) -> Vec<Vec<u8>> {
+        let bytes = fs::read(path).unwrap();
+        let segment = Segment::from_bytes(SegmentName { boot: 0, first_seq: 0 }, bytes.clone());
+        let mut parts = vec![bytes[..HEADER_BYTES].to_vec()];
+        let mut at = HEADER_BYTES;
+        for piece in segment.pieces() {
+            parts.push(bytes[at..piece.end()].to_vec());
+            at = piece.end();
+        }
+        parts
+    }
+
+    fn edit(path: &Path, change: impl FnOnce(&mut Vec<Vec<u8>>)) {
+        let mut parts = parts(path);
+        change(&mut parts);
+        fs::write(path, parts.concat()).unwrap();
+    }
+
+    /// Another payload in a frame, with a checksum that holds; the hash is recomputed from the one before, or kept.
+    fn forge(parts: &mut [Vec<u8>], index: usize, recompute: bool) {
+        let frame = &parts[index];
+        let length = frame.len() - 40;
+        let mut payload = frame[8..8 + length].to_vec();
+        let at = payload.windows(8).position(|text| text == b"accounts").unwrap();
+        payload[at] = b'A';
+        let previous: Hash = parts[index - 1][parts[index - 1].len() - 32..].try_into().unwrap();
+        let (mut forged, _) = Frame::encode(&previous, &payload);
+        if !recompute {
+            let hash: Hash = frame[frame.len() - 32..].try_into().unwrap();
+            let crc = crc32c::crc32c(&[&forged[..4], &payload, &hash].concat());
+            forged[4..8].copy_from_slice(&crc.to_be_bytes());
+            let end = forged.len() - 32;
+            forged[end..].copy_from_slice(&hash);
+        }
+        parts[index] = forged;
+    }
+
+    #[test]
+    fn an_intact_log_has_no_findings() {
+        let (directory, written) = log();
+        let report = verify_log(directory.path()).unwrap();
+        assert_eq!(
+            report,
+            Report {
+                records: 7,
+                segments: 3,
+                boots: 2,
+                findings: Vec::new(),
+                torn_bytes: 0
+            }
+        );
+        assert_eq!(read(directory.path()), (written, 0));
+    }
+
+    #[test]
+    fn a_directory_without_a_log_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(
+            verify_log(directory.path()).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(
+            verify_log(&directory.path().join("none")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+
+    type Harm = fn(&Path);
+
+    /// One harm, one finding, and it names the record.
+    const HARMS: &[(&str, Harm, &[(&str, &str)])] = &[
+        (
+            "payload changed",
+            |d| edit(&d.join(FIRST), |parts| parts[2][30] ^= 1),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "hash changed",
+            |d| edit(&d.join(FIRST), |parts| *parts[2].last_mut().unwrap() ^= 1),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "checksum changed",
+            |d| edit(&d.join(FIRST), |parts| parts[2][5] ^= 1),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "length changed",
+            |d| edit(&d.join(FIRST), |parts| parts[2][3] ^= 1),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "length huge",
+            |d| edit(&d.join(FIRST), |parts| parts[1][0] = 0xff),
+            &[(FIRST, "ledger-1-0")],
+        ),
+        (
+            "newest changed",
+            |d| edit(&d.join(SECOND_BOOT), |parts| parts[2][30] ^= 1),
+            &[(SECOND_BOOT, "ledger-2-1")],
+        ),
+        (
+            "last of a segment changed",
+            |d| edit(&d.join(FIRST), |parts| parts[3][30] ^= 1),
+            &[(FIRST, "ledger-1-2")],
+        ),
+        (
+            "forged, hash kept",
+            |d| edit(&d.join(FIRST), |parts| forge(parts, 2, false)),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "forged, hash too",
+            |d| edit(&d.join(FIRST), |parts| forge(parts, 2, true)),
+            &[(FIRST, "ledger-1-2")],
+        ),
+        (
+            "last forged, hash too",
+            |d| edit(&d.join(FIRST), |parts| forge(parts, 3, true)),
+            &[(SECOND, "ledger-1-3")],
+        ),
+        (
+            "newest forged, hash too",
+            |d| edit(&d.join(SECOND_BOOT), |parts| forge(parts, 2, true)),
+            &[(SECOND_BOOT, "ledger-2-1")],
+        ),
+        (
+            "record removed",
+            |d| edit(&d.join(FIRST), |parts| drop(parts.remove(2))),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "first removed",
+            |d| edit(&d.join(FIRST), |parts| drop(parts.remove(1))),
+            &[(FIRST, "ledger-1-0")],
+        ),
+        (
+            "last of a segment removed",
+            |d| edit(&d.join(FIRST), |parts| drop(parts.pop())),
+            &[(SECOND, "ledger-1-2")],
+        ),
+        (
+            "last of a boot removed",
+            |d| edit(&d.join(SECOND), |parts| drop(parts.pop())),
+            &[(SECOND_BOOT, "ledger-1-4")],
+        ),
+        (
+            "newest removed",
+            |d| edit(&d.join(SECOND_BOOT), |parts| drop(parts.pop())),
+            &[(SECOND_BOOT, "ledger-2-1")],
+        ),
+        (
+            "newest cut in half",
+            |d| edit(&d.join(SECOND_BOOT), |parts| parts[2].truncate(50)),
+            &[(SECOND_BOOT, "ledger-2-1")],
+        ),
+        (
+            "older cut in half",
+            |d| edit(&d.join(FIRST), |parts| parts[3].truncate(50)),
+            &[(FIRST, "ledger-1-2")],
+        ),
+        (
+            "two swapped",
+            |d| edit(&d.join(FIRST), |parts| parts.swap(1, 2)),
+            &[(FIRST, "ledger-1-0")],
+        ),
+        (
+            "last two swapped",
+            |d| edit(&d.join(FIRST), |parts| parts.swap(2, 3)),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "one repeated",
+            |d| edit(&d.join(FIRST), |parts| parts.insert(3, parts[2].clone())),
+            &[(FIRST, "ledger-1-1")],
+        ),
+        (
+            "first segment removed",
+            |d| fs::remove_file(d.join(FIRST)).unwrap(),
+            &[(SECOND, "ledger-1-0")],
+        ),
+        (
+            "last of a boot's segments removed",
+            |d| fs::remove_file(d.join(SECOND)).unwrap(),
+            &[(SECOND_BOOT, "ledger-1-3")],
+        ),
+        (
+            "newest boot removed",
+            |d| fs::remove_file(d.join(SECOND_BOOT)).unwrap(),
+            &[(SECOND_BOOT, "")],
+        ),
+        (
+            "first boot removed",
+            |d| {
+                [FIRST, SECOND]
+                    .iter()
+                    .for_each(|name| fs::remove_file(d.join(name)).unwrap())
+            },
+            &[(SECOND_BOOT, "")],
+        ),
+        (
+            "header changed",
+            |d| edit(&d.join(SECOND), |parts| parts[0][90] ^= 1),
+            &[(SECOND, "")],
+        ),
+        (
+            "segment renamed",
+            |d| fs::rename(d.join(SECOND), d.join(FIRST.replace("1-", "9-"))).unwrap(),
+            &[(SECOND_BOOT, "ledger-1-3"), ("0000000009-00000000000000000000.seg", "")],
+        ),
+        (
+            "head removed",
+            |d| fs::remove_file(d.join("head")).unwrap(),
+            &[("head", "")],
+        ),
+        (
+            "head emptied",
+            |d| fs::write(d.join("head"), "").unwrap(),
+            &[("head", "")],
+        ),
+        (
+            "head too long",
+            |d| fs::write(d.join("head"), [0; 1000]).unwrap(),
+            &[("head", "")],
+        ),
+        (
+            "a stranger",
+            |d| fs::write(d.join("1-0.seg"), "").unwrap(),
+            &[("1-0.seg", "")],
+        ),
+    ];
+
+    #[test]
+    fn one_harm_gives_one_finding_that_names_it() {
+        for (name, harm, expected) in HARMS {
+            let (directory, _) = log();
+            harm(directory.path());
+            let expected: Vec<String> = expected.iter().map(|(segment, id)| format!("{segment} {id}")).collect();
+            assert_eq!(
+                found(directory.path()),
+                expected,
+                "{name}: {:#?}",
+                verify_log(directory.path())
+            );
+        }
+    }
+
+    /// Opening neither stops at damage nor hides it.
+    #[test]
+    fn harm_stays_visible_after_the_next_boot() {
+        for (name, harm, _) in HARMS {
+            let (directory, written) = log();
+            harm(directory.path());
+            // A head that is missing or damaged is written anew; the rest was whole in those cases.
+            if name.starts_with("head") {
+                continue;
+            }
+            let (recorder, _) = open(directory.path());
+            let mut last = crate::testing::record(9);
+            recorder.append(&mut last, Class::Full).unwrap();
+            drop(recorder);
+            assert!(!found(directory.path()).is_empty(), "{name}");
+            let (records, _) = read(directory.path());
+            assert_eq!(records.last(), Some(&last), "{name}");
+            assert!(records.len() < written.len() + 3, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_byte_is_found_and_none_makes_a_wrong_record() {
+        let (directory, written) = log();
+        for file in files(directory.path()) {
+            let path = directory.path().join(file);
+            let original = fs::read(&path).unwrap();
+            for at in 0..original.len() {
+                for bit in [0x01, 0x80] {
+                    let mut bytes = original.clone();
+                    bytes[at] ^= bit;
+                    fs::write(&path, bytes).unwrap();
+                    let context = format!("{} byte {at}", path.display());
+                    assert!(!found(directory.path()).is_empty(), "{context}");
+                    let (records, _) = read(directory.path());
+                    assert!(records.iter().all(|record| written.contains(record)), "{context}");
+                }
+            }
+            fs::write(&path, original).unwrap();
+        }
+        assert_eq!(found(directory.path()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_cut_is_found() {
+        let (directory, written) = log();
+        let last = directory.path().join(SECOND_BOOT);
+        let original = fs::read(&last).unwrap();
+        for length in 0..original.len() {
+            fs::write(&last, &original[..length]).unwrap();
+            assert!(!found(directory.path()).is_empty(), "at {length}");
+            let (records, _) = read(directory.path());
+            assert_eq!(records, written[..records.len()], "at {length}");
+        }
+    }
+
+    /// Without a head that says otherwise, a cut end is what a crash leaves: cut off, counted, and written on.
+    #[test]
+    fn a_torn_tail_is_mended() {
+        let (directory, written) = log();
+        fs::remove_file(directory.path().join("head")).unwrap();
+        let whole = fs::read(directory.path().join(SECOND_BOOT)).unwrap().len();
+        let frames = parts(&directory.path().join(SECOND_BOOT));
+        for length in 0..whole {
+            let copy = copy(directory.path());
+            let last = copy.path().join(SECOND_BOOT);
+            let bytes = fs::read(&last).unwrap();
+            fs::write(&last, &bytes[..length]).unwrap();
+            let kept = match length.checked_sub(frames[0].len()) {
+                None => 0,
+                Some(rest) => usize::from(rest >= frames[1].len()),
+            };
+            let sound = if length < HEADER_BYTES {
+                0
+            } else {
+                frames[..=kept].iter().map(Vec::len).sum()
+            };
+            let (recorder, repair) = open(copy.path());
+            assert_eq!(
+                (repair.torn_bytes, repair.missing),
+                ((length - sound) as u64, 0),
+                "at {length}"
+            );
+            assert_eq!(
+                recorder.boot(),
+                if length < HEADER_BYTES { 2 } else { 3 },
+                "at {length}"
+            );
+            let mut next = crate::testing::record(0);
+            recorder.append(&mut next, Class::Full).unwrap();
+            drop(recorder);
+            assert_eq!(found(copy.path()), Vec::<String>::new(), "at {length}");
+            let expected: Vec<Record> = written[..5 + kept].iter().cloned().chain([next]).collect();
+            assert_eq!(read(copy.path()), (expected, 0), "at {length}");
+        }
+    }
+
+    #[test]
+    fn a_record_being_written_is_torn_not_wrong() {
+        let (directory, _) = log();
+        let last = directory.path().join(SECOND_BOOT);
+        let mut bytes = fs::read(&last).unwrap();
+        let half = parts(&last)[1][..60].to_vec();
+        bytes.extend_from_slice(&half);
+        fs::write(&last, bytes).unwrap();
+        let report = verify_log(directory.path()).unwrap();
+        assert_eq!((report.torn_bytes, report.findings.len(), report.records), (60, 0, 7));
+        assert_eq!(read(directory.path()).1, 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn arbitrary_bytes_are_no_panic(
+            header in any::<bool>(),
+            bytes in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..2000),
+        ) {
+            let (directory, written) = log();
+            let path = directory.path().join(SECOND_BOOT);
+            let kept = if header { parts(&path)[0].clone() } else { Vec::new() };
+            fs::write(&path, [kept, bytes].concat()).unwrap();
+            prop_assert!(!found(directory.path()).is_empty());
+            prop_assert_eq!(&read(directory.path()).0, &written[..5]);
+            let (recorder, _) = open(directory.path());
+            recorder.append(&mut crate::testing::record(0), Class::Full).unwrap();
+            drop(recorder);
+            prop_assert!(!found(directory.path()).is_empty());
+        }
+
+        #[test]
+        fn no_mix_of_harms_makes_a_wrong_record(
+            harms in proptest::collection::vec((0..4usize, any::<proptest::sample::Index>(), any::<u8>(), 0..3u8), 1..6),
+        ) {
+            let (directory, written) = log();
+            let names = files(directory.path());
+            for (file, at, byte, kind) in harms {
+                let path = directory.path().join(&names[file]);
+                let mut bytes = fs::read(&path).unwrap();
+                if bytes.is_empty() {
+                    continue;
+                }
+                let at = at.index(bytes.len());
+                match kind {
+                    0 => bytes[at] = byte,
+                    1 => bytes.truncate(at),
+                    _ => bytes.insert(at, byte),
+                }
+                fs::write(&path, bytes).unwrap();
+            }
+            let _ = verify_log(directory.path());
+            let (records, _) = read(directory.path());
+            prop_assert!(records.iter().all(|record| written.contains(record)));
+        }
+    }
+}
