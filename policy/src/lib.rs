@@ -21,4 +21,4 @@ pub use fault::Fault;
 pub use request::{AuthzRequest, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;
-pub use snapshot::{MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};
+pub use snapshot::{MAX_CHAIN, MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};

@@ -11,6 +11,9 @@ pub(crate) struct Statement<'a> {
     pub(crate) text: &'a str,
     /// How deep its brackets nest.
     pub(crate) depth: usize,
+    /// An upper bound, within a factor, of the depth of its longest expression: operators between two commas or
+    /// semicolons, brackets followed inwards.
+    pub(crate) chain: usize,
 }
 
 /// The statements of a file, in order.
@@ -28,12 +31,8 @@ pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
                 .position(|b| matches!(b, b'\n' | b'\r'))
                 .unwrap_or(rest.len()),
             _ => {
-                let statement = open.get_or_insert(Open {
-                    offset: at,
-                    depth: 0,
-                    deepest: 0,
-                });
-                statement.take(byte);
+                let statement = open.get_or_insert_with(|| Open::at(at));
+                statement.take(rest);
                 token_length(rest)
             }
         };
@@ -65,29 +64,77 @@ fn token_length(rest: &[u8]) -> usize {
 /// A statement whose end is not yet found.
 struct Open {
     offset: usize,
-    depth: usize,
     deepest: usize,
+    /// The brackets that are open, outermost first, and the statement itself.
+    outer: Vec<Level>,
+    level: Level,
+}
+
+/// What was seen between one pair of brackets: operators since the last comma, the longest chain within brackets
+/// since then, and the longest of all.
+#[derive(Default)]
+struct Level {
+    operators: usize,
+    inner: usize,
+    chain: usize,
 }
 
 // === impl Open ===
 
 impl Open {
-    fn take(&mut self, byte: u8) {
-        match byte {
-            b'(' | b'[' | b'{' => self.depth += 1,
-            b')' | b']' | b'}' => self.depth = self.depth.saturating_sub(1),
-            _ => {}
+    fn at(offset: usize) -> Self {
+        Self {
+            offset,
+            deepest: 0,
+            outer: Vec::new(),
+            level: Level::default(),
         }
-        self.deepest = self.deepest.max(self.depth);
     }
 
-    fn close(self, text: &str, end: usize) -> Statement<'_> {
+    fn take(&mut self, rest: &[u8]) {
+        match rest.first() {
+            Some(b'(' | b'[' | b'{') => {
+                self.level.operators += 1;
+                self.outer.push(std::mem::take(&mut self.level));
+                self.deepest = self.deepest.max(self.outer.len());
+            }
+            Some(b')' | b']' | b'}') => {
+                if let Some(outer) = self.outer.pop() {
+                    self.level.end_item();
+                    let inner = std::mem::replace(&mut self.level, outer).chain;
+                    self.level.inner = self.level.inner.max(inner);
+                }
+            }
+            Some(b',') => self.level.end_item(),
+            Some(b'.' | b'+' | b'-' | b'*' | b'!' | b'&' | b'|') => self.level.operators += 1,
+            Some(b'i') if rest.starts_with(b"if") => self.level.operators += 1,
+            _ => {}
+        }
+    }
+
+    fn close(mut self, text: &str, end: usize) -> Statement<'_> {
+        // Brackets may be missing: what is still open counts as closed here.
+        while !self.outer.is_empty() {
+            self.take(b")");
+        }
+        self.level.end_item();
         let text = text.get(self.offset..end).unwrap_or_default();
         Statement {
             offset: self.offset,
             text,
             depth: self.deepest,
+            chain: self.level.chain,
         }
+    }
+}
+
+// === impl Level ===
+
+impl Level {
+    fn end_item(&mut self) {
+        self.chain = self.chain.max(self.operators + self.inner);
+        self.operators = 0;
+        self.inner = 0;
     }
 }
 
@@ -128,6 +175,23 @@ mod tests {
             (")))(;", 1),
         ] {
             assert_eq!(statements(text)[0].depth, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn chains_count_operators_between_commas_and_follow_brackets() {
+        for (text, expected) in [
+            ("a;", 0),
+            ("a.b.c;", 2),
+            ("\"a.b.c\";", 0),
+            ("f(a.b, c.d.e, f);", 3),
+            ("a[b][c][d];", 3),
+            ("a + (b + (c + d));", 5),
+            ("if a then b else if c then d else e;", 2),
+            ("[ip(a), ip(b), ip(c)];", 2),
+            ("(a.b.c", 3),
+        ] {
+            assert_eq!(statements(text)[0].chain, expected, "{text:?}");
         }
     }
 }
