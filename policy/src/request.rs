@@ -304,6 +304,22 @@ mod tests {
     }
 
     #[test]
+    fn a_verified_peer_is_the_principal() {
+        let peer = hoplite_identity::testing::TestAuthority::new("prod.acme").peer("/ns/pay/sa/x");
+        let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
+        let route = Route::unmatched("ledger");
+        let from = connection("10.0.0.1");
+        for request in [
+            AuthzRequest::connect(&peer, "ledger", &from),
+            AuthzRequest::http(&peer, "ledger", &route, &request, &from),
+        ] {
+            assert_eq!(request.principal(), "spiffe://prod.acme/ns/pay/sa/x");
+            let principal = request.question().unwrap().request.principal().unwrap();
+            assert_eq!(principal, &uid(&VOCABULARY.workload, "spiffe://prod.acme/ns/pay/sa/x"));
+        }
+    }
+
+    #[test]
     fn a_record_can_name_what_was_asked() {
         let request = http("PURGE", "/");
         assert_eq!(request.principal(), "spiffe://prod.acme/ns/pay/sa/x");
