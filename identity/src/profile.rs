@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::asn1_rs::Any;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
+use x509_parser::oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
@@ -42,11 +43,7 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
     let certificate = parse(der).map_err(InvalidSvid::Malformed)?;
 
     // an authority must not authenticate. First, because nothing else it says matters then.
-    if certificate
-        .basic_constraints()
-        .map_err(malformed)?
-        .is_some_and(|constraints| constraints.value.ca)
-    {
+    if is_ca(&certificate).map_err(malformed)? {
         return Err(InvalidSvid::CertificateAuthority);
     }
     let key_usage = certificate.key_usage().map_err(malformed)?;
@@ -97,11 +94,7 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
 pub(crate) fn authority(der: &[u8]) -> Result<X509Certificate<'_>, InvalidAuthority> {
     let malformed = |error: X509Error| InvalidAuthority::Malformed(error.to_string());
     let certificate = parse(der).map_err(InvalidAuthority::Malformed)?;
-    if !certificate
-        .basic_constraints()
-        .map_err(malformed)?
-        .is_some_and(|constraints| constraints.value.ca)
-    {
+    if !is_ca(&certificate).map_err(malformed)? {
         return Err(InvalidAuthority::NotCa);
     }
     if !certificate
@@ -165,6 +158,18 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, InvalidSvid>
     Ok(id)
 }
 
+/// Not by x509-parser's own accessor, to which basic constraints that it cannot read are none.
+fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, X509Error> {
+    match certificate
+        .get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS)?
+        .map(X509Extension::parsed_extension)
+    {
+        None => Ok(false),
+        Some(ParsedExtension::BasicConstraints(constraints)) => Ok(constraints.ca),
+        Some(_) => Err(X509Error::InvalidExtensions),
+    }
+}
+
 /// Exactly one certificate, of a bounded size.
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     if der.len() > MAX_CERTIFICATE {
@@ -208,6 +213,14 @@ fn serial_hex(mut serial: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Shape, TestAuthority};
+
+    #[test]
+    fn x_5_unreadable_basic_constraints_are_not_taken_for_none() {
+        let shown = TestAuthority::new("example.org").shaped("/web", Shape::UnreadableBasicConstraints);
+        let found = Leaf::parse(&shown.chain[0]);
+        assert!(matches!(found, Err(InvalidSvid::Malformed(_))), "{found:?}");
+    }
 
     #[test]
     fn serials_are_lower_case_hex_without_the_sign_byte() {

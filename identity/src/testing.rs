@@ -65,6 +65,8 @@ pub enum Shape {
     KeyCertSign,
     /// The leaf is a CA.
     CaLeaf,
+    /// Basic constraints that are no DER.
+    UnreadableBasicConstraints,
     /// Good: no extended key usage.
     NoExtendedKeyUsage,
     /// Only for servers.
@@ -201,6 +203,11 @@ impl TestAuthority {
             Shape::CrlSign => params.key_usages.push(KeyUsagePurpose::CrlSign),
             Shape::KeyCertSign => params.key_usages.push(KeyUsagePurpose::KeyCertSign),
             Shape::CaLeaf => params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+            Shape::UnreadableBasicConstraints => {
+                params
+                    .custom_extensions
+                    .push(CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1]));
+            }
             Shape::NoExtendedKeyUsage => params.extended_key_usages.clear(),
             Shape::OnlyServerAuth => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
             Shape::OnlyClientAuth => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],

@@ -449,6 +449,7 @@ mod tests {
     fn x_5_basic_constraints() {
         check(&[
             (Shape::CaLeaf, Err("not_a_leaf")),
+            (Shape::UnreadableBasicConstraints, Err("malformed")),
             (Shape::Intermediate, Ok("/web")),
             (Shape::IntermediateWithoutCa, Err("not_an_authority")),
         ]);
