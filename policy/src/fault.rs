@@ -40,19 +40,9 @@ impl std::error::Error for Fault {}
 
 /// Line and column, both from 1, of a byte offset; an offset past the end is the end.
 pub(crate) fn position(text: &str, offset: usize) -> (usize, usize) {
-    let mut line = 1;
-    let mut column = 1;
-    for (at, character) in text.char_indices() {
-        if at >= offset {
-            break;
-        }
-        if character == '\n' {
-            line += 1;
-            column = 1;
-        } else {
-            column += 1;
-        }
-    }
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     (line, column)
 }
 

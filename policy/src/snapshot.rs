@@ -1,6 +1,6 @@
 //! The snapshot: a validated policy set, its routes and its revision; immutable, shared, swapped whole.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, position};
 use crate::request::AuthzRequest;
 use crate::routes::{ROUTES_FILE, RouteTable};
 use crate::schema::VOCABULARY;
@@ -223,15 +223,15 @@ fn revision(sources: &[&Source]) -> String {
 
 /// Policies as they are gathered, and where each id was first used.
 #[derive(Default)]
-struct Policies {
+struct Policies<'a> {
     set: PolicySet,
-    places: HashMap<String, String>,
+    places: HashMap<String, (&'a Source, usize)>,
 }
 
 // === impl Policies ===
 
-impl Policies {
-    fn add(&mut self, source: &Source, statement: &Statement<'_>) -> Result<(), Vec<Fault>> {
+impl<'a> Policies<'a> {
+    fn add(&mut self, source: &'a Source, statement: &Statement<'_>) -> Result<(), Vec<Fault>> {
         let fault = |offset: usize, reason: String| {
             Fault::at(
                 &source.name,
@@ -250,12 +250,14 @@ impl Policies {
         check_id(&id).map_err(|reason| vec![fault(0, reason)])?;
         match self.places.entry(id.clone()) {
             Entry::Occupied(first) => {
-                let reason = format!("the `@id` `{id}` is already used at {}; ids must differ", first.get());
+                let (source, offset) = *first.get();
+                let (line, column) = position(&source.text, offset);
+                let place = format!("{}:{line}:{column}", source.name);
+                let reason = format!("the `@id` `{id}` is already used at {place}; ids must differ");
                 return Err(vec![fault(0, reason)]);
             }
             Entry::Vacant(place) => {
-                let here = fault(0, String::new());
-                place.insert(format!("{}:{}:{}", here.file, here.line, here.column));
+                place.insert((source, statement.offset));
             }
         }
         let policy = policy.new_id(PolicyId::new(&id));

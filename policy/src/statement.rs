@@ -18,47 +18,41 @@ pub(crate) struct Statement<'a> {
 
 /// The statements of a file, in order.
 pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
-    let bytes = text.as_bytes();
     let mut found = Vec::new();
-    let mut at = 0;
     let mut open: Option<Open> = None;
-    while let Some(&byte) = bytes.get(at) {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let length = match byte {
-            byte if byte.is_ascii_whitespace() => 1,
-            b'/' if rest.starts_with(b"//") => rest
-                .iter()
-                .position(|b| matches!(b, b'\n' | b'\r'))
-                .unwrap_or(rest.len()),
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let at = text.len() - rest.len();
+        let length = match first {
+            // As Cedar has it, any white space of Unicode.
+            space if space.is_whitespace() => space.len_utf8(),
+            '/' if rest.starts_with("//") => rest.find(['\n', '\r']).unwrap_or(rest.len()),
             _ => {
-                let statement = open.get_or_insert_with(|| Open::at(at));
-                statement.take(rest);
-                token_length(rest)
+                open.get_or_insert_with(|| Open::at(at)).take(rest.as_bytes());
+                token_length(first, rest)
             }
         };
-        at += length;
-        if byte == b';'
-            && let Some(statement) = open.take()
-        {
-            found.push(statement.close(text, at));
+        rest = rest.get(length..).unwrap_or_default();
+        if first == ';' {
+            found.extend(open.take().map(|statement| statement.close(text, at + length)));
         }
     }
     found.extend(open.map(|statement| statement.close(text, text.trim_end().len())));
     found
 }
 
-/// A whole string, or a single byte of anything else.
-fn token_length(rest: &[u8]) -> usize {
-    let Some((b'"', string)) = rest.split_first() else {
-        return 1;
-    };
+/// A whole string, or a single character of anything else.
+fn token_length(first: char, rest: &str) -> usize {
+    if first != '"' {
+        return first.len_utf8();
+    }
     let mut escaped = false;
-    let end = string.iter().position(|&b| {
+    let closing = rest.bytes().skip(1).position(|b| {
         let closes = b == b'"' && !escaped;
         escaped = b == b'\\' && !escaped;
         closes
     });
-    end.map_or(rest.len(), |end| end + 2)
+    closing.map_or(rest.len(), |closing| closing + 2)
 }
 
 /// A statement whose end is not yet found.
@@ -141,6 +135,8 @@ impl Level {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cedar_policy::PolicySet;
+    use proptest::prelude::*;
 
     #[test]
     fn a_file_is_cut_at_each_semicolon_outside_strings_and_comments() {
@@ -192,6 +188,49 @@ mod tests {
             ("(a.b.c", 3),
         ] {
             assert_eq!(statements(text)[0].chain, expected, "{text:?}");
+        }
+    }
+
+    /// What Cedar makes of a text: how many policies, or that it is none.
+    fn policies(text: &str) -> Option<usize> {
+        text.parse().ok().map(|set: PolicySet| set.num_of_policies())
+    }
+
+    const PIECES: [&str; 16] = [
+        "permit (principal, action, resource)",
+        "forbid (principal, action, resource)",
+        " when { \"//;\" == \"\\\";\" }",
+        " unless { 1 / 2 }",
+        "@id(\"a;b\")",
+        "@id(\"\\\\\")",
+        ";",
+        ";\n",
+        "\"",
+        "// c;\n",
+        "// \"\r",
+        "//",
+        "\u{a0}",
+        "\u{b}",
+        "é",
+        " ",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn cedar_cuts_in_the_same_places(pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..8)) {
+            let text = pieces.concat();
+            let each: Option<Vec<usize>> = statements(&text).iter().map(|s| policies(s.text)).collect();
+            let each = each.filter(|counts| counts.iter().all(|&count| count == 1));
+            prop_assert_eq!(policies(&text), each.map(|counts| counts.len()), "{:?}", text);
+        }
+
+        #[test]
+        fn any_text_is_cut(text in ".*") {
+            for statement in statements(&text) {
+                prop_assert!(!statement.text.is_empty() && text[statement.offset..].starts_with(statement.text));
+            }
         }
     }
 }
