@@ -1,6 +1,37 @@
 //! The admin socket: status for people, metrics for machines. Read only, and only for the own user.
 
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::config::Config;
+use crate::identity_feed::IdentityFeed;
+use crate::metrics::Metrics;
+use crate::policy_feed::PolicyFeed;
+
+/// People asking at a time.
+const CONNECTIONS_MAX: usize = 16;
+
+/// One question and its answer.
+const EXCHANGE_MAX: Duration = Duration::from_secs(5);
+
+/// A status is a few kilobytes; faults of many files may make it longer.
+const STATUS_BYTES_MAX: usize = 4 << 20;
 
 /// Why a proxy's status cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +43,7 @@ pub enum AdminError {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Somebody answers something else.
     #[error("`{path}` does not answer like a proxy: {reason}", path = .path.display())]
@@ -24,7 +55,156 @@ pub enum AdminError {
     },
 }
 
+/// What the status is made of.
+pub(crate) struct Admin {
+    pub(crate) config: Config,
+    /// Where the listeners are, in the order of the configuration: inbound, then outbound.
+    pub(crate) inbound: Vec<SocketAddr>,
+    pub(crate) outbound: Vec<SocketAddr>,
+    pub(crate) policy: Arc<PolicyFeed>,
+    /// Empty as long as the proxy waits for its first SVID.
+    pub(crate) identity: OnceLock<Arc<IdentityFeed>>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
 /// Asks a running proxy for its `/status`.
-pub async fn admin_status(socket: &Path) -> Result<serde_json::Value, AdminError> {
-    Err(AdminError::Strange { path: socket.to_owned(), reason: String::new() })
+pub async fn admin_status(socket: &Path) -> Result<Value, AdminError> {
+    let strange = |reason: String| AdminError::Strange {
+        path: socket.to_owned(),
+        reason,
+    };
+    let asked = async {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|source| AdminError::Unreachable {
+                path: socket.to_owned(),
+                source,
+            })?;
+        let failed = |error: hyper::Error| strange(error.to_string());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(failed)?;
+        tokio::spawn(connection);
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = http::Uri::from_static("/status");
+        request.headers_mut().insert(HOST, HeaderValue::from_static("proxy"));
+        let response = sender.send_request(request).await.map_err(failed)?;
+        if response.status() != StatusCode::OK {
+            return Err(strange(format!("status {}", response.status())));
+        }
+        let body = Limited::new(response.into_body(), STATUS_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| strange(error.to_string()))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))
+    };
+    timeout(EXCHANGE_MAX, asked)
+        .await
+        .unwrap_or_else(|_| Err(strange("no answer within 5 s".to_owned())))
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Answers for as long as it is polled.
+    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    debug!(%error, "cannot accept on the admin socket");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let admin = self.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(admin.answer(&request))));
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(EXCHANGE_MAX)
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = connection.await {
+                    debug!(%error, "an admin connection ended badly");
+                }
+                drop(slot);
+            });
+        }
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let (status, kind, text) = match (request.method(), request.uri().path()) {
+            (&Method::GET, "/status") => (StatusCode::OK, "application/json", self.status().to_string() + "\n"),
+            (&Method::GET, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.exposition()),
+            _ => (
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "GET /status or GET /metrics\n".to_owned(),
+            ),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+    }
+
+    fn status(&self) -> Value {
+        let identity = self.identity.get().map(|feed| feed.current());
+        let leaf = identity.as_ref().map(|generation| generation.svid.leaf());
+        let status = self.policy.status();
+        let snapshot = self.policy.snapshot();
+        let faults: Vec<_> = status
+            .faults
+            .iter()
+            .map(
+                |fault| json!({"file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.reason}),
+            )
+            .collect();
+        let inbound: Vec<_> = self
+            .config
+            .inbound
+            .iter()
+            .zip(&self.inbound)
+            .map(|(inbound, listen)| json!({"service": inbound.service, "listen": listen, "forward_to": inbound.forward_to}))
+            .collect();
+        let outbound: Vec<_> = self
+            .config
+            .outbound
+            .iter()
+            .zip(&self.outbound)
+            .map(|(outbound, listen)| {
+                json!({
+                    "name": outbound.name,
+                    "listen": listen,
+                    "connect_to": outbound.connect_to,
+                    "expect": outbound.expect.as_str(),
+                })
+            })
+            .collect();
+        json!({
+            "name": self.config.name,
+            "spiffe_id": leaf.map(|leaf| leaf.spiffe_id().as_str()),
+            "svid_not_after": leaf.map(|leaf| rfc3339(leaf.not_after())),
+            "svid_serial": leaf.map(|leaf| leaf.serial()),
+            "policy": {
+                "revision": snapshot.revision(),
+                "loaded_at": rfc3339(status.loaded_at),
+                "policies": snapshot.policy_ids().count(),
+                "faults": faults,
+                "in_force": if snapshot.deny_all_reason().is_some() { "deny_all" } else { "live" },
+                "reason": snapshot.deny_all_reason(),
+            },
+            "inbound": inbound,
+            "outbound": outbound,
+            "connections": self.metrics.connections(),
+        })
+    }
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
 }

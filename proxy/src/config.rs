@@ -109,31 +109,64 @@ impl Config {
 
     /// Checks what the types cannot say; `path` is named in errors.
     pub fn validate(&self, path: &Path) -> Result<(), ConfigError> {
-        let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| Err(ConfigError::unusable(path, key, value, reason));
+        let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
+            Err(ConfigError::unusable(path, key, value, reason))
+        };
         if !is_name(&self.name, "-.") {
-            return fail("name", &self.name, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids");
+            return fail(
+                "name",
+                &self.name,
+                "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
+            );
         }
-        let socket = self.workload_api.strip_prefix("unix://").or_else(|| self.workload_api.strip_prefix("unix:"));
+        let socket = self
+            .workload_api
+            .strip_prefix("unix://")
+            .or_else(|| self.workload_api.strip_prefix("unix:"));
         if !socket.unwrap_or(&self.workload_api).starts_with('/') {
-            return fail("workload_api", &self.workload_api, "write `unix:///absolute/path/to/agent.sock`");
+            return fail(
+                "workload_api",
+                &self.workload_api,
+                "write `unix:///absolute/path/to/agent.sock`",
+            );
         }
         if !(1..=WORKERS_MAX).contains(&self.workers) {
-            return fail("workers", &self.workers, "write a number from 1 to 64; 1 is right beside one service");
+            return fail(
+                "workers",
+                &self.workers,
+                "write a number from 1 to 64; 1 is right beside one service",
+            );
         }
         if self.inbound.is_empty() && self.outbound.is_empty() {
-            return fail("inbound", &"[]", "write at least one `[[inbound]]` or `[[outbound]]` table");
+            return fail(
+                "inbound",
+                &"[]",
+                "write at least one `[[inbound]]` or `[[outbound]]` table",
+            );
         }
         let mut addresses = HashSet::new();
         let mut names = HashSet::new();
         for inbound in &self.inbound {
             if inbound.listen.port() != 0 && !addresses.insert(inbound.listen) {
-                return fail("inbound.listen", &inbound.listen, "another listener has this address; choose a free port");
+                return fail(
+                    "inbound.listen",
+                    &inbound.listen,
+                    "another listener has this address; choose a free port",
+                );
             }
             if !is_name(&inbound.service, "-._") {
-                return fail("inbound.service", &inbound.service, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`");
+                return fail(
+                    "inbound.service",
+                    &inbound.service,
+                    "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`",
+                );
             }
             if !is_address(&inbound.forward_to) {
-                return fail("inbound.forward_to", &inbound.forward_to, "write `host:port`, for example `127.0.0.1:8080`");
+                return fail(
+                    "inbound.forward_to",
+                    &inbound.forward_to,
+                    "write `host:port`, for example `127.0.0.1:8080`",
+                );
             }
         }
         for outbound in &self.outbound {
@@ -145,13 +178,25 @@ impl Config {
                 );
             }
             if outbound.listen.port() != 0 && !addresses.insert(outbound.listen) {
-                return fail("outbound.listen", &outbound.listen, "another listener has this address; choose a free port");
+                return fail(
+                    "outbound.listen",
+                    &outbound.listen,
+                    "another listener has this address; choose a free port",
+                );
             }
             if !is_name(&outbound.name, "-._") || !names.insert(&outbound.name) {
-                return fail("outbound.name", &outbound.name, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once");
+                return fail(
+                    "outbound.name",
+                    &outbound.name,
+                    "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once",
+                );
             }
             if !is_address(&outbound.connect_to) {
-                return fail("outbound.connect_to", &outbound.connect_to, "write `host:port`, for example `10.0.0.7:7713`");
+                return fail(
+                    "outbound.connect_to",
+                    &outbound.connect_to,
+                    "write `host:port`, for example `10.0.0.7:7713`",
+                );
             }
             if outbound.expect.is_trust_domain() {
                 return fail("outbound.expect", &outbound.expect, "a workload's SPIFFE ID has a path");
@@ -167,7 +212,9 @@ fn one() -> usize {
 
 fn is_name(name: &str, punctuation: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
 }
 
 /// `host:port` with a port that can be dialled.
@@ -220,7 +267,10 @@ expect = "spiffe://demo.hoplite/ledger"
     fn a_file_is_read() {
         let config = load(GOOD).unwrap();
         assert_eq!(config.workers, 1);
-        assert!(config.policy_dir.is_absolute() && config.policy_dir.ends_with("policies"), "relative to the file");
+        assert!(
+            config.policy_dir.is_absolute() && config.policy_dir.ends_with("policies"),
+            "relative to the file"
+        );
         assert_eq!(config.audit_dir, Path::new("/var/audit"));
         assert_eq!(config.outbound[0].expect.path(), "/ledger");
     }
@@ -235,16 +285,44 @@ expect = "spiffe://demo.hoplite/ledger"
                 assert!(error.contains(part), "`{part}` is missing from `{error}`");
             }
         };
-        check("name = \"orders\"", "name = \"Orders\"", &["name = Orders", "decision ids"]);
+        check(
+            "name = \"orders\"",
+            "name = \"Orders\"",
+            &["name = Orders", "decision ids"],
+        );
         check("name = \"orders\"", "nmae = \"orders\"", &["nmae"]);
-        check("unix:///run/agent.sock", "tcp://1.2.3.4:1", &["workload_api = tcp://1.2.3.4:1", "unix:///"]);
+        check(
+            "unix:///run/agent.sock",
+            "tcp://1.2.3.4:1",
+            &["workload_api = tcp://1.2.3.4:1", "unix:///"],
+        );
         check("spiffe://demo.hoplite/orders", "https://demo/orders", &["spiffe_id"]);
-        check("spiffe://demo.hoplite/ledger", "spiffe://demo.hoplite", &["outbound.expect"]);
-        check("127.0.0.1:7722", "0.0.0.0:7722", &["outbound.listen = 0.0.0.0:7722", "127.0.0.1"]);
-        check("127.0.0.1:7722", "127.0.0.1:7712", &["outbound.listen = 127.0.0.1:7712", "another listener"]);
+        check(
+            "spiffe://demo.hoplite/ledger",
+            "spiffe://demo.hoplite",
+            &["outbound.expect"],
+        );
+        check(
+            "127.0.0.1:7722",
+            "0.0.0.0:7722",
+            &["outbound.listen = 0.0.0.0:7722", "127.0.0.1"],
+        );
+        check(
+            "127.0.0.1:7722",
+            "127.0.0.1:7712",
+            &["outbound.listen = 127.0.0.1:7712", "another listener"],
+        );
         check("127.0.0.1:7712", "localhost", &["listen"]);
-        check("forward_to = \"127.0.0.1:7702\"", "forward_to = \"127.0.0.1\"", &["inbound.forward_to = 127.0.0.1"]);
+        check(
+            "forward_to = \"127.0.0.1:7702\"",
+            "forward_to = \"127.0.0.1\"",
+            &["inbound.forward_to = 127.0.0.1"],
+        );
         check("protocol = \"http\"", "protocol = \"https\"", &["https", "http2"]);
-        check("admin_socket = \"orders.sock\"", "admin_socket = \"orders.sock\"\nworkers = 0", &["workers = 0"]);
+        check(
+            "admin_socket = \"orders.sock\"",
+            "admin_socket = \"orders.sock\"\nworkers = 0",
+            &["workers = 0"],
+        );
     }
 }

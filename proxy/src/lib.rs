@@ -4,9 +4,27 @@
 //! identity is held, nothing is forwarded before a decision is recorded, and nothing stays open after trust has ended.
 
 mod admin;
+mod answer;
+mod body;
 mod config;
+mod dial;
+mod enforce;
 mod error;
+mod handshake;
+mod headers;
+mod identity_feed;
+mod inbound;
+mod listener;
+mod metrics;
+mod outbound;
+mod policy_feed;
+mod reading;
+mod relay;
 mod running;
+mod session;
+mod tcp;
+mod upstream;
+mod worker;
 
 pub use admin::{AdminError, admin_status};
 pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol};

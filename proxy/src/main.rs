@@ -9,7 +9,11 @@ use hoplite_proxy::Config;
 
 /// The enforcement point on every hop: mutual TLS, one Cedar decision, one record, then forward.
 #[derive(Debug, Parser)]
-#[command(name = "hoplite-proxy", version, after_help = "Example:\n  hoplite-proxy run --config /etc/hoplite/proxy.toml")]
+#[command(
+    name = "hoplite-proxy",
+    version,
+    after_help = "Example:\n  hoplite-proxy run --config /etc/hoplite/proxy.toml"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

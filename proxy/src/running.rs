@@ -1,38 +1,242 @@
 //! The whole proxy, from its configuration to its end.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::{Config, StartError};
+use hoplite_audit::{Options, Recorder};
+use hoplite_host::process::{Hardening, harden};
+use hoplite_host::shutdown::{self, Stopper};
+use hoplite_host::socket as unix_socket;
+use tokio::runtime;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::enforce::Enforcer;
+use crate::error::StartError;
+use crate::identity_feed::{IdentityFeed, Source};
+use crate::listener::CONNECTIONS_MAX;
+use crate::metrics::Metrics;
+use crate::policy_feed::{Follower, PolicyFeed};
+use crate::session::Stop;
+use crate::worker::{Port, Shared, Worker};
+
+/// What is under way when the proxy stops may take this long to finish.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// A proxy that accepts. Dropping it stops it at once; [`Running::stop`] drains first.
 #[derive(Debug)]
-pub struct Running {}
+pub struct Running {
+    inbound: Vec<(String, SocketAddr)>,
+    outbound: Vec<(String, SocketAddr)>,
+    slots: Vec<Arc<Semaphore>>,
+    drain: Stopper,
+    close: Stopper,
+    /// A worker says here that it has ended.
+    ended: mpsc::UnboundedReceiver<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    _control: JoinSet<()>,
+    _policy: Follower,
+}
+
+/// Where traffic runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Traffic {
+    /// On the runtime that started the proxy.
+    Here,
+    /// On as many threads of its own as the configuration says.
+    Threads,
+}
 
 /// Runs until SIGTERM or SIGINT: control on this thread, traffic on `workers` threads of their own.
-pub fn run(_config: Config) -> Result<(), StartError> {
-    Ok(())
+pub fn run(config: Config) -> Result<(), StartError> {
+    let refused = |what| move |source| StartError::System { what, source };
+    harden(Hardening::NoCore).map_err(refused("hardening"))?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(refused("a runtime"))?;
+    runtime.block_on(async {
+        let mut terminated = std::pin::pin!(shutdown::terminated());
+        let mut running = tokio::select! {
+            started = start_with(config, Traffic::Threads) => started?,
+            stopped = terminated.as_mut() => return stopped.map_err(refused("signals")),
+        };
+        let outcome = tokio::select! {
+            stopped = terminated.as_mut() => stopped.map_err(refused("signals")),
+            () = running.wait() => Err(refused("a worker")(std::io::Error::other("it ended by itself"))),
+        };
+        info!("stopping");
+        running.stop().await;
+        outcome
+    })
 }
 
-/// Starts on the current runtime. Returns when every listener is bound and the first SVID is held; as long as the agent
-/// is away, it waits and says so.
-pub async fn start(_config: Config) -> Result<Running, StartError> {
-    Ok(Running {})
+/// Starts on the current runtime, with one listener for each address. Returns when every listener is bound and the first
+/// SVID is held; as long as the agent is away, it waits and says so.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Traffic::Here).await
 }
+
+async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartError> {
+    // What can fail fails first, before anybody waits for an agent.
+    let workers = if traffic == Traffic::Threads { config.workers } else { 1 };
+    let ports = bind(&config, workers)?;
+    let recorder = open_log(&config)?;
+    let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
+
+    // Policy. From here on there is always a snapshot, if only one that denies.
+    let (policy, follower) = PolicyFeed::follow(config.policy_dir.clone()).map_err(|source| StartError::System {
+        what: "a thread for the policy directory",
+        source,
+    })?;
+    let metrics = Arc::new(Metrics::default());
+    let enforcer = Arc::new(Enforcer::new(policy.clone(), recorder, metrics.clone()));
+
+    // Status can be asked for while the proxy waits for its identity.
+    let named = |inbound: bool| ports.iter().filter(move |port| port.is_inbound() == inbound);
+    let admin = Arc::new(Admin {
+        inbound: named(true).map(|port| port.address).collect(),
+        outbound: named(false).map(|port| port.address).collect(),
+        config: config.clone(),
+        policy,
+        identity: OnceLock::new(),
+        metrics,
+    });
+    let mut control = JoinSet::new();
+    control.spawn(admin.clone().serve(admin_listener));
+
+    // Identity. Nothing listens before there is one.
+    let expected = config.outbound.iter().map(|outbound| outbound.expect.clone()).collect();
+    let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone(), expected);
+    info!(workload_api = config.workload_api, "waiting for an identity");
+    let identity = Arc::new(IdentityFeed::new(source.next(None).await));
+    let _ = admin.identity.set(identity.clone());
+    let own = identity.current();
+    info!(notice = true, spiffe_id = %own.svid.spiffe_id(), serial = own.svid.leaf().serial(), "identity held");
+    let following = identity.clone();
+    control.spawn(async move { following.follow(source).await });
+
+    // Traffic.
+    for port in &ports {
+        port.listen()?;
+        info!(name = port.name(), address = %port.address, inbound = port.is_inbound(), "listening");
+    }
+    let (drain, drained) = shutdown::channel();
+    let (close, closed) = shutdown::channel();
+    let (ends, ended) = mpsc::unbounded_channel();
+    let mut running = Running {
+        inbound: named(true).map(|port| (port.name().to_owned(), port.address)).collect(),
+        outbound: named(false)
+            .map(|port| (port.name().to_owned(), port.address))
+            .collect(),
+        slots: ports.iter().map(|port| port.slots.clone()).collect(),
+        drain,
+        close,
+        ended,
+        threads: Vec::new(),
+        _control: control,
+        _policy: follower,
+    };
+    let shared = Shared::new(
+        identity,
+        enforcer,
+        Stop {
+            drain: drained,
+            close: closed,
+        },
+    );
+    for worker in Worker::divide(ports, workers, &shared) {
+        let end = ends.clone();
+        match traffic {
+            Traffic::Here => {
+                tokio::spawn(worker.run(end));
+            }
+            Traffic::Threads => running.threads.push(worker.thread(end)?),
+        }
+    }
+    Ok(running)
+}
+
+fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
+    let inbound = config
+        .inbound
+        .iter()
+        .map(|inbound| Port::bind_inbound(inbound.clone(), copies));
+    let outbound = config
+        .outbound
+        .iter()
+        .map(|outbound| Port::bind_outbound(outbound.clone(), copies));
+    inbound.chain(outbound).collect()
+}
+
+fn open_log(config: &Config) -> Result<Recorder, StartError> {
+    let (recorder, repair) =
+        Recorder::open(&config.audit_dir, &config.name, Options::default()).map_err(|source| StartError::Audit {
+            dir: config.audit_dir.clone(),
+            source,
+        })?;
+    if repair.missing > 0 {
+        error!(
+            notice = true,
+            records = repair.missing,
+            "the decision log has lost records that were on the disk"
+        );
+    } else if repair.torn_bytes > 0 {
+        warn!(
+            bytes = repair.torn_bytes,
+            "the decision log ended in an unfinished record, which was never acknowledged"
+        );
+    }
+    Ok(recorder)
+}
+
+// === impl Running ===
 
 impl Running {
     /// Where the listener of a service is.
-    pub fn inbound(&self, _service: &str) -> Option<SocketAddr> {
-        None
+    pub fn inbound(&self, service: &str) -> Option<SocketAddr> {
+        self.inbound
+            .iter()
+            .find(|(name, _)| name == service)
+            .map(|(_, address)| *address)
     }
 
     /// Where the listener for an upstream is.
-    pub fn outbound(&self, _name: &str) -> Option<SocketAddr> {
-        None
+    pub fn outbound(&self, name: &str) -> Option<SocketAddr> {
+        self.outbound
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, address)| *address)
     }
 
     /// Accepts nothing new, lets what is under way finish for a bounded time, then closes the rest.
-    pub async fn stop(self) {}
+    pub async fn stop(mut self) {
+        self.drain.stop();
+        let drained = async {
+            for slots in &self.slots {
+                // Every slot that is free is a connection that has ended.
+                let _all = slots.acquire_many(CONNECTIONS_MAX).await;
+            }
+        };
+        if timeout(DRAIN_MAX, drained).await.is_err() {
+            warn!(
+                "connections were still open after {} s and are closed",
+                DRAIN_MAX.as_secs()
+            );
+        }
+        self.close.stop();
+        for thread in self.threads.drain(..) {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
 
-    /// Returns when the proxy has ended by itself, which it does only by a fault of its own.
-    pub async fn wait(&mut self) {}
+    /// Returns when a worker has ended by itself, which it does only by a fault of ours.
+    pub async fn wait(&mut self) {
+        let _ = self.ended.recv().await;
+    }
 }

@@ -1,0 +1,54 @@
+//! Short answers of the proxy itself: what a caller may know, and the id under which the log knows more.
+
+use bytes::Bytes;
+use hoplite_audit::DecisionId;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use crate::body::Body;
+use crate::headers;
+
+/// `{"error": …, "outcome": …, "decision": …}` and the decision in a header. No policy text, no policy ids.
+pub(crate) fn answer(
+    status: StatusCode,
+    error: &str,
+    outcome: Option<&str>,
+    decision: Option<&DecisionId>,
+) -> Response<Body> {
+    let mut fields = serde_json::Map::new();
+    fields.insert("error".to_owned(), error.into());
+    if let Some(outcome) = outcome {
+        fields.insert("outcome".to_owned(), outcome.into());
+    }
+    if let Some(decision) = decision {
+        fields.insert("decision".to_owned(), decision.to_string().into());
+    }
+    let text = serde_json::Value::Object(fields).to_string() + "\n";
+    let mut response = Response::new(Body::Own(Full::new(Bytes::from(text))));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(decision) = decision {
+        set_decision(&mut response, decision);
+    }
+    response
+}
+
+/// Names the decision in an answer.
+pub(crate) fn set_decision(response: &mut Response<Body>, decision: &DecisionId) {
+    if let Ok(value) = HeaderValue::try_from(decision.to_string()) {
+        response.headers_mut().insert(headers::DECISION, value);
+    }
+}
+
+/// Ends an HTTP/1.1 connection with this answer: what follows on it may not be what it seems. HTTP/2 frames its streams.
+pub(crate) fn closing(mut response: Response<Body>, http2: bool) -> Response<Body> {
+    if !http2 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

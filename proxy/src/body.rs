@@ -1,0 +1,60 @@
+//! Message bodies: streamed through as they come, or a few bytes of our own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+/// A body on its way from one side to the other. It is never held whole.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// From the other side.
+    Streamed {
+        /// The bytes.
+        incoming: Incoming,
+        /// Lives as long as the body: its count is the number of streams under way on a connection.
+        _stream: Option<Arc<()>>,
+    },
+    /// From us.
+    Own(Full<Bytes>),
+}
+
+// === impl Body ===
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Self::Streamed {
+            incoming,
+            _stream: None,
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Streamed { incoming, .. } => Pin::new(incoming).poll_frame(context),
+            Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Streamed { incoming, .. } => incoming.is_end_stream(),
+            Self::Own(full) => full.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Streamed { incoming, .. } => incoming.size_hint(),
+            Self::Own(full) => full.size_hint(),
+        }
+    }
+}

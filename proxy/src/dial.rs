@@ -1,0 +1,204 @@
+//! Reaching the other side: the service behind us in plain text on its own address, or a peer by mutual TLS as exactly
+//! the identity we expect.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_identity::tls;
+use hoplite_identity::{PeerRole, SpiffeId};
+use http::StatusCode;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tracing::warn;
+
+use crate::handshake::{describe, presented, tls_error};
+use crate::identity_feed::{IdentityFeed, Layer};
+use crate::session::Session;
+
+/// Who does not answer within this time is away.
+pub(crate) const DIAL_MAX: Duration = Duration::from_secs(5);
+
+/// The name in the TLS hello. It means nothing: peers are known by SPIFFE ID.
+const PLACEHOLDER_NAME: &str = "hoplite.invalid";
+
+/// A peer that must be who we expect.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: String,
+    pub(crate) expect: SpiffeId,
+    pub(crate) identity: Arc<IdentityFeed>,
+}
+
+/// Why the other side was not reached, or broke. Callers hear the code, the log has the rest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error("cannot connect to `{address}`: {source}")]
+    Unreachable { address: String, source: io::Error },
+    #[error("`{0}` does not answer within 5 s")]
+    Timeout(String),
+    #[error("`{address}` is not `{expect}`: {reason}")]
+    UnexpectedPeer {
+        address: String,
+        expect: SpiffeId,
+        reason: String,
+    },
+    #[error("`{address}` cannot prove who it is: {reason}")]
+    Untrusted { address: String, reason: String },
+    #[error("`{address}` refused our connection: {reason}")]
+    Refused { address: String, reason: String },
+    #[error("the own SVID has expired and the agent gave no new one")]
+    OwnSvidExpired,
+    #[error("`{address}` broke off: {reason}")]
+    Broken { address: String, reason: String },
+}
+
+// === impl UpstreamError ===
+
+impl UpstreamError {
+    /// What went wrong with an established connection. A TLS 1.3 server that refuses our certificate says so only after
+    /// the handshake has ended on our side.
+    pub(crate) fn broken(address: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let address = address.to_owned();
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let alert = error
+                .downcast_ref::<rustls::Error>()
+                .or_else(|| error.downcast_ref::<io::Error>().and_then(tls_error));
+            if let Some(alert @ rustls::Error::AlertReceived(_)) = alert {
+                return Self::Refused {
+                    address,
+                    reason: alert.to_string(),
+                };
+            }
+            cause = error.source();
+        }
+        let reason = error
+            .source()
+            .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+        Self::Broken { address, reason }
+    }
+
+    fn handshake(address: &str, expect: &SpiffeId, error: &io::Error) -> Self {
+        match tls_error(error).and_then(tls::rejection) {
+            Some(rejected) if rejected.code() == "unexpected_peer" => Self::UnexpectedPeer {
+                address: address.to_owned(),
+                expect: expect.clone(),
+                reason: rejected.to_string(),
+            },
+            Some(rejected) => Self::Untrusted {
+                address: address.to_owned(),
+                reason: format!("{}: {rejected}", rejected.code()),
+            },
+            None => Self::broken(address, error),
+        }
+    }
+
+    /// From a fixed set: for callers and metrics.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "upstream_unreachable",
+            Self::Timeout(_) => "upstream_timeout",
+            Self::UnexpectedPeer { .. } => "upstream_unexpected_peer",
+            Self::Untrusted { .. } => "upstream_untrusted",
+            Self::Refused { .. } => "upstream_refused",
+            Self::OwnSvidExpired => "own_svid_expired",
+            Self::Broken { .. } => "upstream_broken",
+        }
+    }
+
+    /// For callers.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::OwnSvidExpired => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Says in full what callers hear only the code of.
+    pub(crate) fn log(&self, upstream: &str) {
+        // A peer that is not who it should be is somebody's mistake or somebody's attack.
+        let notice = matches!(
+            self,
+            Self::UnexpectedPeer { .. } | Self::Untrusted { .. } | Self::Refused { .. }
+        );
+        warn!(notice, upstream, code = self.code(), "{self}");
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// Connects, and proves the peer's identity before anything is sent.
+    pub(crate) async fn dial(&self, layer: Layer) -> Result<(TlsStream<TcpStream>, Session, u64), UpstreamError> {
+        timeout(DIAL_MAX, self.connect(layer))
+            .await
+            .unwrap_or_else(|_| Err(UpstreamError::Timeout(self.address.clone())))
+    }
+
+    async fn connect(&self, layer: Layer) -> Result<(TlsStream<TcpStream>, Session, u64), UpstreamError> {
+        let generation = self.identity.current();
+        if !generation.is_valid(SystemTime::now()) {
+            return Err(UpstreamError::OwnSvidExpired);
+        }
+        let untrusted = |reason: &str| UpstreamError::Untrusted {
+            address: self.address.clone(),
+            reason: reason.to_owned(),
+        };
+        let config = generation
+            .client(&self.expect, layer)
+            .ok_or_else(|| untrusted("no TLS configuration expects it"))?;
+        let name = ServerName::try_from(PLACEHOLDER_NAME).map_err(|error| untrusted(&error.to_string()))?;
+        let (tcp, remote) = open(&self.address).await?;
+        let stream = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(|error| UpstreamError::handshake(&self.address, &self.expect, &error))?;
+        let (_, connection) = stream.get_ref();
+        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Server, SystemTime::now())
+            .map_err(|rejected| untrusted(&rejected.to_string()))?;
+        if *peer.spiffe_id() != self.expect {
+            return Err(UpstreamError::UnexpectedPeer {
+                address: self.address.clone(),
+                expect: self.expect.clone(),
+                reason: format!("it is `{}`", peer.spiffe_id()),
+            });
+        }
+        let session = Session::new(
+            peer,
+            PeerRole::Server,
+            presented(connection),
+            remote,
+            describe(connection),
+            self.identity.clone(),
+            &generation,
+        );
+        Ok((stream, session, generation.number))
+    }
+}
+
+/// Connects in plain text: to the service behind us.
+pub(crate) async fn service(address: &str) -> Result<TcpStream, UpstreamError> {
+    let (tcp, _) = timeout(DIAL_MAX, open(address))
+        .await
+        .unwrap_or_else(|_| Err(UpstreamError::Timeout(address.to_owned())))?;
+    Ok(tcp)
+}
+
+async fn open(address: &str) -> Result<(TcpStream, SocketAddr), UpstreamError> {
+    let opened = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let remote = tcp.peer_addr()?;
+        Ok((tcp, remote))
+    };
+    opened.await.map_err(|source| UpstreamError::Unreachable {
+        address: address.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,318 @@
+//! Header hygiene: what may cross a hop, what only a proxy may say, and what we say about the peer.
+
+use std::fmt::Write;
+
+use hoplite_identity::{SpiffeId, VerifiedPeer};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+/// Stands in every answer of an inbound listener.
+pub(crate) const DECISION: HeaderName = HeaderName::from_static("x-hoplite-decision");
+
+/// What the service learns about its caller.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Headers of one connection, not of the message (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [&str; 6] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Headers by which proxies speak about identity. From outside they are lies.
+const IDENTITY: [&str; 3] = ["x-forwarded-client-cert", "x-forwarded-proto", "l5d-client-id"];
+
+/// The same, by prefix.
+const IDENTITY_PREFIXES: [&str; 2] = ["x-hoplite-", "x-envoy-"];
+
+/// Why a message cannot be passed on in one reading, or its wish not be granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unclean {
+    #[error("the body's length is given in two ways: the next server might see two requests")]
+    ConflictingLength,
+    #[error("a transfer coding other than `chunked`")]
+    TransferCoding,
+    #[error("another protocol on this connection")]
+    Upgrade,
+    #[error("an expectation other than `100-continue`")]
+    Expectation,
+}
+
+// === impl Unclean ===
+
+impl Unclean {
+    /// A stable word for record and answer.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::ConflictingLength => "conflicting_length",
+            Self::TransferCoding => "transfer_coding",
+            Self::Upgrade => "upgrade_refused",
+            Self::Expectation => "expectation_failed",
+        }
+    }
+}
+
+/// What must be looked at before anything is removed.
+pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(first) = lengths.next() {
+        let digits = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
+        if !digits || lengths.next().is_some() || headers.contains_key(TRANSFER_ENCODING) {
+            return Err(Unclean::ConflictingLength);
+        }
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (version != Version::HTTP_11
+            || codings.next().is_some()
+            || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(Unclean::TransferCoding);
+    }
+    // An offer of HTTP/2 on a connection that works as it is may be ignored (RFC 9110, 7.8); others mean it.
+    if headers
+        .get_all(UPGRADE)
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    {
+        return Err(Unclean::Upgrade);
+    }
+    match headers.get(EXPECT) {
+        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Unclean::Expectation),
+        _ => Ok(()),
+    }
+}
+
+/// Removes from a request what belongs to the connection and what only proxies may say.
+pub(crate) fn sanitize_request(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
+    remove_hop_by_hop(headers);
+    headers.remove(TE);
+    // Answered here: the client hears `100 Continue` when its body is first asked for, which is after the decision.
+    headers.remove(EXPECT);
+    headers.remove("http2-settings");
+    remove_identity(headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes from a response what belongs to the connection.
+pub(crate) fn sanitize_response(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
+/// Removes what only proxies may say, in any spelling that a server may take for it.
+pub(crate) fn remove_identity(headers: &mut HeaderMap) {
+    let lies: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| speaks_of_identity(name.as_str()))
+        .cloned()
+        .collect();
+    for name in lies {
+        headers.remove(name);
+    }
+}
+
+/// What `x-forwarded-client-cert` says of a peer: `By=<own id>;Hash=<leaf>;URI=<peer id>`.
+pub(crate) fn client_cert(own: &SpiffeId, peer: &VerifiedPeer) -> Option<HeaderValue> {
+    let mut hash = String::with_capacity(64);
+    for byte in peer.leaf().fingerprint() {
+        let _ = write!(hash, "{byte:02x}");
+    }
+    // A SPIFFE ID holds neither `;` nor `"` nor control characters (ID-3, ID-4), so nothing needs quoting.
+    HeaderValue::try_from(format!("By={own};Hash={hash};URI={}", peer.spiffe_id())).ok()
+}
+
+/// Says who called. Only on sanitized headers.
+pub(crate) fn set_identity(headers: &mut HeaderMap, client_cert: HeaderValue) {
+    headers.insert(CLIENT_CERT, client_cert);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+}
+
+/// The trace id of a valid `traceparent` (W3C Trace Context): 32 hex digits, not all zero.
+pub(crate) fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = text.split('-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (version.len() == 2
+        && hex(version)
+        && version != "ff"
+        && id.len() == 32
+        && hex(id)
+        && id.bytes().any(|b| b != b'0'))
+    .then(|| id.to_owned())
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim().as_bytes()).ok())
+        // Framing and routing are not the peer's to remove.
+        .filter(|name| name != CONTENT_LENGTH && name != http::header::HOST)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+fn speaks_of_identity(name: &str) -> bool {
+    // Servers that hand headers to programs as variables (CGI, WSGI) see `_` and `-` as the same.
+    let dashed;
+    let name = if name.contains('_') {
+        dashed = name.replace('_', "-");
+        dashed.as_str()
+    } else {
+        name
+    };
+    IDENTITY.contains(&name) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn has_token(value: &HeaderValue, token: &str) -> bool {
+    value
+        .to_str()
+        .is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_what_belongs_to_the_message_crosses() {
+        let check = |lines: &[(&str, &str)], left: &[&str]| {
+            let mut headers = map(lines);
+            sanitize_request(&mut headers);
+            let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+            names.sort_unstable();
+            assert_eq!(names, left, "{lines:?}");
+        };
+        check(
+            &[("accept", "*/*"), ("authorization", "x")],
+            &["accept", "authorization"],
+        );
+        check(&[("x-forwarded-client-cert", "URI=spiffe://a/b")], &[]);
+        check(
+            &[("x_forwarded_client_cert", "x"), ("x-forwarded_client-cert", "x")],
+            &[],
+        );
+        check(
+            &[
+                ("x-hoplite-decision", "x"),
+                ("x_hoplite_anything", "x"),
+                ("x-envoy-peer-metadata", "x"),
+            ],
+            &[],
+        );
+        check(
+            &[
+                ("l5d-client-id", "x"),
+                ("l5d_client_id", "x"),
+                ("x-forwarded-proto", "http"),
+            ],
+            &[],
+        );
+        check(&[("x-forwarded-for", "1.2.3.4")], &["x-forwarded-for"]);
+        check(&[("connection", "close, x-a"), ("x-a", "1"), ("x-b", "1")], &["x-b"]);
+        check(
+            &[
+                ("connection", "x-forwarded-client-cert"),
+                ("x-forwarded-client-cert", "x"),
+            ],
+            &[],
+        );
+        check(
+            &[
+                ("connection", "content-length, host"),
+                ("content-length", "1"),
+                ("host", "a"),
+            ],
+            &["content-length", "host"],
+        );
+        check(&[("te", "trailers, deflate")], &["te"]);
+        check(
+            &[
+                ("te", "gzip"),
+                ("keep-alive", "1"),
+                ("upgrade", "h2c"),
+                ("http2-settings", "A"),
+            ],
+            &[],
+        );
+        check(&[("expect", "100-continue")], &[]);
+    }
+
+    #[test]
+    fn framing_that_reads_two_ways_is_refused() {
+        let check = |lines: &[(&str, &str)], version, expected: Result<(), Unclean>| {
+            assert_eq!(super::check(&map(lines), version), expected, "{lines:?}");
+        };
+        use Version as V;
+        check(&[], V::HTTP_11, Ok(()));
+        check(&[("content-length", "5")], V::HTTP_11, Ok(()));
+        check(&[("content-length", "+5")], V::HTTP_11, Err(Unclean::ConflictingLength));
+        check(
+            &[("content-length", "5"), ("content-length", "5")],
+            V::HTTP_2,
+            Err(Unclean::ConflictingLength),
+        );
+        check(
+            &[("content-length", "5"), ("transfer-encoding", "chunked")],
+            V::HTTP_11,
+            Err(Unclean::ConflictingLength),
+        );
+        check(&[("transfer-encoding", "Chunked")], V::HTTP_11, Ok(()));
+        check(
+            &[("transfer-encoding", "gzip, chunked")],
+            V::HTTP_11,
+            Err(Unclean::TransferCoding),
+        );
+        check(
+            &[("transfer-encoding", "chunked")],
+            V::HTTP_10,
+            Err(Unclean::TransferCoding),
+        );
+        check(
+            &[("transfer-encoding", "chunked")],
+            V::HTTP_2,
+            Err(Unclean::TransferCoding),
+        );
+        check(&[("upgrade", "websocket")], V::HTTP_11, Err(Unclean::Upgrade));
+        check(&[("upgrade", "h2c")], V::HTTP_11, Ok(()));
+        check(&[("expect", "100-Continue")], V::HTTP_11, Ok(()));
+        check(&[("expect", "200-ok")], V::HTTP_11, Err(Unclean::Expectation));
+    }
+
+    #[test]
+    fn trace_ids() {
+        let check = |text: &str, expected: Option<&str>| {
+            assert_eq!(trace_id(&map(&[("traceparent", text)])).as_deref(), expected, "{text}");
+        };
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        check(&format!("00-{id}-00f067aa0ba902b7-01"), Some(id));
+        check(&format!("ff-{id}-00f067aa0ba902b7-01"), None);
+        check("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None);
+        check("00-XYZ-1-01", None);
+        check("", None);
+    }
+}

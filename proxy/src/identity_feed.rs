@@ -1,0 +1,305 @@
+//! Who this proxy is: follows the Workload API and keeps TLS configurations ready for the identity of the moment.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use hoplite_identity::tls::{self, ClientAuth};
+use hoplite_identity::{InvalidBundle, PeerVerifier, SpiffeId, X509Svid};
+use hoplite_wire::{FetchError, Identity, WorkloadApi};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
+
+/// Application protocols of an HTTP connection, best first.
+const ALPN_HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
+
+/// The first wait after the agent went away.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest: an agent that is back is found within this time.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// The identity in force. It cannot exist without one: whoever holds it can show an SVID.
+#[derive(Debug)]
+pub(crate) struct IdentityFeed {
+    current: ArcSwap<Generation>,
+    number: watch::Sender<u64>,
+}
+
+/// One SVID with its bundles, and every TLS configuration made from them, once.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    /// Counts up from 1.
+    pub(crate) number: u64,
+    /// The own SVID.
+    pub(crate) svid: X509Svid,
+    /// Knows the bundles that came with it.
+    pub(crate) verifier: Arc<PeerVerifier>,
+    server_http: Arc<ServerConfig>,
+    server_tcp: Arc<ServerConfig>,
+    clients: HashMap<SpiffeId, Client>,
+}
+
+#[derive(Debug)]
+struct Client {
+    http: Arc<ClientConfig>,
+    tcp: Arc<ClientConfig>,
+}
+
+/// What runs inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// HTTP/2 or HTTP/1.1, by ALPN.
+    Http,
+    /// Bytes.
+    Tcp,
+}
+
+/// Where generations come from: the agent's socket, dialled again for ever.
+pub(crate) struct Source {
+    address: String,
+    wanted: Option<SpiffeId>,
+    expected: Vec<SpiffeId>,
+    stream: Option<WorkloadApi>,
+    number: u64,
+    failures: u32,
+}
+
+/// Why what the agent sent is not used.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the agent gives no SVID for `{0}`; register this workload, or correct `spiffe_id`")]
+    NotAmong(SpiffeId),
+    #[error("the trust bundle cannot be used")]
+    Bundle(#[from] InvalidBundle),
+    #[error("the SVID cannot be used with TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+// === impl IdentityFeed ===
+
+impl IdentityFeed {
+    /// Starts with the first identity.
+    pub(crate) fn new(first: Generation) -> Self {
+        let number = watch::Sender::new(first.number);
+        Self {
+            current: ArcSwap::from_pointee(first),
+            number,
+        }
+    }
+
+    /// The identity in force. It may have expired: see [`Generation::is_valid`].
+    pub(crate) fn current(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// The number of the generation in force, without touching its count of users.
+    pub(crate) fn number(&self) -> u64 {
+        self.current.load().number
+    }
+
+    /// Changes with every generation, after it is in force.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.number.subscribe()
+    }
+
+    /// Keeps the identity current for as long as it is polled.
+    pub(crate) async fn follow(&self, mut source: Source) {
+        let mut expiry_said = 0;
+        loop {
+            let current = self.current();
+            let left = current
+                .svid
+                .leaf()
+                .not_after()
+                .duration_since(SystemTime::now())
+                .unwrap_or_default();
+            tokio::select! {
+                next = source.next(Some(&current)) => self.replace(next),
+                () = sleep(left), if expiry_said != current.number => {
+                    expiry_said = current.number;
+                    error!(
+                        notice = true,
+                        spiffe_id = %current.svid.spiffe_id(),
+                        "the own SVID has expired: handshakes are refused until the agent gives a new one",
+                    );
+                }
+            }
+        }
+    }
+
+    fn replace(&self, next: Generation) {
+        info!(
+            notice = true,
+            spiffe_id = %next.svid.spiffe_id(),
+            serial = next.svid.leaf().serial(),
+            generation = next.number,
+            "identity rotated",
+        );
+        let number = next.number;
+        // INVARIANT: in force before announced, so that whoever hears of a number finds it or a later one.
+        self.current.store(Arc::new(next));
+        self.number.send_replace(number);
+    }
+}
+
+// === impl Generation ===
+
+impl Generation {
+    fn new(
+        number: u64,
+        identity: Identity,
+        wanted: Option<&SpiffeId>,
+        expected: &[SpiffeId],
+    ) -> Result<Self, Unusable> {
+        let Identity { svids, bundles } = identity;
+        let mut svids = svids.into_iter();
+        let svid = match wanted {
+            Some(wanted) => svids
+                .find(|svid| svid.spiffe_id() == wanted)
+                .ok_or_else(|| Unusable::NotAmong(wanted.clone()))?,
+            None => svids.next().ok_or(FetchError::Empty)?,
+        };
+        let verifier = Arc::new(PeerVerifier::new(bundles)?);
+        let server = |alpn| tls::server_config(&svid, verifier.clone(), ClientAuth::Required, alpn);
+        let client = |expect: &SpiffeId, alpn| tls::client_config(Some(&svid), verifier.clone(), expect.clone(), alpn);
+        let (server_http, server_tcp) = (server(ALPN_HTTP)?, server(&[])?);
+        let clients = expected
+            .iter()
+            .map(|id| {
+                Ok((
+                    id.clone(),
+                    Client {
+                        http: client(id, ALPN_HTTP)?,
+                        tcp: client(id, &[])?,
+                    },
+                ))
+            })
+            .collect::<Result<_, rustls::Error>>()?;
+        Ok(Self {
+            number,
+            verifier,
+            server_http,
+            server_tcp,
+            clients,
+            svid,
+        })
+    }
+
+    /// Whether the own SVID may still be shown.
+    pub(crate) fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.svid.leaf().not_after()
+    }
+
+    /// For accepting peers.
+    pub(crate) fn server(&self, layer: Layer) -> Arc<ServerConfig> {
+        match layer {
+            Layer::Http => self.server_http.clone(),
+            Layer::Tcp => self.server_tcp.clone(),
+        }
+    }
+
+    /// For calling exactly this peer. None for an identity that no outbound listener names.
+    pub(crate) fn client(&self, expect: &SpiffeId, layer: Layer) -> Option<Arc<ClientConfig>> {
+        let client = self.clients.get(expect)?;
+        Some(match layer {
+            Layer::Http => client.http.clone(),
+            Layer::Tcp => client.tcp.clone(),
+        })
+    }
+
+    /// Whether nothing that matters differs: an agent that restarts sends the same again.
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        self.svid.leaf().fingerprint() == other.svid.leaf().fingerprint()
+            && self.verifier.bundles() == other.verifier.bundles()
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// `expected` are all peers that will ever be called.
+    pub(crate) fn new(address: String, wanted: Option<SpiffeId>, expected: Vec<SpiffeId>) -> Self {
+        Self {
+            address,
+            wanted,
+            expected,
+            stream: None,
+            number: 0,
+            failures: 0,
+        }
+    }
+
+    /// The next generation that differs from `current`. Waits for the agent as long as it takes, and says so.
+    ///
+    /// Cancel safe: a cancelled wait loses no message.
+    pub(crate) async fn next(&mut self, current: Option<&Generation>) -> Generation {
+        loop {
+            match self.receive().await {
+                Ok(next) => {
+                    if self.failures > 0 {
+                        info!(workload_api = self.address, "the agent is back");
+                        self.failures = 0;
+                    }
+                    if current.is_some_and(|current| current.says_the_same_as(&next)) {
+                        continue;
+                    }
+                    self.number = next.number;
+                    return next;
+                }
+                Err(error) => {
+                    self.stream = None;
+                    let wait = backoff(self.failures);
+                    if self.failures == 0 {
+                        warn!(
+                            workload_api = self.address,
+                            error = &error as &dyn Error,
+                            "no identity from the agent yet; waiting and trying again"
+                        );
+                    } else {
+                        debug!(error = &error as &dyn Error, ?wait, "still no identity from the agent");
+                    }
+                    self.failures = self.failures.saturating_add(1);
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Generation, Unusable> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            empty => empty.insert(WorkloadApi::open(&self.address).await?),
+        };
+        let identity = stream.next().await?;
+        Generation::new(self.number + 1, identity, self.wanted.as_ref(), &self.expected)
+    }
+}
+
+/// Doubles up to the bound, then takes between half and all of it, so that proxies do not come back in step.
+fn backoff(failures: u32) -> Duration {
+    let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    let random = RandomState::new().build_hasher().finish() % 1000;
+    full / 2 + full.mul_f64(random as f64 / 2000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_and_is_bounded() {
+        for failures in [0, 1, 5, 10, u32::MAX] {
+            let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+            let wait = backoff(failures);
+            assert!(wait >= full / 2 && wait <= full, "{failures}: {wait:?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A peer's HTTP request on its way in: read in one way, decided, recorded, and only then forwarded.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hoplite_audit::{Outcome, Phase, Record};
+use hoplite_identity::VerifiedPeer;
+use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Permit};
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tracing::{debug, info};
+
+use crate::answer::{answer, closing, set_decision};
+use crate::body::Body;
+use crate::dial::UpstreamError;
+use crate::enforce::Enforcer;
+use crate::handshake::Handshaker;
+use crate::headers;
+use crate::identity_feed::Layer;
+use crate::reading::{self, Unreadable, bounded};
+use crate::session::{Event, Stop};
+use crate::upstream::Upstream;
+
+/// A method longer than this is not written into records.
+const METHOD_BYTES_MAX: usize = 32;
+
+/// One inbound HTTP listener on one worker.
+pub(crate) struct Inbound {
+    pub(crate) service: String,
+    pub(crate) handshaker: Handshaker,
+    pub(crate) enforcer: Arc<Enforcer>,
+    pub(crate) app: Upstream,
+    pub(crate) stop: Stop,
+}
+
+/// One connection: what is true of all its requests.
+struct Caller {
+    inbound: Arc<Inbound>,
+    peer: VerifiedPeer,
+    remote: SocketAddr,
+    source: String,
+    tls: String,
+    client_cert: HeaderValue,
+    not_after: SystemTime,
+    http2: bool,
+}
+
+// === impl Inbound ===
+
+impl Inbound {
+    /// One connection, from its first byte to its end.
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+        let (stream, mut session) = match self.handshaker.accept(tcp, remote, Layer::Http).await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return,
+            Err(refused) => {
+                let source = remote.to_string();
+                return self
+                    .enforcer
+                    .refuse_stranger(source, &self.service, refused.outcome, refused.code, refused.reason)
+                    .await;
+            }
+        };
+        session.end_with(self.stop.clone());
+        let own = self.handshaker.identity.current();
+        let Some(client_cert) = headers::client_cert(own.svid.spiffe_id(), &session.peer) else {
+            return;
+        };
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let caller = Arc::new(Caller {
+            peer: session.peer.clone(),
+            remote,
+            source: remote.to_string(),
+            tls: session.tls.clone(),
+            client_cert,
+            not_after: session.not_after,
+            http2,
+            inbound: self,
+        });
+        let service = service_fn(move |request| {
+            let caller = caller.clone();
+            async move { Ok::<_, Infallible>(caller.answer(request).await) }
+        });
+        let builder = if http2 {
+            bounded().http2_only()
+        } else {
+            bounded().http1_only()
+        };
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        debug!(%remote, error, "connection ended badly");
+                    }
+                    return;
+                }
+                event = session.event() => match event {
+                    Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
+                    Event::Close(reason) => {
+                        return info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forwards what was permitted. The permit is spent here: without one, nothing reaches the service.
+    async fn forward(
+        &self,
+        _permit: Permit,
+        canonical: &CanonicalRequest,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        self.app.send(canonical, request).await
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let enforcer = &self.inbound.enforcer;
+        let mut record = self.record(&request);
+
+        // Read it in one way, or not at all.
+        let canonical = match self.read(&request) {
+            Ok(canonical) => canonical,
+            Err(unreadable) => return self.refuse(record, unreadable).await,
+        };
+        let (mut parts, body) = request.into_parts();
+        headers::sanitize_request(&mut parts.headers);
+
+        // Decide. The route belongs to the snapshot that decides.
+        let permit = {
+            let snapshot = enforcer.policy().snapshot();
+            let route = snapshot.routes().route(&self.inbound.service, &canonical);
+            let connection = Connection {
+                source: self.remote.ip(),
+                now: record.at,
+            };
+            let question = AuthzRequest::http(&self.peer, &self.inbound.service, &route, &canonical, &connection);
+            record.route = Some(route.as_str().to_owned());
+            record.host = Some(canonical.host().to_owned());
+            record.path = Some(canonical.path().to_owned());
+            enforcer.decide(&snapshot, &question, &mut record)
+        };
+
+        // Record.
+        let outcome = record.outcome;
+        let Ok(decision) = enforcer.record(record).await else {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None);
+        };
+        let Some(permit) = permit else {
+            return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+        };
+
+        // Forward.
+        headers::set_identity(&mut parts.headers, self.client_cert.clone());
+        let request = Request::from_parts(parts, body.into());
+        match self.inbound.forward(permit, &canonical, request).await {
+            Ok(mut response) => {
+                headers::sanitize_response(response.headers_mut());
+                response.headers_mut().remove(headers::DECISION);
+                set_decision(&mut response, &decision);
+                response
+            }
+            Err(error) => {
+                error.log(&self.inbound.service);
+                enforcer.metrics().upstream_failed(error.code());
+                answer(error.status(), error.code(), None, Some(&decision))
+            }
+        }
+    }
+
+    fn record(&self, request: &Request<Incoming>) -> Record {
+        // Everything but an allow is said where it is decided; until then the record says that nothing was.
+        let mut record = Record::new(Phase::Request, Outcome::Error, &*self.inbound.service);
+        record.at = SystemTime::now();
+        record.principal = Some(self.peer.spiffe_id().to_string());
+        record.peer_serial = Some(self.peer.serial().to_owned());
+        record.peer_not_after = Some(self.peer.not_after());
+        record.source = Some(self.source.clone());
+        record.tls = Some(self.tls.clone());
+        record.trace_id = headers::trace_id(request.headers());
+        let method = request.method().as_str();
+        record.action = if method.len() <= METHOD_BYTES_MAX {
+            method
+        } else {
+            "other"
+        }
+        .to_owned();
+        record
+    }
+
+    fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unreadable> {
+        if SystemTime::now() >= self.not_after {
+            // The timer that closes the connection is due; a suspended machine may wake with it late.
+            return Err(Unreadable {
+                status: StatusCode::UNAUTHORIZED,
+                code: "expired",
+                reason: "the connection has outlived a certificate".to_owned(),
+            });
+        }
+        reading::read(request)
+    }
+
+    async fn refuse(&self, mut record: Record, unreadable: Unreadable) -> Response<Body> {
+        let Unreadable { status, code, reason } = unreadable;
+        record.outcome = if status == StatusCode::UNAUTHORIZED {
+            Outcome::Unauthenticated
+        } else {
+            Outcome::Malformed
+        };
+        record.reason = Some(format!("{code}: {reason}"));
+        let outcome = record.outcome;
+        match self.inbound.enforcer.record(record).await {
+            Ok(decision) => closing(
+                answer(status, code, Some(outcome.as_str()), Some(&decision)),
+                self.http2,
+            ),
+            Err(_) => closing(
+                answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None),
+                self.http2,
+            ),
+        }
+    }
+}

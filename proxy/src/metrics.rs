@@ -1,0 +1,176 @@
+//! Counters, few and honest. Every label comes from a set that is fixed when the program is compiled.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hoplite_audit::Outcome;
+
+const OUTCOMES: [Outcome; 6] = [
+    Outcome::Allow,
+    Outcome::Forbid,
+    Outcome::NoPermit,
+    Outcome::Error,
+    Outcome::Unauthenticated,
+    Outcome::Malformed,
+];
+
+/// What has happened since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    decisions: [AtomicU64; OUTCOMES.len()],
+    records: AtomicU64,
+    record_failures: AtomicU64,
+    connections: AtomicU64,
+    handshakes_refused: Mutex<BTreeMap<&'static str, u64>>,
+    upstream_failures: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// Counts a connection for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<Metrics>);
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub(crate) fn decided(&self, outcome: Outcome) {
+        if let Some(index) = OUTCOMES.iter().position(|known| *known == outcome)
+            && let Some(counter) = self.decisions.get(index)
+        {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn recorded(&self) {
+        self.records.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn record_failed(&self) {
+        self.record_failures.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn handshake_refused(&self, code: &'static str) {
+        *self
+            .handshakes_refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(code)
+            .or_default() += 1;
+    }
+
+    pub(crate) fn upstream_failed(&self, code: &'static str) {
+        *self
+            .upstream_failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(code)
+            .or_default() += 1;
+    }
+
+    pub(crate) fn connection(self: &Arc<Self>) -> Counted {
+        self.connections.fetch_add(1, Relaxed);
+        Counted(self.clone())
+    }
+
+    /// Accepted connections that are open now.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    /// Prometheus' text format, 0.0.4.
+    pub(crate) fn exposition(&self) -> String {
+        let mut text = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        let plain = |counter: &AtomicU64| vec![(String::new(), counter.load(Relaxed))];
+        let by_code = |counts: &Mutex<BTreeMap<&'static str, u64>>| {
+            let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts
+                .iter()
+                .map(|(code, count)| (format!("{{code=\"{code}\"}}"), *count))
+                .collect()
+        };
+        let decisions = OUTCOMES
+            .iter()
+            .zip(&self.decisions)
+            .map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count.load(Relaxed)))
+            .collect();
+        family(
+            "hoplite_proxy_decisions_total",
+            "counter",
+            "Decisions by outcome.",
+            decisions,
+        );
+        family(
+            "hoplite_proxy_records_total",
+            "counter",
+            "Decision records written.",
+            plain(&self.records),
+        );
+        family(
+            "hoplite_proxy_record_failures_total",
+            "counter",
+            "Requests refused because their record could not be written.",
+            plain(&self.record_failures),
+        );
+        family(
+            "hoplite_proxy_connections",
+            "gauge",
+            "Accepted connections open now.",
+            plain(&self.connections),
+        );
+        family(
+            "hoplite_proxy_handshakes_refused_total",
+            "counter",
+            "Inbound connections refused before they had an identity.",
+            by_code(&self.handshakes_refused),
+        );
+        family(
+            "hoplite_proxy_upstream_failures_total",
+            "counter",
+            "Requests and connections that found no upstream.",
+            by_code(&self.upstream_failures),
+        );
+        text
+    }
+}
+
+// === impl Counted ===
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_counted() {
+        let metrics = Arc::new(Metrics::default());
+        metrics.decided(Outcome::NoPermit);
+        metrics.handshake_refused("no_certificate");
+        let open = metrics.connection();
+        assert!(metrics.exposition().contains("hoplite_proxy_connections 1"));
+        drop(open);
+        let text = metrics.exposition();
+        for line in [
+            "hoplite_proxy_decisions_total{outcome=\"no_permit\"} 1",
+            "hoplite_proxy_decisions_total{outcome=\"allow\"} 0",
+            "hoplite_proxy_handshakes_refused_total{code=\"no_certificate\"} 1",
+            "hoplite_proxy_connections 0",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "`{line}` is missing from {text}"
+            );
+        }
+    }
+}

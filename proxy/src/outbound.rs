@@ -1,0 +1,93 @@
+//! The local service's HTTP request on its way out: read in one way, and sent to exactly the peer it is meant for.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::answer::{answer, closing};
+use crate::body::Body;
+use crate::headers;
+use crate::metrics::Metrics;
+use crate::reading::{bounded, read};
+use crate::session::Stop;
+use crate::upstream::Upstream;
+
+/// One outbound HTTP listener on one worker.
+pub(crate) struct Outbound {
+    pub(crate) name: String,
+    pub(crate) upstream: Upstream,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stop: Stop,
+}
+
+// === impl Outbound ===
+
+impl Outbound {
+    /// One connection of the local service, HTTP/1.1 or HTTP/2 with prior knowledge.
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
+        let Stop { mut drain, mut close } = self.stop.clone();
+        let service = service_fn(move |request| {
+            let outbound = self.clone();
+            async move { Ok::<_, Infallible>(outbound.answer(request).await) }
+        });
+        let builder = bounded();
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(tcp), service));
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        debug!(%remote, error, "connection ended badly");
+                    }
+                    return;
+                }
+                () = drain.wait(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = close.wait() => return,
+            }
+        }
+    }
+
+    /// One request. Whether it is allowed is decided where it arrives, by the proxy of the service that is called.
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let canonical = match read(&request) {
+            Ok(canonical) => canonical,
+            Err(unreadable) => {
+                debug!(
+                    upstream = self.name,
+                    code = unreadable.code,
+                    reason = unreadable.reason,
+                    "request refused"
+                );
+                let http2 = request.version() == Version::HTTP_2;
+                return closing(answer(unreadable.status, unreadable.code, None, None), http2);
+            }
+        };
+        let (mut parts, body) = request.into_parts();
+        headers::sanitize_request(&mut parts.headers);
+        match self
+            .upstream
+            .send(&canonical, Request::from_parts(parts, body.into()))
+            .await
+        {
+            Ok(mut response) => {
+                headers::sanitize_response(response.headers_mut());
+                response
+            }
+            Err(error) => {
+                error.log(&self.name);
+                self.metrics.upstream_failed(error.code());
+                answer(error.status(), error.code(), None, None)
+            }
+        }
+    }
+}

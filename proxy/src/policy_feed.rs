@@ -1,0 +1,238 @@
+//! Which policy is in force: follows the policy directory, compiles beside the traffic, and swaps whole snapshots.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, Guard};
+use hoplite_policy::{Fault, Snapshot, Source};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// How often the directory is looked at: an edit is in force well under a second after it was saved.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A policy set larger than this is a mistake in `policy_dir`.
+const FILES_MAX: usize = 4096;
+
+/// One file larger than this too.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// The snapshot in force, and what is wrong with the files if they are not it.
+pub(crate) struct PolicyFeed {
+    current: ArcSwap<Snapshot>,
+    status: Mutex<PolicyStatus>,
+    epoch: watch::Sender<u64>,
+}
+
+/// For people.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyStatus {
+    /// When the snapshot in force was put there.
+    pub(crate) loaded_at: SystemTime,
+    /// What keeps the files of the moment from being in force; empty when they are.
+    pub(crate) faults: Vec<Fault>,
+}
+
+/// The thread that follows the directory. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    _stop: mpsc::Sender<()>,
+}
+
+/// What a look at the directory compares: names, and for each what changes when it is written.
+type Glance = Vec<(String, (u64, u64, i64, i64))>;
+
+/// The directory as it was last seen.
+struct Directory {
+    path: PathBuf,
+    glance: Option<Glance>,
+    sources: Option<Result<Vec<(String, String)>, String>>,
+}
+
+// === impl PolicyFeed ===
+
+impl PolicyFeed {
+    /// Loads the directory and follows it on a thread of its own. A directory that is missing or broken is a snapshot
+    /// that denies everything and says why.
+    pub(crate) fn follow(path: PathBuf) -> io::Result<(Arc<Self>, Follower)> {
+        let feed = Arc::new(Self {
+            current: ArcSwap::from_pointee(Snapshot::deny_all("no policy has been loaded yet")),
+            status: Mutex::new(PolicyStatus {
+                loaded_at: SystemTime::now(),
+                faults: Vec::new(),
+            }),
+            epoch: watch::Sender::new(0),
+        });
+        let mut directory = Directory {
+            path,
+            glance: None,
+            sources: None,
+        };
+        feed.apply(&mut directory);
+        let (stop, stopped) = mpsc::channel();
+        let followed = feed.clone();
+        thread::Builder::new().name("policy".to_owned()).spawn(move || {
+            while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                followed.apply(&mut directory);
+            }
+        })?;
+        Ok((feed, Follower { _stop: stop }))
+    }
+
+    /// The snapshot in force.
+    pub(crate) fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Changes with every snapshot, after it is in force.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
+    }
+
+    /// For people.
+    pub(crate) fn status(&self) -> PolicyStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks once, and puts what changed in force if it is whole.
+    fn apply(&self, directory: &mut Directory) {
+        let Some(sources) = directory.changed() else { return };
+        let compiled = match sources {
+            Ok(sources) if !sources.iter().any(|source| source.name.ends_with(".cedar")) => Ok(Snapshot::deny_all(
+                format!("there is no `*.cedar` file in `{}`", directory.path.display()),
+            )),
+            Ok(sources) => Snapshot::compile(&sources),
+            Err(reason) => Err(vec![Fault {
+                file: directory.path.display().to_string(),
+                line: 0,
+                column: 0,
+                reason,
+            }]),
+        };
+        match compiled {
+            Ok(snapshot) => self.put_in_force(snapshot),
+            Err(faults) => self.reject(faults),
+        }
+    }
+
+    fn put_in_force(&self, snapshot: Snapshot) {
+        let (revision, policies) = (snapshot.revision().to_owned(), snapshot.policy_ids().count());
+        match snapshot.deny_all_reason() {
+            Some(reason) => warn!(notice = true, reason, "every request is denied"),
+            None => info!(notice = true, revision, policies, "policy in force"),
+        }
+        // INVARIANT: in force before announced. A connection that subscribed before it was decided hears of every
+        // snapshot that its decision did not see.
+        self.current.store(Arc::new(snapshot));
+        self.set_status(|status| {
+            *status = PolicyStatus {
+                loaded_at: SystemTime::now(),
+                faults: Vec::new(),
+            }
+        });
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    /// The old snapshot stays; at start that is the one that denies everything, and now it can say why.
+    fn reject(&self, faults: Vec<Fault>) {
+        for fault in &faults {
+            warn!(
+                notice = true,
+                in_force = self.snapshot().revision(),
+                "policy rejected: {fault}"
+            );
+        }
+        if self.snapshot().deny_all_reason().is_some() {
+            let first = faults.first().map(ToString::to_string).unwrap_or_default();
+            self.current.store(Arc::new(Snapshot::deny_all(format!(
+                "the policy set is rejected: {first}"
+            ))));
+        }
+        self.set_status(|status| status.faults = faults);
+    }
+
+    fn set_status(&self, change: impl FnOnce(&mut PolicyStatus)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+// === impl Directory ===
+
+impl Directory {
+    /// The sources, if their names or texts differ from those of the last look.
+    fn changed(&mut self) -> Option<Result<Vec<Source>, String>> {
+        let glance = glance(&self.path);
+        if let (Ok(now), Some(before)) = (&glance, &self.glance)
+            && now == before
+        {
+            return None;
+        }
+        let read = glance
+            .as_ref()
+            .map_err(describe)
+            .and_then(|glance| read(&self.path, glance));
+        self.glance = glance.ok();
+        if self.sources.as_ref() == Some(&read) {
+            return None;
+        }
+        let sources = read
+            .clone()
+            .map(|texts| texts.into_iter().map(|(name, text)| Source { name, text }).collect());
+        self.sources = Some(read);
+        Some(sources)
+    }
+}
+
+/// Names, inode, size and time of change of every policy file, in name order.
+fn glance(path: &Path) -> io::Result<Glance> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let Ok(name) = entry?.file_name().into_string() else {
+            continue;
+        };
+        // Editors' hidden swap files are not policies.
+        if name.starts_with('.') || !(name.ends_with(".cedar") || name == "routes.toml") {
+            continue;
+        }
+        match fs::metadata(path.join(&name)) {
+            Ok(metadata) if metadata.is_file() => {
+                files.push((
+                    name,
+                    (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()),
+                ));
+            }
+            Ok(_) => {}
+            // Replaced at this moment; the next look sees the new one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if files.len() > FILES_MAX {
+            return Err(io::Error::other(format!("more than {FILES_MAX} policy files")));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>, String> {
+    glance
+        .iter()
+        .map(|(name, (_, size, _, _))| {
+            if *size > FILE_BYTES_MAX {
+                return Err(format!("`{name}` has {size} bytes, more than {FILE_BYTES_MAX}"));
+            }
+            let text = fs::read_to_string(path.join(name)).map_err(|error| format!("cannot read `{name}`: {error}"))?;
+            Ok((name.clone(), text))
+        })
+        .collect()
+}
+
+fn describe(error: &io::Error) -> String {
+    format!("cannot read the policy directory: {error}")
+}

@@ -1,0 +1,106 @@
+//! The one reading of a request, for policy, record and upstream alike, and the bounds within which it is read.
+
+use std::time::Duration;
+
+use hoplite_policy::CanonicalRequest;
+use http::header::HOST;
+use http::{HeaderValue, Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto;
+
+use crate::headers::{self, Unclean};
+
+/// A request's head must be whole within this time; an idle HTTP/1.1 connection is closed after it.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A request's head, decompressed, and what HTTP/1.1 may read ahead.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+
+/// Header fields of one request.
+const HEADERS_MAX: usize = 100;
+
+/// Requests at a time on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 256;
+
+/// Streams that a peer opened and reset before we looked at them (CVE-2023-44487) …
+const RESETS_PENDING_MAX: usize = 20;
+
+/// … and that it made us reset (CVE-2025-8671), before the connection is closed.
+const RESETS_LOCAL_MAX: usize = 256;
+
+/// What one stream may have under way, and what one connection may.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// A peer that has gone without a word is noticed after both.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a request is answered without asking policy.
+#[derive(Debug)]
+pub(crate) struct Unreadable {
+    /// For the caller.
+    pub(crate) status: StatusCode,
+    /// From a fixed set.
+    pub(crate) code: &'static str,
+    /// For the record.
+    pub(crate) reason: String,
+}
+
+/// Reads a request in the only way it can be read.
+pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadable> {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        let reason = format!("{} is not forwarded", request.method());
+        return Err(Unreadable {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            code: "method_refused",
+            reason,
+        });
+    }
+    headers::check(request.headers(), request.version()).map_err(|unclean| Unreadable {
+        status: match unclean {
+            Unclean::ConflictingLength | Unclean::TransferCoding => StatusCode::BAD_REQUEST,
+            Unclean::Upgrade => StatusCode::NOT_IMPLEMENTED,
+            Unclean::Expectation => StatusCode::EXPECTATION_FAILED,
+        },
+        code: unclean.code(),
+        reason: unclean.to_string(),
+    })?;
+    let uri = request.uri();
+    let hosts: Vec<&[u8]> = request
+        .headers()
+        .get_all(HOST)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .chain(uri.authority().map(|authority| authority.as_str().as_bytes()))
+        .collect();
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    CanonicalRequest::parse(request.method().as_str(), &hosts, target.as_bytes()).map_err(|ambiguous| Unreadable {
+        status: StatusCode::BAD_REQUEST,
+        code: ambiguous.code(),
+        reason: ambiguous.to_string(),
+    })
+}
+
+/// An HTTP server with every bound set.
+pub(crate) fn bounded() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEADER_BYTES_MAX as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
+        .max_local_error_reset_streams(RESETS_LOCAL_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}

@@ -1,0 +1,122 @@
+//! Copies bytes both ways between two streams until both have said their end, or nothing has moved for too long.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
+
+/// The first buffer of each way: an idle connection must be cheap …
+const BUFFER_MIN: usize = 4 << 10;
+
+/// … and a busy one fast. A full buffer grows fourfold up to this.
+const BUFFER_MAX: usize = 64 << 10;
+
+/// Nothing moved for this long.
+const IDLE_MAX: Duration = Duration::from_secs(3_600);
+
+/// Nothing moved for this long after one side has said its end: the other has most likely gone.
+const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
+
+/// When bytes last moved.
+struct Pulse {
+    start: Instant,
+    last_millis: AtomicU64,
+    half_closed: AtomicBool,
+}
+
+/// Copies until both sides have ended. The end of one side is passed on and does not end the other.
+pub(crate) async fn relay<A, B>(a: A, b: B) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite,
+    B: AsyncRead + AsyncWrite,
+{
+    let pulse = Pulse {
+        start: Instant::now(),
+        last_millis: AtomicU64::new(0),
+        half_closed: AtomicBool::new(false),
+    };
+    let (a_reads, a_writes) = tokio::io::split(a);
+    let (b_reads, b_writes) = tokio::io::split(b);
+    tokio::select! {
+        both = async { tokio::try_join!(copy(a_reads, b_writes, &pulse), copy(b_reads, a_writes, &pulse)) } => both.map(|_| ()),
+        () = pulse.stopped() => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, pulse: &Pulse) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_MIN];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        to.write_all(bytes).await?;
+        to.flush().await?;
+        pulse.beat();
+        if read == buffer.len() && read < BUFFER_MAX {
+            buffer.resize(read * 4, 0);
+        }
+    }
+    pulse.half_closed.store(true, Relaxed);
+    to.shutdown().await
+}
+
+// === impl Pulse ===
+
+impl Pulse {
+    fn beat(&self) {
+        let millis = self.start.elapsed().as_millis();
+        self.last_millis
+            .store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Returns when nothing has moved for too long.
+    async fn stopped(&self) {
+        loop {
+            let idle_max = if self.half_closed.load(Relaxed) {
+                HALF_CLOSED_IDLE_MAX
+            } else {
+                IDLE_MAX
+            };
+            let idle = self
+                .start
+                .elapsed()
+                .saturating_sub(Duration::from_millis(self.last_millis.load(Relaxed)));
+            if idle >= idle_max {
+                return;
+            }
+            // A side may end meanwhile, so look again no later than the shorter bound.
+            sleep((idle_max - idle).min(HALF_CLOSED_IDLE_MAX)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
+        let (mut near, a) = tokio::io::duplex(1_000);
+        let (mut far, b) = tokio::io::duplex(1_000);
+        let copying = tokio::spawn(relay(a, b));
+        let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+        let expected = sent.clone();
+        let writing = tokio::spawn(async move {
+            near.write_all(&sent).await.unwrap();
+            near.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            near.read_to_end(&mut answer).await.unwrap();
+            answer
+        });
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).await.unwrap();
+        assert!(got == expected, "all bytes in order, and the end");
+        far.write_all(b"after the other side's end").await.unwrap();
+        drop(far);
+        assert_eq!(writing.await.unwrap(), b"after the other side's end");
+        copying.await.unwrap().unwrap();
+    }
+}

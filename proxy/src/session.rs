@@ -1,0 +1,191 @@
+//! A connection with a verified peer, watched for as long as it lives: it ends when trust ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_host::shutdown::Shutdown;
+use hoplite_identity::{CertificateDer, PeerRole, VerifiedPeer};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::identity_feed::{Generation, IdentityFeed};
+
+/// New work stops this long before a connection must end, at least …
+const LEAD_MIN: Duration = Duration::from_millis(500);
+
+/// … and at most. Between them it is a tenth of what is left.
+const LEAD_MAX: Duration = Duration::from_secs(30);
+
+/// Who is at the other end, and until when.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The evidence.
+    pub(crate) peer: VerifiedPeer,
+    /// The peer's address.
+    pub(crate) remote: SocketAddr,
+    /// Version and key exchange, for the record.
+    pub(crate) tls: String,
+    /// When the first of both leaves ends, and the connection with it.
+    pub(crate) not_after: SystemTime,
+    role: PeerRole,
+    chain: Vec<CertificateDer<'static>>,
+    drain_at: SystemTime,
+    draining: bool,
+    identity: Arc<IdentityFeed>,
+    generations: watch::Receiver<u64>,
+    policies: Option<watch::Receiver<u64>>,
+    stop: Option<Stop>,
+}
+
+/// The two steps of stopping.
+#[derive(Debug, Clone)]
+pub(crate) struct Stop {
+    /// Finish what is under way.
+    pub(crate) drain: Shutdown,
+    /// Close.
+    pub(crate) close: Shutdown,
+}
+
+/// Something that concerns a live connection.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Take on nothing new, finish what is under way.
+    Drain,
+    /// Policy has changed: decide again. Only after [`Session::watch_policy`].
+    Redecide,
+    /// End now; for the log, why.
+    Close(String),
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Begins to watch. What changed since `generation` is noticed at the first [`Session::event`].
+    pub(crate) fn new(
+        peer: VerifiedPeer,
+        role: PeerRole,
+        chain: Vec<CertificateDer<'static>>,
+        remote: SocketAddr,
+        tls: String,
+        identity: Arc<IdentityFeed>,
+        generation: &Generation,
+    ) -> Self {
+        let not_after = peer.not_after().min(generation.svid.leaf().not_after());
+        let mut generations = identity.subscribe();
+        // The identity may have been replaced during the handshake; then its verdict is not the one in force.
+        if *generations.borrow_and_update() != generation.number {
+            generations.mark_changed();
+        }
+        let drain_at = not_after
+            .checked_sub(lead(not_after, role, SystemTime::now()))
+            .unwrap_or(not_after);
+        Self {
+            peer,
+            remote,
+            tls,
+            not_after,
+            role,
+            chain,
+            drain_at,
+            draining: false,
+            identity,
+            generations,
+            policies: None,
+            stop: None,
+        }
+    }
+
+    /// Asks for [`Event::Redecide`]. Call it before the first decision: a policy that comes in between is not missed.
+    pub(crate) fn watch_policy(&mut self, policies: watch::Receiver<u64>) {
+        self.policies = Some(policies);
+    }
+
+    /// Ends with the proxy. Connections to upstreams do without: they end when nobody needs them.
+    pub(crate) fn end_with(&mut self, stop: Stop) {
+        self.stop = Some(stop);
+    }
+
+    /// The next thing that concerns this connection. Cancel safe.
+    pub(crate) async fn event(&mut self) -> Event {
+        loop {
+            let due = if self.draining { self.not_after } else { self.drain_at };
+            tokio::select! {
+                () = sleep(due.duration_since(SystemTime::now()).unwrap_or_default()) => {
+                    if self.draining {
+                        return Event::Close("its certificate, or ours, has expired".to_owned());
+                    }
+                    self.draining = true;
+                    return Event::Drain;
+                }
+                _ = self.generations.changed() => {
+                    let now = SystemTime::now();
+                    if let Err(rejected) = self.identity.current().verifier.verify(&self.chain, self.role, now) {
+                        return Event::Close(format!("the trust bundle no longer vouches for it: {rejected}"));
+                    }
+                }
+                () = changed(&mut self.policies) => return Event::Redecide,
+                drain = stopping(&mut self.stop, self.draining) => {
+                    if drain {
+                        self.draining = true;
+                        return Event::Drain;
+                    }
+                    return Event::Close("the proxy stops".to_owned());
+                }
+            }
+        }
+    }
+}
+
+/// How long before the end new work stops. Callers stop first, so that they rarely meet a closing server.
+fn lead(not_after: SystemTime, role: PeerRole, now: SystemTime) -> Duration {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    let lead = (left / 10).clamp(LEAD_MIN, LEAD_MAX);
+    match role {
+        PeerRole::Client => lead,
+        PeerRole::Server => lead * 2,
+    }
+}
+
+async fn changed(policies: &mut Option<watch::Receiver<u64>>) {
+    if let Some(policies) = policies
+        && policies.changed().await.is_ok()
+    {
+        return;
+    }
+    // Nobody asked, or nobody can announce anything any more.
+    std::future::pending().await
+}
+
+/// True when draining begins, false when the end has come.
+async fn stopping(stop: &mut Option<Stop>, draining: bool) -> bool {
+    let Some(stop) = stop else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        () = stop.close.wait() => false,
+        () = stop.drain.wait(), if !draining => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lead_is_a_tenth_within_bounds() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let check = |left: u64, role, expected: u64| {
+            assert_eq!(
+                lead(now + Duration::from_millis(left), role, now),
+                Duration::from_millis(expected),
+                "{left}"
+            );
+        };
+        check(5_000, PeerRole::Client, 500);
+        check(60_000, PeerRole::Client, 6_000);
+        check(3_600_000, PeerRole::Client, 30_000);
+        check(3_600_000, PeerRole::Server, 60_000);
+        check(0, PeerRole::Client, 500);
+    }
+}
