@@ -241,28 +241,40 @@ impl<'a> Policies<'a> {
             )
         };
         let policy = parse(statement, &fault)?;
-        let Some(id) = policy.annotation("id").map(str::to_owned) else {
-            return Err(vec![fault(
-                0,
-                "the policy has no `@id`; put `@id(\"team/name\")` before it".to_owned(),
-            )]);
+        let mut faults = Vec::new();
+        let policy = match self.claim(&policy, source, statement) {
+            Ok(id) => policy.new_id(id),
+            Err(reason) => {
+                faults.push(fault(0, reason));
+                policy
+            }
         };
-        check_id(&id).map_err(|reason| vec![fault(0, reason)])?;
-        match self.places.entry(id.clone()) {
+        faults.extend(validate(&policy, &fault));
+        if faults.is_empty() {
+            self.set.add(policy).map_err(|error| vec![fault(0, error.to_string())])
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// The policy's id, which is now taken.
+    fn claim(&mut self, policy: &Policy, source: &'a Source, statement: &Statement<'_>) -> Result<PolicyId, String> {
+        let id = policy
+            .annotation("id")
+            .ok_or("the policy has no `@id`; put `@id(\"team/name\")` before it")?;
+        check_id(id)?;
+        match self.places.entry(id.to_owned()) {
             Entry::Occupied(first) => {
                 let (source, offset) = *first.get();
                 let (line, column) = position(&source.text, offset);
                 let place = format!("{}:{line}:{column}", source.name);
-                let reason = format!("the `@id` `{id}` is already used at {place}; ids must differ");
-                return Err(vec![fault(0, reason)]);
+                Err(format!("the `@id` `{id}` is already used at {place}; ids must differ"))
             }
             Entry::Vacant(place) => {
                 place.insert((source, statement.offset));
+                Ok(PolicyId::new(id))
             }
         }
-        let policy = policy.new_id(PolicyId::new(&id));
-        validate(&policy, &fault)?;
-        self.set.add(policy).map_err(|error| vec![fault(0, error.to_string())])
     }
 }
 
@@ -301,19 +313,26 @@ fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> Fault) -> R
     }
 }
 
-fn validate(policy: &Policy, fault: &dyn Fn(usize, String) -> Fault) -> Result<(), Vec<Fault>> {
+/// What strict validation finds, in the order of the text; the validator itself keeps none.
+fn validate(policy: &Policy, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Fault> {
     let mut alone = PolicySet::new();
-    alone
-        .add(policy.clone())
-        .map_err(|error| vec![fault(0, error.to_string())])?;
+    if let Err(error) = alone.add(policy.clone()) {
+        return vec![fault(0, error.to_string())];
+    }
     let result = VOCABULARY.validator.validate(&alone, ValidationMode::Strict);
     let mut faults: Vec<_> = result
         .validation_errors()
         .map(|error| diagnosed(error, fault))
         .collect();
-    // The validator gives them in no order.
+    // The place already says which policy.
+    let prefix = format!("for policy `{}`, ", policy.id());
+    for fault in &mut faults {
+        if let Some(rest) = fault.reason.strip_prefix(&prefix) {
+            fault.reason = rest.to_owned();
+        }
+    }
     faults.sort_by(|a, b| (a.line, a.column, &a.reason).cmp(&(b.line, b.column, &b.reason)));
-    if faults.is_empty() { Ok(()) } else { Err(faults) }
+    faults
 }
 
 fn check_id(id: &str) -> Result<(), String> {
@@ -503,6 +522,10 @@ mod tests {
         faults(
             &[
                 ("a.cedar", &text),
+                (
+                    "b.cedar",
+                    "permit (principal, action, resource) when { principal.a && principal.b };",
+                ),
                 ("notes.txt", ""),
                 ("routes.toml", "[a]\nroutes = [\"x\", \"y\"]"),
             ],
@@ -510,6 +533,9 @@ mod tests {
                 "a.cedar:1:1…no `@id`",
                 "a.cedar:3:7…unexpected token",
                 "a.cedar:4:1…already used",
+                "b.cedar:1:1…no `@id`",
+                "b.cedar:1:45…attribute `a`",
+                "b.cedar:1:60…attribute `b`",
                 "notes.txt:1:1…rename or remove",
                 "routes.toml:2:11…not a route",
                 "routes.toml:2:16…not a route",
