@@ -212,31 +212,30 @@ impl Reader {
             segment: name.file_name(),
             place: "its header".into(),
         };
-        let next_seq = name.first_seq;
-        if let Some(header) = segment.header.clone().filter(|header| header.name == name) {
-            self.recorder = Some(header.recorder.clone());
-            self.current = Some(Open {
-                segment,
-                header,
-                at: HEADER_BYTES,
-                next_seq,
-            });
-            return Ok(());
-        }
-        // Whose records these are is known from the segments before, if there are any.
-        if let Some(recorder) = self.recorder.clone() {
-            let header = Header {
+        let sound = segment.header.as_ref().is_some_and(|header| header.name == name);
+        // A renamed file is read as what it was. Without a header, its name says which boot it is of, and the segments
+        // before it whose.
+        let header = segment.header.clone().or_else(|| {
+            let recorder = self.recorder.clone()?;
+            Some(Header {
                 recorder,
                 name,
                 records_before: 0,
                 previous: [0; 32],
-            };
+            })
+        });
+        if let Some(header) = header {
+            self.recorder = Some(header.recorder.clone());
+            let next_seq = header.name.first_seq;
             self.current = Some(Open {
                 segment,
                 header,
                 at: HEADER_BYTES,
                 next_seq,
             });
+        }
+        if sound {
+            return Ok(());
         }
         Err(damaged)
     }
@@ -382,5 +381,308 @@ fn io_error(path: &Path, error: &io::Error) -> ReadError {
     ReadError::Io {
         path: path.display().to_string(),
         problem: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{files, open, record, write};
+    use crate::{Class, Recorder};
+
+    #[test]
+    fn every_filter_must_match() {
+        let mut found = record(3);
+        found.id = "ledger-1-3".parse().unwrap();
+        found.principal = Some("spiffe://example.org/ns/orders".into());
+        found.route = Some("ledger:GET /accounts/{id}".into());
+        found.determining = vec!["forbid-night".into()];
+        found.errors = vec!["limit: integer overflow".into()];
+        let query = Query::default;
+        let text = |text: &str| Some(text.to_owned());
+        let later = found.at + Duration::from_micros(1);
+        let cases = [
+            ("nothing asked", query(), true),
+            (
+                "since is inclusive",
+                Query {
+                    since: Some(found.at),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "since",
+                Query {
+                    since: Some(later),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "until is exclusive",
+                Query {
+                    until: Some(found.at),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "until",
+                Query {
+                    until: Some(later),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "principal",
+                Query {
+                    principal: text("spiffe://example.org/ns/orders"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "prefix",
+                Query {
+                    principal: text("spiffe://example.org/ns/"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "prefix without its end",
+                Query {
+                    principal: text("spiffe://example.org/ns/ord"),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "other principal",
+                Query {
+                    principal: text("spiffe://example.org/ns/edge"),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "service",
+                Query {
+                    service: text("ledger"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "other service",
+                Query {
+                    service: text("ledge"),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "route",
+                Query {
+                    route: text("ledger:GET /accounts/{id}"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "other route",
+                Query {
+                    route: text("ledger:GET /accounts"),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "outcome",
+                Query {
+                    outcome: vec![Outcome::Allow, Outcome::Forbid],
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "other outcome",
+                Query {
+                    outcome: vec![Outcome::Allow],
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "policy that decided",
+                Query {
+                    policy: text("forbid-night"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "policy that failed",
+                Query {
+                    policy: text("limit"),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "part of a policy's id",
+                Query {
+                    policy: text("lim"),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "id",
+                Query {
+                    id: "ledger-1-3".parse().ok(),
+                    ..query()
+                },
+                true,
+            ),
+            (
+                "other id",
+                Query {
+                    id: "ledger-1-4".parse().ok(),
+                    ..query()
+                },
+                false,
+            ),
+            (
+                "one of two",
+                Query {
+                    service: text("ledger"),
+                    outcome: vec![Outcome::Error],
+                    ..query()
+                },
+                false,
+            ),
+        ];
+        for (name, query, expected) in cases {
+            assert_eq!(query.matches(&found), expected, "{name}");
+        }
+        let stranger = record(0);
+        assert!(
+            !Query {
+                principal: text("spiffe://example.org/"),
+                ..query()
+            }
+            .matches(&stranger)
+        );
+    }
+
+    #[test]
+    fn one_record_is_found_by_its_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = write(directory.path(), &[5, 5]);
+        let query = Query {
+            id: Some(written[6].id.clone()),
+            ..Query::default()
+        };
+        let found: Vec<Record> = read_log(directory.path(), &query)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(found, [written[6].clone()]);
+    }
+
+    #[test]
+    fn damage_is_named_and_the_rest_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = write(directory.path(), &[3, 1]);
+        let name = files(directory.path())[0].clone();
+        let path = directory.path().join(&name);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[HEADER_BYTES + 20] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut found = read_log(directory.path(), &Query::default()).unwrap();
+        let error = found.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains(&name) && error.contains("ledger-1-0"), "{error}");
+        assert_eq!(found.map(Result::unwrap).collect::<Vec<_>>(), written[1..]);
+    }
+
+    #[test]
+    fn logs_are_found_below() {
+        let root = tempfile::tempdir().unwrap();
+        let logs = ["a", "b/ledger", "b/orders"].map(|name| root.path().join(name));
+        for log in &logs {
+            write(log, &[1]);
+        }
+        fs::create_dir(root.path().join("empty")).unwrap();
+        assert_eq!(find_logs(root.path()).unwrap(), logs);
+        assert_eq!(find_logs(&logs[1]).unwrap(), [logs[1].clone()]);
+        let error = find_logs(&root.path().join("none")).unwrap_err();
+        assert!(error.to_string().contains("none`"), "{error}");
+    }
+
+    fn append(recorder: &Recorder, n: u64) -> Record {
+        let mut record = record(n);
+        recorder.append(&mut record, Class::Full).unwrap();
+        record
+    }
+
+    fn drain(tail: &mut Tail) -> Vec<Record> {
+        let mut found = Vec::new();
+        loop {
+            match tail.poll().unwrap() {
+                records if records.is_empty() => return found,
+                records => found.extend(records),
+            }
+        }
+    }
+
+    #[test]
+    fn a_tail_follows_rotation_and_boots() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut from_nothing = Tail::open(directory.path(), false).unwrap();
+        assert_eq!(drain(&mut from_nothing), []);
+        let before = write(directory.path(), &[4]);
+        let mut from_end = Tail::open(directory.path(), true).unwrap();
+        assert_eq!(drain(&mut from_end), []);
+        let mut expected = before;
+        for boot in 2..4 {
+            let (recorder, _) = open(directory.path());
+            assert_eq!(drain(&mut from_nothing), expected, "boot {boot}");
+            expected.clear();
+            for n in 0..8 {
+                let record = append(&recorder, n);
+                assert_eq!(
+                    drain(&mut from_end),
+                    std::slice::from_ref(&record),
+                    "boot {boot}, record {n}"
+                );
+                expected.push(record);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tail_waits_for_the_rest_of_a_record_and_passes_damage_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = write(directory.path(), &[3]);
+        let path = directory.path().join(&files(directory.path())[0]);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 10]).unwrap();
+        let mut tail = Tail::open(directory.path(), false).unwrap();
+        assert_eq!(drain(&mut tail), written[..2]);
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(drain(&mut tail), written[2..]);
+
+        let mut damaged = whole.clone();
+        damaged[HEADER_BYTES + 20] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        let mut tail = Tail::open(directory.path(), false).unwrap();
+        assert!(matches!(tail.poll(), Err(ReadError::Damaged { .. })));
+        assert_eq!(drain(&mut tail), written[1..]);
     }
 }

@@ -7,7 +7,7 @@ use crate::{Class, Options, Outcome, Phase, Query, Record, Recorder, Repair, rea
 
 /// A few records to a segment.
 pub(crate) const SMALL: Options = Options {
-    segment_bytes_max: 600,
+    segment_bytes_max: 440,
     flush_after: Duration::from_secs(3600),
 };
 

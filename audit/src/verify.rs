@@ -110,6 +110,7 @@ impl Check {
                     format!("the file was renamed: its header says `{}`", header.name.file_name()),
                 );
                 self.lose_track(segment.name);
+                self.next_seq = header.name.first_seq;
             }
             None => {
                 self.find(None, "its header is changed or cut".into());
@@ -171,14 +172,15 @@ impl Check {
             self.missing_before(first_seq);
         } else {
             self.report.boots += 1;
-            if boot == self.boot.saturating_add(1) {
-                self.missing_before(header.records_before);
-            } else {
+            if boot != self.boot.saturating_add(1) {
                 let (from, to) = (self.boot.saturating_add(1), boot.saturating_sub(1));
                 self.find(
                     None,
                     format!("before it the segments of boots {from} to {to} are missing"),
                 );
+            } else if first_seq == 0 {
+                // Only the first segment of a boot speaks of the boot before.
+                self.missing_before(header.records_before);
             }
             (self.boot, self.next_seq, self.gap) = (boot, 0, None);
             self.missing_before(first_seq);
@@ -427,10 +429,11 @@ mod tests {
         );
     }
 
-    type Harm = fn(&Path);
+    /// What it is, how it is done, and the findings it must give: segment and decision id.
+    type Harm = (&'static str, fn(&Path), &'static [(&'static str, &'static str)]);
 
     /// One harm, one finding, and it names the record.
-    const HARMS: &[(&str, Harm, &[(&str, &str)])] = &[
+    const HARMS: &[Harm] = &[
         (
             "payload changed",
             |d| edit(&d.join(FIRST), |parts| parts[2][30] ^= 1),
