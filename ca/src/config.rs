@@ -65,7 +65,10 @@ impl Config {
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
             if key != "authority_ttl" && span >= self.authority_ttl {
-                let reason = format!("no certificate outlives its authority; write less than `authority_ttl`, which is \"{}\"", self.authority_ttl);
+                let reason = format!(
+                    "no certificate outlives its authority; write less than `authority_ttl`, which is \"{}\"",
+                    self.authority_ttl
+                );
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
         }
@@ -75,7 +78,12 @@ impl Config {
         }
         for (key, path) in [("data_dir", &self.data_dir), ("admin_socket", &self.admin_socket)] {
             if path.as_os_str().is_empty() {
-                return Err(ConfigError::unusable(file, key, "\"\"", "no path; write for example \"/var/lib/hoplite/ca\""));
+                return Err(ConfigError::unusable(
+                    file,
+                    key,
+                    "\"\"",
+                    "no path; write for example \"/var/lib/hoplite/ca\"",
+                ));
             }
         }
         Ok(())

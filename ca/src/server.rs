@@ -1,17 +1,55 @@
 //! A running CA: its parts, started in order and stopped together.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hoplite_host::config::ConfigError;
-use hoplite_identity::TrustBundle;
+use hoplite_host::files::{self, FileError};
+use hoplite_host::shutdown::{self, Stopper};
+use hoplite_host::socket::{self, BindError};
+use hoplite_identity::{BundleSet, PeerVerifier, TrustBundle};
+use hoplite_store::{SledStore, Store, StoreError};
+use hoplite_wire::ca::admin_server::AdminServer;
+use hoplite_wire::ca::node_server::NodeServer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
 
 use crate::Config;
+use crate::admin::{self, Admin};
+use crate::authority::{Authority, AuthorityError};
+use crate::listener::{self, ServerIdentity};
+use crate::node::{Mint, Node};
+use crate::registry::{Follower, Registry};
+
+/// Calls that have begun may end.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Noticing within a minute that a peer has gone without a word.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// A call that takes longer is stuck. Streams are not meant: their first word comes at once.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Calls at once on one connection: an agent has a handful.
+const STREAMS_MAX: u32 = 64;
+
+/// Connections that wait to be served; they wait in the kernel's queue otherwise.
+const BACKLOG: usize = 16;
 
 /// A CA that serves. Dropping it stops it without waiting.
-#[derive(Debug)]
 pub struct Running {
     node_address: SocketAddr,
     bundle: TrustBundle,
+    admin_socket: PathBuf,
+    stopper: Stopper,
+    parts: JoinSet<&'static str>,
+    follower: Follower,
 }
 
 /// Why a CA did not start. One sentence for the operator.
@@ -21,6 +59,32 @@ pub enum StartError {
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The data directory, or `bundle.pem` in it, cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The agents' address cannot be taken.
+    #[error("cannot listen on `listen = {address}`: {source}; choose another address, or stop who uses it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The operators' socket cannot be bound.
+    #[error(transparent)]
+    AdminSocket(#[from] BindError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no authority to sign with.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// What is registered cannot be read.
+    #[error("{0}")]
+    Registry(String),
+    /// The CA's own certificate, or its verifier of others, cannot be made.
+    #[error("{0}")]
+    Identity(String),
 }
 
 /// Starts a CA: makes the authority on the first start, and serves when this returns.
@@ -28,8 +92,120 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`], one sentence for the operator; nothing is half-written.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let _ = config;
-    todo!()
+    config.check(Path::new("configuration"))?;
+    files::private_dir(&config.data_dir)?;
+    let listener = listen(config.listen).await?;
+    let node_address = listener.local_addr().map_err(|source| StartError::Listen {
+        address: config.listen,
+        source,
+    })?;
+
+    let now = SystemTime::now();
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(config.data_dir.join("store"))?);
+    let (authority, sequence) = Authority::open(
+        &*store,
+        &config.data_dir,
+        &config.trust_domain,
+        config.authority_ttl.0,
+        now,
+    )?;
+    let authority = Arc::new(authority);
+    let identity_error = |e: &dyn std::fmt::Display| StartError::Identity(e.to_string());
+    let bundle = authority
+        .bundle(&config.trust_domain, sequence)
+        .map_err(|e| identity_error(&e))?;
+    files::write_public(&config.data_dir.join("bundle.pem"), bundle.to_pem().as_bytes())?;
+
+    let verifier = PeerVerifier::new(BundleSet::from_iter([bundle.clone()])).map_err(|e| identity_error(&e))?;
+    let verifier = Arc::new(verifier);
+    let identity = ServerIdentity::new(
+        Arc::clone(&authority),
+        config.trust_domain.clone(),
+        Arc::clone(&verifier),
+        config.x509_ttl.0,
+    );
+    let (tls, renew_at) = identity.renewed(now).map_err(|e| identity_error(&e))?;
+    let (configs, tls) = watch::channel(tls);
+    let (registry, follower) = Registry::open(store).map_err(|e| StartError::Registry(e.to_string()))?;
+    let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
+
+    // From here on nothing fails.
+    let (stopper, shutdown) = shutdown::channel();
+    let mint = Mint {
+        authority,
+        agent_ttl: config.agent_ttl.0,
+        x509_ttl: config.x509_ttl.0,
+    };
+    let node = Node::new(registry.clone(), mint, bundle.clone(), shutdown.clone());
+    let admin = Admin::new(registry.clone(), bundle.clone(), config.authority_ttl.0);
+    let (agents, agents_accepted) = mpsc::channel(BACKLOG);
+    let (operators, operators_accepted) = mpsc::channel(BACKLOG);
+
+    let mut parts = JoinSet::new();
+    let accepting = listener::accept(listener, tls, verifier, agents, shutdown.clone());
+    parts.spawn(async {
+        accepting.await;
+        "node listener"
+    });
+    let accepting = admin::accept(admin_listener, operators, shutdown.clone());
+    parts.spawn(async {
+        accepting.await;
+        "admin listener"
+    });
+    parts.spawn(async move {
+        identity.keep_renewed(renew_at, configs).await;
+        "identity"
+    });
+    let mut revisions = registry.revisions();
+    parts.spawn(async move {
+        while revisions.changed().await.is_ok() {}
+        "follower"
+    });
+    let mut stop = shutdown.clone();
+    parts.spawn(async move {
+        let incoming = ReceiverStream::new(agents_accepted);
+        let served = server()
+            .serve_with_incoming_shutdown(NodeServer::new(node), incoming, stop.wait())
+            .await;
+        report("node service", served)
+    });
+    let mut stop = shutdown;
+    parts.spawn(async move {
+        let incoming = ReceiverStream::new(operators_accepted);
+        let served = server()
+            .serve_with_incoming_shutdown(AdminServer::new(admin), incoming, stop.wait())
+            .await;
+        report("admin service", served)
+    });
+    tracing::info!(trust_domain = %config.trust_domain, %node_address, admin_socket = %config.admin_socket.display(), "the CA serves");
+    Ok(Running {
+        node_address,
+        bundle,
+        admin_socket: config.admin_socket,
+        stopper,
+        parts,
+        follower,
+    })
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen { address, source })
+}
+
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS_MAX)
+        .timeout(CALL_TIMEOUT)
+}
+
+fn report(part: &'static str, served: Result<(), tonic::transport::Error>) -> &'static str {
+    if let Err(error) = served {
+        tracing::error!(%error, part, "stopped serving");
+    }
+    part
 }
 
 // === impl Running ===
@@ -45,13 +221,44 @@ impl Running {
         self.bundle.clone()
     }
 
-    /// Stops serving, and returns when all parts have ended and the store is closed.
+    /// Stops serving, and returns when all parts have ended and the store is closed. Calls that have begun get
+    /// five seconds to end.
     pub async fn stop(self) {
-        todo!()
+        let Self {
+            admin_socket,
+            stopper,
+            mut parts,
+            follower,
+            ..
+        } = self;
+        stopper.stop();
+        // The follower first: the parts that wait for what is new end with it.
+        let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
+        let ended = async {
+            // Of the parts only the identity's renewal knows no end of its own.
+            while parts.len() > 1 && parts.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(STOP_GRACE, ended).await.is_err() {
+            tracing::warn!("some calls did not end in time");
+        }
+        parts.shutdown().await;
+        let _ = std::fs::remove_file(&admin_socket); // a stale one is replaced by the next start anyway
     }
 
     /// Returns when a part of it died, which should not happen: the caller restarts the process.
     pub async fn wait(&mut self) {
-        todo!()
+        match self.parts.join_next().await {
+            Some(Ok(part)) => tracing::error!(part, "a part of the CA ended"),
+            Some(Err(error)) => tracing::error!(%error, "a part of the CA died"),
+            None => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running")
+            .field("node_address", &self.node_address)
+            .finish_non_exhaustive()
     }
 }

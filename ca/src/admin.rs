@@ -1,0 +1,300 @@
+//! What operators ask, on the CA's own Unix socket. Whoever may connect is the CA's own user, or root.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_host::shutdown::Shutdown;
+use hoplite_identity::{TrustBundle, TrustDomain};
+use hoplite_wire::ca as wire;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+
+use crate::entry::{self, Entry};
+use crate::join;
+use crate::node;
+use crate::record;
+use crate::registry::{Created, Registry, RegistryError, parse_agent_id};
+
+/// One commit stays a short pause for everybody else.
+const ITEMS_MAX: usize = 1000;
+
+/// When the system has no more file descriptors, trying again at once would only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The service.
+pub(crate) struct Admin {
+    registry: Registry,
+    trust_domain: TrustDomain,
+    bundle: TrustBundle,
+    /// An entry's own TTL is below this.
+    ttl_limit: Duration,
+}
+
+/// Accepts until the shutdown, and hands over the connections of those who may call.
+pub(crate) async fn accept(
+    listener: UnixListener,
+    accepted: mpsc::Sender<io::Result<UnixStream>>,
+    mut shutdown: Shutdown,
+) {
+    let own_uid = rustix::process::geteuid().as_raw();
+    loop {
+        let next = tokio::select! {
+            next = listener.accept() => next,
+            () = shutdown.wait() => return,
+        };
+        let admitted = next.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream)));
+        match admitted {
+            Ok((uid, stream)) if may_call(uid, own_uid) => {
+                let _ = accepted.send(Ok(stream)).await; // nobody listens any more while stopping
+            }
+            Ok((uid, _)) => tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin connection"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection on the admin socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn may_call(uid: u32, own_uid: u32) -> bool {
+    uid == own_uid || uid == 0
+}
+
+// === impl Admin ===
+
+impl Admin {
+    pub(crate) fn new(registry: Registry, bundle: TrustBundle, ttl_limit: Duration) -> Self {
+        Self {
+            registry,
+            trust_domain: bundle.trust_domain().clone(),
+            bundle,
+            ttl_limit,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl wire::admin_server::Admin for Admin {
+    async fn create_token(
+        &self,
+        request: Request<wire::CreateTokenRequest>,
+    ) -> Result<Response<wire::CreateTokenResponse>, Status> {
+        let call = Call::new(&request, "create token");
+        let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
+        call.answer(&node, async {
+            let agent_id =
+                entry::agent_id(&self.trust_domain, &node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let ttl = match ttl_seconds {
+                0 => join::TTL_DEFAULT,
+                seconds => Duration::from_secs(seconds.into()),
+            };
+            if ttl > join::TTL_MAX {
+                let text = format!(
+                    "`ttl_seconds`: `{ttl_seconds}` is too long; at most {}",
+                    join::TTL_MAX.as_secs()
+                );
+                return Err(Status::invalid_argument(text));
+            }
+            let now = SystemTime::now();
+            let expires_at = record::unix_seconds(now) + ttl.as_secs();
+            let token = self.registry.create_token(agent_id.clone(), expires_at, now).await?;
+            Ok(wire::CreateTokenResponse {
+                token: token.reveal(),
+                agent_id: agent_id.to_string(),
+                expires_at_unix: record::unix_i64(expires_at),
+            })
+        })
+        .await
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<wire::ListAgentsRequest>,
+    ) -> Result<Response<wire::ListAgentsResponse>, Status> {
+        let call = Call::new(&request, "list agents");
+        let agents = self.registry.index().agents().map(|agent| agent.to_wire()).collect();
+        call.answer("", async { Ok(wire::ListAgentsResponse { agents }) }).await
+    }
+
+    async fn ban_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
+        let call = Call::new(&request, "ban agent");
+        let text = request.into_inner().spiffe_id;
+        call.answer(&text, async {
+            self.registry.ban(&parse_agent_id(&text, &self.trust_domain)?).await?;
+            Ok(wire::AgentResponse {})
+        })
+        .await
+    }
+
+    async fn evict_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
+        let call = Call::new(&request, "evict agent");
+        let text = request.into_inner().spiffe_id;
+        call.answer(&text, async {
+            self.registry.evict(&parse_agent_id(&text, &self.trust_domain)?).await?;
+            Ok(wire::AgentResponse {})
+        })
+        .await
+    }
+
+    async fn create_entries(
+        &self,
+        request: Request<wire::CreateEntriesRequest>,
+    ) -> Result<Response<wire::CreateEntriesResponse>, Status> {
+        let call = Call::new(&request, "create entries");
+        let messages = request.into_inner().entries;
+        let subject = format!("{} entries", messages.len());
+        call.answer(&subject, async {
+            at_most(messages.len())?;
+            let now = SystemTime::now();
+            let parse = |message| Entry::from_wire(message, &self.trust_domain, self.ttl_limit, now);
+            let parsed: Vec<_> = messages.into_iter().map(parse).collect();
+            let good: Vec<_> = parsed
+                .iter()
+                .filter_map(|parsed| parsed.as_ref().ok().cloned())
+                .collect();
+            let mut created = self.registry.create_entries(good).await?.into_iter();
+            let mut results = Vec::with_capacity(parsed.len());
+            for parsed in parsed {
+                results.push(match parsed {
+                    Err(invalid) => wire::EntryResult {
+                        error: invalid.to_string(),
+                        ..wire::EntryResult::default()
+                    },
+                    Ok(_) => result(call.uid, created.next().ok_or(RegistryError::Contention)?),
+                });
+            }
+            Ok(wire::CreateEntriesResponse { results })
+        })
+        .await
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Result<Response<wire::ListEntriesResponse>, Status> {
+        let call = Call::new(&request, "list entries");
+        let registered: Vec<_> = self.registry.index().entries().map(Arc::clone).collect();
+        let entries = registered.iter().map(|r| r.entry.to_wire(&r.id, r.revision)).collect();
+        call.answer("", async { Ok(wire::ListEntriesResponse { entries }) })
+            .await
+    }
+
+    async fn delete_entries(
+        &self,
+        request: Request<wire::DeleteEntriesRequest>,
+    ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
+        let call = Call::new(&request, "delete entries");
+        let ids = request.into_inner().ids;
+        let subject = format!("{ids:?}");
+        call.answer(&subject, async {
+            at_most(ids.len())?;
+            let is_id = |id: &String| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+            let known = self
+                .registry
+                .delete_entries(ids.iter().filter(|id| is_id(id)).cloned().collect())
+                .await?;
+            let mut known = known.into_iter();
+            let mut errors = Vec::with_capacity(ids.len());
+            for id in &ids {
+                let was_there = is_id(id) && known.next().unwrap_or(false);
+                errors.push(match was_there {
+                    true => String::new(),
+                    false => format!("there is no entry `{id}`; `hoplite entry list` shows what there is"),
+                });
+            }
+            Ok(wire::DeleteEntriesResponse { errors })
+        })
+        .await
+    }
+
+    async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Result<Response<wire::Bundle>, Status> {
+        Call::new(&request, "show bundle")
+            .answer("", async { Ok(node::bundle(&self.bundle)) })
+            .await
+    }
+}
+
+fn at_most(items: usize) -> Result<(), Status> {
+    if items > ITEMS_MAX {
+        return Err(Status::invalid_argument(format!(
+            "{items} items in one call; send at most {ITEMS_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+fn result(uid: Option<u32>, created: Created) -> wire::EntryResult {
+    let (id, entry, revision, existed, error) = match created {
+        Created::New { id, entry, revision } => {
+            tracing::info!(target: "hoplite::audit", uid, entry = id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, outcome = "created", "create entry");
+            (id, entry, revision, false, String::new())
+        }
+        Created::Existed { id, entry, revision } => (id, entry, revision, true, String::new()),
+        Created::Differs { id, entry, revision } => {
+            let error = format!(
+                "entry `{id}` has the same SPIFFE ID, parent and selectors, but another TTL, hint or other DNS names; delete it first"
+            );
+            (id, entry, revision, false, error)
+        }
+    };
+    wire::EntryResult {
+        entry: Some(entry.to_wire(&id, revision)),
+        error,
+        existed,
+    }
+}
+
+/// One call and its line in the log.
+struct Call {
+    action: &'static str,
+    uid: Option<u32>,
+}
+
+// === impl Call ===
+
+impl Call {
+    fn new<T>(request: &Request<T>, action: &'static str) -> Self {
+        let credentials = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|info| info.peer_cred);
+        Self {
+            action,
+            uid: credentials.map(|credentials| credentials.uid()),
+        }
+    }
+
+    /// Runs it and logs who did what to what, and how it ended. Never what was answered: a token may be in it.
+    async fn answer<T>(
+        &self,
+        subject: &str,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let Self { action, uid } = *self;
+        let result = call.await;
+        match &result {
+            Ok(_) => tracing::info!(target: "hoplite::audit", uid, action, ?subject, outcome = "done", "admin"),
+            Err(status) => {
+                tracing::warn!(target: "hoplite::audit", uid, action, ?subject, outcome = "refused", reason = status.message(), "admin");
+            }
+        }
+        result.map(Response::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_call() {
+        let check = |uid: u32, own: u32, expected: bool| assert_eq!(may_call(uid, own), expected, "{uid} calls {own}");
+        check(1000, 1000, true);
+        check(0, 1000, true);
+        check(1001, 1000, false);
+        check(1000, 0, false);
+    }
+}

@@ -1,0 +1,261 @@
+//! Agents as the CA knows them: which of their certificates count, and whether they may speak at all.
+
+use std::time::SystemTime;
+
+use hoplite_identity::{Leaf, SpiffeId};
+use hoplite_wire::ca as wire;
+use serde::{Deserialize, Serialize};
+use tonic::Status;
+
+use crate::entry;
+use crate::record;
+
+/// An agent that has joined.
+///
+/// A new certificate counts as the agent's own only once it is used: an answer that was lost must not lock the agent
+/// out. The one before stays good, for streams that began with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Agent {
+    #[serde(with = "record::spiffe_id")]
+    pub(crate) spiffe_id: SpiffeId,
+    /// Fingerprint of the key it joined with.
+    pub(crate) joined_key: String,
+    pub(crate) banned: bool,
+    previous: Option<Issued>,
+    active: Issued,
+    /// Given out, not used yet.
+    next: Option<Issued>,
+}
+
+/// A certificate that was given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Issued {
+    /// Lower-case hex.
+    pub(crate) serial: String,
+    /// Unix seconds.
+    pub(crate) not_after: u64,
+}
+
+/// What a call with a certificate means for the agent's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nothing.
+    Known,
+    /// The newest certificate is used for the first time: [`Agent::activate`] it.
+    FirstUse,
+}
+
+/// Why a caller is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    /// No certificate was shown.
+    #[error("this call needs an agent's certificate; join first")]
+    NoCertificate,
+    /// The certificate was good when the connection began.
+    #[error("the agent's certificate has expired; connect with a newer one, or join anew")]
+    Expired,
+    /// Neither the agent's newest certificate nor the one before.
+    #[error("the agent has newer certificates than this one; connect with the newest, or join anew")]
+    Superseded,
+    /// A workload's certificate, or the CA's own.
+    #[error("`{0}` is not an agent; only agents may call this")]
+    NotAnAgent(SpiffeId),
+    /// Never joined, or evicted.
+    #[error("`{0}` is not registered: it never joined, or was evicted; join with a new token")]
+    Unknown(SpiffeId),
+    /// Banned by an operator.
+    #[error("`{0}` is banned; an operator must evict it before it can join anew")]
+    Banned(SpiffeId),
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// After a join. A second join by the same key is a retry: which of the answers arrived is not known.
+    pub(crate) fn joined(before: Option<Self>, spiffe_id: SpiffeId, joined_key: String, issued: Issued) -> Self {
+        match before {
+            Some(agent) if agent.joined_key == joined_key => agent.issued(issued),
+            _ => Self {
+                spiffe_id,
+                joined_key,
+                banned: false,
+                previous: None,
+                active: issued,
+                next: None,
+            },
+        }
+    }
+
+    /// After a certificate was made for it. An unused one is forgotten: the agent asks again when it lacks the answer.
+    pub(crate) fn issued(self, issued: Issued) -> Self {
+        Self {
+            next: Some(issued),
+            ..self
+        }
+    }
+
+    /// After the newest certificate was used.
+    pub(crate) fn activate(self, serial: &str) -> Self {
+        match self.next {
+            Some(next) if next.serial == serial => Self {
+                previous: Some(self.active),
+                active: next,
+                next: None,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
+    fn standing(&self, serial: &str) -> Option<Standing> {
+        let is = |issued: Option<&Issued>| issued.is_some_and(|issued| issued.serial == serial);
+        if is(Some(&self.active)) || is(self.previous.as_ref()) {
+            Some(Standing::Known)
+        } else if is(self.next.as_ref()) {
+            Some(Standing::FirstUse)
+        } else {
+            None
+        }
+    }
+
+    /// What operators see: the newest certificate.
+    pub(crate) fn to_wire(&self) -> wire::Agent {
+        let newest = self.next.as_ref().unwrap_or(&self.active);
+        wire::Agent {
+            spiffe_id: self.spiffe_id.to_string(),
+            serial: newest.serial.clone(),
+            expires_at_unix: record::unix_i64(newest.not_after),
+            banned: self.banned,
+        }
+    }
+}
+
+/// Whether the owner of a verified certificate may speak as an agent. Asked at every call and on every turn of a
+/// stream: a handshake says nothing about what happened since.
+pub(crate) fn authorize(agent: Option<&Agent>, shown: &Leaf, now: SystemTime) -> Result<Standing, Denied> {
+    let id = shown.spiffe_id();
+    if now >= shown.not_after() {
+        return Err(Denied::Expired);
+    }
+    if !entry::is_agent(id) {
+        return Err(Denied::NotAnAgent(id.clone()));
+    }
+    let agent = agent.ok_or_else(|| Denied::Unknown(id.clone()))?;
+    if agent.banned {
+        return Err(Denied::Banned(id.clone()));
+    }
+    agent.standing(shown.serial()).ok_or(Denied::Superseded)
+}
+
+// === impl Issued ===
+
+impl From<&Leaf> for Issued {
+    fn from(leaf: &Leaf) -> Self {
+        Self {
+            serial: leaf.serial().to_owned(),
+            not_after: record::unix_seconds(leaf.not_after()),
+        }
+    }
+}
+
+// === impl Denied ===
+
+impl From<Denied> for Status {
+    /// `Unauthenticated` asks for another certificate, `PermissionDenied` says that none will help.
+    fn from(denied: Denied) -> Self {
+        let text = denied.to_string();
+        match denied {
+            Denied::NoCertificate | Denied::Expired | Denied::Superseded => Self::unauthenticated(text),
+            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::{Authority, Serial};
+    use crate::issuance::{SubjectKey, Template, mint};
+    use hoplite_identity::TrustDomain;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn issued(serial: &str) -> Issued {
+        Issued {
+            serial: serial.into(),
+            not_after: 0,
+        }
+    }
+
+    fn id() -> SpiffeId {
+        SpiffeId::parse("spiffe://prod.example/hoplite/agent/n1").unwrap()
+    }
+
+    fn joined(serial: &str) -> Agent {
+        Agent::joined(None, id(), "key".into(), issued(serial))
+    }
+
+    #[test]
+    fn a_new_certificate_counts_from_its_first_use() {
+        let check = |agent: &Agent, expected: [Option<Standing>; 4]| {
+            assert_eq!(["1", "2", "3", "4"].map(|serial| agent.standing(serial)), expected);
+        };
+        let (known, first) = (Some(Standing::Known), Some(Standing::FirstUse));
+        let agent = joined("1");
+        check(&agent, [known, None, None, None]);
+        let agent = agent.issued(issued("2"));
+        check(&agent, [known, first, None, None]);
+        let agent = agent.issued(issued("3")); // the second was lost
+        check(&agent, [known, None, first, None]);
+        let agent = agent.activate("3");
+        check(&agent, [known, None, known, None]);
+        assert_eq!(agent.clone().activate("1"), agent, "an old one changes nothing");
+        let agent = agent.issued(issued("4")).activate("4");
+        check(&agent, [None, None, known, known]);
+    }
+
+    #[test]
+    fn joining_again() {
+        let retry = Agent::joined(Some(joined("1")), id(), "key".into(), issued("2"));
+        assert_eq!(
+            (retry.standing("1"), retry.standing("2")),
+            (Some(Standing::Known), Some(Standing::FirstUse))
+        );
+        let anew = Agent::joined(Some(joined("1")), id(), "other".into(), issued("2"));
+        assert_eq!((anew.standing("1"), anew.standing("2")), (None, Some(Standing::Known)));
+    }
+
+    #[test]
+    fn who_may_speak() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let authority = Authority::ephemeral(&domain, now, Duration::from_secs(86400));
+        let leaf = |path: &str| {
+            let template = Template {
+                spiffe_id: &domain.member(path).unwrap(),
+                dns_names: &[],
+                ttl: Duration::from_secs(60),
+            };
+            let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
+            mint(&authority, &template, &key, Serial::random().unwrap(), now)
+                .unwrap()
+                .leaf
+        };
+        let shown = leaf("/hoplite/agent/n1");
+        let good = Agent::joined(None, id(), "key".into(), Issued::from(&shown));
+        let banned = Agent {
+            banned: true,
+            ..good.clone()
+        };
+        assert_eq!(authorize(Some(&good), &shown, now), Ok(Standing::Known));
+        assert_eq!(authorize(Some(&good), &shown, shown.not_after()), Err(Denied::Expired));
+        assert_eq!(authorize(Some(&banned), &shown, now), Err(Denied::Banned(id())));
+        assert_eq!(authorize(None, &shown, now), Err(Denied::Unknown(id())));
+        assert_eq!(authorize(Some(&joined("1")), &shown, now), Err(Denied::Superseded));
+        for path in ["/orders", "/hoplite/ca", "/hoplite/agent/n1/x"] {
+            assert!(
+                matches!(authorize(Some(&good), &leaf(path), now), Err(Denied::NotAnAgent(_))),
+                "{path}"
+            );
+        }
+    }
+}

@@ -1,0 +1,462 @@
+//! The trust domain's X.509 authority: a self-signed P-256 certificate, made on the first start and kept.
+//!
+//! The key lies in a file, the certificate in the store. The key is written first, so a crash between the two leaves a
+//! key that nothing depends on yet, and the next start takes it. The other way round there would be a root nobody can
+//! sign for; that state is refused with a remedy, because a new root in silence would cut every agent off.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hoplite_identity::{CertificateDer, InvalidBundle, TrustBundle, TrustDomain};
+use hoplite_store::{Batch, CommitError, Condition, Revision, Store, StoreError};
+use rcgen::string::{Ia5String, PrintableString};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyUsagePurpose,
+    PublicKeyData, SanType,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::record::{self, BadRecord, hex};
+use crate::signer::{Signer, SignerError};
+
+/// Where the certificate lies in the store.
+const KEY: &[u8] = b"authority/x509";
+
+/// Machines whose clocks are this much behind ours accept the new root at once.
+const BACK_DATED: Duration = Duration::from_secs(300);
+
+/// An authority that can sign: certificate and key belong together, and the certificate is the trust domain's.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    certificate: CertificateDer<'static>,
+    signer: Signer,
+    /// Of these rcgen needs the subject, and how key identifiers are made.
+    params: CertificateParams,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+/// A certificate's serial number: positive, always 16 bytes, never guessed (126 random bits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Serial([u8; 16]);
+
+/// Why there is no authority to sign with. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// The certificate is there, its key is not.
+    #[error(
+        "the signing key `{path}` is missing, but the store holds its certificate; restore the key from a backup, or \
+         move the data directory away to begin with a new authority that every agent must join anew", path = .path.display()
+    )]
+    KeyMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The key file holds another key.
+    #[error("the signing key `{path}` is not the one of the certificate in the store; restore both from the same backup", path = .path.display())]
+    KeyMismatch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The data directory belongs to another trust domain.
+    #[error(
+        "`trust_domain = {configured}`, but the data directory belongs to `{stored}`; set it back, or choose another `data_dir`"
+    )]
+    OtherTrustDomain {
+        /// What the configuration says.
+        configured: TrustDomain,
+        /// What the store says.
+        stored: String,
+    },
+    /// The clock is wrong, or the certificate is from the future.
+    #[error("the clock says {now}, but the authority is valid only from {not_before}; set the clock")]
+    ClockBehind {
+        /// RFC 3339.
+        now: String,
+        /// RFC 3339.
+        not_before: String,
+    },
+    /// The certificate has expired.
+    #[error(
+        "the authority expired at {not_after}, the clock says {now}; if the clock is right, move the data directory away \
+         to begin with a new authority that every agent must join anew"
+    )]
+    Expired {
+        /// RFC 3339.
+        now: String,
+        /// RFC 3339.
+        not_after: String,
+    },
+    /// The certificate in the store is not one of ours.
+    #[error("the authority's certificate in the store cannot be used ({0}); restore the store from a backup")]
+    Certificate(String),
+    /// The key file cannot be used, or a new one cannot be written.
+    #[error("{0}")]
+    Key(String),
+    /// The store cannot be used.
+    #[error("{0}")]
+    Store(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    trust_domain: String,
+    certificate: String,
+}
+
+// === impl Authority ===
+
+impl Authority {
+    /// The authority of `data_dir`, made if this is the first start. Also the revision at which it was last written.
+    pub(crate) fn open(
+        store: &dyn Store,
+        data_dir: &Path,
+        trust_domain: &TrustDomain,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<(Self, Revision), AuthorityError> {
+        let path = data_dir.join("authority.key");
+        let signer = Signer::load(&path)?;
+        let (authority, revision) = match (store.get(KEY)?, signer) {
+            (None, signer) => {
+                let signer = match signer {
+                    Some(signer) => signer,
+                    None => Signer::generate(&path)?,
+                };
+                let made = Self::self_signed(trust_domain, signer, Serial::random()?, now, ttl)?;
+                let stored = Stored {
+                    trust_domain: trust_domain.to_string(),
+                    certificate: made.pem(trust_domain)?,
+                };
+                let batch = Batch::new()
+                    .require(KEY, Condition::Absent)
+                    .put(KEY, record::encode(KEY, &stored)?);
+                let revision = store.commit(batch)?;
+                tracing::info!(%trust_domain, not_after = %rfc3339(made.not_after), "made a new authority");
+                (made, revision)
+            }
+            (Some(_), None) => return Err(AuthorityError::KeyMissing { path }),
+            (Some(versioned), Some(signer)) => {
+                let stored: Stored = record::decode(KEY, &versioned.value)?;
+                if stored.trust_domain != trust_domain.as_str() {
+                    let configured = trust_domain.clone();
+                    return Err(AuthorityError::OtherTrustDomain {
+                        configured,
+                        stored: stored.trust_domain,
+                    });
+                }
+                let certificate = CertificateDer::from_pem_slice(stored.certificate.as_bytes())
+                    .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+                let authority = Self::from_parts(certificate, signer)?.ok_or(AuthorityError::KeyMismatch { path })?;
+                (authority, versioned.revision)
+            }
+        };
+        authority.check_clock(now)?;
+        Ok((authority, revision))
+    }
+
+    fn self_signed(
+        trust_domain: &TrustDomain,
+        signer: Signer,
+        serial: Serial,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> Result<Self, AuthorityError> {
+        let mut params = params(&serial.to_string())?;
+        let now = record::from_unix_seconds(record::unix_seconds(now));
+        let not_after = now
+            .checked_add(ttl)
+            .ok_or_else(|| AuthorityError::Certificate("it would never expire".into()))?;
+        params.not_before = (now - BACK_DATED).into();
+        params.not_after = not_after.into();
+        params.serial_number = Some(serial.0.to_vec().into());
+        // X-7: the signer is an SVID itself, of the trust domain and without a path.
+        let id = Ia5String::try_from(trust_domain.id().as_str()).map_err(unbuildable)?;
+        params.subject_alt_names = vec![SanType::URI(id)];
+        // X-4. There are no name constraints (X-8 is a MAY): rustls-webpki refuses chains with URI constraints.
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&signer).map_err(unbuildable)?;
+        Self::from_parts(certificate.der().clone(), signer)?
+            .ok_or_else(|| AuthorityError::Certificate("it does not carry its key".into()))
+    }
+
+    /// `None` when the key is not the certificate's.
+    fn from_parts(certificate: CertificateDer<'static>, signer: Signer) -> Result<Option<Self>, AuthorityError> {
+        let unusable = |reason: &str| AuthorityError::Certificate(reason.to_owned());
+        let (rest, x509) =
+            X509Certificate::from_der(&certificate).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        if !rest.is_empty() {
+            return Err(unusable("bytes after its end"));
+        }
+        if x509.public_key().raw != signer.subject_public_key_info() {
+            return Ok(None);
+        }
+        if x509.verify_signature(None).is_err() || !x509.is_ca() {
+            return Err(unusable("not a self-signed authority"));
+        }
+        let serial = x509
+            .subject()
+            .iter_by_oid(&x509_parser::oid_registry::OID_X509_SERIALNUMBER)
+            .next()
+            .and_then(|attribute| attribute.as_str().ok())
+            .ok_or_else(|| unusable("no serial number in its subject"))?;
+        let params = params(serial)?;
+        let time = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).map(record::from_unix_seconds);
+        let (Ok(not_before), Ok(not_after)) = (time(x509.validity().not_before), time(x509.validity().not_after))
+        else {
+            return Err(unusable("valid before 1970"));
+        };
+        Ok(Some(Self {
+            certificate,
+            signer,
+            params,
+            not_before,
+            not_after,
+        }))
+    }
+
+    /// Whether it is valid now. Signing with a wrong clock makes certificates nobody accepts.
+    pub(crate) fn check_clock(&self, now: SystemTime) -> Result<(), AuthorityError> {
+        if now < self.not_before {
+            return Err(AuthorityError::ClockBehind {
+                now: rfc3339(now),
+                not_before: rfc3339(self.not_before),
+            });
+        }
+        if now >= self.not_after {
+            return Err(AuthorityError::Expired {
+                now: rfc3339(now),
+                not_after: rfc3339(self.not_after),
+            });
+        }
+        Ok(())
+    }
+
+    /// What others verify with.
+    pub(crate) fn bundle(&self, trust_domain: &TrustDomain, sequence: Revision) -> Result<TrustBundle, InvalidBundle> {
+        TrustBundle::new(trust_domain.clone(), vec![self.certificate.clone()], sequence)
+    }
+
+    /// The certificate.
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The first moment of its life.
+    pub(crate) fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// The end of its life.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// What rcgen signs with.
+    pub(crate) fn issuer(&self) -> Issuer<'_, &Signer> {
+        Issuer::from_params(&self.params, &self.signer)
+    }
+
+    fn pem(&self, trust_domain: &TrustDomain) -> Result<String, AuthorityError> {
+        let bundle = self
+            .bundle(trust_domain, 0)
+            .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        Ok(bundle.to_pem())
+    }
+
+    /// An authority that nothing stores.
+    #[cfg(test)]
+    pub(crate) fn ephemeral(trust_domain: &TrustDomain, now: SystemTime, ttl: Duration) -> Self {
+        Self::self_signed(trust_domain, Signer::ephemeral(), Serial::random().unwrap(), now, ttl).unwrap()
+    }
+}
+
+/// What an authority's certificate and an issuer have in common. The serial number makes the subject unique, so that
+/// path building never confuses two authorities of one trust domain.
+fn params(serial: &str) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Hoplite");
+    params.distinguished_name.push(DnType::CommonName, "Hoplite authority");
+    let serial = PrintableString::try_from(serial).map_err(unbuildable)?;
+    params
+        .distinguished_name
+        .push(DnType::CustomDnType(vec![2, 5, 4, 5]), DnValue::PrintableString(serial));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    Ok(params)
+}
+
+fn unbuildable(error: impl std::fmt::Display) -> AuthorityError {
+    AuthorityError::Certificate(error.to_string())
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+// === impl Serial ===
+
+impl Serial {
+    /// From the system's random numbers.
+    pub(crate) fn random() -> Result<Self, SignerError> {
+        let mut bytes = [0; 16];
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| SignerError::Generate)?;
+        Ok(Self::from_entropy(bytes))
+    }
+
+    /// From random bytes. The first byte keeps the number positive (RFC 5280 4.1.2.2) and of one length.
+    pub(crate) fn from_entropy(mut bytes: [u8; 16]) -> Self {
+        bytes[0] = bytes[0] & 0x7f | 0x40;
+        Self(bytes)
+    }
+
+    /// Big-endian.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Serial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+// === impl AuthorityError ===
+
+impl From<SignerError> for AuthorityError {
+    fn from(error: SignerError) -> Self {
+        Self::Key(error.to_string())
+    }
+}
+
+impl From<StoreError> for AuthorityError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+impl From<CommitError> for AuthorityError {
+    fn from(error: CommitError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+impl From<BadRecord> for AuthorityError {
+    fn from(error: BadRecord) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_store::MemoryStore;
+    use std::time::UNIX_EPOCH;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn open(store: &dyn Store, dir: &Path, at: SystemTime) -> Result<(Authority, Revision), AuthorityError> {
+        Authority::open(store, dir, &TrustDomain::parse("prod.example").unwrap(), DAY, at)
+    }
+
+    #[test]
+    fn x_4_x_5_x_7_the_certificate() {
+        let authority = Authority::ephemeral(&TrustDomain::parse("prod.example").unwrap(), now(), DAY);
+        let (_, x509) = X509Certificate::from_der(authority.certificate()).unwrap();
+        let usage = x509.key_usage().unwrap().unwrap();
+        assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign());
+        assert_eq!(usage.value.flags.count_ones(), 2, "and nothing else");
+        let constraints = x509.basic_constraints().unwrap().unwrap();
+        assert!(constraints.critical && constraints.value.ca);
+        let names = &x509.subject_alternative_name().unwrap().unwrap().value.general_names;
+        assert_eq!(format!("{names:?}"), "[URI(\"spiffe://prod.example\")]");
+        assert!(x509.name_constraints().unwrap().is_none());
+        assert!(
+            x509.extensions()
+                .iter()
+                .any(|e| e.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER)
+        );
+        assert_eq!(authority.not_before(), now() - BACK_DATED);
+        assert_eq!(authority.not_after(), now() + DAY);
+        let other = Authority::ephemeral(&TrustDomain::parse("prod.example").unwrap(), now(), DAY);
+        let (_, other) = X509Certificate::from_der(other.certificate()).unwrap();
+        assert_ne!(x509.subject().as_raw(), other.subject().as_raw(), "subjects are unique");
+    }
+
+    #[test]
+    fn it_is_made_once() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let (first, sequence) = open(&store, dir.path(), now()).unwrap();
+        let (second, same) = open(&store, dir.path(), now() + Duration::from_secs(1)).unwrap();
+        assert_eq!(first.certificate(), second.certificate());
+        assert_eq!(sequence, same);
+    }
+
+    #[test]
+    fn a_crash_between_key_and_certificate_is_harmless() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let signer = Signer::generate(&dir.path().join("authority.key")).unwrap();
+        let (authority, _) = open(&store, dir.path(), now()).unwrap();
+        assert_eq!(authority.signer.der_bytes(), signer.der_bytes());
+    }
+
+    #[test]
+    fn a_missing_or_foreign_key_is_refused() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        open(&store, dir.path(), now()).unwrap();
+        let path = dir.path().join("authority.key");
+        std::fs::remove_file(&path).unwrap();
+        let error = open(&store, dir.path(), now()).unwrap_err();
+        assert!(matches!(error, AuthorityError::KeyMissing { .. }), "{error}");
+        assert!(error.to_string().contains("backup"), "{error}");
+        assert!(!path.exists(), "no new key was made");
+        Signer::generate(&path).unwrap();
+        assert!(matches!(
+            open(&store, dir.path(), now()),
+            Err(AuthorityError::KeyMismatch { .. })
+        ));
+    }
+
+    #[test]
+    fn a_wrong_clock_or_trust_domain_is_refused() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        open(&store, dir.path(), now()).unwrap();
+        let early = now() - BACK_DATED - Duration::from_secs(1);
+        assert!(matches!(
+            open(&store, dir.path(), early),
+            Err(AuthorityError::ClockBehind { .. })
+        ));
+        assert!(matches!(
+            open(&store, dir.path(), now() + DAY),
+            Err(AuthorityError::Expired { .. })
+        ));
+        let other = TrustDomain::parse("other.example").unwrap();
+        let error = Authority::open(&store, dir.path(), &other, DAY, now())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("other.example") && error.contains("prod.example"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn serials_are_positive_and_of_one_length() {
+        for byte in [0x00, 0x3f, 0x40, 0x7f, 0x80, 0xff] {
+            let serial = Serial::from_entropy([byte; 16]);
+            assert!((0x40..0x80).contains(&serial.as_bytes()[0]), "{serial}");
+            assert_eq!(serial.to_string().len(), 32);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Join tokens: a secret that admits one key, once, for a while.
+
+use std::time::{Duration, SystemTime};
+
+use hoplite_identity::SpiffeId;
+use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::agent::Agent;
+use crate::record::{self, hex};
+
+/// Time enough to carry a token to a machine.
+pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(600);
+
+/// A token that lies about for longer is a password.
+pub(crate) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The secret itself, shown once. Only its digest is stored.
+pub(crate) struct TokenText(Zeroizing<String>);
+
+/// What is known of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Token {
+    /// Whom it admits.
+    #[serde(with = "record::spiffe_id")]
+    pub(crate) agent_id: SpiffeId,
+    /// Unix seconds.
+    pub(crate) expires_at: u64,
+    /// Fingerprint of the key that used it.
+    used_by: Option<String>,
+}
+
+/// Why a join is refused. Whoever lacks the token learns nothing but the first.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum JoinRefused {
+    #[error(
+        "the join token is not known here; create one with `hoplite token create`, it can be used once and only for a while"
+    )]
+    Unknown,
+    #[error("the join token has expired; create a new one with `hoplite token create`")]
+    Expired,
+    #[error("the join token was used with another key; if that was not this agent, ban it, and create a new token")]
+    OtherKey,
+    #[error("`{0}` is banned; an operator must evict it before it can join anew")]
+    Banned(SpiffeId),
+}
+
+// === impl TokenText ===
+
+impl TokenText {
+    /// 256 random bits in hex; `None` when the system gives none.
+    pub(crate) fn generate() -> Option<Self> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        SystemRandom::new().fill(&mut *bytes).ok()?;
+        Some(Self(Zeroizing::new(hex(&*bytes))))
+    }
+
+    /// For the one answer that carries it.
+    pub(crate) fn reveal(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// The name under which a token's record is stored: its SHA-256. With 256 bits of entropy nothing slower is needed,
+/// and a look-up by digest tells nothing by its timing.
+pub(crate) fn digest_of(token: &str) -> String {
+    hex(digest(&SHA256, token.as_bytes()).as_ref())
+}
+
+// === impl Token ===
+
+impl Token {
+    /// An unused one.
+    pub(crate) fn new(agent_id: SpiffeId, expires_at: u64) -> Self {
+        Self {
+            agent_id,
+            expires_at,
+            used_by: None,
+        }
+    }
+
+    /// Whether it is of no more use.
+    pub(crate) fn is_expired(&self, now: SystemTime) -> bool {
+        record::unix_seconds(now) >= self.expires_at
+    }
+
+    /// The token after this key used it. The same key may try again: an answer can be lost.
+    pub(crate) fn admit(self, key: &str, agent: Option<&Agent>, now: SystemTime) -> Result<Self, JoinRefused> {
+        if self.is_expired(now) {
+            return Err(JoinRefused::Expired);
+        }
+        if self.used_by.as_deref().is_some_and(|used_by| used_by != key) {
+            return Err(JoinRefused::OtherKey);
+        }
+        if agent.is_some_and(|agent| agent.banned) {
+            return Err(JoinRefused::Banned(self.agent_id));
+        }
+        Ok(Self {
+            used_by: Some(key.to_owned()),
+            ..self
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Issued;
+
+    #[test]
+    fn one_key_for_a_while() {
+        let id = SpiffeId::parse("spiffe://prod.example/hoplite/agent/n1").unwrap();
+        let fresh = Token::new(id.clone(), 100);
+        let at = record::from_unix_seconds;
+        let used = fresh.clone().admit("a", None, at(10)).unwrap();
+        assert_eq!(used.clone().admit("a", None, at(99)).unwrap(), used, "a retry");
+        assert_eq!(used.clone().admit("b", None, at(10)), Err(JoinRefused::OtherKey));
+        assert_eq!(used.admit("a", None, at(100)), Err(JoinRefused::Expired));
+        assert_eq!(fresh.clone().admit("a", None, at(100)), Err(JoinRefused::Expired));
+        let issued = Issued {
+            serial: "1".into(),
+            not_after: 0,
+        };
+        let banned = Agent {
+            banned: true,
+            ..Agent::joined(None, id.clone(), "a".into(), issued)
+        };
+        assert_eq!(fresh.admit("a", Some(&banned), at(10)), Err(JoinRefused::Banned(id)));
+    }
+
+    #[test]
+    fn tokens_are_long_and_never_the_same() {
+        let (a, b) = (
+            TokenText::generate().unwrap().reveal(),
+            TokenText::generate().unwrap().reveal(),
+        );
+        assert_eq!(a.len(), 64);
+        assert_ne!(a, b);
+        assert_ne!(digest_of(&a), a);
+    }
+}
