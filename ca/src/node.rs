@@ -338,17 +338,20 @@ impl Watcher {
             self.node.standing(&self.peer).inspect_err(|denied| {
                 tracing::warn!(target: "hoplite::audit", agent = %self.peer.spiffe_id(), outcome = "ended", reason = %denied, "watch");
             })?;
-            let update = self.node.0.registry.index().update(self.peer.spiffe_id(), self.held);
+            let update = {
+                let index = self.node.0.registry.index();
+                // The first message comes at once, even when it only confirms by its digest what the agent holds.
+                let is_news = self.first
+                    || self
+                        .held
+                        .is_none_or(|held| index.has_changed(self.peer.spiffe_id(), held));
+                is_news.then(|| index.update(self.peer.spiffe_id(), self.held))
+            };
             if let Some(update) = update {
                 let message = self.node.update(update, self.held);
                 self.held = Some(message.revision);
                 self.first = false;
                 return Ok(message);
-            }
-            if self.first {
-                // It holds everything already; that too is news to it. The digest comes with everything.
-                self.held = None;
-                continue;
             }
             let left = self
                 .peer
