@@ -57,16 +57,38 @@ impl Config {
 
     /// What the types cannot say.
     fn check(&self, file: &Path) -> Result<(), ConfigError> {
-        let port = self.ca.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        let port = self
+            .ca
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .and_then(|(_, port)| port.parse::<u16>().ok());
         if port.is_none_or(|port| port == 0) {
-            return Err(ConfigError::unusable(file, "ca", format_args!("\"{}\"", self.ca), "write `host:port`, for example \"ca.prod.example:7443\""));
+            return Err(ConfigError::unusable(
+                file,
+                "ca",
+                format_args!("\"{}\"", self.ca),
+                "write `host:port`, for example \"ca.prod.example:7443\"",
+            ));
         }
         if !self.socket.is_absolute() {
             // Clients name the socket by an absolute path (W-5), so it must not depend on where the agent was started.
-            return Err(ConfigError::unusable(file, "socket", format_args!("\"{}\"", self.socket.display()), "write an absolute path"));
+            return Err(ConfigError::unusable(
+                file,
+                "socket",
+                format_args!("\"{}\"", self.socket.display()),
+                "write an absolute path",
+            ));
         }
-        if let Some(mode) = self.socket_mode.filter(|mode| mode & !0o777 != 0 || mode & 0o600 != 0o600) {
-            return Err(ConfigError::unusable(file, "socket_mode", format_args!("{mode:#o}"), "write an octal mode with at least 0o600, for example 0o660"));
+        if let Some(mode) = self
+            .socket_mode
+            .filter(|mode| mode & !0o777 != 0 || mode & 0o600 != 0o600)
+        {
+            return Err(ConfigError::unusable(
+                file,
+                "socket_mode",
+                format_args!("{mode:#o}"),
+                "write an octal mode with at least 0o600, for example 0o660",
+            ));
         }
         Ok(())
     }
@@ -97,7 +119,10 @@ mod tests {
     fn the_short_file_is_enough() {
         let config = load(GOOD).unwrap();
         assert_eq!((config.socket_mode(), config.join_token_file), (0o666, None));
-        assert_eq!(load(&format!("{GOOD}socket_mode = 0o660\n")).unwrap().socket_mode(), 0o660);
+        assert_eq!(
+            load(&format!("{GOOD}socket_mode = 0o660\n")).unwrap().socket_mode(),
+            0o660
+        );
     }
 
     #[test]

@@ -1,63 +1,229 @@
 //! One per node: attests itself and its workloads, and keeps them supplied.
+//!
+//! [`node`] joins the trust domain and renews the node's own SVID; [`sync`] follows what is registered under this node;
+//! [`supply`] has an SVID minted for each entry and renews it; [`attest`] says who calls, with what a supervisor said in
+//! [`launch`]; [`session`] brings caller and supply together; [`workload_api`] and [`sds`] say it in two protocols on the
+//! one socket of [`server`]. The decisions in each are pure functions of values; the loops around them are thin.
 
+mod attest;
+mod backoff;
 mod config;
+mod entry;
+mod key;
 mod launch;
+mod link;
+mod node;
+mod process;
+mod sds;
+mod server;
+mod session;
+mod supply;
+mod sync;
+mod workload_api;
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hoplite_host::shutdown::{self, Stopper};
+use hoplite_host::socket::{self, BindError};
+use hoplite_identity::InvalidSpiffeId;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 pub use config::Config;
 pub use launch::{Launcher, LauncherError};
+pub use node::NodeError;
 
-/// A running agent. Dropping it stops it.
+use attest::Attestor;
+use launch::Launches;
+use link::CaLink;
+use node::Keeper;
+use session::Desk;
+use supply::{Supplier, SupplyReceiver};
+
+/// Open calls are told to end; one that does not within this is cut off.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// An agent that serves its socket. Dropping it stops it without waiting.
 #[derive(Debug)]
 pub struct Running {
     socket: PathBuf,
+    supply: SupplyReceiver,
+    stopper: Stopper,
+    /// Each says why it ended. All of them end only after the stop.
+    parts: JoinSet<&'static str>,
 }
 
-/// Why an agent cannot start. One sentence for the operator.
+/// Why an agent did not start. One sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The node's own files.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The socket for workloads.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// The trust domain's name is so long that its CA could have no SPIFFE ID.
+    #[error("the CA can have no SPIFFE ID in this trust domain: {0}")]
+    CaId(#[from] InvalidSpiffeId),
     /// The launcher channel is no Unix socket.
-    #[error("standard input is no Unix socket; only a supervisor can start an agent with a launcher channel")]
+    #[error(
+        "standard input is no Unix socket ({0}); leave out `--launcher-stdin` unless a supervisor starts the agent"
+    )]
     Launcher(#[source] io::Error),
+    /// The system lets no signals be handled.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] io::Error),
 }
 
-/// Starts an agent.
+/// Starts an agent. When this returns its socket is bound; calls are answered `Unavailable` until the first word from
+/// the CA. `launcher` is the agent's end of a socket pair whose other end a supervisor uses through [`Launcher`].
+///
+/// # Errors
+/// [`StartError`]; nothing is bound or half-written then. A CA that is away is no error: the agent keeps trying.
 pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Running, StartError> {
-    let _ = (launcher, config.socket_mode());
-    Ok(Running { socket: config.socket })
+    let keeper = Arc::new(Keeper::open(
+        &config.data_dir,
+        &config.trust_domain,
+        &config.trust_bundle,
+    )?);
+    let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials())?;
+    let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
+    let listener = socket::bind(&config.socket, config.socket_mode())?;
+
+    let (stopper, stop) = shutdown::channel();
+    let registrations = watch::Sender::new(None);
+    let supply = watch::Sender::new(None);
+    let launches = Launches::default();
+    let desk = Desk {
+        attestor: Arc::new(Attestor::new(launches.clone())),
+        supply: supply.subscribe(),
+        shutdown: stop.clone(),
+    };
+
+    let mut parts = JoinSet::new();
+    let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
+    let sync = sync::run(
+        link.clone(),
+        Arc::clone(&keeper),
+        config.trust_domain,
+        registrations,
+        stop.clone(),
+    );
+    let node = node::run(keeper, link, config.join_token_file, stop.clone());
+    let running = Running {
+        socket: config.socket,
+        supply: desk.supply.clone(),
+        stopper,
+        parts: JoinSet::new(),
+    };
+    let mut stopping = stop.clone();
+    let server = server::serve(listener, desk, stop);
+    parts.spawn(async {
+        supplier.await;
+        "the supply of SVIDs"
+    });
+    parts.spawn(async {
+        sync.await;
+        "the watch on the CA"
+    });
+    parts.spawn(async {
+        node.await;
+        "the node's identity"
+    });
+    parts.spawn(async {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the socket cannot be served");
+        }
+        "the socket"
+    });
+    if let Some(stream) = launcher {
+        parts.spawn(async move {
+            tokio::select! {
+                ended = launches.serve(stream) => if let Err(error) = ended {
+                    tracing::warn!(%error, "the launcher channel is broken");
+                },
+                () = stopping.wait() => {}
+            }
+            "the launcher channel"
+        });
+    }
+    tracing::info!(socket = %running.socket.display(), "serving workloads");
+    Ok(Running { parts, ..running })
 }
 
-/// Runs an agent until it is told to stop.
+/// Runs an agent until SIGINT, SIGTERM or the end of the launcher channel. The process should have been hardened by its
+/// `main` (`Hardening::Sealed`): it holds the node's key and those of its workloads.
+///
+/// # Errors
+/// As [`start`].
 pub async fn run(config: Config, launcher: Option<UnixStream>) -> Result<(), StartError> {
     let mut running = start(config, launcher).await?;
-    running.wait().await;
+    let terminated = tokio::select! {
+        terminated = shutdown::terminated() => terminated,
+        () = running.wait() => Ok(()),
+    };
     running.stop().await;
-    Ok(())
+    terminated.map_err(StartError::Signals)
 }
 
-/// The launcher channel on standard input.
+/// The launcher channel, when a supervisor made it the standard input of this process.
+///
+/// # Errors
+/// [`StartError::Launcher`] when standard input is no Unix socket.
 pub fn launcher_on_stdin() -> Result<UnixStream, StartError> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(StartError::Launcher)?);
-    stream.local_addr().map_err(StartError::Launcher)?;
+    stream.peer_addr().map_err(StartError::Launcher)?;
     Ok(stream)
 }
 
+fn into_async(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
+}
+
+// === impl Running ===
+
 impl Running {
-    /// The socket.
+    /// The socket for workloads.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
-    /// Ready.
+
+    /// Returns `true` once the node has its SVID and workloads can be served, `false` if the agent ends before that.
     pub async fn ready(&mut self) -> bool {
-        true
+        self.supply.wait_for(Option::is_some).await.is_ok()
     }
-    /// Waits for the end.
-    pub async fn wait(&mut self) {}
-    /// Stops.
-    pub async fn stop(self) {}
+
+    /// Returns when the agent ends by itself: its supervisor is gone, or, which should not happen, a part of it is.
+    pub async fn wait(&mut self) {
+        match self.parts.join_next().await {
+            Some(Ok(part)) => tracing::warn!(part, "a part has ended, so the agent does"),
+            Some(Err(error)) => tracing::error!(%error, "a part has failed, so the agent ends"),
+            None => {}
+        }
+    }
+
+    /// Stops: removes the socket, ends open calls, and returns when all parts have ended, after 3 seconds at the latest.
+    pub async fn stop(mut self) {
+        // While we still serve it, nobody else can have bound it anew.
+        if let Err(error) = fs::remove_file(&self.socket) {
+            tracing::debug!(%error, "the socket is gone already");
+        }
+        self.stopper.stop();
+        let ended = async {
+            while let Some(part) = self.parts.join_next().await {
+                tracing::debug!(?part, "ended");
+            }
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("some calls did not end in time");
+        }
+    }
 }

@@ -63,8 +63,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Run) -> Result<(), Box<dyn std::error::Error>> {
     harden(Hardening::Sealed).map_err(|error| format!("cannot harden this process: {error}"))?;
     let config = Config::load(&arguments.config)?;
-    let launcher = if arguments.launcher_stdin { Some(hoplite_agent::launcher_on_stdin()?) } else { None };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let launcher = if arguments.launcher_stdin {
+        Some(hoplite_agent::launcher_on_stdin()?)
+    } else {
+        None
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(hoplite_agent::run(config, launcher))?;
     Ok(())
 }

@@ -1,0 +1,221 @@
+//! The way to the CA: who we are there, whom we expect, and what can go wrong.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hoplite_identity::{
+    BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle,
+    TrustDomain, X509Svid, tls,
+};
+use hoplite_wire::{ca, channel};
+use tokio::sync::{Notify, watch};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::key::KeyError;
+
+/// Connecting and the handshake together; a CA that needs longer is away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Dials the CA of one trust domain.
+#[derive(Debug, Clone)]
+pub(crate) struct CaLink {
+    address: String,
+    ca_id: SpiffeId,
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// Told when the CA no longer takes our SVID.
+    refused: Arc<Notify>,
+}
+
+/// The node's own SVID and the bundle it verifies the CA with.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    pub(crate) svid: Arc<X509Svid>,
+    pub(crate) bundle: Arc<TrustBundle>,
+    pub(crate) verifier: Arc<PeerVerifier>,
+}
+
+/// Why a call to the CA failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CaError {
+    #[error("cannot reach the CA at `{address}`: {reason}")]
+    Unreachable { address: String, reason: String },
+    #[error("the CA did not answer in time")]
+    Timeout,
+    /// The CA does not accept who we are, or our token.
+    #[error("the CA refused: {0}")]
+    Refused(String),
+    #[error("the CA answered {code:?}: {message}")]
+    Failed { code: Code, message: String },
+    /// The CA's answer is not what was asked for.
+    #[error("the CA's answer cannot be used: {0}")]
+    Answer(String),
+    #[error("the certificate starts after this machine's time ({0}); set the clock of this machine, or of the CA's")]
+    Clock(PeerRejected),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The verifier of one trust domain's peers.
+pub(crate) fn verifier(bundle: &Arc<TrustBundle>) -> Result<Arc<PeerVerifier>, InvalidBundle> {
+    let mut bundles = BundleSet::default();
+    bundles.insert(Arc::clone(bundle));
+    Ok(Arc::new(PeerVerifier::new(bundles)?))
+}
+
+/// A trust bundle as the CA sends it; it must be our own trust domain's and trust somebody, at least who sent it.
+pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> Result<TrustBundle, CaError> {
+    if message.trust_domain != trust_domain.as_str() {
+        return Err(CaError::Answer(format!(
+            "a trust bundle of `{}`",
+            message.trust_domain.escape_default()
+        )));
+    }
+    if message.authorities.is_empty() {
+        return Err(CaError::Answer("a trust bundle without authorities".to_owned()));
+    }
+    let authorities = message.authorities.into_iter().map(Into::into).collect();
+    Ok(TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?)
+}
+
+// === impl CaLink ===
+
+impl CaLink {
+    /// Fails only when the trust domain's name leaves no room for the CA's SPIFFE ID.
+    pub(crate) fn new(
+        address: String,
+        trust_domain: &TrustDomain,
+        credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    ) -> Result<Self, InvalidSpiffeId> {
+        Ok(Self {
+            address,
+            ca_id: trust_domain.member("/hoplite/ca")?,
+            credentials,
+            refused: Arc::default(),
+        })
+    }
+
+    pub(crate) fn credentials(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
+        self.credentials.clone()
+    }
+
+    /// Connects with the node's SVID.
+    pub(crate) async fn connect(&self, own: &Credentials) -> Result<Channel, CaError> {
+        self.dial(Some(&own.svid), Arc::clone(&own.verifier)).await
+    }
+
+    /// Connects, showing an SVID if there is one, to nobody but `spiffe://<trust domain>/hoplite/ca`.
+    pub(crate) async fn dial(&self, svid: Option<&X509Svid>, verifier: Arc<PeerVerifier>) -> Result<Channel, CaError> {
+        let config = tls::client_config(svid, verifier, self.ca_id.clone(), &[b"h2"])?;
+        let unreachable = |reason| CaError::Unreachable {
+            address: self.address.clone(),
+            reason,
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(self.address.clone(), config)).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(unreachable(innermost(&error))),
+            Err(_) => Err(unreachable("no connection in time".to_owned())),
+        }
+    }
+
+    /// Says that the CA no longer takes our SVID.
+    pub(crate) fn refused(&self) {
+        self.refused.notify_one();
+    }
+
+    /// Returns when somebody said so.
+    pub(crate) async fn when_refused(&self) {
+        self.refused.notified().await;
+    }
+}
+
+/// The transport wraps errors in errors; the innermost says what happened.
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+// === impl CaError ===
+
+impl From<Status> for CaError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(status.message().to_owned()),
+            Code::DeadlineExceeded | Code::Cancelled => Self::Timeout,
+            code => Self::Failed {
+                code,
+                message: status.message().to_owned(),
+            },
+        }
+    }
+}
+
+impl From<InvalidBundle> for CaError {
+    fn from(error: InvalidBundle) -> Self {
+        Self::Answer(format!("a bad trust bundle: {error}"))
+    }
+}
+
+impl From<InvalidSvid> for CaError {
+    fn from(error: InvalidSvid) -> Self {
+        Self::Answer(format!("a bad SVID: {error}"))
+    }
+}
+
+impl From<PeerRejected> for CaError {
+    fn from(rejected: PeerRejected) -> Self {
+        if rejected.code() == "not_yet_valid" {
+            Self::Clock(rejected)
+        } else {
+            Self::Answer(format!("an SVID that the trust bundle does not vouch for: {rejected}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_identity::testing::TestAuthority;
+
+    #[test]
+    fn bundles_that_are_not_believed() {
+        let authority = TestAuthority::new("prod.example");
+        let domain = authority.trust_domain();
+        let good: Vec<_> = authority.bundle().authorities().iter().map(|a| a.to_vec()).collect();
+        let check = |trust_domain: &str, authorities: Vec<Vec<u8>>, expected: &str| {
+            let message = ca::Bundle {
+                trust_domain: trust_domain.into(),
+                authorities,
+                sequence: 7,
+            };
+            match parse_bundle(message, &domain) {
+                Ok(bundle) => assert_eq!((expected, bundle.sequence()), ("", 7)),
+                Err(error) => assert!(!expected.is_empty() && error.to_string().contains(expected), "{error}"),
+            }
+        };
+        check("prod.example", good.clone(), "");
+        check("other.example", good, "`other.example`");
+        check("prod.example", vec![], "without authorities");
+        check("prod.example", vec![vec![1, 2, 3]], "bad trust bundle");
+        let leaf = authority.svid("/a", Duration::from_secs(60)).chain()[0].to_vec();
+        check("prod.example", vec![leaf], "bad trust bundle");
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_is_away_is_named() {
+        let authority = TestAuthority::new("prod.example");
+        let link = CaLink::new("127.0.0.1:1".into(), &authority.trust_domain(), watch::channel(None).1).unwrap();
+        let verifier = verifier(&Arc::new(authority.bundle())).unwrap();
+        let error = link.dial(None, verifier).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot reach the CA at `127.0.0.1:1`: ") && error.contains("refused"),
+            "{error}"
+        );
+    }
+}

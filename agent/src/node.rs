@@ -1,0 +1,893 @@
+//! The node's own identity: joined with a one-time token, renewed at half life, kept on disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use hoplite_host::files::{self, FileError};
+use hoplite_host::shutdown::Shutdown;
+use hoplite_identity::{
+    CertificateDer, InvalidSvid, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain, X509Svid,
+};
+use hoplite_wire::ca::node_client::NodeClient;
+use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
+use ring::digest;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::attest::hex;
+use crate::backoff::{Backoff, jitter};
+use crate::key::Key;
+use crate::link::{self, CaError, CaLink, Credentials};
+
+/// The file in the data directory.
+const FILE: &str = "node.json";
+
+/// Agents live under this path of their trust domain.
+const AGENT_PATH: &str = "/hoplite/agent/";
+
+/// A CA that needs longer to sign one certificate is stuck.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest sleep: clocks are set and machines suspended, and both must be noticed.
+const SLEEP_MAX: Duration = Duration::from_secs(10);
+
+/// While a token is awaited: how often its file is looked at.
+const TOKEN_POLL: Duration = Duration::from_secs(1);
+
+/// The node's secrets and what vouches for whom, in memory and on disk.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    path: PathBuf,
+    trust_domain: TrustDomain,
+    held: Mutex<Held>,
+    credentials: watch::Sender<Option<Arc<Credentials>>>,
+}
+
+/// Why the node's own files cannot be used. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The first trust bundle cannot be used.
+    #[error("`{file}` is no trust bundle: {reason}; fetch it anew with `hoplite bundle show`", file = .file.display())]
+    TrustBundle {
+        /// The operator's file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What was kept here is damaged, or somebody else's.
+    #[error("`{file}` cannot be used: {reason}; move it away and join with a new token", file = .file.display())]
+    State {
+        /// The agent's file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What is to be done about the node's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Join,
+    Renew,
+    Sleep {
+        until: SystemTime,
+    },
+    /// There is no valid SVID and no unspent token.
+    NeedToken,
+    /// The SVID is of the future: the clock is wrong.
+    ClockBehind,
+}
+
+/// All that the next step depends on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Facts {
+    svid: Option<Validity>,
+    /// A token is there that has not bought an SVID yet.
+    token: bool,
+    /// The CA refuses the SVID, though it is valid: the agent was evicted, or the CA founded anew.
+    refused: bool,
+    /// Not before this, after a failure.
+    retry_at: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Validity {
+    not_before: SystemTime,
+    renew_at: SystemTime,
+    not_after: SystemTime,
+}
+
+/// In memory what is on disk.
+#[derive(Debug)]
+struct Held {
+    disk: OnDisk,
+    bundle: Arc<TrustBundle>,
+    verifier: Arc<PeerVerifier>,
+    svid: Option<Arc<X509Svid>>,
+}
+
+/// The one file, so that a key, its certificate and the bundle change together or not at all.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnDisk {
+    /// Made before the token is tried, so that a try whose answer was lost can be repeated with the same key.
+    joining_key: Option<String>,
+    key: Option<String>,
+    chain: Option<String>,
+    bundle: Option<String>,
+    bundle_sequence: u64,
+    /// SHA-256 of the operator's bundle file when `bundle` was accepted. When that file changes, it counts again.
+    first_bundle: String,
+    /// SHA-256 of the token that bought the SVID.
+    spent_token: Option<String>,
+}
+
+/// A one-time token. Its text is in no message and no `Debug`.
+struct Token(String);
+
+/// Keeps the node's identity until the agent stops.
+pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<PathBuf>, mut shutdown: Shutdown) {
+    let mut backoff = Backoff::default();
+    let mut facts = Facts {
+        svid: keeper.validity(),
+        ..Facts::default()
+    };
+    let mut said = None;
+    loop {
+        let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
+        facts.token = token.is_some();
+        let now = SystemTime::now();
+        let step = facts.next(now);
+        if said != Some(step) {
+            say(step, token_file.as_deref());
+            said = Some(step);
+        }
+        let work = async {
+            match (step, token) {
+                (Step::Join, Some(token)) => Some(keeper.join(&link, &token).await),
+                (Step::Renew, _) => Some(keeper.renew(&link).await),
+                (Step::Sleep { until }, _) => {
+                    tokio::time::sleep(until.duration_since(now).unwrap_or_default().min(SLEEP_MAX)).await;
+                    None
+                }
+                (Step::Join | Step::NeedToken | Step::ClockBehind, _) => {
+                    tokio::time::sleep(TOKEN_POLL).await;
+                    None
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = link.when_refused() => {
+                facts.refused = true;
+                None
+            }
+            () = shutdown.wait() => return,
+        };
+        match outcome {
+            None => {}
+            Some(Ok(())) => {
+                backoff.succeeded();
+                facts = Facts {
+                    svid: keeper.validity(),
+                    ..Facts::default()
+                };
+            }
+            Some(Err(error)) => {
+                facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_));
+                facts.retry_at = Some(SystemTime::now() + backoff.failed(jitter()));
+                complain(step, &error, facts.svid);
+            }
+        }
+    }
+}
+
+/// A node that waits for a human must say for what.
+fn say(step: Step, token_file: Option<&Path>) {
+    match (step, token_file) {
+        (Step::NeedToken, Some(file)) => tracing::warn!(
+            "this node has no valid SVID and no unused token; put one from `hoplite token create` into `{}`",
+            file.display()
+        ),
+        (Step::NeedToken, None) => tracing::error!(
+            "this node has no valid SVID; set `join_token_file` to a file with a token from `hoplite token create`"
+        ),
+        (Step::ClockBehind, _) => {
+            tracing::error!("this machine's clock is before the start of the node's certificate; set the clock");
+        }
+        (Step::Join | Step::Renew | Step::Sleep { .. }, _) => {}
+    }
+}
+
+/// The less life is left, the louder.
+fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
+    let left = svid
+        .and_then(|svid| svid.not_after.duration_since(SystemTime::now()).ok())
+        .map(|left| left.as_secs());
+    match (step, left) {
+        (Step::Renew, Some(seconds_left)) => {
+            tracing::warn!(%error, seconds_left, "cannot renew the node's SVID; it stays in use while it is valid");
+        }
+        (Step::Renew, None) => tracing::error!(%error, "cannot renew the node's SVID, and it has expired"),
+        _ => tracing::error!(%error, "cannot join the trust domain"),
+    }
+}
+
+// === impl Facts ===
+
+impl Facts {
+    fn next(&self, now: SystemTime) -> Step {
+        let resting = self.retry_at.filter(|at| now < *at);
+        let Some(svid) = self.svid.filter(|svid| now < svid.not_after) else {
+            return match (self.token, resting) {
+                (false, _) => Step::NeedToken,
+                (true, Some(until)) => Step::Sleep { until },
+                (true, None) => Step::Join,
+            };
+        };
+        if now < svid.not_before {
+            return Step::ClockBehind;
+        }
+        if let Some(until) = resting {
+            return Step::Sleep { until };
+        }
+        if self.refused && self.token {
+            return Step::Join;
+        }
+        if now < svid.renew_at {
+            Step::Sleep { until: svid.renew_at }
+        } else {
+            Step::Renew
+        }
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Opens the data directory, or begins one.
+    pub(crate) fn open(data_dir: &Path, trust_domain: &TrustDomain, first_bundle: &Path) -> Result<Self, NodeError> {
+        let unusable = |reason: String| NodeError::TrustBundle {
+            file: first_bundle.to_owned(),
+            reason,
+        };
+        let first_text = files::read_text(first_bundle)?;
+        let first = TrustBundle::from_pem(trust_domain.clone(), &first_text, 0).map_err(|e| unusable(e.to_string()))?;
+        if first.authorities().is_empty() {
+            return Err(unusable("it has no certificate in it".to_owned()));
+        }
+        files::private_dir(data_dir)?;
+        let path = data_dir.join(FILE);
+        let mut disk: OnDisk = match files::read_private(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| NodeError::State {
+                file: path.clone(),
+                // The error's text may quote what it read, and what it read may be a key.
+                reason: format!("line {} is not what the agent writes", e.line()),
+            })?,
+            Err(error) if error.is_not_found() => OnDisk::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let first_digest = sha256(first_text.as_bytes());
+        if disk.first_bundle != first_digest {
+            // The operator knows better than what the former CA said.
+            disk.bundle = None;
+            disk.bundle_sequence = 0;
+            disk.first_bundle = first_digest;
+        }
+        let held = Held::read(disk, first, trust_domain).map_err(|reason| NodeError::State {
+            file: path.clone(),
+            reason,
+        })?;
+        let keeper = Self {
+            path,
+            trust_domain: trust_domain.clone(),
+            held: Mutex::new(held),
+            credentials: watch::Sender::new(None),
+        };
+        keeper.publish(&keeper.held());
+        Ok(keeper)
+    }
+
+    pub(crate) fn credentials(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
+        self.credentials.subscribe()
+    }
+
+    /// Takes over the CA's word on whom to trust. One that is older than what is held is refused.
+    pub(crate) fn adopt_bundle(&self, message: ca::Bundle) -> Result<(), CaError> {
+        let bundle = link::parse_bundle(message, &self.trust_domain)?;
+        let mut held = self.held();
+        if held.adopt(bundle)? {
+            self.save(&held);
+            self.publish(&held);
+        }
+        Ok(())
+    }
+
+    /// The token in the file, unless it bought an SVID already.
+    fn unspent_token(&self, file: &Path) -> Option<Token> {
+        let text = match files::read_private(file) {
+            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+            Err(error) if error.is_not_found() => return None,
+            Err(error) => {
+                tracing::error!("{error}");
+                return None;
+            }
+        };
+        let token = Token(text.trim().to_owned());
+        let spent = self.held().disk.spent_token.as_ref() == Some(&token.digest());
+        (!token.0.is_empty() && !spent).then_some(token)
+    }
+
+    /// Trades the token for an SVID. May be repeated: the key stays the same until it succeeded.
+    async fn join(&self, link: &CaLink, token: &Token) -> Result<(), CaError> {
+        let key = self.joining_key()?;
+        let verifier = Arc::clone(&self.held().verifier);
+        let mut client = NodeClient::new(link.dial(None, verifier).await?);
+        let request = JoinRequest {
+            token: token.0.clone(),
+            csr: key.csr()?,
+        };
+        let response = tokio::time::timeout(CALL_TIMEOUT, client.join(request))
+            .await
+            .map_err(|_| CaError::Timeout)??;
+        self.accept(response.into_inner(), key, Some(token))
+    }
+
+    async fn renew(&self, link: &CaLink) -> Result<(), CaError> {
+        let key = Key::generate()?;
+        let (svid, verifier) = {
+            let held = self.held();
+            (held.svid.clone(), Arc::clone(&held.verifier))
+        };
+        let mut client = NodeClient::new(link.dial(svid.as_deref(), verifier).await?);
+        let request = RenewRequest { csr: key.csr()? };
+        let response = tokio::time::timeout(CALL_TIMEOUT, client.renew(request))
+            .await
+            .map_err(|_| CaError::Timeout)??;
+        self.accept(response.into_inner(), key, None)
+    }
+
+    /// The key to join with, on disk before it is first used.
+    fn joining_key(&self) -> Result<Key, CaError> {
+        let mut held = self.held();
+        if let Some(pem) = &held.disk.joining_key {
+            return Ok(Key::from_pem(pem)?);
+        }
+        let key = Key::generate()?;
+        held.disk.joining_key = Some(key.to_pem());
+        if let Err(error) = self.write(&held) {
+            held.disk.joining_key = None;
+            return Err(CaError::Answer(format!("not asked, because {error}")));
+        }
+        Ok(key)
+    }
+
+    /// Checks that what came is what was asked for, and keeps it.
+    fn accept(&self, response: SvidResponse, key: Key, token: Option<&Token>) -> Result<(), CaError> {
+        let svid = svid(response.chain.into_iter().map(Into::into).collect(), key.into_pkcs8())?;
+        let bundle = response
+            .bundle
+            .map(|message| link::parse_bundle(message, &self.trust_domain))
+            .transpose()?;
+        let mut held = self.held();
+        let is_agent =
+            svid.spiffe_id().trust_domain() == &self.trust_domain && svid.spiffe_id().path().starts_with(AGENT_PATH);
+        let renewed_as_other = token.is_none()
+            && held
+                .svid
+                .as_ref()
+                .is_some_and(|current| current.spiffe_id() != svid.spiffe_id());
+        if !is_agent || renewed_as_other {
+            return Err(CaError::Answer(format!(
+                "an SVID for `{}`, which this agent is not",
+                svid.spiffe_id()
+            )));
+        }
+        if let Some(bundle) = bundle
+            && held.adopt(bundle)?
+        {
+            self.save(&held);
+            self.publish(&held);
+        }
+        held.verifier
+            .verify(svid.chain(), PeerRole::Client, SystemTime::now())?;
+        tracing::info!(spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial(), "the node has a new SVID");
+        held.disk.key = Some(svid.key_pem().as_str().to_owned());
+        held.disk.chain = Some(svid.chain_pem());
+        if let Some(token) = token {
+            held.disk.joining_key = None;
+            held.disk.spent_token = Some(token.digest());
+        }
+        held.svid = Some(Arc::new(svid));
+        self.save(&held);
+        self.publish(&held);
+        Ok(())
+    }
+
+    fn validity(&self) -> Option<Validity> {
+        self.held().svid.as_ref().map(|svid| Validity {
+            not_before: svid.leaf().not_before(),
+            renew_at: svid.renew_at(jitter()),
+            not_after: svid.leaf().not_after(),
+        })
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, held: &Held) -> Result<(), String> {
+        let bytes = serde_json::to_vec_pretty(&held.disk).map_err(|e| e.to_string())?;
+        files::write_private(&self.path, &bytes).map_err(|e| e.to_string())
+    }
+
+    /// A full disk must not take the identity away; it costs a new token if the agent is restarted meanwhile.
+    fn save(&self, held: &Held) {
+        if let Err(error) = self.write(held) {
+            tracing::error!(
+                error,
+                "the node's identity is not on disk and would be lost by a restart"
+            );
+        }
+    }
+
+    fn publish(&self, held: &Held) {
+        self.credentials.send_replace(held.svid.as_ref().map(|svid| {
+            Arc::new(Credentials {
+                svid: Arc::clone(svid),
+                bundle: Arc::clone(&held.bundle),
+                verifier: Arc::clone(&held.verifier),
+            })
+        }));
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Parses what is on disk; the error is for the operator.
+    fn read(disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, String> {
+        let bundle = match &disk.bundle {
+            Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
+                .map_err(|e| format!("its trust bundle is damaged: {e}"))?,
+            None => first,
+        };
+        let svid = match (&disk.key, &disk.chain) {
+            (Some(key), Some(chain)) => Some(parse_svid(key, chain)?),
+            (None, None) => None,
+            _ => return Err("it has a key without a certificate, or the other way round".to_owned()),
+        };
+        if let Some(svid) = svid
+            .as_ref()
+            .filter(|svid| svid.spiffe_id().trust_domain() != trust_domain)
+        {
+            return Err(format!(
+                "it belongs to the trust domain `{}`",
+                svid.spiffe_id().trust_domain()
+            ));
+        }
+        let bundle = Arc::new(bundle);
+        let verifier = link::verifier(&bundle).map_err(|e| format!("its trust bundle is damaged: {e}"))?;
+        Ok(Self {
+            disk,
+            bundle,
+            verifier,
+            svid: svid.map(Arc::new),
+        })
+    }
+
+    /// Whether it is news.
+    fn adopt(&mut self, bundle: TrustBundle) -> Result<bool, CaError> {
+        if bundle.sequence() < self.bundle.sequence() {
+            let (got, held) = (bundle.sequence(), self.bundle.sequence());
+            return Err(CaError::Answer(format!(
+                "trust bundle {got}, which is older than {held}, the one held"
+            )));
+        }
+        if *self.bundle == bundle {
+            return Ok(false);
+        }
+        let bundle = Arc::new(bundle);
+        self.verifier = link::verifier(&bundle)?;
+        tracing::info!(
+            sequence = bundle.sequence(),
+            authorities = bundle.authorities().len(),
+            "new trust bundle"
+        );
+        self.disk.bundle = Some(bundle.to_pem());
+        self.disk.bundle_sequence = bundle.sequence();
+        self.bundle = bundle;
+        Ok(true)
+    }
+}
+
+fn svid(chain: Vec<CertificateDer<'static>>, key: PrivatePkcs8KeyDer<'static>) -> Result<X509Svid, InvalidSvid> {
+    X509Svid::from_parts(chain, key)
+}
+
+fn parse_svid(key: &str, chain: &str) -> Result<X509Svid, String> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|_| "its certificate chain is damaged".to_owned())?;
+    let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|_| "its key is damaged".to_owned())?;
+    svid(chain, key).map_err(|e| format!("its SVID is damaged: {e}"))
+}
+
+// === impl OnDisk ===
+
+impl std::fmt::Debug for OnDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnDisk").finish_non_exhaustive()
+    }
+}
+
+// === impl Token ===
+
+impl Token {
+    fn digest(&self) -> String {
+        sha256(self.0.as_bytes())
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_identity::testing::TestAuthority;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn the_next_step() {
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let svid = Some(Validity {
+            not_before: at(100),
+            renew_at: at(200),
+            not_after: at(300),
+        });
+        let check =
+            |now: u64, svid: Option<Validity>, token: bool, refused: bool, retry: Option<u64>, expected: Step| {
+                let facts = Facts {
+                    svid,
+                    token,
+                    refused,
+                    retry_at: retry.map(at),
+                };
+                assert_eq!(facts.next(at(now)), expected, "{now} {facts:?}");
+            };
+        let sleep = |until| Step::Sleep { until: at(until) };
+        check(150, None, false, false, None, Step::NeedToken);
+        check(150, None, true, false, None, Step::Join);
+        check(150, None, true, false, Some(151), sleep(151));
+        check(150, None, true, false, Some(150), Step::Join);
+        check(99, svid, true, true, None, Step::ClockBehind);
+        check(100, svid, true, false, None, sleep(200));
+        check(199, svid, false, false, Some(120), sleep(200));
+        check(200, svid, false, false, None, Step::Renew);
+        check(200, svid, true, false, None, Step::Renew);
+        check(200, svid, true, false, Some(201), sleep(201));
+        check(299, svid, false, true, None, Step::Renew);
+        check(150, svid, true, true, None, Step::Join);
+        check(150, svid, false, true, None, sleep(200));
+        check(300, svid, false, false, None, Step::NeedToken);
+        check(300, svid, true, false, None, Step::Join);
+        check(301, svid, true, false, Some(305), sleep(305));
+    }
+
+    /// A year of hourly certificates with a CA that is away now and then: no gap while it is there, no storm while it is not.
+    #[test]
+    fn a_simulated_year() {
+        let start = SystemTime::UNIX_EPOCH + DAY * 20_000;
+        let hour = Duration::from_secs(3600);
+        let issue = |now: SystemTime| Validity {
+            not_before: now,
+            renew_at: now + hour / 2,
+            not_after: now + hour,
+        };
+        // Away for 20 minutes each day, and once for two days.
+        let away = |now: SystemTime| {
+            let since = now.duration_since(start).unwrap().as_secs();
+            since % 86_400 < 1200 && since > 86_400 || (100 * 86_400..102 * 86_400).contains(&since)
+        };
+        let mut facts = Facts {
+            token: true,
+            ..Facts::default()
+        };
+        let (mut backoff, mut now) = (Backoff::default(), start);
+        let (mut joins, mut renewals, mut failures, mut without) = (0u32, 0u32, 0u32, Duration::ZERO);
+        while now < start + DAY * 365 {
+            let before = now;
+            match facts.next(now) {
+                Step::Join | Step::Renew if away(now) => {
+                    failures += 1;
+                    facts.retry_at = Some(now + backoff.failed(0.5));
+                    now += Duration::from_millis(10);
+                }
+                step @ (Step::Join | Step::Renew) => {
+                    *(if step == Step::Join { &mut joins } else { &mut renewals }) += 1;
+                    backoff.succeeded();
+                    facts = Facts {
+                        svid: Some(issue(now)),
+                        ..Facts::default()
+                    };
+                    now += Duration::from_millis(10);
+                }
+                Step::Sleep { until } => {
+                    assert!(until > now);
+                    now = until.min(now + SLEEP_MAX);
+                }
+                Step::NeedToken => {
+                    // A human needs a while.
+                    now += Duration::from_secs(600);
+                    facts.token = true;
+                }
+                Step::ClockBehind => panic!("the clock is right"),
+            }
+            if facts.svid.is_none_or(|svid| svid.not_after <= before) {
+                without += now.duration_since(before).unwrap();
+            }
+        }
+        assert_eq!(joins, 2, "the first, and after the two days");
+        assert!((17_300..17_600).contains(&renewals), "{renewals}");
+        assert!(
+            DAY < without && without < DAY * 2 + Duration::from_secs(60),
+            "{without:?}"
+        );
+        assert!(failures < 2 * 86_400 / 10 + 365 * 1200 / 7, "{failures}");
+    }
+
+    struct World {
+        directory: tempfile::TempDir,
+        authority: TestAuthority,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let world = Self {
+                directory: tempfile::tempdir().unwrap(),
+                authority: TestAuthority::new("prod.example"),
+            };
+            std::fs::write(world.bundle_file(), world.authority.bundle().to_pem()).unwrap();
+            world
+        }
+
+        fn bundle_file(&self) -> PathBuf {
+            self.directory.path().join("bundle.pem")
+        }
+
+        fn data(&self) -> PathBuf {
+            self.directory.path().join("data")
+        }
+
+        fn open(&self) -> Result<Keeper, String> {
+            Keeper::open(&self.data(), &self.authority.trust_domain(), &self.bundle_file()).map_err(|e| e.to_string())
+        }
+
+        fn wire_bundle(&self, sequence: u64) -> ca::Bundle {
+            let authorities = self
+                .authority
+                .bundle()
+                .authorities()
+                .iter()
+                .map(|a| a.to_vec())
+                .collect();
+            ca::Bundle {
+                trust_domain: "prod.example".into(),
+                authorities,
+                sequence,
+            }
+        }
+    }
+
+    /// What the CA would answer with this SVID.
+    fn answer(svid: &X509Svid, bundle: Option<ca::Bundle>) -> (SvidResponse, Key) {
+        let chain = svid.chain().iter().map(|c| c.to_vec()).collect();
+        (SvidResponse { chain, bundle }, Key::from_pkcs8(svid.key()).unwrap())
+    }
+
+    #[test]
+    fn identity_bundle_and_spent_token_survive_a_restart() {
+        let world = World::new();
+        let keeper = world.open().unwrap();
+        assert!(keeper.credentials().borrow().is_none());
+        let token = Token("secret".into());
+        let joining = keeper.joining_key().unwrap().to_pem();
+        assert_eq!(
+            world.open().unwrap().joining_key().unwrap().to_pem(),
+            joining,
+            "a retry uses the same key"
+        );
+
+        let svid = world.authority.svid("/hoplite/agent/n1", DAY);
+        let (response, key) = answer(&svid, Some(world.wire_bundle(3)));
+        keeper.accept(response, key, Some(&token)).unwrap();
+        let keeper = world.open().unwrap();
+        let credentials = keeper.credentials().borrow().clone().unwrap();
+        assert_eq!(
+            (credentials.svid.leaf(), credentials.bundle.sequence()),
+            (svid.leaf(), 3)
+        );
+        assert_ne!(
+            keeper.joining_key().unwrap().to_pem(),
+            joining,
+            "the next join is another"
+        );
+
+        let file = world.directory.path().join("token");
+        let unspent = |text: &str| {
+            files::write_private(&file, text.as_bytes()).unwrap();
+            keeper.unspent_token(&file).map(|t| t.0)
+        };
+        assert_eq!(unspent("secret\n"), None);
+        assert_eq!(unspent(" \n"), None);
+        assert_eq!(unspent(" fresh\n").as_deref(), Some("fresh"));
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(
+            keeper.unspent_token(&file).is_none(),
+            "a token that others may have read"
+        );
+        assert!(keeper.unspent_token(Path::new("/nowhere")).is_none());
+
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(world.data().join(FILE)).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!format!("{keeper:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn what_the_ca_sends_must_be_what_was_asked_for() {
+        let world = World::new();
+        let foreign = TestAuthority::new("prod.example");
+        let other = TestAuthority::new("other.example");
+        let check = |svid: &X509Svid, bundle: Option<ca::Bundle>, own_key: bool, joining: bool, expected: &str| {
+            std::fs::remove_dir_all(world.data()).ok();
+            let keeper = world.open().unwrap();
+            let token = Token("t".into());
+            let (response, key) = answer(
+                &world.authority.svid("/hoplite/agent/n1", DAY),
+                Some(world.wire_bundle(5)),
+            );
+            keeper.accept(response, key, Some(&token)).unwrap();
+            let (response, key) = answer(svid, bundle);
+            let key = if own_key { key } else { Key::generate().unwrap() };
+            match keeper.accept(response, key, joining.then_some(&token)) {
+                Ok(()) => assert_eq!(expected, ""),
+                Err(error) => {
+                    assert!(
+                        !expected.is_empty() && error.to_string().contains(expected),
+                        "{expected}: {error}"
+                    );
+                    let held = world.open().unwrap().held().svid.as_ref().unwrap().spiffe_id().clone();
+                    assert_eq!(held.path(), "/hoplite/agent/n1", "what was held stays");
+                }
+            }
+        };
+        let n1 = world.authority.svid("/hoplite/agent/n1", DAY);
+        check(&n1, None, true, false, "");
+        check(&n1, Some(world.wire_bundle(6)), true, false, "");
+        check(&n1, Some(world.wire_bundle(4)), true, false, "older than 5");
+        check(&n1, None, false, false, "bad SVID");
+        check(&world.authority.svid("/hoplite/agent/n2", DAY), None, true, true, "");
+        check(
+            &world.authority.svid("/hoplite/agent/n2", DAY),
+            None,
+            true,
+            false,
+            "which this agent is not",
+        );
+        check(
+            &world.authority.svid("/hoplite/ca", DAY),
+            None,
+            true,
+            true,
+            "which this agent is not",
+        );
+        check(
+            &world.authority.svid("/web", DAY),
+            None,
+            true,
+            true,
+            "which this agent is not",
+        );
+        check(
+            &other.svid("/hoplite/agent/n1", DAY),
+            None,
+            true,
+            true,
+            "which this agent is not",
+        );
+        check(
+            &foreign.svid("/hoplite/agent/n1", DAY),
+            None,
+            true,
+            true,
+            "does not vouch",
+        );
+    }
+
+    #[test]
+    fn bundles_only_grow_newer_until_the_operator_says_otherwise() {
+        let world = World::new();
+        let keeper = world.open().unwrap();
+        keeper.adopt_bundle(world.wire_bundle(2)).unwrap();
+        keeper.adopt_bundle(world.wire_bundle(2)).unwrap();
+        assert!(
+            keeper
+                .adopt_bundle(world.wire_bundle(1))
+                .unwrap_err()
+                .to_string()
+                .contains("older")
+        );
+        let keeper = world.open().unwrap();
+        assert_eq!(keeper.held().bundle.sequence(), 2);
+
+        let refounded = TestAuthority::new("prod.example");
+        std::fs::write(world.bundle_file(), refounded.bundle().to_pem()).unwrap();
+        let keeper = world.open().unwrap();
+        assert_eq!(keeper.held().bundle.authorities(), refounded.bundle().authorities());
+        assert_eq!(keeper.held().bundle.sequence(), 0);
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let world = World::new();
+        let check = |bundle: Option<&str>, state: Option<&str>, expected: &str| {
+            match bundle {
+                Some(text) => std::fs::write(world.bundle_file(), text).unwrap(),
+                None => drop(std::fs::remove_file(world.bundle_file())),
+            }
+            std::fs::remove_dir_all(world.data()).ok();
+            if let Some(text) = state {
+                files::private_dir(&world.data()).unwrap();
+                files::write_private(&world.data().join(FILE), text.as_bytes()).unwrap();
+            }
+            let error = world.open().map(drop).unwrap_err();
+            assert!(
+                error.contains(expected) && !error.contains("SECRET") && !error.contains('\n'),
+                "{expected}: {error}"
+            );
+        };
+        let good = world.authority.bundle().to_pem();
+        check(None, None, "bundle.pem");
+        check(Some(""), None, "is no trust bundle");
+        check(Some("hello"), None, "is no trust bundle");
+        check(Some(&good[..good.len() / 2]), None, "is no trust bundle");
+        check(Some(&good), Some(""), "line");
+        check(Some(&good), Some("{\"key\": \"SECRET"), "line 1");
+        check(Some(&good), Some("{\"SECRET\": 1}"), "line 1");
+        let state = |key: &str, chain: &str| {
+            let disk = OnDisk {
+                key: Some(key.into()),
+                chain: Some(chain.into()),
+                ..OnDisk::default()
+            };
+            serde_json::to_string(&disk).unwrap()
+        };
+        let other = TestAuthority::new("other.example").svid("/hoplite/agent/n", DAY);
+        check(
+            Some(&good),
+            Some(&state("SECRET", &other.chain_pem())),
+            "key is damaged",
+        );
+        check(Some(&good), Some(&state(&other.key_pem(), "x")), "SVID is damaged");
+        check(
+            Some(&good),
+            Some(&state(&other.key_pem(), &other.chain_pem())),
+            "belongs to the trust domain `other.example`",
+        );
+        let keyless = serde_json::to_string(&OnDisk {
+            chain: Some("x".into()),
+            ..OnDisk::default()
+        })
+        .unwrap();
+        check(Some(&good), Some(&keyless), "without");
+    }
+}

@@ -1,0 +1,196 @@
+//! One caller's view: who it is now, what it may have now, and when to look again.
+//!
+//! Both services on the socket are written on top of this, so that an entitlement is decided in one place.
+
+use std::sync::Arc;
+
+use hoplite_host::shutdown::Shutdown;
+use hoplite_identity::{TrustBundle, TrustDomain, X509Svid};
+use ring::digest::{Context, SHA256};
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+
+use crate::attest::{Attestor, Caller};
+use crate::supply::{Supply, SupplyReceiver};
+
+/// What sessions share.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub(crate) attestor: Arc<Attestor>,
+    pub(crate) supply: SupplyReceiver,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// One call of one process.
+#[derive(Debug)]
+pub(crate) struct Session {
+    caller: Arc<Caller>,
+    attestor: Arc<Attestor>,
+    supply: SupplyReceiver,
+    launches: watch::Receiver<()>,
+    shutdown: Shutdown,
+}
+
+/// All that a caller may have at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Entitlement {
+    /// Never empty; the first is the default identity.
+    pub(crate) identities: Vec<Identity>,
+    supply: Arc<Supply>,
+}
+
+/// One identity of a caller.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) svid: Arc<X509Svid>,
+    /// Unique among the caller's, or empty.
+    pub(crate) hint: String,
+}
+
+/// Why a session wakes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// Something changed that may concern the caller.
+    Look,
+    /// The caller has exited, has hung up, or the agent stops.
+    End,
+}
+
+// === impl Desk ===
+
+impl Desk {
+    pub(crate) fn session(&self, caller: &Arc<Caller>) -> Session {
+        Session {
+            caller: Arc::clone(caller),
+            attestor: Arc::clone(&self.attestor),
+            supply: self.supply.clone(),
+            launches: self.attestor.launches().changes(),
+            shutdown: self.shutdown.clone(),
+        }
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Attests the caller and looks up what it may have. The error is what it is told (W-6).
+    pub(crate) async fn entitlement(&mut self) -> Result<Entitlement, Status> {
+        self.launches.mark_unchanged();
+        let Some(supply) = self.supply.borrow_and_update().clone() else {
+            return Err(Status::unavailable(
+                "the agent has not heard from its CA since it started; try again soon",
+            ));
+        };
+        let seen = self
+            .attestor
+            .attest(&self.caller)
+            .await
+            .map_err(|e| Status::aborted(e.to_string()))?;
+        let matching = supply.matching(&seen.selectors);
+        let mut identities: Vec<Identity> = Vec::with_capacity(matching.len());
+        for supplied in &matching {
+            let Some(svid) = supplied.svid.clone() else { continue };
+            // W-9: hints are unique in a response, and the first keeps it.
+            let taken = identities.iter().any(|identity| identity.hint == supplied.entry.hint);
+            let hint = if taken {
+                String::new()
+            } else {
+                supplied.entry.hint.clone()
+            };
+            identities.push(Identity { svid, hint });
+        }
+        if !identities.is_empty() {
+            return Ok(Entitlement { identities, supply });
+        }
+        if let Some(supplied) = matching.first() {
+            let id = &supplied.entry.spiffe_id;
+            return Err(Status::unavailable(format!(
+                "the SVID for `{id}` is not issued yet; try again soon"
+            )));
+        }
+        let list = |items: Vec<String>| {
+            if items.is_empty() {
+                "nothing".to_owned()
+            } else {
+                items.join(" ")
+            }
+        };
+        let selectors = list(seen.selectors.iter().map(ToString::to_string).collect());
+        let unknown = if seen.unknown.is_empty() {
+            String::new()
+        } else {
+            format!("; not known: {}", seen.unknown.join(", "))
+        };
+        tracing::info!(pid = self.caller.pid, selectors, "no identity issued");
+        Err(Status::permission_denied(format!(
+            "no identity issued: no entry matches {selectors}{unknown}"
+        )))
+    }
+
+    /// Waits until there may be something new to tell.
+    pub(crate) async fn wake(&mut self) -> Wake {
+        tokio::select! {
+            changed = self.supply.changed() => if changed.is_ok() { Wake::Look } else { Wake::End },
+            changed = self.launches.changed() => if changed.is_ok() { Wake::Look } else { Wake::End },
+            () = self.caller.exited() => Wake::End,
+            () = self.shutdown.wait() => Wake::End,
+        }
+    }
+
+    /// Hands a message to the caller, or learns that there is nobody to hand it to. A caller that does not read waits
+    /// with nothing but this one message in memory.
+    pub(crate) async fn deliver<T>(&mut self, to: &mpsc::Sender<Result<T, Status>>, item: Result<T, Status>) -> Wake {
+        tokio::select! {
+            sent = to.send(item) => if sent.is_ok() { Wake::Look } else { Wake::End },
+            () = self.caller.exited() => Wake::End,
+            () = self.shutdown.wait() => Wake::End,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.caller.pid
+    }
+}
+
+// === impl Entitlement ===
+
+impl Entitlement {
+    /// The bundles the caller may verify peers with, sorted by trust domain.
+    pub(crate) fn bundles(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
+        self.supply.bundles().iter()
+    }
+
+    pub(crate) fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<TrustBundle>> {
+        self.supply.bundles().get(trust_domain)
+    }
+
+    /// Equal when, and only when, the caller would be told the same.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        let mut part = |bytes: &[u8]| {
+            context.update(&(bytes.len() as u64).to_be_bytes());
+            context.update(bytes);
+        };
+        for identity in &self.identities {
+            part(identity.svid.leaf().fingerprint());
+            part(identity.hint.as_bytes());
+        }
+        for bundle in self.bundles() {
+            part(bundle.trust_domain().as_str().as_bytes());
+            for authority in bundle.authorities() {
+                part(authority);
+            }
+        }
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(context.finish().as_ref());
+        bytes
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(identities: Vec<Identity>, bundles: hoplite_identity::BundleSet) -> Self {
+        Self {
+            identities,
+            supply: Arc::new(Supply::new(Vec::new(), bundles)),
+        }
+    }
+}
