@@ -107,6 +107,11 @@ impl Agent {
         }
     }
 
+    /// After an operator banned it.
+    pub(crate) fn banned(self) -> Self {
+        Self { banned: true, ..self }
+    }
+
     fn standing(&self, serial: &str) -> Option<Standing> {
         let is = |issued: Option<&Issued>| issued.is_some_and(|issued| issued.serial == serial);
         if is(Some(&self.active)) || is(self.previous.as_ref()) {

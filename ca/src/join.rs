@@ -123,10 +123,7 @@ mod tests {
             serial: "1".into(),
             not_after: 0,
         };
-        let banned = Agent {
-            banned: true,
-            ..Agent::joined(None, id.clone(), "a".into(), issued)
-        };
+        let banned = Agent::joined(None, id.clone(), "a".into(), issued).banned();
         assert_eq!(fresh.admit("a", Some(&banned), at(10)), Err(JoinRefused::Banned(id)));
     }
 

@@ -202,7 +202,7 @@ impl Registry {
         self.write(move |store| {
             let key = agent_key(&id);
             let (agent, at) = read::<Agent>(store, &key)?.ok_or_else(|| RegistryError::NoSuchAgent(id.clone()))?;
-            let agent = Agent { banned: true, ..agent };
+            let agent = agent.banned();
             let batch = Batch::new()
                 .require(key.as_str(), Condition::At(at))
                 .put(key.as_str(), record::encode(key.as_bytes(), &agent)?);

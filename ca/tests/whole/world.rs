@@ -1,0 +1,174 @@
+//! A CA in this process, over real sockets, and an agent that speaks to it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hoplite_ca::{Config, Running, StartError};
+use hoplite_host::config::Span;
+use hoplite_identity::{BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, TrustDomain, X509Svid, tls};
+use hoplite_wire::ca::admin_client::AdminClient;
+use hoplite_wire::ca::node_client::NodeClient;
+use hoplite_wire::ca::{
+    CreateEntriesRequest, CreateTokenRequest, Entry, IssueItem, IssueRequest, IssueResult, JoinRequest, Selector,
+    SvidResponse, Update, WatchRequest,
+};
+use hoplite_wire::channel;
+use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+pub const DOMAIN: &str = "prod.example";
+
+pub struct World {
+    pub dir: TempDir,
+    pub ca: Running,
+}
+
+/// What an agent holds after joining.
+pub struct Agent {
+    pub svid: X509Svid,
+    pub client: NodeClient<Channel>,
+}
+
+pub fn config(dir: &Path) -> Config {
+    Config {
+        trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
+        data_dir: dir.join("data"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        admin_socket: dir.join("ca.sock"),
+        x509_ttl: Span(Duration::from_secs(3600)),
+        agent_ttl: Span(Duration::from_secs(3600)),
+        authority_ttl: Span(Duration::from_secs(86400)),
+    }
+}
+
+/// A key and a signing request that asks for nothing.
+pub fn csr() -> (KeyPair, Vec<u8>) {
+    let pair = KeyPair::generate().unwrap();
+    let csr = CertificateParams::default()
+        .serialize_request(&pair)
+        .unwrap()
+        .der()
+        .to_vec();
+    (pair, csr)
+}
+
+pub fn svid(pair: &KeyPair, chain: Vec<Vec<u8>>) -> X509Svid {
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
+}
+
+pub fn agent_id(node: &str) -> String {
+    format!("spiffe://{DOMAIN}/hoplite/agent/{node}")
+}
+
+pub fn entry(path: &str, node: &str) -> Entry {
+    Entry {
+        spiffe_id: format!("spiffe://{DOMAIN}{path}"),
+        parent_id: agent_id(node),
+        selectors: vec![Selector {
+            kind: "unix:uid".into(),
+            value: "1000".into(),
+        }],
+        ..Entry::default()
+    }
+}
+
+/// The next message of a stream, which must come.
+pub async fn next(updates: &mut Streaming<Update>) -> Result<Update, Status> {
+    let message = tokio::time::timeout(Duration::from_secs(20), updates.message())
+        .await
+        .expect("a message in time");
+    message.map(|message| message.expect("the stream goes on"))
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = hoplite_ca::start(config(dir.path())).await.unwrap();
+        Self { dir, ca }
+    }
+
+    pub async fn restart(self) -> Result<Self, StartError> {
+        let Self { dir, ca } = self;
+        ca.stop().await;
+        let ca = hoplite_ca::start(config(dir.path())).await?;
+        Ok(Self { dir, ca })
+    }
+
+    pub async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(channel::unix(&self.dir.path().join("ca.sock")).await.unwrap())
+    }
+
+    pub async fn connect(&self, svid: Option<&X509Svid>) -> Result<NodeClient<Channel>, tonic::transport::Error> {
+        let bundle = self.ca.bundle();
+        let ca = bundle.trust_domain().member("/hoplite/ca").unwrap();
+        let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([bundle])).unwrap());
+        let config = tls::client_config(svid, verifier, ca, &[b"h2"]).unwrap();
+        channel::tls(self.ca.node_address().to_string(), config)
+            .await
+            .map(NodeClient::new)
+    }
+
+    pub async fn token(&self, node: &str) -> String {
+        let request = CreateTokenRequest {
+            node: node.into(),
+            ttl_seconds: 0,
+        };
+        self.admin()
+            .await
+            .create_token(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .token
+    }
+
+    pub async fn try_join(&self, token: &str, csr: Vec<u8>) -> Result<SvidResponse, Status> {
+        let mut client = self.connect(None).await.unwrap();
+        Ok(client
+            .join(JoinRequest {
+                token: token.into(),
+                csr,
+            })
+            .await?
+            .into_inner())
+    }
+
+    pub async fn join(&self, node: &str) -> Agent {
+        let (pair, csr) = csr();
+        let response = self.try_join(&self.token(node).await, csr).await.unwrap();
+        let svid = svid(&pair, response.chain);
+        let client = self.connect(Some(&svid)).await.unwrap();
+        Agent { svid, client }
+    }
+
+    /// Registers an entry and returns its id.
+    pub async fn register(&self, entry: Entry) -> String {
+        let request = CreateEntriesRequest { entries: vec![entry] };
+        let mut response = self.admin().await.create_entries(request).await.unwrap().into_inner();
+        let result = response.results.remove(0);
+        assert_eq!(result.error, "");
+        result.entry.unwrap().id
+    }
+}
+
+impl Agent {
+    pub async fn watch(&mut self, from_revision: u64) -> Streaming<Update> {
+        self.client
+            .watch(WatchRequest { from_revision })
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    pub async fn issue(&mut self, items: Vec<(String, Vec<u8>)>) -> Result<Vec<IssueResult>, Status> {
+        let items = items
+            .into_iter()
+            .map(|(entry_id, csr)| IssueItem { entry_id, csr })
+            .collect();
+        Ok(self.client.issue(IssueRequest { items }).await?.into_inner().results)
+    }
+}
