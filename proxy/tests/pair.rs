@@ -1,0 +1,250 @@
+//! Two proxies and what lies between them: the callers' side, the peer's identity, rotation.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hoplite_audit::Outcome;
+use hoplite_host::shutdown;
+use hoplite_proxy::{InboundProtocol, OutboundProtocol};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{App, Proxy, World, decision, exchange, get, id, outbound, status};
+use tokio::net::TcpStream;
+
+const POLICY: &str = r#"
+@id("edge")
+permit (principal == Hoplite::Workload::"spiffe://demo.hoplite/edge", action in Hoplite::Action::"anyHttp", resource in Hoplite::Service::"orders")
+unless { context.seg has s0 && context.seg.s0 == "secret" };
+"#;
+
+async fn pair(protocol: InboundProtocol) -> (World, App, Proxy, Proxy) {
+    let world = World::new();
+    world.policy("orders.cedar", POLICY);
+    let app = App::http().await;
+    let callee = world.inbound("orders", protocol, app.address).await;
+    let caller = world
+        .outbound("edge", OutboundProtocol::Http, "orders", callee.inbound("orders"))
+        .await;
+    (world, app, caller, callee)
+}
+
+async fn call(caller: &Proxy, request: &str) -> String {
+    exchange(TcpStream::connect(caller.outbound("orders")).await.unwrap(), request).await
+}
+
+#[tokio::test]
+async fn a_call_crosses_both_and_the_decision_comes_back() {
+    let (world, _app, caller, _callee) = pair(InboundProtocol::Http).await;
+    let answer = call(&caller, &get("/orders/7")).await;
+    assert_eq!(status(&answer), 200, "{answer}");
+    assert!(answer.contains(";URI=spiffe://demo.hoplite/edge"), "{answer}");
+    let allowed = decision(&answer);
+    let answer = call(&caller, &get("/secret")).await;
+    assert_eq!(status(&answer), 403, "{answer}");
+    let denied = decision(&answer);
+    let records = world.records("orders");
+    let outcome = |id: &str| {
+        records
+            .iter()
+            .find(|record| record.id.to_string() == id)
+            .unwrap()
+            .outcome
+    };
+    assert_eq!(
+        (outcome(&allowed), outcome(&denied)),
+        (Outcome::Allow, Outcome::NoPermit)
+    );
+}
+
+#[tokio::test]
+async fn many_calls_share_one_connection() {
+    let (world, app, caller, callee) = pair(InboundProtocol::Http).await;
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let address = caller.outbound("orders");
+            tokio::spawn(async move { exchange(TcpStream::connect(address).await.unwrap(), &get("/")).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(status(&call.await.unwrap()), 200);
+    }
+    assert_eq!(app.count(), 50);
+    assert_eq!(callee.status().await["connections"], 1);
+    assert_eq!(world.records("orders").len(), 50);
+}
+
+/// gRPC needs HTTP/2 all the way, both bodies streamed, and trailers.
+#[tokio::test]
+async fn http2_and_its_trailers_cross_both() {
+    let (_world, _app, caller, _callee) = pair(InboundProtocol::Http2).await;
+    let stream = TcpStream::connect(caller.outbound("orders")).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://orders/trailers")
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .body(Full::new(Bytes::from_static(b"message")))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.headers().contains_key("x-hoplite-decision"));
+    let body = response.into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+    assert!(text.starts_with("POST /trailers [orders]\n"), "{text}");
+    assert!(
+        text.contains("\nte: trailers\n") && text.ends_with("\nmessage"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_peer_that_is_somebody_else_gets_nothing() {
+    let (world, app, _caller, callee) = pair(InboundProtocol::Http).await;
+    let agent = world.agent("careful", &world.svid("/edge")).await;
+    let mut config = world.config("careful", &agent);
+    config.outbound.push(outbound(
+        "orders",
+        OutboundProtocol::Http,
+        callee.inbound("orders"),
+        id("/ledger"),
+    ));
+    let careful = Proxy::start(config, agent).await;
+    let answer = call(&careful, &get("/")).await;
+    assert_eq!(status(&answer), 502, "{answer}");
+    assert!(answer.contains("upstream_unexpected_peer"), "{answer}");
+    assert!(!answer.contains("spiffe://"), "the reason stays in the log: {answer}");
+    assert_eq!(app.count(), 0);
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_us_or_is_away_is_a_502() {
+    let (world, app, _caller, callee) = pair(InboundProtocol::Http).await;
+    let check = async |name: &str, address, svid, code: &str| {
+        let agent = world.agent(name, &svid).await;
+        let mut config = world.config(name, &agent);
+        config
+            .outbound
+            .push(outbound("orders", OutboundProtocol::Http, address, id("/orders")));
+        let answer = call(&Proxy::start(config, agent).await, &get("/")).await;
+        assert_eq!(status(&answer), 502, "{answer}");
+        assert!(answer.contains(code), "{answer}");
+    };
+    // An SVID by an authority that is in no bundle: the other side says no.
+    let foreign = hoplite_identity::testing::TestAuthority::new("demo.hoplite");
+    let address = callee.inbound("orders");
+    check(
+        "stranger",
+        address,
+        foreign.svid("/edge", support::HOUR),
+        "upstream_refused",
+    )
+    .await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    check("lonely", nobody, world.svid("/edge"), "upstream_unreachable").await;
+    assert_eq!(app.count(), 0);
+}
+
+/// Certificates of five seconds, replaced on both sides again and again while requests never pause.
+#[tokio::test]
+async fn no_request_fails_while_identities_rotate() {
+    let ttl = Duration::from_secs(5);
+    let world = World::new();
+    world.policy("orders.cedar", POLICY);
+    let app = App::http().await;
+    let mut proxies = Vec::new();
+    let callee = world.agent("orders", &world.authority.svid("/orders", ttl)).await;
+    let mut config = world.config("orders", &callee);
+    config
+        .inbound
+        .push(support::inbound("orders", InboundProtocol::Http, app.address));
+    proxies.push(Proxy::start(config, callee).await);
+    let caller = world.agent("edge", &world.authority.svid("/edge", ttl)).await;
+    let mut config = world.config("edge", &caller);
+    config.outbound.push(outbound(
+        "orders",
+        OutboundProtocol::Http,
+        proxies[0].inbound("orders"),
+        id("/orders"),
+    ));
+    proxies.push(Proxy::start(config, caller).await);
+
+    let address = proxies[1].outbound("orders");
+    let (stopper, stopped) = shutdown::channel();
+    let steady = tokio::spawn(async move {
+        let (mut sent, mut failed) = (0, Vec::new());
+        while !stopped.is_stopping() {
+            let answer = exchange(TcpStream::connect(address).await.unwrap(), &get("/")).await;
+            sent += 1;
+            if !answer.starts_with("HTTP/1.1 200") {
+                failed.push(answer);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        (sent, failed)
+    });
+    let first = proxies[0].status().await["svid_serial"].clone();
+    let begun = Instant::now();
+    while begun.elapsed() < ttl * 2 {
+        tokio::time::sleep(ttl / 2).await;
+        proxies[0]
+            .agent
+            .push(&world.authority.svid("/orders", ttl), &world.authority);
+        proxies[1]
+            .agent
+            .push(&world.authority.svid("/edge", ttl), &world.authority);
+    }
+    stopper.stop();
+    let (sent, failed) = steady.await.unwrap();
+    assert_ne!(proxies[0].status().await["svid_serial"], first, "it did rotate");
+    assert!(sent > 100, "{sent} requests");
+    assert!(
+        failed.is_empty(),
+        "{} of {sent} failed, first {:?}",
+        failed.len(),
+        failed.first()
+    );
+}
+
+#[tokio::test]
+async fn without_a_valid_identity_nothing_is_said_and_nobody_let_in() {
+    let (world, app, caller, callee) = pair(InboundProtocol::Http).await;
+    let past = std::time::SystemTime::now() - Duration::from_secs(1);
+    let begun = past - Duration::from_secs(60);
+    callee
+        .agent
+        .push(&world.authority.svid_valid("/orders", begun, past), &world.authority);
+    caller
+        .agent
+        .push(&world.authority.svid_valid("/edge", begun, past), &world.authority);
+    support::eventually("the caller refuses", async || {
+        let answer = call(&caller, &get("/")).await;
+        status(&answer) == 503 && answer.contains("own_svid_expired")
+    })
+    .await;
+    let before = app.count();
+    support::eventually("the callee refuses", async || {
+        let svid = world.svid("/edge");
+        match world.connect(callee.inbound("orders"), Some(&svid), "/orders").await {
+            Ok(stream) => exchange(stream, &get("/")).await.is_empty(),
+            Err(_) => true,
+        }
+    })
+    .await;
+    assert_eq!(app.count(), before);
+    let refused = world.records("orders").into_iter().any(|record| {
+        record.outcome == Outcome::Error
+            && record
+                .reason
+                .is_some_and(|reason| reason.starts_with("own_svid_expired"))
+    });
+    assert!(refused);
+}
