@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::config::ConfigError;
 use hoplite_host::files::{self, FileError};
-use hoplite_host::shutdown::{self, Stopper};
+use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::{BundleSet, PeerVerifier, TrustBundle};
 use hoplite_store::{SledStore, Store, StoreError};
@@ -126,8 +126,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     );
     let (tls, renew_at) = identity.renewed(now).map_err(|e| identity_error(&e))?;
     let (configs, tls) = watch::channel(tls);
-    let (registry, follower) = Registry::open(store).map_err(|e| StartError::Registry(e.to_string()))?;
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
+    // Last, because it begins to follow the store, which stays open as long as that goes on.
+    let (registry, follower) = Registry::open(store).map_err(|e| StartError::Registry(e.to_string()))?;
 
     // From here on nothing fails.
     let (stopper, shutdown) = shutdown::channel();
@@ -143,40 +144,32 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let mut parts = JoinSet::new();
     let accepting = listener::accept(listener, tls, verifier, agents, shutdown.clone());
-    parts.spawn(async {
-        accepting.await;
-        "node listener"
-    });
+    parts.spawn(part("node listener", accepting));
     let accepting = admin::accept(admin_listener, operators, shutdown.clone());
-    parts.spawn(async {
-        accepting.await;
-        "admin listener"
-    });
-    parts.spawn(async move {
-        identity.keep_renewed(renew_at, configs).await;
-        "identity"
-    });
+    parts.spawn(part("admin listener", accepting));
+    let renewing = identity.keep_renewed(renew_at, configs);
+    parts.spawn(part("identity", until(shutdown.clone(), renewing)));
     let mut revisions = registry.revisions();
-    parts.spawn(async move {
-        while revisions.changed().await.is_ok() {}
-        "follower"
-    });
+    let following = async move { while revisions.changed().await.is_ok() {} };
+    parts.spawn(part("follower", until(shutdown.clone(), following)));
+    let (service, incoming) = (NodeServer::new(node), ReceiverStream::new(agents_accepted));
     let mut stop = shutdown.clone();
-    parts.spawn(async move {
-        let incoming = ReceiverStream::new(agents_accepted);
-        let served = server()
-            .serve_with_incoming_shutdown(NodeServer::new(node), incoming, stop.wait())
-            .await;
-        report("node service", served)
-    });
+    parts.spawn(part("node service", async move {
+        report(
+            server()
+                .serve_with_incoming_shutdown(service, incoming, stop.wait())
+                .await,
+        );
+    }));
+    let (service, incoming) = (AdminServer::new(admin), ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
-    parts.spawn(async move {
-        let incoming = ReceiverStream::new(operators_accepted);
-        let served = server()
-            .serve_with_incoming_shutdown(AdminServer::new(admin), incoming, stop.wait())
-            .await;
-        report("admin service", served)
-    });
+    parts.spawn(part("admin service", async move {
+        report(
+            server()
+                .serve_with_incoming_shutdown(service, incoming, stop.wait())
+                .await,
+        );
+    }));
     tracing::info!(trust_domain = %config.trust_domain, %node_address, admin_socket = %config.admin_socket.display(), "the CA serves");
     Ok(Running {
         node_address,
@@ -201,11 +194,22 @@ fn server() -> Server {
         .timeout(CALL_TIMEOUT)
 }
 
-fn report(part: &'static str, served: Result<(), tonic::transport::Error>) -> &'static str {
-    if let Err(error) = served {
-        tracing::error!(%error, part, "stopped serving");
+async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
+    work.await;
+    name
+}
+
+async fn until(mut shutdown: Shutdown, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = shutdown.wait() => {}
     }
-    part
+}
+
+fn report(served: Result<(), tonic::transport::Error>) {
+    if let Err(error) = served {
+        tracing::error!(%error, "stopped serving");
+    }
 }
 
 // === impl Running ===
@@ -232,16 +236,13 @@ impl Running {
             ..
         } = self;
         stopper.stop();
-        // The follower first: the parts that wait for what is new end with it.
-        let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
-        let ended = async {
-            // Of the parts only the identity's renewal knows no end of its own.
-            while parts.len() > 1 && parts.join_next().await.is_some() {}
-        };
+        let ended = async { while parts.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_GRACE, ended).await.is_err() {
             tracing::warn!("some calls did not end in time");
         }
         parts.shutdown().await;
+        // The follower last: writes that have begun wait for it.
+        let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
         let _ = std::fs::remove_file(&admin_socket); // a stale one is replaced by the next start anyway
     }
 

@@ -46,8 +46,7 @@ async fn an_agent_joins_and_renews() {
         .await
         .expect("the certificate before is good");
     let (_, request) = csr();
-    let lost = second.renew(RenewRequest { csr: request }).await.unwrap();
-    drop(lost);
+    let _lost = second.renew(RenewRequest { csr: request }).await.unwrap();
     let never_used = svid(&pair, response.chain);
     let error = world
         .connect(Some(&never_used))
@@ -98,14 +97,12 @@ async fn a_token_admits_one_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn guessing_is_slowed_down() {
     let world = World::start().await;
-    let token = world.token("n1").await;
     let mut codes = Vec::new();
     for _ in 0..40 {
         codes.push(world.try_join("a guess", csr().1).await.unwrap_err().code());
     }
     assert_eq!(codes[0], Code::PermissionDenied);
     assert!(codes.contains(&Code::ResourceExhausted), "{codes:?}");
-    drop(token);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -382,7 +379,7 @@ async fn a_restart_keeps_authority_entries_and_agents() {
     let mut agent = world.join("n1").await;
     let mut updates = agent.watch(0).await;
     next(&mut updates).await.unwrap();
-    let (address, bundle) = (world.ca.node_address(), world.ca.bundle());
+    let bundle = world.ca.bundle();
     let world = world.restart().await.unwrap();
     assert_eq!(
         next(&mut updates).await.unwrap_err().code(),
@@ -390,7 +387,6 @@ async fn a_restart_keeps_authority_entries_and_agents() {
         "the stream ended with a word"
     );
     assert_eq!(world.ca.bundle(), bundle);
-    drop(address);
     agent.client = world.connect(Some(&agent.svid)).await.unwrap();
     let first = next(&mut agent.watch(0).await).await.unwrap();
     assert_eq!(first.upserts.iter().map(|e| &e.id).collect::<Vec<_>>(), [&id]);
@@ -431,7 +427,8 @@ async fn what_cannot_start_says_why() {
     assert!(matches!(error, StartError::File(_)), "{error}");
 
     fs::set_permissions(data.join("authority.key"), fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(start(&|_| ()).await.to_string().contains("0644"));
+    let error = start(&|_| ()).await.to_string();
+    assert!(error.contains("0644"), "{error}");
     fs::remove_file(data.join("authority.key")).unwrap();
     let error = start(&|_| ()).await;
     assert!(

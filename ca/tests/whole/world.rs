@@ -19,20 +19,20 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-pub const DOMAIN: &str = "prod.example";
+pub(crate) const DOMAIN: &str = "prod.example";
 
-pub struct World {
-    pub dir: TempDir,
-    pub ca: Running,
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+    pub(crate) ca: Running,
 }
 
 /// What an agent holds after joining.
-pub struct Agent {
-    pub svid: X509Svid,
-    pub client: NodeClient<Channel>,
+pub(crate) struct Agent {
+    pub(crate) svid: X509Svid,
+    pub(crate) client: NodeClient<Channel>,
 }
 
-pub fn config(dir: &Path) -> Config {
+pub(crate) fn config(dir: &Path) -> Config {
     Config {
         trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
         data_dir: dir.join("data"),
@@ -45,7 +45,7 @@ pub fn config(dir: &Path) -> Config {
 }
 
 /// A key and a signing request that asks for nothing.
-pub fn csr() -> (KeyPair, Vec<u8>) {
+pub(crate) fn csr() -> (KeyPair, Vec<u8>) {
     let pair = KeyPair::generate().unwrap();
     let csr = CertificateParams::default()
         .serialize_request(&pair)
@@ -55,16 +55,16 @@ pub fn csr() -> (KeyPair, Vec<u8>) {
     (pair, csr)
 }
 
-pub fn svid(pair: &KeyPair, chain: Vec<Vec<u8>>) -> X509Svid {
+pub(crate) fn svid(pair: &KeyPair, chain: Vec<Vec<u8>>) -> X509Svid {
     let chain = chain.into_iter().map(CertificateDer::from).collect();
     X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
 }
 
-pub fn agent_id(node: &str) -> String {
+pub(crate) fn agent_id(node: &str) -> String {
     format!("spiffe://{DOMAIN}/hoplite/agent/{node}")
 }
 
-pub fn entry(path: &str, node: &str) -> Entry {
+pub(crate) fn entry(path: &str, node: &str) -> Entry {
     Entry {
         spiffe_id: format!("spiffe://{DOMAIN}{path}"),
         parent_id: agent_id(node),
@@ -77,7 +77,7 @@ pub fn entry(path: &str, node: &str) -> Entry {
 }
 
 /// The next message of a stream, which must come.
-pub async fn next(updates: &mut Streaming<Update>) -> Result<Update, Status> {
+pub(crate) async fn next(updates: &mut Streaming<Update>) -> Result<Update, Status> {
     let message = tokio::time::timeout(Duration::from_secs(20), updates.message())
         .await
         .expect("a message in time");
@@ -85,24 +85,27 @@ pub async fn next(updates: &mut Streaming<Update>) -> Result<Update, Status> {
 }
 
 impl World {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = hoplite_ca::start(config(dir.path())).await.unwrap();
         Self { dir, ca }
     }
 
-    pub async fn restart(self) -> Result<Self, StartError> {
+    pub(crate) async fn restart(self) -> Result<Self, StartError> {
         let Self { dir, ca } = self;
         ca.stop().await;
         let ca = hoplite_ca::start(config(dir.path())).await?;
         Ok(Self { dir, ca })
     }
 
-    pub async fn admin(&self) -> AdminClient<Channel> {
+    pub(crate) async fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(channel::unix(&self.dir.path().join("ca.sock")).await.unwrap())
     }
 
-    pub async fn connect(&self, svid: Option<&X509Svid>) -> Result<NodeClient<Channel>, tonic::transport::Error> {
+    pub(crate) async fn connect(
+        &self,
+        svid: Option<&X509Svid>,
+    ) -> Result<NodeClient<Channel>, tonic::transport::Error> {
         let bundle = self.ca.bundle();
         let ca = bundle.trust_domain().member("/hoplite/ca").unwrap();
         let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([bundle])).unwrap());
@@ -112,7 +115,7 @@ impl World {
             .map(NodeClient::new)
     }
 
-    pub async fn token(&self, node: &str) -> String {
+    pub(crate) async fn token(&self, node: &str) -> String {
         let request = CreateTokenRequest {
             node: node.into(),
             ttl_seconds: 0,
@@ -126,7 +129,7 @@ impl World {
             .token
     }
 
-    pub async fn try_join(&self, token: &str, csr: Vec<u8>) -> Result<SvidResponse, Status> {
+    pub(crate) async fn try_join(&self, token: &str, csr: Vec<u8>) -> Result<SvidResponse, Status> {
         let mut client = self.connect(None).await.unwrap();
         Ok(client
             .join(JoinRequest {
@@ -137,7 +140,7 @@ impl World {
             .into_inner())
     }
 
-    pub async fn join(&self, node: &str) -> Agent {
+    pub(crate) async fn join(&self, node: &str) -> Agent {
         let (pair, csr) = csr();
         let response = self.try_join(&self.token(node).await, csr).await.unwrap();
         let svid = svid(&pair, response.chain);
@@ -146,7 +149,7 @@ impl World {
     }
 
     /// Registers an entry and returns its id.
-    pub async fn register(&self, entry: Entry) -> String {
+    pub(crate) async fn register(&self, entry: Entry) -> String {
         let request = CreateEntriesRequest { entries: vec![entry] };
         let mut response = self.admin().await.create_entries(request).await.unwrap().into_inner();
         let result = response.results.remove(0);
@@ -156,7 +159,7 @@ impl World {
 }
 
 impl Agent {
-    pub async fn watch(&mut self, from_revision: u64) -> Streaming<Update> {
+    pub(crate) async fn watch(&mut self, from_revision: u64) -> Streaming<Update> {
         self.client
             .watch(WatchRequest { from_revision })
             .await
@@ -164,7 +167,7 @@ impl Agent {
             .into_inner()
     }
 
-    pub async fn issue(&mut self, items: Vec<(String, Vec<u8>)>) -> Result<Vec<IssueResult>, Status> {
+    pub(crate) async fn issue(&mut self, items: Vec<(String, Vec<u8>)>) -> Result<Vec<IssueResult>, Status> {
         let items = items
             .into_iter()
             .map(|(entry_id, csr)| IssueItem { entry_id, csr })
