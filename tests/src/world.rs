@@ -1,0 +1,316 @@
+//! A trust domain in one process: a CA, an agent that joined it by token, and proxies, on free ports and short paths.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hoplite_audit::{Query, Record, find_logs, read_log};
+use hoplite_host::config::Span;
+use hoplite_host::files;
+use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
+use hoplite_wire::ca::admin_client::AdminClient;
+use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, Selector};
+use hoplite_wire::{FetchError, WorkloadApi, channel};
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+use crate::app::{HttpApp, TcpApp};
+use crate::caller::Caller;
+use crate::until;
+
+/// The trust domain of every world.
+pub const TRUST_DOMAIN: &str = "world.test";
+
+const NODE: &str = "node";
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A running trust domain. Dropping it ends all of it and removes its files.
+#[derive(Debug)]
+pub struct World {
+    agent: Option<hoplite_agent::Running>,
+    ca: Option<hoplite_ca::Running>,
+    agent_config: hoplite_agent::Config,
+    ca_config: hoplite_ca::Config,
+    dir: TempDir,
+}
+
+/// What a proxy will be.
+#[derive(Debug)]
+pub struct ProxyBuilder<'a> {
+    world: &'a World,
+    config: hoplite_proxy::Config,
+    ttl: Option<Duration>,
+}
+
+/// A running proxy of a world.
+#[derive(Debug)]
+pub struct Proxy {
+    running: hoplite_proxy::Running,
+    config: hoplite_proxy::Config,
+}
+
+/// The SPIFFE ID with this path in a world.
+pub fn id(path: &str) -> String {
+    format!("spiffe://{TRUST_DOMAIN}{path}")
+}
+
+/// What the agent sees of this process.
+pub fn own_selectors() -> Vec<String> {
+    let uid = fs::metadata("/proc/self").unwrap().uid();
+    let program = std::env::current_exe().unwrap();
+    vec![format!("unix:uid:{uid}"), format!("unix:path:{}", program.display())]
+}
+
+// === impl World ===
+
+impl World {
+    /// A CA and an agent that has joined it. No workload is registered, no policy permits anything.
+    pub async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("hop").tempdir().unwrap();
+        // Workloads of other users reach the agent's socket through it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        fs::create_dir(dir.path().join("policies")).unwrap();
+        let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
+        let mut ca_config = hoplite_ca::Config {
+            trust_domain: trust_domain.clone(),
+            data_dir: dir.path().join("ca"),
+            listen: ([127, 0, 0, 1], 0).into(),
+            admin_socket: dir.path().join("ca.sock"),
+            x509_ttl: Span(HOUR),
+            agent_ttl: Span(HOUR),
+            authority_ttl: Span(24 * HOUR),
+        };
+        let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
+        // So that it comes back where its agent looks for it.
+        ca_config.listen = ca.node_address();
+        let agent_config = hoplite_agent::Config {
+            trust_domain,
+            data_dir: dir.path().join("agent"),
+            ca: ca.node_address().to_string(),
+            trust_bundle: dir.path().join("ca/bundle.pem"),
+            join_token_file: Some(dir.path().join("token")),
+            socket: dir.path().join("agent.sock"),
+            socket_mode: None,
+        };
+        let mut world = Self { agent: None, ca: Some(ca), agent_config, ca_config, dir };
+        let token = world
+            .admin()
+            .await
+            .create_token(CreateTokenRequest { node: NODE.to_owned(), ttl_seconds: 60 })
+            .await
+            .unwrap()
+            .into_inner()
+            .token;
+        files::write_private(&world.dir.path().join("token"), token.as_bytes()).unwrap();
+        world.start_agent().await;
+        world
+    }
+
+    /// Registers a workload, and gives its entry's id. Selectors are written as operators write them, `unix:uid:1000`.
+    pub async fn register(&self, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
+        let selectors = selectors.iter().map(|text| {
+            let (kind, value) = text.split_once(':').unwrap();
+            Selector { kind: kind.to_owned(), value: value.to_owned() }
+        });
+        let entry = Entry {
+            spiffe_id: id(path),
+            parent_id: id(&format!("/hoplite/agent/{NODE}")),
+            selectors: selectors.collect(),
+            x509_ttl_seconds: ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs()).unwrap()),
+            ..Entry::default()
+        };
+        let response = self.admin().await.create_entries(CreateEntriesRequest { entries: vec![entry] }).await;
+        let result = response.unwrap().into_inner().results.pop().unwrap();
+        result.entry.unwrap_or_else(|| panic!("{path} cannot be registered: {}", result.error)).id
+    }
+
+    /// Takes a registration away.
+    pub async fn unregister(&self, entry: &str) {
+        let response = self.admin().await.delete_entries(DeleteEntriesRequest { ids: vec![entry.to_owned()] }).await;
+        assert_eq!(response.unwrap().into_inner().errors, [""]);
+    }
+
+    /// Puts a policy file in the place of the one there is. Proxies notice by themselves.
+    pub fn policy(&self, text: &str) {
+        files::write_public(&self.dir.path().join("policies/world.cedar"), text.as_bytes()).unwrap();
+    }
+
+    /// A proxy whose workload has the path `/<name>`, registered for this process when it starts.
+    pub fn proxy(&self, name: &str) -> ProxyBuilder<'_> {
+        let config = hoplite_proxy::Config {
+            name: name.to_owned(),
+            workload_api: self.workload_api(),
+            spiffe_id: Some(SpiffeId::parse(&id(&format!("/{name}"))).unwrap()),
+            policy_dir: self.dir.path().join("policies"),
+            audit_dir: self.dir.path().join("audit").join(name),
+            admin_socket: self.dir.path().join(format!("{name}.sock")),
+            workers: 1,
+            inbound: Vec::new(),
+            outbound: Vec::new(),
+        };
+        ProxyBuilder { world: self, config, ttl: None }
+    }
+
+    /// Registers this process as `path`, and gives the identity as soon as the agent does.
+    pub async fn caller(&self, path: &str) -> Caller {
+        self.register(path, &own_selectors(), None).await;
+        until("an SVID of our own", async || self.fetch(path).await.ok().flatten()).await
+    }
+
+    /// What the agent gives this process now under this path: none if it gives others only.
+    pub async fn fetch(&self, path: &str) -> Result<Option<Caller>, FetchError> {
+        let identity = WorkloadApi::open(&self.workload_api()).await?.next().await?;
+        let svid = identity.svids.into_iter().find(|svid| svid.spiffe_id().path() == path);
+        Ok(svid.map(|svid| Caller { svid: Some(svid), bundles: identity.bundles }))
+    }
+
+    /// Decision records of all proxies, those of one proxy in order.
+    pub fn records(&self, query: &Query) -> Vec<Record> {
+        let logs = find_logs(&self.dir.path().join("audit")).unwrap();
+        logs.iter().flat_map(|log| read_log(log, query).unwrap()).map(Result::unwrap).collect()
+    }
+
+    /// The one record with this decision id.
+    pub fn record(&self, decision: &str) -> Record {
+        let query = Query { id: Some(decision.parse().unwrap()), ..Query::default() };
+        let mut records = self.records(&query);
+        assert_eq!(records.len(), 1, "records of {decision}");
+        records.remove(0)
+    }
+
+    /// The agent's socket, as in `SPIFFE_ENDPOINT_SOCKET`.
+    pub fn workload_api(&self) -> String {
+        format!("unix://{}", self.agent_config.socket.display())
+    }
+
+    /// The agent's socket.
+    pub fn agent_socket(&self) -> &Path {
+        &self.agent_config.socket
+    }
+
+    /// A place for a test's own files; private to this user below it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Ends the CA.
+    pub async fn stop_ca(&mut self) {
+        self.ca.take().expect("the CA runs").stop().await;
+    }
+
+    /// Brings the CA back, on the same address and with the same store.
+    pub async fn start_ca(&mut self) {
+        self.ca = Some(hoplite_ca::start(self.ca_config.clone()).await.unwrap());
+    }
+
+    /// Ends the agent.
+    pub async fn stop_agent(&mut self) {
+        self.agent.take().expect("the agent runs").stop().await;
+    }
+
+    /// Brings the agent back.
+    pub async fn start_agent(&mut self) {
+        let mut agent = hoplite_agent::start(self.agent_config.clone(), None).await.unwrap();
+        assert!(agent.ready().await, "the agent has ended");
+        self.agent = Some(agent);
+    }
+
+    async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(channel::unix(&self.ca_config.admin_socket).await.unwrap())
+    }
+}
+
+// === impl ProxyBuilder ===
+
+impl ProxyBuilder<'_> {
+    /// Lets peers call an HTTP service.
+    pub fn http(self, service: &str, app: &HttpApp) -> Self {
+        self.inbound(service, InboundProtocol::Http, app.address())
+    }
+
+    /// Lets peers connect to a TCP service.
+    pub fn tcp(self, service: &str, app: &TcpApp) -> Self {
+        self.inbound(service, InboundProtocol::Tcp, app.address())
+    }
+
+    /// Lets peers reach what listens at `forward_to`.
+    pub fn inbound(mut self, service: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Self {
+        self.config.inbound.push(Inbound {
+            listen: ([127, 0, 0, 1], 0).into(),
+            service: service.to_owned(),
+            protocol,
+            forward_to: forward_to.to_string(),
+        });
+        self
+    }
+
+    /// Lets the local service call the peer with the path `/<name>` by HTTP.
+    pub fn calls(self, name: &str, peer: SocketAddr) -> Self {
+        self.outbound(name, OutboundProtocol::Http, peer)
+    }
+
+    /// Lets the local service reach the peer with the path `/<name>`.
+    pub fn outbound(mut self, name: &str, protocol: OutboundProtocol, peer: SocketAddr) -> Self {
+        self.config.outbound.push(Outbound {
+            name: name.to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            protocol,
+            connect_to: peer.to_string(),
+            expect: SpiffeId::parse(&id(&format!("/{name}"))).unwrap(),
+        });
+        self
+    }
+
+    /// How long its SVIDs live; an hour if not said.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Registers the workload and starts its proxy; it holds its SVID when this returns.
+    pub async fn start(self) -> Proxy {
+        let path = self.config.spiffe_id.as_ref().unwrap().path().to_owned();
+        self.world.register(&path, &own_selectors(), self.ttl).await;
+        let running = hoplite_proxy::start(self.config.clone()).await.unwrap();
+        Proxy { running, config: self.config }
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Where peers reach a service.
+    pub fn inbound(&self, service: &str) -> SocketAddr {
+        self.running.inbound(service).unwrap()
+    }
+
+    /// Where the local service reaches a peer.
+    pub fn outbound(&self, name: &str) -> SocketAddr {
+        self.running.outbound(name).unwrap()
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> Value {
+        hoplite_proxy::admin_status(&self.config.admin_socket).await.unwrap()
+    }
+
+    /// The serial number of the SVID it shows.
+    pub async fn serial(&self) -> String {
+        self.status().await["svid_serial"].as_str().expect("a serial number").to_owned()
+    }
+
+    /// Where its decision log is.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.config.audit_dir.clone()
+    }
+
+    /// Drains and ends it.
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+}
