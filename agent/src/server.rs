@@ -267,3 +267,143 @@ impl Service<http::Request<Body>> for Services {
         }
     }
 }
+
+/// An agent's socket as workloads see it, with a supply that the test decides.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::attest::Attestor;
+    use crate::entry::Entry;
+    use crate::launch::Launches;
+    use crate::supply::{Supplied, Supply, testing::entry};
+    use hoplite_host::shutdown::{Stopper, channel};
+    use hoplite_identity::testing::TestAuthority;
+    use hoplite_identity::{BundleSet, X509Svid};
+    use tokio::sync::watch;
+    use tonic::transport::Channel;
+
+    pub(crate) struct World {
+        pub(crate) authority: TestAuthority,
+        pub(crate) foreign: TestAuthority,
+        pub(crate) supply: watch::Sender<Option<Arc<Supply>>>,
+        pub(crate) stopper: Stopper,
+        pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+        pub(crate) directory: tempfile::TempDir,
+    }
+
+    /// The selector that the test process has.
+    pub(crate) fn own() -> String {
+        format!("unix:uid:{}", rustix::process::geteuid().as_raw())
+    }
+
+    impl World {
+        pub(crate) fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let listener = socket::bind(&directory.path().join("agent.sock"), 0o666).unwrap();
+            let (stopper, shutdown) = channel();
+            let supply = watch::Sender::new(None);
+            let attestor = Arc::new(Attestor::new(Launches::default()));
+            let desk = Desk {
+                attestor,
+                supply: supply.subscribe(),
+                shutdown: shutdown.clone(),
+            };
+            Self {
+                authority: TestAuthority::new("prod.example"),
+                foreign: TestAuthority::new("other.example"),
+                supply,
+                stopper,
+                served: tokio::spawn(serve(listener, desk, shutdown)),
+                directory,
+            }
+        }
+
+        pub(crate) async fn dial(&self) -> Channel {
+            hoplite_wire::channel::unix(&self.directory.path().join("agent.sock"))
+                .await
+                .unwrap()
+        }
+
+        pub(crate) fn svid(&self, path: &str) -> Option<Arc<X509Svid>> {
+            Some(Arc::new(self.authority.svid(path, Duration::from_secs(3600))))
+        }
+
+        pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> Entry {
+            entry(path, &self.authority.trust_domain().member(path).unwrap(), selectors)
+        }
+
+        /// Publishes these entries with fresh SVIDs, and both trust domains' bundles.
+        pub(crate) fn publish(&self, entries: impl IntoIterator<Item = Entry>) {
+            let supplied = entries.into_iter().map(|entry| {
+                let svid = self.svid(entry.spiffe_id.path());
+                Supplied {
+                    entry: Arc::new(entry),
+                    svid,
+                }
+            });
+            self.publish_as_is(supplied.collect());
+        }
+
+        pub(crate) fn publish_as_is(&self, supplied: Vec<Supplied>) {
+            let bundles: BundleSet = [self.authority.bundle(), self.foreign.bundle()].into_iter().collect();
+            self.supply.send_replace(Some(Arc::new(Supply::new(supplied, bundles))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{World, own};
+    use super::*;
+    use hoplite_wire::sds::DiscoveryRequest;
+    use hoplite_wire::sds::secret_discovery_service_client::SecretDiscoveryServiceClient;
+    use tonic::Code;
+
+    #[test]
+    fn places_are_bounded_and_given_back() {
+        let counters = Counters::default();
+        let (a, b) = (counters.take(1, 2, 3).unwrap(), counters.take(1, 2, 3).unwrap());
+        assert!(counters.take(1, 2, 3).is_none(), "per process");
+        let c = counters.take(2, 2, 3).unwrap();
+        assert!(counters.take(3, 2, 3).is_none(), "in total");
+        drop((a, b, c));
+        let counts = counters.0.lock().unwrap();
+        assert_eq!((counts.total, counts.by_process.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_process_has_so_many_streams_and_no_more() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let (first, second) = (world.dial().await, world.dial().await);
+        let mut open = Vec::new();
+        let endless = || tokio_stream::pending::<DiscoveryRequest>();
+        for n in 0..STREAMS_PER_PROCESS_MAX {
+            let channel = if n % 2 == 0 { first.clone() } else { second.clone() };
+            open.push(
+                SecretDiscoveryServiceClient::new(channel)
+                    .stream_secrets(endless())
+                    .await
+                    .unwrap(),
+            );
+        }
+        let refused = SecretDiscoveryServiceClient::new(first.clone())
+            .stream_secrets(endless())
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn the_stop_ends_open_streams() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let mut client = SecretDiscoveryServiceClient::new(world.dial().await);
+        let requests = tokio_stream::pending::<DiscoveryRequest>();
+        let mut stream = client.stream_secrets(requests).await.unwrap().into_inner();
+        world.stopper.stop();
+        assert!(matches!(stream.message().await, Ok(None) | Err(_)));
+        drop((stream, client));
+        world.served.await.unwrap().unwrap();
+    }
+}

@@ -186,3 +186,218 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
         .map(|bundle| (bundle.trust_domain().id().to_string(), bundle.to_der()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Entry;
+    use crate::server::testing::{World, own};
+    use crate::supply::Supplied;
+    use hoplite_identity::X509Svid;
+    use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+    use tonic::transport::Channel;
+    use tonic::{Code, Streaming};
+
+    type Client = SpiffeWorkloadApiClient<Channel>;
+
+    async fn client(world: &World) -> Client {
+        SpiffeWorkloadApiClient::new(world.dial().await)
+    }
+
+    fn with_header<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(HEADER, "true".parse().unwrap());
+        request
+    }
+
+    async fn open(client: &mut Client) -> Result<Streaming<X509svidResponse>, Status> {
+        client
+            .fetch_x509svid(with_header(X509svidRequest {}))
+            .await
+            .map(Response::into_inner)
+    }
+
+    fn ids(response: &X509svidResponse) -> Vec<&str> {
+        response
+            .svids
+            .iter()
+            .map(|svid| svid.spiffe_id.trim_start_matches("spiffe://prod.example"))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn w_4_the_header_is_there_exactly_once_and_says_true() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let mut client = client(&world).await;
+        for (values, good) in [
+            (&["true"][..], true),
+            (&[], false),
+            (&["false"], false),
+            (&["True"], false),
+            (&["true "], true), // HTTP takes the blank away before anybody sees it
+            (&["1"], false),
+            (&["true", "true"], false),
+            (&["true", "false"], false),
+        ] {
+            let mut request = Request::new(X509svidRequest {});
+            for value in values {
+                request.metadata_mut().append(HEADER, value.parse().unwrap());
+            }
+            let code = client.fetch_x509svid(request).await.err().map(|status| status.code());
+            assert_eq!(code, (!good).then_some(Code::InvalidArgument), "{values:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn jwt_calls_check_the_header_and_are_unimplemented() {
+        let world = World::start();
+        let mut client = client(&world).await;
+        let code = |result: Result<(), Status>| result.unwrap_err().code();
+        let svid = client.fetch_jwtsvid(JwtsvidRequest::default()).await.map(drop);
+        let bundles = client.fetch_jwt_bundles(JwtBundlesRequest {}).await.map(drop);
+        let validate = client
+            .validate_jwtsvid(ValidateJwtsvidRequest::default())
+            .await
+            .map(drop);
+        assert_eq!([svid, bundles, validate].map(code), [Code::InvalidArgument; 3]);
+        let svid = client
+            .fetch_jwtsvid(with_header(JwtsvidRequest::default()))
+            .await
+            .map(drop);
+        let bundles = client
+            .fetch_jwt_bundles(with_header(JwtBundlesRequest {}))
+            .await
+            .map(drop);
+        let validate = client
+            .validate_jwtsvid(with_header(ValidateJwtsvidRequest::default()))
+            .await
+            .map(drop);
+        assert_eq!([svid, bundles, validate].map(code), [Code::Unimplemented; 3]);
+    }
+
+    #[tokio::test]
+    async fn w_6_codes() {
+        let world = World::start();
+        let mut client = client(&world).await;
+        assert_eq!(
+            open(&mut client).await.unwrap_err().code(),
+            Code::Unavailable,
+            "before the first synchronisation"
+        );
+
+        world.publish([
+            world.entry("/web", &["unix:uid:4000000".into()]),
+            world.entry("/api", &[own(), "launch:name:api".into()]),
+        ]);
+        let denied = open(&mut client).await.unwrap_err();
+        assert_eq!(denied.code(), Code::PermissionDenied);
+        assert!(
+            denied.message().starts_with("no identity issued") && denied.message().contains(&own()),
+            "{denied:?}"
+        );
+        let bundles = client
+            .fetch_x509_bundles(with_header(X509BundlesRequest {}))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            bundles.code(),
+            Code::PermissionDenied,
+            "bundles too are for workloads only"
+        );
+
+        world.publish_as_is(vec![Supplied {
+            entry: Arc::new(world.entry("/web", &[own()])),
+            svid: None,
+        }]);
+        assert_eq!(
+            open(&mut client).await.unwrap_err().code(),
+            Code::Unavailable,
+            "registered, not minted yet"
+        );
+    }
+
+    #[tokio::test]
+    async fn w_7_first_at_once_then_on_change_only_and_denied_when_all_is_gone() {
+        let world = World::start();
+        let (web, api) = (world.entry("/web", &[own()]), world.entry("/api", &[own()]));
+        world.publish([web.clone()]);
+        let mut client = client(&world).await;
+        let mut stream = open(&mut client).await.unwrap();
+        let first = stream.message().await.unwrap().unwrap();
+        assert_eq!(ids(&first), ["/web"]);
+
+        // The same again is no news: the next message is that of the change after it.
+        let same = world.supply.borrow().clone();
+        world.supply.send_replace(same);
+        tokio::task::yield_now().await;
+        world.publish([web.clone(), api]);
+        let second = stream.message().await.unwrap().unwrap();
+        assert_eq!(ids(&second), ["/api", "/web"]);
+        world.publish([web]);
+        assert_eq!(
+            ids(&stream.message().await.unwrap().unwrap()),
+            ["/web"],
+            "each message is the full state"
+        );
+        world.publish([]);
+        assert_eq!(stream.message().await.unwrap_err().code(), Code::PermissionDenied);
+    }
+
+    #[tokio::test]
+    async fn w_8_fields_of_a_response() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let mut client = client(&world).await;
+        let response = open(&mut client).await.unwrap().message().await.unwrap().unwrap();
+        let message = &response.svids[0];
+        let svid = X509Svid::from_der(&message.x509_svid, &message.x509_svid_key).unwrap();
+        assert_eq!(svid.spiffe_id().as_str(), message.spiffe_id);
+        assert_eq!(message.bundle, world.authority.bundle().to_der());
+        let foreign = HashMap::from([("spiffe://other.example".to_owned(), world.foreign.bundle().to_der())]);
+        assert_eq!(response.federated_bundles, foreign, "the own bundle is not among them");
+
+        let bundles = client
+            .fetch_x509_bundles(with_header(X509BundlesRequest {}))
+            .await
+            .unwrap();
+        let bundles = bundles.into_inner().message().await.unwrap().unwrap().bundles;
+        let own = ("spiffe://prod.example".to_owned(), world.authority.bundle().to_der());
+        assert_eq!(bundles, foreign.into_iter().chain([own]).collect(), "W-12: here it is");
+    }
+
+    #[tokio::test]
+    async fn w_9_hints_are_unique_and_the_first_keeps_it() {
+        let world = World::start();
+        let make = |path: &str, created: u64, hint: &str| Entry {
+            hint: hint.to_owned(),
+            created: SystemTime::UNIX_EPOCH + Duration::from_secs(created),
+            ..world.entry(path, &[own()])
+        };
+        world.publish([
+            make("/b", 1, "x"),
+            make("/a", 2, "x"),
+            make("/c", 3, ""),
+            make("/d", 4, "y"),
+        ]);
+        let mut client = client(&world).await;
+        let response = open(&mut client).await.unwrap().message().await.unwrap().unwrap();
+        let hints: Vec<_> = response.svids.iter().map(|svid| svid.hint.as_str()).collect();
+        assert_eq!(
+            (ids(&response), hints),
+            (vec!["/b", "/a", "/c", "/d"], vec!["x", "", "", "y"])
+        );
+    }
+
+    #[tokio::test]
+    async fn another_process_is_not_the_launched_one() {
+        let world = World::start();
+        world.publish([world.entry("/edge", &[own(), "launch:name:edge".into()])]);
+        assert_eq!(
+            open(&mut client(&world).await).await.unwrap_err().code(),
+            Code::PermissionDenied
+        );
+    }
+}
