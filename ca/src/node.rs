@@ -48,7 +48,10 @@ pub(crate) struct Mint {
 
 /// The stream of an agent's updates. It computes the next one when it is asked for it, so that nothing queues for a
 /// slow agent, and so that each is preceded by a look at the agent's standing.
-pub(crate) struct Updates(Option<Pin<Box<dyn Future<Output = (Result<wire::Update, Status>, Watcher)> + Send>>>);
+pub(crate) struct Updates(Option<Turn>);
+
+/// The next message, and who makes the one after it.
+type Turn = Pin<Box<dyn Future<Output = (Result<wire::Update, Status>, Watcher)> + Send>>;
 
 /// One agent's place in the sequence of revisions.
 struct Watcher {
@@ -381,7 +384,7 @@ impl Stream for Updates {
             return Poll::Ready(None);
         };
         let (result, watcher) = ready!(turn.as_mut().poll(cx));
-        self.0 = result.is_ok().then(|| Box::pin(watcher.next()) as _);
+        self.0 = result.is_ok().then(|| Box::pin(watcher.next()) as Turn);
         Poll::Ready(Some(result))
     }
 }
