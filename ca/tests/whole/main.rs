@@ -1,5 +1,11 @@
 //! The whole CA over real sockets: joining, watching, issuing, administration, restarts, and strangers.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 mod world;
 
 use std::fs;
