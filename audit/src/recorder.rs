@@ -151,7 +151,7 @@ struct Waiting {
 
 /// What is left of an earlier boot.
 struct Past {
-    boot: u64,
+    segment: SegmentName,
     /// How many records its boot had.
     records: u64,
     hash: Hash,
@@ -209,7 +209,7 @@ impl Recorder {
         }
         let (past, repair) = mend(directory, name)?;
 
-        let boot = past.boot.saturating_add(1);
+        let boot = past.segment.boot.saturating_add(1);
         let header = Header {
             recorder: name.to_owned(),
             name: SegmentName { boot, first_seq: 0 },
@@ -567,8 +567,9 @@ fn mend(directory: &Path, name: &str) -> Result<(Past, Repair), RecorderError> {
         .and_then(Result::ok);
     let (mut segments, _) = segment::list(directory).map_err(io("list the segments"))?;
     let mut repair = Repair::default();
+    let nothing = SegmentName { boot: 0, first_seq: 0 };
     let mut past = Past {
-        boot: 0,
+        segment: nothing,
         records: 0,
         hash: segment::genesis(name),
     };
@@ -600,19 +601,29 @@ fn mend(directory: &Path, name: &str) -> Result<(Past, Repair), RecorderError> {
         // What a killed process wrote is not on the disk yet, and is about to be built upon.
         file.sync_all().map_err(io("flush the last segment"))?;
         past = Past {
-            boot: last.boot,
+            segment: last,
             records,
             hash,
         };
         break;
     }
     if let Some(head) = head {
-        let here = if head.boot == past.boot { past.records } else { 0 };
-        if head.boot > past.boot || (head.boot == past.boot && head.records >= past.records) {
+        let segment = SegmentName {
+            boot: head.boot,
+            first_seq: head.segment_first_seq,
+        };
+        let here = if head.boot == past.segment.boot {
+            past.records
+        } else {
+            0
+        };
+        let ahead = (head.boot, head.records) > (past.segment.boot, past.records);
+        // In the same place the two agree, unless what the log says there is damaged.
+        if ahead || (segment, head.records) == (past.segment, past.records) {
             // Continue what was there, not what is left: so the hole stays visible for ever.
             repair.missing = head.records.saturating_sub(here);
             past = Past {
-                boot: head.boot,
+                segment,
                 records: head.records,
                 hash: head.hash,
             };

@@ -88,6 +88,8 @@ struct Check {
     next_seq: u64,
     /// The links that the next one may continue; none when that is not known.
     links: Vec<Hash>,
+    /// What the segment continues, as long as it has no record: the head may still name the record before it.
+    before_empty: Option<Hash>,
     /// Bytes that could not be read stand before the next record: the finding that tells of them.
     gap: Option<usize>,
 }
@@ -198,10 +200,12 @@ impl Check {
         self.next_seq = first_seq;
         self.gap = None;
         self.links = vec![header.hash()];
+        self.before_empty = Some(header.previous);
     }
 
     fn frame(&mut self, frame: &Frame<'_>) {
         self.report.records += 1;
+        self.before_empty = None;
         let expected = self.next_seq;
         let Some(seq) = crate::Record::decode(frame.payload, "", 0).map(|record| record.id.seq) else {
             self.find(Some(expected), "what stands in its place is no record".into());
@@ -256,6 +260,7 @@ impl Check {
             && head.records == self.next_seq
             && !self.links.is_empty()
             && !self.links.contains(&head.hash)
+            && self.before_empty != Some(head.hash)
         {
             self.find(
                 head.records.checked_sub(1),
@@ -718,6 +723,38 @@ mod tests {
         let report = verify_log(directory.path()).unwrap();
         assert_eq!((report.torn_bytes, report.findings.len(), report.records), (60, 0, 7));
         assert_eq!(read(directory.path()).1, 0);
+    }
+
+    /// Killed after a segment was begun and before its first record was flushed.
+    #[test]
+    fn a_crash_between_segments_is_no_finding() {
+        let directory = tempfile::tempdir().unwrap();
+        let head_path = Head::path(directory.path());
+        let (recorder, _) = open(directory.path());
+        for n in 0..3 {
+            recorder.append(&mut crate::testing::record(n), Class::Full).unwrap();
+        }
+        recorder.wait_durable(2).unwrap();
+        let head = fs::read(&head_path).unwrap();
+        recorder.append(&mut crate::testing::record(3), Class::Full).unwrap();
+        drop(recorder);
+        let second = directory.path().join(SECOND);
+        let bytes = fs::read(&second).unwrap();
+        for length in [0, 50, HEADER_BYTES, HEADER_BYTES + 20, bytes.len()] {
+            let copy = copy(directory.path());
+            fs::write(copy.path().join(SECOND), &bytes[..length]).unwrap();
+            fs::write(Head::path(copy.path()), &head).unwrap();
+            assert_eq!(found(copy.path()), Vec::<String>::new(), "at {length}");
+            let (recorder, repair) = open(copy.path());
+            assert_eq!(repair.missing, 0, "at {length}");
+            recorder.append(&mut crate::testing::record(9), Class::Full).unwrap();
+            drop(recorder);
+            assert_eq!(
+                found(copy.path()),
+                Vec::<String>::new(),
+                "at {length}, after the next boot"
+            );
+        }
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! A process that records decisions is killed, many times: what it acknowledged is there, in order and unchanged.
+//! A process that records decisions is killed, many times, or has no room left: what it acknowledged is there, in order
+//! and unchanged.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,9 +12,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use hoplite_audit::{Class, DecisionId, Options, Outcome, Phase, Query, Record, Recorder, read_log, verify_log};
+use hoplite_audit::{
+    Class, DecisionId, Options, Outcome, Phase, Query, Record, Recorder, RecorderError, read_log, verify_log,
+};
 
 const DIRECTORY: &str = "HOPLITE_AUDIT_CRASH_DIRECTORY";
+const FULL_DIRECTORY: &str = "HOPLITE_AUDIT_FULL_DIRECTORY";
 const ROUNDS: u64 = 25;
 const OPTIONS: Options = Options {
     segment_bytes_max: 4096,
@@ -68,6 +72,52 @@ fn nothing_acknowledged_is_lost() {
         last = acknowledged.or(last);
     }
     assert!(last.is_some(), "the child got somewhere");
+}
+
+/// The process whose disk is full: it may write only so much, and says what it could.
+#[test]
+fn child_on_a_full_disk() {
+    let Ok(directory) = std::env::var(FULL_DIRECTORY) else {
+        return;
+    };
+    let options = Options {
+        segment_bytes_max: 1 << 20,
+        ..OPTIONS
+    };
+    let (recorder, _) = Recorder::open(Path::new(&directory), "ledger", options).unwrap();
+    let mut seq = 0;
+    let error = loop {
+        match recorder.append(&mut record(1, seq), Class::Must) {
+            Ok(appended) => println!("acknowledged {}", appended.id),
+            Err(error) => break error,
+        }
+        seq += 1;
+    };
+    assert!(matches!(error, RecorderError::Io { .. }), "{error}");
+    assert!(recorder.append(&mut record(1, seq), Class::Full).is_err());
+    println!("\nstopped");
+}
+
+/// A partial write is taken back, and nothing is written after it.
+#[test]
+fn a_full_disk_stops_the_recorder() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("log");
+    // A limit on the size of files stands in for the disk: the write that crosses it is cut short, the next one fails.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 9; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child_on_a_full_disk", "--nocapture", "--test-threads=1"])
+        .env(FULL_DIRECTORY, &directory)
+        .output()
+        .unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert!(output.lines().any(|line| line == "stopped"), "{output}");
+    let last = output.lines().filter_map(acknowledged).next_back().unwrap();
+    assert!(last.seq > 5);
+    judge(&directory, Some(&last), 0);
+    let report = verify_log(&directory).unwrap();
+    assert_eq!((report.torn_bytes, report.records), (0, last.seq + 1));
 }
 
 /// Starts a child, lets it go on for a random while, kills it; the last record it acknowledged.
