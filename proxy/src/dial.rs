@@ -26,6 +26,9 @@ pub(crate) const DIAL_MAX: Duration = Duration::from_secs(5);
 /// The name in the TLS hello. It means nothing: peers are known by SPIFFE ID.
 const PLACEHOLDER_NAME: &str = "hoplite.invalid";
 
+/// How rustls begins to say that the peer sent a fatal alert.
+const ALERT_RECEIVED: &str = "received fatal alert";
+
 /// A peer that must be who we expect.
 #[derive(Clone)]
 pub(crate) struct Peer {
@@ -69,11 +72,10 @@ impl UpstreamError {
             let alert = error
                 .downcast_ref::<rustls::Error>()
                 .or_else(|| error.downcast_ref::<io::Error>().and_then(tls_error));
-            if let Some(alert @ rustls::Error::AlertReceived(_)) = alert {
-                return Self::Refused {
-                    address,
-                    reason: alert.to_string(),
-                };
+            // An HTTP/2 connection keeps only the text of what ended it.
+            let said = error.to_string();
+            if matches!(alert, Some(rustls::Error::AlertReceived(_))) || said.contains(ALERT_RECEIVED) {
+                return Self::Refused { address, reason: said };
             }
             cause = error.source();
         }

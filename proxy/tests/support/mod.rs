@@ -40,66 +40,66 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tonic::Status;
 
-pub const TRUST_DOMAIN: &str = "demo.hoplite";
-pub const HOUR: Duration = Duration::from_secs(3_600);
+pub(crate) const TRUST_DOMAIN: &str = "demo.hoplite";
+pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Nothing here takes longer, on any machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct World {
-    pub dir: tempfile::TempDir,
-    pub authority: TestAuthority,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) authority: TestAuthority,
 }
 
 /// An agent for one workload.
-pub struct Agent {
-    pub address: String,
+pub(crate) struct Agent {
+    pub(crate) address: String,
     identity: watch::Sender<X509svidResponse>,
     _stop: Stopper,
 }
 
 /// A service that answers with what it saw.
-pub struct App {
-    pub address: SocketAddr,
-    pub requests: Arc<AtomicUsize>,
+pub(crate) struct App {
+    pub(crate) address: SocketAddr,
+    pub(crate) requests: Arc<AtomicUsize>,
 }
 
-pub fn id(path: &str) -> SpiffeId {
+pub(crate) fn id(path: &str) -> SpiffeId {
     SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}{path}")).unwrap()
 }
 
 /// A proxy in front of `service`, with the agent it has its identity from.
-pub struct Proxy {
-    pub running: Running,
-    pub agent: Agent,
-    pub config: Config,
+pub(crate) struct Proxy {
+    pub(crate) running: Running,
+    pub(crate) agent: Agent,
+    pub(crate) config: Config,
 }
 
 // === impl World ===
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             authority: TestAuthority::new(TRUST_DOMAIN),
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn svid(&self, path: &str) -> X509Svid {
+    pub(crate) fn svid(&self, path: &str) -> X509Svid {
         self.authority.svid(path, HOUR)
     }
 
     /// Writes a policy file the way an editor does.
-    pub fn policy(&self, file: &str, text: &str) {
+    pub(crate) fn policy(&self, file: &str, text: &str) {
         std::fs::create_dir_all(self.path("policies")).unwrap();
         std::fs::write(self.path("policies").join(file), text).unwrap();
     }
 
-    pub async fn agent(&self, name: &str, svid: &X509Svid) -> Agent {
+    pub(crate) async fn agent(&self, name: &str, svid: &X509Svid) -> Agent {
         Agent::start(
             &self.path(&format!("{name}-agent.sock")),
             message(svid, &self.authority),
@@ -107,7 +107,7 @@ impl World {
         .await
     }
 
-    pub fn config(&self, name: &str, agent: &Agent) -> Config {
+    pub(crate) fn config(&self, name: &str, agent: &Agent) -> Config {
         Config {
             name: name.to_owned(),
             workload_api: agent.address.clone(),
@@ -122,7 +122,7 @@ impl World {
     }
 
     /// A proxy with the identity `/<name>` before a service of that name.
-    pub async fn inbound(&self, name: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Proxy {
+    pub(crate) async fn inbound(&self, name: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Proxy {
         let agent = self.agent(name, &self.svid(&format!("/{name}"))).await;
         let mut config = self.config(name, &agent);
         config.inbound.push(inbound(name, protocol, forward_to));
@@ -130,7 +130,13 @@ impl World {
     }
 
     /// A proxy with the identity `/<name>` that calls `/<to>` at an address.
-    pub async fn outbound(&self, name: &str, protocol: OutboundProtocol, to: &str, connect_to: SocketAddr) -> Proxy {
+    pub(crate) async fn outbound(
+        &self,
+        name: &str,
+        protocol: OutboundProtocol,
+        to: &str,
+        connect_to: SocketAddr,
+    ) -> Proxy {
         let agent = self.agent(name, &self.svid(&format!("/{name}"))).await;
         let mut config = self.config(name, &agent);
         config
@@ -140,7 +146,7 @@ impl World {
     }
 
     /// TLS to a proxy as anybody: `None` shows no certificate.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         to: SocketAddr,
         svid: Option<&X509Svid>,
@@ -155,18 +161,18 @@ impl World {
     }
 
     /// Sends bytes as `/edge` over mutual TLS and reads until the proxy closes.
-    pub async fn raw(&self, to: SocketAddr, expect: &str, request: &str) -> String {
+    pub(crate) async fn raw(&self, to: SocketAddr, expect: &str, request: &str) -> String {
         self.raw_as("/edge", to, expect, request).await
     }
 
-    pub async fn raw_as(&self, path: &str, to: SocketAddr, expect: &str, request: &str) -> String {
+    pub(crate) async fn raw_as(&self, path: &str, to: SocketAddr, expect: &str, request: &str) -> String {
         let svid = self.svid(path);
         let stream = self.connect(to, Some(&svid), expect).await.unwrap();
         exchange(stream, request).await
     }
 
     /// What a proxy has recorded.
-    pub fn records(&self, name: &str) -> Vec<Record> {
+    pub(crate) fn records(&self, name: &str) -> Vec<Record> {
         let dir = self.path(&format!("{name}-audit"));
         read_log(&dir, &Query::default())
             .unwrap()
@@ -175,7 +181,7 @@ impl World {
     }
 }
 
-pub fn inbound(service: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Inbound {
+pub(crate) fn inbound(service: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Inbound {
     Inbound {
         listen: free(),
         service: service.to_owned(),
@@ -184,7 +190,7 @@ pub fn inbound(service: &str, protocol: InboundProtocol, forward_to: SocketAddr)
     }
 }
 
-pub fn outbound(name: &str, protocol: OutboundProtocol, connect_to: SocketAddr, expect: SpiffeId) -> Outbound {
+pub(crate) fn outbound(name: &str, protocol: OutboundProtocol, connect_to: SocketAddr, expect: SpiffeId) -> Outbound {
     Outbound {
         name: name.to_owned(),
         listen: free(),
@@ -198,7 +204,7 @@ fn free() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
-pub async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+pub(crate) async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     let mut answer = Vec::new();
     let exchanged = async {
         stream.write_all(request.as_bytes()).await?;
@@ -213,19 +219,19 @@ pub async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: 
 }
 
 /// A GET that asks for the connection to be closed.
-pub fn get(path: &str) -> String {
+pub(crate) fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n")
 }
 
 /// The decision id in an answer's header.
-pub fn decision(answer: &str) -> String {
+pub(crate) fn decision(answer: &str) -> String {
     let line = answer
         .lines()
         .find_map(|line| line.strip_prefix("x-hoplite-decision: "));
     line.unwrap_or_else(|| panic!("no decision id in {answer}")).to_owned()
 }
 
-pub fn status(answer: &str) -> u16 {
+pub(crate) fn status(answer: &str) -> u16 {
     answer
         .split(' ')
         .nth(1)
@@ -234,7 +240,7 @@ pub fn status(answer: &str) -> u16 {
 }
 
 /// Tries until it holds.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let tried = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -248,28 +254,28 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 // === impl Proxy ===
 
 impl Proxy {
-    pub async fn start(config: Config, agent: Agent) -> Self {
+    pub(crate) async fn start(config: Config, agent: Agent) -> Self {
         config.validate(Path::new("test")).unwrap();
         let running = hoplite_proxy::start(config.clone()).await.unwrap();
         Self { running, agent, config }
     }
 
-    pub fn inbound(&self, service: &str) -> SocketAddr {
+    pub(crate) fn inbound(&self, service: &str) -> SocketAddr {
         self.running.inbound(service).unwrap()
     }
 
-    pub fn outbound(&self, name: &str) -> SocketAddr {
+    pub(crate) fn outbound(&self, name: &str) -> SocketAddr {
         self.running.outbound(name).unwrap()
     }
 
-    pub async fn status(&self) -> serde_json::Value {
+    pub(crate) async fn status(&self) -> serde_json::Value {
         hoplite_proxy::admin_status(&self.config.admin_socket).await.unwrap()
     }
 }
 
 // === impl Agent ===
 
-pub fn message(svid: &X509Svid, authority: &TestAuthority) -> X509svidResponse {
+pub(crate) fn message(svid: &X509Svid, authority: &TestAuthority) -> X509svidResponse {
     X509svidResponse {
         svids: vec![X509svid {
             spiffe_id: svid.spiffe_id().to_string(),
@@ -283,7 +289,7 @@ pub fn message(svid: &X509Svid, authority: &TestAuthority) -> X509svidResponse {
 }
 
 impl Agent {
-    pub async fn start(socket: &Path, first: X509svidResponse) -> Self {
+    pub(crate) async fn start(socket: &Path, first: X509svidResponse) -> Self {
         let (identity, _) = watch::channel(first);
         let (stop, mut stopped) = channel();
         let listener = UnixListener::bind(socket).unwrap();
@@ -303,7 +309,7 @@ impl Agent {
     }
 
     /// Pushes another identity, as at a rotation.
-    pub fn push(&self, svid: &X509Svid, authority: &TestAuthority) {
+    pub(crate) fn push(&self, svid: &X509Svid, authority: &TestAuthority) {
         self.identity.send_replace(message(svid, authority));
     }
 }
@@ -359,7 +365,7 @@ impl SpiffeWorkloadApi for Serving {
 
 impl App {
     /// HTTP/1.1, and HTTP/2 with prior knowledge.
-    pub async fn http() -> Self {
+    pub(crate) async fn http() -> Self {
         let listener = TcpListener::bind(free()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -383,7 +389,7 @@ impl App {
     }
 
     /// Sends back every byte.
-    pub async fn tcp_echo() -> Self {
+    pub(crate) async fn tcp_echo() -> Self {
         let listener = TcpListener::bind(free()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -401,7 +407,7 @@ impl App {
         Self { address, requests }
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.requests.load(SeqCst)
     }
 }
