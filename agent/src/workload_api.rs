@@ -237,7 +237,7 @@ mod tests {
             (&[], false),
             (&["false"], false),
             (&["True"], false),
-            (&["true "], true), // HTTP takes the blank away before anybody sees it
+            (&["true "], false),
             (&["1"], false),
             (&["true", "true"], false),
             (&["true", "false"], false),
