@@ -1,5 +1,7 @@
 //! Two proxies and what lies between them: the callers' side, the peer's identity, rotation.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -6,6 +6,12 @@
     clippy::allow_attributes,
     reason = "each test file uses another part of the world"
 )]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic is how a test that cannot build its world fails"
+)]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
