@@ -276,7 +276,7 @@ impl Supplier {
                 Err(MintError::Refused(result.error))
             };
             match minted {
-                Ok(svid) => self.stock.minted(entry, svid, jitter()),
+                Ok(svid) => self.stock.minted(entry, svid, now, jitter()),
                 Err(error) => {
                     self.stock.failed(entry, now, jitter());
                     let expires = self.stock.expires(entry, now).map(humantime);
@@ -363,9 +363,11 @@ impl Stock {
             .collect()
     }
 
-    fn minted(&mut self, entry: &Arc<Entry>, svid: X509Svid, jitter: f64) {
+    fn minted(&mut self, entry: &Arc<Entry>, svid: X509Svid, now: SystemTime, jitter: f64) {
         self.failed.remove(&entry.id);
-        let renew_at = svid.renew_at(jitter);
+        // However much a CA back-dates: what has just been minted is not due at once.
+        let left = svid.leaf().not_after().duration_since(now).unwrap_or_default();
+        let renew_at = svid.renew_at(jitter).max(now + left / 4);
         self.minted.insert(
             entry.id.clone(),
             Minted {
@@ -548,7 +550,7 @@ mod tests {
         stock.want(wanted([entry("e", &id("/a"), &[])]));
         let start = SystemTime::now();
         let e = stock.due(start).pop().unwrap();
-        stock.minted(&e, authority.svid("/a", HOUR), 0.0);
+        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         assert!(stock.due(start).is_empty());
         let (renew_at, not_after) = (stock.minted["e"].renew_at, stock.minted["e"].svid.leaf().not_after());
         assert!(start + HOUR / 3 < renew_at && renew_at < start + HOUR * 2 / 3);
@@ -574,7 +576,7 @@ mod tests {
             "an expired SVID is never served"
         );
         let due = stock.due(not_after + Duration::from_secs(60)).pop().unwrap();
-        stock.minted(&due, authority.svid("/a", HOUR), 0.0);
+        stock.minted(&due, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         assert!(stock.failed.is_empty() && stock.due(start).is_empty());
     }
 
@@ -585,7 +587,12 @@ mod tests {
         let check = |change: &dyn Fn(&mut Entry), served: bool, due: bool| {
             let mut stock = Stock::default();
             stock.want(wanted([original.clone()]));
-            stock.minted(&Arc::new(original.clone()), authority.svid("/a", HOUR), 0.0);
+            stock.minted(
+                &Arc::new(original.clone()),
+                authority.svid("/a", HOUR),
+                SystemTime::now(),
+                0.0,
+            );
             let mut changed = Entry {
                 revision: 2,
                 ..original.clone()
@@ -612,7 +619,7 @@ mod tests {
         let mut stock = Stock::default();
         let e = Arc::new(entry("e", &id("/a"), &[]));
         stock.want(wanted([(*e).clone()]));
-        stock.minted(&e, authority.svid("/a", HOUR), 0.0);
+        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         stock.failed(&e, SystemTime::now(), 0.0);
         stock.want(BTreeMap::new());
         assert!(
@@ -642,7 +649,7 @@ mod tests {
         let e = Arc::new(entry("e", &id("/a"), &[]));
         stock.want(wanted([(*e).clone()]));
         stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
-        stock.minted(&e, old.svid("/a", HOUR), 0.0);
+        stock.minted(&e, old.svid("/a", HOUR), SystemTime::now(), 0.0);
         stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
         assert!(stock.supply(now).entries[0].svid.is_some());
         stock.trust(&Arc::new(new.bundle()), &verifier(&new), now);
@@ -686,10 +693,10 @@ mod tests {
         let now = SystemTime::now();
         let empty = stock.supply(now);
         assert!(empty.same(&stock.supply(now)));
-        stock.minted(&e, authority.svid("/a", HOUR), 0.0);
+        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         let full = stock.supply(now);
         assert!(!full.same(&empty) && full.same(&stock.supply(now)));
-        stock.minted(&e, authority.svid("/a", HOUR), 0.0);
+        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         assert!(!full.same(&stock.supply(now)), "renewed");
         stock.bundle = Some(Arc::new(authority.bundle()));
         assert!(!full.same(&stock.supply(now)), "another bundle");

@@ -24,7 +24,8 @@ use crate::record;
 /// Of a signing request only the key is used; anything longer than this is not one of ours.
 const CSR_BYTES_MAX: usize = 8192;
 
-/// Machines whose clocks are this much behind ours accept a fresh certificate at once.
+/// Machines whose clocks are this much behind ours accept a fresh certificate at once. A short-lived certificate is
+/// back-dated by less, a fifth of its life: it is renewed at the half of its whole life, which must lie ahead.
 const BACK_DATED: Duration = Duration::from_secs(10);
 
 /// What is to be certified: all of it registered, none of it asked for.
@@ -127,7 +128,7 @@ struct Validity {
 /// Whole seconds, within the authority's own; `None` when nothing is left of that.
 fn validity(authority: &Authority, ttl: Duration, now: SystemTime) -> Option<Validity> {
     let now = record::from_unix_seconds(record::unix_seconds(now));
-    let not_before = now.checked_sub(BACK_DATED)?.max(authority.not_before());
+    let not_before = now.checked_sub(BACK_DATED.min(ttl / 5))?.max(authority.not_before());
     let not_after = now
         .checked_add(ttl)
         .map_or(authority.not_after(), |end| end.min(authority.not_after()));
@@ -311,6 +312,19 @@ mod tests {
             assert!(extended.server_auth && extended.client_auth && !extended.any);
             assert!(!x509.is_ca());
             assert!(x509.subject().as_raw() == [0x30, 0], "empty");
+        }
+    }
+
+    /// Otherwise an agent would renew what it has just got, again and again.
+    #[test]
+    fn half_life_lies_ahead_of_issuance() {
+        let authority = Authority::ephemeral(&domain(), now(), Duration::from_secs(DAY));
+        let pair = KeyPair::generate().unwrap();
+        let key = SubjectKey::from_csr(&csr(&pair)).unwrap();
+        for ttl in [5, 6, 10, 11, 30, 50, 3600].map(Duration::from_secs) {
+            let leaf = mint_at(&authority, &key, ttl, now()).unwrap().leaf;
+            let half = leaf.not_before() + leaf.not_after().duration_since(leaf.not_before()).unwrap() / 2;
+            assert!(half >= now() + ttl / 3, "{ttl:?}");
         }
     }
 

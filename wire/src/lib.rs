@@ -10,19 +10,34 @@ mod workload_api;
 pub use workload_api::{FetchError, Identity, WorkloadApi};
 
 /// The SPIFFE Workload API, as the standard's proto file defines it.
-#[expect(missing_docs, reason = "generated from proto/workload.proto, which is documented")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/workload.proto, which is documented"
+)]
 pub mod workload {
     tonic::include_proto!("_");
 }
 
 /// What agents and operators ask of the CA.
-#[expect(missing_docs, reason = "generated from proto/hoplite/ca.proto, which is documented")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/hoplite/ca.proto, which is documented"
+)]
 pub mod ca {
     tonic::include_proto!("hoplite.ca.v1");
 }
 
 /// Envoy's secret discovery service, v3.
-#[expect(missing_docs, reason = "generated from proto/envoy/sds.proto, which is documented")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/envoy/sds.proto, which is documented"
+)]
 pub mod sds {
     tonic::include_proto!("envoy.service.secret.v3");
 }

@@ -1,0 +1,466 @@
+//! `hoplite token|entry|bundle` and `hoplite agent list|ban|evict`: what operators ask of the CA over its own socket.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hoplite_host::config::Span;
+use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
+use hoplite_wire::ca::admin_client::AdminClient;
+use hoplite_wire::ca::{
+    AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, ListAgentsRequest,
+    ListEntriesRequest, Selector, ShowBundleRequest,
+};
+use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
+
+use crate::command::MeshDir;
+use crate::output::{Output, Table, print, print_json};
+
+/// How to reach the CA.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CaArgs {
+    /// The CA's admin socket [default: that of the mesh in --dir]
+    #[arg(long, value_name = "PATH", env = "HOPLITE_CA_SOCKET")]
+    ca_socket: Option<PathBuf>,
+    #[command(flatten)]
+    dir: MeshDir,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    ca: CaArgs,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The agent's SPIFFE ID
+    spiffe_id: String,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Create a token with which one agent may join, once
+    #[command(
+        after_help = "Example:\n  hoplite token create --node web-1 --ttl 10m > join-token && chmod 600 join-token"
+    )]
+    Create(CreateTokenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateTokenArgs {
+    /// The node's name: the agent becomes spiffe://<trust domain>/hoplite/agent/<node>
+    #[arg(long)]
+    node: String,
+    /// How long the token may wait to be used
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EntryCommand {
+    /// Register a workload
+    #[command(
+        after_help = "Example:\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
+        --parent spiffe://demo.hoplite/hoplite/agent/local --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
+    )]
+    Create(CreateEntryArgs),
+    /// Register what a TOML file lists and is not yet registered
+    #[command(
+        after_help = "Example:\n  hoplite entry apply entries.toml\n\nThe file:\n  [[entry]]\n  \
+        spiffe_id = \"spiffe://demo.hoplite/billing\"\n  parent = \"spiffe://demo.hoplite/hoplite/agent/local\"\n  \
+        selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\""
+    )]
+    Apply(ApplyArgs),
+    /// List the registrations
+    #[command(after_help = "Example:\n  hoplite entry list --output json")]
+    List(ListArgs),
+    /// Show one registration
+    #[command(after_help = "Example:\n  hoplite entry show 3f2a…")]
+    Show(ShowArgs),
+    /// Delete registrations; their SVIDs are withdrawn from the agents at once
+    #[command(after_help = "Example:\n  hoplite entry delete 3f2a…")]
+    Delete(DeleteArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateEntryArgs {
+    /// The identity to give
+    #[arg(long)]
+    spiffe_id: String,
+    /// The agent on whose node the workload runs
+    #[arg(long)]
+    parent: String,
+    /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
+    #[arg(long = "selector", required = true, value_name = "KIND:VALUE")]
+    selectors: Vec<String>,
+    /// How long each SVID lives [default: the CA's]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// A DNS name to put into the certificate besides
+    #[arg(long = "dns-name", value_name = "NAME")]
+    dns_names: Vec<String>,
+    /// A word that tells the workload's identities apart
+    #[arg(long, default_value = "")]
+    hint: String,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// The file
+    file: PathBuf,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The registration's id
+    id: String,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The registrations' ids
+    #[arg(required = true)]
+    ids: Vec<String>,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleCommand {
+    /// Print the trust bundle as PEM
+    #[command(after_help = "Example:\n  hoplite bundle show > bundle.pem")]
+    Show(ListArgs),
+}
+
+/// `entry apply`'s file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryFile {
+    #[serde(default)]
+    entry: Vec<EntryText>,
+}
+
+/// A registration as people write it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryText {
+    spiffe_id: String,
+    parent: String,
+    selectors: Vec<String>,
+    ttl: Option<Span>,
+    #[serde(default)]
+    dns_names: Vec<String>,
+    #[serde(default)]
+    hint: String,
+}
+
+/// A registration as people read it.
+#[derive(Debug, Serialize)]
+struct EntryRow {
+    id: String,
+    spiffe_id: String,
+    parent: String,
+    selectors: Vec<String>,
+    ttl_seconds: u32,
+    hint: String,
+    dns_names: Vec<String>,
+    revision: u64,
+    created_at: String,
+}
+
+pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let TokenCommand::Create(args) = command;
+    let ttl_seconds = seconds(args.ttl)?;
+    let token = args.list.ca.call(async |mut ca| {
+        Ok(ca
+            .create_token(CreateTokenRequest {
+                node: args.node.clone(),
+                ttl_seconds,
+            })
+            .await?
+            .into_inner())
+    })?;
+    // The one place that shows a token: to the operator who asked for it, once.
+    if args.list.output == Output::Json {
+        print_json(&serde_json::json!({
+            "token": token.token, "agent_id": token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+        }))?;
+    } else {
+        eprintln!(
+            "{} may join until {} with",
+            token.agent_id,
+            rfc3339(token.expires_at_unix)
+        );
+        print(&format!("{}\n", token.token))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn entry(command: EntryCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        EntryCommand::Create(args) => {
+            let text = EntryText {
+                spiffe_id: args.spiffe_id,
+                parent: args.parent,
+                selectors: args.selectors,
+                ttl: args.ttl.map(Span),
+                dns_names: args.dns_names,
+                hint: args.hint,
+            };
+            create(&args.list, vec![text])
+        }
+        EntryCommand::Apply(args) => {
+            let file: EntryFile = hoplite_host::config::load(&args.file)?;
+            create(&args.list, file.entry)
+        }
+        EntryCommand::List(args) => {
+            let rows = list(&args.ca)?;
+            show_entries(rows, args.output)
+        }
+        EntryCommand::Show(args) => {
+            let Some(row) = list(&args.ca)?.into_iter().find(|row| row.id == args.id) else {
+                bail!(
+                    "there is no registration `{}`; `hoplite entry list` shows them",
+                    args.id
+                );
+            };
+            print_json(&row)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        EntryCommand::Delete(args) => {
+            let request = DeleteEntriesRequest { ids: args.ids.clone() };
+            let errors = args
+                .ca
+                .call(async |mut ca| Ok(ca.delete_entries(request.clone()).await?.into_inner().errors))?;
+            let mut code = ExitCode::SUCCESS;
+            for (id, error) in args.ids.iter().zip(errors) {
+                if error.is_empty() {
+                    print(&format!("deleted {id}\n"))?;
+                } else {
+                    eprintln!("error: `{id}`: {error}");
+                    code = ExitCode::FAILURE;
+                }
+            }
+            Ok(code)
+        }
+    }
+}
+
+pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
+    let BundleCommand::Show(args) = command;
+    let message = args
+        .ca
+        .call(async |mut ca| Ok(ca.show_bundle(ShowBundleRequest {}).await?.into_inner()))?;
+    let trust_domain = TrustDomain::parse(&message.trust_domain)?;
+    let authorities: Vec<_> = message.authorities.into_iter().map(CertificateDer::from).collect();
+    let bundle = TrustBundle::new(trust_domain, authorities, message.sequence)?;
+    if args.output == Output::Json {
+        print_json(&serde_json::json!({
+            "trust_domain": bundle.trust_domain().as_str(),
+            "sequence": bundle.sequence(),
+            "authorities": bundle.authorities().len(),
+            "pem": bundle.to_pem(),
+        }))?;
+    } else {
+        print(&bundle.to_pem())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn agent_list(args: ListArgs) -> anyhow::Result<ExitCode> {
+    let agents = args
+        .ca
+        .call(async |mut ca| Ok(ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents))?;
+    if args.output == Output::Json {
+        let rows: Vec<_> = agents
+            .iter()
+            .map(|agent| {
+                serde_json::json!({
+                    "spiffe_id": agent.spiffe_id, "serial": agent.serial,
+                    "expires_at": rfc3339(agent.expires_at_unix), "banned": agent.banned,
+                })
+            })
+            .collect();
+        print_json(&rows)?;
+    } else {
+        let mut table = Table::new(&["AGENT", "VALID UNTIL", "STATE"]);
+        for agent in agents {
+            let state = if agent.banned { "banned" } else { "joined" };
+            table.row([agent.spiffe_id, rfc3339(agent.expires_at_unix), state.to_owned()]);
+        }
+        table.print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn agent_ban(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let request = AgentRequest {
+        spiffe_id: args.spiffe_id.clone(),
+    };
+    args.ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?))?;
+    print(&format!("banned {}\n", args.spiffe_id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let request = AgentRequest {
+        spiffe_id: args.spiffe_id.clone(),
+    };
+    args.ca
+        .call(async |mut ca| Ok(ca.evict_agent(request.clone()).await?))?;
+    print(&format!("evicted {}\n", args.spiffe_id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn create(args: &ListArgs, texts: Vec<EntryText>) -> anyhow::Result<ExitCode> {
+    let entries = texts
+        .into_iter()
+        .map(EntryText::into_message)
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let asked: Vec<String> = entries.iter().map(|entry| entry.spiffe_id.clone()).collect();
+    let request = CreateEntriesRequest { entries };
+    let results = args
+        .ca
+        .call(async |mut ca| Ok(ca.create_entries(request.clone()).await?.into_inner().results))?;
+    let mut rows = Vec::new();
+    let mut failed = false;
+    for (spiffe_id, result) in asked.iter().zip(results) {
+        if let Some(entry) = result.entry {
+            if result.existed {
+                eprintln!("`{spiffe_id}` was registered already, the same way");
+            }
+            rows.push(EntryRow::from(entry));
+        } else {
+            eprintln!("error: `{spiffe_id}`: {}", result.error);
+            failed = true;
+        }
+    }
+    show_entries(rows, args.output)?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn list(ca: &CaArgs) -> anyhow::Result<Vec<EntryRow>> {
+    let entries = ca.call(async |mut ca| Ok(ca.list_entries(ListEntriesRequest {}).await?.into_inner().entries))?;
+    Ok(entries.into_iter().map(EntryRow::from).collect())
+}
+
+fn show_entries(rows: Vec<EntryRow>, output: Output) -> anyhow::Result<ExitCode> {
+    if output == Output::Json {
+        print_json(&rows)?;
+    } else {
+        let mut table = Table::new(&["ID", "SPIFFE ID", "SELECTORS", "PARENT", "TTL"]);
+        for row in rows {
+            let ttl = Span(Duration::from_secs(row.ttl_seconds.into())).to_string();
+            table.row([row.id, row.spiffe_id, row.selectors.join(" "), row.parent, ttl]);
+        }
+        table.print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rfc3339(unix: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(unix).unwrap_or(0));
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
+}
+
+fn seconds(span: Duration) -> anyhow::Result<u32> {
+    u32::try_from(span.as_secs()).context("a ttl of more than 136 years is too long")
+}
+
+/// A client on the CA's admin socket.
+pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel>> {
+    let channel = hoplite_wire::channel::unix(socket).await.with_context(|| {
+        format!(
+            "no CA answers at `{}`; is it running (`hoplite up`, `hoplite ca run`), and is this its user?",
+            socket.display()
+        )
+    })?;
+    Ok(AdminClient::new(channel))
+}
+
+/// A selector in its text form `kind:value`; the kind is all before the first colon.
+pub(crate) fn selector(text: &str) -> anyhow::Result<Selector> {
+    match text.split_once(':') {
+        Some((kind, value)) if !kind.is_empty() && !value.is_empty() => Ok(Selector {
+            kind: kind.to_owned(),
+            value: value.to_owned(),
+        }),
+        _ => bail!("`{text}` is not a selector; write for example `unix:uid:1000`"),
+    }
+}
+
+// === impl CaArgs ===
+
+impl CaArgs {
+    fn call<T>(&self, rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, tonic::Status>) -> anyhow::Result<T> {
+        let socket = match &self.ca_socket {
+            Some(path) => path.clone(),
+            None => self.dir.path()?.join("run/ca.sock"),
+        };
+        super::runtime()?.block_on(async {
+            let client = connect(&socket).await?;
+            rpc(client)
+                .await
+                .map_err(|status| anyhow::anyhow!("the CA refused: {}", status.message()))
+        })
+    }
+}
+
+// === impl EntryText ===
+
+impl EntryText {
+    fn into_message(self) -> anyhow::Result<Entry> {
+        Ok(Entry {
+            spiffe_id: self.spiffe_id,
+            parent_id: self.parent,
+            selectors: self
+                .selectors
+                .iter()
+                .map(|text| selector(text))
+                .collect::<anyhow::Result<_>>()?,
+            x509_ttl_seconds: self.ttl.map_or(Ok(0), |ttl| seconds(ttl.0))?,
+            hint: self.hint,
+            dns_names: self.dns_names,
+            ..Entry::default()
+        })
+    }
+}
+
+// === impl EntryRow ===
+
+impl From<Entry> for EntryRow {
+    fn from(entry: Entry) -> Self {
+        Self {
+            id: entry.id,
+            spiffe_id: entry.spiffe_id,
+            parent: entry.parent_id,
+            selectors: entry
+                .selectors
+                .into_iter()
+                .map(|s| format!("{}:{}", s.kind, s.value))
+                .collect(),
+            ttl_seconds: entry.x509_ttl_seconds,
+            hint: entry.hint,
+            dns_names: entry.dns_names,
+            revision: entry.revision,
+            created_at: rfc3339(entry.created_at_unix),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! `hoplite audit`: query, follow and verify decision logs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use hoplite_audit::{DecisionId, Outcome, Query, Record, Tail, find_logs, read_log, verify_log};
+use serde_json::json;
+
+use crate::command::MeshDir;
+use crate::output::{Output, Table, print, print_json};
+
+/// How often `tail` looks for new records.
+const TAIL_INTERVAL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Find decisions
+    #[command(
+        after_help = "Examples:\n  hoplite audit query --since 10m --outcome forbid --outcome no_permit\n  \
+        hoplite audit query --id ledger-1-42 --output json\n  hoplite audit query --principal spiffe://demo.hoplite/shop/ --service ledger"
+    )]
+    Query(QueryArgs),
+    /// Follow decisions as they are made
+    #[command(after_help = "Example:\n  hoplite audit tail --outcome forbid")]
+    Tail(TailArgs),
+    /// Check that no record was changed, removed or reordered; exit 1 and name it otherwise
+    #[command(after_help = "Example:\n  hoplite audit verify --log /var/lib/hoplite/audit")]
+    Verify(VerifyArgs),
+}
+
+/// Where the records lie.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// A log directory, or a tree of them [default: those of the mesh in --dir]
+    #[arg(long = "log", value_name = "DIR")]
+    log: Option<PathBuf>,
+    #[command(flatten)]
+    dir: MeshDir,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FilterArgs {
+    /// Who called: a SPIFFE ID, or a prefix that ends in `/`
+    #[arg(long)]
+    principal: Option<String>,
+    /// The service that was called
+    #[arg(long)]
+    service: Option<String>,
+    /// The route, for example `ledger:GET /accounts/{id}`
+    #[arg(long)]
+    route: Option<String>,
+    /// The outcome: allow, forbid, no_permit, error, unauthenticated or malformed; may be repeated
+    #[arg(long)]
+    outcome: Vec<Outcome>,
+    /// A policy that decided
+    #[arg(long)]
+    policy: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryArgs {
+    /// From when on: a length of time ago (`10m`) or a moment (`2026-11-23T12:00:00Z`)
+    #[arg(long, value_parser = moment)]
+    since: Option<SystemTime>,
+    /// Until when, in the same forms
+    #[arg(long, value_parser = moment)]
+    until: Option<SystemTime>,
+    /// The decision's id
+    #[arg(long)]
+    id: Option<DecisionId>,
+    /// At most so many, the latest ones
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TailArgs {
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+pub(crate) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        AuditCommand::Query(args) => query(args),
+        AuditCommand::Tail(args) => tail(args),
+        AuditCommand::Verify(args) => verify(&args),
+    }
+}
+
+fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
+    let logs = args.log.directories()?;
+    let query = Query {
+        since: args.since,
+        until: args.until,
+        id: args.id,
+        ..args.filter.into_query()
+    };
+    let mut records = Vec::new();
+    for log in logs {
+        for record in read_log(&log, &query)? {
+            records.push(record?);
+        }
+    }
+    records.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+    let surplus = records.len().saturating_sub(args.limit);
+    if surplus > 0 {
+        eprintln!("{surplus} earlier records are not shown; --limit shows more");
+        records.drain(..surplus);
+    }
+    if args.log.output == Output::Json {
+        print_json(&records)?;
+    } else {
+        let mut table = Table::new(HEADINGS);
+        for record in &records {
+            table.row(row(record));
+        }
+        table.print()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
+    let query = args.filter.into_query();
+    let root = args.log.root()?;
+    let mut tails: Vec<(PathBuf, Tail)> = Vec::new();
+    let mut from_end = true;
+    loop {
+        // A log that appears while we follow is read from its beginning.
+        for log in find_logs(&root)? {
+            if !tails.iter().any(|(known, _)| *known == log) {
+                let tail = Tail::open(&log, from_end)?;
+                tails.push((log, tail));
+            }
+        }
+        from_end = false;
+        let mut records = Vec::new();
+        for (_, tail) in &mut tails {
+            records.extend(tail.poll()?.into_iter().filter(|record| query.matches(record)));
+        }
+        records.sort_by(|a, b| a.at.cmp(&b.at));
+        for record in &records {
+            let line = if args.log.output == Output::Json {
+                serde_json::to_string(record)?
+            } else {
+                row(record)
+                    .into_iter()
+                    .filter(|cell| !cell.is_empty())
+                    .collect::<Vec<_>>()
+                    .join("  ")
+            };
+            print(&format!("{line}\n"))?;
+        }
+        std::thread::sleep(TAIL_INTERVAL);
+    }
+}
+
+fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let mut good = true;
+    let mut reports = Vec::new();
+    for log in args.log.directories()? {
+        let report = verify_log(&log).with_context(|| format!("cannot read the log `{}`", log.display()))?;
+        good &= report.findings.is_empty();
+        reports.push((log, report));
+    }
+    if args.log.output == Output::Json {
+        let rows: Vec<_> = reports
+            .iter()
+            .map(|(log, report)| {
+                let findings: Vec<_> = report
+                    .findings
+                    .iter()
+                    .map(|f| json!({"segment": f.segment, "id": f.id, "problem": f.problem}))
+                    .collect();
+                json!({
+                    "log": log, "records": report.records, "segments": report.segments, "boots": report.boots,
+                    "torn_bytes": report.torn_bytes, "findings": findings,
+                })
+            })
+            .collect();
+        print_json(&json!({"ok": good, "logs": rows}))?;
+    } else {
+        for (log, report) in &reports {
+            let state = if report.findings.is_empty() {
+                "intact"
+            } else {
+                "NOT INTACT"
+            };
+            print(&format!(
+                "{}: {state}: {} records in {} segments, {} boots\n",
+                log.display(),
+                report.records,
+                report.segments,
+                report.boots
+            ))?;
+            for finding in &report.findings {
+                let id = finding.id.as_deref().unwrap_or("-");
+                print(&format!("  {}  {id}  {}\n", finding.segment, finding.problem))?;
+            }
+        }
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const HEADINGS: &[&str] = &["TIME", "DECISION", "OUTCOME", "PRINCIPAL", "ACTION", "RESOURCE", "BY"];
+
+fn row(record: &Record) -> Vec<String> {
+    let why = if record.determining.is_empty() {
+        record
+            .errors
+            .first()
+            .cloned()
+            .or_else(|| record.reason.clone())
+            .unwrap_or_default()
+    } else {
+        record.determining.join(" ")
+    };
+    vec![
+        humantime::format_rfc3339_millis(record.at).to_string(),
+        record.id.to_string(),
+        record.outcome.to_string(),
+        record
+            .principal
+            .clone()
+            .or_else(|| record.source.clone())
+            .unwrap_or_default(),
+        record.action.clone(),
+        record.route.clone().unwrap_or_else(|| record.service.clone()),
+        why,
+    ]
+}
+
+/// `10m` ago, or an RFC 3339 moment.
+fn moment(text: &str) -> Result<SystemTime, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return SystemTime::now()
+            .checked_sub(ago)
+            .ok_or_else(|| format!("`{text}` is before time began"));
+    }
+    humantime::parse_rfc3339_weak(text)
+        .map_err(|_| format!("`{text}` is neither a length of time (`10m`) nor a moment (`2026-11-23T12:00:00Z`)"))
+}
+
+// === impl LogArgs ===
+
+impl LogArgs {
+    fn root(&self) -> anyhow::Result<PathBuf> {
+        match &self.log {
+            Some(root) => Ok(root.clone()),
+            None => Ok(self.dir.path()?.join("audit")),
+        }
+    }
+
+    fn directories(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let root = self.root()?;
+        let logs = find_logs(&root)?;
+        if logs.is_empty() {
+            bail!(
+                "there is no decision log in `{}`; say where with --log or --dir",
+                root.display()
+            );
+        }
+        Ok(logs)
+    }
+}
+
+// === impl FilterArgs ===
+
+impl FilterArgs {
+    fn into_query(self) -> Query {
+        Query {
+            principal: self.principal,
+            service: self.service,
+            route: self.route,
+            outcome: self.outcome,
+            policy: self.policy,
+            ..Query::default()
+        }
+    }
+}

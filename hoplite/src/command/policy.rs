@@ -1,0 +1,209 @@
+//! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use hoplite_policy::{Snapshot, Source};
+use serde_json::{Value, json};
+
+use crate::command::MeshDir;
+use crate::output::{Output, Table, print, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Parse and validate a directory of policies; exit 1 and say file, line and reason if anything is wrong
+    #[command(after_help = "Example:\n  hoplite policy check ~/.local/state/hoplite/policies")]
+    Check(CheckArgs),
+    /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
+    #[command(
+        after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
+    )]
+    Status(StatusArgs),
+    /// Print the schema that policies are validated against
+    #[command(after_help = "Example:\n  hoplite policy schema > hoplite.cedarschema")]
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The directory: *.cedar and routes.toml
+    directory: PathBuf,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    dir: MeshDir,
+    /// A proxy's admin socket; may be repeated [default: every proxy of the mesh in --dir]
+    #[arg(long = "proxy", value_name = "SOCKET")]
+    proxies: Vec<PathBuf>,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        PolicyCommand::Check(args) => check(&args),
+        PolicyCommand::Status(args) => status(&args),
+        PolicyCommand::Schema => {
+            print(hoplite_policy::SCHEMA)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let sources = read_sources(&args.directory)?;
+    let files = sources.len();
+    match Snapshot::compile(&sources) {
+        Ok(snapshot) => {
+            let policies = snapshot.policy_ids().count();
+            if args.output == Output::Json {
+                print_json(
+                    &json!({"ok": true, "files": files, "policies": policies, "revision": snapshot.revision(), "faults": []}),
+                )?;
+            } else {
+                print(&format!(
+                    "{policies} policies in {files} files are good; revision {}\n",
+                    snapshot.revision()
+                ))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(faults) => {
+            if args.output == Output::Json {
+                let faults: Vec<Value> = faults
+                    .iter()
+                    .map(|f| json!({"file": f.file, "line": f.line, "column": f.column, "reason": f.reason}))
+                    .collect();
+                print_json(&json!({"ok": false, "files": files, "faults": faults}))?;
+            } else {
+                for fault in &faults {
+                    print(&format!("{}/{fault}\n", args.directory.display()))?;
+                }
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// The files that make up a policy, in name order.
+fn read_sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
+    let entries = std::fs::read_dir(directory)
+        .with_context(|| format!("cannot read the policy directory `{}`", directory.display()))?;
+    let mut sources = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if name == "routes.toml" || (name.ends_with(".cedar") && !name.starts_with('.')) {
+            sources.push(Source {
+                name: name.to_owned(),
+                text: hoplite_host::files::read_text(&path)?,
+            });
+        }
+    }
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sources)
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let sockets = if args.proxies.is_empty() {
+        mesh_proxies(&args.dir.path()?)?
+    } else {
+        args.proxies.clone()
+    };
+    let statuses: Vec<Value> = super::runtime()?.block_on(async {
+        let mut statuses = Vec::new();
+        for socket in &sockets {
+            statuses.push(match hoplite_proxy::admin_status(socket).await {
+                Ok(status) => status,
+                Err(error) => json!({"name": socket.display().to_string(), "error": error.to_string()}),
+            });
+        }
+        statuses
+    });
+    let good = |status: &Value| {
+        status["policy"]["in_force"] == "live" && status["policy"]["faults"].as_array().is_some_and(Vec::is_empty)
+    };
+    let code = if statuses.iter().all(good) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
+    if args.output == Output::Json {
+        print_json(&statuses)?;
+        return Ok(code);
+    }
+    let mut table = Table::new(&["PROXY", "IN FORCE", "REVISION", "POLICIES", "LOADED"]);
+    let mut faults = String::new();
+    for status in &statuses {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let policy = &status["policy"];
+        if let Some(error) = status["error"].as_str() {
+            table.row([text(&status["name"]), format!("away: {error}")]);
+            continue;
+        }
+        let list = policy["faults"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let state = match (policy["in_force"].as_str(), list.is_empty()) {
+            (Some("live"), true) => "live".to_owned(),
+            (Some("live"), false) => "the last good one".to_owned(),
+            _ => format!("deny all: {}", text(&policy["reason"])),
+        };
+        table.row([
+            text(&status["name"]),
+            state,
+            text(&policy["revision"]),
+            text(&policy["policies"]),
+            text(&policy["loaded_at"]),
+        ]);
+        for fault in list {
+            let line = format!(
+                "{}:{}:{}: {}\n",
+                text(&fault["file"]),
+                fault["line"],
+                fault["column"],
+                text(&fault["reason"])
+            );
+            if !faults.contains(&line) {
+                faults.push_str(&line);
+            }
+        }
+    }
+    table.print()?;
+    if !faults.is_empty() {
+        print(&format!("\nNot applied:\n{faults}"))?;
+    }
+    Ok(code)
+}
+
+/// The admin sockets of a mesh's proxies: every configured one, so that a proxy that is away is shown as away.
+fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let configs = std::fs::read_dir(dir.join("config")).with_context(|| {
+        format!(
+            "there is no mesh in `{}`; start one with `hoplite up` or say where with --dir",
+            dir.display()
+        )
+    })?;
+    let mut names: Vec<String> = Vec::new();
+    for config in configs {
+        let path = config?.path();
+        if let Some(name) = path.file_stem().and_then(|name| name.to_str())
+            && !matches!(name, "ca" | "agent")
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names
+        .iter()
+        .map(|name| dir.join("run").join(format!("{name}.sock")))
+        .collect())
+}

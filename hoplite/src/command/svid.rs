@@ -1,0 +1,115 @@
+//! `hoplite svid`: a Workload API client for people.
+
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{Args, Subcommand};
+use hoplite_identity::X509Svid;
+use hoplite_wire::{Identity, WorkloadApi};
+use serde::Serialize;
+
+use crate::command::MeshDir;
+use crate::output::{Output, Table, print, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SvidCommand {
+    /// Show the SVIDs this process is entitled to; exit 1 if it has none
+    #[command(after_help = "Examples:\n  hoplite svid fetch\n  hoplite svid fetch --pem > chain.pem")]
+    Fetch(FetchArgs),
+    /// Show them, and again whenever they change
+    #[command(after_help = "Example:\n  hoplite svid watch --output json")]
+    Watch(SocketArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Print the certificate chain of the default SVID as PEM instead (never the key)
+    #[arg(long)]
+    pem: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The agent's socket [default: that of the mesh in --dir]
+    #[arg(long, value_name = "ADDRESS", env = "SPIFFE_ENDPOINT_SOCKET")]
+    socket: Option<String>,
+    #[command(flatten)]
+    dir: MeshDir,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    spiffe_id: String,
+    serial: String,
+    not_before: String,
+    not_after: String,
+    trusts: Vec<String>,
+}
+
+pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
+    super::runtime()?.block_on(async {
+        let (socket, watch, pem) = match &command {
+            SvidCommand::Fetch(args) => (&args.socket, false, args.pem),
+            SvidCommand::Watch(args) => (args, true, false),
+        };
+        let mut api = WorkloadApi::open(&socket.address()?).await?;
+        loop {
+            let identity = api.next().await?;
+            match identity.svids.first() {
+                Some(svid) if pem => print(&svid.chain_pem())?,
+                _ => show(&identity, socket.output)?,
+            }
+            if !watch {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    })
+}
+
+fn show(identity: &Identity, output: Output) -> anyhow::Result<()> {
+    let trusts: Vec<String> = identity
+        .bundles
+        .iter()
+        .map(|bundle| bundle.trust_domain().as_str().to_owned())
+        .collect();
+    let rows: Vec<Row> = identity.svids.iter().map(|svid| Row::new(svid, &trusts)).collect();
+    if output == Output::Json {
+        return print_json(&rows);
+    }
+    let mut table = Table::new(&["SPIFFE ID", "VALID UNTIL", "SERIAL", "TRUSTS"]);
+    for row in rows {
+        table.row([row.spiffe_id, row.not_after, row.serial, row.trusts.join(",")]);
+    }
+    Ok(table.print()?)
+}
+
+// === impl SocketArgs ===
+
+impl SocketArgs {
+    fn address(&self) -> anyhow::Result<String> {
+        match &self.socket {
+            Some(address) => Ok(address.clone()),
+            None => Ok(format!("unix://{}", self.dir.path()?.join("run/agent.sock").display())),
+        }
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    fn new(svid: &X509Svid, trusts: &[String]) -> Self {
+        let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
+        Self {
+            spiffe_id: svid.spiffe_id().to_string(),
+            serial: svid.leaf().serial().to_owned(),
+            not_before: time(svid.leaf().not_before()),
+            not_after: time(svid.leaf().not_after()),
+            trusts: trusts.to_vec(),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `hoplite up`: brings up a mesh, shows it, and keeps it up until Ctrl-C; or checks one and says what it found.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::ensure;
+use hoplite_host::shutdown;
+
+use crate::command::MeshDir;
+use crate::output::print_json;
+use crate::up::{self, Mesh, Ports, Settings};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  hoplite up\n  hoplite up --dir ./mesh --base-port 17700\n  hoplite up --check > report.json"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    dir: MeshDir,
+    /// The first of the ports used on the loopback interface; the mesh takes some of the 24 from there
+    #[arg(long, default_value_t = 7700, conflicts_with = "check", value_parser = clap::value_parser!(u16).range(1024..=65500))]
+    base_port: u16,
+    /// How long each service's SVID lives [default: one hour]
+    #[arg(long, value_name = "TIME", conflicts_with = "check", value_parser = humantime::parse_duration)]
+    svid_ttl: Option<Duration>,
+    /// Run the mesh on free ports in a temporary directory, check what it promises, print a JSON report, exit 0 or 1
+    #[arg(long, conflicts_with = "dir")]
+    check: bool,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::runtime()?.block_on(async {
+        if args.check {
+            let report = up::check().await?;
+            print_json(&report)?;
+            return Ok(if report.ok {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        if let Some(ttl) = args.svid_ttl {
+            ensure!(
+                ttl >= Duration::from_secs(5),
+                "`--svid-ttl` must be at least 5s; shorter lives leave no time to renew"
+            );
+        }
+        let settings = Settings {
+            svid_ttl: args.svid_ttl,
+            ..Settings::new(Ports::from_base(args.base_port))
+        };
+        let dir = args.dir.path()?;
+        let terminated = shutdown::terminated();
+        tokio::pin!(terminated);
+        let mesh = tokio::select! {
+            mesh = Mesh::start(&dir, settings) => mesh?,
+            stopped = &mut terminated => { stopped?; return Ok(ExitCode::SUCCESS); }
+        };
+        eprintln!("{}", up::picture(&mesh));
+        terminated.await?;
+        eprintln!("stopping");
+        mesh.stop().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,80 @@
+//! The one binary: every daemon and tool of Hoplite as a subcommand.
+//!
+//! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
+//! 2 – the command line was wrong.
+
+mod command;
+mod output;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Zero-trust identity, mutual TLS and policy for every hop.
+#[derive(Debug, Parser)]
+#[command(name = "hoplite", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole mesh on this machine: CA, agent, three demo services and their proxies
+    Up(command::up::Args),
+    /// Run the trust domain's CA
+    #[command(subcommand)]
+    Ca(command::daemon::CaCommand),
+    /// Run the node's agent; list, ban or evict agents
+    #[command(subcommand)]
+    Agent(command::daemon::AgentCommand),
+    /// Run a proxy
+    #[command(subcommand)]
+    Proxy(command::daemon::ProxyCommand),
+    /// Create join tokens for agents
+    #[command(subcommand)]
+    Token(command::admin::TokenCommand),
+    /// Register workloads: which selectors prove which SPIFFE ID
+    #[command(subcommand)]
+    Entry(command::admin::EntryCommand),
+    /// Show the trust bundle
+    #[command(subcommand)]
+    Bundle(command::admin::BundleCommand),
+    /// Fetch this process's own SVID from an agent
+    #[command(subcommand)]
+    Svid(command::svid::SvidCommand),
+    /// Check policies, and see which are in force
+    #[command(subcommand)]
+    Policy(command::policy::PolicyCommand),
+    /// Ask the decision logs who called what, who was refused, and why
+    #[command(subcommand)]
+    Audit(command::audit::AuditCommand),
+    /// One of the three demo services of `hoplite up`
+    #[command(hide = true)]
+    DemoService(command::demo_service::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Up(args) => command::up::run(args),
+        Command::Ca(command) => command::daemon::ca(command),
+        Command::Agent(command) => command::daemon::agent(command),
+        Command::Proxy(command) => command::daemon::proxy(command),
+        Command::Token(command) => command::admin::token(command),
+        Command::Entry(command) => command::admin::entry(command),
+        Command::Bundle(command) => command::admin::bundle(command),
+        Command::Svid(command) => command::svid::run(command),
+        Command::Policy(command) => command::policy::run(command),
+        Command::Audit(command) => command::audit::run(command),
+        Command::DemoService(args) => command::demo_service::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Wrong input, file by file and flag by flag: one clear sentence, a non-zero exit, nothing half-written.
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+
+use support::hoplite;
+
+/// Runs the binary and expects one sentence that has all of `expected`.
+#[track_caller]
+fn check(arguments: &[&str], expected: &[&str]) {
+    let output = hoplite(arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        matches!(output.status.code(), Some(1 | 2)),
+        "{arguments:?} ended with {:?}: {said}",
+        output.status
+    );
+    for part in expected {
+        assert!(said.contains(part), "{arguments:?}: `{part}` is missing from:\n{said}");
+    }
+    for noise in ["panicked", "RUST_BACKTRACE", "stack backtrace"] {
+        assert!(!said.contains(noise), "{arguments:?}: {said}");
+    }
+    if output.status.code() == Some(1) {
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{arguments:?} should say one sentence:\n{said}");
+    }
+}
+
+/// A path as the command line takes it.
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[test]
+fn configuration_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    let path = text(&file);
+    for daemon in ["ca", "agent", "proxy"] {
+        let run: &[&str] = &[daemon, "run", "--config", &path];
+        let _ = fs::remove_file(&file);
+        check(run, &["cannot read", "c.toml", "No such file"]);
+        fs::write(&file, "").unwrap();
+        check(run, &["c.toml:1:1", "missing field"]);
+        fs::write(&file, "trust_domain = \"demo").unwrap();
+        check(run, &["c.toml:1:"]);
+        fs::write(&file, [0xff, 0xfe, 0]).unwrap();
+        check(run, &["c.toml", "UTF-8"]);
+        fs::write(&file, "colour = 3\n").unwrap();
+        check(run, &["c.toml:1:1", "colour"]);
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        check(run, &["cannot read", "c.toml", "directory"]);
+        fs::remove_dir(&file).unwrap();
+    }
+    let written = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(written, 0, "nothing half-written");
+}
+
+/// A good CA configuration, with lines replaced.
+fn ca_config(dir: &Path, replace: &[(&str, &str)]) -> String {
+    let mut config = format!(
+        "trust_domain = \"test.example\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{0}/ca.sock\"\n",
+        dir.display()
+    );
+    for (from, to) in replace {
+        assert!(config.contains(from));
+        config = config.replace(from, to);
+    }
+    config
+}
+
+#[test]
+fn values_of_the_ca() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ca.toml");
+    let path = text(&file);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let blocked = dir.path().join("blocked");
+    fs::write(&blocked, "").unwrap();
+    let socket = text(&dir.path().join("ca.sock"));
+    let long = text(&dir.path().join("x".repeat(120)));
+    let data = text(&dir.path().join("data"));
+    let cases: &[(&[(&str, &str)], &[&str])] = &[
+        (
+            &[("test.example", "Test.Example")],
+            &["ca.toml", "trust_domain", "Test.Example"],
+        ),
+        (&[("\"127.0.0.1:0\"", "7700")], &["ca.toml:3:", "listen = 7700"]),
+        (&[("127.0.0.1:0", "localhost")], &["ca.toml:3:", "localhost"]),
+        (&[("127.0.0.1:0", &taken)], &[&taken]),
+        (&[(&data, &text(&blocked))], &["blocked"]),
+        (&[(&socket, &long)], &["107", "shorter"]),
+        (
+            &[("listen =", "x509_ttl = \"1s\"\nlisten =")],
+            &["ca.toml", "x509_ttl", "1s"],
+        ),
+        (
+            &[("listen =", "x509_ttl = \"soon\"\nlisten =")],
+            &["ca.toml:3:", "soon"],
+        ),
+    ];
+    for (replace, expected) in cases {
+        fs::write(&file, ca_config(dir.path(), replace)).unwrap();
+        check(&["ca", "run", "--config", &path], expected);
+        assert!(
+            !dir.path().join("ca.sock").exists(),
+            "a socket stays behind after {replace:?}"
+        );
+    }
+}
+
+#[test]
+fn a_ca_without_its_key_makes_no_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = support::Up::start(dir.path());
+    drop(up);
+    let key = dir.path().join("ca/authority.key");
+    fs::remove_file(&key).unwrap();
+    check(
+        &["ca", "run", "--config", &text(&dir.path().join("config/ca.toml"))],
+        &["authority.key"],
+    );
+    assert!(!key.exists());
+}
+
+#[test]
+fn flags_and_tools() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = text(dir.path());
+    let file = text(&dir.path().join("file"));
+    fs::write(&file, "").unwrap();
+    let long = text(&dir.path().join("x".repeat(120)));
+
+    check(&["up", "--base-port", "80"], &["--base-port", "80"]);
+    check(&["up", "--base-port", "many"], &["--base-port", "many"]);
+    check(&["up", "--dir", &file], &["file"]);
+    check(&["up", "--dir", &long], &["107"]);
+    check(&["up", "--svid-ttl", "1s", "--dir", &empty], &["5s"]);
+    check(&["up", "--check", "--dir", &empty], &["--check", "--dir"]);
+    check(&["nonsense"], &["nonsense"]);
+    check(&["ca", "run"], &["--config"]);
+    check(
+        &["svid", "fetch", "--socket", "tcp://127.0.0.1:1"],
+        &["tcp://127.0.0.1:1", "unix:///"],
+    );
+    check(
+        &["svid", "fetch", "--dir", &empty],
+        &["cannot reach the Workload API", "agent running"],
+    );
+    check(&["token", "create", "--node", "a", "--dir", &empty], &["no CA answers"]);
+    check(&["token", "create", "--node", "a", "--ttl", "soon"], &["soon"]);
+    check(
+        &[
+            "entry",
+            "create",
+            "--spiffe-id",
+            "x",
+            "--parent",
+            "y",
+            "--selector",
+            "z",
+        ],
+        &["`z` is not a selector"],
+    );
+    check(&["entry", "apply", &file, "--dir", &empty], &["no CA answers"]);
+    check(&["policy", "check", &long], &["cannot read the policy directory"]);
+    check(&["policy", "status", "--dir", &empty], &["there is no mesh"]);
+    check(&["audit", "query", "--log", &empty], &["no decision log"]);
+    check(&["audit", "query", "--since", "yesterday"], &["yesterday", "10m"]);
+    check(&["audit", "query", "--outcome", "denied"], &["denied"]);
+    check(&["audit", "query", "--id", "nonsense"], &["nonsense"]);
+}
+
+#[test]
+fn every_command_helps_with_an_example() {
+    let commands: &[&[&str]] = &[
+        &["up"],
+        &["ca", "run"],
+        &["agent", "run"],
+        &["agent", "list"],
+        &["agent", "ban"],
+        &["agent", "evict"],
+        &["proxy", "run"],
+        &["token", "create"],
+        &["entry", "create"],
+        &["entry", "apply"],
+        &["entry", "list"],
+        &["entry", "show"],
+        &["entry", "delete"],
+        &["bundle", "show"],
+        &["svid", "fetch"],
+        &["svid", "watch"],
+        &["policy", "check"],
+        &["policy", "status"],
+        &["policy", "schema"],
+        &["audit", "query"],
+        &["audit", "tail"],
+        &["audit", "verify"],
+    ];
+    for command in commands {
+        let output = hoplite(&[command, &["--help"][..]].concat());
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{command:?}");
+        assert!(help.contains("Example"), "{command:?} has no example:\n{help}");
+        assert!(
+            help.contains(&format!("hoplite {}", command.join(" "))),
+            "{command:?}:\n{help}"
+        );
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, _taken) = (20_000..60_000)
+        .step_by(137)
+        .find_map(|base: u16| Some((base, TcpListener::bind(("127.0.0.1", base + 12)).ok()?)))
+        .unwrap();
+    check(
+        &["up", "--dir", &text(dir.path()), "--base-port", &base.to_string()],
+        &[
+            &format!("port {}", base + 12),
+            "the inbound listener of orders",
+            "--base-port",
+        ],
+    );
+}

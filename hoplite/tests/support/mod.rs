@@ -1,0 +1,240 @@
+//! A mesh of `hoplite up` as a person would run it: the real binary, real processes.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Nothing that is asked of a mesh takes longer, debug build and busy machine included.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `hoplite up`. Dropping it kills it, and with it all its children.
+pub struct Up {
+    pub dir: PathBuf,
+    pub base: u16,
+    child: Child,
+    terminal: Arc<Mutex<String>>,
+}
+
+/// What a service answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+/// Runs the binary to its end.
+pub fn hoplite(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_hoplite"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Waits until `ask` gives something.
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The first of a run of ports that are all free. Tests run side by side, so each process looks elsewhere first.
+fn free_base() -> u16 {
+    static NEXT: Mutex<u16> = Mutex::new(0);
+    let mut next = NEXT.lock().unwrap();
+    loop {
+        *next += 1;
+        let base = 20_000 + (u16::try_from(std::process::id() % 200).unwrap() * 100 + *next * 25) % 25_000;
+        if (base..base + 24).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return base;
+        }
+    }
+}
+
+impl Up {
+    /// Starts a mesh in a directory and waits for its picture.
+    pub fn start(dir: &Path) -> Self {
+        let base = free_base();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hoplite"))
+            .args(["up", "--base-port", &base.to_string(), "--dir"])
+            .arg(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let terminal = Arc::new(Mutex::new(String::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let copy = Arc::clone(&terminal);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut terminal = copy.lock().unwrap();
+                terminal.push_str(&line);
+                terminal.push('\n');
+            }
+        });
+        let mut up = Self {
+            dir: dir.to_owned(),
+            base,
+            child,
+            terminal,
+        };
+        up.sees("Ctrl-C stops all of it");
+        up
+    }
+
+    /// Waits until the terminal shows a text.
+    pub fn sees(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.terminal().contains(text) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "`up` ended ({ended:?}):\n{}", self.terminal());
+            assert!(
+                Instant::now() < deadline,
+                "the terminal never said `{text}`:\n{}",
+                self.terminal()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn terminal(&self) -> String {
+        self.terminal.lock().unwrap().clone()
+    }
+
+    /// GET from the demo's `edge`.
+    pub fn get(&self, path: &str) -> Answer {
+        self.try_get(path)
+            .unwrap_or_else(|error| panic!("GET {path}: {error}\n{}", self.terminal()))
+    }
+
+    pub fn try_get(&self, path: &str) -> std::io::Result<Answer> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.base + 1))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let body = text
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.trim().to_owned())
+            .unwrap_or_default();
+        Ok(Answer { status, body })
+    }
+
+    /// Runs a tool against this mesh.
+    pub fn tool(&self, arguments: &[&str]) -> Output {
+        let dir = self.dir.display().to_string();
+        hoplite(&[arguments, &["--dir", &dir]].concat())
+    }
+
+    /// Runs a tool and parses its JSON.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.tool(&[arguments, &["--output", "json"]].concat());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+    }
+
+    /// The mesh's processes by what they run: `ca`, `agent`, `edge` (proxies), `edge-service`…
+    pub fn processes(&self) -> BTreeMap<String, u32> {
+        let up = self.child.id().to_string();
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.split(' ').nth(1))
+                .unwrap_or_default();
+            let state = stat
+                .rsplit(") ")
+                .next()
+                .and_then(|rest| rest.split(' ').next())
+                .unwrap_or_default();
+            if parent != up || state == "Z" {
+                continue;
+            }
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<String> = command
+                .split(|b| *b == 0)
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect();
+            let after = |flag: &str| {
+                words
+                    .iter()
+                    .skip_while(|word| *word != flag)
+                    .nth(1)
+                    .cloned()
+                    .unwrap_or_default()
+            };
+            let name = if words.iter().any(|word| word == "demo-service") {
+                format!("{}-service", after("--name"))
+            } else {
+                Path::new(&after("--config"))
+                    .file_stem()
+                    .map(|s| s.to_string_lossy().into_owned())
+                    .unwrap_or_default()
+            };
+            found.insert(name, pid);
+        }
+        found
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ctrl-C, and how it ended.
+    pub fn interrupt(&mut self) -> ExitStatus {
+        kill("-INT", self.pid());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "Ctrl-C did not stop it:\n{}",
+                self.terminal()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal to a process of ours.
+pub fn kill(signal: &str, pid: u32) {
+    assert!(
+        Command::new("kill")
+            .args([signal, &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// Whether a process is there (and not just waiting to be reaped).
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
+}

@@ -1,0 +1,205 @@
+//! `hoplite up` from outside: what a person sees, edits, kills and starts again.
+
+mod support;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use support::{Up, is_alive, kill, until};
+
+const SECURITY: &str = "policies/security.cedar";
+
+/// The forbid of the demo, commented out as its comment says.
+fn commented_out(text: &str) -> String {
+    text.lines()
+        .map(|line| {
+            if line.starts_with("//") {
+                line.to_owned()
+            } else {
+                format!("//{line}")
+            }
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn a_policy_edit_takes_effect_and_a_broken_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    assert_eq!(up.get("/orders/42").status, 200);
+    let refused = up.get("/ledger/42");
+    assert_eq!(refused.status, 403);
+    let id = serde_json::from_str::<Value>(&refused.body).unwrap()["decision"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let records = up.json(&["audit", "query", "--id", &id]);
+    assert_eq!(
+        records[0]["determining"],
+        json!(["security/edge-stays-out-of-the-ledger"])
+    );
+
+    // Allowed, and back.
+    let file = up.dir.join(SECURITY);
+    let original = fs::read_to_string(&file).unwrap();
+    fs::write(&file, commented_out(&original)).unwrap();
+    until("the refused call is allowed", || {
+        (up.get("/ledger/42").status == 200).then_some(())
+    });
+    fs::write(&file, &original).unwrap();
+    until("the call is refused again", || {
+        (up.get("/ledger/42").status == 403).then_some(())
+    });
+    assert!(up.tool(&["policy", "status"]).status.success());
+
+    // Broken: said, with file and line, and the old one stays in force.
+    fs::write(&file, format!("{original}\npermit (principal, action, resource")).unwrap();
+    let status = until("the status tells of the broken file", || {
+        let status = up.json(&["policy", "status"]);
+        let broken = status
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|proxy| proxy["policy"]["faults"] != json!([]));
+        broken.then_some(status)
+    });
+    for proxy in status.as_array().unwrap() {
+        assert_eq!(proxy["policy"]["in_force"], "live");
+        let fault = &proxy["policy"]["faults"][0];
+        assert_eq!(fault["file"], "security.cedar");
+        assert!(
+            fault["line"].as_u64().unwrap() >= original.lines().count() as u64,
+            "{fault}"
+        );
+    }
+    let output = up.tool(&["policy", "status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("security.cedar:"),
+        "{output:?}"
+    );
+    up.sees("security.cedar:");
+    assert_eq!(up.get("/ledger/42").status, 403);
+    assert_eq!(up.get("/orders/42").status, 200);
+
+    // The whole directory gone is not an open door either.
+    fs::write(&file, &original).unwrap();
+    until("the repaired file is in force", || {
+        up.tool(&["policy", "status"]).status.success().then_some(())
+    });
+
+    // Ctrl-C stops all of it.
+    let processes = up.processes();
+    assert_eq!(processes.len(), 8, "{processes:?}");
+    assert!(up.interrupt().success());
+    for (name, pid) in processes {
+        assert!(!is_alive(pid), "{name} is still there");
+    }
+}
+
+#[test]
+fn a_killed_process_comes_back_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    let mut acknowledged = Vec::new();
+    let mut refuse = |up: &Up| {
+        let answer = up.get("/ledger/42");
+        assert_eq!(answer.status, 403, "{answer:?}");
+        acknowledged.push(
+            serde_json::from_str::<Value>(&answer.body).unwrap()["decision"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+        );
+    };
+    let told = [
+        ("ca", "CA"),
+        ("agent", "agent"),
+        ("ledger", "ledger proxy"),
+        ("ledger-service", "ledger service"),
+        ("orders", "orders proxy"),
+        ("edge", "edge proxy"),
+        ("edge-service", "edge service"),
+    ];
+    for (name, called) in told {
+        refuse(&up);
+        let pid = *up
+            .processes()
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} does not run"));
+        kill("-KILL", pid);
+        // Traffic between the others goes on: without CA, agent or orders, edge and ledger still talk.
+        if matches!(name, "ca" | "agent" | "orders") {
+            for _ in 0..5 {
+                refuse(&up);
+            }
+        }
+        up.sees(&format!(
+            "{called} (pid {pid}) was killed by signal 9; starting it again"
+        ));
+        until(&format!("{name} is back"), || {
+            up.processes().get(name).filter(|new| **new != pid).copied()
+        });
+        until(&format!("the mesh works again after {name}"), || {
+            let whole = up.try_get("/orders/42").is_ok_and(|answer| answer.status == 200);
+            (whole && up.try_get("/ledger/42").is_ok_and(|answer| answer.status == 403)).then_some(())
+        });
+    }
+    for id in &acknowledged {
+        assert_eq!(
+            up.json(&["audit", "query", "--id", id]).as_array().unwrap().len(),
+            1,
+            "{id} is lost"
+        );
+    }
+    let verified = up.tool(&["audit", "verify"]);
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stdout)
+    );
+}
+
+#[test]
+fn a_restart_keeps_trust_domain_registrations_and_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = {
+        let mut up = Up::start(dir.path());
+        assert_eq!(up.get("/ledger/42").status, 403);
+        let state = (
+            up.json(&["bundle", "show"])["pem"].clone(),
+            up.json(&["entry", "list"]),
+            up.json(&["audit", "query"]).as_array().unwrap().clone(),
+        );
+        assert!(up.interrupt().success());
+        state
+    };
+    let up = Up::start(dir.path());
+    assert_eq!(up.get("/orders/42").status, 200);
+    assert_eq!(up.json(&["bundle", "show"])["pem"], first.0);
+    assert_eq!(up.json(&["entry", "list"]), first.1);
+    let log = up.json(&["audit", "query"]);
+    for record in first.2 {
+        assert!(log.as_array().unwrap().contains(&record), "{record} is gone");
+    }
+    // A second one in the same directory is refused in one sentence.
+    let second = support::hoplite(&["up", "--dir", &dir.path().display().to_string()]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("runs in"),
+        "{second:?}"
+    );
+}
+
+#[test]
+fn no_orphan_outlives_a_killed_supervisor() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let processes = up.processes();
+    assert_eq!(processes.len(), 8, "{processes:?}");
+    kill("-KILL", up.pid());
+    for (name, pid) in processes {
+        until(&format!("{name} ends"), || (!is_alive(pid)).then_some(()));
+    }
+}
