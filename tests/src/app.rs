@@ -51,7 +51,9 @@ impl HttpApp {
                 let service = service_fn(move |request| answer(request, next.get().copied()));
                 tokio::spawn(async move {
                     let io = TokioIo::new(stream);
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(io, service)
+                        .await;
                 });
             }
         });
@@ -82,7 +84,10 @@ async fn answer(request: Request<Incoming>, next: Option<SocketAddr>) -> Result<
         let mut headers = Map::new();
         for (name, value) in &parts.headers {
             let values = headers.entry(name.as_str()).or_insert_with(|| json!([]));
-            values.as_array_mut().unwrap().push(Value::from(String::from_utf8_lossy(value.as_bytes())));
+            values
+                .as_array_mut()
+                .unwrap()
+                .push(Value::from(String::from_utf8_lossy(value.as_bytes())));
         }
         let told = json!({
             "method": parts.method.as_str(),
@@ -95,7 +100,10 @@ async fn answer(request: Request<Incoming>, next: Option<SocketAddr>) -> Result<
     for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         parts.headers.remove(name);
     }
-    parts.headers.entry(HOST).or_insert_with(|| "next.test".parse().unwrap());
+    parts
+        .headers
+        .entry(HOST)
+        .or_insert_with(|| "next.test".parse().unwrap());
     parts.uri = parts.uri.path_and_query().unwrap().as_str().parse()?;
     let called = async {
         let stream = TcpStream::connect(next).await?;
@@ -159,5 +167,7 @@ impl Drop for TcpApp {
 }
 
 async fn listener() -> TcpListener {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port on loopback")
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port on loopback")
 }

@@ -93,7 +93,11 @@ impl Answer {
     async fn read(response: http::Response<hyper::body::Incoming>) -> Result<Self, CallError> {
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Self { status: parts.status, headers: parts.headers, body: String::from_utf8_lossy(&body).into_owned() })
+        Ok(Self {
+            status: parts.status,
+            headers: parts.headers,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
     }
 
     /// The decision it names.
@@ -117,7 +121,11 @@ impl PlainClient {
 
     /// One request without a body.
     pub async fn call(&mut self, method: Method, path: &str) -> Result<Answer, CallError> {
-        let request = Request::builder().method(method).uri(path).header(HOST, HOST_NAME).body(Full::default())?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, HOST_NAME)
+            .body(Full::default())?;
         tokio::time::timeout(CALL_MAX, self.send(request)).await?
     }
 
@@ -147,7 +155,10 @@ impl PlainClient {
 impl Caller {
     /// One who trusts the same bundles and has nothing to show.
     pub fn stranger(&self) -> Self {
-        Self { svid: None, bundles: self.bundles.clone() }
+        Self {
+            svid: None,
+            bundles: self.bundles.clone(),
+        }
     }
 
     /// A TLS configuration that shows the SVID and accepts only `expect`.
@@ -157,25 +168,47 @@ impl Caller {
     }
 
     /// A TLS connection. In TLS 1.3 a server that refuses the certificate says so only afterwards.
-    pub async fn connect(&self, address: SocketAddr, expect: &str, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expect: &str,
+        alpn: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         connect_tls(address, self.tls(expect, alpn)).await
     }
 
     /// One HTTP/2 GET on a connection of its own.
     pub async fn get(&self, address: SocketAddr, expect: &str, path: &str) -> Result<Answer, CallError> {
-        self.call(address, expect, Request::builder().uri(format!("https://{HOST_NAME}{path}")).body(Full::default())?).await
+        self.call(
+            address,
+            expect,
+            Request::builder()
+                .uri(format!("https://{HOST_NAME}{path}"))
+                .body(Full::default())?,
+        )
+        .await
     }
 
     /// One HTTP/2 request on a connection of its own.
-    pub async fn call(&self, address: SocketAddr, expect: &str, request: Request<Full<Bytes>>) -> Result<Answer, CallError> {
+    pub async fn call(
+        &self,
+        address: SocketAddr,
+        expect: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Answer, CallError> {
         let stream = self.connect(address, expect, &[b"h2"]).await?;
         exchange(stream, true, request).await
     }
 }
 
 /// TLS with a configuration of the test's own.
-pub(crate) async fn connect_tls(address: SocketAddr, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect_tls(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    TlsConnector::from(config).connect(ServerName::try_from(HOST_NAME).unwrap(), stream).await
+    TlsConnector::from(config)
+        .connect(ServerName::try_from(HOST_NAME).unwrap(), stream)
+        .await
 }

@@ -47,7 +47,9 @@ impl Load {
                     Ok(answer) => format!("{} {}", answer.status, answer.body.trim_end()),
                     Err(error) => error.to_string(),
                 };
-                tally.failures.push(format!("after {:.2} s: {fault}", started.elapsed().as_secs_f64()));
+                tally
+                    .failures
+                    .push(format!("after {:.2} s: {fault}", started.elapsed().as_secs_f64()));
             }
             tally
         });
@@ -66,7 +68,13 @@ impl Load {
     /// If any request failed, or there were fewer than `least`.
     pub async fn finish(self, least: u32) {
         let tally = self.stop().await;
-        assert!(tally.failures.is_empty(), "{} of {} requests failed: {:#?}", tally.failures.len(), tally.sent, tally.failures);
+        assert!(
+            tally.failures.is_empty(),
+            "{} of {} requests failed: {:#?}",
+            tally.failures.len(),
+            tally.sent,
+            tally.failures
+        );
         assert!(tally.sent >= least, "only {} requests were made", tally.sent);
     }
 }

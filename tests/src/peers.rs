@@ -27,7 +27,10 @@ pub fn python(test: &str) -> Option<PathBuf> {
 
 /// OpenSSL's tool, or none after saying that `test` is skipped.
 pub fn openssl(test: &str) -> Option<PathBuf> {
-    let found = Command::new("openssl").arg("version").output().is_ok_and(|output| output.status.success());
+    let found = Command::new("openssl")
+        .arg("version")
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !found {
         lacking(test, "peer openssl is not on the path");
     }
@@ -38,21 +41,33 @@ pub fn openssl(test: &str) -> Option<PathBuf> {
 pub fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "\n=== SKIPPED {test}: {reason} ===\n");
     if let Some(path) = std::env::var_os("HOPLITE_SKIPS") {
-        let mut file = OpenOptions::new().append(true).create(true).open(path).expect("HOPLITE_SKIPS can be written");
-        file.write_all(format!("{test}: {reason}\n").as_bytes()).expect("HOPLITE_SKIPS can be written");
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("HOPLITE_SKIPS can be written");
+        file.write_all(format!("{test}: {reason}\n").as_bytes())
+            .expect("HOPLITE_SKIPS can be written");
     }
 }
 
 /// A port that was free a moment ago, for programs that cannot take one themselves.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// What the agent sees of a program: the file that runs, links resolved, and its digest.
 pub fn selectors(program: &Path) -> Vec<String> {
     let path = program.canonicalize().expect("the program exists");
     let bytes = std::fs::read(&path).expect("the program can be read");
-    let sha256: String = digest(&SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = digest(&SHA256, &bytes)
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     vec![format!("unix:path:{}", path.display()), format!("unix:sha256:{sha256}")]
 }
 
@@ -65,13 +80,21 @@ pub fn file(name: &str) -> PathBuf {
 pub fn template(name: &str, values: &[(&str, &str)]) -> String {
     let text = std::fs::read_to_string(file(name)).expect("the template can be read");
     // Its comments name the keys, and say what each means.
-    let text: String = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+    let text: String = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(|line| [line, "\n"])
+        .collect();
     let filled = values.iter().fold(text, |text, (key, value)| {
         let marker = format!("@{key}@");
         assert!(text.contains(&marker), "{name} has no {marker}");
         text.replace(&marker, value)
     });
-    let left = filled.split('@').skip(1).step_by(2).find(|key| !key.is_empty() && key.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+    let left = filled
+        .split('@')
+        .skip(1)
+        .step_by(2)
+        .find(|key| !key.is_empty() && key.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
     assert_eq!(left, None, "{name} has a key without a value");
     filled
 }
@@ -79,14 +102,20 @@ pub fn template(name: &str, values: &[(&str, &str)]) -> String {
 /// Runs a program to its end, without blocking the worlds around it.
 pub async fn output(mut command: Command) -> Output {
     command.stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")))
-        .await
-        .unwrap()
+    tokio::task::spawn_blocking(move || {
+        command
+            .output()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+    })
+    .await
+    .unwrap()
 }
 
 fn installed(test: &str, name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("HOPLITE_PEERS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers"), PathBuf::from);
+    let root = std::env::var_os("HOPLITE_PEERS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers"),
+        PathBuf::from,
+    );
     let path = root.join(name);
     if path.exists() {
         return Some(path);
@@ -97,7 +126,10 @@ fn installed(test: &str, name: &str) -> Option<PathBuf> {
 
 /// In CI an absent judge is a failure: nothing may pass because nobody looked.
 fn lacking(test: &str, reason: &str) {
-    assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "{test}: {reason}, and CI=true allows no skip");
+    assert!(
+        std::env::var_os("CI").is_none_or(|value| value != "true"),
+        "{test}: {reason}, and CI=true allows no skip"
+    );
     skip(test, reason);
 }
 
@@ -107,8 +139,13 @@ impl Process {
     /// Starts it; what it says goes into the file `log`.
     pub fn start(mut command: Command, log: PathBuf) -> Self {
         let out = std::fs::File::create(&log).expect("the log can be written");
-        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        let child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         Self { child, log }
     }
 

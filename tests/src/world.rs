@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
-use hoplite_host::files;
+use hoplite_host::{files, logging};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_wire::ca::admin_client::AdminClient;
@@ -70,7 +70,12 @@ pub fn own_selectors() -> Vec<String> {
 
 impl World {
     /// A CA and an agent that has joined it. No workload is registered, no policy permits anything.
+    ///
+    /// With `HOPLITE_LOG` in the environment its parts say what they do.
     pub async fn start() -> Self {
+        if std::env::var_os("HOPLITE_LOG").is_some() {
+            logging::init(logging::Format::Text);
+        }
         let dir = tempfile::Builder::new().prefix("hop").tempdir().unwrap();
         // Workloads of other users reach the agent's socket through it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
@@ -97,11 +102,20 @@ impl World {
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
         };
-        let mut world = Self { agent: None, ca: Some(ca), agent_config, ca_config, dir };
+        let mut world = Self {
+            agent: None,
+            ca: Some(ca),
+            agent_config,
+            ca_config,
+            dir,
+        };
         let token = world
             .admin()
             .await
-            .create_token(CreateTokenRequest { node: NODE.to_owned(), ttl_seconds: 60 })
+            .create_token(CreateTokenRequest {
+                node: NODE.to_owned(),
+                ttl_seconds: 60,
+            })
             .await
             .unwrap()
             .into_inner()
@@ -115,7 +129,10 @@ impl World {
     pub async fn register(&self, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
         let selectors = selectors.iter().map(|text| {
             let (kind, value) = text.split_once(':').unwrap();
-            Selector { kind: kind.to_owned(), value: value.to_owned() }
+            Selector {
+                kind: kind.to_owned(),
+                value: value.to_owned(),
+            }
         });
         let entry = Entry {
             spiffe_id: id(path),
@@ -124,14 +141,27 @@ impl World {
             x509_ttl_seconds: ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs()).unwrap()),
             ..Entry::default()
         };
-        let response = self.admin().await.create_entries(CreateEntriesRequest { entries: vec![entry] }).await;
+        let response = self
+            .admin()
+            .await
+            .create_entries(CreateEntriesRequest { entries: vec![entry] })
+            .await;
         let result = response.unwrap().into_inner().results.pop().unwrap();
-        result.entry.unwrap_or_else(|| panic!("{path} cannot be registered: {}", result.error)).id
+        result
+            .entry
+            .unwrap_or_else(|| panic!("{path} cannot be registered: {}", result.error))
+            .id
     }
 
     /// Takes a registration away.
     pub async fn unregister(&self, entry: &str) {
-        let response = self.admin().await.delete_entries(DeleteEntriesRequest { ids: vec![entry.to_owned()] }).await;
+        let response = self
+            .admin()
+            .await
+            .delete_entries(DeleteEntriesRequest {
+                ids: vec![entry.to_owned()],
+            })
+            .await;
         assert_eq!(response.unwrap().into_inner().errors, [""]);
     }
 
@@ -153,7 +183,11 @@ impl World {
             inbound: Vec::new(),
             outbound: Vec::new(),
         };
-        ProxyBuilder { world: self, config, ttl: None }
+        ProxyBuilder {
+            world: self,
+            config,
+            ttl: None,
+        }
     }
 
     /// Registers this process as `path`, and gives the identity as soon as the agent does.
@@ -166,18 +200,27 @@ impl World {
     pub async fn fetch(&self, path: &str) -> Result<Option<Caller>, FetchError> {
         let identity = WorkloadApi::open(&self.workload_api()).await?.next().await?;
         let svid = identity.svids.into_iter().find(|svid| svid.spiffe_id().path() == path);
-        Ok(svid.map(|svid| Caller { svid: Some(svid), bundles: identity.bundles }))
+        Ok(svid.map(|svid| Caller {
+            svid: Some(svid),
+            bundles: identity.bundles,
+        }))
     }
 
     /// Decision records of all proxies, those of one proxy in order.
     pub fn records(&self, query: &Query) -> Vec<Record> {
         let logs = find_logs(&self.dir.path().join("audit")).unwrap();
-        logs.iter().flat_map(|log| read_log(log, query).unwrap()).map(Result::unwrap).collect()
+        logs.iter()
+            .flat_map(|log| read_log(log, query).unwrap())
+            .map(Result::unwrap)
+            .collect()
     }
 
     /// The one record with this decision id.
     pub fn record(&self, decision: &str) -> Record {
-        let query = Query { id: Some(decision.parse().unwrap()), ..Query::default() };
+        let query = Query {
+            id: Some(decision.parse().unwrap()),
+            ..Query::default()
+        };
         let mut records = self.records(&query);
         assert_eq!(records.len(), 1, "records of {decision}");
         records.remove(0)
@@ -277,7 +320,10 @@ impl ProxyBuilder<'_> {
         let path = self.config.spiffe_id.as_ref().unwrap().path().to_owned();
         self.world.register(&path, &own_selectors(), self.ttl).await;
         let running = hoplite_proxy::start(self.config.clone()).await.unwrap();
-        Proxy { running, config: self.config }
+        Proxy {
+            running,
+            config: self.config,
+        }
     }
 }
 
@@ -301,7 +347,10 @@ impl Proxy {
 
     /// The serial number of the SVID it shows.
     pub async fn serial(&self) -> String {
-        self.status().await["svid_serial"].as_str().expect("a serial number").to_owned()
+        self.status().await["svid_serial"]
+            .as_str()
+            .expect("a serial number")
+            .to_owned()
     }
 
     /// Where its decision log is.

@@ -1,6 +1,10 @@
 //! Attacks on a proxy's real sockets, each with its bound: the attacker ends, the others notice nothing.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +43,12 @@ impl Scene {
         let app = HttpApp::start().await;
         let backend = world.proxy("backend").http("backend", &app).start().await;
         let client = world.caller("/client").await;
-        Self { client, backend, world, _app: app }
+        Self {
+            client,
+            backend,
+            world,
+            _app: app,
+        }
     }
 
     fn address(&self) -> SocketAddr {
@@ -47,27 +56,46 @@ impl Scene {
     }
 
     async fn connect(&self, alpn: &[u8]) -> TlsStream<TcpStream> {
-        let stream = self.client.connect(self.address(), &id("/backend"), &[alpn]).await.unwrap();
+        let stream = self
+            .client
+            .connect(self.address(), &id("/backend"), &[alpn])
+            .await
+            .unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn));
         stream
     }
 
     /// Somebody else is served as if nothing had happened.
     async fn serves_others(&self) {
-        let answer = self.client.get(self.address(), &id("/backend"), "/still-here").await.unwrap();
+        let answer = self
+            .client
+            .get(self.address(), &id("/backend"), "/still-here")
+            .await
+            .unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
 
     /// How many requests were let through.
     fn allowed(&self) -> usize {
-        self.world.records(&Query { outcome: vec![Outcome::Allow], ..Query::default() }).len()
+        self.world
+            .records(&Query {
+                outcome: vec![Outcome::Allow],
+                ..Query::default()
+            })
+            .len()
     }
 
     /// Waits for a refusal of a stranger whose reason begins like this.
     async fn refused_as(&self, code: &str) {
         until(code, async || {
-            let refused = self.world.records(&Query { outcome: vec![Outcome::Unauthenticated], ..Query::default() });
-            refused.iter().any(|record| record.reason.as_deref().unwrap_or_default().starts_with(code)).then_some(())
+            let refused = self.world.records(&Query {
+                outcome: vec![Outcome::Unauthenticated],
+                ..Query::default()
+            });
+            refused
+                .iter()
+                .any(|record| record.reason.as_deref().unwrap_or_default().starts_with(code))
+                .then_some(())
         })
         .await;
     }
@@ -83,7 +111,9 @@ async fn rest(mut stream: impl AsyncReadExt + Unpin) -> Vec<u8> {
             said.extend(&buffer[..read]);
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), reading).await.unwrap_or_else(|_| panic!("the connection stays open"));
+    tokio::time::timeout(Duration::from_secs(20), reading)
+        .await
+        .unwrap_or_else(|_| panic!("the connection stays open"));
     said
 }
 
@@ -125,7 +155,9 @@ async fn flood(stream: TlsStream<TcpStream>, mut next: impl FnMut() -> Option<Ve
     let (mut codes, mut left) = (Vec::new(), said.as_slice());
     while let [a, b, c, kind, _, _, _, _, _, more @ ..] = left {
         let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-        let Some((payload, after)) = more.split_at_checked(length) else { break };
+        let Some((payload, after)) = more.split_at_checked(length) else {
+            break;
+        };
         if let (GOAWAY, Some(code)) = (*kind, payload.get(4..8)) {
             codes.push(u32::from_be_bytes(code.try_into().unwrap()));
         }
@@ -185,7 +217,9 @@ async fn an_oversized_head_is_refused() {
     let check = async |what: &str, head: String| {
         let mut stream = scene.connect(b"http/1.1").await;
         // The server may hang up before it has read all of it.
-        let _ = stream.write_all(format!("GET / HTTP/1.1\r\nhost: a\r\n{head}\r\n").as_bytes()).await;
+        let _ = stream
+            .write_all(format!("GET / HTTP/1.1\r\nhost: a\r\n{head}\r\n").as_bytes())
+            .await;
         let said = String::from_utf8(rest(stream).await).unwrap();
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 431"), "{what}: {said}");
     };
@@ -193,7 +227,11 @@ async fn an_oversized_head_is_refused() {
     check("many headers", (0..200).map(|n| format!("x{n}: a\r\n")).collect()).await;
 
     let stream = scene.connect(b"h2").await;
-    let request = Request::builder().uri("https://a/").header("x", "a".repeat(70 << 10)).body(Default::default()).unwrap();
+    let request = Request::builder()
+        .uri("https://a/")
+        .header("x", "a".repeat(70 << 10))
+        .body(Default::default())
+        .unwrap();
     if let Ok(answer) = exchange(stream, true, request).await {
         assert_eq!(answer.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "{answer:?}");
     }
@@ -248,16 +286,34 @@ async fn plaintext_and_garbage_get_no_answer() {
         stream.shutdown().await.unwrap();
         let said = rest(stream).await;
         // Nothing, or one fatal alert.
-        assert!(said.is_empty() || (said.len() == 7 && said[0] == 0x15), "{what}: {said:?}");
+        assert!(
+            said.is_empty() || (said.len() == 7 && said[0] == 0x15),
+            "{what}: {said:?}"
+        );
         scene.refused_as(code).await;
     };
     check("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", "plaintext:").await;
     check("HTTP/2", PREFACE, "plaintext:").await;
     check("SSH", b"SSH-2.0-OpenSSH_9.9\r\n", "plaintext:").await;
     check("SSLv2", &[0x80, 0x2e, 1, 0, 2], "plaintext:").await;
-    check("garbage in a handshake record", &[&[0x16, 3, 1, 0, 200][..], &[0xaa; 200]].concat(), "handshake_failed:").await;
-    check("a record too long", &[&[0x16, 3, 1, 0xff, 0xff][..], &[0; 64]].concat(), "handshake_failed:").await;
-    check("a hello cut short", &[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3], "handshake_broken:").await;
+    check(
+        "garbage in a handshake record",
+        &[&[0x16, 3, 1, 0, 200][..], &[0xaa; 200]].concat(),
+        "handshake_failed:",
+    )
+    .await;
+    check(
+        "a record too long",
+        &[&[0x16, 3, 1, 0xff, 0xff][..], &[0; 64]].concat(),
+        "handshake_failed:",
+    )
+    .await;
+    check(
+        "a hello cut short",
+        &[0x16, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3],
+        "handshake_broken:",
+    )
+    .await;
 
     // A crowd of them at a time.
     let crowd: Vec<_> = (0..=255)
@@ -265,7 +321,9 @@ async fn plaintext_and_garbage_get_no_answer() {
             let address = scene.address();
             tokio::spawn(async move {
                 let mut stream = TcpStream::connect(address).await.unwrap();
-                let _ = stream.write_all(&[0x16, byte, byte, byte, byte, byte, byte, byte]).await;
+                let _ = stream
+                    .write_all(&[0x16, byte, byte, byte, byte, byte, byte, byte])
+                    .await;
                 let _ = stream.shutdown().await;
                 rest(stream).await
             })
@@ -291,16 +349,30 @@ async fn sessions_are_not_resumed_and_early_data_is_not_taken() {
         let connector = TlsConnector::from(Arc::clone(&config));
         let name = ServerName::try_from("backend.test").unwrap();
         let stream = connector.connect_with(name, tcp, |connection| {
-            assert!(connection.early_data().is_none(), "attempt {attempt}: early data was offered, so a ticket was given");
+            assert!(
+                connection.early_data().is_none(),
+                "attempt {attempt}: early data was offered, so a ticket was given"
+            );
         });
         let mut stream = stream.await.unwrap();
         // Tickets come with the first bytes.
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let mut said = Vec::new();
         let _ = stream.read_to_end(&mut said).await;
-        assert!(said.starts_with(b"HTTP/1.1 200"), "attempt {attempt}: {}", String::from_utf8_lossy(&said));
+        assert!(
+            said.starts_with(b"HTTP/1.1 200"),
+            "attempt {attempt}: {}",
+            String::from_utf8_lossy(&said)
+        );
         let (_, connection) = stream.get_ref();
-        assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full), "attempt {attempt}");
+        assert_eq!(
+            connection.handshake_kind(),
+            Some(HandshakeKind::Full),
+            "attempt {attempt}"
+        );
         assert_eq!(connection.tls13_tickets_received(), 0, "attempt {attempt}");
         assert!(!connection.is_early_data_accepted());
     }
@@ -314,7 +386,12 @@ async fn identity_cannot_be_claimed_across_two_hops() {
     world.policy(r#"@id("all") permit (principal, action in [Hoplite::Action::"anyHttp"], resource);"#);
     let (front_app, back_app) = (HttpApp::start().await, HttpApp::start().await);
     let back = world.proxy("back").http("back", &back_app).start().await;
-    let front = world.proxy("front").http("front", &front_app).calls("back", back.inbound("back")).start().await;
+    let front = world
+        .proxy("front")
+        .http("front", &front_app)
+        .calls("back", back.inbound("back"))
+        .start()
+        .await;
     front_app.call(front.outbound("back"));
     let client = world.caller("/client").await;
 
@@ -331,11 +408,20 @@ async fn identity_cannot_be_claimed_across_two_hops() {
         "x_hoplite_caller",
         "x-forwarded-proto",
     ];
-    let mut request = Request::builder().uri("https://front.test/accounts/1").header("x-kept", "kept");
+    let mut request = Request::builder()
+        .uri("https://front.test/accounts/1")
+        .header("x-kept", "kept");
     for name in lies {
         request = request.header(name, &lie);
     }
-    let answer = client.call(front.inbound("front"), &id("/front"), request.body(Default::default()).unwrap()).await.unwrap();
+    let answer = client
+        .call(
+            front.inbound("front"),
+            &id("/front"),
+            request.body(Default::default()).unwrap(),
+        )
+        .await
+        .unwrap();
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let headers = answer.json()["headers"].clone();
     assert_eq!(headers["x-kept"], serde_json::json!(["kept"]));
@@ -343,18 +429,33 @@ async fn identity_cannot_be_claimed_across_two_hops() {
     // The service in between passed on what it was told of its own caller; of that nothing arrives either.
     let told = headers["x-forwarded-client-cert"].as_array().unwrap();
     assert_eq!(told.len(), 1, "{headers}");
-    assert!(told[0].as_str().unwrap().ends_with(&format!(";URI={}", id("/front"))), "{headers}");
-    assert!(!answer.body.contains("/admin") && !answer.body.contains(&id("/client")), "a lie arrived: {headers}");
+    assert!(
+        told[0].as_str().unwrap().ends_with(&format!(";URI={}", id("/front"))),
+        "{headers}"
+    );
+    assert!(
+        !answer.body.contains("/admin") && !answer.body.contains(&id("/client")),
+        "a lie arrived: {headers}"
+    );
     for name in headers.as_object().unwrap().keys() {
-        assert!(name == "x-forwarded-client-cert" || name == "x-forwarded-proto" || !lies.contains(&name.as_str()), "{name}");
+        assert!(
+            name == "x-forwarded-client-cert" || name == "x-forwarded-proto" || !lies.contains(&name.as_str()),
+            "{name}"
+        );
     }
 
     // Named in `connection`, the proxy's own header would be taken off as one of the hop's.
-    let mut stream = client.connect(front.inbound("front"), &id("/front"), &[b"http/1.1"]).await.unwrap();
+    let mut stream = client
+        .connect(front.inbound("front"), &id("/front"), &[b"http/1.1"])
+        .await
+        .unwrap();
     let request = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close, x-forwarded-client-cert, x-hoplite-decision\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let said = String::from_utf8(rest(stream).await).unwrap();
-    assert!(said.starts_with("HTTP/1.1 200") && said.contains(&format!("URI={}", id("/front"))), "{said}");
+    assert!(
+        said.starts_with("HTTP/1.1 200") && said.contains(&format!("URI={}", id("/front"))),
+        "{said}"
+    );
     assert!(said.contains("x-hoplite-decision: front-"), "{said}");
 }
 
@@ -366,7 +467,11 @@ async fn a_half_closed_tcp_connection_still_carries_the_answer() {
     world.policy(r#"@id("all") permit (principal, action == Hoplite::Action::"connect", resource);"#);
     let app = TcpApp::start().await;
     let db = world.proxy("db").tcp("db", &app).start().await;
-    let client = world.proxy("client").outbound("db", OutboundProtocol::Tcp, db.inbound("db")).start().await;
+    let client = world
+        .proxy("client")
+        .outbound("db", OutboundProtocol::Tcp, db.inbound("db"))
+        .start()
+        .await;
     let mut stream = TcpStream::connect(client.outbound("db")).await.unwrap();
     // One byte at a time, then the end of our side.
     for byte in b"last words" {

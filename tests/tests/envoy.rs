@@ -44,7 +44,11 @@ impl Envoy {
             "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin_port}}}}}}}"
         ));
         let process = Process::start(command, place(".log"));
-        let envoy = Self { process, port, admin: ([127, 0, 0, 1], admin_port).into() };
+        let envoy = Self {
+            process,
+            port,
+            admin: ([127, 0, 0, 1], admin_port).into(),
+        };
         until(&format!("{name} is ready"), async || {
             let answer = get(envoy.admin, "/ready").await.ok()?;
             (answer.status == StatusCode::OK).then_some(())
@@ -60,7 +64,11 @@ impl Envoy {
     /// The serial number of the SVID that it holds now.
     async fn serial(&self) -> Option<String> {
         let certs = get(self.admin, "/certs").await.ok()?.json();
-        let held = certs["certificates"].as_array()?.iter().find_map(|held| held["cert_chain"].get(0))?.clone();
+        let held = certs["certificates"]
+            .as_array()?
+            .iter()
+            .find_map(|held| held["cert_chain"].get(0))?
+            .clone();
         Some(held["serial_number"].as_str()?.to_owned())
     }
 }
@@ -81,7 +89,9 @@ impl Seen {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations() {
-    let Some(program) = peers::envoy("envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations") else { return };
+    let Some(program) = peers::envoy("envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations") else {
+        return;
+    };
     let world = World::start().await;
     world.policy(POLICY);
     for path in ["/envoy-client", "/envoy-server"] {
@@ -110,20 +120,43 @@ async fn envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations() {
     let port = peers::free_port();
     let config = peers::template(
         "envoy-server.yaml.in",
-        &[("PORT", &port.to_string()), ("SOCKET", &socket), ("SVID", &id("/envoy-server")), ("EXPECT", &id("/caller"))],
+        &[
+            ("PORT", &port.to_string()),
+            ("SOCKET", &socket),
+            ("SVID", &id("/envoy-server")),
+            ("EXPECT", &id("/caller")),
+        ],
     );
     let server = Envoy::start(&program, world.dir(), "envoy-server", port, &config).await;
-    let caller = world.proxy("caller").calls("envoy-server", server.address()).ttl(TTL).start().await;
-    let other = world.proxy("other").calls("envoy-server", server.address()).start().await;
+    let caller = world
+        .proxy("caller")
+        .calls("envoy-server", server.address())
+        .ttl(TTL)
+        .start()
+        .await;
+    let other = world
+        .proxy("other")
+        .calls("envoy-server", server.address())
+        .start()
+        .await;
 
     // Each side knows whom it speaks with.
     let answer = until("Envoy reaches the proxy", async || {
-        get(client.address(), "/accounts/1").await.ok().filter(|answer| answer.status == StatusCode::OK)
+        get(client.address(), "/accounts/1")
+            .await
+            .ok()
+            .filter(|answer| answer.status == StatusCode::OK)
     })
     .await;
     let seen_by_app = answer.json()["headers"]["x-forwarded-client-cert"].to_string();
-    assert!(seen_by_app.contains(&format!("URI={}\"", id("/envoy-client"))), "{seen_by_app}");
-    let refused = PlainClient::new(client.address()).call(Method::POST, "/accounts/1").await.unwrap();
+    assert!(
+        seen_by_app.contains(&format!("URI={}\"", id("/envoy-client"))),
+        "{seen_by_app}"
+    );
+    let refused = PlainClient::new(client.address())
+        .call(Method::POST, "/accounts/1")
+        .await
+        .unwrap();
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{refused:?}");
     let record = world.record(refused.decision().unwrap());
     assert_eq!(record.principal, Some(id("/envoy-client")));
@@ -132,7 +165,11 @@ async fn envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations() {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}\n{}", server.process.said());
     assert_eq!(answer.headers["x-caller"], id("/caller"));
     let answer = get(other.outbound("envoy-server"), "/").await.unwrap();
-    assert_eq!(answer.status, StatusCode::FORBIDDEN, "Envoy lets in whom it should not: {answer:?}");
+    assert_eq!(
+        answer.status,
+        StatusCode::FORBIDDEN,
+        "Envoy lets in whom it should not: {answer:?}"
+    );
 
     // Steady requests both ways, while every SVID is replaced five times.
     let inward = Load::start(client.address(), Method::GET, "/accounts/1", StatusCode::OK);
@@ -149,7 +186,10 @@ async fn envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations() {
     }
     assert!(seen.0.iter().all(|serials| serials.len() >= SVIDS));
     let tallies = [inward.stop().await, refused.stop().await, outward.stop().await];
-    for (tally, what) in tallies.iter().zip(["Envoy to Hoplite", "Envoy to Hoplite, refused", "Hoplite to Envoy"]) {
+    for (tally, what) in tallies
+        .iter()
+        .zip(["Envoy to Hoplite", "Envoy to Hoplite, refused", "Hoplite to Envoy"])
+    {
         assert!(
             tally.failures.is_empty(),
             "{what}: {} of {} failed: {:#?}\n{}\n{}",

@@ -27,7 +27,11 @@ struct Files {
 
 impl Files {
     fn write(dir: &Path, caller: &Caller) -> Self {
-        let files = Self { chain: dir.join("chain.pem"), key: dir.join("key.pem"), bundle: dir.join("roots.pem") };
+        let files = Self {
+            chain: dir.join("chain.pem"),
+            key: dir.join("key.pem"),
+            bundle: dir.join("roots.pem"),
+        };
         let svid = caller.svid.as_ref().unwrap();
         let bundle = caller.bundles.get(&TrustDomain::parse(TRUST_DOMAIN).unwrap()).unwrap();
         files::write_public(&files.chain, svid.chain_pem().as_bytes()).unwrap();
@@ -43,7 +47,11 @@ async fn openssl(arguments: &[&str], input: &str) -> (bool, String) {
     let input = input.to_owned();
     tokio::task::spawn_blocking(move || {
         let mut command = Command::new("openssl");
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A refused handshake may close the pipe first.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -60,7 +68,11 @@ async fn s_client(address: SocketAddr, more: &[&str]) -> (bool, String) {
     let address = address.to_string();
     let mut arguments = vec!["s_client", "-connect", &address, "-ign_eof", "-alpn", "http/1.1"];
     arguments.extend(more);
-    openssl(&arguments, "GET /accounts/1 HTTP/1.1\r\nhost: backend.test\r\nconnection: close\r\n\r\n").await
+    openssl(
+        &arguments,
+        "GET /accounts/1 HTTP/1.1\r\nhost: backend.test\r\nconnection: close\r\n\r\n",
+    )
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +109,17 @@ async fn openssl_reads_our_certificates_and_verifies_the_chain() {
     }
 
     for purpose in ["sslclient", "sslserver"] {
-        let arguments = ["verify", "-x509_strict", "-purpose", purpose, "-CAfile", bundle, "-untrusted", chain, chain];
+        let arguments = [
+            "verify",
+            "-x509_strict",
+            "-purpose",
+            purpose,
+            "-CAfile",
+            bundle,
+            "-untrusted",
+            chain,
+            chain,
+        ];
         let (ok, text) = openssl(&arguments, "").await;
         assert!(ok, "{purpose}: {text}");
     }
@@ -125,23 +147,45 @@ async fn s_client_gets_in_with_an_svid_and_not_without() {
 
     let (_, said) = s_client(address, &identity).await;
     assert!(said.contains("HTTP/1.1 200"), "{said}");
-    assert!(said.contains("Verify return code: 0 (ok)") && said.contains("TLSv1.3"), "{said}");
+    assert!(
+        said.contains("Verify return code: 0 (ok)") && said.contains("TLSv1.3"),
+        "{said}"
+    );
     let (_, version) = openssl(&["version"], "").await;
-    let group = if knows_hybrid(&version) { "X25519MLKEM768" } else { "X25519" };
+    let group = if knows_hybrid(&version) {
+        "X25519MLKEM768"
+    } else {
+        "X25519"
+    };
     assert!(said.contains(group), "{version} did not use {group}: {said}");
-    assert!(said.contains("No early data") || said.contains("Early data was not sent"), "{said}");
-    assert!(!said.contains("Post-Handshake New Session Ticket"), "a ticket was given: {said}");
+    assert!(
+        said.contains("No early data") || said.contains("Early data was not sent"),
+        "{said}"
+    );
+    assert!(
+        !said.contains("Post-Handshake New Session Ticket"),
+        "a ticket was given: {said}"
+    );
 
     // TLS 1.3 tells the client only after it believes the handshake done: the alert is what matters.
     let (ok, said) = s_client(address, &["-CAfile", bundle]).await;
     assert!(!ok && !said.contains("HTTP/1.1"), "{said}");
-    assert!(said.contains("alert certificate required") || said.contains("SSL alert number 116"), "{said}");
+    assert!(
+        said.contains("alert certificate required") || said.contains("SSL alert number 116"),
+        "{said}"
+    );
 
     let (ok, said) = s_client(address, &[&identity[..], &["-tls1_2"]].concat()).await;
     assert!(!ok && !said.contains("HTTP/1.1"), "{said}");
-    assert!(said.contains("alert protocol version") || said.contains("alert handshake failure"), "{said}");
+    assert!(
+        said.contains("alert protocol version") || said.contains("alert handshake failure"),
+        "{said}"
+    );
 
-    let refusals = world.records(&Query { outcome: vec![Outcome::Unauthenticated], ..Query::default() });
+    let refusals = world.records(&Query {
+        outcome: vec![Outcome::Unauthenticated],
+        ..Query::default()
+    });
     let reasons: Vec<_> = refusals.iter().map(|record| record.reason.clone().unwrap()).collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert!(reasons[0].starts_with("no_certificate:"), "{reasons:?}");
@@ -150,6 +194,9 @@ async fn s_client_gets_in_with_an_svid_and_not_without() {
 
 /// OpenSSL has the hybrid key exchange since 3.5.
 fn knows_hybrid(version: &str) -> bool {
-    let mut numbers = version.split([' ', '.']).skip(1).map_while(|part| part.parse::<u32>().ok());
+    let mut numbers = version
+        .split([' ', '.'])
+        .skip(1)
+        .map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(3), Some(5))
 }

@@ -42,7 +42,13 @@ fn spellings(secret: &[u8]) -> Vec<String> {
     // Its middle: the ends of a key's encoding are the same for every key.
     let middle = &secret[secret.len() / 2 - 12..secret.len() / 2 + 12];
     let hex: String = middle.iter().map(|byte| format!("{byte:02x}")).collect();
-    let list = |separator: &str| middle[..8].iter().map(u8::to_string).collect::<Vec<_>>().join(separator);
+    let list = |separator: &str| {
+        middle[..8]
+            .iter()
+            .map(u8::to_string)
+            .collect::<Vec<_>>()
+            .join(separator)
+    };
     let mut spellings = vec![hex.to_uppercase(), hex, list(", "), list(",")];
     spellings.extend((0..3).map(|skip| base64(&middle[skip..skip + 21])));
     spellings
@@ -60,10 +66,16 @@ fn base64(bytes: &[u8]) -> String {
 #[test]
 fn the_search_finds_a_key_in_each_spelling() {
     let secret: Vec<u8> = (100..240).collect();
-    let found = |log: &str| spellings(&secret).iter().any(|spelling| log.contains(spelling.as_str()));
+    let found = |log: &str| {
+        spellings(&secret)
+            .iter()
+            .any(|spelling| log.contains(spelling.as_str()))
+    };
     assert_eq!(base64(b"foobar"), "Zm9vYmFy");
     assert!(found(&format!("key={secret:?}")));
-    assert!(found(&secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>()));
+    assert!(found(
+        &secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    ));
     for lead in 0..3 {
         let moved: Vec<u8> = std::iter::repeat_n(b'x', lead).chain(secret.iter().copied()).collect();
         assert!(found(&base64(&moved)), "{lead} bytes before it");
@@ -74,8 +86,15 @@ fn the_search_finds_a_key_in_each_spelling() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neither_keys_nor_tokens_are_logged() {
     let kept = Kept::default();
-    let filter = EnvFilter::new("debug,hoplite_ca=trace,hoplite_agent=trace,hoplite_proxy=trace,hoplite_wire=trace,hoplite_host=trace");
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(kept.clone()).try_init().unwrap();
+    let filter = EnvFilter::new(
+        "debug,hoplite_ca=trace,hoplite_agent=trace,hoplite_proxy=trace,hoplite_wire=trace,hoplite_host=trace",
+    );
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(kept.clone())
+        .try_init()
+        .unwrap();
 
     let world = World::start().await;
     let token = std::fs::read(world.dir().join("token"));
@@ -83,18 +102,36 @@ async fn neither_keys_nor_tokens_are_logged() {
     let app = HttpApp::start().await;
     let ttl = Duration::from_secs(5);
     let backend = world.proxy("backend").http("backend", &app).ttl(ttl).start().await;
-    let front = world.proxy("front").calls("backend", backend.inbound("backend")).ttl(ttl).start().await;
-    let stranger = world.proxy("stranger").calls("nobody", backend.inbound("backend")).start().await;
+    let front = world
+        .proxy("front")
+        .calls("backend", backend.inbound("backend"))
+        .ttl(ttl)
+        .start()
+        .await;
+    let stranger = world
+        .proxy("stranger")
+        .calls("nobody", backend.inbound("backend"))
+        .start()
+        .await;
 
     // Every key this process is given, until each proxy has had two.
     let mut svids: Vec<X509Svid> = Vec::new();
-    let (first, mut api) = (front.serial().await, WorkloadApi::open(&world.workload_api()).await.unwrap());
+    let (first, mut api) = (
+        front.serial().await,
+        WorkloadApi::open(&world.workload_api()).await.unwrap(),
+    );
     while front.serial().await == first {
         svids.extend(api.next().await.unwrap().svids);
-        assert_eq!(get(front.outbound("backend"), "/").await.unwrap().status, StatusCode::OK);
+        assert_eq!(
+            get(front.outbound("backend"), "/").await.unwrap().status,
+            StatusCode::OK
+        );
     }
     // A handshake that fails has the most to tell.
-    assert_eq!(get(stranger.outbound("nobody"), "/").await.unwrap().status, StatusCode::BAD_GATEWAY);
+    assert_eq!(
+        get(stranger.outbound("nobody"), "/").await.unwrap().status,
+        StatusCode::BAD_GATEWAY
+    );
     let decided = get(front.outbound("backend"), "/").await.unwrap();
     assert_eq!(world.record(decided.decision().unwrap()).principal, Some(id("/front")));
 
@@ -105,10 +142,17 @@ async fn neither_keys_nor_tokens_are_logged() {
     .await;
     let mut secrets: Vec<(String, Vec<u8>)> = Vec::new();
     for svid in &svids {
-        secrets.push((format!("the key of {}", svid.spiffe_id()), svid.key().secret_pkcs8_der().to_vec()));
+        secrets.push((
+            format!("the key of {}", svid.spiffe_id()),
+            svid.key().secret_pkcs8_der().to_vec(),
+        ));
     }
     keys_below(world.dir(), &mut secrets);
-    assert!(svids.len() >= 4 && secrets.len() >= svids.len() + 2, "too few secrets to look for: {}", secrets.len());
+    assert!(
+        svids.len() >= 4 && secrets.len() >= svids.len() + 2,
+        "too few secrets to look for: {}",
+        secrets.len()
+    );
     for (whose, secret) in &secrets {
         for spelling in spellings(secret) {
             assert!(!log.contains(&spelling), "{whose} is in the log");
@@ -116,7 +160,10 @@ async fn neither_keys_nor_tokens_are_logged() {
     }
     assert!(!log.contains("PRIVATE KEY"));
     let token = String::from_utf8(token.unwrap()).unwrap();
-    assert!(token.len() >= 16 && !log.contains(token.trim()), "the join token is in the log");
+    assert!(
+        token.len() >= 16 && !log.contains(token.trim()),
+        "the join token is in the log"
+    );
 }
 
 /// The private keys that lie in files: the CA's and the agent's.
@@ -127,7 +174,9 @@ fn keys_below(dir: &Path, secrets: &mut Vec<(String, Vec<u8>)>) {
             keys_below(&path, secrets);
             continue;
         }
-        let Some(bytes) = path.is_file().then(|| std::fs::read(&path).ok()).flatten() else { continue };
+        let Some(bytes) = path.is_file().then(|| std::fs::read(&path).ok()).flatten() else {
+            continue;
+        };
         let begin = b"-----BEGIN PRIVATE KEY-----";
         if let Some(at) = bytes.windows(begin.len()).position(|window| window == begin) {
             let text = String::from_utf8_lossy(&bytes[at + begin.len()..]).into_owned();
@@ -149,5 +198,8 @@ fn decoded(base64: &str) -> Vec<u8> {
     };
     let digits: Vec<u8> = base64.bytes().filter(|digit| *digit != b'=').map(value).collect();
     let bits = |four: &[u8]| four.iter().fold(0u32, |all, digit| all << 6 | u32::from(*digit));
-    digits.chunks_exact(4).flat_map(|four| bits(four).to_be_bytes()[1..].to_vec()).collect()
+    digits
+        .chunks_exact(4)
+        .flat_map(|four| bits(four).to_be_bytes()[1..].to_vec())
+        .collect()
 }

@@ -42,12 +42,18 @@ async fn script(python: &Path, name: &str, arguments: &[&str]) -> (Option<i32>, 
 fn told(output: Output) -> (Option<i32>, Vec<Value>, String) {
     let lines = String::from_utf8(output.stdout).unwrap();
     let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    (output.status.code(), lines, String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code(),
+        lines,
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn py_spiffe_fetches_rotates_and_calls() {
-    let Some(python) = peers::python("py_spiffe_fetches_rotates_and_calls") else { return };
+    let Some(python) = peers::python("py_spiffe_fetches_rotates_and_calls") else {
+        return;
+    };
     let world = World::start().await;
     let (_app, backend) = backend(&world).await;
     let socket = world.workload_api();
@@ -58,7 +64,10 @@ async fn py_spiffe_fetches_rotates_and_calls() {
     assert_eq!(lines[0]["error"], "PermissionDenied", "{lines:?}");
     let selectors = peers::selectors(&python);
     for selector in &selectors {
-        assert!(lines[0]["detail"].as_str().unwrap().contains(selector), "`{selector}` is not told: {lines:?}");
+        assert!(
+            lines[0]["detail"].as_str().unwrap().contains(selector),
+            "`{selector}` is not told: {lines:?}"
+        );
     }
 
     world.register("/client", &selectors, Some(TTL)).await;
@@ -73,14 +82,34 @@ async fn py_spiffe_fetches_rotates_and_calls() {
 
     let url = format!("https://{}/accounts/1", backend.inbound("backend"));
     let call = async |method: &str, expect: &str| {
-        let arguments = ["--socket", &socket, "--url", &url, "--expect", &id(expect), "--method", method];
+        let arguments = [
+            "--socket",
+            &socket,
+            "--url",
+            &url,
+            "--expect",
+            &id(expect),
+            "--method",
+            method,
+        ];
         script(&python, "mtls_call.py", &arguments).await
     };
     let (code, lines, errors) = call("GET", "/backend").await;
-    assert_eq!((code, lines[0]["status"].as_u64()), (Some(0), Some(200)), "{lines:?} {errors}");
-    assert_eq!((&lines[0]["peer"], &lines[0]["tls"]), (&id("/backend").into(), &"TLSv1.3".into()));
+    assert_eq!(
+        (code, lines[0]["status"].as_u64()),
+        (Some(0), Some(200)),
+        "{lines:?} {errors}"
+    );
+    assert_eq!(
+        (&lines[0]["peer"], &lines[0]["tls"]),
+        (&id("/backend").into(), &"TLSv1.3".into())
+    );
     let (code, lines, errors) = call("DELETE", "/backend").await;
-    assert_eq!((code, lines[0]["status"].as_u64()), (Some(0), Some(403)), "{lines:?} {errors}");
+    assert_eq!(
+        (code, lines[0]["status"].as_u64()),
+        (Some(0), Some(403)),
+        "{lines:?} {errors}"
+    );
     let (code, lines, _) = call("GET", "/somebody-else").await;
     assert_eq!(code, Some(1), "{lines:?}");
 }
@@ -88,7 +117,9 @@ async fn py_spiffe_fetches_rotates_and_calls() {
 /// JWT-SVIDs are not served yet, and say so in the one way a client can act on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn py_spiffe_hears_that_jwt_svids_are_not_implemented() {
-    let Some(python) = peers::python("py_spiffe_hears_that_jwt_svids_are_not_implemented") else { return };
+    let Some(python) = peers::python("py_spiffe_hears_that_jwt_svids_are_not_implemented") else {
+        return;
+    };
     let world = World::start().await;
     world.register("/client", &peers::selectors(&python), None).await;
     let code = "import sys
@@ -116,9 +147,16 @@ async fn the_spiffe_crate_fetches_rotates_and_calls() {
     selectors.extend(peers::selectors(&std::env::current_exe().unwrap()));
     selectors.dedup();
     world.register("/client", &selectors, Some(TTL)).await;
-    until("the agent serves it", async || world.fetch("/client").await.ok().flatten()).await;
+    until("the agent serves it", async || {
+        world.fetch("/client").await.ok().flatten()
+    })
+    .await;
 
-    let source = X509Source::builder().endpoint(world.workload_api()).build().await.unwrap();
+    let source = X509Source::builder()
+        .endpoint(world.workload_api())
+        .build()
+        .await
+        .unwrap();
     let first = source.svid().unwrap();
     assert_eq!(first.spiffe_id().to_string(), id("/client"));
     let mut updates = source.updated();
@@ -127,10 +165,20 @@ async fn the_spiffe_crate_fetches_rotates_and_calls() {
     }
 
     let svid = source.svid().unwrap();
-    let chain: Vec<u8> = svid.cert_chain().iter().flat_map(|certificate| certificate.as_ref()).copied().collect();
+    let chain: Vec<u8> = svid
+        .cert_chain()
+        .iter()
+        .flat_map(|certificate| certificate.as_ref())
+        .copied()
+        .collect();
     let domain = spiffe::TrustDomain::new("world.test").unwrap();
     let bundle = source.try_bundle_for_trust_domain(&domain).unwrap();
-    let authorities: Vec<u8> = bundle.authorities().iter().flat_map(|authority| authority.as_ref()).copied().collect();
+    let authorities: Vec<u8> = bundle
+        .authorities()
+        .iter()
+        .flat_map(|authority| authority.as_ref())
+        .copied()
+        .collect();
     let bundle = TrustBundle::from_der(TrustDomain::parse("world.test").unwrap(), &authorities, 0).unwrap();
     let caller = Caller {
         svid: Some(X509Svid::from_der(&chain, svid.private_key().as_ref()).unwrap()),
@@ -138,8 +186,13 @@ async fn the_spiffe_crate_fetches_rotates_and_calls() {
     };
     let address = backend.inbound("backend");
     let call = async |path: &str, method: &str| {
-        let request = http::Request::builder().method(method).uri(format!("https://backend.test{path}"));
-        caller.call(address, &id("/backend"), request.body(Default::default()).unwrap()).await.unwrap()
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("https://backend.test{path}"));
+        caller
+            .call(address, &id("/backend"), request.body(Default::default()).unwrap())
+            .await
+            .unwrap()
     };
     assert_eq!(call("/accounts/1", "GET").await.status, StatusCode::OK);
     assert_eq!(call("/accounts/1", "PUT").await.status, StatusCode::FORBIDDEN);
@@ -151,7 +204,9 @@ async fn the_spiffe_crate_hears_that_jwt_svids_are_not_implemented() {
     let world = World::start().await;
     let client = WorkloadApiClient::connect_to(world.workload_api()).await.unwrap();
     let unimplemented = |error: &WorkloadApiError| {
-        let WorkloadApiError::Transport(TransportError::Status(status)) = error else { return false };
+        let WorkloadApiError::Transport(TransportError::Status(status)) = error else {
+            return false;
+        };
         status.code() == GrpcStatusCode::Unimplemented
     };
     let error = client.fetch_jwt_svid(["audience"], None).await.unwrap_err();
@@ -166,7 +221,12 @@ async fn the_spiffe_crate_hears_that_jwt_svids_are_not_implemented() {
 fn workload(dir: &Path, name: &str, more: &[u8]) -> PathBuf {
     let path = dir.join(name);
     fs::copy(env!("CARGO_BIN_EXE_hoplite-test-workload"), &path).unwrap();
-    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(more).unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap()
+        .write_all(more)
+        .unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
@@ -214,7 +274,10 @@ async fn a_workload_with_a_wrong_uid_or_binary_is_refused_and_told_what_was_seen
     let back = workload(dir.path(), "back", b"");
     fs::rename(&back, &right).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&right).arg(&socket);
+    command
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .arg(&right)
+        .arg(&socket);
     refused(told(peers::output(command).await), "unix:uid:65534");
     let (code, lines, errors) = run(&right).await;
     assert_eq!(code, Some(0), "the same file as the right user: {lines:?} {errors}");

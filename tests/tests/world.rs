@@ -1,6 +1,10 @@
 //! A whole trust domain in one process: traffic, registration, policy and rotation, and what happens when a part is away.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -41,13 +45,33 @@ impl Shop {
         let apps = [HttpApp::start().await, HttpApp::start().await, HttpApp::start().await];
         let ledger = world.proxy("ledger").http("ledger", &apps[2]).ttl(ttl).start().await;
         let peer = ledger.inbound("ledger");
-        let orders = world.proxy("orders").http("orders", &apps[1]).calls("ledger", peer).ttl(ttl).start().await;
+        let orders = world
+            .proxy("orders")
+            .http("orders", &apps[1])
+            .calls("ledger", peer)
+            .ttl(ttl)
+            .start()
+            .await;
         apps[1].call(orders.outbound("ledger"));
-        let edge = world.proxy("edge").http("edge", &apps[0]).calls("orders", orders.inbound("orders"));
+        let edge = world
+            .proxy("edge")
+            .http("edge", &apps[0])
+            .calls("orders", orders.inbound("orders"));
         let edge = edge.calls("ledger", peer).ttl(ttl).start().await;
         apps[0].call(edge.outbound("orders"));
-        let visitor = world.proxy("visitor").calls("edge", edge.inbound("edge")).ttl(ttl).start().await;
-        Self { visitor, edge, orders, ledger, _apps: apps }
+        let visitor = world
+            .proxy("visitor")
+            .calls("edge", edge.inbound("edge"))
+            .ttl(ttl)
+            .start()
+            .await;
+        Self {
+            visitor,
+            edge,
+            orders,
+            ledger,
+            _apps: apps,
+        }
     }
 
     /// Where a plain client begins a call through all hops.
@@ -60,7 +84,12 @@ impl Shop {
     }
 
     async fn serials(&self) -> [String; 4] {
-        [self.visitor.serial().await, self.edge.serial().await, self.orders.serial().await, self.ledger.serial().await]
+        [
+            self.visitor.serial().await,
+            self.edge.serial().await,
+            self.orders.serial().await,
+            self.ledger.serial().await,
+        ]
     }
 
     /// Waits until every proxy shows another SVID than then.
@@ -82,29 +111,52 @@ async fn a_call_crosses_all_hops_or_is_refused_and_the_log_says_why() {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let reached = answer.json();
     assert_eq!(reached["target"], "/accounts/42");
-    let caller = reached["headers"]["x-forwarded-client-cert"][0].as_str().unwrap().to_owned();
-    assert!(caller.ends_with(&format!(";URI={}", id("/orders"))), "the ledger saw {caller}");
+    let caller = reached["headers"]["x-forwarded-client-cert"][0]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        caller.ends_with(&format!(";URI={}", id("/orders"))),
+        "the ledger saw {caller}"
+    );
 
     // A write is permitted on every hop but the last.
-    let refused = PlainClient::new(shop.door()).call(Method::POST, "/accounts/42").await.unwrap();
+    let refused = PlainClient::new(shop.door())
+        .call(Method::POST, "/accounts/42")
+        .await
+        .unwrap();
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{refused:?}");
     let decision = refused.json()["decision"].as_str().unwrap().to_owned();
     assert!(decision.starts_with("ledger-"), "{decision}");
     let record = world.record(&decision);
-    assert_eq!((record.outcome, record.phase, record.action.as_str()), (Outcome::NoPermit, Phase::Request, "POST"));
+    assert_eq!(
+        (record.outcome, record.phase, record.action.as_str()),
+        (Outcome::NoPermit, Phase::Request, "POST")
+    );
     assert_eq!(record.principal, Some(id("/orders")));
     assert_eq!(record.tls.as_deref(), Some("1.3 X25519MLKEM768"));
 
     // What is forbidden names the policy in the log, and nothing of it in the answer.
     let forbidden = get(shop.edge.outbound("ledger"), "/accounts/42").await.unwrap();
     assert_eq!(forbidden.status, StatusCode::FORBIDDEN, "{forbidden:?}");
-    assert!(!forbidden.body.contains("shop/") && !forbidden.body.contains("Hoplite"), "{}", forbidden.body);
+    assert!(
+        !forbidden.body.contains("shop/") && !forbidden.body.contains("Hoplite"),
+        "{}",
+        forbidden.body
+    );
     let record = world.record(forbidden.decision().unwrap());
-    assert_eq!((record.outcome, record.determining), (Outcome::Forbid, vec!["shop/edge-stays-out".to_owned()]));
+    assert_eq!(
+        (record.outcome, record.determining),
+        (Outcome::Forbid, vec!["shop/edge-stays-out".to_owned()])
+    );
 
     // One record for each decision that was taken, none for calls that were not made.
     let allowed = |service: &str| {
-        let query = Query { service: Some(service.to_owned()), outcome: vec![Outcome::Allow], ..Query::default() };
+        let query = Query {
+            service: Some(service.to_owned()),
+            outcome: vec![Outcome::Allow],
+            ..Query::default()
+        };
         world.records(&query).len()
     };
     assert_eq!((allowed("edge"), allowed("orders"), allowed("ledger")), (2, 2, 1));
@@ -122,9 +174,14 @@ async fn a_registration_reaches_the_socket_and_its_deletion_takes_the_svid_away(
 
     world.unregister(&entry).await;
     let denied = until("the SVID is gone", async || world.fetch("/late").await.err()).await;
-    let FetchError::Denied(reason) = denied else { panic!("{denied:?}") };
+    let FetchError::Denied(reason) = denied else {
+        panic!("{denied:?}")
+    };
     for selector in own_selectors() {
-        assert!(reason.contains(&selector), "the reason does not tell `{selector}`, which was seen: {reason}");
+        assert!(
+            reason.contains(&selector),
+            "the reason does not tell `{selector}`, which was seen: {reason}"
+        );
     }
 }
 
@@ -140,7 +197,10 @@ async fn while_the_ca_is_away_traffic_goes_on_and_renewals_resume_when_it_is_bac
     // Past half life: the agent has tried to renew, in vain, and nothing has expired.
     tokio::time::sleep(ttl / 2 + Duration::from_secs(1)).await;
     assert_eq!(shop.serials().await, first, "somebody renewed without a CA");
-    assert!(world.fetch("/edge").await.unwrap().is_some(), "the agent no longer serves what is valid");
+    assert!(
+        world.fetch("/edge").await.unwrap().is_some(),
+        "the agent no longer serves what is valid"
+    );
 
     world.start_ca().await;
     shop.rotated_since(&first).await;
@@ -171,19 +231,32 @@ async fn an_edited_policy_takes_effect_and_a_broken_one_does_not() {
 
     let permitted = r#"@id("open") permit (principal, action in [Hoplite::Action::"anyHttp"], resource);"#;
     world.policy(permitted);
-    until("the call is allowed", async || (status().await == StatusCode::OK).then_some(())).await;
+    until("the call is allowed", async || {
+        (status().await == StatusCode::OK).then_some(())
+    })
+    .await;
 
     world.policy("permit (principal, action, resource) when { nonsense };");
     until("the fault is told", async || {
         let status = shop.ledger.status().await;
         let faults = status["policy"]["faults"].as_array()?;
-        faults.iter().any(|fault| fault.to_string().contains("world.cedar")).then_some(())
+        faults
+            .iter()
+            .any(|fault| fault.to_string().contains("world.cedar"))
+            .then_some(())
     })
     .await;
-    assert_eq!(status().await, StatusCode::OK, "the policy before the broken one is no longer in force");
+    assert_eq!(
+        status().await,
+        StatusCode::OK,
+        "the policy before the broken one is no longer in force"
+    );
 
     world.policy(POLICY);
-    until("the call is refused again", async || (status().await == StatusCode::FORBIDDEN).then_some(())).await;
+    until("the call is refused again", async || {
+        (status().await == StatusCode::FORBIDDEN).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,8 +288,16 @@ async fn a_tcp_connection_passes_until_policy_takes_it_back() {
     let app = TcpApp::start().await;
     let db = world.proxy("db").tcp("db", &app).start().await;
     let peer = db.inbound("db");
-    let client = world.proxy("client").outbound("db", OutboundProtocol::Tcp, peer).start().await;
-    let stranger = world.proxy("stranger").outbound("db", OutboundProtocol::Tcp, peer).start().await;
+    let client = world
+        .proxy("client")
+        .outbound("db", OutboundProtocol::Tcp, peer)
+        .start()
+        .await;
+    let stranger = world
+        .proxy("stranger")
+        .outbound("db", OutboundProtocol::Tcp, peer)
+        .start()
+        .await;
 
     let mut stream = TcpStream::connect(client.outbound("db")).await.unwrap();
     let mut echo = [0; 4];
@@ -226,17 +307,32 @@ async fn a_tcp_connection_passes_until_policy_takes_it_back() {
 
     let mut refused = TcpStream::connect(stranger.outbound("db")).await.unwrap();
     let _ = refused.write_all(b"ping").await;
-    assert!(matches!(refused.read(&mut echo).await, Ok(0) | Err(_)), "a stranger got an echo");
+    assert!(
+        matches!(refused.read(&mut echo).await, Ok(0) | Err(_)),
+        "a stranger got an echo"
+    );
 
     // The live connection ends when nobody permits it any more.
     world.policy(&permit("/nobody"));
-    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut echo)).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut echo))
+        .await
+        .unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 
     let outcomes = |phase: Phase| -> Vec<_> {
-        let records = world.records(&Query { service: Some("db".to_owned()), ..Query::default() });
-        records.into_iter().filter(|r| r.phase == phase).map(|r| (r.principal.unwrap(), r.outcome)).collect()
+        let records = world.records(&Query {
+            service: Some("db".to_owned()),
+            ..Query::default()
+        });
+        records
+            .into_iter()
+            .filter(|r| r.phase == phase)
+            .map(|r| (r.principal.unwrap(), r.outcome))
+            .collect()
     };
-    assert_eq!(outcomes(Phase::Connect), [(id("/client"), Outcome::Allow), (id("/stranger"), Outcome::NoPermit)]);
+    assert_eq!(
+        outcomes(Phase::Connect),
+        [(id("/client"), Outcome::Allow), (id("/stranger"), Outcome::NoPermit)]
+    );
     assert_eq!(outcomes(Phase::Recheck), [(id("/client"), Outcome::NoPermit)]);
 }
