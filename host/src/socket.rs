@@ -18,7 +18,7 @@ const PATH_BYTES_MAX: usize = 107;
 #[non_exhaustive]
 pub enum BindError {
     /// The path does not fit into the kernel's address structure.
-    #[error("the socket path `{path}` has {length} bytes, the system allows {PATH_BYTES_MAX}; choose a shorter directory", path = .path.display())]
+    #[error("the socket path `{path}` has {length} bytes, at most 106 are possible; choose a shorter directory", path = .path.display())]
     TooLong {
         /// The path.
         path: PathBuf,
@@ -60,15 +60,22 @@ pub struct Peer {
     pub pidfd: OwnedFd,
 }
 
-/// Binds a listener with the given mode. A socket nobody serves any more is replaced.
-pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+/// Fails if a path is too long for [`bind`], so that a daemon can say so before it makes anything.
+pub fn ensure_fits(path: &Path) -> Result<(), BindError> {
     let length = path.as_os_str().len();
-    if length > PATH_BYTES_MAX {
+    // One byte is for the name under which it is bound at first.
+    if length >= PATH_BYTES_MAX {
         return Err(BindError::TooLong {
             path: path.to_owned(),
             length,
         });
     }
+    Ok(())
+}
+
+/// Binds a listener with the given mode. A socket nobody serves any more is replaced.
+pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+    ensure_fits(path)?;
     let io = |source| BindError::Io {
         path: path.to_owned(),
         source,
@@ -90,12 +97,6 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     let mut hidden = path.as_os_str().to_owned();
     hidden.push("~");
     let hidden = PathBuf::from(hidden);
-    if hidden.as_os_str().len() > PATH_BYTES_MAX {
-        return Err(BindError::TooLong {
-            path: path.to_owned(),
-            length: length + 1,
-        });
-    }
     let _ = fs::remove_file(&hidden);
     let listener = UnixListener::bind(&hidden).map_err(io)?;
     fs::set_permissions(&hidden, Permissions::from_mode(mode)).map_err(io)?;

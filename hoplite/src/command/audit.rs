@@ -155,7 +155,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         for (_, tail) in &mut tails {
             records.extend(tail.poll()?.into_iter().filter(|record| query.matches(record)));
         }
-        records.sort_by(|a, b| a.at.cmp(&b.at));
+        records.sort_by_key(|record| record.at);
         for record in &records {
             let line = if args.log.output == Output::Json {
                 serde_json::to_string(record)?

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Output, Table, part, plain, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -110,6 +110,9 @@ fn read_sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
             });
         }
     }
+    if sources.is_empty() {
+        bail!("there is no *.cedar file in `{}`", directory.display());
+    }
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(sources)
 }
@@ -130,9 +133,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
         statuses
     });
-    let good = |status: &Value| {
-        status["policy"]["in_force"] == "live" && status["policy"]["faults"].as_array().is_some_and(Vec::is_empty)
-    };
+    let good = |status: &Value| part(status, "/policy/in_force") == "live" && faults(status).is_empty();
     let code = if statuses.iter().all(good) {
         ExitCode::SUCCESS
     } else {
@@ -143,45 +144,61 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
     let mut table = Table::new(&["PROXY", "IN FORCE", "REVISION", "POLICIES", "LOADED"]);
-    let mut faults = String::new();
+    let mut not_applied = String::new();
     for status in &statuses {
-        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let policy = &status["policy"];
-        if let Some(error) = status["error"].as_str() {
-            table.row([text(&status["name"]), format!("away: {error}")]);
+        let cell = |pointer| plain(part(status, pointer));
+        if let Some(error) = part(status, "/error").as_str() {
+            table.row([cell("/name"), format!("away: {error}")]);
             continue;
         }
-        let list = policy["faults"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let state = match (policy["in_force"].as_str(), list.is_empty()) {
-            (Some("live"), true) => "live".to_owned(),
-            (Some("live"), false) => "the last good one".to_owned(),
-            _ => format!("deny all: {}", text(&policy["reason"])),
+        let state = match part(status, "/policy/in_force").as_str() {
+            Some("live") if faults(status).is_empty() => "live".to_owned(),
+            Some("live") => "the last good one".to_owned(),
+            _ => format!("deny all: {}", cell("/policy/reason")),
         };
+        let revision = cell("/policy/revision");
         table.row([
-            text(&status["name"]),
+            cell("/name"),
             state,
-            text(&policy["revision"]),
-            text(&policy["policies"]),
-            text(&policy["loaded_at"]),
+            revision,
+            cell("/policy/policies"),
+            cell("/policy/loaded_at"),
         ]);
-        for fault in list {
-            let line = format!(
-                "{}:{}:{}: {}\n",
-                text(&fault["file"]),
-                fault["line"],
-                fault["column"],
-                text(&fault["reason"])
-            );
-            if !faults.contains(&line) {
-                faults.push_str(&line);
+        // The proxies of a mesh read the same directory: each fault once.
+        for line in faults(status).iter().map(fault_line) {
+            if !not_applied.contains(&line) {
+                not_applied.push_str(&line);
             }
         }
     }
     table.print()?;
-    if !faults.is_empty() {
-        print(&format!("\nNot applied:\n{faults}"))?;
+    if !not_applied.is_empty() {
+        print(&format!("\nNot applied:\n{not_applied}"))?;
     }
     Ok(code)
+}
+
+fn faults(status: &Value) -> &[Value] {
+    part(status, "/policy/faults")
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
+
+/// `file:line:column: reason`; line 0 is the file or directory as a whole.
+fn fault_line(fault: &Value) -> String {
+    let cell = |pointer| plain(part(fault, pointer));
+    if part(fault, "/line").as_u64().unwrap_or(0) == 0 {
+        format!("{}: {}\n", cell("/file"), cell("/reason"))
+    } else {
+        format!(
+            "{}:{}:{}: {}\n",
+            cell("/file"),
+            cell("/line"),
+            cell("/column"),
+            cell("/reason")
+        )
+    }
 }
 
 /// The admin sockets of a mesh's proxies: every configured one, so that a proxy that is away is shown as away.

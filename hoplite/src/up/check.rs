@@ -17,6 +17,7 @@ use super::client::{self, Answer};
 use super::layout::{Layout, Ports, SERVICES, spiffe_id, visitor_id};
 use super::mesh::{Mesh, Settings};
 use super::relay::Relay;
+use crate::output::part;
 
 /// Short enough to see a rotation within seconds.
 const SVID_TTL: Duration = Duration::from_secs(10);
@@ -166,7 +167,7 @@ impl Scene {
     async fn allowed(&self) -> anyhow::Result<String> {
         let answer = self.visit((Method::GET, "/orders/42", "")).await?;
         ensure!(answer.status == StatusCode::OK, "{} {}", answer.status, answer.body);
-        let caller = serde_json::from_str::<Value>(&answer.body)?["account"]["caller"].clone();
+        let caller = part(&serde_json::from_str(&answer.body)?, "/account/caller").clone();
         ensure!(caller == spiffe_id("orders"), "ledger saw the caller `{caller}`");
         Ok("visitor → edge → orders → ledger".to_owned())
     }
@@ -180,7 +181,7 @@ impl Scene {
             answer.body
         );
         let body: Value = serde_json::from_str(&answer.body)?;
-        let id = body["decision"]
+        let id = part(&body, "/decision")
             .as_str()
             .context("the answer has no decision id")?
             .to_owned();
@@ -205,13 +206,13 @@ impl Scene {
         let [record] = records.as_slice() else {
             bail!("{} records for {id}", records.len())
         };
-        let policies = &record["determining"];
-        ensure!(record["outcome"] == "forbid", "{record}");
+        let policies = part(record, "/determining");
+        ensure!(part(record, "/outcome") == "forbid", "{record}");
         ensure!(
             *policies == serde_json::json!(["security/edge-stays-out-of-the-ledger"]),
             "{record}"
         );
-        ensure!(record["principal"] == spiffe_id("edge"), "{record}");
+        ensure!(*part(record, "/principal") == spiffe_id("edge"), "{record}");
         Ok(format!("{id}: forbidden by {policies}"))
     }
 
@@ -282,7 +283,7 @@ impl Scene {
             let records = self.query(&["--service", "orders", "--outcome", "unauthenticated"])?;
             let reason = records
                 .iter()
-                .filter_map(|record| record["reason"].as_str())
+                .filter_map(|record| part(record, "/reason").as_str())
                 .find(|reason| reason.contains(code));
             if let Some(reason) = reason {
                 return Ok(reason.to_owned());
@@ -304,7 +305,7 @@ impl Scene {
         let records = self.query(&["--id", &id])?;
         let record = records.first().context("the decision is not in the log")?;
         ensure!(
-            record["outcome"] == "no_permit" && record["principal"] == visitor_id(),
+            part(record, "/outcome") == "no_permit" && *part(record, "/principal") == visitor_id(),
             "{record}"
         );
         Ok(format!("{id}: no policy permits {}", visitor_id()))
@@ -364,7 +365,7 @@ impl Scene {
         for name in SERVICES {
             let status = self.mesh.proxy_status(name).await?;
             serials.push(
-                status["svid_serial"]
+                part(&status, "/svid_serial")
                     .as_str()
                     .context("a proxy without an SVID")?
                     .to_owned(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hoplite_host::config::Span;
-use hoplite_host::files;
+use hoplite_host::{files, socket};
 
 /// The demo's trust domain.
 pub(crate) const TRUST_DOMAIN: &str = "demo.hoplite";
@@ -138,6 +138,8 @@ impl Layout {
     /// Makes the directories that are missing, and the demo's policies if there are none yet.
     pub(crate) fn create(dir: &Path) -> anyhow::Result<Self> {
         let layout = Self { dir: dir.to_owned() };
+        // Before anything is made: the longest of the sockets must be possible.
+        socket::ensure_fits(&layout.socket("orders"))?;
         files::private_dir(dir)?;
         for part in ["run", "config", "logs", "audit"] {
             files::private_dir(&dir.join(part))?;

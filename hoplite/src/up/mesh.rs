@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use super::layout::{CALLS, Layout, NODE, Ports, SERVICES, TRUST_DOMAIN, spiffe_id, visitor_id};
 use super::supervisor::{Role, Spec, Supervisor};
 use crate::command::admin::{connect, selector};
+use crate::output::part;
 
 /// How long each step of starting may take before it counts as failed.
 const STEP: Duration = Duration::from_secs(20);
@@ -123,7 +124,7 @@ impl Mesh {
                 self.layout.log(name).display()
             );
             self.supervisor
-                .unless_failed(until(&what, async || self.proxy_status(name).await.ok()))
+                .unless_failed(until(&what, async || self.has_svid(name).await))
                 .await??;
             let app = self.ports.service(name);
             let what = format!("the service {name} did not answer at {app}");
@@ -137,7 +138,7 @@ impl Mesh {
 
     async fn has_svid(&self, name: &str) -> Option<()> {
         let status = self.proxy_status(name).await.ok()?;
-        status["svid_serial"].is_string().then_some(())
+        part(&status, "/svid_serial").is_string().then_some(())
     }
 
     /// What a proxy says of itself on its admin socket.

@@ -21,6 +21,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::output::{part, plain};
+
 /// A child that dies again and again is started more and more slowly…
 const RESTART_AFTER_MIN: Duration = Duration::from_millis(100);
 const RESTART_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -122,7 +124,7 @@ impl Supervisor {
     /// Names a process of ours that is no child, such as this one.
     pub(crate) async fn launch(&self, name: &'static str, pid: u32) -> anyhow::Result<()> {
         let launches = Arc::clone(&self.launches);
-        Ok(tokio::task::spawn_blocking(move || launches.started(name, pid)).await??)
+        tokio::task::spawn_blocking(move || launches.started(name, pid)).await?
     }
 
     /// Waits for `ready`, unless a child fails first.
@@ -311,9 +313,9 @@ impl Teller {
 
     /// Troubles always; what goes well only once the picture stands, which says that it did.
     fn tell(&self, event: &Value) {
-        let level = event["level"].as_str().unwrap_or("INFO");
+        let level = part(event, "/level").as_str().unwrap_or("INFO");
         let trouble = matches!(level, "WARN" | "ERROR");
-        if trouble || (event["notice"] == true && *self.up.borrow()) {
+        if trouble || (part(event, "/notice") == true && *self.up.borrow()) {
             self.events.say(&self.name, level, &sentence(event));
         }
     }
@@ -321,11 +323,10 @@ impl Teller {
 
 /// The message of a log event with its fields.
 fn sentence(event: &Value) -> String {
-    let mut text = event["message"].as_str().unwrap_or_default().to_owned();
+    let mut text = part(event, "/message").as_str().unwrap_or_default().to_owned();
     for (key, value) in event.as_object().into_iter().flatten() {
         if !matches!(key.as_str(), "message" | "level" | "timestamp" | "target" | "notice") {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            text.push_str(&format!("  {key}={value}"));
+            text.push_str(&format!("  {key}={}", plain(value)));
         }
     }
     text

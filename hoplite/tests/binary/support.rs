@@ -11,25 +11,25 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Nothing that is asked of a mesh takes longer, debug build and busy machine included.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running `hoplite up`. Dropping it kills it, and with it all its children.
-pub struct Up {
-    pub dir: PathBuf,
-    pub base: u16,
+pub(crate) struct Up {
+    pub(crate) dir: PathBuf,
+    pub(crate) base: u16,
     child: Child,
     terminal: Arc<Mutex<String>>,
 }
 
 /// What a service answered.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 /// Runs the binary to its end.
-pub fn hoplite(arguments: &[&str]) -> Output {
+pub(crate) fn hoplite(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hoplite"))
         .args(arguments)
         .stdin(Stdio::null())
@@ -38,7 +38,7 @@ pub fn hoplite(arguments: &[&str]) -> Output {
 }
 
 /// Waits until `ask` gives something.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {
@@ -64,7 +64,7 @@ fn free_base() -> u16 {
 
 impl Up {
     /// Starts a mesh in a directory and waits for its picture.
-    pub fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         let base = free_base();
         let mut child = Command::new(env!("CARGO_BIN_EXE_hoplite"))
             .args(["up", "--base-port", &base.to_string(), "--dir"])
@@ -95,7 +95,7 @@ impl Up {
     }
 
     /// Waits until the terminal shows a text.
-    pub fn sees(&mut self, text: &str) {
+    pub(crate) fn sees(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.terminal().contains(text) {
             let ended = self.child.try_wait().unwrap();
@@ -109,17 +109,17 @@ impl Up {
         }
     }
 
-    pub fn terminal(&self) -> String {
+    pub(crate) fn terminal(&self) -> String {
         self.terminal.lock().unwrap().clone()
     }
 
     /// GET from the demo's `edge`.
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.try_get(path)
             .unwrap_or_else(|error| panic!("GET {path}: {error}\n{}", self.terminal()))
     }
 
-    pub fn try_get(&self, path: &str) -> std::io::Result<Answer> {
+    pub(crate) fn try_get(&self, path: &str) -> std::io::Result<Answer> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.base + 1))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n")?;
@@ -134,19 +134,19 @@ impl Up {
     }
 
     /// Runs a tool against this mesh.
-    pub fn tool(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
         let dir = self.dir.display().to_string();
         hoplite(&[arguments, &["--dir", &dir]].concat())
     }
 
     /// Runs a tool and parses its JSON.
-    pub fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = self.tool(&[arguments, &["--output", "json"]].concat());
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
     }
 
     /// The mesh's processes by what they run: `ca`, `agent`, `edge` (proxies), `edge-service`…
-    pub fn processes(&self) -> BTreeMap<String, u32> {
+    pub(crate) fn processes(&self) -> BTreeMap<String, u32> {
         let up = self.child.id().to_string();
         let mut found = BTreeMap::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -193,12 +193,12 @@ impl Up {
         found
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Ctrl-C, and how it ended.
-    pub fn interrupt(&mut self) -> ExitStatus {
+    pub(crate) fn interrupt(&mut self) -> ExitStatus {
         kill("-INT", self.pid());
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -223,7 +223,7 @@ impl Drop for Up {
 }
 
 /// Sends a signal to a process of ours.
-pub fn kill(signal: &str, pid: u32) {
+pub(crate) fn kill(signal: &str, pid: u32) {
     assert!(
         Command::new("kill")
             .args([signal, &pid.to_string()])
@@ -234,7 +234,7 @@ pub fn kill(signal: &str, pid: u32) {
 }
 
 /// Whether a process is there (and not just waiting to be reaped).
-pub fn is_alive(pid: u32) -> bool {
+pub(crate) fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
 }

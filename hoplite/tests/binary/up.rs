@@ -1,11 +1,9 @@
 //! `hoplite up` from outside: what a person sees, edits, kills and starts again.
 
-mod support;
-
 use std::fs;
 
+use crate::support::{Up, is_alive, kill, until};
 use serde_json::{Value, json};
-use support::{Up, is_alive, kill, until};
 
 const SECURITY: &str = "policies/security.cedar";
 
@@ -184,7 +182,7 @@ fn a_restart_keeps_trust_domain_registrations_and_log() {
         assert!(log.as_array().unwrap().contains(&record), "{record} is gone");
     }
     // A second one in the same directory is refused in one sentence.
-    let second = support::hoplite(&["up", "--dir", &dir.path().display().to_string()]);
+    let second = crate::support::hoplite(&["up", "--dir", &dir.path().display().to_string()]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("runs in"),

@@ -1,0 +1,7 @@
+//! The real binary from outside: what a person types, sees, edits, kills and starts again.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests: a panic is how they fail")]
+
+mod cli;
+mod support;
+mod up;
