@@ -57,7 +57,7 @@ pub(crate) enum TokenCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateTokenArgs {
-    /// The node's name: the agent becomes spiffe://<trust domain>/hoplite/agent/<node>
+    /// The node's name: the agent becomes spiffe://TRUST_DOMAIN/hoplite/agent/NODE
     #[arg(long)]
     node: String,
     /// How long the token may wait to be used
