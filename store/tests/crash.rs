@@ -1,6 +1,10 @@
 //! A process that commits is killed, many times: whatever it acknowledged is there when the store is opened again.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
