@@ -1,56 +1,48 @@
 //! What `hoplite up` shows: what runs, where, and what to try.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
-use super::layout::TRUST_DOMAIN;
+use super::layout::{CALLS, SERVICES, TRUST_DOMAIN};
 use super::mesh::Mesh;
 
 /// The picture, the addresses, three commands, and where the policies lie.
 pub(crate) fn picture(mesh: &Mesh) -> String {
     let ports = &mesh.ports;
-    let port = |address: std::net::SocketAddr| address.port();
-    let (edge, orders, ledger) = (
-        port(ports.service("edge")),
-        port(ports.service("orders")),
-        port(ports.service("ledger")),
-    );
-    let (edge_in, orders_in, ledger_in) = (
-        port(ports.inbound("edge")),
-        port(ports.inbound("orders")),
-        port(ports.inbound("ledger")),
-    );
-    let (to_orders, to_ledger) = (
-        port(ports.outbound("edge", "orders")),
-        port(ports.outbound("orders", "ledger")),
-    );
-    let direct = port(ports.outbound("edge", "ledger"));
-    let ca = ports.ca;
-    let dir = mesh.layout.dir().display();
-    let program = program();
-    let seconds = mesh.took.as_secs_f64();
+    // Each port in a place of five digits, so that the lines meet.
+    let wide = |address: SocketAddr| format!(":{:<5}", address.port());
+    let [edge, orders, ledger] = SERVICES.map(|name| wide(ports.service(name)));
+    let [edge_in, orders_in, ledger_in] = SERVICES.map(|name| wide(ports.inbound(name)));
+    let [to_orders, direct, to_ledger] = CALLS.map(|(caller, callee)| wide(ports.outbound(caller, callee)));
+    let (shop, ca) = (ports.service("edge"), ports.ca);
+    let (dir, flag) = (mesh.layout.dir().display(), dir_flag(mesh.layout.dir()));
+    let (program, seconds) = (program(), mesh.took.as_secs_f64());
     format!(
         r"
   Hoplite runs a mesh for spiffe://{TRUST_DOMAIN}, up after {seconds:.2} s
 
-          CA :{ca}  ══ mTLS ══  agent          each SVID lives an hour and is renewed at half its life
-                                │ Workload API
-            ┌───────────────────┼───────────────────┐
-          proxy               proxy               proxy
-       :{edge_in} ▲ ▼ :{to_orders}  ═mTLS═ :{orders_in} ▲ ▼ :{to_ledger}  ═mTLS═ :{ledger_in} ▼
-          edge :{edge}          orders :{orders}        ledger :{ledger}
-            └─ ▼ :{direct} ════════ mTLS, refused ═════════ ▲
+    edge {edge}            orders {orders}          ledger {ledger}     services: plain HTTP, unchanged
+      ▲ │                      ▲ │                      ▲
+      │ ▼ {to_orders}               │ ▼ {to_ledger}               │
+    ┌───────┐              ┌───────┐              ┌───────┐
+    │ proxy │════ mTLS ═══►│ proxy │════ mTLS ═══►│ proxy │         proxies: verify, decide, record, forward
+    └───────┘ {edge_in}       └───────┘ {orders_in}       └───────┘ {ledger_in}
+        ╚═══ {direct} ═══ mTLS, refused by policy ═════╝
+      ▲
+      │ SVIDs, renewed at half their life
+    agent ═══ mTLS ═══ CA :{ca}
 
   Try
-    an allowed call     curl http://127.0.0.1:{edge}/orders/42
-    a refused one       curl http://127.0.0.1:{edge}/ledger/42
-    who, what and why   {program} audit query --since 5m{dir_flag}
+    an allowed call      curl http://{shop}/orders/42
+    a refused one        curl http://{shop}/ledger/42
+    who, what and why    {program} audit query --since 5m{flag}
 
-  Policies   {dir}/policies   save an edit and it is in force; `{program} policy status{dir_flag}` shows it
-  Logs       {dir}/logs
+  Policies               {dir}/policies
+                         save an edit and it is in force; see {program} policy status{flag}
+  Logs                   {dir}/logs
 
   Ctrl-C stops all of it.
-",
-        dir_flag = dir_flag(mesh.layout.dir()),
+"
     )
 }
 
