@@ -120,7 +120,12 @@ impl Up {
     }
 
     pub(crate) fn try_get(&self, path: &str) -> std::io::Result<Answer> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.base + 1))?;
+        self.try_get_at(self.base + 1, path)
+    }
+
+    /// GET from any port of this machine.
+    pub(crate) fn try_get_at(&self, port: u16, path: &str) -> std::io::Result<Answer> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n")?;
         let mut text = String::new();

@@ -1,6 +1,8 @@
 //! `hoplite up` from outside: what a person sees, edits, kills and starts again.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
 
 use crate::support::{Up, is_alive, kill, until};
 use serde_json::{Value, json};
@@ -200,4 +202,66 @@ fn no_orphan_outlives_a_killed_supervisor() {
     for (name, pid) in processes {
         until(&format!("{name} ends"), || (!is_alive(pid)).then_some(()));
     }
+}
+
+/// The README's "Put your own service behind it", step by step.
+#[test]
+fn a_service_of_ones_own_joins_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("billing-proxy");
+    fs::copy(env!("CARGO_BIN_EXE_hoplite"), &program).unwrap();
+    let uid = fs::metadata(home.path()).unwrap().uid();
+    let created = up.tool(&[
+        "entry",
+        "create",
+        "--spiffe-id",
+        "spiffe://demo.hoplite/shop/billing",
+        "--parent",
+        "spiffe://demo.hoplite/hoplite/agent/local",
+        "--selector",
+        &format!("unix:uid:{uid}"),
+        "--selector",
+        &format!("unix:path:{}", program.display()),
+    ]);
+    assert!(created.status.success(), "{created:?}");
+
+    let (listen, outbound) = (up.base + 8, up.base + 9);
+    let config = format!(
+        "name = \"billing\"\n\
+         workload_api = \"unix://{mesh}/run/agent.sock\"\n\
+         policy_dir = \"{mesh}/policies\"\n\
+         audit_dir = \"{mesh}/audit/billing\"\n\
+         admin_socket = \"{mesh}/run/billing.sock\"\n\
+         [[inbound]]\n\
+         listen = \"127.0.0.1:{listen}\"\n\
+         service = \"billing\"\n\
+         protocol = \"http\"\n\
+         forward_to = \"127.0.0.1:9\"\n\
+         [[outbound]]\n\
+         name = \"ledger\"\n\
+         listen = \"127.0.0.1:{outbound}\"\n\
+         protocol = \"http\"\n\
+         connect_to = \"127.0.0.1:{}\"\n\
+         expect = \"spiffe://demo.hoplite/shop/ledger\"\n",
+        up.base + 13,
+        mesh = up.dir.display(),
+    );
+    let file = home.path().join("billing.toml");
+    fs::write(&file, config).unwrap();
+    let mut proxy = Command::new(&program)
+        .args(["proxy", "run", "--config"])
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let answer = until("billing reads the ledger", || {
+        up.try_get_at(outbound, "/accounts/7").ok()
+    });
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.body.contains("spiffe://demo.hoplite/shop/billing"), "{answer:?}");
+    assert!(up.interrupt().success());
 }
