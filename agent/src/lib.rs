@@ -6,6 +6,7 @@
 //! one socket of [`server`]. The decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
+mod authority;
 mod backoff;
 mod config;
 mod entry;

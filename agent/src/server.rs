@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::attest::Caller;
+use crate::authority::Repair;
 use crate::sds::SdsService;
 use crate::session::Desk;
 use crate::workload_api::WorkloadApiService;
@@ -48,6 +49,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
+    repair: Repair,
     info: ConnectionInfo,
 }
 
@@ -156,7 +158,11 @@ impl Connection {
             streams: streams.clone(),
             _held: Arc::new(held),
         };
-        Ok(Self { stream, info })
+        Ok(Self {
+            stream,
+            repair: Repair::new(),
+            info,
+        })
     }
 
     /// Who calls, and a place for one more stream of that process.
@@ -187,7 +193,12 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Some(new) = buffer.filled_mut().get_mut(before..) {
+            self.repair.apply(new);
+        }
+        read
     }
 }
 
