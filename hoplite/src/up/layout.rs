@@ -138,6 +138,9 @@ impl Layout {
     /// Makes the directories that are missing, and the demo's policies if there are none yet.
     pub(crate) fn create(dir: &Path) -> anyhow::Result<Self> {
         let layout = Self { dir: dir.to_owned() };
+        if dir.to_str().is_none_or(|name| name.chars().any(char::is_control)) {
+            bail!("the directory {dir:?} cannot stand in a configuration file; choose a name of printable characters");
+        }
         // Before anything is made: the longest of the sockets must be possible.
         socket::ensure_fits(&layout.socket("orders"))?;
         files::private_dir(dir)?;
@@ -185,7 +188,8 @@ impl Layout {
         svid_ttl: Option<Duration>,
         via: impl Fn(&str, &str) -> Option<SocketAddr>,
     ) -> anyhow::Result<()> {
-        let dir = self.dir.display();
+        // As TOML writes it between quotes.
+        let dir = self.dir.display().to_string().replace('\\', r"\\").replace('"', "\\\"");
         let mut ca = format!(
             "# Written by `hoplite up` at each start.\n\
              trust_domain = \"{TRUST_DOMAIN}\"\n\
@@ -283,7 +287,7 @@ mod tests {
     #[test]
     fn every_config_file_is_accepted_by_its_daemon() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::create(dir.path()).unwrap();
+        let layout = Layout::create(&dir.path().join(r#"a "strange\name"#)).unwrap();
         layout
             .write_configs(&Ports::from_base(7700), Some(Duration::from_secs(10)), |_, _| None)
             .unwrap();
