@@ -52,7 +52,7 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().replace('\n', ", ");
-        if !text.ends_with(&cause) {
+        if !text.contains(&cause) {
             let separator = if text.is_empty() { "" } else { ": " };
             let _ = write!(text, "{separator}{cause}");
         }

@@ -367,7 +367,10 @@ fn show_entries(rows: Vec<EntryRow>, output: Output) -> anyhow::Result<ExitCode>
     } else {
         let mut table = Table::new(&["ID", "SPIFFE ID", "SELECTORS", "PARENT", "TTL"]);
         for row in rows {
-            let ttl = Span(Duration::from_secs(row.ttl_seconds.into())).to_string();
+            let ttl = match row.ttl_seconds {
+                0 => "the CA's".to_owned(),
+                seconds => Span(Duration::from_secs(seconds.into())).to_string(),
+            };
             table.row([row.id, row.spiffe_id, row.selectors.join(" "), row.parent, ttl]);
         }
         table.print()?;

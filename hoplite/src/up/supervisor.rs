@@ -169,14 +169,13 @@ impl Keeper {
             let started = Instant::now();
             let ended = match self.run().await {
                 Ok(None) => return, // stopped as asked
-                Ok(Some((pid, status, last_words))) => {
-                    format!("{} (pid {pid}) {}{last_words}", self.spec.name, describe(status))
-                }
-                Err(error) => format!("{} cannot be started: {error:#}", self.spec.name),
+                Ok(Some((pid, status, last_words))) => format!("pid {pid} {}{last_words}", describe(status)),
+                Err(error) => format!("cannot be started: {error:#}"),
             };
             if !*self.up.borrow() {
+                let failed = format!("{}: {ended}", self.spec.name);
                 self.failure
-                    .send_if_modified(|failure| failure.is_none().then(|| *failure = Some(ended)).is_some());
+                    .send_if_modified(|failure| failure.is_none().then(|| *failure = Some(failed)).is_some());
                 return;
             }
             if started.elapsed() > STABLE_AFTER {

@@ -117,8 +117,8 @@ fn values_of_the_ca() {
 #[test]
 fn a_ca_without_its_key_makes_no_new_one() {
     let dir = tempfile::tempdir().unwrap();
-    let up = crate::support::Up::start(dir.path());
-    drop(up);
+    let mut up = crate::support::Up::start(dir.path());
+    assert!(up.interrupt().success());
     let key = dir.path().join("ca/authority.key");
     fs::remove_file(&key).unwrap();
     check(

@@ -136,7 +136,7 @@ fn a_killed_process_comes_back_and_loses_nothing() {
             }
         }
         up.sees(&format!(
-            "{called} (pid {pid}) was killed by signal 9; starting it again"
+            "{called:<14}  pid {pid} was killed by signal 9; starting it again"
         ));
         until(&format!("{name} is back"), || {
             up.processes().get(name).filter(|new| **new != pid).copied()
