@@ -25,7 +25,7 @@ use crate::record;
 const CSR_BYTES_MAX: usize = 8192;
 
 /// Machines whose clocks are this much behind ours accept a fresh certificate at once. A short-lived certificate is
-/// back-dated by less, a fifth of its life: it is renewed at the half of its whole life, which must lie ahead.
+/// back-dated by less, a fifth of what it has to live: it is renewed at the half of its whole life, which must lie ahead.
 const BACK_DATED: Duration = Duration::from_secs(10);
 
 /// What is to be certified: all of it registered, none of it asked for.
@@ -125,14 +125,17 @@ struct Validity {
     not_after: SystemTime,
 }
 
-/// Whole seconds, within the authority's own; `None` when nothing is left of that.
+/// Whole seconds, for certificates know no others, within the authority's own; `None` when nothing is left of that.
 fn validity(authority: &Authority, ttl: Duration, now: SystemTime) -> Option<Validity> {
     let now = record::from_unix_seconds(record::unix_seconds(now));
-    let not_before = now.checked_sub(BACK_DATED.min(ttl / 5))?.max(authority.not_before());
     let not_after = now
-        .checked_add(ttl)
+        .checked_add(Duration::from_secs(ttl.as_secs()))
         .map_or(authority.not_after(), |end| end.min(authority.not_after()));
-    (not_before <= now && now < not_after).then_some(Validity { not_before, not_after })
+    // What the authority's end leaves of the life counts here, not what was asked for.
+    let left = not_after.duration_since(now).ok().filter(|left| !left.is_zero())?;
+    let back_dated = BACK_DATED.min(Duration::from_secs(left.as_secs() / 5));
+    let not_before = now.checked_sub(back_dated)?.max(authority.not_before());
+    (not_before <= now).then_some(Validity { not_before, not_after })
 }
 
 fn names(template: &Template<'_>) -> Result<Vec<SanType>, rcgen::Error> {
@@ -321,11 +324,27 @@ mod tests {
         let authority = Authority::ephemeral(&domain(), now(), Duration::from_secs(DAY));
         let pair = KeyPair::generate().unwrap();
         let key = SubjectKey::from_csr(&csr(&pair)).unwrap();
-        for ttl in [5, 6, 10, 11, 30, 50, 3600].map(Duration::from_secs) {
-            let leaf = mint_at(&authority, &key, ttl, now()).unwrap().leaf;
+        let check = |ttl: Duration, at: SystemTime, left: Duration| {
+            let leaf = mint_at(&authority, &key, ttl, at).unwrap().leaf;
             let half = leaf.not_before() + leaf.not_after().duration_since(leaf.not_before()).unwrap() / 2;
-            assert!(half >= now() + ttl / 3, "{ttl:?}");
+            assert!(half >= at + left / 3, "{ttl:?} with {left:?} left");
+        };
+        for ttl in (5..=60).chain([3600]).map(Duration::from_secs) {
+            check(ttl, now(), ttl);
         }
+        // The last of an authority: little is left of the hour that was asked for.
+        for left in (1..=60).map(Duration::from_secs) {
+            check(Duration::from_secs(3600), authority.not_after() - left, left);
+        }
+    }
+
+    #[test]
+    fn a_life_that_is_no_whole_number_of_seconds_is_shortened_to_one() {
+        let authority = Authority::ephemeral(&domain(), now(), Duration::from_secs(DAY));
+        let at = now() + Duration::from_millis(900);
+        let leaf = mint_at(&authority, &key(), Duration::from_millis(7800), at).unwrap().leaf;
+        assert_eq!(leaf.not_before(), now() - Duration::from_secs(1));
+        assert_eq!(leaf.not_after(), now() + Duration::from_secs(7));
     }
 
     #[test]

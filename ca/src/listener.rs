@@ -40,7 +40,7 @@ const EXPIRED_STAYS: Duration = Duration::from_secs(5);
 /// When the system has no more file descriptors, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// When the CA's own certificate cannot be renewed; half of its life is left for trying.
+/// Between two renewals of the CA's own certificate, or attempts at it; half of its life is left for trying.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who called, as far as the handshake showed it.
@@ -124,11 +124,9 @@ impl ServerIdentity {
                     configs.send_replace(config);
                     renew_at = next;
                 }
-                Err(error) => {
-                    tracing::error!(%error, "trying again");
-                    sleep(RENEW_PAUSE).await;
-                }
+                Err(error) => tracing::error!(%error, "trying again"),
             }
+            sleep(RENEW_PAUSE).await;
         }
     }
 }
