@@ -94,6 +94,16 @@ impl Agent {
         }
     }
 
+    /// After a certificate was made for whoever showed the one with this serial number.
+    pub(crate) fn renewed(self, shown: &str, issued: Issued) -> Result<Self, Denied> {
+        if self.banned {
+            return Err(Denied::Banned(self.spiffe_id));
+        }
+        self.standing(shown).ok_or(Denied::Superseded)?;
+        // If it is the newest one, whose first use could not be noted, it must not be forgotten for the one after it.
+        Ok(self.activate(shown).issued(issued))
+    }
+
     /// After the newest certificate was used.
     pub(crate) fn activate(self, serial: &str) -> Self {
         match self.next {
@@ -216,6 +226,16 @@ mod tests {
         assert_eq!(agent.clone().activate("1"), agent, "an old one changes nothing");
         let agent = agent.issued(issued("4")).activate("4");
         check(&agent, [None, None, known, known]);
+    }
+
+    #[test]
+    fn whoever_renews_keeps_the_certificate_it_renewed_with() {
+        let known = Some(Standing::Known);
+        let agent = joined("1").issued(issued("2")).renewed("2", issued("3")).unwrap();
+        assert_eq!(["1", "2"].map(|serial| agent.standing(serial)), [known, known]);
+        assert_eq!(agent.standing("3"), Some(Standing::FirstUse));
+        assert_eq!(agent.clone().renewed("4", issued("5")), Err(Denied::Superseded));
+        assert_eq!(agent.banned().renewed("2", issued("5")), Err(Denied::Banned(id())));
     }
 
     #[test]

@@ -342,7 +342,9 @@ mod tests {
     fn a_life_that_is_no_whole_number_of_seconds_is_shortened_to_one() {
         let authority = Authority::ephemeral(&domain(), now(), Duration::from_secs(DAY));
         let at = now() + Duration::from_millis(900);
-        let leaf = mint_at(&authority, &key(), Duration::from_millis(7800), at).unwrap().leaf;
+        let leaf = mint_at(&authority, &key(), Duration::from_millis(7800), at)
+            .unwrap()
+            .leaf;
         assert_eq!(leaf.not_before(), now() - Duration::from_secs(1));
         assert_eq!(leaf.not_after(), now() + Duration::from_secs(7));
     }

@@ -181,7 +181,7 @@ impl wire::node_server::Node for Node {
             .map_err(RegistryError::from)?;
         self.0
             .registry
-            .renewed(peer.spiffe_id(), Issued::from(&minted.leaf))
+            .renewed(peer.spiffe_id(), peer.serial(), Issued::from(&minted.leaf))
             .await?;
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), serial = minted.leaf.serial(), outcome = "issued", "renew");
         Ok(Response::new(self.svid(&minted)))

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::agent::{Agent, Issued};
+use crate::agent::{Agent, Denied, Issued};
 use crate::entry::{Entry, EntryId};
 use crate::index::{AGENTS, ENTRIES, Index};
 use crate::issuance::{MintError, Minted};
@@ -92,6 +92,8 @@ pub(crate) enum RegistryError {
     Banned(SpiffeId),
     #[error(transparent)]
     Refused(#[from] JoinRefused),
+    #[error(transparent)]
+    Denied(#[from] Denied),
     #[error(transparent)]
     Mint(#[from] MintError),
 }
@@ -185,15 +187,18 @@ impl Registry {
         .await
     }
 
-    /// Notes a new certificate of an agent.
-    pub(crate) async fn renewed(&self, id: &SpiffeId, issued: Issued) -> Result<(), RegistryError> {
-        self.change_agent(id, move |agent| agent.issued(issued.clone())).await
+    /// Notes a new certificate of an agent, which asked for it with the certificate `shown`. Its standing is decided here
+    /// once more: since the call began another key may have joined in its place, or an operator have banned it.
+    pub(crate) async fn renewed(&self, id: &SpiffeId, shown: &str, issued: Issued) -> Result<(), RegistryError> {
+        let shown = shown.to_owned();
+        self.change_agent(id, move |agent| agent.renewed(&shown, issued.clone()))
+            .await
     }
 
     /// Notes that an agent used its newest certificate.
     pub(crate) async fn activate(&self, id: &SpiffeId, serial: &str) -> Result<(), RegistryError> {
         let serial = serial.to_owned();
-        self.change_agent(id, move |agent| agent.activate(&serial)).await
+        self.change_agent(id, move |agent| Ok(agent.activate(&serial))).await
     }
 
     /// Refuses an agent from now on, and its tokens.
@@ -310,13 +315,13 @@ impl Registry {
     async fn change_agent(
         &self,
         id: &SpiffeId,
-        change: impl Fn(Agent) -> Agent + Send + 'static,
+        change: impl Fn(Agent) -> Result<Agent, Denied> + Send + 'static,
     ) -> Result<(), RegistryError> {
         let id = id.clone();
         self.write(move |store| {
             let key = agent_key(&id);
             let (agent, at) = read::<Agent>(store, &key)?.ok_or_else(|| RegistryError::NoSuchAgent(id.clone()))?;
-            let changed = change(agent.clone());
+            let changed = change(agent.clone())?;
             let batch = match changed == agent {
                 true => Batch::new(),
                 false => Batch::new()
@@ -514,6 +519,7 @@ impl From<RegistryError> for Status {
         let text = error.to_string();
         match error {
             RegistryError::Refused(_) => Self::permission_denied(text),
+            RegistryError::Denied(denied) => denied.into(),
             RegistryError::NoSuchAgent(_) => Self::not_found(text),
             RegistryError::Banned(_) => Self::failed_precondition(text),
             RegistryError::Commit(CommitError::TooLarge(_)) => {
@@ -534,6 +540,7 @@ mod tests {
     use crate::authority::{Authority, Serial};
     use crate::entry::tests::{parse, sample};
     use crate::issuance::{SubjectKey, Template, mint};
+    use hoplite_identity::Leaf;
     use hoplite_store::{MemoryStore, SledStore};
     use std::time::UNIX_EPOCH;
 
@@ -636,6 +643,34 @@ mod tests {
             registry.create_token(id, u64::MAX, now()).await,
             Err(RegistryError::Banned(_))
         ));
+        follower.stop();
+    }
+
+    #[tokio::test]
+    async fn a_renewal_that_was_overtaken_by_another_join_or_a_ban_counts_for_nothing() {
+        let (registry, follower) = Registry::open(Arc::new(MemoryStore::new())).unwrap();
+        let (mint, id) = (minter(), agent("n1"));
+        let join = async |key: &str| {
+            let token = registry.create_token(id.clone(), u64::MAX, now()).await.unwrap();
+            registry
+                .join(&token.reveal(), key.into(), now(), mint.clone())
+                .await
+                .unwrap()
+                .leaf
+        };
+        let renewed = async |shown: &Leaf| {
+            registry
+                .renewed(&id, shown.serial(), Issued::from(&mint(&id).unwrap().leaf))
+                .await
+        };
+        let old = join("a").await;
+        renewed(&old).await.unwrap();
+        let new = join("b").await;
+        let error = renewed(&old).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Denied(Denied::Superseded)), "{error}");
+        registry.ban(&id).await.unwrap();
+        let error = renewed(&new).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Denied(Denied::Banned(_))), "{error}");
         follower.stop();
     }
 
