@@ -48,10 +48,12 @@ pub(crate) struct Follower {
 /// What a look at the directory compares: names, and for each what changes when it is written.
 type Glance = Vec<(String, (u64, u64, i64, i64))>;
 
-/// The directory as it was last seen.
+/// The directory as it was last read.
 struct Directory {
     path: PathBuf,
     glance: Option<Glance>,
+    /// What the last look found and did not read yet.
+    unsettled: Option<Glance>,
     sources: Option<Result<Vec<(String, String)>, String>>,
 }
 
@@ -69,11 +71,7 @@ impl PolicyFeed {
             }),
             epoch: watch::Sender::new(0),
         });
-        let mut directory = Directory {
-            path,
-            glance: None,
-            sources: None,
-        };
+        let mut directory = Directory::new(path);
         feed.apply(&mut directory);
         let (stop, stopped) = mpsc::channel();
         let followed = feed.clone();
@@ -165,13 +163,28 @@ impl PolicyFeed {
 // === impl Directory ===
 
 impl Directory {
-    /// The sources, if their names or texts differ from those of the last look.
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            glance: None,
+            unsettled: None,
+            sources: None,
+        }
+    }
+
+    /// The sources, if their names or texts differ from those last read, and two looks agree on them.
     fn changed(&mut self) -> Option<Result<Vec<Source>, String>> {
         let glance = glance(&self.path);
-        if let (Ok(now), Some(before)) = (&glance, &self.glance)
-            && now == before
-        {
-            return None;
+        if let Ok(now) = &glance {
+            if self.glance.as_ref() == Some(now) {
+                self.unsettled = None;
+                return None;
+            }
+            // Whoever saves a file may empty or remove it first. For that moment its `forbid`s are gone and what is left
+            // is valid: it must not come in force. At start there is nothing to hold on to.
+            if self.sources.is_some() && self.unsettled.replace(now.clone()).as_ref() != Some(now) {
+                return None;
+            }
         }
         let read = glance
             .as_ref()
@@ -235,4 +248,34 @@ fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>, String> {
 
 fn describe(error: &io::Error) -> String {
     format!("cannot read the policy directory: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_being_saved_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("a.cedar"), dir.path().join("b.cedar"));
+        let mut directory = Directory::new(dir.path().to_owned());
+        let mut look = || {
+            let texts = directory.changed()?.unwrap().into_iter().map(|source| source.text);
+            Some(texts.collect::<Vec<_>>().join(","))
+        };
+        fs::write(&file, "first").unwrap();
+        assert_eq!(look().as_deref(), Some("first"), "at start at once");
+        assert_eq!(look(), None);
+        fs::write(&file, "").unwrap();
+        assert_eq!(look(), None, "emptied");
+        fs::write(&file, "the second").unwrap();
+        assert_eq!(look(), None, "written");
+        assert_eq!(look().as_deref(), Some("the second"), "left alone since the last look");
+        fs::rename(&file, &other).unwrap();
+        assert_eq!(look(), None, "moved away");
+        fs::rename(&other, &file).unwrap();
+        assert_eq!(look(), None, "and back");
+        fs::remove_file(&file).unwrap();
+        assert_eq!((look(), look().as_deref()), (None, Some("")), "a removal counts too");
+    }
 }
