@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
+use crate::headers;
+
 /// A body on its way from one side to the other. It is never held whole.
 #[derive(Debug)]
 pub(crate) enum Body {
@@ -39,7 +41,7 @@ impl HttpBody for Body {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Streamed { incoming, .. } => Pin::new(incoming).poll_frame(context),
+            Self::Streamed { incoming, .. } => Pin::new(incoming).poll_frame(context).map_ok(without_identity),
             Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
         }
     }
@@ -56,5 +58,35 @@ impl HttpBody for Body {
             Self::Streamed { incoming, .. } => incoming.size_hint(),
             Self::Own(full) => full.size_hint(),
         }
+    }
+}
+
+/// Trailers are headers that come late, and some servers merge them.
+fn without_identity(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        headers::remove_identity(trailers);
+    }
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn identity_does_not_come_in_trailers() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "grpc-status",
+            "x-forwarded-client-cert",
+            "x-hoplite-decision",
+            "l5d_client_id",
+        ] {
+            trailers.insert(name, HeaderValue::from_static("0"));
+        }
+        let left = without_identity(Frame::trailers(trailers)).into_trailers().unwrap();
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["grpc-status"]);
     }
 }

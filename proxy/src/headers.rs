@@ -1,5 +1,6 @@
 //! Header hygiene: what may cross a hop, what only a proxy may say, and what we say about the peer.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use hoplite_identity::{SpiffeId, VerifiedPeer};
@@ -30,6 +31,15 @@ const IDENTITY: [&str; 3] = ["x-forwarded-client-cert", "x-forwarded-proto", "l5
 /// The same, by prefix.
 const IDENTITY_PREFIXES: [&str; 2] = ["x-hoplite-", "x-envoy-"];
 
+/// Headers that some servers obey instead of the request line: with them, what is done is not what was decided.
+const OVERRIDES: [&str; 5] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
 /// Why a message cannot be passed on in one reading, or its wish not be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unclean {
@@ -41,6 +51,8 @@ pub(crate) enum Unclean {
     Upgrade,
     #[error("an expectation other than `100-continue`")]
     Expectation,
+    #[error("a header that some servers obey instead of the method or path that was decided on")]
+    Override,
 }
 
 // === impl Unclean ===
@@ -53,6 +65,7 @@ impl Unclean {
             Self::TransferCoding => "transfer_coding",
             Self::Upgrade => "upgrade_refused",
             Self::Expectation => "expectation_failed",
+            Self::Override => "override_refused",
         }
     }
 }
@@ -81,6 +94,12 @@ pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean
         .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"))
     {
         return Err(Unclean::Upgrade);
+    }
+    if headers
+        .keys()
+        .any(|name| OVERRIDES.contains(&dashed(name.as_str()).as_ref()))
+    {
+        return Err(Unclean::Override);
     }
     match headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Unclean::Expectation),
@@ -169,15 +188,17 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn speaks_of_identity(name: &str) -> bool {
-    // Servers that hand headers to programs as variables (CGI, WSGI) see `_` and `-` as the same.
-    let dashed;
-    let name = if name.contains('_') {
-        dashed = name.replace('_', "-");
-        dashed.as_str()
+    let name = dashed(name);
+    IDENTITY.contains(&name.as_ref()) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Servers that hand headers to programs as variables (CGI, WSGI) see `_` and `-` as the same.
+fn dashed(name: &str) -> Cow<'_, str> {
+    if name.contains('_') {
+        name.replace('_', "-").into()
     } else {
-        name
-    };
-    IDENTITY.contains(&name) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        name.into()
+    }
 }
 
 fn has_token(value: &HeaderValue, token: &str) -> bool {
@@ -301,6 +322,18 @@ mod tests {
         check(&[("upgrade", "h2c")], V::HTTP_11, Ok(()));
         check(&[("expect", "100-Continue")], V::HTTP_11, Ok(()));
         check(&[("expect", "200-ok")], V::HTTP_11, Err(Unclean::Expectation));
+        check(
+            &[("x-http-method-override", "DELETE")],
+            V::HTTP_11,
+            Err(Unclean::Override),
+        );
+        check(
+            &[("x_http_method_override", "DELETE")],
+            V::HTTP_2,
+            Err(Unclean::Override),
+        );
+        check(&[("x-original-url", "/admin")], V::HTTP_2, Err(Unclean::Override));
+        check(&[("x-original-uri", "/a")], V::HTTP_11, Ok(()));
     }
 
     #[test]

@@ -131,6 +131,11 @@ async fn an_ambiguous_request_is_refused_and_recorded() {
         417,
     )
     .await;
+    check(
+        "POST / HTTP/1.1\r\nhost: orders\r\nx-http-method-override: DELETE\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        400,
+    )
+    .await;
     assert_eq!(app.count(), 0, "nothing reached the service");
 }
 
