@@ -175,7 +175,7 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
             Some(Ok(())) => {
                 backoff.succeeded();
                 facts = Facts {
-                    svid: keeper.validity(),
+                    svid: keeper.validity().map(|svid| svid.just_issued(SystemTime::now())),
                     ..Facts::default()
                 };
             }
@@ -244,6 +244,19 @@ impl Facts {
             Step::Sleep { until: svid.renew_at }
         } else {
             Step::Renew
+        }
+    }
+}
+
+// === impl Validity ===
+
+impl Validity {
+    /// However far our clock is ahead of the CA's: what has just been issued is not due at once.
+    fn just_issued(self, now: SystemTime) -> Self {
+        let left = self.not_after.duration_since(now).unwrap_or_default();
+        Self {
+            renew_at: self.renew_at.max(now + left / 4),
+            ..self
         }
     }
 }
@@ -452,7 +465,7 @@ impl Keeper {
 
 impl Held {
     /// Parses what is on disk; the error is for the operator.
-    fn read(disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, String> {
+    fn read(mut disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, String> {
         let bundle = match &disk.bundle {
             Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
                 .map_err(|e| format!("its trust bundle is damaged: {e}"))?,
@@ -474,6 +487,17 @@ impl Held {
         }
         let bundle = Arc::new(bundle);
         let verifier = link::verifier(&bundle).map_err(|e| format!("its trust bundle is damaged: {e}"))?;
+        // After the operator's file named a CA that was founded anew: that one lets the old SVID into no connection, and
+        // so never says that it refuses it. Without it the agent joins at once. Its time is another matter.
+        let is_ours = |svid: &X509Svid| {
+            let when = svid.leaf().not_before();
+            verifier.verify(svid.chain(), PeerRole::Client, when).is_ok()
+        };
+        let svid = svid.filter(is_ours);
+        if svid.is_none() && disk.chain.is_some() {
+            tracing::warn!("the trust bundle does not vouch for this node's SVID; it is not used any more");
+            (disk.key, disk.chain) = (None, None);
+        }
         Ok(Self {
             disk,
             bundle,
@@ -581,6 +605,12 @@ mod tests {
         check(300, svid, false, false, None, Step::NeedToken);
         check(300, svid, true, false, None, Step::Join);
         check(301, svid, true, false, Some(305), sleep(305));
+
+        let issued = svid.map(|svid| svid.just_issued(at(260)));
+        check(260, issued, false, false, None, sleep(270)); // our clock is far ahead of the CA's
+        check(270, issued, false, false, None, Step::Renew);
+        let issued = svid.map(|svid| svid.just_issued(at(110)));
+        check(110, issued, false, false, None, sleep(200));
     }
 
     /// A year of hourly certificates with a CA that is away now and then: no gap while it is there, no storm while it is not.
@@ -829,11 +859,19 @@ mod tests {
         let keeper = world.open().unwrap();
         assert_eq!(keeper.held().bundle.sequence(), 2);
 
+        let (response, key) = answer(&world.authority.svid("/hoplite/agent/n1", DAY), None);
+        keeper.accept(response, key, Some(&Token("spent".into()))).unwrap();
+        assert!(world.open().unwrap().credentials().borrow().is_some());
         let refounded = TestAuthority::new("prod.example");
         std::fs::write(world.bundle_file(), refounded.bundle().to_pem()).unwrap();
         let keeper = world.open().unwrap();
         assert_eq!(keeper.held().bundle.authorities(), refounded.bundle().authorities());
         assert_eq!(keeper.held().bundle.sequence(), 0);
+        assert!(
+            keeper.validity().is_none(),
+            "the former CA's SVID would only be in the way"
+        );
+        assert!(keeper.credentials().borrow().is_none());
     }
 
     #[test]
