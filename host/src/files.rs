@@ -1,7 +1,7 @@
 //! Files and directories that only their owner may touch, written whole or not at all.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,8 @@ pub struct FileError {
     source: io::Error,
 }
 
-/// Makes a directory (and its parents) that only its owner may enter, and checks that it can be written.
+/// Makes a directory (and its parents) that only its owner may enter, and checks that it can be written. One that is
+/// there already may let others in, but not let them write: whoever may could put another file in a secret's place.
 pub fn private_dir(path: &Path) -> Result<(), FileError> {
     let failed = |source| FileError {
         verb: "use the directory",
@@ -28,6 +29,18 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
         .mode(0o700)
         .create(path)
         .map_err(failed)?;
+    let mode = fs::metadata(path).map_err(failed)?.mode();
+    if mode & 0o022 != 0 {
+        return Err(FileError {
+            verb: "use the directory",
+            path: path.to_owned(),
+            remedy: "; `chmod go-w` it, or choose another",
+            source: io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("its mode {:04o} lets others write in it", mode & 0o7777),
+            ),
+        });
+    }
     let probe = path.join(format!(".probe-{}", std::process::id()));
     OpenOptions::new()
         .write(true)
@@ -57,7 +70,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
         remedy,
         source,
     };
-    let mode = fs::metadata(path).map_err(|e| failed(e, ""))?.mode();
+    // The mode of what is read, not of what had the name a moment before.
+    let mut file = File::open(path).map_err(|e| failed(e, ""))?;
+    let mode = file.metadata().map_err(|e| failed(e, ""))?.mode();
     if mode & 0o077 != 0 {
         let source = io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -68,7 +83,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
             "; replace the secret, or `chmod 600` the file if nobody can have read it",
         ));
     }
-    fs::read(path).map_err(|e| failed(e, ""))
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|e| failed(e, ""))?;
+    Ok(bytes)
 }
 
 /// Reads a text file.
@@ -152,6 +169,30 @@ mod tests {
         write_public(&path, b"oops").unwrap();
         let error = read_private(&path).unwrap_err().to_string();
         assert!(error.contains("0644") && error.contains("key"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |mode: u32, good: bool| {
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            let result = private_dir(dir.path()).map_err(|e| e.to_string());
+            assert_eq!(result.is_ok(), good, "{mode:o}: {result:?}");
+            if let Err(error) = result {
+                assert!(
+                    error.contains(&format!("{mode:04o}")) && error.contains("chmod go-w"),
+                    "{error}"
+                );
+            }
+        };
+        check(0o700, true);
+        check(0o755, true);
+        check(0o770, false);
+        check(0o777, false);
+        check(0o1777, false);
+        let below = dir.path().join("made/below");
+        private_dir(&below).unwrap();
+        assert_eq!(mode(&below), 0o700);
     }
 
     #[test]
