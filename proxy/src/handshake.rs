@@ -1,7 +1,8 @@
 //! From a TCP connection to a verified peer, or to a reason why not.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::Outcome;
@@ -9,7 +10,7 @@ use hoplite_identity::tls;
 use hoplite_identity::{CertificateDer, PeerRejected, PeerRole};
 use rustls::CommonState;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -20,8 +21,8 @@ use crate::session::Session;
 /// A peer that has not proved itself within this time is not going to.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// Handshakes under way at a time: each costs a signature, and strangers may ask for them.
-pub(crate) const HANDSHAKES_MAX: usize = 256;
+/// Handshakes under way at a time: each holds some 30 kB, and strangers may ask for them.
+const HANDSHAKES_MAX: usize = 256;
 
 /// The first byte of every TLS connection: the content type `handshake` (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -30,8 +31,13 @@ const TLS_HANDSHAKE: u8 = 0x16;
 #[derive(Clone)]
 pub(crate) struct Handshaker {
     pub(crate) identity: Arc<IdentityFeed>,
-    pub(crate) under_way: Arc<Semaphore>,
+    pub(crate) under_way: Arc<UnderWay>,
 }
+
+/// The handshakes under way, oldest first. One too many ends the oldest: if they queued, strangers who begin a handshake
+/// and fall silent would keep everybody out.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay(Mutex<VecDeque<oneshot::Sender<()>>>);
 
 /// Why a connection did not get an identity. The peer hears only a TLS alert.
 #[derive(Debug)]
@@ -77,11 +83,6 @@ impl Handshaker {
             }
             Ok(_) => {}
         }
-        let _turn = self
-            .under_way
-            .acquire()
-            .await
-            .map_err(|_| Refused::ours("stopping", "the proxy stops"))?;
         let generation = self.identity.current();
         if !generation.is_valid(SystemTime::now()) {
             return Err(Refused::ours(
@@ -89,10 +90,15 @@ impl Handshaker {
                 "the own SVID has expired and the agent gave no new one",
             ));
         }
-        let stream = TlsAcceptor::from(generation.server(layer))
-            .accept(tcp)
-            .await
-            .map_err(|error| Refused::by(&error))?;
+        let crowded_out = self.under_way.begin();
+        let stream = tokio::select! {
+            accepted = TlsAcceptor::from(generation.server(layer)).accept(tcp) => {
+                accepted.map_err(|error| Refused::by(&error))?
+            }
+            _ = crowded_out => {
+                return Err(Refused::stranger("crowded_out", "of too many handshakes under way it was the oldest"));
+            }
+        };
         let (_, connection) = stream.get_ref();
         // The verifier ran inside the handshake. It runs again here, so that no configuration mistake can let a peer pass.
         let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Client, SystemTime::now())?;
@@ -106,6 +112,24 @@ impl Handshaker {
             &generation,
         );
         Ok(Some((stream, session)))
+    }
+}
+
+// === impl UnderWay ===
+
+impl UnderWay {
+    /// Begins a handshake, which is under way until the receiver is dropped, and must end when the receiver is ready.
+    fn begin(&self) -> oneshot::Receiver<()> {
+        let (end, ended) = oneshot::channel();
+        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way.len() >= HANDSHAKES_MAX {
+            under_way.retain(|other| !other.is_closed());
+        }
+        if under_way.len() >= HANDSHAKES_MAX {
+            under_way.pop_front();
+        }
+        under_way.push_back(end);
+        ended
     }
 }
 

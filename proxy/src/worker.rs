@@ -14,7 +14,7 @@ use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as Outbo
 use crate::dial::Peer;
 use crate::enforce::Enforcer;
 use crate::error::StartError;
-use crate::handshake::{HANDSHAKES_MAX, Handshaker};
+use crate::handshake::{Handshaker, UnderWay};
 use crate::identity_feed::IdentityFeed;
 use crate::inbound::Inbound;
 use crate::listener::{self, CONNECTIONS_MAX};
@@ -44,7 +44,7 @@ enum Kind {
 pub(crate) struct Shared {
     identity: Arc<IdentityFeed>,
     enforcer: Arc<Enforcer>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<UnderWay>,
     stop: Stop,
 }
 
@@ -135,7 +135,7 @@ impl Shared {
         Self {
             identity,
             enforcer,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            handshakes: Arc::default(),
             stop,
         }
     }

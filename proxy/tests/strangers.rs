@@ -8,7 +8,8 @@ use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::X509Svid;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_proxy::InboundProtocol;
-use support::{App, HOUR, World, eventually, exchange, get};
+use support::{App, HOUR, World, eventually, exchange, get, status};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
@@ -68,6 +69,29 @@ async fn a_health_check_is_no_stranger() {
     drop(TcpStream::connect(proxy.inbound("orders")).await.unwrap());
     eventually("it is gone", async || proxy.status().await["connections"] == 0).await;
     assert_eq!(world.records("orders").len(), 0);
+}
+
+#[tokio::test]
+async fn silent_strangers_do_not_keep_others_out() {
+    let world = World::new();
+    world.policy("anybody.cedar", ANYBODY);
+    let app = App::http().await;
+    let proxy = world.inbound("orders", InboundProtocol::Http, app.address).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(proxy.inbound("orders")).await.unwrap();
+        stream.write_all(&[0x16]).await.unwrap();
+        silent.push(stream);
+    }
+    let request = get("/");
+    let call = world.raw(proxy.inbound("orders"), "/orders", &request);
+    let answer = tokio::time::timeout(Duration::from_secs(5), call).await;
+    assert_eq!(status(&answer.expect("an answer while they are silent")), 200);
+    eventually("the oldest are recorded", async || {
+        let reasons = world.records("orders").into_iter().filter_map(|record| record.reason);
+        reasons.filter(|reason| reason.starts_with("crowded_out: ")).count() >= 44
+    })
+    .await;
 }
 
 #[tokio::test]
