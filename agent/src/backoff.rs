@@ -1,6 +1,6 @@
 //! How long to wait before trying again: doubling, bounded, and never in step with other agents.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -26,6 +26,13 @@ impl Backoff {
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
     }
+}
+
+/// Whether it is too early to try again. No wait is longer than the longest one: what seems to be was reckoned before the
+/// clock was set back.
+pub(crate) fn rests(until: SystemTime, now: SystemTime) -> bool {
+    let left = until.duration_since(now).unwrap_or_default();
+    !left.is_zero() && left <= LONGEST
 }
 
 /// A random number in 0..=1 from the system's generator.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::attest::hex;
-use crate::backoff::{Backoff, jitter};
+use crate::backoff::{Backoff, jitter, rests};
 use crate::key::Key;
 use crate::link::{self, CaError, CaLink, Credentials};
 
@@ -223,7 +223,7 @@ fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
 
 impl Facts {
     fn next(&self, now: SystemTime) -> Step {
-        let resting = self.retry_at.filter(|at| now < *at);
+        let resting = self.retry_at.filter(|at| rests(*at, now));
         let Some(svid) = self.svid.filter(|svid| now < svid.not_after) else {
             return match (self.token, resting) {
                 (false, _) => Step::NeedToken,
@@ -605,6 +605,8 @@ mod tests {
         check(300, svid, false, false, None, Step::NeedToken);
         check(300, svid, true, false, None, Step::Join);
         check(301, svid, true, false, Some(305), sleep(305));
+        check(150, None, true, false, Some(3700), Step::Join); // the clock was set back by an hour
+        check(200, svid, true, false, Some(3700), Step::Renew);
 
         let issued = svid.map(|svid| svid.just_issued(at(260)));
         check(260, issued, false, false, None, sleep(270)); // our clock is far ahead of the CA's

@@ -14,7 +14,7 @@ use hoplite_wire::ca::{IssueItem, IssueRequest};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::backoff::{Backoff, jitter};
+use crate::backoff::{Backoff, jitter, rests};
 use crate::entry::{Entry, Selector};
 use crate::key::Key;
 use crate::link::{CaError, CaLink, Credentials};
@@ -354,7 +354,11 @@ impl Stock {
                 .get(&entry.id)
                 .is_none_or(|minted| minted.renew_at <= now || !minted.entry.same_certificate(entry))
         };
-        let resting = |entry: &Entry| self.failed.get(&entry.id).is_some_and(|failed| now < failed.retry_at);
+        let resting = |entry: &Entry| {
+            self.failed
+                .get(&entry.id)
+                .is_some_and(|failed| rests(failed.retry_at, now))
+        };
         self.wanted
             .values()
             .filter(|entry| missing(entry) && !resting(entry))
@@ -578,6 +582,17 @@ mod tests {
         let due = stock.due(not_after + Duration::from_secs(60)).pop().unwrap();
         stock.minted(&due, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
         assert!(stock.failed.is_empty() && stock.due(start).is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_entry_rest_for_longer() {
+        let mut stock = Stock::default();
+        stock.want(wanted([entry("e", &id("/a"), &[])]));
+        let now = SystemTime::now();
+        let e = stock.due(now).pop().unwrap();
+        stock.failed(&e, now, 0.0);
+        assert!(stock.due(now).is_empty());
+        assert_eq!(ids(&stock.due(now - HOUR)), ["e"]);
     }
 
     #[test]
