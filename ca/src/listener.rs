@@ -20,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::authority::{Authority, Serial};
+use crate::entry;
 use crate::issuance::{MintError, SubjectKey, Template, mint};
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.
@@ -31,7 +32,7 @@ const HANDSHAKES_MAX: usize = 512;
 /// Connections at once: an agent needs one.
 const CONNECTIONS_MAX: usize = 20_000;
 
-/// How long a stranger may stay: joining takes one call.
+/// How long a stranger, or a workload, may stay: joining takes one call, and there is nothing here for workloads.
 const STRANGER_STAYS: Duration = Duration::from_secs(60);
 
 /// After a certificate's end its streams end with a word; then the connection ends without one.
@@ -197,16 +198,23 @@ async fn greet(
         None | Some([]) => None,
         Some(_) => Some(tls::verified_peer(verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
     };
-    let stays = peer.as_ref().map_or(STRANGER_STAYS, |peer| {
-        peer.not_after().duration_since(now).unwrap_or_default() + EXPIRED_STAYS
-    });
-    let ends = Box::pin(sleep_until(Instant::now() + stays));
+    let ends = Box::pin(sleep_until(Instant::now() + stays(peer.as_ref(), now)));
     Ok(Connection {
         stream,
         caller: Caller { peer, address },
         ends,
         _place: place,
     })
+}
+
+/// How long a connection may last. Only an agent's lasts: others could take up all places.
+fn stays(peer: Option<&VerifiedPeer>, now: SystemTime) -> Duration {
+    match peer {
+        Some(peer) if entry::is_agent(peer.spiffe_id()) => {
+            peer.not_after().duration_since(now).unwrap_or_default() + EXPIRED_STAYS
+        }
+        _ => STRANGER_STAYS,
+    }
 }
 
 // === impl Connection ===
@@ -239,5 +247,24 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_identity::testing::TestAuthority;
+
+    #[test]
+    fn only_an_agent_may_stay() {
+        let (authority, now) = (TestAuthority::new("prod.example"), SystemTime::now());
+        let check = |path: &str, long: bool| {
+            let stays = stays(Some(&authority.peer(path)), now);
+            assert_eq!(stays > STRANGER_STAYS, long, "{path}: {stays:?}");
+        };
+        check("/hoplite/agent/n1", true);
+        check("/orders", false);
+        check("/hoplite/ca", false);
+        assert_eq!(stays(None, now), STRANGER_STAYS);
     }
 }
