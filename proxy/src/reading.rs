@@ -57,6 +57,14 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadab
             reason,
         });
     }
+    // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.
+    if head_bytes(request) > HEADER_BYTES_MAX as usize || request.headers().len() > HEADERS_MAX {
+        return Err(Unreadable {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            code: "head_too_large",
+            reason: format!("the head has more than {HEADERS_MAX} fields or {HEADER_BYTES_MAX} bytes"),
+        });
+    }
     headers::check(request.headers(), request.version()).map_err(|unclean| Unreadable {
         status: match unclean {
             Unclean::ConflictingLength | Unclean::TransferCoding | Unclean::Override => StatusCode::BAD_REQUEST,
@@ -79,6 +87,15 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadab
         status: StatusCode::BAD_REQUEST,
         code: ambiguous.code(),
         reason: ambiguous.to_string(),
+    })
+}
+
+/// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes.
+fn head_bytes<B>(request: &Request<B>) -> usize {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    let fields = request.headers().iter();
+    fields.fold(target, |bytes, (name, value)| {
+        bytes + name.as_str().len() + value.len() + 32
     })
 }
 
