@@ -219,7 +219,7 @@ async fn while_the_agent_restarts_proxies_keep_their_traffic_and_find_it_again()
     world.start_agent().await;
     // The agent's keys for its workloads live in its memory, so what it serves now is new.
     shop.rotated_since(&first).await;
-    load.finish(20).await;
+    load.finish(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,11 +265,11 @@ async fn svids_of_five_seconds_rotate_on_every_hop_and_no_request_fails() {
     let shop = Shop::start(&world, Duration::from_secs(5)).await;
     let load = shop.load();
     let mut seen: [HashSet<String>; 4] = Default::default();
-    until("four SVIDs on every hop", async || {
+    until("eight SVIDs on every hop", async || {
         for (seen, serial) in seen.iter_mut().zip(shop.serials().await) {
             seen.insert(serial);
         }
-        seen.iter().all(|seen| seen.len() >= 4).then_some(())
+        seen.iter().all(|seen| seen.len() >= 8).then_some(())
     })
     .await;
     load.finish(100).await;

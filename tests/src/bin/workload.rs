@@ -16,9 +16,10 @@ async fn main() -> ExitCode {
     let fetched = async { WorkloadApiClient::connect_to(&socket).await?.fetch_x509_svid().await };
     let (code, line) = match fetched.await {
         Ok(svid) => (0, json!({ "spiffe_id": svid.spiffe_id().to_string() })),
-        Err(WorkloadApiError::PermissionDenied(reason)) => {
-            (3, json!({ "error": "PermissionDenied", "detail": reason }))
-        }
+        Err(WorkloadApiError::PermissionDenied(_) | WorkloadApiError::NoIdentityIssued) => (
+            3,
+            json!({ "error": "PermissionDenied", "detail": reason(&socket).await }),
+        ),
         Err(error) => (1, json!({ "error": "other", "detail": error.to_string() })),
     };
     match writeln!(std::io::stdout(), "{line}") {
