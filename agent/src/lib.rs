@@ -64,6 +64,9 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The kernel cannot say which process connected.
+    #[error("workloads cannot be attested: {0}")]
+    Kernel(#[source] io::Error),
     /// The node's own files.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -89,6 +92,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing is bound or half-written then. A CA that is away is no error: the agent keeps trying.
 pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Running, StartError> {
+    socket::ensure_peers_are_known().map_err(StartError::Kernel)?;
     let keeper = Arc::new(Keeper::open(
         &config.data_dir,
         &config.trust_domain,

@@ -23,13 +23,19 @@ pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// Writes text to standard output. A reader that has gone (`| head`) is no error.
+/// Writes text to standard output. Fails with `BrokenPipe` when the reader has gone (`| head`), see [`reader_is_gone`].
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
-    }
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Whether an error only says that nobody reads our output any more: then there is nothing left to do, and nothing wrong.
+pub(crate) fn reader_is_gone(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Writes a value as indented JSON.

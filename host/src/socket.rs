@@ -2,12 +2,12 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
-use rustix::process::{Pid, PidfdFlags};
 use tokio::net::{UnixListener, UnixStream};
 
 /// The kernel's limit on a socket path (`sun_path` less its final NUL).
@@ -104,25 +104,30 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     Ok(listener)
 }
 
-/// Who is at the other end. Fails when the peer has exited already.
+/// Who is at the other end. Fails when the peer has exited already, and on a kernel that cannot say.
+///
+/// The pidfd is the kernel's own (`SO_PEERPIDFD`, Linux 6.5). To open one by number instead would leave a moment between
+/// connect and here in which the number may have become another process's, so older kernels are refused.
 pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
-    let credentials = rustix::net::sockopt::socket_peercred(stream)?;
-    let pidfd = pidfd_of(stream, credentials.pid)?;
+    let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
+    let pidfd = getsockopt(stream, sockopt::PeerPidfd)?;
     Ok(Peer {
-        pid: credentials.pid.as_raw_nonzero().get(),
-        uid: credentials.uid.as_raw(),
-        gid: credentials.gid.as_raw(),
+        pid: credentials.pid(),
+        uid: credentials.uid(),
+        gid: credentials.gid(),
         pidfd,
     })
 }
 
-/// The kernel's own pidfd of the peer, which cannot be another process that took over the pid.
-fn pidfd_of(stream: &UnixStream, pid: Pid) -> io::Result<OwnedFd> {
-    match getsockopt(&stream.as_fd(), sockopt::PeerPidfd) {
-        Ok(pidfd) => Ok(pidfd),
-        // Before Linux 6.5 there is no such option. Between connect and here the pid could have been reused, so the
-        // attestor compares the process's start time with the moment of accept.
-        Err(nix::errno::Errno::ENOPROTOOPT) => Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?),
+/// Fails on a kernel that cannot say which process connected; for a daemon to say so when it starts.
+pub fn ensure_peers_are_known() -> io::Result<()> {
+    let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+    match getsockopt(&one, sockopt::PeerPidfd) {
+        Ok(_) => Ok(()),
+        Err(Errno::ENOPROTOOPT) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this kernel cannot tell which process connected (SO_PEERPIDFD); Linux 6.5 or later is needed",
+        )),
         Err(errno) => Err(errno.into()),
     }
 }

@@ -255,12 +255,15 @@ fn entry(spiffe_id: &str, launched_as: &str) -> anyhow::Result<Entry> {
 
 /// Asks again and again until there is an answer.
 async fn until<T>(otherwise: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
-    let deadline = Instant::now() + STEP;
-    while Instant::now() < deadline {
-        if let Some(answer) = ask().await {
-            return Ok(answer);
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(POLL).await;
         }
-        tokio::time::sleep(POLL).await;
-    }
-    bail!("{otherwise} within {} seconds", STEP.as_secs())
+    };
+    tokio::time::timeout(STEP, asking)
+        .await
+        .with_context(|| format!("{otherwise} within {} seconds", STEP.as_secs()))
 }

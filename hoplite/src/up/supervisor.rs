@@ -28,8 +28,8 @@ const RESTART_AFTER_MIN: Duration = Duration::from_millis(100);
 const RESTART_AFTER_MAX: Duration = Duration::from_secs(5);
 /// …and one that lived this long has a clean slate.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// Time to drain; then it is killed.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// A little more than a proxy takes to drain; then it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// An agent that takes longer to take note of a process is stuck, and must not hold up the others.
 const AGENT_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
@@ -210,12 +210,17 @@ impl Keeper {
         });
         self.tell_agent(pid, stdin).await;
         let status = tokio::select! {
-            status = child.wait() => status?,
+            status = child.wait() => status,
             () = self.shutdown.wait() => {
                 stop(&mut child).await;
                 return Ok(None);
             }
         };
+        // Reaped, so its number may become somebody else's: an agent that starts now must not hear of it.
+        if let Role::Workload(name) = self.spec.role {
+            self.launches.ended(name, pid);
+        }
+        let status = status?;
         if let Some(reader) = reader {
             let _ = tokio::time::timeout(Duration::from_millis(200), reader).await;
         }
@@ -296,8 +301,12 @@ struct Teller {
 
 impl Teller {
     async fn follow(self, stderr: impl AsyncRead + Unpin, mut log: File, last_words: Arc<Mutex<String>>) {
-        let mut lines = BufReader::new(stderr).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut stderr = BufReader::new(stderr);
+        let mut bytes = Vec::new();
+        // By bytes: a child that writes what is not UTF-8 must still be read, or it would block.
+        while let Ok(1..) = stderr.read_until(b'\n', &mut bytes).await {
+            let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            bytes.clear();
             let _ = writeln!(log, "{line}");
             match serde_json::from_str::<Value>(&line) {
                 Ok(event) => self.tell(&event),
@@ -341,6 +350,14 @@ impl Launches {
         match &mut state.launcher {
             Some(launcher) => Ok(launcher.launch(name, pid)?),
             None => Ok(()), // told when the agent starts
+        }
+    }
+
+    /// A workload process is no more.
+    fn ended(&self, name: &'static str, pid: u32) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.pids.get(name) == Some(&pid) {
+            state.pids.remove(name);
         }
     }
 
