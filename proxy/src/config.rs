@@ -8,7 +8,7 @@ use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::SpiffeId;
 use serde::{Deserialize, Deserializer, de};
 
-/// More workers than this is a typing error: one thread carries some 50 000 requests a second.
+/// More workers than this is a typing error.
 const WORKERS_MAX: usize = 64;
 
 /// The whole file. Relative paths are relative to the file it came from.

@@ -82,7 +82,7 @@ impl Inbound {
             http2,
             inbound: self,
         });
-        let service = service_fn(move |request| {
+        let service = service_fn(|request| {
             let caller = caller.clone();
             async move { Ok::<_, Infallible>(caller.answer(request).await) }
         });
@@ -97,6 +97,9 @@ impl Inbound {
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         debug!(%remote, error, "connection ended badly");
+                        if let Some(unparsed) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) {
+                            caller.record_unparsed(unparsed).await;
+                        }
                     }
                     return;
                 }
@@ -180,14 +183,7 @@ impl Caller {
     }
 
     fn record(&self, request: &Request<Incoming>) -> Record {
-        // Everything but an allow is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(Phase::Request, Outcome::Error, &*self.inbound.service);
-        record.at = SystemTime::now();
-        record.principal = Some(self.peer.spiffe_id().to_string());
-        record.peer_serial = Some(self.peer.serial().to_owned());
-        record.peer_not_after = Some(self.peer.not_after());
-        record.source = Some(self.source.clone());
-        record.tls = Some(self.tls.clone());
+        let mut record = self.blank_record();
         record.trace_id = headers::trace_id(request.headers());
         let method = request.method().as_str();
         record.action = if method.len() <= METHOD_BYTES_MAX {
@@ -197,6 +193,28 @@ impl Caller {
         }
         .to_owned();
         record
+    }
+
+    /// What is known of every request on this connection.
+    fn blank_record(&self) -> Record {
+        // Everything but an allow is said where it is decided; until then the record says that nothing was.
+        let mut record = Record::new(Phase::Request, Outcome::Error, &*self.inbound.service);
+        record.at = SystemTime::now();
+        record.principal = Some(self.peer.spiffe_id().to_string());
+        record.peer_serial = Some(self.peer.serial().to_owned());
+        record.peer_not_after = Some(self.peer.not_after());
+        record.source = Some(self.source.clone());
+        record.tls = Some(self.tls.clone());
+        record
+    }
+
+    /// What the peer sent is no HTTP: the library has answered it and ended the connection, and no request came this far.
+    async fn record_unparsed(&self, error: &hyper::Error) {
+        let mut record = self.blank_record();
+        record.outcome = Outcome::Malformed;
+        record.reason = Some(format!("unparsed: {error}"));
+        // Nothing is forwarded either way; `record` has said what failed.
+        let _ = self.inbound.enforcer.record(record).await;
     }
 
     fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unreadable> {

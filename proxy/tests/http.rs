@@ -199,6 +199,27 @@ async fn a_request_cannot_be_smuggled_behind_another() {
     check("GET /\0 HTTP/1.1\r\nhost: orders\r\n", smuggled.to_owned()).await;
 }
 
+/// What never becomes a request is in the log too, with who sent it.
+#[tokio::test]
+async fn what_is_no_http_is_recorded() {
+    let (world, app, proxy) = world().await;
+    let request = "GET / HTTP/1.1\r\nno colon here\r\n\r\n";
+    let answer = world.raw(proxy.inbound("orders"), "/orders", request).await;
+    assert_eq!(status(&answer), 400, "{answer}");
+    eventually("a record of it", async || {
+        world.records("orders").iter().any(|record| {
+            record.outcome == Outcome::Malformed
+                && record.principal.as_deref() == Some("spiffe://demo.hoplite/edge")
+                && record
+                    .reason
+                    .as_deref()
+                    .is_some_and(|reason| reason.starts_with("unparsed: "))
+        })
+    })
+    .await;
+    assert_eq!(app.count(), 0);
+}
+
 /// Hazard 14: what only a proxy may say is never taken from outside, in any spelling.
 #[tokio::test]
 async fn identity_headers_from_outside_do_not_arrive() {
