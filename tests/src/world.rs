@@ -347,10 +347,9 @@ impl Proxy {
 
     /// The serial number of the SVID it shows.
     pub async fn serial(&self) -> String {
-        self.status().await["svid_serial"]
-            .as_str()
-            .expect("a serial number")
-            .to_owned()
+        let status = self.status().await;
+        let serial = status.get("svid_serial").and_then(Value::as_str);
+        serial.expect("a proxy that runs has an SVID").to_owned()
     }
 
     /// Where its decision log is.

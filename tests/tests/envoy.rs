@@ -64,12 +64,13 @@ impl Envoy {
     /// The serial number of the SVID that it holds now.
     async fn serial(&self) -> Option<String> {
         let certs = get(self.admin, "/certs").await.ok()?.json();
-        let held = certs["certificates"]
+        let held = certs
+            .get("certificates")?
             .as_array()?
             .iter()
-            .find_map(|held| held["cert_chain"].get(0))?
+            .find_map(|held| held.get("cert_chain")?.get(0))?
             .clone();
-        Some(held["serial_number"].as_str()?.to_owned())
+        Some(held.get("serial_number")?.as_str()?.to_owned())
     }
 }
 

@@ -1,11 +1,5 @@
 //! A whole trust domain in one process: traffic, registration, policy and rotation, and what happens when a part is away.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking, its helpers too"
-)]
-
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
