@@ -31,8 +31,8 @@ pub struct Config {
     /// Life of a workload's certificate whose entry does not say otherwise.
     #[serde(default = "one_hour")]
     pub x509_ttl: Span,
-    /// Life of an agent's certificate: how long an agent can be away without joining anew.
-    #[serde(default = "one_hour")]
+    /// Life of an agent's certificate: how long an agent, or the CA, can be away before the agent must join anew.
+    #[serde(default = "one_day")]
     pub agent_ttl: Span,
     /// Life of the authority's certificate, when it is made.
     #[serde(default = "one_year")]
@@ -99,6 +99,10 @@ fn one_hour() -> Span {
     Span(Duration::from_secs(3600))
 }
 
+fn one_day() -> Span {
+    Span(Duration::from_secs(24 * 3600))
+}
+
 fn one_year() -> Span {
     Span(Duration::from_secs(365 * 24 * 3600))
 }
@@ -125,7 +129,7 @@ admin_socket = "/run/hoplite/ca.sock"
     fn defaults() {
         let config = load("").unwrap();
         assert_eq!(config.x509_ttl, one_hour());
-        assert_eq!(config.agent_ttl, one_hour());
+        assert_eq!(config.agent_ttl, one_day());
         assert_eq!(config.authority_ttl, one_year());
         assert_eq!(load("x509_ttl = \"5s\"").unwrap().x509_ttl, Span(TTL_MIN));
     }

@@ -29,4 +29,5 @@ mod worker;
 pub use admin::{AdminError, admin_status};
 pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol};
 pub use error::StartError;
+pub use policy_feed::read_policies;
 pub use running::{Running, run, start};

@@ -57,6 +57,20 @@ struct Directory {
     sources: Option<Result<Vec<(String, String)>, String>>,
 }
 
+/// The policy files of a directory as a proxy reads them, for tools that check them before a proxy does.
+///
+/// # Errors
+/// One sentence: what cannot be read, or that there is no policy.
+pub fn read_policies(directory: &Path) -> Result<Vec<Source>, String> {
+    let glance = glance(directory).map_err(|error| describe(&error))?;
+    let sources = sources(read(directory, &glance)?);
+    if has_policies(&sources) {
+        Ok(sources)
+    } else {
+        Err(no_policies(directory))
+    }
+}
+
 // === impl PolicyFeed ===
 
 impl PolicyFeed {
@@ -102,9 +116,7 @@ impl PolicyFeed {
     fn apply(&self, directory: &mut Directory) {
         let Some(sources) = directory.changed() else { return };
         let compiled = match sources {
-            Ok(sources) if !sources.iter().any(|source| source.name.ends_with(".cedar")) => Ok(Snapshot::deny_all(
-                format!("there is no `*.cedar` file in `{}`", directory.path.display()),
-            )),
+            Ok(sources) if !has_policies(&sources) => Ok(Snapshot::deny_all(no_policies(&directory.path))),
             Ok(sources) => Snapshot::compile(&sources),
             Err(reason) => Err(vec![Fault {
                 file: directory.path.display().to_string(),
@@ -194,12 +206,22 @@ impl Directory {
         if self.sources.as_ref() == Some(&read) {
             return None;
         }
-        let sources = read
-            .clone()
-            .map(|texts| texts.into_iter().map(|(name, text)| Source { name, text }).collect());
-        self.sources = Some(read);
-        Some(sources)
+        self.sources = Some(read.clone());
+        Some(read.map(sources))
     }
+}
+
+fn sources(texts: Vec<(String, String)>) -> Vec<Source> {
+    texts.into_iter().map(|(name, text)| Source { name, text }).collect()
+}
+
+/// An empty set would be a legal policy, but a directory without any is a mistake in `policy_dir`.
+fn has_policies(sources: &[Source]) -> bool {
+    sources.iter().any(|source| source.name.ends_with(".cedar"))
+}
+
+fn no_policies(directory: &Path) -> String {
+    format!("there is no `*.cedar` file in `{}`", directory.display())
 }
 
 /// Names, inode, size and time of change of every policy file, in name order.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::{Snapshot, Source};
+use hoplite_policy::Snapshot;
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -59,7 +59,9 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let sources = read_sources(&args.directory)?;
+    let directory = args.directory.display();
+    let sources = hoplite_proxy::read_policies(&args.directory)
+        .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{directory}`: {reason}"))?;
     let files = sources.len();
     match Snapshot::compile(&sources) {
         Ok(snapshot) => {
@@ -91,30 +93,6 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
-}
-
-/// The files that make up a policy, in name order.
-fn read_sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
-    let entries = std::fs::read_dir(directory)
-        .with_context(|| format!("cannot read the policy directory `{}`", directory.display()))?;
-    let mut sources = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-            continue;
-        };
-        if name == "routes.toml" || (name.ends_with(".cedar") && !name.starts_with('.')) {
-            sources.push(Source {
-                name: name.to_owned(),
-                text: hoplite_host::files::read_text(&path)?,
-            });
-        }
-    }
-    if sources.is_empty() {
-        bail!("there is no *.cedar file in `{}`", directory.display());
-    }
-    sources.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(sources)
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {

@@ -33,6 +33,9 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// What is replaced in a good file, and what must be said then.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 #[test]
 fn configuration_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -84,7 +87,6 @@ fn values_of_the_ca() {
     let socket = text(&dir.path().join("ca.sock"));
     let long = text(&dir.path().join("x".repeat(120)));
     let data = text(&dir.path().join("data"));
-    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
     let cases: &[Case<'_>] = &[
         (
             &[("test.example", "Test.Example")],
@@ -170,7 +172,7 @@ fn flags_and_tools() {
     );
     check(&["entry", "apply", &file, "--dir", &empty], &["no CA answers"]);
     check(&["policy", "check", &long], &["cannot read the policy directory"]);
-    check(&["policy", "check", &empty], &["no *.cedar file"]);
+    check(&["policy", "check", &empty], &["no `*.cedar` file"]);
     check(&["policy", "status", "--dir", &empty], &["there is no mesh"]);
     check(&["audit", "query", "--log", &empty], &["no decision log"]);
     check(&["audit", "query", "--since", "yesterday"], &["yesterday", "10m"]);
@@ -231,4 +233,110 @@ fn a_port_that_is_taken_is_named() {
             "--base-port",
         ],
     );
+}
+
+#[test]
+fn values_of_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("agent.toml");
+    let path = text(&file);
+    let mut up = crate::support::Up::start(&dir.path().join("mesh"));
+    assert!(up.interrupt().success());
+    fs::copy(up.dir.join("ca/bundle.pem"), dir.path().join("bundle.pem")).unwrap();
+    let blocked = dir.path().join("blocked");
+    fs::write(&blocked, "this is no certificate").unwrap();
+    let good = format!(
+        "trust_domain = \"demo.hoplite\"\ndata_dir = \"{0}/data\"\nca = \"127.0.0.1:1\"\n\
+         trust_bundle = \"{0}/bundle.pem\"\nsocket = \"{0}/agent.sock\"\n",
+        dir.path().display()
+    );
+    let (data, socket) = (text(&dir.path().join("data")), text(&dir.path().join("agent.sock")));
+    let long = text(&dir.path().join("x".repeat(120)));
+    let cases: &[Case<'_>] = &[
+        (&[("127.0.0.1:1", "localhost")], &["agent.toml", "`ca", "localhost"]),
+        (&[("demo.hoplite", "TEST")], &["agent.toml:1:", "TEST"]),
+        (&[("bundle.pem", "nowhere.pem")], &["nowhere.pem", "No such file"]),
+        (&[("bundle.pem", "blocked")], &["blocked", "no trust bundle"]),
+        (&[(&data, &text(&blocked))], &["blocked"]),
+        (&[(&data, "/proc/hoplite")], &["/proc/hoplite", "choose a directory"]),
+        (&[(&socket, "agent.sock")], &["agent.toml", "socket", "agent.sock"]),
+        (
+            &[("socket =", "socket_mode = \"open\"\nsocket =")],
+            &["agent.toml:5:", "open"],
+        ),
+        (&[(&socket, &long)], &["106", "shorter"]),
+    ];
+    for (replace, expected) in cases {
+        let config = replace
+            .iter()
+            .fold(good.clone(), |text, (from, to)| text.replace(from, to));
+        fs::write(&file, config).unwrap();
+        check(&["agent", "run", "--config", &path], expected);
+    }
+}
+
+#[test]
+fn values_of_the_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("proxy.toml");
+    let path = text(&file);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let blocked = dir.path().join("blocked");
+    fs::write(&blocked, "").unwrap();
+    let long = "x".repeat(120);
+    let good = "name = \"orders\"\nworkload_api = \"unix:///nowhere/agent.sock\"\npolicy_dir = \"policies\"\n\
+                audit_dir = \"audit\"\nadmin_socket = \"orders.sock\"\n\
+                [[inbound]]\nlisten = \"127.0.0.1:0\"\nservice = \"orders\"\nprotocol = \"http\"\nforward_to = \"127.0.0.1:9\"\n\
+                [[outbound]]\nname = \"ledger\"\nlisten = \"127.0.0.2:0\"\nprotocol = \"http\"\nconnect_to = \"127.0.0.1:9\"\n\
+                expect = \"spiffe://demo.hoplite/ledger\"\n";
+    let cases: &[Case<'_>] = &[
+        (
+            &[("\"orders\"\nworkload", "\"Orders!\"\nworkload")],
+            &["proxy.toml", "name", "Orders!"],
+        ),
+        (
+            &[("unix:///nowhere/agent.sock", "nowhere")],
+            &["proxy.toml", "workload_api", "nowhere", "unix:///"],
+        ),
+        (
+            &[("protocol = \"http\"\nforward", "protocol = \"ftp\"\nforward")],
+            &["proxy.toml:9:", "ftp"],
+        ),
+        (
+            &[("127.0.0.2:0", "0.0.0.0:9")],
+            &["proxy.toml", "outbound.listen", "0.0.0.0:9", "127.0.0.1"],
+        ),
+        (
+            &[("spiffe://demo.hoplite/ledger", "ledger")],
+            &["proxy.toml:16:", "ledger"],
+        ),
+        (
+            &[("\"127.0.0.1:9\"\n[[", "\"nine\"\n[[")],
+            &["proxy.toml", "inbound.forward_to", "nine"],
+        ),
+        (
+            &[("policy_dir", "workers = 0\npolicy_dir")],
+            &["proxy.toml", "workers", "0"],
+        ),
+        (&[("127.0.0.1:0", &taken)], &[&taken]),
+        (&[("audit_dir = \"audit\"", "audit_dir = \"blocked\"")], &["blocked"]),
+        (
+            &[("audit_dir = \"audit\"", "audit_dir = \"/proc/hoplite\"")],
+            &["/proc/hoplite"],
+        ),
+        (&[("orders.sock", &long)], &["106", "shorter"]),
+    ];
+    for (replace, expected) in cases {
+        let config = replace.iter().fold(good.to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replace(from, to)
+        });
+        fs::write(&file, config).unwrap();
+        check(&["proxy", "run", "--config", &path], expected);
+        assert!(
+            !dir.path().join("orders.sock").exists(),
+            "a socket stays behind after {replace:?}"
+        );
+    }
 }

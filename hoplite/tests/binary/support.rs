@@ -28,13 +28,14 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// Runs the binary to its end.
+/// Runs the binary to its end, which must come soon: what should be refused must not run.
 pub(crate) fn hoplite(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_hoplite"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    let mut command = Command::new("timeout");
+    command
+        .arg(PATIENCE.as_secs().to_string())
+        .arg(env!("CARGO_BIN_EXE_hoplite"))
+        .args(arguments);
+    command.stdin(Stdio::null()).output().unwrap()
 }
 
 /// Waits until `ask` gives something.
