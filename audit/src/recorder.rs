@@ -774,6 +774,27 @@ mod tests {
         assert_eq!(covered(), 4);
     }
 
+    /// An auditor verifies while records are written: the head in the middle of a write is no damage.
+    #[test]
+    fn a_head_that_is_being_written_is_no_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            flush_after: Duration::ZERO,
+            ..SMALL
+        };
+        let (recorder, _) = Recorder::open(directory.path(), "ledger", options).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for n in 0..300 {
+                    append(&recorder, n, Class::Full);
+                }
+            });
+            while !writer.is_finished() {
+                assert!(Head::read(directory.path()).unwrap().unwrap().is_ok());
+            }
+        });
+    }
+
     #[test]
     fn full_records_are_flushed_in_time() {
         let directory = tempfile::tempdir().unwrap();

@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 
@@ -27,6 +28,11 @@ pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 pub(crate) const HEADER_BYTES: usize = 132;
 pub(crate) const HEAD_BYTES: usize = 76;
 const FRAME_BYTES: usize = 4 + 4 + 32;
+
+/// A head that looks damaged is looked at so often, with this pause, before it is believed to be.
+const HEAD_LOOKS: usize = 5;
+const HEAD_PAUSE: Duration = Duration::from_millis(1);
+
 const NAME_BYTES: usize = 64;
 
 // The last byte is the format's version.
@@ -212,6 +218,18 @@ impl Head {
 
     /// `Ok(None)` when there is no such file, `Ok(Some(Err(())))` when it is damaged.
     pub(crate) fn read(directory: &Path) -> io::Result<Option<Result<Self, ()>>> {
+        // A recorder at work writes over it in place, and a reader may meet the middle of that. What is damaged stays so.
+        for _ in 0..HEAD_LOOKS {
+            let head = Self::read_once(directory)?;
+            if !matches!(head, Some(Err(()))) {
+                return Ok(head);
+            }
+            std::thread::sleep(HEAD_PAUSE);
+        }
+        Self::read_once(directory)
+    }
+
+    fn read_once(directory: &Path) -> io::Result<Option<Result<Self, ()>>> {
         match read_bounded(&Self::path(directory), HEAD_BYTES as u64) {
             Ok(bytes) => Ok(Some(Self::decode(&bytes).ok_or(()))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
