@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
+use hoplite_host::files;
 use hoplite_policy::{Fault, Snapshot, Source};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -23,11 +24,16 @@ const FILES_MAX: usize = 4096;
 /// One file larger than this too.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// The file's name. It lies with the decision log: a directory of this proxy alone.
+const KEPT: &str = "policy.last";
+
 /// The snapshot in force, and what is wrong with the files if they are not it.
 pub(crate) struct PolicyFeed {
     current: ArcSwap<Snapshot>,
     status: Mutex<PolicyStatus>,
     epoch: watch::Sender<u64>,
+    /// The file that keeps the policy in force over a restart.
+    kept: PathBuf,
 }
 
 /// For people.
@@ -74,17 +80,10 @@ pub fn read_policies(directory: &Path) -> Result<Vec<Source>, String> {
 // === impl PolicyFeed ===
 
 impl PolicyFeed {
-    /// Loads the directory and follows it on a thread of its own. A directory that is missing or broken is a snapshot
-    /// that denies everything and says why.
-    pub(crate) fn follow(path: PathBuf) -> io::Result<(Arc<Self>, Follower)> {
-        let feed = Arc::new(Self {
-            current: ArcSwap::from_pointee(Snapshot::deny_all("no policy has been loaded yet")),
-            status: Mutex::new(PolicyStatus {
-                loaded_at: SystemTime::now(),
-                faults: Vec::new(),
-            }),
-            epoch: watch::Sender::new(0),
-        });
+    /// Loads the directory and follows it on a thread of its own. If it is missing or broken, the last good policy, kept
+    /// in a file of `state_dir`, goes on; without one, everything is denied and the reason said.
+    pub(crate) fn follow(path: PathBuf, state_dir: &Path) -> io::Result<(Arc<Self>, Follower)> {
+        let feed = Arc::new(Self::new(state_dir));
         let mut directory = Directory::new(path);
         feed.apply(&mut directory);
         let (stop, stopped) = mpsc::channel();
@@ -95,6 +94,18 @@ impl PolicyFeed {
             }
         })?;
         Ok((feed, Follower { _stop: stop }))
+    }
+
+    fn new(state_dir: &Path) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(Snapshot::deny_all("no policy has been loaded yet")),
+            status: Mutex::new(PolicyStatus {
+                loaded_at: SystemTime::now(),
+                faults: Vec::new(),
+            }),
+            epoch: watch::Sender::new(0),
+            kept: state_dir.join(KEPT),
+        }
     }
 
     /// The snapshot in force.
@@ -115,20 +126,43 @@ impl PolicyFeed {
     /// Looks once, and puts what changed in force if it is whole.
     fn apply(&self, directory: &mut Directory) {
         let Some(sources) = directory.changed() else { return };
-        let compiled = match sources {
-            Ok(sources) if !has_policies(&sources) => Ok(Snapshot::deny_all(no_policies(&directory.path))),
-            Ok(sources) => Snapshot::compile(&sources),
-            Err(reason) => Err(vec![Fault {
+        match sources {
+            // Taken away on purpose: then the last good one must not come back either.
+            Ok(sources) if !has_policies(&sources) => {
+                let _ = fs::remove_file(&self.kept);
+                self.put_in_force(Snapshot::deny_all(no_policies(&directory.path)));
+            }
+            Ok(sources) => match Snapshot::compile(&sources) {
+                Ok(snapshot) => {
+                    self.put_in_force(snapshot);
+                    self.keep(&sources);
+                }
+                Err(faults) => self.reject(faults),
+            },
+            Err(reason) => self.reject(vec![Fault {
                 file: directory.path.display().to_string(),
                 line: 0,
                 column: 0,
                 reason,
             }]),
-        };
-        match compiled {
-            Ok(snapshot) => self.put_in_force(snapshot),
-            Err(faults) => self.reject(faults),
         }
+    }
+
+    /// Writes down what is in force, for a start at which the files are broken.
+    fn keep(&self, sources: &[Source]) {
+        let texts: Vec<(&str, &str)> = sources.iter().map(|source| (&*source.name, &*source.text)).collect();
+        let kept = serde_json::to_vec(&texts).map_err(|error| error.to_string());
+        let written = kept.and_then(|kept| files::write_private(&self.kept, &kept).map_err(|error| error.to_string()));
+        if let Err(error) = written {
+            warn!(error, "the policy in force is not kept for the next start");
+        }
+    }
+
+    /// What was in force when this proxy, or the one before it, last found the files good.
+    fn kept(&self) -> Option<Snapshot> {
+        let kept = files::read_private(&self.kept).ok()?;
+        let texts: Vec<(String, String)> = serde_json::from_slice(&kept).ok()?;
+        Snapshot::compile(&sources(texts)).ok()
     }
 
     fn put_in_force(&self, snapshot: Snapshot) {
@@ -149,20 +183,24 @@ impl PolicyFeed {
         self.epoch.send_modify(|epoch| *epoch += 1);
     }
 
-    /// The old snapshot stays; at start that is the one that denies everything, and now it can say why.
+    /// The old snapshot stays. At start that is the one last kept, or one that denies everything and can say why.
     fn reject(&self, faults: Vec<Fault>) {
+        if self.snapshot().deny_all_reason().is_some() {
+            match self.kept() {
+                Some(snapshot) => self.put_in_force(snapshot),
+                None => {
+                    let first = faults.first().map(ToString::to_string).unwrap_or_default();
+                    let reason = format!("the policy set is rejected: {first}");
+                    self.current.store(Arc::new(Snapshot::deny_all(reason)));
+                }
+            }
+        }
         for fault in &faults {
             warn!(
                 notice = true,
                 in_force = self.snapshot().revision(),
                 "policy rejected: {fault}"
             );
-        }
-        if self.snapshot().deny_all_reason().is_some() {
-            let first = faults.first().map(ToString::to_string).unwrap_or_default();
-            self.current.store(Arc::new(Snapshot::deny_all(format!(
-                "the policy set is rejected: {first}"
-            ))));
         }
         self.set_status(|status| status.faults = faults);
     }
@@ -275,6 +313,44 @@ fn describe(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
+        let (policies, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = policies.path().join("a.cedar");
+        let start = || {
+            let (feed, mut directory) = (
+                PolicyFeed::new(state.path()),
+                Directory::new(policies.path().to_owned()),
+            );
+            feed.apply(&mut directory);
+            (feed, directory)
+        };
+        let in_force = |feed: &PolicyFeed| (feed.snapshot().deny_all_reason().is_none(), feed.status().faults.len());
+
+        fs::write(&file, "permit (").unwrap();
+        assert_eq!(in_force(&start().0), (false, 1), "nothing was ever good");
+        fs::write(&file, "@id(\"a\") permit (principal, action, resource);").unwrap();
+        let (feed, _) = start();
+        let revision = feed.snapshot().revision().to_owned();
+        assert_eq!(in_force(&feed), (true, 0));
+
+        fs::write(&file, "permit (").unwrap();
+        let (feed, mut directory) = start();
+        assert_eq!(
+            in_force(&feed),
+            (true, 1),
+            "the last good one, and what is wrong with the files"
+        );
+        assert_eq!(feed.snapshot().revision(), revision);
+
+        fs::remove_file(&file).unwrap();
+        feed.apply(&mut directory);
+        feed.apply(&mut directory);
+        assert_eq!(in_force(&feed), (false, 0), "taken away on purpose");
+        fs::write(&file, "permit (").unwrap();
+        assert_eq!(in_force(&start().0), (false, 1), "it does not come back");
+    }
 
     #[test]
     fn a_file_that_is_being_saved_is_waited_for() {

@@ -90,10 +90,11 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let (policy, follower) = PolicyFeed::follow(config.policy_dir.clone()).map_err(|source| StartError::System {
-        what: "a thread for the policy directory",
-        source,
-    })?;
+    let (policy, follower) =
+        PolicyFeed::follow(config.policy_dir.clone(), &config.audit_dir).map_err(|source| StartError::System {
+            what: "a thread for the policy directory",
+            source,
+        })?;
     let metrics = Arc::new(Metrics::default());
     let enforcer = Arc::new(Enforcer::new(policy.clone(), recorder, metrics.clone()));
 

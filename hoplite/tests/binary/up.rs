@@ -83,7 +83,18 @@ fn a_policy_edit_takes_effect_and_a_broken_one_does_not() {
     assert_eq!(up.get("/ledger/42").status, 403);
     assert_eq!(up.get("/orders/42").status, 200);
 
-    // The whole directory gone is not an open door either.
+    // Not even a restart of a proxy in this moment changes that.
+    let pid = up.processes()["ledger"];
+    kill("-KILL", pid);
+    up.sees(&format!("pid {pid} was killed"));
+    until("the restarted proxy goes on with the last good policy", || {
+        up.try_get("/orders/42")
+            .is_ok_and(|answer| answer.status == 200)
+            .then_some(())
+    });
+    let refused: Value = serde_json::from_str(&up.get("/ledger/42").body).unwrap();
+    assert_eq!(refused["outcome"], "forbid");
+
     fs::write(&file, &original).unwrap();
     until("the repaired file is in force", || {
         up.tool(&["policy", "status"]).status.success().then_some(())
