@@ -132,7 +132,7 @@ impl Mesh {
                 .unless_failed(until(&what, async || tokio::net::TcpStream::connect(app).await.ok()))
                 .await??;
         }
-        self.supervisor.is_up();
+        self.supervisor.declare_up();
         Ok(())
     }
 

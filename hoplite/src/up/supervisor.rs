@@ -137,7 +137,7 @@ impl Supervisor {
     }
 
     /// The mesh is up: from now on a child that dies is started again.
-    pub(crate) fn is_up(&self) {
+    pub(crate) fn declare_up(&self) {
         self.up.send_replace(true);
     }
 
