@@ -4,21 +4,28 @@
 //! Deny is a value: a missing or broken policy is a [`Snapshot`] that denies and says why. A [`Permit`] can be made
 //! only from a decision that allows, and what forwards a request takes one by value.
 
+mod ask;
 mod canonical;
+mod cedar;
+mod counters;
 mod decide;
+mod evaluate;
 mod fault;
+mod index;
 mod request;
 mod routes;
 mod schema;
 mod snapshot;
 mod statement;
 
+pub use ask::{Ask, Asked, WhatIf};
 pub use canonical::{
     Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
 };
-pub use decide::{Decision, Denied, Outcome, Permit, decide};
+pub use counters::PolicyCounts;
+pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};
 pub use fault::Fault;
-pub use request::{AuthzRequest, Connection, MAX_PATH_GROUPS};
+pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;
 pub use snapshot::{MAX_CHAIN, MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};

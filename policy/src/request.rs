@@ -1,11 +1,13 @@
 //! The authorization request: the one place where what the proxy knows becomes what policy sees.
 
+use crate::cedar::{Value, context};
+use crate::evaluate::{Call, CallName};
 use crate::schema::{VOCABULARY, uid};
 use crate::{CanonicalRequest, Route};
-use cedar_policy::{Context, Entities, Entity, EntityUid, Request, RestrictedExpression};
+use cedar_policy::{Context, Entities, Entity, EntityUid, RestrictedExpression};
 use hoplite_identity::{SpiffeId, VerifiedPeer};
+use std::cell::RefCell;
 use std::collections::HashSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -13,49 +15,117 @@ use std::time::{Duration, SystemTime};
 /// since a policy about a group left out would not be asked.
 pub const MAX_PATH_GROUPS: usize = 64;
 
-/// What is true of the whole connection.
-#[derive(Debug, Clone)]
-pub struct Connection {
-    /// The peer's address.
-    pub source: IpAddr,
-    /// When the decision is made.
-    pub now: SystemTime,
+/// Who calls, and how that is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    id: &'a SpiffeId,
 }
 
-/// Principal, action, resource and context. A verified peer is the only way to a principal.
+/// What is true of every request of a connection. Make it once for each: an address costs more than a decision.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    src: Result<Value, String>,
+}
+
+/// Principal, action, resource and context. Only a [`Caller`] can be the principal.
 #[derive(Debug, Clone)]
 pub struct AuthzRequest {
     principal: SpiffeId,
     action: &'static str,
-    resource: String,
+    resource: Resource,
+    at: SystemTime,
     /// What Cedar is asked, or why it cannot be: then the decision is an error, never an allow.
-    question: Result<Question, String>,
+    context: Result<Context, String>,
 }
 
-/// A request and the entities it speaks of, in Cedar's types.
 #[derive(Debug, Clone)]
-pub(crate) struct Question {
-    pub(crate) request: Request,
-    pub(crate) entities: Entities,
+enum Resource {
+    Service(String),
+    Route(Route),
+}
+
+// === impl Caller ===
+
+impl<'a> Caller<'a> {
+    /// Somebody whose certificate another proxy has verified. The word of whoever names the caller here is as good as a
+    /// verified certificate, so that must be a process that we know to verify them, about a connection it ended itself.
+    pub fn danger_vouched_for(id: &'a SpiffeId) -> Self {
+        Self { id }
+    }
+
+    /// A caller supposed, for a question whose answer opens nothing.
+    pub(crate) fn supposed(id: &'a SpiffeId) -> Self {
+        Self { id }
+    }
+}
+
+impl<'a> From<&'a VerifiedPeer> for Caller<'a> {
+    fn from(peer: &'a VerifiedPeer) -> Self {
+        Self { id: peer.spiffe_id() }
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// A connection from this address.
+    pub fn new(source: IpAddr) -> Self {
+        // An IPv4 peer of a dual-stack socket must be in the ranges policies write for IPv4.
+        let address = RestrictedExpression::new_ip(source.to_canonical().to_string());
+        Self {
+            src: Value::evaluate(address),
+        }
+    }
+
+    fn value(&self, now: SystemTime) -> Result<Value, String> {
+        let (now, day) = instant(now)?;
+        Ok(Value::record([("src", self.src.clone()?), ("now", now), ("dow", day)]))
+    }
 }
 
 // === impl AuthzRequest ===
 
 impl AuthzRequest {
     /// An L4 connection to a service.
-    pub fn connect(peer: &VerifiedPeer, service: &str, connection: &Connection) -> Self {
-        Self::connect_as(peer.spiffe_id(), service, connection)
+    pub fn connect<'a>(caller: impl Into<Caller<'a>>, service: &str, connection: &Connection, now: SystemTime) -> Self {
+        Self {
+            principal: caller.into().id.clone(),
+            action: "connect",
+            resource: Resource::Service(service.to_owned()),
+            at: now,
+            context: connection.value(now).map(|conn| context([("conn", conn)])),
+        }
     }
 
     /// One HTTP request to a route of a service. The route must be the service's own.
-    pub fn http(
-        peer: &VerifiedPeer,
+    pub fn http<'a>(
+        caller: impl Into<Caller<'a>>,
         service: &str,
         route: &Route,
         request: &CanonicalRequest,
         connection: &Connection,
+        now: SystemTime,
     ) -> Self {
-        Self::http_as(peer.spiffe_id(), service, route, request, connection)
+        let context = if route.service() == service {
+            connection.value(now).map(|conn| {
+                context([
+                    ("conn", conn),
+                    ("host", Value::string(request.host())),
+                    ("seg", seg(request)),
+                ])
+            })
+        } else {
+            Err(format!(
+                "the route `{route}` does not belong to the service `{service}`"
+            ))
+        };
+        Self {
+            principal: caller.into().id.clone(),
+            action: action_of(request.method()),
+            resource: Resource::Route(route.clone()),
+            at: now,
+            context,
+        }
     }
 
     /// The caller's SPIFFE ID.
@@ -64,101 +134,66 @@ impl AuthzRequest {
     }
 
     /// The action's name: `connect`, a method, or `other`.
-    pub fn action(&self) -> &str {
+    pub fn action(&self) -> &'static str {
         self.action
     }
 
     /// The service (L4) or the route (HTTP).
     pub fn resource(&self) -> &str {
-        &self.resource
-    }
-
-    pub(crate) fn question(&self) -> Result<&Question, &str> {
-        self.question.as_ref().map_err(String::as_str)
-    }
-
-    pub(crate) fn connect_as(principal: &SpiffeId, service: &str, connection: &Connection) -> Self {
-        let context = vec![("conn".to_owned(), conn(connection))];
-        let resource = Entity::new_no_attrs(uid(&VOCABULARY.service, service), HashSet::new());
-        Self::new(principal, "connect", service, [resource], context)
-    }
-
-    pub(crate) fn http_as(
-        principal: &SpiffeId,
-        service: &str,
-        route: &Route,
-        request: &CanonicalRequest,
-        connection: &Connection,
-    ) -> Self {
-        let context = vec![
-            ("conn".to_owned(), conn(connection)),
-            (
-                "host".to_owned(),
-                RestrictedExpression::new_string(request.host().to_owned()),
-            ),
-            ("seg".to_owned(), seg(request)),
-        ];
-        let owner = uid(&VOCABULARY.service, service);
-        let resources = [
-            Entity::new_no_attrs(uid(&VOCABULARY.route, route.as_str()), HashSet::from([owner.clone()])),
-            Entity::new_no_attrs(owner, HashSet::new()),
-        ];
-        let action = action_of(request.method());
-        let mut this = Self::new(principal, action, route.as_str(), resources, context);
-        if route.service() != service {
-            this.question = Err(format!(
-                "the route `{route}` does not belong to the service `{service}`"
-            ));
-        }
-        this
-    }
-
-    /// `resources` starts with the resource itself, its ancestors follow.
-    fn new<const N: usize>(
-        principal: &SpiffeId,
-        action: &'static str,
-        resource: &str,
-        resources: [Entity; N],
-        context: Vec<(String, RestrictedExpression)>,
-    ) -> Self {
-        Self {
-            principal: principal.clone(),
-            action,
-            resource: resource.to_owned(),
-            question: Question::new(principal, action, resources, context),
+        match &self.resource {
+            Resource::Service(service) => service,
+            Resource::Route(route) => route.as_str(),
         }
     }
-}
 
-// === impl Question ===
+    pub(crate) fn at(&self) -> SystemTime {
+        self.at
+    }
 
-impl Question {
-    fn new<const N: usize>(
-        principal: &SpiffeId,
-        action: &str,
-        resources: [Entity; N],
-        context: Vec<(String, RestrictedExpression)>,
-    ) -> Result<Self, String> {
-        let principal = workload(principal)?;
+    pub(crate) fn name(&self) -> CallName<'_> {
+        CallName {
+            principal: self.principal(),
+            action: self.action,
+            resource: self.resource(),
+        }
+    }
+
+    pub(crate) fn context(&self) -> Result<Context, String> {
+        self.context.clone()
+    }
+
+    /// The call with every entity it speaks of: the three of its name and all their ancestors. The context of our schema
+    /// names no entities.
+    pub(crate) fn call(&self) -> Result<Call, String> {
+        let principal = workload(&self.principal)?;
         let action = VOCABULARY
-            .action(action)
-            .ok_or_else(|| format!("the schema has no action `{action}`"))?;
-        let resource = resources
-            .first()
-            .map(Entity::uid)
-            .ok_or("the request has no resource")?;
-        let context = Context::from_pairs(context).map_err(said("the context could not be built"))?;
-        // Not checked against the schema again: everything here is made in this file, and its tests do check.
-        let request = Request::new(principal.uid(), action.uid(), resource, context, None)
-            .map_err(said("the request could not be built"))?;
-        let entities = resources.into_iter().chain([principal, action.clone()]);
-        let entities = Entities::from_entities(entities, None).map_err(said("the entities could not be built"))?;
-        Ok(Self { request, entities })
+            .action(self.action)
+            .ok_or_else(|| format!("the schema has no action `{}`", self.action))?;
+        let (resource, owner) = match &self.resource {
+            Resource::Service(service) => (
+                Entity::new_no_attrs(uid(&VOCABULARY.service, service), HashSet::new()),
+                None,
+            ),
+            Resource::Route(route) => {
+                let service = uid(&VOCABULARY.service, route.service());
+                let parents = HashSet::from([service.clone()]);
+                let route = Entity::new_no_attrs(uid(&VOCABULARY.route, route.as_str()), parents);
+                (route, Some(Entity::new_no_attrs(service, HashSet::new())))
+            }
+        };
+        let uids = (principal.uid(), action.uid(), resource.uid());
+        // INVARIANT: all that policies can ask about is among the entities, with its groups. An action without its
+        // entity is silently in no group.
+        let entities = [principal, resource, action.clone()].into_iter().chain(owner);
+        let entities = Entities::from_entities(entities, None)
+            .map_err(|error| format!("the entities could not be built: {error}"))?;
+        Ok(Call {
+            principal: uids.0,
+            action: uids.1,
+            resource: uids.2,
+            entities,
+        })
     }
-}
-
-fn said<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
-    move |error| format!("{what}: {error}")
 }
 
 /// The caller with every group it is in. They are all given as parents, so the groups need no entities of their own.
@@ -184,55 +219,43 @@ fn action_of(method: &str) -> &'static str {
     METHODS.into_iter().find(|&known| known == method).unwrap_or("other")
 }
 
-fn record<const N: usize>(fields: [(&str, RestrictedExpression); N]) -> RestrictedExpression {
-    let fields = fields.map(|(name, value)| (name.to_owned(), value));
-    #[expect(
-        clippy::expect_used,
-        reason = "fails on duplicate names only, and every caller writes its few names out"
-    )]
-    RestrictedExpression::new_record(fields).expect("the names differ")
-}
-
-fn conn(connection: &Connection) -> RestrictedExpression {
-    let (now, day) = utc(connection.now);
-    record([
-        // An IPv4 peer of a dual-stack socket must be in the ranges policies write for IPv4.
-        (
-            "src",
-            RestrictedExpression::new_ip(connection.source.to_canonical().to_string()),
-        ),
-        ("now", RestrictedExpression::new_datetime(now)),
-        ("dow", RestrictedExpression::new_string(day.to_owned())),
-    ])
-}
-
-fn seg(request: &CanonicalRequest) -> RestrictedExpression {
+fn seg(request: &CanonicalRequest) -> Value {
     let count = i64::try_from(request.segments().len()).unwrap_or(i64::MAX);
-    let count = ("n".to_owned(), RestrictedExpression::new_long(count));
     let first = ["s0", "s1", "s2", "s3"]
         .into_iter()
         .zip(request.segments())
-        .map(|(name, segment)| (name.to_owned(), RestrictedExpression::new_string(segment.to_owned())));
-    #[expect(
-        clippy::expect_used,
-        reason = "fails on duplicate names only: `n` and at most one of each of four more"
-    )]
-    RestrictedExpression::new_record(first.chain([count])).expect("the names differ")
+        .map(|(name, segment)| (name, Value::string(segment)));
+    Value::record(first.chain([("n", Value::long(count))]))
 }
 
-/// The instant as Cedar writes one, in UTC, and its day of the week. A clock outside 1970…9999 is taken to its end.
-fn utc(now: SystemTime) -> (String, &'static str) {
+/// The whole second of the instant, and its day of the week. Requests come many to a second, so the last one is kept.
+fn instant(now: SystemTime) -> Result<(Value, Value), String> {
+    thread_local! {
+        static LAST: RefCell<Option<(u64, Value, Value)>> = const { RefCell::new(None) };
+    }
+    let (second, day) = second(now);
+    LAST.with_borrow_mut(|last| {
+        if let Some((kept, now, day)) = last
+            && *kept == second
+        {
+            return Ok((now.clone(), day.clone()));
+        }
+        let text = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_secs(second)).to_string();
+        let now = Value::evaluate(RestrictedExpression::new_datetime(text))?;
+        let day = Value::string(day);
+        *last = Some((second, now.clone(), day.clone()));
+        Ok((now, day))
+    })
+}
+
+/// Seconds since 1970, in UTC, and the day of the week. A clock outside 1970…9999 is taken to its end.
+fn second(now: SystemTime) -> (u64, &'static str) {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"]; // 1 January 1970 was a Thursday
     const LAST_SECOND: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
     let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let since = since.min(Duration::from_secs(LAST_SECOND));
-    let text = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string();
-    let day = DAYS
-        .into_iter()
-        .cycle()
-        .nth((since.as_secs() / 86_400 % 7) as usize)
-        .unwrap_or_default();
-    (text, day)
+    let seconds = since.as_secs().min(LAST_SECOND);
+    let day = DAYS.into_iter().cycle().nth((seconds / 86_400 % 7) as usize);
+    (seconds, day.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -240,23 +263,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instants_are_written_as_cedar_reads_them() {
-        for (seconds, expected, day) in [
-            (0, "1970-01-01T00:00:00.000Z", "Thu"),
-            (951_782_400, "2000-02-29T00:00:00.000Z", "Tue"),
-            (1_795_455_585, "2026-11-23T17:39:45.000Z", "Mon"),
-            (1_795_391_999, "2026-11-22T23:59:59.000Z", "Sun"),
-            (u64::MAX >> 2, "9999-12-31T23:59:59.000Z", "Fri"),
+    fn instants_are_whole_seconds_within_cedars_years() {
+        let at = |seconds: u64, millis| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(millis)
+        };
+        for (now, expected) in [
+            (at(0, 0), (0, "Thu")),
+            (at(951_782_400, 999), (951_782_400, "Tue")),
+            (at(1_795_455_585, 0), (1_795_455_585, "Mon")),
+            (at(1_795_391_999, 0), (1_795_391_999, "Sun")),
+            (at(u64::MAX >> 2, 0), (253_402_300_799, "Fri")),
+            (SystemTime::UNIX_EPOCH - Duration::from_secs(1), (0, "Thu")),
         ] {
-            let now = SystemTime::UNIX_EPOCH
-                .checked_add(Duration::from_secs(seconds))
-                .unwrap();
-            assert_eq!(utc(now), (expected.to_owned(), day));
+            assert_eq!(second(now), expected);
+            instant(now).unwrap();
         }
-        assert_eq!(
-            utc(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).0,
-            "1970-01-01T00:00:00.000Z"
-        );
     }
 
     fn caller() -> SpiffeId {
@@ -264,21 +285,28 @@ mod tests {
     }
 
     fn connection(source: &str) -> Connection {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_455_585_123);
-        Connection {
-            source: source.parse().unwrap(),
-            now,
-        }
+        Connection::new(source.parse().unwrap())
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_455_585_123)
+    }
+
+    fn connect(source: &str) -> AuthzRequest {
+        AuthzRequest::connect(Caller::supposed(&caller()), "ledger", &connection(source), now())
     }
 
     fn http(method: &str, target: &str) -> AuthzRequest {
         let request = CanonicalRequest::parse(method, &[b"ledger.acme"], target.as_bytes()).unwrap();
-        AuthzRequest::http_as(
-            &caller(),
+        let route = Route::unmatched("ledger");
+        let caller = caller();
+        AuthzRequest::http(
+            Caller::supposed(&caller),
             "ledger",
-            &Route::unmatched("ledger"),
+            &route,
             &request,
             &connection("10.0.0.1"),
+            now(),
         )
     }
 
@@ -288,18 +316,13 @@ mod tests {
         let requests = methods
             .iter()
             .flat_map(|m| ["/", "/a", "/a/b/c/d/e"].map(|target| http(m, target)));
-        let connect = AuthzRequest::connect_as(&caller(), "ledger", &connection("::1"));
-        for request in requests.chain([connect]) {
+        for request in requests.chain([connect("::1")]) {
             // Stands in for the check against the schema that deciding leaves out.
-            let Question {
-                request: cedar,
-                entities,
-            } = request.question().unwrap();
+            let call = request.call().unwrap();
             let schema = Some(VOCABULARY.validator.schema());
-            let (principal, action, resource) = (cedar.principal(), cedar.action(), cedar.resource());
-            let [principal, action, resource] = [principal, action, resource].map(|uid| uid.unwrap().clone());
-            Request::new(principal, action, resource, cedar.context().unwrap().clone(), schema).unwrap();
-            Entities::from_entities(entities.iter().cloned(), schema).unwrap();
+            let context = request.context().unwrap();
+            cedar_policy::Request::new(call.principal, call.action, call.resource, context, schema).unwrap();
+            Entities::from_entities(call.entities.iter().cloned(), schema).unwrap();
         }
     }
 
@@ -310,12 +333,12 @@ mod tests {
         let route = Route::unmatched("ledger");
         let from = connection("10.0.0.1");
         for request in [
-            AuthzRequest::connect(&peer, "ledger", &from),
-            AuthzRequest::http(&peer, "ledger", &route, &request, &from),
+            AuthzRequest::connect(&peer, "ledger", &from, now()),
+            AuthzRequest::http(&peer, "ledger", &route, &request, &from, now()),
         ] {
             assert_eq!(request.principal(), "spiffe://prod.acme/ns/pay/sa/x");
-            let principal = request.question().unwrap().request.principal().unwrap();
-            assert_eq!(principal, &uid(&VOCABULARY.workload, "spiffe://prod.acme/ns/pay/sa/x"));
+            let principal = request.call().unwrap().principal;
+            assert_eq!(principal, uid(&VOCABULARY.workload, "spiffe://prod.acme/ns/pay/sa/x"));
         }
     }
 
@@ -324,18 +347,18 @@ mod tests {
         let request = http("PURGE", "/");
         assert_eq!(request.principal(), "spiffe://prod.acme/ns/pay/sa/x");
         assert_eq!((request.action(), request.resource()), ("other", "ledger:unmatched"));
-        let request = AuthzRequest::connect_as(&caller(), "ledger", &connection("::1"));
+        let request = connect("::1");
         assert_eq!((request.action(), request.resource()), ("connect", "ledger"));
     }
 
     #[test]
     fn the_context_holds_what_is_known() {
-        let context = |request: &AuthzRequest| request.question().unwrap().request.context().unwrap().to_string();
+        let context = |request: &AuthzRequest| request.context().unwrap().to_string();
         let text = context(&http("GET", "/tenants/%C3%A9//x/"));
         for part in [
             r#"ip("10.0.0.1")"#,
             r#"dow: "Mon""#,
-            "2026-11-23T17:39:45.123Z",
+            "2026-11-23T17:39:45",
             r#"host: "ledger.acme""#,
             r#"n: 3"#,
             r#"s0: "tenants""#,
@@ -345,23 +368,46 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("s3"), "{text}");
-        let mapped = AuthzRequest::connect_as(&caller(), "ledger", &connection("::ffff:10.0.0.1"));
+        let mapped = connect("::ffff:10.0.0.1");
         assert!(context(&mapped).contains(r#"ip("10.0.0.1")"#), "{}", context(&mapped));
     }
 
     #[test]
     fn what_cannot_be_asked_says_why() {
         let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
-        let foreign = AuthzRequest::http_as(
-            &caller(),
-            "ledger",
-            &Route::unmatched("ledgers"),
-            &request,
-            &connection("10.0.0.1"),
-        );
-        assert!(foreign.question().unwrap_err().contains("does not belong"));
-        let deep = format!("spiffe://prod.acme{}", "/a".repeat(MAX_PATH_GROUPS + 1));
-        let deep = AuthzRequest::connect_as(&SpiffeId::parse(&deep).unwrap(), "ledger", &connection("10.0.0.1"));
-        assert!(deep.question().unwrap_err().contains("64 path segments"));
+        let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledgers"));
+        let foreign = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
+        assert!(foreign.context().unwrap_err().contains("does not belong"));
+        let deep = SpiffeId::parse(&format!("spiffe://prod.acme{}", "/a".repeat(MAX_PATH_GROUPS + 1))).unwrap();
+        let deep = AuthzRequest::connect(Caller::supposed(&deep), "ledger", &from, now());
+        assert!(deep.call().unwrap_err().contains("64 path segments"));
+    }
+
+    proptest::proptest! {
+        /// Whatever a policy may name about the call is there: the three, and every ancestor of theirs as a parent.
+        #[test]
+        fn the_entities_of_a_call_are_closed(path in "(/[a-z0-9]{1,3}){1,12}", method in "[A-Z]{1,7}", target in "(/[a-z]{0,3}){1,6}") {
+            let Ok(request) = CanonicalRequest::parse(&method, &[b"ledger"], target.as_bytes()) else { return Ok(()) };
+            let caller = SpiffeId::parse(&format!("spiffe://prod.acme{path}")).unwrap();
+            let route = Route::unmatched("ledger");
+            let from = connection("10.0.0.1");
+            let request = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
+            let call = request.call().unwrap();
+            for uid in [&call.principal, &call.action, &call.resource] {
+                proptest::prop_assert!(call.entities.get(uid).is_some(), "{uid}");
+            }
+            let ancestors: HashSet<_> = call.entities.ancestors(&call.principal).unwrap().cloned().collect();
+            let mut prefix = "prod.acme".to_owned();
+            let mut expected = HashSet::from([uid(&VOCABULARY.trust_domain, &prefix)]);
+            for segment in path.split('/').skip(1) {
+                prefix = format!("{prefix}/{segment}");
+                expected.insert(uid(&VOCABULARY.path, &prefix));
+            }
+            proptest::prop_assert_eq!(ancestors, expected);
+            let service = uid(&VOCABULARY.service, "ledger");
+            proptest::prop_assert!(call.entities.is_ancestor_of(&service, &call.resource));
+            // Nothing in the context is an entity, so there is nothing else to be closed under.
+            proptest::prop_assert!(!request.context().unwrap().to_string().contains("Hoplite::"));
+        }
     }
 }

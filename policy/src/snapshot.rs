@@ -1,7 +1,9 @@
 //! The snapshot: a validated policy set, its routes and its revision; immutable, shared, swapped whole.
 
+use crate::cedar::without_text;
+use crate::counters::{Counter, PolicyCounts};
+use crate::evaluate::Evaluator;
 use crate::fault::{Fault, position};
-use crate::request::AuthzRequest;
 use crate::routes::{ROUTES_FILE, RouteTable};
 use crate::schema::VOCABULARY;
 use crate::statement::{Statement, statements};
@@ -45,11 +47,13 @@ pub struct Snapshot {
     /// Sorted.
     ids: Vec<String>,
     routes: RouteTable,
+    /// By the number of the policy.
+    counters: Vec<Arc<Counter>>,
     verdict: Verdict,
 }
 
 enum Verdict {
-    Ask(Box<PolicySet>),
+    Ask(Box<Evaluator>),
     /// The reason. Not an empty policy set: a policy that is missing or broken is not a policy that says no.
     DenyAll(String),
 }
@@ -109,11 +113,13 @@ impl Snapshot {
         }
         let mut ids: Vec<String> = policies.places.into_keys().collect();
         ids.sort();
+        let evaluator = Evaluator::new(policies.set);
         Ok(Self {
             revision: revision(&sources).into(),
             ids,
             routes,
-            verdict: Verdict::Ask(Box::new(policies.set)),
+            counters: evaluator.policies().policies().map(|_| Arc::default()).collect(),
+            verdict: Verdict::Ask(Box::new(evaluator)),
         })
     }
 
@@ -123,6 +129,7 @@ impl Snapshot {
             revision: "none".into(),
             ids: Vec::new(),
             routes: RouteTable::default(),
+            counters: Vec::new(),
             verdict: Verdict::DenyAll(reason.into()),
         }
     }
@@ -155,19 +162,45 @@ impl Snapshot {
         Arc::clone(&self.revision)
     }
 
-    /// The policies to evaluate for a request, or why there are none. Any superset of the policies whose scope covers
-    /// the request gives the same decision, so this is where an index over scopes goes.
-    pub(crate) fn candidates(&self, _request: &AuthzRequest) -> Result<&PolicySet, &str> {
+    /// What to ask, or why nothing can be.
+    pub(crate) fn evaluator(&self) -> Result<&Evaluator, &str> {
         match &self.verdict {
-            Verdict::Ask(policies) => Ok(policies),
+            Verdict::Ask(evaluator) => Ok(evaluator),
             Verdict::DenyAll(reason) => Err(reason),
         }
+    }
+
+    /// How often each policy mattered, by id, in no order.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, PolicyCounts)> {
+        let policies = self
+            .evaluator()
+            .into_iter()
+            .flat_map(|evaluator| evaluator.policies().policies());
+        let ids = policies.map(|policy| policy.id().as_ref());
+        ids.zip(self.counters.iter().map(|counter| counter.read()))
+    }
+
+    /// Goes on counting where another snapshot stands, for policies of the same id. Call it before the first decision.
+    pub fn count_on(&mut self, before: &Self) {
+        let (Ok(evaluator), Ok(old)) = (self.evaluator(), before.evaluator()) else {
+            return;
+        };
+        let counters = evaluator.policies().policies().map(|policy| {
+            let counter = old.number(policy.id()).and_then(|number| before.counter(number));
+            counter.cloned().unwrap_or_default()
+        });
+        self.counters = counters.collect();
+    }
+
+    pub(crate) fn counter(&self, number: u32) -> Option<&Arc<Counter>> {
+        self.counters.get(number as usize)
     }
 
     pub(crate) fn is_forbid(&self, id: &PolicyId) -> bool {
         match &self.verdict {
             // An id nobody knows counts as a forbid: the safe side for what is asked here.
-            Verdict::Ask(policies) => policies
+            Verdict::Ask(evaluator) => evaluator
+                .policies()
                 .policy(id)
                 .is_none_or(|policy| policy.effect() == Effect::Forbid),
             Verdict::DenyAll(_) => true,
@@ -251,6 +284,8 @@ impl<'a> Policies<'a> {
         };
         faults.extend(validate(&policy, &fault));
         if faults.is_empty() {
+            // Without its text: the set is kept for as long as it is in force.
+            let policy = without_text(&policy);
             self.set.add(policy).map_err(|error| vec![fault(0, error.to_string())])
         } else {
             Err(faults)

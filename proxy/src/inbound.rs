@@ -42,8 +42,8 @@ pub(crate) struct Inbound {
 struct Caller {
     inbound: Arc<Inbound>,
     peer: VerifiedPeer,
-    remote: SocketAddr,
     source: String,
+    connection: Connection,
     tls: String,
     client_cert: HeaderValue,
     not_after: SystemTime,
@@ -74,8 +74,8 @@ impl Inbound {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(Caller {
             peer: session.peer.clone(),
-            remote,
             source: remote.to_string(),
+            connection: Connection::new(remote.ip()),
             tls: session.tls.clone(),
             client_cert,
             not_after: session.not_after,
@@ -144,11 +144,14 @@ impl Caller {
         let permit = {
             let snapshot = enforcer.policy().snapshot();
             let route = snapshot.routes().route(&self.inbound.service, &canonical);
-            let connection = Connection {
-                source: self.remote.ip(),
-                now: record.at,
-            };
-            let question = AuthzRequest::http(&self.peer, &self.inbound.service, &route, &canonical, &connection);
+            let question = AuthzRequest::http(
+                &self.peer,
+                &self.inbound.service,
+                &route,
+                &canonical,
+                &self.connection,
+                record.at,
+            );
             record.route = Some(route.as_str().to_owned());
             record.host = Some(canonical.host().to_owned());
             record.path = Some(canonical.path().to_owned());

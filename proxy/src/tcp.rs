@@ -71,11 +71,8 @@ impl TcpInbound {
         record.peer_not_after = Some(session.peer.not_after());
         record.source = Some(session.remote.to_string());
         record.tls = Some(session.tls.clone());
-        let connection = Connection {
-            source: session.remote.ip(),
-            now: SystemTime::now(),
-        };
-        let question = AuthzRequest::connect(&session.peer, &self.service, &connection);
+        let connection = Connection::new(session.remote.ip());
+        let question = AuthzRequest::connect(&session.peer, &self.service, &connection, SystemTime::now());
         let snapshot = self.enforcer.policy().snapshot();
         let permit = self.enforcer.decide(&snapshot, &question, &mut record);
         (permit, record)

@@ -1,0 +1,94 @@
+//! Questions that open nothing: tests, explanations and replays ask what would be decided.
+
+use crate::decide::{Decision, decide_uncounted};
+use crate::request::{AuthzRequest, Caller, Connection};
+use crate::{CanonicalRequest, Route, Snapshot};
+use hoplite_identity::SpiffeId;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+/// A request as people suppose one.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Who would call.
+    pub principal: SpiffeId,
+    /// The service that would be called.
+    pub service: String,
+    /// What would be asked of it.
+    pub what: Asked,
+    /// The address it would come from.
+    pub source: IpAddr,
+    /// When; policies see the whole second.
+    pub now: SystemTime,
+}
+
+/// What would be asked of the service.
+#[derive(Debug, Clone)]
+pub enum Asked {
+    /// An L4 connection.
+    Connect,
+    /// An HTTP request; its route is that of the snapshot's route table.
+    Http(CanonicalRequest),
+}
+
+/// What would be decided. It holds a decision and never gives it away, so that no [`Permit`](crate::Permit) can come of
+/// it:
+///
+/// ```compile_fail
+/// fn open(supposed: hoplite_policy::WhatIf) -> hoplite_policy::Permit {
+///     supposed.decision().permit().unwrap()
+/// }
+/// ```
+#[derive(Debug)]
+pub struct WhatIf {
+    pub(crate) request: AuthzRequest,
+    decision: Decision,
+    route: Option<Route>,
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// What would be decided. Nothing is counted.
+    pub fn what_if(&self, ask: &Ask) -> WhatIf {
+        let connection = Connection::new(ask.source);
+        self.what_if_on(ask, &connection)
+    }
+
+    /// The same for many questions from one address: a connection costs more than a decision.
+    pub fn what_if_on(&self, ask: &Ask, connection: &Connection) -> WhatIf {
+        let caller = Caller::supposed(&ask.principal);
+        let (route, request) = match &ask.what {
+            Asked::Connect => (None, AuthzRequest::connect(caller, &ask.service, connection, ask.now)),
+            Asked::Http(http) => {
+                let route = self.routes().route(&ask.service, http);
+                let request = AuthzRequest::http(caller, &ask.service, &route, http, connection, ask.now);
+                (Some(route), request)
+            }
+        };
+        WhatIf {
+            decision: decide_uncounted(self, &request),
+            request,
+            route,
+        }
+    }
+}
+
+// === impl WhatIf ===
+
+impl WhatIf {
+    /// The decision that would be made.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// The action's name: `connect`, a method, or `other`.
+    pub fn action(&self) -> &'static str {
+        self.request.action()
+    }
+
+    /// The route the request would have; none for a connection.
+    pub fn route(&self) -> Option<&Route> {
+        self.route.as_ref()
+    }
+}
