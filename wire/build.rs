@@ -3,11 +3,19 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["workload.proto", "hoplite/ca.proto", "envoy/sds.proto"];
+    let files = [
+        "workload.proto",
+        "hoplite/ca.proto",
+        "hoplite/policy.proto",
+        "envoy/sds.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Bundles are megabytes: shared, not copied.
+    tonic_prost_build::configure()
+        .bytes(".hoplite.policy.v1")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -240,7 +240,7 @@ impl Template {
 }
 
 /// A service's name becomes part of route names, where `:` ends it.
-fn check_service_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_service_name(name: &str) -> Result<(), String> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if (1..=128).contains(&name.len()) && name.bytes().all(word) {
         return Ok(());

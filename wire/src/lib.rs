@@ -1,12 +1,14 @@
 //! The only crate with protobuf types: Workload API, SDS v3 and Hoplite's own services.
 //!
 //! Types from [`workload`], [`ca`] and [`sds`] are parsed into domain types at the edge, once, and go no further. The
-//! client side of the two protocols that others speak stands here too, so that no other crate repeats it:
-//! [`channel`] dials Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client.
+//! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
+//! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force.
 
 pub mod channel;
+mod policy_feed;
 mod workload_api;
 
+pub use policy_feed::{POLICY_MESSAGE_BYTES_MAX, PolicyFeed};
 pub use workload_api::{FetchError, Identity, WorkloadApi};
 
 /// The SPIFFE Workload API, as the standard's proto file defines it.
@@ -29,6 +31,17 @@ pub mod workload {
 )]
 pub mod ca {
     tonic::include_proto!("hoplite.ca.v1");
+}
+
+/// What an agent tells those on its node that enforce policy.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/hoplite/policy.proto, which is documented"
+)]
+pub mod policy {
+    tonic::include_proto!("hoplite.policy.v1");
 }
 
 /// Envoy's secret discovery service, v3.

@@ -100,7 +100,7 @@ impl WorkloadApi {
 const RESPONSE_BYTES_MAX: usize = 32 << 20;
 
 /// The path in `unix:///path`, `unix:/path` or a bare absolute path.
-fn socket_path(address: &str) -> Result<&Path, FetchError> {
+pub(crate) fn socket_path(address: &str) -> Result<&Path, FetchError> {
     let path = address
         .strip_prefix("unix://")
         .or_else(|| address.strip_prefix("unix:"))

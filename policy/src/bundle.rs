@@ -1,0 +1,744 @@
+//! The bundle: all of a trust domain's policy files at one revision, as one signed document.
+//!
+//! An envelope holds the manifest, the signatures over it and the files' contents, each once. The manifest names every
+//! file with its digest, so what is signed covers every byte. Revisions only rise: going back to older policies is a new
+//! revision with the old content. Formats are refused, never guessed: one content has one text.
+
+mod manifest;
+
+use crate::envelope::{Envelope, Hash, SealBroken};
+use crate::fault::Fault;
+use crate::schema::SCHEMA;
+use crate::signer::{BadSigner, SigningKey, TrustedSigners};
+use crate::snapshot::{Snapshot, Source};
+use crate::statement::statements;
+use hoplite_identity::TrustDomain;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::time::SystemTime;
+
+pub use manifest::{
+    CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Stage,
+};
+use manifest::{FORMAT, NAME_RULE, is_file_name, shown};
+pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
+
+/// The longest bundle that is accepted unless a setting says otherwise. Twice the policy text a snapshot may hold.
+pub const MAX_BUNDLE_BYTES: usize = 32 * 1024 * 1024;
+
+/// What stands in the envelope, and before everything that is signed.
+const KIND: &str = "hoplite policy bundle v1";
+
+/// What the publisher decides about a new bundle.
+#[derive(Debug, Clone)]
+pub struct Meta {
+    /// The trust domain it is for.
+    pub trust_domain: TrustDomain,
+    /// Higher than every one before it.
+    pub revision: u64,
+    /// The manifest it follows, if any.
+    pub parent: Option<Hash>,
+    /// Now.
+    pub created: SystemTime,
+    /// From when it is stale.
+    pub expires: SystemTime,
+    /// The oldest engine that may use it.
+    pub min_engine: EngineVersion,
+    /// Features an engine must know. A shadow's own is added.
+    pub critical: Vec<String>,
+    /// What it is for.
+    pub stage: Stage,
+    /// What changes, for people.
+    pub note: Option<String>,
+}
+
+/// A bundle that nobody signed yet.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    manifest: Manifest,
+    envelope: Envelope,
+}
+
+/// Why no bundle can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unbuildable {
+    /// The name of a file cannot be used.
+    #[error("`{0}` cannot be in a bundle: {NAME_RULE}")]
+    FileName(String),
+    /// Two files have one name.
+    #[error("two files are named `{0}`; rename one")]
+    SameName(String),
+    /// Something in [`Meta`] cannot be used.
+    #[error("{0}")]
+    Meta(String),
+}
+
+/// What is known when a bundle arrives.
+#[derive(Debug, Clone, Copy)]
+pub struct Acceptance<'a> {
+    /// Whose signatures count.
+    pub signers: &'a TrustedSigners,
+    /// Whose policies these have to be.
+    pub trust_domain: &'a TrustDomain,
+    /// The newest bundle of the same stage that was accepted so far; kept over restarts.
+    pub highest_seen: Option<Seen>,
+    /// The time.
+    pub now: SystemTime,
+    /// [`EngineVersion::THIS`], except in tests.
+    pub engine_version: EngineVersion,
+    /// [`KNOWN_CRITICAL`], except in tests.
+    pub known_critical: &'a [&'a str],
+    /// [`MAX_BUNDLE_BYTES`], or a setting.
+    pub max_bytes: usize,
+}
+
+/// A bundle that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its revision.
+    pub revision: u64,
+    /// The digest of its manifest.
+    pub manifest: Hash,
+}
+
+/// What is in a bundle, whether or not anybody may believe it. A [`Bundle`] is one that was verified.
+#[derive(Debug, Clone)]
+pub struct BundleContents {
+    manifest: Manifest,
+    hash: Hash,
+    signed_by: Vec<String>,
+    sources: Vec<Source>,
+}
+
+/// A bundle that was verified: signed by trusted signers only, for this trust domain, understood in every part, whole.
+/// Made only by [`Bundle::open`] and [`Bundle::open_kept`].
+#[derive(Debug, Clone)]
+pub struct Bundle(BundleContents);
+
+/// Why a bundle is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// Its size, form or signatures.
+    #[error("the bundle is refused: {0}")]
+    Seal(#[from] SealBroken),
+    /// It is for somebody else.
+    #[error("the bundle is refused: it is for the trust domain `{got}`, and this is `{own}`; publish it there")]
+    WrongTrustDomain {
+        /// This one.
+        own: String,
+        /// Its own.
+        got: String,
+    },
+    /// Something older than what is known. Somebody may be replaying it.
+    #[error(
+        "the bundle is refused: revision {got} is lower than {have}, which was accepted before; to go back, publish the old content as a new revision"
+    )]
+    LowerRevision {
+        /// The highest so far.
+        have: u64,
+        /// Its own.
+        got: u64,
+    },
+    /// Not a fault: this very bundle was accepted before.
+    #[error("the bundle of revision {0} is the one already accepted")]
+    AlreadyHave(u64),
+    /// Two different bundles claim one revision. Somebody signed twice.
+    #[error(
+        "the bundle is refused: another bundle of revision {0} was accepted before; find out who signed two, and publish the right one as a new revision"
+    )]
+    Conflict(u64),
+    /// It was stale before it came.
+    #[error("the bundle is refused: it expired at {at}; publish it again", at = rfc3339(*.0))]
+    Expired(u64),
+    /// It needs a feature that this engine does not know.
+    #[error("the bundle is refused: it needs `{0}`, which this engine does not know; upgrade this program first")]
+    UnknownCritical(String),
+    /// It needs a newer engine.
+    #[error("the bundle is refused: it needs engine {needs}, and this is {this}; upgrade this program first")]
+    NewerEngine {
+        /// The oldest that would do.
+        needs: EngineVersion,
+        /// This one.
+        this: EngineVersion,
+    },
+    /// Its manifest has a newer form.
+    #[error("the bundle is refused: its format {0} is newer than {FORMAT}; upgrade this program first")]
+    NewerFormat(u32),
+    /// A file's content is missing, is not the one that was signed, or nobody asked for it.
+    #[error("the bundle is refused: the content of `{0}` is missing or not the one that was signed; publish it again")]
+    BlobMismatch(String),
+}
+
+// === impl Draft ===
+
+impl Draft {
+    /// What will be signed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The digest that the next bundle names as its parent.
+    pub fn manifest_hash(&self) -> Hash {
+        Hash::of(&self.envelope.body)
+    }
+
+    /// The bundle, signed by all of these, as it travels.
+    ///
+    /// # Errors
+    /// There is no key, or one cannot sign.
+    pub fn sign(mut self, keys: &[&SigningKey]) -> Result<Vec<u8>, BadSigner> {
+        if keys.is_empty() {
+            return Err(BadSigner::Secret);
+        }
+        for key in keys {
+            self.envelope.sign(key)?;
+        }
+        Ok(self.envelope.encode())
+    }
+}
+
+// === impl Seen ===
+
+impl From<&BundleContents> for Seen {
+    fn from(contents: &BundleContents) -> Self {
+        Self {
+            revision: contents.manifest.revision,
+            manifest: contents.hash,
+        }
+    }
+}
+
+// === impl BundleContents ===
+
+impl BundleContents {
+    /// Reads a bundle that nobody has to believe: to show it, or to take its files into a new one.
+    ///
+    /// # Errors
+    /// It is not whole, or needs an engine newer than this.
+    pub fn danger_read_unverified(bytes: &[u8], max_bytes: usize) -> Result<Self, Refused> {
+        let envelope = Envelope::decode(KIND, bytes, max_bytes)?;
+        let manifest = Manifest::read(&envelope.body, EngineVersion::THIS, KNOWN_CRITICAL)?;
+        Self::read(envelope, manifest)
+    }
+
+    fn read(envelope: Envelope, manifest: Manifest) -> Result<Self, Refused> {
+        let malformed = |why: &str| Refused::Seal(SealBroken::Malformed(why.to_owned()));
+        let hash = Hash::of(&envelope.body);
+        let signed_by = envelope.signed_by().map(str::to_owned).collect();
+        let hashes: Vec<Hash> = envelope.blobs.iter().map(|blob| Hash::of(blob)).collect();
+        if !hashes.is_sorted_by(|a, b| a < b) {
+            return Err(malformed("its contents are out of order or doubled"));
+        }
+        let blobs: BTreeMap<Hash, &[u8]> = hashes
+            .into_iter()
+            .zip(envelope.blobs.iter().map(|blob| blob.as_slice()))
+            .collect();
+
+        let mut used = BTreeSet::new();
+        let mut sources = Vec::with_capacity(manifest.files.len());
+        for ManifestFile { name, sha256, bytes } in &manifest.files {
+            let blob = blobs
+                .get(sha256)
+                .filter(|blob| blob.len() as u64 == *bytes)
+                .ok_or_else(|| Refused::BlobMismatch(name.clone()))?;
+            used.insert(*sha256);
+            let text = std::str::from_utf8(blob)
+                .map_err(|_| malformed(&format!("`{name}` is not UTF-8")))?
+                .to_owned();
+            sources.push(Source {
+                name: name.clone(),
+                text,
+            });
+        }
+        if let Some(stray) = blobs.keys().find(|hash| !used.contains(hash)) {
+            return Err(Refused::BlobMismatch(stray.to_string()));
+        }
+        if manifest.policies != count_policies(&sources) {
+            return Err(malformed("it has more or fewer policies than its manifest says"));
+        }
+        Ok(Self {
+            manifest,
+            hash,
+            signed_by,
+            sources,
+        })
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The digest of the manifest: the name of this bundle and of no other.
+    pub fn manifest_hash(&self) -> Hash {
+        self.hash
+    }
+
+    /// What to remember of it, so that nothing older is accepted.
+    pub fn seen(&self) -> Seen {
+        self.into()
+    }
+
+    /// Who signed it, sorted.
+    pub fn signed_by(&self) -> &[String] {
+        &self.signed_by
+    }
+
+    /// Its files, sorted by name.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Whether it is past its end. What is in force stays in force then, and every record says so.
+    pub fn stale(&self, now: SystemTime) -> bool {
+        seconds(now) >= self.manifest.expires
+    }
+}
+
+// === impl Bundle ===
+
+impl Bundle {
+    /// A draft of these files.
+    ///
+    /// # Errors
+    /// A name, or something in `meta`, that no reader would accept. What the files say is not looked at: compile and
+    /// lint first.
+    pub fn build(sources: &[Source], meta: Meta) -> Result<Draft, Unbuildable> {
+        let mut sources: Vec<&Source> = sources.iter().collect();
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut previous = None;
+        for Source { name, .. } in &sources {
+            if !is_file_name(name) {
+                return Err(Unbuildable::FileName(shown(name)));
+            }
+            if previous.replace(name) == Some(name) {
+                return Err(Unbuildable::SameName(name.clone()));
+            }
+        }
+        let mut critical: BTreeSet<String> = meta.critical.into_iter().collect();
+        if meta.stage == Stage::Shadow {
+            critical.insert(CRITICAL_SHADOW.to_owned());
+        }
+        let manifest = Manifest {
+            format: FORMAT,
+            trust_domain: meta.trust_domain.as_str().to_owned(),
+            revision: meta.revision,
+            parent: meta.parent,
+            created: seconds(meta.created),
+            expires: seconds(meta.expires),
+            min_engine: meta.min_engine,
+            critical: critical.into_iter().collect(),
+            stage: meta.stage,
+            schema: Hash::of(SCHEMA.as_bytes()),
+            files: sources
+                .iter()
+                .map(|source| ManifestFile {
+                    name: source.name.clone(),
+                    sha256: Hash::of(source.text.as_bytes()),
+                    bytes: source.text.len() as u64,
+                })
+                .collect(),
+            policies: count_policies(sources.iter().copied()),
+            note: meta.note,
+        };
+        manifest.check().map_err(Unbuildable::Meta)?;
+        let blobs = sources.iter().map(|source| source.text.clone().into_bytes());
+        let envelope = Envelope::new(KIND, manifest.encode(), blobs);
+        Ok(Draft { manifest, envelope })
+    }
+
+    /// Verifies a bundle that came from somewhere.
+    ///
+    /// # Errors
+    /// Why it is refused, [`Refused::AlreadyHave`] included, which is no fault. Nothing changes then.
+    pub fn open(bytes: &[u8], acceptance: &Acceptance<'_>) -> Result<Self, Refused> {
+        Self::verify(bytes, acceptance, |manifest, hash| {
+            if let Some(have) = acceptance.highest_seen {
+                let got = manifest.revision;
+                if got < have.revision {
+                    return Err(Refused::LowerRevision {
+                        have: have.revision,
+                        got,
+                    });
+                }
+                if got == have.revision {
+                    return Err(if hash == have.manifest {
+                        Refused::AlreadyHave(got)
+                    } else {
+                        Refused::Conflict(got)
+                    });
+                }
+            }
+            if seconds(acceptance.now) >= manifest.expires {
+                return Err(Refused::Expired(manifest.expires));
+            }
+            Ok(())
+        })
+    }
+
+    /// Verifies the bundle that was accepted before and kept: it may have expired since. The time and the highest
+    /// revision seen play no part.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open): the disk is believed no more than the wire, and a signer may be trusted no longer.
+    pub fn open_kept(bytes: &[u8], acceptance: &Acceptance<'_>) -> Result<Self, Refused> {
+        Self::verify(bytes, acceptance, |_, _| Ok(()))
+    }
+
+    fn verify(
+        bytes: &[u8],
+        acceptance: &Acceptance<'_>,
+        timely: impl FnOnce(&Manifest, Hash) -> Result<(), Refused>,
+    ) -> Result<Self, Refused> {
+        let envelope = Envelope::decode(KIND, bytes, acceptance.max_bytes)?;
+        // INVARIANT: whatever follows was signed by somebody who is trusted.
+        envelope.verify(acceptance.signers)?;
+        let manifest = Manifest::read(&envelope.body, acceptance.engine_version, acceptance.known_critical)?;
+        if manifest.trust_domain != acceptance.trust_domain.as_str() {
+            return Err(Refused::WrongTrustDomain {
+                own: acceptance.trust_domain.as_str().to_owned(),
+                got: manifest.trust_domain,
+            });
+        }
+        timely(&manifest, Hash::of(&envelope.body))?;
+        BundleContents::read(envelope, manifest).map(Self)
+    }
+
+    /// What a proxy enforces of it.
+    ///
+    /// # Errors
+    /// As [`Snapshot::compile`].
+    pub fn compile(&self) -> Result<Snapshot, Vec<Fault>> {
+        Snapshot::compile(self.sources())
+    }
+}
+
+impl Deref for Bundle {
+    type Target = BundleContents;
+
+    fn deref(&self) -> &BundleContents {
+        &self.0
+    }
+}
+
+fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
+    sources
+        .into_iter()
+        .filter(|source| source.name.ends_with(".cedar"))
+        .map(|source| statements(&source.text).len() as u64)
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signer::tests::{key, trusted};
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_800_000_000;
+    const READ: &str =
+        r#"@id("pay/read") @owner("pay") permit (principal, action in Hoplite::Action::"read", resource);"#;
+
+    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
+        files
+            .iter()
+            .map(|(name, text)| Source {
+                name: (*name).to_owned(),
+                text: (*text).to_owned(),
+            })
+            .collect()
+    }
+
+    fn domain() -> TrustDomain {
+        TrustDomain::parse("prod.example").unwrap()
+    }
+
+    fn meta() -> Meta {
+        Meta {
+            trust_domain: domain(),
+            revision: 7,
+            parent: Some(Hash([9; 32])),
+            created: instant(NOW - 60),
+            expires: instant(NOW + 60),
+            min_engine: "0.1.0".parse().unwrap(),
+            critical: Vec::new(),
+            stage: Stage::Live,
+            note: Some("ledger may be read".to_owned()),
+        }
+    }
+
+    fn some() -> Vec<Source> {
+        sources(&[
+            ("pay/read.cedar", READ),
+            ("routes.toml", "[ledger]\nroutes = [\"GET /\"]"),
+            ("a.cedar", "// none yet\n"),
+            ("b.cedar", "// none yet\n"),
+        ])
+    }
+
+    fn signed(meta: Meta) -> Vec<u8> {
+        Bundle::build(&some(), meta).unwrap().sign(&[&key("alice")]).unwrap()
+    }
+
+    /// Opens with the acceptance of these tests, after a change to it.
+    fn open<'a>(bytes: &[u8], change: impl FnOnce(&mut Acceptance<'a>)) -> Result<Bundle, Refused> {
+        let mut acceptance = Acceptance {
+            signers: Box::leak(Box::new(trusted(&["alice", "bob"]))),
+            trust_domain: Box::leak(Box::new(domain())),
+            highest_seen: None,
+            now: instant(NOW),
+            engine_version: EngineVersion::THIS,
+            known_critical: KNOWN_CRITICAL,
+            max_bytes: MAX_BUNDLE_BYTES,
+        };
+        change(&mut acceptance);
+        Bundle::open(bytes, &acceptance)
+    }
+
+    #[test]
+    fn what_was_built_comes_back() {
+        let draft = Bundle::build(&some(), meta()).unwrap();
+        let (manifest, hash) = (draft.manifest().clone(), draft.manifest_hash());
+        let bytes = draft.sign(&[&key("bob"), &key("alice")]).unwrap();
+        let bundle = open(&bytes, |_| ()).unwrap();
+        assert_eq!((bundle.manifest(), bundle.manifest_hash()), (&manifest, hash));
+        assert_eq!(bundle.signed_by(), ["alice", "bob"]);
+        let names: Vec<_> = bundle.sources().iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["a.cedar", "b.cedar", "pay/read.cedar", "routes.toml"]);
+        assert_eq!(bundle.sources()[2].text, READ);
+        assert_eq!((manifest.policies, manifest.files[2].bytes), (1, READ.len() as u64));
+        assert!(manifest.has_our_schema());
+        assert_eq!(Manifest::danger_read_unverified(&manifest.encode()).unwrap(), manifest);
+        let unverified = BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap();
+        assert_eq!(unverified.seen(), bundle.seen());
+        assert!(!bundle.stale(instant(NOW + 59)) && bundle.stale(instant(NOW + 60)));
+        let none = Bundle::build(&[], meta()).unwrap().sign(&[&key("alice")]).unwrap();
+        assert_eq!(open(&none, |_| ()).unwrap().compile().unwrap().policy_ids().len(), 0);
+        assert!(Bundle::build(&[], meta()).unwrap().sign(&[]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_acceptable_is_refused_by_reason() {
+        let good = signed(meta());
+        let (bob, other) = (trusted(&["bob"]), TrustDomain::parse("other.example").unwrap());
+        let seen = open(&good, |_| ()).unwrap().seen();
+        let higher = Seen { revision: 8, ..seen };
+        let twin = Seen {
+            manifest: Hash([1; 32]),
+            ..seen
+        };
+        let lower = Seen { revision: 6, ..seen };
+        let check = |result: Result<Bundle, Refused>, expected: &str| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}\nis not {expected}");
+        };
+        check(
+            open(&good, |a| a.signers = &bob),
+            "`alice` signed it and is not trusted",
+        );
+        check(
+            open(&good, |a| a.trust_domain = &other),
+            "`prod.example`, and this is `other.example`",
+        );
+        check(
+            open(&good, |a| a.highest_seen = Some(higher)),
+            "revision 7 is lower than 8",
+        );
+        check(
+            open(&good, |a| a.highest_seen = Some(twin)),
+            "another bundle of revision 7",
+        );
+        let have = open(&good, |a| a.highest_seen = Some(seen)).unwrap_err();
+        assert_eq!(have, Refused::AlreadyHave(7));
+        assert!(open(&good, |a| a.highest_seen = Some(lower)).is_ok());
+        check(
+            open(&good, |a| a.now = instant(NOW + 60)),
+            "it expired at 2027-01-15T08:01:00Z",
+        );
+        let old = "0.0.9".parse().unwrap();
+        check(
+            open(&good, |a| a.engine_version = old),
+            "needs engine 0.1.0, and this is 0.0.9",
+        );
+        check(open(&good, |a| a.max_bytes = 100), "more than the 100 accepted");
+
+        let shadow = signed(Meta {
+            stage: Stage::Shadow,
+            ..meta()
+        });
+        check(
+            open(&shadow, |a| a.known_critical = &[]),
+            "needs `shadow`, which this engine",
+        );
+        assert_eq!(open(&shadow, |_| ()).unwrap().manifest().critical, ["shadow"]);
+        let critical = vec!["time-travel".to_owned()];
+        check(
+            open(&signed(Meta { critical, ..meta() }), |_| ()),
+            "needs `time-travel`",
+        );
+    }
+
+    #[test]
+    fn what_was_accepted_is_opened_again_after_its_end() {
+        let good = signed(meta());
+        let seen = open(&good, |_| ()).unwrap().seen();
+        let (signers, trust_domain) = (trusted(&["alice"]), domain());
+        let mut acceptance = Acceptance {
+            signers: &signers,
+            trust_domain: &trust_domain,
+            highest_seen: Some(seen),
+            now: instant(NOW + 9_999),
+            engine_version: EngineVersion::THIS,
+            known_critical: KNOWN_CRITICAL,
+            max_bytes: MAX_BUNDLE_BYTES,
+        };
+        let kept = Bundle::open_kept(&good, &acceptance).unwrap();
+        assert!(kept.stale(acceptance.now));
+        let nobody = TrustedSigners::default();
+        acceptance.signers = &nobody;
+        assert!(
+            Bundle::open_kept(&good, &acceptance).is_err(),
+            "who signed is trusted no longer"
+        );
+    }
+
+    /// Signs whatever manifest and contents the test makes up.
+    fn forged(change: impl FnOnce(&mut Manifest, &mut Vec<Vec<u8>>)) -> Result<Bundle, Refused> {
+        let mut draft = Bundle::build(&some(), meta()).unwrap();
+        let mut blobs: Vec<Vec<u8>> = draft.envelope.blobs.iter().map(|blob| blob.to_vec()).collect();
+        change(&mut draft.manifest, &mut blobs);
+        draft.envelope = Envelope::new(KIND, draft.manifest.encode(), blobs);
+        open(&draft.sign(&[&key("alice")]).unwrap(), |_| ())
+    }
+
+    #[test]
+    fn a_signature_does_not_excuse_a_bad_bundle() {
+        assert!(forged(|_, _| ()).is_ok());
+        let check = |change: &dyn Fn(&mut Manifest, &mut Vec<Vec<u8>>), expected: &str| {
+            let error = forged(change).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}\nis not {expected}");
+        };
+        check(&|m, _| m.format = 2, "format 2 is newer");
+        check(&|m, _| m.format = 0, "its format is 0");
+        check(&|m, _| m.revision = 0, "revision 0");
+        check(&|m, _| m.expires = m.created, "expires before");
+        check(&|m, _| m.expires = u64::MAX, "year 9999");
+        check(&|m, _| m.critical = vec!["shadow".into()], "and only a shadow");
+        check(&|m, _| m.stage = Stage::Shadow, "and only a shadow");
+        check(&|m, _| m.note = Some("a\nb".into()), "the note");
+        check(&|m, _| m.trust_domain = "Prod".into(), "trust domain");
+        check(&|m, _| m.policies = 2, "more or fewer policies");
+        check(&|m, _| m.files.swap(0, 1), "files are out of order");
+        check(&|m, _| m.files[1] = m.files[0].clone(), "or doubled");
+        check(&|m, _| m.files[0].bytes += 1, "the content of `a.cedar`");
+        check(&|m, _| m.files[0].sha256 = Hash([0; 32]), "the content of `a.cedar`");
+        check(&|_, blobs| blobs.push(b"stray".to_vec()), "the content of `");
+        check(&|_, blobs| drop(blobs.pop()), "the content of `");
+        let not_text = &|m: &mut Manifest, blobs: &mut Vec<Vec<u8>>| {
+            blobs.push(b"\xff".to_vec());
+            let file = ManifestFile {
+                name: "0.cedar".into(),
+                sha256: Hash::of(b"\xff"),
+                bytes: 1,
+            };
+            m.files.insert(0, file);
+        };
+        check(not_text, "`0.cedar` is not UTF-8");
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x.cedar",
+            "/x.cedar",
+            "x/../y.cedar",
+            "x/y/z.cedar",
+            "x//y.cedar",
+            "x/.cedar",
+            ".x/y.cedar",
+            ".x.cedar",
+            "x\\y.cedar",
+            "x\0.cedar",
+            "x.cedar\n",
+            "x.txt",
+            "x/routes.toml",
+            "é.cedar",
+            "C:x.cedar",
+        ] {
+            let rename = &|m: &mut Manifest, _: &mut Vec<Vec<u8>>| {
+                m.files[0].name = name.into();
+                m.files.sort_by(|a, b| a.name.cmp(&b.name));
+            };
+            check(rename, "is not a file's name");
+            let result = Bundle::build(&sources(&[(name, "")]), meta());
+            assert!(matches!(result, Err(Unbuildable::FileName(_))), "{name:?}: {result:?}");
+        }
+        let twice = Bundle::build(&sources(&[("a.cedar", ""), ("a.cedar", "")]), meta());
+        assert!(matches!(twice, Err(Unbuildable::SameName(_))));
+    }
+
+    #[test]
+    fn a_manifest_has_one_text() {
+        let mut draft = Bundle::build(&some(), meta()).unwrap();
+        let body = &mut draft.envelope.body;
+        // One more entry, which a tolerant reader would skip.
+        body[0] += 1;
+        body.extend([0x18, 99, 0]);
+        let bytes = draft.sign(&[&key("alice")]).unwrap();
+        let error = open(&bytes, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("the one form"), "{error}");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_missing_end_is_refused() {
+        let good = signed(meta());
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << bit;
+                assert!(open(&bad, |_| ()).is_err(), "bit {bit} of byte {at}");
+            }
+            assert!(open(&good[..at], |_| ()).is_err(), "the first {at} bytes");
+        }
+        assert!(open(&[&good[..], b"\0"].concat(), |_| ()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert!(open(&bytes, |_| ()).is_err());
+        }
+
+        #[test]
+        fn any_manifest_under_a_good_signature_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let mut draft = Bundle::build(&some(), meta()).unwrap();
+            let at = bytes.first().map_or(0, |&at| usize::from(at)) % draft.envelope.body.len();
+            draft.envelope.body.splice(at.., bytes);
+            let _ = open(&draft.sign(&[&key("alice")]).unwrap(), |_| ());
+        }
+
+        #[test]
+        fn any_files_round_trip_to_the_same_bytes(
+            files in proptest::collection::btree_map("([a-z]{1,8}/)?[a-zA-Z0-9_-]{1,8}\\.cedar", ".{0,40}", 0..6),
+            revision in 1..u64::MAX,
+            note in proptest::option::of("[ -~é]{1,20}"),
+            reversed: bool,
+        ) {
+            let mut sources: Vec<Source> =
+                files.iter().map(|(name, text)| Source { name: name.clone(), text: text.clone() }).collect();
+            if reversed {
+                sources.reverse();
+            }
+            let meta = Meta { revision, note, ..meta() };
+            let bytes = Bundle::build(&sources, meta.clone()).unwrap().sign(&[&key("alice")]).unwrap();
+            let bundle = open(&bytes, |_| ()).unwrap();
+            let read: Vec<_> = bundle.sources().iter().map(|s| (s.name.clone(), s.text.clone())).collect();
+            prop_assert_eq!(read, files.into_iter().collect::<Vec<_>>());
+            let again = Bundle::build(bundle.sources(), meta).unwrap().sign(&[&key("alice")]).unwrap();
+            prop_assert_eq!(bytes, again);
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! The grant: access for a few hours in an emergency, signed by two people, that no forbid yields to.
+//!
+//! It rides beside a bundle and becomes one more permit, so what a forbid refuses stays refused. Its times are conditions
+//! of that permit: it begins and ends by itself, whether or not anybody can be reached.
+
+use crate::bundle::{LAST_SECOND, instant, rfc3339, seconds};
+use crate::envelope::{Envelope, Hash, SealBroken, from_cbor, to_cbor};
+use crate::routes::check_service_name;
+use crate::schema::{VOCABULARY, uid};
+use crate::signer::{BadSigner, SigningKey, TrustedSigners};
+use crate::snapshot::Source;
+use hoplite_identity::{SpiffeId, TrustDomain};
+use minicbor::{Decode, Encode};
+use std::time::{Duration, SystemTime};
+
+/// The longest grant: a working day. What is needed for longer is a policy.
+pub const MAX_GRANT: Duration = Duration::from_secs(8 * 3600);
+/// The longest encoded grant: its texts at their longest, and eight signatures.
+pub const MAX_GRANT_BYTES: usize = 8 * 1024;
+
+const KIND: &str = "hoplite policy grant v1";
+const FORMAT: u32 = 1;
+/// One person's word opens no glass.
+const SIGNERS_NEEDED: usize = 2;
+const MAX_WORD_BYTES: usize = 64;
+const MAX_REASON_BYTES: usize = 512;
+
+/// To whom a grant gives access.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum GrantScope {
+    /// One workload, by its whole SPIFFE ID.
+    #[n(0)]
+    Workload(#[n(0)] String),
+    /// Every workload at or below this prefix: the SPIFFE ID without its scheme, `prod.example/ns/pay`.
+    #[n(1)]
+    Path(#[n(0)] String),
+}
+
+/// What two people decide. The times are in seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct GrantDraft {
+    #[n(0)]
+    format: u32,
+    /// The trust domain it is for.
+    #[n(1)]
+    pub trust_domain: String,
+    /// Its name, `[a-z0-9-]{1,64}`; the permit's `@id` is `break-glass/<id>`.
+    #[n(2)]
+    pub id: String,
+    /// Where the emergency is written down: `INC-4711`.
+    #[n(3)]
+    pub ticket: String,
+    /// Why, in one line.
+    #[n(4)]
+    pub reason: String,
+    /// To whom.
+    #[n(5)]
+    pub principal: GrantScope,
+    /// The service, and all its routes.
+    #[n(6)]
+    pub service: String,
+    /// From when.
+    #[n(7)]
+    pub not_before: u64,
+    /// Until just before when.
+    #[n(8)]
+    pub until: u64,
+    /// When it was written.
+    #[n(9)]
+    pub created: u64,
+}
+
+/// A grant that two trusted people signed. Made only by [`Grant::open`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    draft: GrantDraft,
+    hash: Hash,
+    signed_by: Vec<String>,
+}
+
+/// Why a grant is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GrantRefused {
+    /// Its size, form or signatures.
+    #[error("the grant is refused: {0}")]
+    Seal(#[from] SealBroken),
+    /// Only one person signed.
+    #[error("the grant is refused: only `{0}` signed it; a second trusted person must sign it too")]
+    OneSigner(String),
+    /// It is for somebody else.
+    #[error("the grant is refused: it is for the trust domain `{got}`, and this is `{own}`")]
+    WrongTrustDomain {
+        /// This one.
+        own: String,
+        /// Its own.
+        got: String,
+    },
+    /// It is over.
+    #[error("the grant is refused: it ended at {at}; make a new one if it is still needed", at = rfc3339(*.0))]
+    Expired(u64),
+    /// It asks for what no grant gives.
+    #[error("the grant is refused: {0}")]
+    Unusable(String),
+}
+
+// === impl GrantDraft ===
+
+impl GrantDraft {
+    /// A grant that nobody signed yet.
+    ///
+    /// # Errors
+    /// A text that cannot be used, or a time longer than [`MAX_GRANT`].
+    #[expect(clippy::too_many_arguments, reason = "each is one thing two people must agree on")]
+    pub fn new(
+        trust_domain: &TrustDomain,
+        id: &str,
+        ticket: &str,
+        reason: &str,
+        principal: GrantScope,
+        service: &str,
+        (not_before, until): (SystemTime, SystemTime),
+        created: SystemTime,
+    ) -> Result<Self, GrantRefused> {
+        let draft = Self {
+            format: FORMAT,
+            trust_domain: trust_domain.as_str().to_owned(),
+            id: id.to_owned(),
+            ticket: ticket.to_owned(),
+            reason: reason.to_owned(),
+            principal,
+            service: service.to_owned(),
+            not_before: seconds(not_before),
+            until: seconds(until),
+            created: seconds(created),
+        };
+        draft.check().map_err(GrantRefused::Unusable)?;
+        Ok(draft)
+    }
+
+    /// The grant with one signature. Another person adds theirs with [`GrantDraft::sign_too`].
+    ///
+    /// # Errors
+    /// The key cannot sign.
+    pub fn sign(&self, key: &SigningKey) -> Result<Vec<u8>, BadSigner> {
+        let mut envelope = Envelope::new(KIND, to_cbor(self), []);
+        envelope.sign(key)?;
+        Ok(envelope.encode())
+    }
+
+    /// What is in a grant that may still lack signatures, for the second person to read before they sign.
+    ///
+    /// # Errors
+    /// It is not whole, or asks for what no grant gives.
+    pub fn danger_read_unverified(bytes: &[u8]) -> Result<(Self, Vec<String>), GrantRefused> {
+        let envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        let signed_by = envelope.signed_by().map(str::to_owned).collect();
+        Ok((Self::read(&envelope)?, signed_by))
+    }
+
+    /// The same grant with one more signature.
+    ///
+    /// # Errors
+    /// It is no grant, or the key cannot sign.
+    pub fn sign_too(bytes: &[u8], key: &SigningKey) -> Result<Vec<u8>, GrantRefused> {
+        let mut envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        Self::read(&envelope)?;
+        envelope
+            .sign(key)
+            .map_err(|error| GrantRefused::Unusable(error.to_string()))?;
+        Ok(envelope.encode())
+    }
+
+    fn read(envelope: &Envelope) -> Result<Self, GrantRefused> {
+        let malformed = |why: String| GrantRefused::Seal(SealBroken::Malformed(why));
+        if !envelope.blobs.is_empty() {
+            return Err(malformed("a grant has no files".to_owned()));
+        }
+        let draft: Self = from_cbor(&envelope.body).map_err(malformed)?;
+        if to_cbor(&draft) != envelope.body {
+            return Err(malformed("it is not in the one form that is accepted".to_owned()));
+        }
+        draft.check().map_err(GrantRefused::Unusable)?;
+        Ok(draft)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.format != FORMAT {
+            return Err(format!(
+                "its format {} is not {FORMAT}; upgrade this program first",
+                self.format
+            ));
+        }
+        TrustDomain::parse(&self.trust_domain).map_err(|error| error.to_string())?;
+        check_service_name(&self.service)?;
+        let sized = |text: &str| (1..=MAX_WORD_BYTES).contains(&text.len());
+        let id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if !sized(&self.id) || !self.id.bytes().all(id) {
+            let shown: String = self.id.escape_debug().take(MAX_WORD_BYTES).collect();
+            return Err(format!(
+                "`{shown}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`"
+            ));
+        }
+        let ticket = |b: u8| b.is_ascii_alphanumeric() || b"._#/-".contains(&b);
+        if !sized(&self.ticket) || !self.ticket.bytes().all(ticket) {
+            let shown: String = self.ticket.escape_debug().take(MAX_WORD_BYTES).collect();
+            return Err(format!(
+                "`{shown}` is not a ticket; use 1 to 64 letters, digits, `.`, `_`, `#`, `/` and `-`"
+            ));
+        }
+        if self.reason.trim().is_empty()
+            || self.reason.len() > MAX_REASON_BYTES
+            || self.reason.chars().any(char::is_control)
+        {
+            return Err(format!(
+                "the reason is empty, longer than {MAX_REASON_BYTES} bytes or has control characters; write one line"
+            ));
+        }
+        let (text, id) = match &self.principal {
+            GrantScope::Workload(text) => (text, SpiffeId::parse(text)),
+            GrantScope::Path(text) => (text, SpiffeId::parse(&format!("spiffe://{text}"))),
+        };
+        let id = id.map_err(|error| format!("the principal cannot be used: {error}"))?;
+        if id.is_trust_domain() {
+            return Err(format!(
+                "`{text}` is a whole trust domain; grant access to a workload or a path within it"
+            ));
+        }
+        let length = self.until.checked_sub(self.not_before).filter(|length| *length > 0);
+        if length.is_none_or(|length| length > MAX_GRANT.as_secs()) || self.until > LAST_SECOND {
+            let hours = MAX_GRANT.as_secs() / 3600;
+            return Err(format!(
+                "a grant lasts at most {hours} hours and ends after it begins; choose another end"
+            ));
+        }
+        Ok(())
+    }
+}
+
+// === impl Grant ===
+
+impl Grant {
+    /// Verifies a grant that came from somewhere. One that has yet to begin is accepted.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn open(
+        bytes: &[u8],
+        signers: &TrustedSigners,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Self, GrantRefused> {
+        let envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        envelope.verify(signers)?;
+        let signed_by: Vec<String> = envelope.signed_by().map(str::to_owned).collect();
+        // INVARIANT: names under an envelope are distinct, and `TrustedSigners` gives no two names one key, so two
+        // signatures that hold are two people's.
+        if signed_by.len() < SIGNERS_NEEDED {
+            return Err(GrantRefused::OneSigner(signed_by.concat()));
+        }
+        let draft = GrantDraft::read(&envelope)?;
+        if draft.trust_domain != trust_domain.as_str() {
+            return Err(GrantRefused::WrongTrustDomain {
+                own: trust_domain.as_str().to_owned(),
+                got: draft.trust_domain,
+            });
+        }
+        if seconds(now) >= draft.until {
+            return Err(GrantRefused::Expired(draft.until));
+        }
+        Ok(Self {
+            draft,
+            hash: Hash::of(&envelope.body),
+            signed_by,
+        })
+    }
+
+    /// What was decided.
+    pub fn draft(&self) -> &GrantDraft {
+        &self.draft
+    }
+
+    /// The digest of what was signed.
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+
+    /// Who signed it, sorted; at least two.
+    pub fn signed_by(&self) -> &[String] {
+        &self.signed_by
+    }
+
+    /// From when it gives access.
+    pub fn not_before(&self) -> SystemTime {
+        instant(self.draft.not_before)
+    }
+
+    /// Until just before when it gives access.
+    pub fn until(&self) -> SystemTime {
+        instant(self.draft.until)
+    }
+
+    /// The `@id` of its permit, which is what records name.
+    pub fn policy_id(&self) -> String {
+        format!("break-glass/{}", self.draft.id)
+    }
+
+    /// The permit, as a file of its own, `break-glass/<id>.cedar`.
+    pub fn policy_source(&self) -> Source {
+        let GrantDraft {
+            id,
+            principal,
+            service,
+            not_before,
+            until,
+            ..
+        } = &self.draft;
+        // Cedar itself prints the names; the id and the times have no character that would need it.
+        let principal = match principal {
+            GrantScope::Workload(id) => format!("principal == {}", uid(&VOCABULARY.workload, id)),
+            GrantScope::Path(path) => format!("principal in {}", uid(&VOCABULARY.path, path)),
+        };
+        let service = uid(&VOCABULARY.service, service);
+        let (from, to) = (rfc3339(*not_before), rfc3339(*until));
+        let text = format!(
+            "@id(\"break-glass/{id}\")\n@owner(\"security\")\npermit ({principal}, action, resource in {service})\nwhen {{ context.conn.now >= datetime(\"{from}\") && context.conn.now < datetime(\"{to}\") }};\n"
+        );
+        Source {
+            name: format!("break-glass/{id}.cedar"),
+            text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signer::tests::{key, trusted};
+    use crate::{AuthzRequest, Connection, Outcome, Snapshot, decide};
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn draft() -> GrantDraft {
+        GrantDraft {
+            format: FORMAT,
+            trust_domain: "prod.example".to_owned(),
+            id: "ledger-down-1".to_owned(),
+            ticket: "INC-4711".to_owned(),
+            reason: "the ledger must be repaired by hand".to_owned(),
+            principal: GrantScope::Path("prod.example/ns/ops".to_owned()),
+            service: "ledger".to_owned(),
+            not_before: NOW,
+            until: NOW + 3600,
+            created: NOW - 60,
+        }
+    }
+
+    fn both(draft: &GrantDraft) -> Vec<u8> {
+        GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap()
+    }
+
+    fn open_at(bytes: &[u8], now: u64) -> Result<Grant, GrantRefused> {
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        Grant::open(bytes, &trusted(&["alice", "bob", "carol"]), &domain, instant(now))
+    }
+
+    #[test]
+    fn two_people_make_a_grant() {
+        let one = draft().sign(&key("alice")).unwrap();
+        assert_eq!(open_at(&one, NOW), Err(GrantRefused::OneSigner("alice".into())));
+        let again = GrantDraft::sign_too(&one, &key("alice")).unwrap();
+        assert_eq!(again, one, "the same person twice is one person");
+        let (read, by) = GrantDraft::danger_read_unverified(&one).unwrap();
+        assert_eq!((read, by), (draft(), vec!["alice".to_owned()]));
+        let grant = open_at(&both(&draft()), NOW - 9).unwrap();
+        assert_eq!(grant.signed_by(), ["alice", "bob"]);
+        assert_eq!(grant.draft(), &draft());
+        let stranger = GrantDraft::sign_too(&one, &key("mallory")).unwrap();
+        assert!(open_at(&stranger, NOW).unwrap_err().to_string().contains("`mallory`"));
+        assert_eq!(
+            open_at(&both(&draft()), NOW + 3600),
+            Err(GrantRefused::Expired(NOW + 3600))
+        );
+        let foreign = GrantDraft {
+            trust_domain: "other.example".to_owned(),
+            ..draft()
+        };
+        assert!(matches!(
+            open_at(&both(&foreign), NOW),
+            Err(GrantRefused::WrongTrustDomain { .. })
+        ));
+    }
+
+    #[test]
+    fn a_grant_is_no_bundle() {
+        let grant = both(&draft());
+        let error = crate::BundleContents::danger_read_unverified(&grant, 9999).unwrap_err();
+        assert!(error.to_string().contains("another kind"), "{error}");
+    }
+
+    #[test]
+    fn what_no_grant_gives_is_refused() {
+        let check = |change: &dyn Fn(&mut GrantDraft), expected: &str| {
+            let mut bad = draft();
+            change(&mut bad);
+            let error = bad.check().unwrap_err();
+            assert!(error.contains(expected), "{error}");
+            let mut envelope = Envelope::new(KIND, to_cbor(&bad), []);
+            envelope.sign(&key("alice")).unwrap();
+            envelope.sign(&key("bob")).unwrap();
+            assert!(open_at(&envelope.encode(), NOW).is_err(), "{error}");
+        };
+        check(&|d| d.format = 2, "format 2");
+        check(&|d| d.id = "a\") permit".into(), "not a grant's id");
+        check(&|d| d.id = String::new(), "not a grant's id");
+        check(&|d| d.ticket = "see chat".into(), "not a ticket");
+        check(&|d| d.reason = " ".into(), "the reason");
+        check(&|d| d.reason = "a\nb".into(), "the reason");
+        check(&|d| d.service = "led\"ger".into(), "not a service name");
+        check(&|d| d.until = d.not_before, "ends after it begins");
+        check(&|d| d.until = d.not_before - 1, "ends after it begins");
+        check(&|d| d.until = d.not_before + 8 * 3600 + 1, "at most 8 hours");
+        check(&|d| d.not_before = u64::MAX - 9, "at most 8 hours");
+        check(
+            &|d| d.principal = GrantScope::Path("prod.example".into()),
+            "a whole trust domain",
+        );
+        check(
+            &|d| d.principal = GrantScope::Path("spiffe://prod.example/a".into()),
+            "cannot be used",
+        );
+        check(
+            &|d| d.principal = GrantScope::Workload("prod.example/a".into()),
+            "cannot be used",
+        );
+        check(
+            &|d| d.principal = GrantScope::Workload("spiffe://prod.example/\"".into()),
+            "cannot be used",
+        );
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_missing_end_is_refused() {
+        let good = both(&draft());
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[at] ^= 1 << bit;
+                assert!(open_at(&bad, NOW).is_err(), "bit {bit} of byte {at}");
+            }
+            assert!(open_at(&good[..at], NOW).is_err(), "the first {at} bytes");
+        }
+    }
+
+    #[test]
+    fn a_grant_permits_within_its_time_and_scope_and_no_forbid_yields() {
+        let outcome = |grant: &Grant, extra: &str, caller: &str, service: &str, now: u64| {
+            let mut sources = vec![grant.policy_source()];
+            sources.push(Source {
+                name: "extra.cedar".to_owned(),
+                text: extra.to_owned(),
+            });
+            let snapshot = Snapshot::compile(&sources).unwrap();
+            let connection = Connection {
+                source: "10.0.0.1".parse().unwrap(),
+                now: instant(now),
+            };
+            let caller = SpiffeId::parse(caller).unwrap();
+            decide(&snapshot, &AuthzRequest::connect_as(&caller, service, &connection)).outcome()
+        };
+        let grant = open_at(&both(&draft()), NOW).unwrap();
+        let ops = "spiffe://prod.example/ns/ops/sa/anna";
+        assert_eq!(outcome(&grant, "", ops, "ledger", NOW), Outcome::Allow);
+        assert_eq!(outcome(&grant, "", ops, "ledger", NOW + 3599), Outcome::Allow);
+        assert_eq!(outcome(&grant, "", ops, "ledger", NOW + 3600), Outcome::NoPermit);
+        assert_eq!(outcome(&grant, "", ops, "ledger", NOW - 1), Outcome::NoPermit);
+        assert_eq!(outcome(&grant, "", ops, "orders", NOW), Outcome::NoPermit);
+        let other = "spiffe://prod.example/ns/ops2/sa/anna";
+        assert_eq!(outcome(&grant, "", other, "ledger", NOW), Outcome::NoPermit);
+        let forbid = r#"@id("no") @owner("security") forbid (principal, action, resource);"#;
+        assert_eq!(outcome(&grant, forbid, ops, "ledger", NOW), Outcome::Forbid);
+
+        let one = GrantDraft {
+            principal: GrantScope::Workload(ops.to_owned()),
+            ..draft()
+        };
+        let grant = open_at(&both(&one), NOW).unwrap();
+        assert_eq!(outcome(&grant, "", ops, "ledger", NOW), Outcome::Allow);
+        let below = format!("{ops}/below");
+        assert_eq!(outcome(&grant, "", &below, "ledger", NOW), Outcome::NoPermit);
+        assert_eq!(grant.policy_id(), "break-glass/ledger-down-1");
+    }
+}
