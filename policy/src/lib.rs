@@ -4,21 +4,30 @@
 //! Deny is a value: a missing or broken policy is a [`Snapshot`] that denies and says why. A [`Permit`] can be made
 //! only from a decision that allows, and what forwards a request takes one by value.
 
+mod anatomy;
 mod canonical;
 mod decide;
 mod fault;
+mod ids;
+mod lint;
+mod lookalike;
+mod modules;
 mod request;
 mod routes;
 mod schema;
 mod snapshot;
 mod statement;
+mod unseen;
 
 pub use canonical::{
     Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
 };
 pub use decide::{Decision, Denied, Outcome, Permit, decide};
 pub use fault::Fault;
+pub use ids::MAX_ID_BYTES;
+pub use lint::lint;
+pub use modules::{MODULES_FILE, SECURITY_OWNER};
 pub use request::{AuthzRequest, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;
-pub use snapshot::{MAX_CHAIN, MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};
+pub use snapshot::{MAX_CHAIN, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};
