@@ -4,6 +4,7 @@
 //! Deny is a value: a missing or broken policy is a [`Snapshot`] that denies and says why. A [`Permit`] can be made
 //! only from a decision that allows, and what forwards a request takes one by value.
 
+mod anatomy;
 mod ask;
 mod bundle;
 mod canonical;
@@ -14,29 +15,32 @@ mod envelope;
 mod evaluate;
 mod fault;
 mod grant;
+mod ids;
 mod index;
+mod lint;
+mod lookalike;
+mod modules;
 mod request;
 mod routes;
 mod schema;
 mod signer;
 mod snapshot;
 mod statement;
+mod unseen;
 
 pub use ask::{Ask, Asked, WhatIf};
-pub use bundle::{
-    Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
-    MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable,
-};
-pub use canonical::{
-    Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
-};
+pub use bundle::{Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable};
+pub use canonical::{Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS};
 pub use counters::PolicyCounts;
 pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};
 pub use envelope::{Hash, MAX_SIGNATURES, SealBroken};
 pub use fault::Fault;
 pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
+pub use ids::MAX_ID_BYTES;
+pub use lint::lint;
+pub use modules::{MODULES_FILE, SECURITY_OWNER};
 pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;
 pub use signer::{BadSigner, MAX_SIGNERS, Signer, SigningKey, TrustedSigners};
-pub use snapshot::{MAX_CHAIN, MAX_ID_BYTES, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};
+pub use snapshot::{MAX_CHAIN, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};

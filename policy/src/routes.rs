@@ -143,6 +143,15 @@ impl RouteTable {
         }
     }
 
+    /// Whether a request can be given the route of this name: one that is in the table, or the unmatched of any service.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        name.split_once(':').is_some_and(|(service, what)| {
+            let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
+            let unmatched = what == "unmatched" && check_service_name(service).is_ok();
+            unmatched || templates.iter().any(|template| template.route.as_str() == name)
+        })
+    }
+
     /// The most specific route that covers the request: of two templates the one that is literal where the other has
     /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
     pub fn route(&self, service: &str, request: &CanonicalRequest) -> Route {

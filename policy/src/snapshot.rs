@@ -1,17 +1,18 @@
 //! The snapshot: a validated policy set, its routes and its revision; immutable, shared, swapped whole.
 
+use crate::anatomy::Anatomy;
 use crate::cedar::without_text;
 use crate::counters::{Counter, PolicyCounts};
 use crate::evaluate::Evaluator;
-use crate::fault::{Fault, position};
+use crate::fault::Fault;
+use crate::ids::Ids;
+use crate::modules::{MODULES_FILE, Modules, Team};
 use crate::routes::{ROUTES_FILE, RouteTable};
 use crate::schema::VOCABULARY;
 use crate::statement::{Statement, statements};
 use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode};
 use miette::Diagnostic;
 use ring::digest;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -28,11 +29,10 @@ pub const MAX_NESTING: usize = 32;
 pub const MAX_CHAIN: usize = 400;
 /// The stack that sources are compiled on, so that no caller's own stack decides what is validated. The deepest policy
 /// within the bounds needs less than a quarter of it.
-const COMPILE_STACK_BYTES: usize = 16 * 1024 * 1024;
-/// The longest `@id`: it goes into every record it determines.
-pub const MAX_ID_BYTES: usize = 256;
+pub(crate) const COMPILE_STACK_BYTES: usize = 16 * 1024 * 1024;
 
-/// One file of policies (`*.cedar`), or the route table (`routes.toml`).
+/// One file of policies (`file.cedar`, or `module/file.cedar`), the route table (`routes.toml`), or the table of modules
+/// (`modules.toml`).
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The file's name, unique within a snapshot.
@@ -87,6 +87,7 @@ impl Snapshot {
         let mut policies = Policies::default();
         let mut routes = RouteTable::default();
         let mut previous = None;
+        let modules = Modules::of(&sources);
         for source in &sources {
             let fault = |reason: &str| Fault::at(&source.name, &source.text, 0, reason);
             if previous.replace(&source.name) == Some(&source.name) {
@@ -96,27 +97,34 @@ impl Snapshot {
                     Ok(table) => routes = table,
                     Err(found) => faults.extend(found),
                 }
+            } else if source.name == MODULES_FILE {
+                faults.extend(modules.as_ref().err().into_iter().flatten().cloned());
             } else if source.name.ends_with(".cedar") {
+                let team = modules
+                    .as_ref()
+                    .map_or(Ok(Team::Anyone), |modules| modules.team(&source.name));
+                let team = team.unwrap_or_else(|reason| {
+                    faults.push(fault(&reason));
+                    Team::Anyone
+                });
                 for statement in statements(&source.text) {
                     policies
-                        .add(source, &statement)
+                        .add(source, &statement, team)
                         .unwrap_or_else(|found| faults.extend(found));
                 }
             } else {
                 faults.push(fault(
-                    "a source is either named `routes.toml` or ends in `.cedar`; rename or remove it",
+                    "this is neither `routes.toml`, `modules.toml` nor `*.cedar`; rename or remove it",
                 ));
             }
         }
         if !faults.is_empty() {
             return Err(faults);
         }
-        let mut ids: Vec<String> = policies.places.into_keys().collect();
-        ids.sort();
         let evaluator = Evaluator::new(policies.set);
         Ok(Self {
             revision: revision(&sources).into(),
-            ids,
+            ids: policies.ids.into_sorted(),
             routes,
             counters: evaluator.policies().policies().map(|_| Arc::default()).collect(),
             verdict: Verdict::Ask(Box::new(evaluator)),
@@ -219,7 +227,7 @@ impl fmt::Debug for Snapshot {
 }
 
 /// Runs a computation on a stack of its own.
-fn on_stack<R: Send>(bytes: usize, compute: impl FnOnce() -> R + Send) -> io::Result<R> {
+pub(crate) fn on_stack<R: Send>(bytes: usize, compute: impl FnOnce() -> R + Send) -> io::Result<R> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(bytes).spawn_scoped(scope, compute)?;
         thread.join().map_err(|_| io::Error::other("it panicked"))
@@ -254,17 +262,17 @@ fn revision(sources: &[&Source]) -> String {
         .collect()
 }
 
-/// Policies as they are gathered, and where each id was first used.
+/// Policies as they are gathered.
 #[derive(Default)]
 struct Policies<'a> {
     set: PolicySet,
-    places: HashMap<String, (&'a Source, usize)>,
+    ids: Ids<'a>,
 }
 
 // === impl Policies ===
 
 impl<'a> Policies<'a> {
-    fn add(&mut self, source: &'a Source, statement: &Statement<'_>) -> Result<(), Vec<Fault>> {
+    fn add(&mut self, source: &'a Source, statement: &Statement<'_>, team: Team<'_>) -> Result<(), Vec<Fault>> {
         let fault = |offset: usize, reason: String| {
             Fault::at(
                 &source.name,
@@ -278,11 +286,13 @@ impl<'a> Policies<'a> {
         let policy = match self.claim(&policy, source, statement) {
             Ok(id) => policy.new_id(id),
             Err(reason) => {
-                faults.push(fault(0, reason));
+                let place = Anatomy::of(statement.text).annotation("id");
+                faults.push(fault(place.map_or(0, |place| place.start), reason));
                 policy
             }
         };
         faults.extend(validate(&policy, &fault));
+        faults.extend(team.check(&policy, statement, &fault));
         if faults.is_empty() {
             // Without its text: the set is kept for as long as it is in force.
             let policy = without_text(&policy);
@@ -297,23 +307,12 @@ impl<'a> Policies<'a> {
         let id = policy
             .annotation("id")
             .ok_or("the policy has no `@id`; put `@id(\"team/name\")` before it")?;
-        check_id(id)?;
-        match self.places.entry(id.to_owned()) {
-            Entry::Occupied(first) => {
-                let (source, offset) = *first.get();
-                let (line, column) = position(&source.text, offset);
-                let place = format!("{}:{line}:{column}", source.name);
-                Err(format!("the `@id` `{id}` is already used at {place}; ids must differ"))
-            }
-            Entry::Vacant(place) => {
-                place.insert((source, statement.offset));
-                Ok(PolicyId::new(id))
-            }
-        }
+        self.ids.claim(id, source, statement.offset)?;
+        Ok(PolicyId::new(id))
     }
 }
 
-fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> Fault) -> Result<Policy, Vec<Fault>> {
+pub(crate) fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> Fault) -> Result<Policy, Vec<Fault>> {
     // INVARIANT: the bounds come before Cedar, whose parser overflows the stack on what is too deep, and whose
     // validator finds no fault in it.
     if statement.text.len() > MAX_POLICY_BYTES {
@@ -370,18 +369,8 @@ fn validate(policy: &Policy, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Faul
     faults
 }
 
-fn check_id(id: &str) -> Result<(), String> {
-    if id.is_empty() || id.len() > MAX_ID_BYTES || id.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        let id = id.escape_debug();
-        return Err(format!(
-            "the `@id` `{id}` must be 1 to {MAX_ID_BYTES} bytes without spaces or control characters"
-        ));
-    }
-    Ok(())
-}
-
 /// Cedar's error as one sentence at the place it points to.
-fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) -> Fault) -> Fault {
+pub(crate) fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) -> Fault) -> Fault {
     let label = error.labels().and_then(|mut labels| labels.next());
     let offset = label.as_ref().map_or(0, |label| label.offset());
     let mut reason = error.to_string();
@@ -393,7 +382,8 @@ fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) -> Fault) -
         reason.push_str("; ");
         reason.push_str(&help.to_string());
     }
-    fault(offset, reason.split_whitespace().collect::<Vec<_>>().join(" "))
+    let fault = fault(offset, reason.split_whitespace().collect::<Vec<_>>().join(" "));
+    label.map_or(fault.clone(), |label| fault.spanning(label.len()))
 }
 
 #[cfg(test)]

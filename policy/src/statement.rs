@@ -42,7 +42,7 @@ pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
 }
 
 /// A whole string, or a single character of anything else.
-fn token_length(first: char, rest: &str) -> usize {
+pub(crate) fn token_length(first: char, rest: &str) -> usize {
     if first != '"' {
         return first.len_utf8();
     }

@@ -1,0 +1,828 @@
+//! What is legal in a policy and still a mistake: faults for people, which fail a check and a publication, not a proxy.
+//!
+//! A proxy that has been given a policy set must enforce it or say that it cannot, so [`Snapshot::compile`](crate::Snapshot::compile) is strict about
+//! what a policy *means* and silent about what is unwise. This is the rest:
+//!
+//! | what | why it fails a check |
+//! |---|---|
+//! | no `@owner` | nobody can be asked about it |
+//! | an unscoped permit that is not security's | see below |
+//! | text that is a path or a SPIFFE ID | one path has many spellings, and `like` crosses `/`: routes, segments and `in` do not |
+//! | a name that no request can have | a SPIFFE ID, service or route that is misspelt is a silent "no", and in a forbid a silent "yes" |
+//! | a policy that can never apply, or is always false | the same |
+//! | a forbid that may fail to evaluate | a forbid that cannot be evaluated denies whoever it meets |
+//! | characters that hide, reorder or imitate others | what is reviewed is not what is enforced |
+//!
+//! **Unscoped** is a permit whose scope does not say what it opens, or does not say to whom: its `resource` is not `==` or
+//! `in` a service or route; or its `principal` is not `==` or `in` anything, and its `resource` is more than the one
+//! route that it `==`s. So anybody may be let to `GET /health` by its team, and to a whole service by security alone.
+//! Conditions do not count: they can be wrong, and an index does not see them. Security is the owner of a module with
+//! `security = true`, or where there are no modules, [`SECURITY_OWNER`](crate::SECURITY_OWNER).
+//!
+//! There is no lint for cycles among entities, because none can be written: a policy directory holds no entity data. What
+//! a request's principal and resource are in is worked out from their names (`request.rs`), each parent shorter than its
+//! child.
+
+use crate::anatomy::{Anatomy, Place};
+use crate::fault::Fault;
+use crate::lookalike::{Lookalikes, imitation};
+use crate::modules::{Modules, Team};
+use crate::routes::{ROUTES_FILE, RouteTable, check_service_name};
+use crate::schema::VOCABULARY;
+use crate::snapshot::{COMPILE_STACK_BYTES, Source, diagnosed, on_stack, parse};
+use crate::statement::{Statement, statements};
+use crate::unseen::hides;
+use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PatternElem, UnaryOp, Var};
+use cedar_policy::{
+    ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, ValidationMode,
+    ValidationWarning,
+};
+use hoplite_identity::{SpiffeId, TrustDomain};
+
+/// Finds what is legal and still a mistake, in the order of sources and of their text. For sources that
+/// [`Snapshot::compile`](crate::Snapshot::compile) accepts; of others it says what it can.
+pub fn lint(sources: &[Source]) -> Vec<Fault> {
+    on_stack(COMPILE_STACK_BYTES, || lint_here(sources)).unwrap_or_else(|error| {
+        let file = sources.first().map_or("", |source| &source.name);
+        vec![Fault::whole(
+            file,
+            format!("the policies could not be checked: {error}; try again"),
+        )]
+    })
+}
+
+fn lint_here(sources: &[Source]) -> Vec<Fault> {
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    let modules = Modules::of(&sources).unwrap_or_default();
+    let routes = sources.iter().find(|source| source.name == ROUTES_FILE);
+    let routes = routes
+        .and_then(|source| RouteTable::parse(&source.text).ok())
+        .unwrap_or_default();
+    let mut lookalikes = Lookalikes::default();
+    let mut faults = Vec::new();
+    for source in &sources {
+        let mut found = unseen(source);
+        if source.name.ends_with(".cedar") {
+            let team = modules.team(&source.name).unwrap_or(Team::Anyone);
+            for statement in statements(&source.text) {
+                if let Some(mut review) = Review::new(source, &statement, team) {
+                    review.all(&routes, &mut lookalikes);
+                    found.append(&mut review.faults);
+                }
+            }
+        }
+        found.sort_by_key(|fault| (fault.line, fault.column));
+        found.dedup();
+        faults.append(&mut found);
+    }
+    faults
+}
+
+/// Characters of a file, comments included, that show a reader something else than what is enforced.
+fn unseen(source: &Source) -> Vec<Fault> {
+    let found = source.text.char_indices().filter(|&(_, c)| hides(c));
+    found
+        .map(|(at, c)| {
+            let reason = format!(
+                "the character `{}` cannot be seen, or changes what is seen; remove it",
+                c.escape_unicode()
+            );
+            Fault::at(&source.name, &source.text, at, reason).spanning(c.len_utf8())
+        })
+        .collect()
+}
+
+/// One policy and what is found in it.
+struct Review<'a> {
+    source: &'a Source,
+    offset: usize,
+    policy: Policy,
+    conditions: Vec<Clause>,
+    anatomy: Anatomy<'a>,
+    team: Team<'a>,
+    faults: Vec<Fault>,
+}
+
+// === impl Review ===
+
+impl<'a> Review<'a> {
+    /// Nothing for what is no policy; compiling it says so.
+    fn new(source: &'a Source, statement: &Statement<'a>, team: Team<'a>) -> Option<Self> {
+        let policy = parse(statement, &|_, reason| Fault::whole(&source.name, reason)).ok()?;
+        let conditions = policy.to_pst().ok()?.body().clauses().clone();
+        Some(Self {
+            source,
+            offset: statement.offset,
+            policy,
+            conditions,
+            anatomy: Anatomy::of(statement.text),
+            team,
+            faults: Vec::new(),
+        })
+    }
+
+    fn all(&mut self, routes: &RouteTable, lookalikes: &mut Lookalikes) {
+        self.owner();
+        self.scope();
+        self.names(routes, lookalikes);
+        self.raw_text();
+        self.may_fail();
+        self.cedar_s_warnings();
+    }
+
+    fn fault(&mut self, place: Option<Place>, message: impl AsRef<str>) {
+        let place = place.unwrap_or_else(|| self.anatomy.effect().unwrap_or(0..0));
+        let at = self.offset + place.start;
+        let fault = Fault::at(&self.source.name, &self.source.text, at, message);
+        self.faults.push(fault.spanning(place.len()));
+    }
+
+    fn owner(&mut self) {
+        match self.policy.annotation("owner") {
+            Some(owner) if !owner.trim().is_empty() => {}
+            Some(_) => self.fault(
+                self.anatomy.annotation("owner"),
+                "the `@owner` is empty; name the team that answers for this policy",
+            ),
+            None => self.fault(
+                self.anatomy.annotation("id").or(Some(0..0)),
+                "the policy has no `@owner`; put `@owner(\"team\")` before it, naming who answers for it",
+            ),
+        }
+    }
+
+    fn scope(&mut self) {
+        if self.policy.effect() == Effect::Forbid || self.team.is_security(self.policy.annotation("owner")) {
+            return;
+        }
+        let whom = match self.policy.principal_constraint() {
+            PrincipalConstraint::Eq(_) | PrincipalConstraint::In(_) | PrincipalConstraint::IsIn(..) => true,
+            PrincipalConstraint::Any | PrincipalConstraint::Is(_) => false,
+        };
+        let (what, one_route) = match self.policy.resource_constraint() {
+            ResourceConstraint::Eq(uid) => {
+                let id = uid.id().unescaped();
+                (
+                    true,
+                    *uid.type_name() == VOCABULARY.route && !id.ends_with(":unmatched"),
+                )
+            }
+            ResourceConstraint::In(_) | ResourceConstraint::IsIn(..) => (true, false),
+            ResourceConstraint::Any | ResourceConstraint::Is(_) => (false, false),
+        };
+        if !what {
+            self.fault(
+                self.anatomy.scope("resource"),
+                "this permit opens every service, and is not security's; write `resource in Hoplite::Service::\"…\"`",
+            );
+        }
+        if !whom && !one_route {
+            self.fault(
+                self.anatomy.scope("principal"),
+                "this permit is for anybody, and is not security's; write `principal in Hoplite::Path::\"…\"`, or open one \
+                 route with `resource == Hoplite::Route::\"…\"`",
+            );
+        }
+    }
+
+    /// Names of entities that no request can have, and names that look like others.
+    fn names(&mut self, routes: &RouteTable, lookalikes: &mut Lookalikes) {
+        let mut names = self.policy.entity_literals();
+        names.sort_by_cached_key(ToString::to_string);
+        names.dedup();
+        for uid in &names {
+            let (type_name, id) = (uid.type_name().to_string(), uid.id().unescaped());
+            let place = self.anatomy.entity(&type_name, id);
+            if let Err(message) = check_name(uid, routes) {
+                self.fault(place, message);
+            } else if let Some(message) = imitation(id).filter(|_| !self.hides(id)) {
+                self.fault(place, message);
+            } else if let Some(other) = lookalikes.other(&type_name, id) {
+                self.fault(
+                    place,
+                    format!("`{id}` looks like `{other}`; give one of them another name"),
+                );
+            }
+        }
+        for kind in ["id", "owner"] {
+            let Some(value) = self.policy.annotation(kind).map(ToOwned::to_owned) else {
+                continue;
+            };
+            let place = self.anatomy.annotation(kind);
+            if let Some(message) = imitation(&value).filter(|_| !self.hides(&value)) {
+                self.fault(place, message);
+            } else if let Some(other) = lookalikes.other(kind, &value) {
+                self.fault(
+                    place,
+                    format!("`{value}` looks like `{other}`; give one of them another name"),
+                );
+            }
+        }
+    }
+
+    /// Whether a name has unseen characters of which the file's text told already.
+    fn hides(&self, name: &str) -> bool {
+        name.chars().any(|c| hides(c) && self.source.text.contains(c))
+    }
+
+    fn raw_text(&mut self) {
+        let mut found: Vec<(Option<Place>, String)> = Vec::new();
+        for clause in &self.conditions {
+            let (Clause::When(condition) | Clause::Unless(condition)) = clause;
+            visit(condition, &mut |expr| match expr {
+                Expr::Like { expr, pattern } => {
+                    let text: String = pattern.iter().map(shown).collect();
+                    if is_raw(text.trim_start_matches('*')) || text.contains('/') && never_has_slash(expr) {
+                        found.push((self.anatomy.pattern(pattern), raw_message(&text)));
+                    }
+                }
+                Expr::BinaryOp { left, right, .. } => {
+                    for (text, other) in [(left, right), (right, left)] {
+                        if let Expr::Literal(Literal::String(text)) = &**text
+                            && text.contains('/')
+                            && !is_raw(text)
+                            && never_has_slash(other)
+                        {
+                            found.push((self.anatomy.string(text), raw_message(text)));
+                        }
+                    }
+                }
+                Expr::Literal(Literal::String(text)) if is_raw(text) => {
+                    found.push((self.anatomy.string(text), raw_message(text)));
+                }
+                _ => {}
+            });
+        }
+        for (place, message) in found {
+            self.fault(place, message);
+        }
+    }
+
+    /// Arithmetic in a forbid. Everything else that can fail in Cedar is excluded by strict validation, or by the closure
+    /// of a request's entities.
+    fn may_fail(&mut self) {
+        if self.policy.effect() == Effect::Permit {
+            return;
+        }
+        let mut signs: Vec<&'static str> = Vec::new();
+        for clause in &self.conditions {
+            let (Clause::When(condition) | Clause::Unless(condition)) = clause;
+            visit(condition, &mut |expr| match expr {
+                Expr::BinaryOp { op, .. } => signs.extend(match op {
+                    BinaryOp::Add => Some("+"),
+                    BinaryOp::Sub => Some("-"),
+                    BinaryOp::Mul => Some("*"),
+                    BinaryOp::Offset => Some("offset"),
+                    BinaryOp::DurationSince => Some("durationSince"),
+                    _ => None,
+                }),
+                Expr::UnaryOp { op: UnaryOp::Neg, expr } if !matches!(**expr, Expr::Literal(_)) => signs.push("-"),
+                _ => {}
+            });
+        }
+        signs.sort_unstable();
+        let mut nth = 0;
+        let mut previous = "";
+        for sign in signs {
+            nth = if sign == previous { nth + 1 } else { 0 };
+            previous = sign;
+            let instead = match sign {
+                "offset" | "durationSince" => {
+                    "work out the instant and compare with it: `context.conn.now < datetime(\"2027-01-31\")`"
+                }
+                _ => "work out the number and compare with it: `context.seg.n > 2`, not `context.seg.n + 1 > 3`",
+            };
+            let message = format!(
+                "`{sign}` may overflow, and a forbid that cannot be evaluated denies every request it meets; {instead}"
+            );
+            self.fault(self.anatomy.nth(sign, nth), message);
+        }
+    }
+
+    fn cedar_s_warnings(&mut self) {
+        let mut alone = PolicySet::new();
+        if alone.add(self.policy.clone()).is_err() {
+            return;
+        }
+        let result = VOCABULARY.validator.validate(&alone, ValidationMode::Strict);
+        let warnings: Vec<&ValidationWarning> = result.validation_warnings().collect();
+        let never = |warning: &&ValidationWarning| matches!(warning, ValidationWarning::InvalidActionApplication(_));
+        let never_applies = warnings.iter().any(never);
+        for warning in warnings {
+            match warning {
+                ValidationWarning::InvalidActionApplication(_) => {
+                    let message = format!(
+                        "this policy can never apply: no action in its scope is done by such a principal to such a \
+                         resource; {}",
+                        self.applicable()
+                    );
+                    self.fault(self.anatomy.scope("action"), message);
+                }
+                // What never applies is impossible too: one message is enough.
+                ValidationWarning::ImpossiblePolicy(_) if never_applies => {}
+                ValidationWarning::ImpossiblePolicy(_) => self.fault(
+                    None,
+                    "this policy can never apply: its scope and conditions are false for every request; remove it, or the \
+                     condition that contradicts",
+                ),
+                // Names of entities, which `names` has looked at; all other identifiers are the schema's.
+                ValidationWarning::MixedScriptIdentifier(_)
+                | ValidationWarning::BidiCharsInIdentifier(_)
+                | ValidationWarning::ConfusableIdentifier(_) => {}
+                warning => {
+                    let (source, offset) = (self.source, self.offset);
+                    let prefix = format!("for policy `{}`, ", self.policy.id());
+                    let fault = diagnosed(warning, &|at, reason| {
+                        let reason = reason.strip_prefix(&prefix).unwrap_or(&reason);
+                        let message = format!("{reason}; write it in the letters of one alphabet, without escapes");
+                        Fault::at(&source.name, &source.text, offset + at, message)
+                    });
+                    self.faults.push(fault);
+                }
+            }
+        }
+    }
+
+    /// What to write so that a policy applies to something.
+    fn applicable(&self) -> &'static str {
+        let is_connect = |uid: &EntityUid| uid.id().unescaped() == "connect";
+        let (connects, requests) = match self.policy.action_constraint() {
+            ActionConstraint::Any => (true, true),
+            ActionConstraint::Eq(uid) => (is_connect(&uid), !is_connect(&uid)),
+            ActionConstraint::In(uids) => (uids.iter().any(is_connect), !uids.iter().all(is_connect)),
+        };
+        match self.policy.principal_constraint() {
+            PrincipalConstraint::Eq(uid) if *uid.type_name() != VOCABULARY.workload => {
+                return "a principal `==` only a `Hoplite::Workload`; for a path or trust domain write `in`";
+            }
+            _ => {}
+        }
+        match self.policy.resource_constraint() {
+            ResourceConstraint::Eq(uid) if requests && *uid.type_name() == VOCABULARY.service => {
+                "an HTTP request is to a route of a service: write `resource in`"
+            }
+            _ if connects && !requests => {
+                "`connect` is to a service, not to a route: write `resource == Hoplite::Service::\"…\"`"
+            }
+            _ => "`connect` is by a Workload to a Service, every other action by a Workload to a Route",
+        }
+    }
+}
+
+/// Whether any request can have this name in it.
+fn check_name(uid: &EntityUid, routes: &RouteTable) -> Result<(), String> {
+    let (kind, id) = (uid.type_name(), uid.id().unescaped());
+    let start: String = id.chars().take(120).collect();
+    if *kind == VOCABULARY.workload {
+        let spiffe = SpiffeId::parse(id).map_err(|why| format!("no workload is called `{start}`: {why}"));
+        return match spiffe {
+            Ok(spiffe) if spiffe.is_trust_domain() => Err(format!(
+                "no workload is called `{start}`, which is a trust domain; write `principal in Hoplite::TrustDomain::\"{}\"`",
+                spiffe.trust_domain().as_str()
+            )),
+            Ok(_) => Ok(()),
+            Err(reason) => Err(with_help(
+                reason,
+                "write a whole SPIFFE ID, `spiffe://prod.acme/ns/pay`",
+            )),
+        };
+    }
+    if *kind == VOCABULARY.path {
+        let help = "write whole segments without scheme and wildcard, `prod.acme/ns/pay`";
+        return match SpiffeId::parse(&format!("spiffe://{id}")) {
+            Ok(spiffe) if spiffe.is_trust_domain() => Err(format!(
+                "the path `{start}` is a trust domain; write `Hoplite::TrustDomain::\"{start}\"`"
+            )),
+            Ok(_) => Ok(()),
+            Err(why) => Err(with_help(
+                format!("no workload is below the path `{start}`: {why}"),
+                help,
+            )),
+        };
+    }
+    if *kind == VOCABULARY.trust_domain {
+        let parsed = TrustDomain::parse(id).map_err(|why| format!("there is no trust domain `{start}`: {why}"));
+        return parsed
+            .map(|_| ())
+            .map_err(|reason| with_help(reason, "write its bare name, `prod.acme`"));
+    }
+    if *kind == VOCABULARY.service {
+        return check_service_name(id);
+    }
+    if *kind == VOCABULARY.route && !routes.has(id) {
+        return Err(format!(
+            "`{ROUTES_FILE}` has no route `{start}`; add it there, or write the route as it stands there, after `service:`"
+        ));
+    }
+    Ok(())
+}
+
+/// The message with what to do, unless it says that already.
+fn with_help(message: String, help: &str) -> String {
+    if message.contains("; ") {
+        message
+    } else {
+        format!("{message}; {help}")
+    }
+}
+
+/// Whether a text is, or begins, a path or a SPIFFE ID.
+fn is_raw(text: &str) -> bool {
+    let scheme = text.get(.."spiffe:".len()).unwrap_or(text);
+    text.starts_with('/') || scheme.eq_ignore_ascii_case("spiffe:")
+}
+
+/// Whether an expression is a part of the request in which no `/` can be: the host, a segment, the day.
+fn never_has_slash(expr: &Expr) -> bool {
+    match expr {
+        Expr::GetAttr { expr, attr } => match (&**expr, &**attr) {
+            (Expr::Var(Var::Context), "host") => true,
+            (Expr::GetAttr { expr, attr }, _) => matches!(**expr, Expr::Var(Var::Context)) && attr == "seg",
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+fn raw_message(text: &str) -> String {
+    let start: String = text.chars().take(80).collect();
+    if text.trim_start_matches('*').to_ascii_lowercase().starts_with("spiffe:") {
+        format!(
+            "an identity is compared as the text `{start}`; write `principal in Hoplite::Path::\"…\"`, or `==` a \
+             `Hoplite::Workload`"
+        )
+    } else {
+        format!(
+            "a path is compared as the text `{start}`; name a route of `{ROUTES_FILE}` in the scope, or compare segments: \
+             `context.seg has s0 && context.seg.s0 == \"admin\"`"
+        )
+    }
+}
+
+/// A pattern's element as it is written, but for escapes.
+fn shown(element: &PatternElem) -> char {
+    match element {
+        PatternElem::Char(c) => *c,
+        PatternElem::Wildcard => '*',
+    }
+}
+
+/// An expression and all within it, from the left; but not the text that an extension's value is made from, which is
+/// neither a path nor a SPIFFE ID though an address range has a `/`.
+fn visit<'a>(expr: &'a Expr, see: &mut dyn FnMut(&'a Expr)) {
+    see(expr);
+    match expr {
+        Expr::UnaryOp {
+            op: UnaryOp::Ip | UnaryOp::Datetime | UnaryOp::Duration | UnaryOp::Decimal,
+            ..
+        } => {}
+        Expr::UnaryOp { expr, .. }
+        | Expr::GetAttr { expr, .. }
+        | Expr::HasAttr { expr, .. }
+        | Expr::Like { expr, .. } => {
+            visit(expr, see);
+        }
+        Expr::BinaryOp { left, right, .. } => {
+            visit(left, see);
+            visit(right, see);
+        }
+        Expr::Is { expr, in_expr, .. } => {
+            visit(expr, see);
+            in_expr.iter().for_each(|expr| visit(expr, see));
+        }
+        Expr::IfThenElse {
+            cond,
+            then_expr,
+            else_expr,
+        } => [cond, then_expr, else_expr]
+            .into_iter()
+            .for_each(|expr| visit(expr, see)),
+        Expr::Set(elements) => elements.iter().for_each(|expr| visit(expr, see)),
+        Expr::Record(fields) => fields.values().for_each(|expr| visit(expr, see)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Snapshot;
+
+    const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"GET /health\"]";
+    const WHO: &str = r#"principal in Hoplite::Path::"prod.acme/ns/pay""#;
+    const WHAT: &str = r#"resource in Hoplite::Service::"ledger""#;
+    const GET: &str = r#"action == Hoplite::Action::"GET""#;
+
+    /// Each expectation is `line:column` and, after `…`, a part of the message; a fault's caret must be in its line.
+    #[track_caller]
+    fn check(text: &str, expected: &[&str]) {
+        let sources = [("a.cedar", text), ("routes.toml", ROUTES)].map(|(name, text)| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        });
+        Snapshot::compile(&sources).unwrap_or_else(|faults| panic!("{text} does not compile: {faults:#?}"));
+        let faults = lint(&sources);
+        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(lines.len(), expected.len(), "{text}\n{lines:#?}");
+        for (fault, expected) in faults.iter().zip(expected) {
+            let (place, message) = expected.split_once('…').unwrap();
+            let line = fault.to_string();
+            assert!(
+                line.starts_with(&format!("a.cedar:{place}: ")) && line.contains(message),
+                "{line}\nis not {expected}"
+            );
+            assert!(
+                fault.help.is_some() && fault.render().contains('^'),
+                "{}",
+                fault.render()
+            );
+        }
+    }
+
+    /// A policy in three lines: its annotations, its scope, its conditions.
+    #[track_caller]
+    fn policy(effect: &str, scope: &str, conditions: &str, expected: &[&str]) {
+        check(
+            &format!("@id(\"x\") @owner(\"team-pay\")\n{effect} ({scope})\n{conditions};"),
+            expected,
+        );
+    }
+
+    /// A permit of `GET` with this condition, which starts at column 8 of line 3.
+    #[track_caller]
+    fn when(condition: &str, expected: &[&str]) {
+        policy(
+            "permit",
+            &format!("{WHO}, {GET}, {WHAT}"),
+            &format!("when {{ {condition} }}"),
+            expected,
+        );
+    }
+
+    #[test]
+    fn somebody_answers_for_each_policy() {
+        let policy = |owner: &str| format!("\n{owner} @id(\"x\") permit ({WHO}, {GET}, {WHAT});");
+        check(&policy("@owner(\"team-pay\")"), &[]);
+        check(&policy(""), &["2:2…no `@owner`; put `@owner(\"team\")` before it"]);
+        check(&policy("@owner"), &["2:1…is empty"]);
+        check(&policy("@owner(\" \")"), &["2:1…is empty"]);
+    }
+
+    #[test]
+    fn a_permit_says_what_it_opens_and_to_whom() {
+        let one_route = r#"resource == Hoplite::Route::"ledger:GET /health""#;
+        let unmatched = r#"resource == Hoplite::Route::"ledger:unmatched""#;
+        for (principal, resource, expected) in [
+            (WHO, WHAT, &[][..]),
+            (WHO, one_route, &[]),
+            (WHO, "resource is Hoplite::Route in Hoplite::Service::\"ledger\"", &[]),
+            ("principal in Hoplite::TrustDomain::\"prod.acme\"", WHAT, &[]),
+            (
+                "principal is Hoplite::Workload in Hoplite::Path::\"prod.acme/ns\"",
+                WHAT,
+                &[],
+            ),
+            ("principal", one_route, &[]),
+            ("principal", unmatched, &["2:9…for anybody"]),
+            ("principal", WHAT, &["2:9…for anybody"]),
+            ("principal is Hoplite::Workload", WHAT, &["2:9…for anybody"]),
+            (WHO, "resource", &["2:91…opens every service"]),
+            (WHO, "resource is Hoplite::Route", &["2:91…opens every service"]),
+            (
+                "principal",
+                "resource",
+                &["2:9…for anybody", "2:54…opens every service"],
+            ),
+        ] {
+            let scope = format!("{principal}, {GET}, {resource}");
+            policy("permit", &scope, "", expected);
+            policy("forbid", &scope, "", &[]);
+            let text = format!("@id(\"x\") @owner(\"security\") permit ({scope});");
+            check(&text, &[]);
+        }
+    }
+
+    #[test]
+    fn security_is_whoever_the_modules_say() {
+        let sources = |module: &str| {
+            [
+                (
+                    "modules.toml".to_owned(),
+                    "[m]\nowner = \"wardens\"\nsecurity = true\n[n]\nowner = \"security\"\nservices = [\"ledger\"]",
+                ),
+                (
+                    format!("{}/a.cedar", if module == "wardens" { "m" } else { "n" }),
+                    if module == "wardens" {
+                        "@id(\"x\") @owner(\"wardens\") permit (principal, action, resource);"
+                    } else {
+                        "@id(\"x\") @owner(\"security\") permit (principal, action, resource in Hoplite::Service::\"ledger\");"
+                    },
+                ),
+            ]
+            .map(|(name, text)| Source {
+                name,
+                text: text.to_owned(),
+            })
+        };
+        assert_eq!(lint(&sources("wardens")), []);
+        let faults = lint(&sources("security"));
+        assert!(
+            faults.len() == 1 && faults[0].reason.contains("for anybody"),
+            "{faults:?}"
+        );
+    }
+
+    #[test]
+    fn paths_and_identities_are_no_text() {
+        for good in [
+            "context.host like \"*.acme.internal\"",
+            "context.host == \"ledger\"",
+            "context.seg has s0 && context.seg.s0 == \"admin\"",
+            "context.seg has s0 && context.seg.s0 like \"adm*\"",
+            "context.conn.src.isInRange(ip(\"10.0.0.0/8\"))",
+            "context.conn.now < datetime(\"2027-01-31T00:00:00Z\")",
+            "[\"Sat\", \"Sun\"].contains(context.conn.dow)",
+        ] {
+            when(good, &[]);
+        }
+        for (condition, expected) in [
+            (
+                "context.host like \"spiffe://*\"",
+                "3:21…`spiffe://*`; write `principal in",
+            ),
+            ("context.host like \"*SPIFFE://x\"", "3:21…identity is compared"),
+            (
+                "context.host == \"spiffe://prod.acme/pay\"",
+                "3:24…identity is compared",
+            ),
+            ("context.host like \"/admin*\"", "3:21…`/admin*`; name a route"),
+            ("context.host like \"*/admin\"", "3:21…name a route"),
+            (
+                "context.seg has s0 && context.seg.s0 like \"admin/*\"",
+                "3:45…a path is compared",
+            ),
+            ("context.seg has s0 && context.seg.s0 == \"a/b\"", "3:48…`a/b`"),
+            ("context.seg has s0 && !(\"a/b\" != context.seg.s0)", "3:32…`a/b`"),
+            ("[\"x\", \"\\u{2f}admin\"].contains(context.host)", "3:14…`/admin`"),
+            ("if context.host == \"/a\" then true else false", "3:27…`/a`"),
+        ] {
+            when(condition, &[expected]);
+        }
+    }
+
+    #[test]
+    fn names_that_no_request_has() {
+        for (principal, expected) in [
+            (
+                "principal == Hoplite::Workload::\"prod.acme/ns/pay\"",
+                "2:22…no workload is called",
+            ),
+            (
+                "principal == Hoplite::Workload::\"spiffe://prod.acme\"",
+                "2:22…which is a trust domain",
+            ),
+            (
+                "principal == Hoplite::Workload::\"spiffe://Prod.acme/x\"",
+                "2:22…no workload is called",
+            ),
+            (
+                "principal in Hoplite::Path::\"spiffe://prod.acme/ns\"",
+                "2:22…no workload is below",
+            ),
+            (
+                "principal in Hoplite::Path::\"prod.acme/ns/\"",
+                "2:22…no workload is below",
+            ),
+            (
+                "principal in Hoplite::Path::\"prod.acme/ns/*\"",
+                "2:22…no workload is below",
+            ),
+            (
+                "principal in Hoplite::Path::\"prod.acme\"",
+                "2:22…Hoplite::TrustDomain::\"prod.acme\"",
+            ),
+            (
+                "principal in Hoplite::TrustDomain::\"prod acme\"",
+                "2:22…no trust domain `prod acme`",
+            ),
+        ] {
+            policy("permit", &format!("{principal}, {GET}, {WHAT}"), "", &[expected]);
+        }
+        for (resource, expected) in [
+            ("resource in Hoplite::Service::\"led ger\"", "2:103…not a service name"),
+            (
+                "resource == Hoplite::Route::\"ledger:GET /acounts/{id}\"",
+                "2:103…no route `ledger:GET /acounts/{id}`",
+            ),
+            ("resource == Hoplite::Route::\"ledger\"", "2:103…no route `ledger`"),
+        ] {
+            policy("forbid", &format!("{WHO}, {GET}, {resource}"), "", &[expected]);
+        }
+        when(
+            "!(principal in Hoplite::Path::\"prod.acme/\")",
+            &["3:23…no workload is below"],
+        );
+        when("!(principal in Hoplite::Path::\"prod.acme/x\")", &[]);
+    }
+
+    #[test]
+    fn a_policy_that_never_applies() {
+        for (scope, expected) in [
+            (
+                format!("{WHO}, {GET}, resource == Hoplite::Service::\"ledger\""),
+                "2:57…an HTTP request is to a route",
+            ),
+            (
+                format!(
+                    "{WHO}, action == Hoplite::Action::\"connect\", resource == Hoplite::Route::\"ledger:GET /health\""
+                ),
+                "2:57…`connect` is to a service",
+            ),
+            (
+                format!("principal == Hoplite::Path::\"prod.acme/ns\", {GET}, {WHAT}"),
+                "2:53…for a path or trust domain write `in`",
+            ),
+        ] {
+            policy("permit", &scope, "", &[expected]);
+        }
+        when("context.seg.n == 1 && false", &["2:1…false for every request"]);
+        policy(
+            "forbid",
+            &format!("{WHO}, {GET}, {WHAT}"),
+            "unless { principal is Hoplite::Workload }",
+            &["2:1…can never apply"],
+        );
+    }
+
+    #[test]
+    fn a_forbid_cannot_fail_to_evaluate() {
+        let scope = format!("{WHO}, {GET}, {WHAT}");
+        for (condition, expected) in [
+            ("context.seg.n > 2", &[][..]),
+            ("context.seg.n > -1", &[]),
+            ("context.conn.now.toTime() > duration(\"18h\")", &[]),
+            ("context.seg.n + 1 > 3", &["3:22…`+` may overflow"]),
+            (
+                "context.seg.n * 2 - 1 > context.seg.n * 3",
+                &["3:22…`*` may", "3:26…`-` may", "3:46…`*` may"],
+            ),
+            ("-context.seg.n < 0", &["3:8…`-` may overflow"]),
+            (
+                "context.conn.now.offset(duration(\"1h\")) > datetime(\"2027-01-01\")",
+                &["3:25…work out the instant"],
+            ),
+        ] {
+            let conditions = format!("when {{ {condition} }}");
+            policy("forbid", &scope, &conditions, expected);
+            policy("permit", &scope, &conditions, &[]);
+        }
+    }
+
+    #[test]
+    fn what_is_reviewed_is_what_is_enforced() {
+        let text = |comment: &str, id: &str, service: &str| {
+            format!(
+                "// {comment}\n@id(\"{id}\") @owner(\"team-pay\")\npermit ({WHO}, {GET},\n\
+                 resource in Hoplite::Service::\"{service}\");"
+            )
+        };
+        check(&text("équipe, 漢字, кассa", "équipe/été", "ledger"), &[]);
+        check(
+            &text("\u{202e}esrever", "x", "ledger"),
+            &["1:4…`\\u{202e}` cannot be seen"],
+        );
+        check(&text("", "x\u{200b}y", "ledger"), &["2:7…`\\u{200b}` cannot be seen"]);
+        check(&text("", "p\u{430}y", "ledger"), &["2:1…mixes letters"]);
+        check(&text("", "x", "l\u{435}dger"), &["4:13…not a service name"]);
+        when("context.host == \"p\u{430}y\"", &["3:24…mixed scripts"]);
+        when("context.host == \"a\\u{202e}b\"", &["3:24…BIDI"]);
+        let both = format!(
+            "{}\n@id(\"\u{440}\u{430}\u{443}\") @owner(\"team-pay\") forbid ({WHO}, {GET}, {WHAT});",
+            text("", "pay", "ledger")
+        );
+        check(&both, &["5:1…looks like `pay`"]);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_text() {
+        let text = format!(
+            "@id(\"a\") permit ({WHO}, {GET}, {WHAT});\n@id(\"b\") @owner(\"x\") forbid (principal, action, resource)\n\
+             when {{ context has host && context.host == \"/\" }};\n// \u{200b}"
+        );
+        check(&text, &["1:1…no `@owner`", "3:44…path", "4:4…cannot be seen"]);
+    }
+
+    #[test]
+    fn what_does_not_compile_is_passed_over() {
+        let sources = [
+            "permit (",
+            "@id(\"x\") permit (principal == ?principal, action, resource);",
+        ]
+        .map(|text| Source {
+            name: "a.cedar".to_owned(),
+            text: text.to_owned(),
+        });
+        assert_eq!(lint(&sources), []);
+    }
+}

@@ -1,0 +1,460 @@
+//! Which team may decide about which service: a folder of policies is a module, and `modules.toml` says whose it is.
+//!
+//! ```toml
+//! [pay]
+//! owner = "team-pay"
+//! services = ["ledger", "refunds"]
+//!
+//! [guard-rails]
+//! owner = "security"
+//! security = true
+//! ```
+//!
+//! What a policy is about is read from its scope alone, so the check needs no request and cannot be talked round: in a
+//! team's module every policy, permit or forbid, has a resource that is `==` or `in` one of its services or their routes,
+//! and the module's owner as `@owner`. A security module may speak of everything. Each service has one owner.
+
+use crate::anatomy::Anatomy;
+use crate::fault::Fault;
+use crate::ids::MAX_ID_BYTES;
+use crate::routes::check_service_name;
+use crate::schema::VOCABULARY;
+use crate::snapshot::Source;
+use crate::statement::Statement;
+use crate::unseen::is_unseen;
+use cedar_policy::{Policy, ResourceConstraint};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use toml::Spanned;
+
+/// The name of the one source that is a table of modules.
+pub const MODULES_FILE: &str = "modules.toml";
+/// The owner who may permit without a scope where there are no modules to say who that is.
+pub const SECURITY_OWNER: &str = "security";
+
+/// The modules of a policy set.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Modules {
+    /// `None` where there is no `modules.toml`: then no file may be in a folder.
+    by_name: Option<BTreeMap<String, Module>>,
+}
+
+#[derive(Debug, Clone)]
+struct Module {
+    owner: String,
+    /// `None` is security: everything.
+    services: Option<BTreeSet<String>>,
+}
+
+/// On whose behalf a file speaks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Team<'a> {
+    /// There are no modules.
+    Anyone,
+    /// A module of this name with this owner, over everything or over these services.
+    Module {
+        name: &'a str,
+        owner: &'a str,
+        services: Option<&'a BTreeSet<String>>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Section {
+    owner: Spanned<String>,
+    services: Option<Vec<Spanned<String>>>,
+    #[serde(default)]
+    security: bool,
+}
+
+// === impl Modules ===
+
+impl Modules {
+    /// The modules that the sources' `modules.toml` tells of.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub(crate) fn of(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
+        match sources.iter().find(|source| source.name == MODULES_FILE) {
+            Some(source) => Self::parse(&source.text),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Reads the text of `modules.toml`.
+    ///
+    /// # Errors
+    /// Every fault in it: bad TOML, unknown keys, malformed names, a module over nothing, a service with two owners.
+    pub(crate) fn parse(text: &str) -> Result<Self, Vec<Fault>> {
+        let fault =
+            |span: Range<usize>, reason: String| Fault::at(MODULES_FILE, text, span.start, reason).spanning(span.len());
+        let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text).map_err(|error| {
+            let reason = error.message().trim_end().replace('\n', "; ");
+            vec![fault(error.span().unwrap_or_default(), reason)]
+        })?;
+        let mut faults = Vec::new();
+        let mut owners: HashMap<String, String> = HashMap::new();
+        let mut by_name = BTreeMap::new();
+        for (name, section) in sections {
+            if let Err(reason) = check_part(name.as_ref()) {
+                faults.push(fault(name.span(), reason));
+            }
+            let owner = section.owner.as_ref();
+            if owner.is_empty()
+                || owner.len() > MAX_ID_BYTES
+                || owner.chars().any(|c| is_unseen(c) || c.is_whitespace())
+            {
+                let reason = format!("an owner is 1 to {MAX_ID_BYTES} bytes without spaces; write one like `team-pay`");
+                faults.push(fault(section.owner.span(), reason));
+            }
+            let services = match (section.services, section.security) {
+                (None, true) => None,
+                (Some(services), false) if !services.is_empty() => {
+                    for service in &services {
+                        if let Err(reason) = check_service_name(service.as_ref()) {
+                            faults.push(fault(service.span(), reason));
+                        }
+                        let first = owners.entry(service.as_ref().clone()).or_insert_with(|| owner.clone());
+                        if first != owner {
+                            let reason = format!("`{}` is already `{first}`'s; give it to one owner", service.as_ref());
+                            faults.push(fault(service.span(), reason));
+                        }
+                    }
+                    Some(services.into_iter().map(Spanned::into_inner).collect())
+                }
+                (Some(_), true) => {
+                    let reason = "a security module is over every service; leave out `services`".to_owned();
+                    faults.push(fault(name.span(), reason));
+                    None
+                }
+                (_, false) => {
+                    let reason = format!(
+                        "the module `{}` is over nothing; write `services = [\"ledger\"]`, or `security = true`",
+                        name.as_ref()
+                    );
+                    faults.push(fault(name.span(), reason));
+                    None
+                }
+            };
+            let owner = section.owner.into_inner();
+            by_name.insert(name.into_inner(), Module { owner, services });
+        }
+        if faults.is_empty() {
+            Ok(Self { by_name: Some(by_name) })
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// On whose behalf the source of this name speaks.
+    ///
+    /// # Errors
+    /// In one sentence, why a policy file may not be called so.
+    pub(crate) fn team<'a>(&'a self, source: &'a str) -> Result<Team<'a>, String> {
+        let (module, file) = match source.split_once('/') {
+            Some((module, file)) => (Some(module), file),
+            None => (None, source),
+        };
+        if file.contains('/') {
+            return Err(format!("`{source}` is deeper than one folder; move it up"));
+        }
+        check_part(file)?;
+        match (&self.by_name, module) {
+            (None, None) => Ok(Team::Anyone),
+            (None, Some(name)) => Err(format!(
+                "the folder `{name}` is a module and there is no `{MODULES_FILE}`; write one that says whose it is"
+            )),
+            (Some(_), None) => Err(format!(
+                "there is a `{MODULES_FILE}` and `{file}` is in no module; move it into the folder of one"
+            )),
+            (Some(modules), Some(name)) => {
+                check_part(name)?;
+                let module = modules.get(name).ok_or_else(|| {
+                    format!("`{MODULES_FILE}` knows no module `{name}`; add `[{name}]` with its `owner` and `services`")
+                })?;
+                Ok(Team::Module {
+                    name,
+                    owner: &module.owner,
+                    services: module.services.as_ref(),
+                })
+            }
+        }
+    }
+}
+
+// === impl Team ===
+
+impl Team<'_> {
+    /// Whether this owner may permit without a scope.
+    pub(crate) fn is_security(self, owner: Option<&str>) -> bool {
+        match self {
+            Team::Anyone => owner == Some(SECURITY_OWNER),
+            Team::Module { services, .. } => services.is_none(),
+        }
+    }
+
+    /// What of a policy is not this team's to say.
+    pub(crate) fn check(
+        self,
+        policy: &Policy,
+        statement: &Statement<'_>,
+        fault: &dyn Fn(usize, String) -> Fault,
+    ) -> Vec<Fault> {
+        let Team::Module { name, owner, services } = self else {
+            return Vec::new();
+        };
+        let mut faults = Vec::new();
+        let written = policy.annotation("owner");
+        if written != Some(owner) {
+            let reason = match written {
+                None => format!("the policy has no `@owner`; put `@owner(\"{owner}\")` before it"),
+                Some(written) => format!("the module `{name}` is not `{written}`'s; write `@owner(\"{owner}\")`"),
+            };
+            let place = Anatomy::of(statement.text).annotation("owner").unwrap_or(0..0);
+            let found = fault(place.start, reason);
+            faults.push(if place.is_empty() {
+                found
+            } else {
+                found.spanning(place.len())
+            });
+        }
+        if let Some(services) = services
+            && let Err(reason) = within(services, name, &policy.resource_constraint())
+        {
+            let place = Anatomy::of(statement.text).scope("resource").unwrap_or(0..0);
+            faults.push(fault(place.start, reason).spanning(place.len()));
+        }
+        faults
+    }
+}
+
+/// Whether a scope's resource is one of the services, or a route of one.
+fn within(services: &BTreeSet<String>, module: &str, resource: &ResourceConstraint) -> Result<(), String> {
+    let example = services.first().map_or("", String::as_str);
+    let (ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid)) = resource
+    else {
+        return Err(format!(
+            "the module `{module}` may not speak of every service; write `resource in Hoplite::Service::\"{example}\"`"
+        ));
+    };
+    let id = uid.id().unescaped();
+    let service = if *uid.type_name() == VOCABULARY.service {
+        Some(id)
+    } else if *uid.type_name() == VOCABULARY.route {
+        // A service's name has no colon, so the first one ends it.
+        id.split_once(':').map(|(service, _)| service)
+    } else {
+        None
+    };
+    match service {
+        Some(service) if services.contains(service) => Ok(()),
+        Some(service) => Err(format!(
+            "the service `{service}` is not the module `{module}`'s; ask its owner, or change `{MODULES_FILE}`"
+        )),
+        None => Err(format!(
+            "the module `{module}` may speak of its own services only; write `resource in Hoplite::Service::\"{example}\"`"
+        )),
+    }
+}
+
+/// Checks the name of a file or folder of policies.
+fn check_part(name: &str) -> Result<(), String> {
+    let bad = |c: char| is_unseen(c) || c == '/' || c == '\\';
+    if name.is_empty() || name.starts_with('.') || name.len() > 255 || name.chars().any(bad) {
+        let start: String = name.chars().take(80).collect();
+        return Err(format!(
+            "`{start}` cannot be a policy file or module; rename it, without `/`, `\\`, control characters and a dot in front"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Snapshot;
+
+    const MODULES: &str = r#"
+[pay]
+owner = "team-pay"
+services = ["ledger", "refunds"]
+[pay-batch]
+owner = "team-pay"
+services = ["ledger"]
+[guard-rails]
+owner = "security"
+security = true
+"#;
+
+    /// Each expectation is `file:line:column` and, after `…`, a part of the message.
+    #[track_caller]
+    fn check(files: &[(&str, &str)], expected: &[&str]) {
+        let sources: Vec<Source> = files
+            .iter()
+            .map(|(name, text)| Source {
+                name: (*name).to_owned(),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let faults = Snapshot::compile(&sources).err().unwrap_or_default();
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+        for (fault, expected) in faults.iter().zip(expected) {
+            let (place, reason) = expected.split_once('…').unwrap();
+            assert!(
+                fault.starts_with(&format!("{place}: ")) && fault.contains(reason),
+                "{fault}\nis not {expected}"
+            );
+        }
+    }
+
+    /// A permit of the module `pay` with this resource.
+    #[track_caller]
+    fn scope(resource: &str, expected: &[&str]) {
+        for effect in ["permit", "forbid"] {
+            let text = format!("@id(\"x\")\n@owner(\"team-pay\")\n{effect} (principal, action,\n{resource});");
+            check(&[("modules.toml", MODULES), ("pay/a.cedar", &text)], expected);
+        }
+    }
+
+    #[test]
+    fn a_team_speaks_of_its_own_services_only() {
+        scope(r#"resource in Hoplite::Service::"ledger""#, &[]);
+        scope(r#"resource == Hoplite::Route::"refunds:POST /r/{a:b}""#, &[]);
+        scope(r#"resource is Hoplite::Route in Hoplite::Service::"ledger""#, &[]);
+        scope("resource", &["pay/a.cedar:4:1…may not speak of every service"]);
+        scope(
+            "resource is Hoplite::Route",
+            &["pay/a.cedar:4:1…write `resource in Hoplite::Service::\"ledger\"`"],
+        );
+        scope(
+            r#"resource in Hoplite::Service::"orders""#,
+            &["pay/a.cedar:4:1…`orders` is not the module `pay`'s"],
+        );
+        scope(
+            r#"resource == Hoplite::Route::"orders:GET /ledger:""#,
+            &["pay/a.cedar:4:1…`orders` is not the module `pay`'s"],
+        );
+        scope(
+            r#"resource == Hoplite::Route::"ledger""#,
+            &["pay/a.cedar:4:1…its own services only"],
+        );
+        scope(
+            r#"resource in Hoplite::Service::"Ledger""#,
+            &["pay/a.cedar:4:1…`Ledger` is not"],
+        );
+        // A condition does not narrow a scope: it may be wrong.
+        scope(
+            "resource) when { resource in Hoplite::Service::\"ledger\" }; //",
+            &["pay/a.cedar:4:1…every service"],
+        );
+    }
+
+    #[test]
+    fn the_owner_is_the_module_s() {
+        let policy = |owner: &str| {
+            format!("@id(\"x\")\n{owner} permit (principal, action, resource in Hoplite::Service::\"ledger\");")
+        };
+        for (file, owner, expected) in [
+            ("pay/a.cedar", "@owner(\"team-pay\")", &[][..]),
+            ("pay-batch/a.cedar", "@owner(\"team-pay\")", &[]),
+            ("guard-rails/a.cedar", "@owner(\"security\")", &[]),
+            (
+                "pay/a.cedar",
+                "",
+                &["pay/a.cedar:1:1…put `@owner(\"team-pay\")` before it"],
+            ),
+            (
+                "pay/a.cedar",
+                "@owner(\"security\")",
+                &["pay/a.cedar:2:1…the module `pay` is not `security`'s"],
+            ),
+            (
+                "guard-rails/a.cedar",
+                "@owner(\"team-pay\")",
+                &["guard-rails/a.cedar:2:1…not `team-pay`'s"],
+            ),
+        ] {
+            check(&[("modules.toml", MODULES), (file, &policy(owner))], expected);
+        }
+    }
+
+    #[test]
+    fn security_speaks_of_everything() {
+        let text = "@id(\"x\") @owner(\"security\") forbid (principal, action, resource);";
+        check(&[("modules.toml", MODULES), ("guard-rails/a.cedar", text)], &[]);
+    }
+
+    #[test]
+    fn a_file_is_in_a_module_or_there_are_none() {
+        let text = "@id(\"x\") permit (principal, action, resource);";
+        check(&[("a.cedar", text)], &[]);
+        check(
+            &[("pay/a.cedar", text)],
+            &["pay/a.cedar:1:1…there is no `modules.toml`"],
+        );
+        check(
+            &[("a.cedar", text), ("modules.toml", MODULES)],
+            &["a.cedar:1:1…`a.cedar` is in no module"],
+        );
+        check(
+            &[("modules.toml", MODULES), ("other/a.cedar", text)],
+            &["other/a.cedar:1:1…knows no module `other`"],
+        );
+        check(
+            &[("modules.toml", MODULES), ("pay/deep/a.cedar", text)],
+            &["pay/deep/a.cedar:1:1…deeper than one folder"],
+        );
+        for bad in ["/a.cedar", "../a.cedar", "pay/.a.cedar", "pay/a\\b.cedar", ".cedar"] {
+            let sources = [Source {
+                name: bad.to_owned(),
+                text: text.to_owned(),
+            }];
+            assert!(Snapshot::compile(&sources).is_err(), "{bad}");
+        }
+        check(
+            &[("modules.toml", MODULES), ("pay/routes.toml", "")],
+            &["pay/routes.toml:1:1…neither"],
+        );
+    }
+
+    #[test]
+    fn faults_of_the_table_name_line_and_column() {
+        for (text, expected) in [
+            ("[pay", &["modules.toml:1:5…"][..]),
+            ("[pay]\nowner = \"a\"", &["modules.toml:1:2…over nothing"]),
+            (
+                "[pay]\nowner = \"a\"\nservices = []",
+                &["modules.toml:1:2…over nothing"],
+            ),
+            ("[pay]\nservices = [\"a\"]", &["modules.toml:1:1…missing field `owner`"]),
+            (
+                "[pay]\nowner = \"a\"\nteam = 1",
+                &["modules.toml:3:1…unknown field `team`"],
+            ),
+            (
+                "[pay]\nowner = \"a b\"\nservices = [\"a\", \"b:c\"]",
+                &[
+                    "modules.toml:2:9…without spaces",
+                    "modules.toml:3:18…not a service name",
+                ],
+            ),
+            (
+                "[pay]\nowner = \"a\"\nsecurity = true\nservices = [\"a\"]",
+                &["modules.toml:1:2…leave out `services`"],
+            ),
+            (
+                "[a]\nowner = \"a\"\nservices = [\"x\"]\n[b]\nowner = \"b\"\nservices = [\"x\"]",
+                &["modules.toml:6:13…already `a`'s"],
+            ),
+            (
+                "[\"a/b\"]\nowner = \"a\"\nsecurity = true",
+                &["modules.toml:1:2…cannot be"],
+            ),
+        ] {
+            check(&[("modules.toml", text)], expected);
+        }
+    }
+}
