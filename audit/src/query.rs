@@ -29,6 +29,8 @@ pub struct Query {
     pub policy: Option<String>,
     /// This one record.
     pub id: Option<DecisionId>,
+    /// Only those that a shadow policy would have answered otherwise.
+    pub shadow_differs: bool,
 }
 
 /// Why a log cannot be read, or not all of it.
@@ -103,6 +105,7 @@ impl Query {
             && (self.outcome.is_empty() || self.outcome.contains(&record.outcome))
             && policy
             && self.id.as_ref().is_none_or(|id| record.id == *id)
+            && (!self.shadow_differs || record.shadow_differs())
     }
 }
 

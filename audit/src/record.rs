@@ -176,6 +176,27 @@ pub struct Record {
     #[n(22)]
     #[cbor(default)]
     pub eval_micros: u64,
+    /// The revision of the signed bundle that decided; none for a policy directory.
+    #[n(23)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle_revision: Option<u64>,
+    /// The revision of the shadow policy that was tried beside the one that decided.
+    #[n(24)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow_revision: Option<String>,
+    /// What the shadow policy would have answered.
+    #[n(25)]
+    #[serde(serialize_with = "as_optional_text", skip_serializing_if = "Option::is_none")]
+    pub shadow_outcome: Option<Outcome>,
+    /// Where that differs: the ids of the policies that would have decided.
+    #[n(26)]
+    #[cbor(default)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shadow_determining: Vec<String>,
+    /// Who verified the caller's certificate, where it was not this process: an Envoy's SPIFFE ID.
+    #[n(27)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vouched_by: Option<String>,
 }
 
 // === impl DecisionId ===
@@ -305,7 +326,18 @@ impl Record {
             trace_id: None,
             suppressed: 0,
             eval_micros: 0,
+            bundle_revision: None,
+            shadow_revision: None,
+            shadow_outcome: None,
+            shadow_determining: Vec::new(),
+            vouched_by: None,
         }
+    }
+
+    /// Whether a shadow policy would have answered otherwise.
+    #[must_use]
+    pub fn shadow_differs(&self) -> bool {
+        self.shadow_outcome.is_some_and(|outcome| outcome != self.outcome)
     }
 
     #[expect(
@@ -437,6 +469,13 @@ pub(crate) fn whole_micros(at: SystemTime) -> SystemTime {
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn as_optional_text<S: Serializer>(value: &Option<impl fmt::Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn as_rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -617,6 +656,11 @@ mod tests {
                 trace_id: next(),
                 suppressed: numbers.0,
                 eval_micros: numbers.1,
+                bundle_revision: None,
+                shadow_revision: None,
+                shadow_outcome: None,
+                shadow_determining: Vec::new(),
+                vouched_by: None,
             }
         }
     }

@@ -22,7 +22,7 @@ use tracing::debug;
 use crate::config::Config;
 use crate::identity_feed::IdentityFeed;
 use crate::metrics::Metrics;
-use crate::policy_feed::PolicyFeed;
+use crate::enforce::Enforcer;
 
 /// People asking at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -61,7 +61,7 @@ pub(crate) struct Admin {
     /// Where the listeners are, in the order of the configuration: inbound, then outbound.
     pub(crate) inbound: Vec<SocketAddr>,
     pub(crate) outbound: Vec<SocketAddr>,
-    pub(crate) policy: Arc<PolicyFeed>,
+    pub(crate) enforcer: Arc<Enforcer>,
     /// Empty as long as the proxy waits for its first SVID.
     pub(crate) identity: OnceLock<Arc<IdentityFeed>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -137,11 +137,15 @@ impl Admin {
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let (status, kind, text) = match (request.method(), request.uri().path()) {
             (&Method::GET, "/status") => (StatusCode::OK, "application/json", self.status().to_string() + "\n"),
-            (&Method::GET, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.exposition()),
+            (&Method::GET, "/metrics") => {
+                let decisions = self.enforcer.point().metrics();
+                (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.exposition(decisions))
+            }
+            (&Method::GET, "/policies") => (StatusCode::OK, "application/json", self.policies().to_string() + "\n"),
             _ => (
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "GET /status or GET /metrics\n".to_owned(),
+                "GET /status, GET /policies or GET /metrics\n".to_owned(),
             ),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -155,8 +159,14 @@ impl Admin {
     fn status(&self) -> Value {
         let identity = self.identity.get().map(|feed| feed.current());
         let leaf = identity.as_ref().map(|generation| generation.svid.leaf());
-        let status = self.policy.status();
-        let snapshot = self.policy.snapshot();
+        let status = self.enforcer.policy().status();
+        let in_force = self.enforcer.policy().in_force();
+        let snapshot = in_force.live();
+        let grants: Vec<_> = status
+            .grants
+            .iter()
+            .map(|(id, until)| json!({"id": id, "until": rfc3339(*until)}))
+            .collect();
         let faults: Vec<_> = status
             .faults
             .iter()
@@ -197,10 +207,43 @@ impl Admin {
                 "faults": faults,
                 "in_force": if snapshot.deny_all_reason().is_some() { "deny_all" } else { "live" },
                 "reason": snapshot.deny_all_reason(),
+                "source": if in_force.bundle_revision().is_some() { "bundle" } else { "directory" },
+                "bundle_revision": in_force.bundle_revision(),
+                "signed_by": status.signed_by,
+                "expires": in_force.expires().map(rfc3339),
+                "stale": in_force.stale(SystemTime::now()),
+                "shadow": in_force.shadow().map(|shadow| shadow.revision()),
+                "grants": grants,
             },
             "inbound": inbound,
             "outbound": outbound,
             "connections": self.metrics.connections(),
+        })
+    }
+}
+
+impl Admin {
+    /// What each policy did since the start.
+    fn policies(&self) -> Value {
+        let in_force = self.enforcer.policy().in_force();
+        let counts = |snapshot: &Snapshot| -> Vec<Value> {
+            let each = snapshot.counts().map(|(id, counts)| {
+                json!({
+                    "id": id,
+                    "candidate": counts.candidate,
+                    "satisfied": counts.satisfied,
+                    "determining": counts.determining,
+                    "errored": counts.errored,
+                    "last_fired": counts.last_fired.map(rfc3339),
+                })
+            });
+            each.collect()
+        };
+        json!({
+            "name": self.config.name,
+            "revision": in_force.live().revision(),
+            "policies": counts(in_force.live()),
+            "shadow": in_force.shadow().map(|shadow| counts(shadow)),
         })
     }
 }

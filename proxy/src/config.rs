@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hoplite_host::config::{self, ConfigError};
-use hoplite_identity::SpiffeId;
+use hoplite_decision::BundleTrust;
+use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::TrustedSigners;
 use serde::{Deserialize, Deserializer, de};
 
 /// More workers than this is a typing error.
@@ -23,8 +25,21 @@ pub struct Config {
     /// default identity.
     #[serde(default, deserialize_with = "optional_spiffe_id")]
     pub spiffe_id: Option<SpiffeId>,
-    /// Directory of `*.cedar` files and `routes.toml`; followed while the proxy runs.
-    pub policy_dir: PathBuf,
+    /// Directory of `*.cedar` files and `routes.toml`; followed while the proxy runs, until the agent sends a first
+    /// signed bundle. Without it, everything is denied until then.
+    pub policy_dir: Option<PathBuf>,
+    /// Whose policy bundles and grants are believed: `name=ed25519:KEY` each. Empty means nobody's.
+    #[serde(default, deserialize_with = "signers")]
+    pub policy_signers: TrustedSigners,
+    /// Whose policies these have to be. Needed with `policy_signers`, unless `spiffe_id` says it.
+    #[serde(default, deserialize_with = "optional_trust_domain")]
+    pub trust_domain: Option<TrustDomain>,
+    /// What a bundle that has expired does: decide on, with `stale` in every record, or deny everything.
+    #[serde(default)]
+    pub on_stale_policy: OnStale,
+    /// One decision in so many is also made by the reference, over every policy; 0 for none.
+    #[serde(default = "reference_every")]
+    pub reference_check_every: u64,
     /// Directory of decision records; this process is its only writer.
     pub audit_dir: PathBuf,
     /// Unix socket for `/status` and `/metrics`; only the own user may connect.
@@ -38,6 +53,17 @@ pub struct Config {
     /// Where the service behind this proxy calls others.
     #[serde(default)]
     pub outbound: Vec<Outbound>,
+}
+
+/// What to do with a policy that has expired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStale {
+    /// It decides on.
+    #[default]
+    Keep,
+    /// Nothing is permitted.
+    Deny,
 }
 
 /// Mutual TLS comes in, is authorised, and goes on to a local service.
@@ -100,11 +126,21 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let mut config: Self = config::load(path)?;
         let base = path.parent().unwrap_or(Path::new(""));
-        for relative in [&mut config.policy_dir, &mut config.audit_dir, &mut config.admin_socket] {
+        for relative in [&mut config.audit_dir, &mut config.admin_socket] {
+            *relative = base.join(&*relative);
+        }
+        if let Some(relative) = &mut config.policy_dir {
             *relative = base.join(&*relative);
         }
         config.validate(path)?;
         Ok(config)
+    }
+
+    /// Whose bundles are believed; nobody's without `policy_signers`.
+    pub(crate) fn bundle_trust(&self) -> Option<BundleTrust> {
+        let own = self.spiffe_id.as_ref().map(|id| id.trust_domain().clone());
+        let trust_domain = self.trust_domain.clone().or(own)?;
+        (!self.policy_signers.is_empty()).then(|| BundleTrust::new(self.policy_signers.clone(), trust_domain))
     }
 
     /// Checks what the types cannot say; `path` is named in errors.
@@ -135,6 +171,20 @@ impl Config {
                 "workers",
                 &self.workers,
                 "write a number from 1 to 64; 1 is right beside one service",
+            );
+        }
+        if !self.policy_signers.is_empty() && self.bundle_trust().is_none() {
+            return fail(
+                "trust_domain",
+                &"",
+                "bundles are signed for one trust domain; write its name, for example `prod.example`",
+            );
+        }
+        if self.policy_dir.is_none() && self.policy_signers.is_empty() {
+            return fail(
+                "policy_signers",
+                &"[]",
+                "say where policy comes from: name the keys that sign its bundles here, or a directory in `policy_dir`",
             );
         }
         if self.inbound.is_empty() && self.outbound.is_empty() {
@@ -204,6 +254,21 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Often enough to notice a fault within seconds of traffic, seldom enough not to be noticed itself.
+fn reference_every() -> u64 {
+    1_000
+}
+
+fn signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    TrustedSigners::parse(&texts).map_err(de::Error::custom)
+}
+
+fn optional_trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TrustDomain>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    TrustDomain::parse(&text).map(Some).map_err(de::Error::custom)
 }
 
 fn one() -> usize {

@@ -1,16 +1,14 @@
-//! The decision and its record: nothing is answered before what was decided is written down.
+//! What every connection and request of the proxy is decided by; and strangers, who never get that far.
 
-use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use hoplite_audit::{Class, DecisionId, Outcome, Phase, Record, Recorder, RecorderError};
-use hoplite_policy::{self as policy, AuthzRequest, Permit, Snapshot};
-use tracing::{debug, error};
+use hoplite_audit::{DecisionId, Outcome, Phase, Record, RecorderError};
+use hoplite_decision::{DecisionPoint, PolicyFeed, Question};
+use hoplite_policy::Permit;
+use tracing::debug;
 
 use crate::metrics::Metrics;
-use crate::policy_feed::PolicyFeed;
 
 /// Refusals of strangers that are recorded one by one: this many at once …
 const STRANGERS_BURST: u32 = 1_000;
@@ -18,10 +16,9 @@ const STRANGERS_BURST: u32 = 1_000;
 /// … and one more in each of these. The rest is counted: whoever has no identity must not be able to fill our disk.
 const STRANGERS_EVERY: Duration = Duration::from_millis(10);
 
-/// Policy, the log and the counters: what every decision needs.
+/// The decision point, and the counters of the proxy's own.
 pub(crate) struct Enforcer {
-    policy: Arc<PolicyFeed>,
-    recorder: Recorder,
+    point: DecisionPoint,
     metrics: Arc<Metrics>,
     strangers: Mutex<Strangers>,
 }
@@ -36,22 +33,25 @@ struct Strangers {
 // === impl Enforcer ===
 
 impl Enforcer {
-    pub(crate) fn new(policy: Arc<PolicyFeed>, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(point: DecisionPoint, metrics: Arc<Metrics>) -> Self {
         let strangers = Strangers {
             tokens: STRANGERS_BURST,
             refilled: Instant::now(),
             suppressed: 0,
         };
         Self {
-            policy,
-            recorder,
+            point,
             metrics,
             strangers: Mutex::new(strangers),
         }
     }
 
     pub(crate) fn policy(&self) -> &PolicyFeed {
-        &self.policy
+        self.point.policy()
+    }
+
+    pub(crate) fn point(&self) -> &DecisionPoint {
+        &self.point
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
@@ -59,67 +59,13 @@ impl Enforcer {
     }
 
     /// Asks policy, and fills the answer into the record. No permit means no.
-    pub(crate) fn decide(&self, snapshot: &Snapshot, question: &AuthzRequest, record: &mut Record) -> Option<Permit> {
-        let started = Instant::now();
-        // A panic while deciding is our fault, and must become a deny for this request and nothing for the others.
-        let decided = catch_unwind(AssertUnwindSafe(|| policy::decide(snapshot, question)));
-        record.eval_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        record.action = question.action().to_owned();
-        record.policy_revision = Some(snapshot.revision().to_owned());
-        let Ok(decision) = decided else {
-            error!(
-                principal = question.principal(),
-                resource = question.resource(),
-                "deciding panicked; the answer is no"
-            );
-            record.outcome = Outcome::Error;
-            record.errors = vec!["deciding panicked".to_owned()];
-            return None;
-        };
-        record.outcome = match decision.outcome() {
-            policy::Outcome::Allow => Outcome::Allow,
-            policy::Outcome::Forbid => Outcome::Forbid,
-            policy::Outcome::NoPermit => Outcome::NoPermit,
-            policy::Outcome::Error => Outcome::Error,
-        };
-        record.cedar_decision = Some(if decision.cedar_allows() { "allow" } else { "deny" }.to_owned());
-        record.determining = decision.determining().to_vec();
-        record.errors = decision.errors().to_vec();
-        record.reason = decision.reason().map(str::to_owned);
-        decision.permit().ok()
+    pub(crate) async fn decide(&self, question: Question<'_>, record: &mut Record) -> Option<Permit> {
+        self.point.decide(question, record).await
     }
 
-    /// Writes the record. An allow is written when this returns, anything else is on the disk. After an error nothing may
-    /// be forwarded, and nothing be said but that we cannot answer.
-    pub(crate) async fn record(&self, mut record: Record) -> Result<DecisionId, RecorderError> {
-        record.at = SystemTime::now();
-        let class = if record.outcome == Outcome::Allow {
-            Class::Full
-        } else {
-            Class::Must
-        };
-        let written = async {
-            let appended = self.recorder.append(&mut record, class)?;
-            if class == Class::Must {
-                self.recorder.durable(appended.seq).await?;
-            }
-            Ok(appended.id)
-        };
-        match written.await {
-            Ok(id) => {
-                self.metrics.decided(record.outcome);
-                self.metrics.recorded();
-                Ok(id)
-            }
-            Err(failure) => {
-                self.metrics.record_failed();
-                error!(
-                    error = &failure as &dyn Error,
-                    "a decision cannot be recorded; the request is refused"
-                );
-                Err(failure)
-            }
-        }
+    /// Writes the record. After an error nothing may be forwarded, and nothing be said but that we cannot answer.
+    pub(crate) async fn record(&self, record: Record) -> Result<DecisionId, RecorderError> {
+        self.point.record(record).await
     }
 
     /// Records that somebody without an identity was refused, or counts it when there are too many.

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_identity::VerifiedPeer;
-use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Permit};
+use hoplite_decision::Question;
+use hoplite_policy::{CanonicalRequest, Connection, Permit};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -140,23 +141,14 @@ impl Caller {
         let (mut parts, body) = request.into_parts();
         headers::sanitize_request(&mut parts.headers);
 
-        // Decide. The route belongs to the snapshot that decides.
-        let permit = {
-            let snapshot = enforcer.policy().snapshot();
-            let route = snapshot.routes().route(&self.inbound.service, &canonical);
-            let question = AuthzRequest::http(
-                &self.peer,
-                &self.inbound.service,
-                &route,
-                &canonical,
-                &self.connection,
-                record.at,
-            );
-            record.route = Some(route.as_str().to_owned());
-            record.host = Some(canonical.host().to_owned());
-            record.path = Some(canonical.path().to_owned());
-            enforcer.decide(&snapshot, &question, &mut record)
+        // Decide.
+        let question = Question {
+            caller: (&self.peer).into(),
+            service: &self.inbound.service,
+            connection: &self.connection,
+            http: Some(&canonical),
         };
+        let permit = enforcer.decide(question, &mut record).await;
 
         // Record.
         let outcome = record.outcome;

@@ -5,23 +5,11 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hoplite_audit::Outcome;
-
-const OUTCOMES: [Outcome; 6] = [
-    Outcome::Allow,
-    Outcome::Forbid,
-    Outcome::NoPermit,
-    Outcome::Error,
-    Outcome::Unauthenticated,
-    Outcome::Malformed,
-];
+use hoplite_decision::Metrics as Decisions;
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    decisions: [AtomicU64; OUTCOMES.len()],
-    records: AtomicU64,
-    record_failures: AtomicU64,
     connections: AtomicU64,
     handshakes_refused: Mutex<BTreeMap<&'static str, u64>>,
     upstream_failures: Mutex<BTreeMap<&'static str, u64>>,
@@ -34,22 +22,6 @@ pub(crate) struct Counted(Arc<Metrics>);
 // === impl Metrics ===
 
 impl Metrics {
-    pub(crate) fn decided(&self, outcome: Outcome) {
-        if let Some(index) = OUTCOMES.iter().position(|known| *known == outcome)
-            && let Some(counter) = self.decisions.get(index)
-        {
-            counter.fetch_add(1, Relaxed);
-        }
-    }
-
-    pub(crate) fn recorded(&self) {
-        self.records.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn record_failed(&self) {
-        self.record_failures.fetch_add(1, Relaxed);
-    }
-
     pub(crate) fn handshake_refused(&self, code: &'static str) {
         *self
             .handshakes_refused
@@ -78,8 +50,8 @@ impl Metrics {
         self.connections.load(Relaxed)
     }
 
-    /// Prometheus' text format, 0.0.4.
-    pub(crate) fn exposition(&self) -> String {
+    /// Prometheus' text format, 0.0.4, with what the decision point has counted.
+    pub(crate) fn exposition(&self, decisions: &Decisions) -> String {
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -95,29 +67,14 @@ impl Metrics {
                 .map(|(code, count)| (format!("{{code=\"{code}\"}}"), *count))
                 .collect()
         };
-        let decisions = OUTCOMES
-            .iter()
-            .zip(&self.decisions)
-            .map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), count.load(Relaxed)))
-            .collect();
-        family(
-            "hoplite_proxy_decisions_total",
-            "counter",
-            "Decisions by outcome.",
-            decisions,
-        );
-        family(
-            "hoplite_proxy_records_total",
-            "counter",
-            "Decision records written.",
-            plain(&self.records),
-        );
-        family(
-            "hoplite_proxy_record_failures_total",
-            "counter",
-            "Requests refused because their record could not be written.",
-            plain(&self.record_failures),
-        );
+        for metric in decisions.families() {
+            family(
+                &format!("hoplite_proxy_{}", metric.name),
+                "counter",
+                metric.help,
+                metric.samples,
+            );
+        }
         family(
             "hoplite_proxy_connections",
             "gauge",
@@ -155,14 +112,14 @@ mod tests {
     #[test]
     fn what_happened_is_counted() {
         let metrics = Arc::new(Metrics::default());
-        metrics.decided(Outcome::NoPermit);
+        let decisions = Decisions::default();
         metrics.handshake_refused("no_certificate");
         let open = metrics.connection();
-        assert!(metrics.exposition().contains("hoplite_proxy_connections 1"));
+        assert!(metrics.exposition(&decisions).contains("hoplite_proxy_connections 1"));
         drop(open);
-        let text = metrics.exposition();
+        let text = metrics.exposition(&decisions);
         for line in [
-            "hoplite_proxy_decisions_total{outcome=\"no_permit\"} 1",
+            "hoplite_proxy_decisions_total{outcome=\"no_permit\"} 0",
             "hoplite_proxy_decisions_total{outcome=\"allow\"} 0",
             "hoplite_proxy_handshakes_refused_total{code=\"no_certificate\"} 1",
             "hoplite_proxy_connections 0",

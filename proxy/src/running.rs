@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Options, Recorder};
+use hoplite_decision::{DecisionPoint, Follower, PolicyFeed, follow_bundles};
 use hoplite_host::process::{Hardening, harden};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket as unix_socket;
@@ -15,13 +16,12 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::config::{Config, OnStale};
 use crate::enforce::Enforcer;
 use crate::error::StartError;
 use crate::identity_feed::{IdentityFeed, Source};
 use crate::listener::CONNECTIONS_MAX;
 use crate::metrics::Metrics;
-use crate::policy_feed::{Follower, PolicyFeed};
 use crate::session::Stop;
 use crate::worker::{Port, Shared, Worker};
 
@@ -40,7 +40,7 @@ pub struct Running {
     ended: mpsc::UnboundedReceiver<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
     _control: JoinSet<()>,
-    _policy: Follower,
+    _policy: Option<Follower>,
 }
 
 /// Where traffic runs.
@@ -90,13 +90,21 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let (policy, follower) =
-        PolicyFeed::follow(config.policy_dir.clone(), &config.audit_dir).map_err(|source| StartError::System {
-            what: "a thread for the policy directory",
-            source,
-        })?;
+    let policy = PolicyFeed::new(&config.audit_dir, config.bundle_trust(), SystemTime::now());
+    let policy = Arc::new(policy);
+    let follower = config.policy_dir.clone().map(|dir| policy.follow(dir)).transpose();
+    let follower = follower.map_err(|source| StartError::System {
+        what: "a thread for the policy directory",
+        source,
+    })?;
     let metrics = Arc::new(Metrics::default());
-    let enforcer = Arc::new(Enforcer::new(policy.clone(), recorder, metrics.clone()));
+    let point = DecisionPoint::new(
+        policy.clone(),
+        recorder,
+        config.reference_check_every,
+        config.on_stale_policy == OnStale::Deny,
+    );
+    let enforcer = Arc::new(Enforcer::new(point, metrics.clone()));
 
     // Status can be asked for while the proxy waits for its identity.
     let named = |inbound: bool| ports.iter().filter(move |port| port.is_inbound() == inbound);
@@ -104,7 +112,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         inbound: named(true).map(|port| port.address).collect(),
         outbound: named(false).map(|port| port.address).collect(),
         config: config.clone(),
-        policy,
+        enforcer: enforcer.clone(),
         identity: OnceLock::new(),
         metrics,
     });
@@ -121,6 +129,11 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     info!(notice = true, spiffe_id = %own.svid.spiffe_id(), serial = own.svid.leaf().serial(), "identity held");
     let following = identity.clone();
     control.spawn(async move { following.follow(source).await });
+
+    // Bundles. The agent gives its feed to whom it knows, so an identity comes first.
+    if !config.policy_signers.is_empty() {
+        control.spawn(follow_bundles(policy, config.workload_api.clone()));
+    }
 
     // Traffic.
     for port in &ports {

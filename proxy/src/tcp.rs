@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_policy::{AuthzRequest, Connection, Permit};
+use hoplite_decision::Question;
+use hoplite_policy::{Connection, Permit};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
@@ -55,7 +56,7 @@ impl TcpInbound {
 
         // Watched before it is decided: a policy that comes in between is not missed.
         session.watch_policy(self.enforcer.policy().subscribe());
-        let (permit, record) = self.decide(&session, Phase::Connect);
+        let (permit, record) = self.decide(&session, Phase::Connect).await;
         if self.enforcer.record(record).await.is_err() {
             return;
         }
@@ -64,7 +65,7 @@ impl TcpInbound {
         }
     }
 
-    fn decide(&self, session: &Session, phase: Phase) -> (Option<Permit>, Record) {
+    async fn decide(&self, session: &Session, phase: Phase) -> (Option<Permit>, Record) {
         let mut record = Record::new(phase, Outcome::Error, &*self.service);
         record.principal = Some(session.peer.spiffe_id().to_string());
         record.peer_serial = Some(session.peer.serial().to_owned());
@@ -72,9 +73,13 @@ impl TcpInbound {
         record.source = Some(session.remote.to_string());
         record.tls = Some(session.tls.clone());
         let connection = Connection::new(session.remote.ip());
-        let question = AuthzRequest::connect(&session.peer, &self.service, &connection, SystemTime::now());
-        let snapshot = self.enforcer.policy().snapshot();
-        let permit = self.enforcer.decide(&snapshot, &question, &mut record);
+        let question = Question {
+            caller: (&session.peer).into(),
+            service: &self.service,
+            connection: &connection,
+            http: None,
+        };
+        let permit = self.enforcer.decide(question, &mut record).await;
         (permit, record)
     }
 
@@ -96,7 +101,7 @@ impl TcpInbound {
                 event = session.event() => match event {
                     Event::Drain => {}
                     Event::Close(reason) => break reason,
-                    Event::Redecide => match self.decide(&session, Phase::Recheck) {
+                    Event::Redecide => match self.decide(&session, Phase::Recheck).await {
                         (Some(renewed), _) => permit = renewed,
                         // The answer has changed, so it is recorded; the connection ends whether or not that succeeds.
                         (None, record) => {

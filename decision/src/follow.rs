@@ -1,0 +1,52 @@
+//! Follows the agent's policy feed: what the security team publishes reaches this process within a second.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_wire::PolicyFeed as Stream;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::debug;
+
+use crate::feed::PolicyFeed;
+
+/// How long to wait before the feed is opened again: at first, and at most.
+const WAIT_MIN: Duration = Duration::from_millis(50);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Offers every bundle and grant that the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) sends to the feed, for as
+/// long as it is polled. While the agent is away, what is in force stays so.
+pub async fn follow_bundles(feed: Arc<PolicyFeed>, address: String) {
+    let mut stream = Stream::new(&address);
+    let mut wait = WAIT_MIN;
+    loop {
+        let (live, shadow) = feed.revisions();
+        match stream.next(live, shadow).await {
+            Ok(update) => {
+                wait = WAIT_MIN;
+                let feed = feed.clone();
+                // Verifying and compiling a large bundle takes seconds.
+                let offered = spawn_blocking(move || {
+                    let now = SystemTime::now();
+                    for bundle in [&update.live, &update.shadow].into_iter().flatten() {
+                        // Refusals are in the log and in the status.
+                        let _ = feed.offer(bundle, now);
+                    }
+                    if update.shadow_cleared {
+                        feed.clear_shadow(now);
+                    }
+                    feed.offer_grants(&update.grants, now);
+                });
+                if let Err(error) = offered.await {
+                    debug!(%error, "a policy update was lost; the stream is opened again");
+                    stream = Stream::new(&address);
+                }
+            }
+            Err(error) => {
+                debug!(%error, "the agent's policy feed is away");
+                sleep(wait).await;
+                wait = (wait * 2).min(WAIT_MAX);
+            }
+        }
+    }
+}

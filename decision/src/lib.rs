@@ -1,0 +1,19 @@
+//! The decision point: which policy is in force, what it decides, and the record of it.
+//!
+//! The proxy and the agent's authorization services both decide here, so that one request gets one answer, one record
+//! and one kind of decision id, whoever enforces it. Policy comes from a directory or in signed bundles
+//! ([`PolicyFeed`]); a [`Question`] goes to the [`DecisionPoint`], and a `Permit` comes back or does not.
+
+mod directory;
+mod feed;
+mod follow;
+mod kept;
+mod metrics;
+mod point;
+mod reference;
+
+pub use directory::{Follower, read_policies};
+pub use feed::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
+pub use follow::follow_bundles;
+pub use metrics::{Family, Metrics};
+pub use point::{DecisionPoint, Question};

@@ -1,0 +1,67 @@
+//! One decision in so many is made twice: by the index, and by the reference over every policy.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After a check nothing is checked for this many times as long as it took: with 100 000 policies one takes a third of a
+/// second, and checking must not eat the machine that it guards.
+const PAUSE: u32 = 20;
+
+/// When to check.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    /// 0 for never.
+    every: u64,
+    count: AtomicU64,
+    running: AtomicBool,
+    not_before: Mutex<Option<Instant>>,
+}
+
+// === impl Sampler ===
+
+impl Sampler {
+    pub(crate) fn new(every: u64) -> Self {
+        Self {
+            every,
+            count: AtomicU64::new(0),
+            running: AtomicBool::new(false),
+            not_before: Mutex::new(None),
+        }
+    }
+
+    /// Whether to check this decision. A yes is followed by [`done`](Self::done); until then there is no other.
+    pub(crate) fn due(&self, now: Instant) -> bool {
+        if self.every == 0 || !self.count.fetch_add(1, Relaxed).is_multiple_of(self.every) {
+            return false;
+        }
+        let not_before = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        not_before.is_none_or(|not_before| now >= not_before) && !self.running.swap(true, Relaxed)
+    }
+
+    /// The check has ended; it took this long.
+    pub(crate) fn done(&self, now: Instant, took: Duration) {
+        *self.not_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + took * PAUSE);
+        self.running.store(false, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_in_so_many_and_no_more_than_one_part_in_twenty() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let sampler = Sampler::new(3);
+        let mut due = |millis| (0..3).filter(|_| sampler.due(at(millis))).count();
+        assert_eq!(due(0), 1);
+        assert_eq!(due(0), 0, "one at a time");
+        sampler.done(at(10), Duration::from_millis(10));
+        assert_eq!(due(209), 0, "and then a pause of twenty times as long");
+        assert_eq!(due(210), 1);
+        let never = Sampler::new(0);
+        assert!((0..10).all(|_| !never.due(start)));
+    }
+}
