@@ -556,6 +556,25 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_on_what_was_does_not_commit() {
+        let mut ca = Ca::new();
+        ca.publish(&published(1, true), None, 0).unwrap();
+        let parent = Some(Hash::of(&1_u64.to_be_bytes()));
+        let decide = |revision: u64| decide_publish(&ca.store, &published(revision, false), parent, 1, &[]).unwrap();
+        // Both looked before either wrote, and their revisions differ.
+        let (one, other) = (decide(2), decide(3));
+        let cleared = decide_clear_shadow(&ca.store).unwrap();
+        ca.store.commit(one.batch).unwrap();
+        for late in [other.batch, cleared.batch] {
+            let error = ca.store.commit(late).unwrap_err();
+            assert!(
+                matches!(error, hoplite_store::CommitError::Precondition { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
     fn the_last_fifty_are_kept_and_what_is_in_force() {
         let mut ca = Ca::new();
         let mut unnamed = Vec::new();

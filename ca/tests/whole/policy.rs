@@ -349,7 +349,7 @@ async fn a_grant_needs_two_people_and_ends_when_it_is_revoked() {
         .into_inner();
     assert_eq!(added.signed_by, ["alice", "bob"]);
     let told = next(&mut updates).await.unwrap().policy.unwrap();
-    assert_eq!(told.grants, [grant.clone()]);
+    assert_eq!(told.grants, std::slice::from_ref(&grant));
 
     let revoke = RevokeGrantRequest { id: "repair".into() };
     admin.revoke_grant(revoke).await.unwrap();
