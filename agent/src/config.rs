@@ -4,10 +4,17 @@ use std::path::{Path, PathBuf};
 
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::TrustDomain;
+use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
 use serde::{Deserialize, Deserializer, de};
 
 /// Any local user may connect: attestation decides what each gets.
 const SOCKET_MODE: u32 = 0o666;
+
+/// A bundle of nothing has half as much.
+const BUNDLE_BYTES_LEAST: usize = 1 << 10;
+
+/// What still fits into one message to those that enforce it.
+const BUNDLE_BYTES_MOST: usize = 128 << 20;
 
 /// What an agent must know to start. See [`Config::load`] for the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +38,12 @@ pub struct Config {
     /// The socket's mode, `0o666` when left out: any local user may connect, attestation decides.
     #[serde(default)]
     pub socket_mode: Option<u32>,
+    /// Whose policy is taken: `["alice=ed25519:…"]`. Nobody's when left out.
+    #[serde(default, deserialize_with = "policy_signers")]
+    pub policy_signers: TrustedSigners,
+    /// The longest policy bundle, in bytes; the CA's setting of this name is not above it.
+    #[serde(default = "max_bundle_bytes")]
+    pub policy_max_bytes: usize,
 }
 
 // === impl Config ===
@@ -45,6 +58,7 @@ impl Config {
     /// trust_bundle = "/etc/hoplite/bundle.pem"
     /// join_token_file = "/etc/hoplite/join-token"
     /// socket = "/run/hoplite/agent.sock"
+    /// policy_signers = ["alice=ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="]
     /// ```
     ///
     /// # Errors
@@ -90,6 +104,15 @@ impl Config {
                 "write an octal mode with at least 0o600, for example 0o660",
             ));
         }
+        if !(BUNDLE_BYTES_LEAST..=BUNDLE_BYTES_MOST).contains(&self.policy_max_bytes) {
+            let reason = format!("write between {BUNDLE_BYTES_LEAST} and {BUNDLE_BYTES_MOST}");
+            return Err(ConfigError::unusable(
+                file,
+                "policy_max_bytes",
+                self.policy_max_bytes,
+                reason,
+            ));
+        }
         Ok(())
     }
 
@@ -100,6 +123,14 @@ impl Config {
 
 fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
     TrustDomain::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+fn policy_signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
+    TrustedSigners::parse(&Vec::<String>::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+fn max_bundle_bytes() -> usize {
+    MAX_BUNDLE_BYTES
 }
 
 #[cfg(test)]
@@ -144,6 +175,16 @@ mod tests {
         check("\"/s\"", "\"/s\"\nsokcet = 1", &["sokcet", ":6:"]);
         check("\"prod.example\"", "\"Prod!\"", &[":1:", "Prod!"]);
         check("ca = \"ca:7443\"\n", "", &["missing field `ca`"]);
+        check(
+            "\"/s\"",
+            "\"/s\"\npolicy_signers = [\"alice\"]",
+            &[":6:", "`alice` is not a signer"],
+        );
+        check(
+            "\"/s\"",
+            "\"/s\"\npolicy_max_bytes = 9",
+            &["policy_max_bytes = 9", "1024"],
+        );
         check("\"/d\"", "7", &[":2:", "data_dir"]);
     }
 }

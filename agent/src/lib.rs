@@ -3,7 +3,7 @@
 //! [`node`] joins the trust domain and renews the node's own SVID; [`sync`] follows what is registered under this node;
 //! [`supply`] has an SVID minted for each entry and renews it; [`attest`] says who calls, with what a supervisor said in
 //! [`launch`]; [`session`] brings caller and supply together; [`workload_api`] and [`sds`] say it in two protocols on the
-//! one socket of [`server`]. The decisions in each are pure functions of values; the loops around them are thin.
+//! one socket of [`server`]. [`policy`] keeps the signed policies that [`policy_service`] hands to those who enforce them. The decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
 mod authority;
@@ -14,6 +14,8 @@ mod key;
 mod launch;
 mod link;
 mod node;
+mod policy;
+mod policy_service;
 mod process;
 mod sds;
 mod server;
@@ -28,8 +30,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use hoplite_host::files::FileError;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::InvalidSpiffeId;
@@ -44,6 +47,7 @@ use attest::Attestor;
 use launch::Launches;
 use link::CaLink;
 use node::Keeper;
+use policy::{Shelf, Trust};
 use session::Desk;
 use supply::{Supplier, SupplyReceiver};
 
@@ -70,6 +74,9 @@ pub enum StartError {
     /// The node's own files.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// What policy was accepted before cannot be read.
+    #[error(transparent)]
+    Policy(#[from] FileError),
     /// The socket for workloads.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -98,6 +105,12 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         &config.trust_domain,
         &config.trust_bundle,
     )?);
+    let trust = Trust {
+        trust_domain: config.trust_domain.clone(),
+        signers: config.policy_signers.clone(),
+        max_bytes: config.policy_max_bytes,
+    };
+    let shelf = Shelf::open(&config.data_dir, trust, SystemTime::now())?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials())?;
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let listener = socket::bind(&config.socket, config.socket_mode())?;
@@ -109,16 +122,20 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let desk = Desk {
         attestor: Arc::new(Attestor::new(launches.clone())),
         supply: supply.subscribe(),
+        policy: shelf.feed(),
         shutdown: stop.clone(),
     };
 
     let mut parts = JoinSet::new();
     let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
+    let states = watch::Sender::new(None);
+    let policy = policy::run(shelf, link.clone(), states.subscribe(), stop.clone());
     let sync = sync::run(
         link.clone(),
         Arc::clone(&keeper),
         config.trust_domain,
         registrations,
+        states,
         stop.clone(),
     );
     let node = node::run(keeper, link, config.join_token_file, stop.clone());
@@ -137,6 +154,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     parts.spawn(async {
         sync.await;
         "the watch on the CA"
+    });
+    parts.spawn(async {
+        policy.await;
+        "the policy"
     });
     parts.spawn(async {
         node.await;

@@ -1,4 +1,4 @@
-//! The agent's one Unix socket: accepts, knows who is there, keeps everything bounded, and dispatches to two services.
+//! The agent's one Unix socket: accepts, knows who is there, keeps everything bounded, and dispatches to its services.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::socket;
+use hoplite_wire::policy::policies_server::{PoliciesServer, SERVICE_NAME as POLICIES};
 use hoplite_wire::sds::secret_discovery_service_server::{SERVICE_NAME as SDS, SecretDiscoveryServiceServer};
 use hoplite_wire::workload::spiffe_workload_api_server::{SERVICE_NAME as WORKLOAD_API, SpiffeWorkloadApiServer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,6 +24,7 @@ use tonic::{Request, Status};
 
 use crate::attest::Caller;
 use crate::authority::Repair;
+use crate::policy_service::PolicyService;
 use crate::sds::SdsService;
 use crate::session::Desk;
 use crate::workload_api::WorkloadApiService;
@@ -83,11 +85,12 @@ struct Permit {
     pid: i32,
 }
 
-/// Both services, told apart by the path's first part.
+/// The services, told apart by the path's first part.
 #[derive(Debug, Clone)]
 struct Services {
     workload_api: SpiffeWorkloadApiServer<WorkloadApiService>,
     sds: SecretDiscoveryServiceServer<SdsService>,
+    policy: PoliciesServer<PolicyService>,
 }
 
 /// Serves the socket until the stop; returns when every call has ended.
@@ -99,7 +102,9 @@ pub(crate) async fn serve(
     let services = Services {
         workload_api: SpiffeWorkloadApiServer::new(WorkloadApiService::new(desk.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX),
-        sds: SecretDiscoveryServiceServer::new(SdsService::new(desk)).max_decoding_message_size(REQUEST_BYTES_MAX),
+        sds: SecretDiscoveryServiceServer::new(SdsService::new(desk.clone()))
+            .max_decoding_message_size(REQUEST_BYTES_MAX),
+        policy: PoliciesServer::new(PolicyService::new(desk)).max_decoding_message_size(REQUEST_BYTES_MAX),
     };
     Server::builder()
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
@@ -274,6 +279,7 @@ impl Service<http::Request<Body>> for Services {
         match request.uri().path().split('/').nth(1) {
             Some(WORKLOAD_API) => self.workload_api.call(request),
             Some(SDS) => self.sds.call(request),
+            Some(POLICIES) => self.policy.call(request),
             _ => Box::pin(async { Ok(Status::unimplemented("this agent has no such service").into_http()) }),
         }
     }
@@ -286,6 +292,7 @@ pub(crate) mod testing {
     use crate::attest::Attestor;
     use crate::entry::Entry;
     use crate::launch::Launches;
+    use crate::policy::Feed;
     use crate::supply::{Supplied, Supply, testing::entry};
     use hoplite_host::shutdown::{Stopper, channel};
     use hoplite_identity::testing::TestAuthority;
@@ -297,6 +304,7 @@ pub(crate) mod testing {
         pub(crate) authority: TestAuthority,
         pub(crate) foreign: TestAuthority,
         pub(crate) supply: watch::Sender<Option<Arc<Supply>>>,
+        pub(crate) policy: watch::Sender<Arc<Feed>>,
         pub(crate) stopper: Stopper,
         pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
         pub(crate) directory: tempfile::TempDir,
@@ -313,16 +321,19 @@ pub(crate) mod testing {
             let listener = socket::bind(&directory.path().join("agent.sock"), 0o666).unwrap();
             let (stopper, shutdown) = channel();
             let supply = watch::Sender::new(None);
+            let policy = watch::Sender::new(Arc::default());
             let attestor = Arc::new(Attestor::new(Launches::default()));
             let desk = Desk {
                 attestor,
                 supply: supply.subscribe(),
+                policy: policy.subscribe(),
                 shutdown: shutdown.clone(),
             };
             Self {
                 authority: TestAuthority::new("prod.example"),
                 foreign: TestAuthority::new("other.example"),
                 supply,
+                policy,
                 stopper,
                 served: tokio::spawn(serve(listener, desk, shutdown)),
                 directory,

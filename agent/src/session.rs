@@ -1,6 +1,6 @@
 //! One caller's view: who it is now, what it may have now, and when to look again.
 //!
-//! Both services on the socket are written on top of this, so that an entitlement is decided in one place.
+//! The services on the socket are written on top of this, so that an entitlement is decided in one place.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use crate::attest::{Attestor, Caller};
+use crate::policy::Feed;
 use crate::supply::{Supply, SupplyReceiver};
 
 /// What sessions share.
@@ -18,6 +19,7 @@ use crate::supply::{Supply, SupplyReceiver};
 pub(crate) struct Desk {
     pub(crate) attestor: Arc<Attestor>,
     pub(crate) supply: SupplyReceiver,
+    pub(crate) policy: watch::Receiver<Arc<Feed>>,
     pub(crate) shutdown: Shutdown,
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::TrustDomain;
 use hoplite_wire::ca::node_client::NodeClient;
-use hoplite_wire::ca::{self, WatchRequest};
+use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
 
 use crate::backoff::{Backoff, jitter};
@@ -74,6 +74,7 @@ pub(crate) async fn run(
     keeper: Arc<Keeper>,
     trust_domain: TrustDomain,
     registrations: watch::Sender<Option<Arc<Registrations>>>,
+    policy: watch::Sender<Option<Arc<PolicyState>>>,
     mut shutdown: Shutdown,
 ) {
     let mut view = View::new(trust_domain);
@@ -93,7 +94,7 @@ pub(crate) async fn run(
         };
         let Some(own) = own else { return };
         let ended = tokio::select! {
-            ended = follow(&link, &own, &keeper, &mut view, &registrations, &mut backoff) => ended,
+            ended = follow(&link, &own, &keeper, &mut view, &registrations, &policy, &mut backoff) => ended,
             // A connection made with the old certificate ends when that expires; better to move over in good time.
             () = replaced(&own, link.credentials()) => continue,
             () = shutdown.wait() => return,
@@ -117,6 +118,7 @@ async fn follow(
     keeper: &Keeper,
     view: &mut View,
     registrations: &watch::Sender<Option<Arc<Registrations>>>,
+    policy: &watch::Sender<Option<Arc<PolicyState>>>,
     backoff: &mut Backoff,
 ) -> CaError {
     let opened = async {
@@ -148,6 +150,10 @@ async fn follow(
             && let Err(error) = keeper.adopt_bundle(bundle)
         {
             return error;
+        }
+        // It says whom it is from by itself, whatever becomes of the entries.
+        if let Some(state) = update.policy.take() {
+            policy.send_replace(Some(Arc::new(state)));
         }
         if let Err(error) = view.apply(update) {
             return CaError::Answer(error.to_string());
@@ -272,6 +278,7 @@ mod tests {
             deletes: deletes.iter().map(|id| (*id).to_owned()).collect(),
             bundle: None,
             digest: entry::digest(held.iter().copied()).to_vec(),
+            policy: None,
         }
     }
 

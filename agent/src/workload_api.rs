@@ -131,7 +131,7 @@ fn no_jwt<Q, T>(request: &Request<Q>) -> Result<Response<T>, Status> {
     ))
 }
 
-fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
+pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
     let mut values = request.metadata().get_all(HEADER).iter();
     match (values.next(), values.next()) {
         (Some(value), None) if value == "true" => Ok(()),

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use crate::entry::{self, Entry};
 use crate::join;
 use crate::node;
+use crate::publishing::Publishing;
 use crate::record;
 use crate::registry::{Created, Registry, RegistryError, parse_agent_id};
 
@@ -31,6 +32,7 @@ pub(crate) struct Admin {
     bundle: TrustBundle,
     /// An entry's own TTL is below this.
     ttl_limit: Duration,
+    publishing: Publishing,
 }
 
 /// Accepts until the shutdown, and hands over the connections of those who may call.
@@ -66,12 +68,13 @@ fn may_call(uid: u32, own_uid: u32) -> bool {
 // === impl Admin ===
 
 impl Admin {
-    pub(crate) fn new(registry: Registry, bundle: TrustBundle, ttl_limit: Duration) -> Self {
+    pub(crate) fn new(registry: Registry, bundle: TrustBundle, ttl_limit: Duration, publishing: Publishing) -> Self {
         Self {
             registry,
             trust_domain: bundle.trust_domain().clone(),
             bundle,
             ttl_limit,
+            publishing,
         }
     }
 }
@@ -214,6 +217,92 @@ impl wire::admin_server::Admin for Admin {
         Call::new(&request, "show bundle")
             .answer("", async { Ok(node::bundle(&self.bundle)) })
             .await
+    }
+
+    async fn publish_policy(
+        &self,
+        request: Request<wire::PublishPolicyRequest>,
+    ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
+        let call = Call::new(&request, "publish policy");
+        let wire::PublishPolicyRequest {
+            bundle,
+            expected_revision,
+        } = request.into_inner();
+        call.answer(&format!("after revision {expected_revision}"), async {
+            let revision = self.publishing.publish(bundle, expected_revision).await?;
+            tracing::info!(target: "hoplite::audit", uid = call.uid, revision, "policy is in force");
+            Ok(wire::PublishPolicyResponse { revision })
+        })
+        .await
+    }
+
+    async fn show_policy(
+        &self,
+        request: Request<wire::ShowPolicyRequest>,
+    ) -> Result<Response<wire::ShowPolicyResponse>, Status> {
+        Call::new(&request, "show policy")
+            .answer("", async { Ok(self.publishing.show()) })
+            .await
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<wire::ListPoliciesRequest>,
+    ) -> Result<Response<wire::ListPoliciesResponse>, Status> {
+        let call = Call::new(&request, "list policies");
+        let wire::ListPoliciesRequest { limit, before_revision } = request.into_inner();
+        let policies = self.publishing.list(limit, before_revision);
+        call.answer("", async { Ok(wire::ListPoliciesResponse { policies }) })
+            .await
+    }
+
+    async fn get_policy(
+        &self,
+        request: Request<wire::GetPolicyRequest>,
+    ) -> Result<Response<wire::GetPolicyResponse>, Status> {
+        let call = Call::new(&request, "get policy");
+        let revision = request.into_inner().revision;
+        call.answer(&revision.to_string(), self.publishing.get(revision)).await
+    }
+
+    async fn clear_shadow(
+        &self,
+        request: Request<wire::ClearShadowRequest>,
+    ) -> Result<Response<wire::ClearShadowResponse>, Status> {
+        Call::new(&request, "clear shadow")
+            .answer("", async {
+                let cleared = self.publishing.clear_shadow().await?;
+                Ok(wire::ClearShadowResponse { cleared })
+            })
+            .await
+    }
+
+    async fn add_grant(&self, request: Request<wire::AddGrantRequest>) -> Result<Response<wire::Grant>, Status> {
+        let call = Call::new(&request, "add grant");
+        let grant = request.into_inner().grant;
+        call.answer("", self.publishing.add_grant(&grant)).await
+    }
+
+    async fn list_grants(
+        &self,
+        request: Request<wire::ListGrantsRequest>,
+    ) -> Result<Response<wire::ListGrantsResponse>, Status> {
+        let call = Call::new(&request, "list grants");
+        let grants = self.publishing.grants();
+        call.answer("", async { Ok(wire::ListGrantsResponse { grants }) }).await
+    }
+
+    async fn revoke_grant(
+        &self,
+        request: Request<wire::RevokeGrantRequest>,
+    ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
+        let call = Call::new(&request, "revoke grant");
+        let id = request.into_inner().id;
+        call.answer(&id, async {
+            self.publishing.revoke_grant(id.clone()).await?;
+            Ok(wire::RevokeGrantResponse {})
+        })
+        .await
     }
 }
 

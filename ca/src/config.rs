@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_identity::TrustDomain;
+use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -14,6 +15,12 @@ pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
 
 /// A typing error's bound: dates stay far from where X.509's encoding of them ends (the year 9999).
 const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A bundle of nothing has half as much.
+const BUNDLE_BYTES_LEAST: usize = 1 << 10;
+
+/// What still fits into one message to those that enforce it.
+const BUNDLE_BYTES_MOST: usize = 128 << 20;
 
 /// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,6 +44,12 @@ pub struct Config {
     /// Life of the authority's certificate, when it is made.
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
+    /// Who may publish policy: `["alice=ed25519:…"]`. Nobody when left out.
+    #[serde(default, deserialize_with = "policy_signers")]
+    pub policy_signers: TrustedSigners,
+    /// The longest policy bundle, in bytes.
+    #[serde(default = "max_bundle_bytes")]
+    pub policy_max_bytes: usize,
 }
 
 // === impl Config ===
@@ -76,6 +89,15 @@ impl Config {
             let reason = "longer than 100 years; write for example \"365d\"";
             return Err(ConfigError::unusable(file, "authority_ttl", self.authority_ttl, reason));
         }
+        if !(BUNDLE_BYTES_LEAST..=BUNDLE_BYTES_MOST).contains(&self.policy_max_bytes) {
+            let reason = format!("write between {BUNDLE_BYTES_LEAST} and {BUNDLE_BYTES_MOST}");
+            return Err(ConfigError::unusable(
+                file,
+                "policy_max_bytes",
+                self.policy_max_bytes,
+                reason,
+            ));
+        }
         for (key, path) in [("data_dir", &self.data_dir), ("admin_socket", &self.admin_socket)] {
             if path.as_os_str().is_empty() {
                 return Err(ConfigError::unusable(
@@ -93,6 +115,14 @@ impl Config {
 fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
     let name = String::deserialize(deserializer)?;
     TrustDomain::parse(&name).map_err(D::Error::custom)
+}
+
+fn policy_signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
+    TrustedSigners::parse(&Vec::<String>::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn max_bundle_bytes() -> usize {
+    MAX_BUNDLE_BYTES
 }
 
 fn one_hour() -> Span {
@@ -150,6 +180,11 @@ admin_socket = "/run/hoplite/ca.sock"
         check("agent_ttl = \"2h\"\nauthority_ttl = \"90m\"", &["agent_ttl", "2h"]);
         check("authority_ttl = \"101 years\"", &["authority_ttl", "100 years"]);
         check("x509_ttl = 3600", &["x509_ttl"]);
+        check(
+            "policy_signers = [\"alice\"]",
+            &["ca.toml:6", "`alice` is not a signer"],
+        );
+        check("policy_max_bytes = 9", &["policy_max_bytes = 9", "1024"]);
         check("tll = \"1h\"", &["tll"]);
     }
 

@@ -12,6 +12,7 @@ use ring::digest::{Context, SHA256};
 
 use crate::agent::Agent;
 use crate::entry::{Entry, EntryId};
+use crate::policy::{POLICY, PolicyIndex};
 use crate::record::{self, BadRecord};
 
 /// Where entries lie in the store: this and the id.
@@ -30,6 +31,7 @@ pub(crate) struct Index {
     /// By parent. Kept when empty: its agent must still learn what went.
     assigned: HashMap<SpiffeId, Assigned>,
     agents: BTreeMap<String, Arc<Agent>>,
+    policy: PolicyIndex,
     /// In the order of deletion.
     tombstones: VecDeque<Tombstone>,
     /// Deletions up to here may have been forgotten.
@@ -121,9 +123,16 @@ impl Index {
         self.agents.values()
     }
 
+    /// What was published.
+    pub(crate) fn policy(&self) -> &PolicyIndex {
+        &self.policy
+    }
+
     /// Whether anything an agent holds has changed after `from`.
     pub(crate) fn has_changed(&self, agent: &SpiffeId, from: Revision) -> bool {
-        self.must_be_full(from) || self.assigned.get(agent).is_some_and(|assigned| assigned.changed > from)
+        self.must_be_full(from)
+            || self.policy.changed > from
+            || self.assigned.get(agent).is_some_and(|assigned| assigned.changed > from)
     }
 
     /// What an agent that holds revision `from` lacks, which can be nothing.
@@ -177,6 +186,8 @@ impl Index {
                 Some(value) => self.agents.insert(id.to_owned(), Arc::new(record::decode(key, value)?)),
                 None => self.agents.remove(id),
             };
+        } else if name.starts_with(POLICY) {
+            self.policy.put(name, value, revision)?;
         }
         Ok(())
     }

@@ -10,8 +10,9 @@ use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{SpiffeId, TrustBundle, VerifiedPeer};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::agent::{Denied, Issued, Standing, authorize};
@@ -20,7 +21,14 @@ use crate::index::{Registered, Update};
 use crate::issuance::{BadCsr, MintError, Minted, SubjectKey, Template, mint};
 use crate::limit::Failures;
 use crate::listener::Caller;
+use crate::publishing::Publishing;
 use crate::registry::{Registry, RegistryError};
+
+/// The piece of a policy bundle in one message: well below what any gRPC client takes.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Pieces that wait for a slow agent.
+const CHUNKS_WAITING: usize = 2;
 
 /// One call's work stays short beside other agents' calls.
 const ISSUE_ITEMS_MAX: usize = 500;
@@ -33,6 +41,7 @@ struct Shared {
     registry: Registry,
     mint: Mint,
     bundle: TrustBundle,
+    publishing: Publishing,
     failures: Mutex<Failures>,
     shutdown: Shutdown,
 }
@@ -68,11 +77,18 @@ struct Watcher {
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(registry: Registry, mint: Mint, bundle: TrustBundle, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        mint: Mint,
+        bundle: TrustBundle,
+        publishing: Publishing,
+        shutdown: Shutdown,
+    ) -> Self {
         Self(Arc::new(Shared {
             registry,
             mint,
             bundle,
+            publishing,
             failures: Mutex::default(),
             shutdown,
         }))
@@ -127,7 +143,7 @@ impl Node {
         }
     }
 
-    fn update(&self, update: Update, from: Option<Revision>) -> wire::Update {
+    fn update(&self, update: Update, from: Option<Revision>, policy: Option<wire::PolicyState>) -> wire::Update {
         let is_new = update.full || from.is_none_or(|from| from < self.0.bundle.sequence());
         wire::Update {
             revision: update.revision,
@@ -136,6 +152,7 @@ impl Node {
             deletes: update.deletes,
             bundle: is_new.then(|| bundle(&self.0.bundle)),
             digest: update.digest.to_vec(),
+            policy,
         }
     }
 
@@ -232,6 +249,26 @@ impl wire::node_server::Node for Node {
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
         Ok(Response::new(wire::IssueResponse { results }))
+    }
+
+    type FetchPolicyStream = ReceiverStream<Result<wire::PolicyChunk, Status>>;
+
+    async fn fetch_policy(
+        &self,
+        request: Request<wire::FetchPolicyRequest>,
+    ) -> Result<Response<Self::FetchPolicyStream>, Status> {
+        self.agent(&request).await?;
+        let bundle = self.0.publishing.current(request.into_inner().revision).await?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        tokio::spawn(async move {
+            for data in bundle.chunks(CHUNK_BYTES) {
+                let chunk = wire::PolicyChunk { data: data.to_vec() };
+                if sender.send(Ok(chunk)).await.is_err() {
+                    return; // the agent hung up
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
@@ -348,10 +385,13 @@ impl Watcher {
                     || self
                         .held
                         .is_none_or(|held| index.has_changed(self.peer.spiffe_id(), held));
-                is_news.then(|| index.update(self.peer.spiffe_id(), self.held))
+                // Always in the first: an agent may have been told of a bundle, and broken off before it had it.
+                let has_policy = self.first || self.held.is_none_or(|held| index.policy().changed > held);
+                let policy = has_policy.then(|| index.policy().state(SystemTime::now()));
+                is_news.then(|| (index.update(self.peer.spiffe_id(), self.held), policy))
             };
-            if let Some(update) = update {
-                let message = self.node.update(update, self.held);
+            if let Some((update, policy)) = update {
+                let message = self.node.update(update, self.held, policy);
                 self.held = Some(message.revision);
                 self.first = false;
                 return Ok(message);

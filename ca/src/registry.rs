@@ -21,6 +21,7 @@ use crate::entry::{Entry, EntryId};
 use crate::index::{AGENTS, ENTRIES, Index};
 use crate::issuance::{MintError, Minted};
 use crate::join::{self, JoinRefused, Token, TokenText};
+use crate::policy::PolicyError;
 use crate::record::{self, BadRecord, hex};
 
 /// Where tokens lie in the store: this and the token's digest.
@@ -96,12 +97,14 @@ pub(crate) enum RegistryError {
     Denied(#[from] Denied),
     #[error(transparent)]
     Mint(#[from] MintError),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// What a write decided: what to commit (nothing, perhaps) and what to answer.
-struct Decision<T> {
-    batch: Batch,
-    answer: T,
+pub(crate) struct Decision<T> {
+    pub(crate) batch: Batch,
+    pub(crate) answer: T,
 }
 
 // === impl Registry ===
@@ -333,7 +336,8 @@ impl Registry {
         .await
     }
 
-    async fn write<T: Send + 'static>(
+    /// Reads, decides, commits on condition; again from the start when somebody else was faster.
+    pub(crate) async fn write<T: Send + 'static>(
         &self,
         decide: impl Fn(&dyn Store) -> Result<Decision<T>, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
@@ -383,7 +387,7 @@ fn agent_key(id: &SpiffeId) -> String {
     format!("{AGENTS}{id}")
 }
 
-fn read<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<(T, Revision)>, RegistryError> {
+pub(crate) fn read<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<(T, Revision)>, RegistryError> {
     let Some(Versioned { value, revision }) = store.get(key.as_bytes())? else {
         return Ok(None);
     };
@@ -525,7 +529,9 @@ impl From<RegistryError> for Status {
             RegistryError::Commit(CommitError::TooLarge(_)) => {
                 Self::invalid_argument("too much for one call; split it")
             }
-            RegistryError::Contention => Self::aborted(text),
+            RegistryError::Contention | RegistryError::Policy(PolicyError::Outdated { .. }) => Self::aborted(text),
+            RegistryError::Policy(PolicyError::NoSuchGrant(_)) => Self::not_found(text),
+            RegistryError::Policy(_) => Self::failed_precondition(text),
             _ => {
                 tracing::error!(error = text, "the CA failed");
                 Self::unavailable("the CA cannot do this now; its log says why")

@@ -23,8 +23,10 @@ use tonic::transport::Server;
 use crate::Config;
 use crate::admin::{self, Admin};
 use crate::authority::{Authority, AuthorityError};
+use crate::library::Library;
 use crate::listener::{self, ServerIdentity};
 use crate::node::{Mint, Node};
+use crate::publishing::Publishing;
 use crate::registry::{Follower, Registry};
 
 /// Calls that have begun may end.
@@ -35,6 +37,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// A call that takes longer is stuck. Streams are not meant: their first word comes at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An operator's call may be the publication of a hundred thousand policies, which are all compiled first.
+const ADMIN_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Calls at once on one connection: an agent has a handful.
 const STREAMS_MAX: u32 = 64;
@@ -127,6 +132,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (tls, renew_at) = identity.renewed(now).map_err(|e| identity_error(&e))?;
     let (configs, tls) = watch::channel(tls);
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
+    let library = Library::open(&config.data_dir)?;
     // Last, because it begins to follow the store, which stays open as long as that goes on.
     let (registry, follower) = Registry::open(store).map_err(|e| StartError::Registry(e.to_string()))?;
 
@@ -137,8 +143,21 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         agent_ttl: config.agent_ttl.0,
         x509_ttl: config.x509_ttl.0,
     };
-    let node = Node::new(registry.clone(), mint, bundle.clone(), shutdown.clone());
-    let admin = Admin::new(registry.clone(), bundle.clone(), config.authority_ttl.0);
+    let publishing = Publishing::new(
+        registry.clone(),
+        library,
+        config.trust_domain.clone(),
+        config.policy_signers,
+        config.policy_max_bytes,
+    );
+    let node = Node::new(
+        registry.clone(),
+        mint,
+        bundle.clone(),
+        publishing.clone(),
+        shutdown.clone(),
+    );
+    let admin = Admin::new(registry.clone(), bundle.clone(), config.authority_ttl.0, publishing);
     let (agents, agents_accepted) = mpsc::channel(BACKLOG);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG);
 
@@ -161,11 +180,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
                 .await,
         );
     }));
-    let (service, incoming) = (AdminServer::new(admin), ReceiverStream::new(operators_accepted));
+    // The bundle decides whether it is too large, and says so; the message around it is a little longer.
+    let admin = AdminServer::new(admin).max_decoding_message_size(config.policy_max_bytes.saturating_add(1 << 20));
+    let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
     parts.spawn(part("admin service", async move {
         report(
             server()
+                .timeout(ADMIN_CALL_TIMEOUT)
                 .serve_with_incoming_shutdown(service, incoming, stop.wait())
                 .await,
         );

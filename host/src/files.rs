@@ -88,6 +88,26 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
+/// Removes a file for good; one that is not there is no error.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError {
+        verb: "remove",
+        path: path.to_owned(),
+        remedy: "; check the directory",
+        source,
+    };
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed.map_err(failed)?,
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed),
+        _ => Ok(()),
+    }
+}
+
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     fs::read_to_string(path).map_err(|source| FileError {

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 pub use app::{HttpApp, TcpApp};
 pub use caller::{Answer, CallError, Caller, PlainClient, exchange, get};
 pub use load::{Load, Tally};
-pub use world::{Proxy, ProxyBuilder, TRUST_DOMAIN, World, id, own_selectors};
+pub use world::{Proxy, ProxyBuilder, TRUST_DOMAIN, World, id, own_selectors, policy_key};
 
 /// Nothing that works takes longer, on a machine with other work to do.
 const PATIENCE: Duration = Duration::from_secs(30);

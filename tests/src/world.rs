@@ -4,15 +4,19 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
 use hoplite_host::{files, logging};
 use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::{Bundle, EngineVersion, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Source, Stage, TrustedSigners};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_wire::ca::admin_client::AdminClient;
-use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, Selector};
+use hoplite_wire::ca::{
+    CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, PublishPolicyRequest, Selector,
+    ShowPolicyRequest,
+};
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -66,6 +70,19 @@ pub fn own_selectors() -> Vec<String> {
     vec![format!("unix:uid:{uid}"), format!("unix:path:{}", program.display())]
 }
 
+/// The key of a person who may sign policy in every world: `alice` and `bob` may.
+pub fn policy_key(name: &str) -> SigningKey {
+    let mut seed = [7; 32];
+    for (to, from) in seed.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    SigningKey::from_seed(name, seed.into()).unwrap()
+}
+
+fn policy_signers() -> TrustedSigners {
+    TrustedSigners::new(["alice", "bob"].map(|name| policy_key(name).signer().clone())).unwrap()
+}
+
 // === impl World ===
 
 impl World {
@@ -89,6 +106,8 @@ impl World {
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
             authority_ttl: Span(24 * HOUR),
+            policy_signers: policy_signers(),
+            policy_max_bytes: MAX_BUNDLE_BYTES,
         };
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
         // So that it comes back where its agent looks for it.
@@ -101,6 +120,8 @@ impl World {
             join_token_file: Some(dir.path().join("token")),
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
+            policy_signers: policy_signers(),
+            policy_max_bytes: MAX_BUNDLE_BYTES,
         };
         let mut world = Self {
             agent: None,
@@ -168,6 +189,37 @@ impl World {
     /// Puts a policy file in the place of the one there is. Proxies notice by themselves.
     pub fn policy(&self, text: &str) {
         files::write_public(&self.dir.path().join("policies/world.cedar"), text.as_bytes()).unwrap();
+    }
+
+    /// Publishes these files, signed by `alice`, as the next revision, which it gives.
+    pub async fn publish(&self, files: &[(&str, &str)], stage: Stage) -> u64 {
+        let mut admin = self.admin().await;
+        let shown = admin.show_policy(ShowPolicyRequest {}).await.unwrap().into_inner();
+        let sources: Vec<Source> = files
+            .iter()
+            .map(|(name, text)| Source {
+                name: (*name).to_owned(),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let now = SystemTime::now();
+        let meta = Meta {
+            trust_domain: self.ca_config.trust_domain.clone(),
+            revision: shown.highest_revision + 1,
+            parent: Hash::from_slice(&shown.highest_manifest_sha256),
+            created: now,
+            expires: now + HOUR,
+            min_engine: EngineVersion::THIS,
+            critical: Vec::new(),
+            stage,
+            note: None,
+        };
+        let bundle = Bundle::build(&sources, meta).unwrap().sign(&[&policy_key("alice")]);
+        let request = PublishPolicyRequest {
+            bundle: bundle.unwrap(),
+            expected_revision: shown.highest_revision,
+        };
+        admin.publish_policy(request).await.unwrap().into_inner().revision
     }
 
     /// A proxy whose workload has the path `/<name>`, registered for this process when it starts.

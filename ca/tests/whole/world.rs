@@ -7,6 +7,7 @@ use std::time::Duration;
 use hoplite_ca::{Config, Running, StartError};
 use hoplite_host::config::Span;
 use hoplite_identity::{BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, TrustDomain, X509Svid, tls};
+use hoplite_policy::{SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
@@ -41,7 +42,18 @@ pub(crate) fn config(dir: &Path) -> Config {
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
         authority_ttl: Span(Duration::from_secs(86400)),
+        policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
+        policy_max_bytes: hoplite_policy::MAX_BUNDLE_BYTES,
     }
+}
+
+/// A policy signer's key, always the same for the same name.
+pub(crate) fn key(name: &str) -> SigningKey {
+    let mut seed = [7; 32];
+    for (to, from) in seed.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    SigningKey::from_seed(name, seed.into()).unwrap()
 }
 
 /// A key and a signing request that asks for nothing.

@@ -1,0 +1,233 @@
+//! The policy feed on the agent's socket: what is in force, to any workload with an identity, at once and at each change.
+
+use std::sync::Arc;
+
+use hoplite_wire::policy::policies_server::Policies;
+use hoplite_wire::policy::{PolicyUpdate, WatchRequest};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::policy::{Feed, Held};
+use crate::server::{Connection, StreamPermit};
+use crate::session::{Desk, Session, Wake};
+use crate::workload_api::check_header;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyService {
+    desk: Desk,
+}
+
+/// What a caller holds: what it said, then what it was told.
+#[derive(Debug)]
+struct Told {
+    live: u64,
+    shadow: u64,
+    /// None before the first word.
+    grants: Option<Vec<Vec<u8>>>,
+}
+
+// === impl PolicyService ===
+
+impl PolicyService {
+    pub(crate) fn new(desk: Desk) -> Self {
+        Self { desk }
+    }
+}
+
+#[tonic::async_trait]
+impl Policies for PolicyService {
+    type WatchStream = ReceiverStream<Result<PolicyUpdate, Status>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        check_header(&request)?;
+        let (caller, permit) = Connection::admit(&request)?;
+        let mut session = self.desk.session(&caller);
+        // Who may do what is nobody's business who has no name here.
+        session.entitlement().await?;
+        let WatchRequest {
+            live_revision,
+            shadow_revision,
+        } = request.into_inner();
+        let told = Told {
+            live: live_revision,
+            shadow: shadow_revision,
+            grants: None,
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(push(session, permit, self.desk.policy.clone(), sender, told));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+async fn push(
+    mut session: Session,
+    _permit: StreamPermit,
+    mut feed: watch::Receiver<Arc<Feed>>,
+    sender: mpsc::Sender<Result<PolicyUpdate, Status>>,
+    mut told: Told,
+) {
+    loop {
+        let now = Arc::clone(&feed.borrow_and_update());
+        for update in told.news(&now) {
+            if session.deliver(&sender, Ok(update)).await == Wake::End {
+                return;
+            }
+        }
+        drop(now); // a stream that waits holds on to no old bundle
+        let wake = tokio::select! {
+            changed = feed.changed() => if changed.is_ok() { None } else { Some(Wake::End) },
+            wake = session.wake() => Some(wake),
+            () = sender.closed() => Some(Wake::End),
+        };
+        match wake {
+            None => {}
+            Some(Wake::End) => return,
+            // Its entry may be gone, or it may run another program now.
+            Some(Wake::Look) => {
+                if let Err(status) = session.entitlement().await {
+                    session.deliver(&sender, Err(status)).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    /// What the caller lacks, which can be nothing; something before the first word. A bundle to a message, which is
+    /// long enough.
+    fn news(&mut self, feed: &Feed) -> Vec<PolicyUpdate> {
+        let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
+        let bytes = |held: &Option<Held>| held.as_ref().map(|held| held.bytes.to_vec().into());
+        let base = PolicyUpdate {
+            live: None,
+            shadow: None,
+            shadow_cleared: feed.shadow.is_none(),
+            grants: feed.grants.iter().map(|grant| grant.clone().into()).collect(),
+        };
+        let mut news = Vec::new();
+        if feed.live.is_some() && revision(&feed.live) != self.live {
+            self.live = revision(&feed.live);
+            news.push(PolicyUpdate {
+                live: bytes(&feed.live),
+                ..base.clone()
+            });
+        }
+        if feed.shadow.is_some() && revision(&feed.shadow) != self.shadow {
+            news.push(PolicyUpdate {
+                shadow: bytes(&feed.shadow),
+                ..base.clone()
+            });
+        }
+        let same_shadow = revision(&feed.shadow) == self.shadow;
+        if news.is_empty() && !(same_shadow && self.grants.as_ref() == Some(&feed.grants)) {
+            news.push(base);
+        }
+        self.shadow = revision(&feed.shadow);
+        self.grants = Some(feed.grants.clone());
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::held;
+    use crate::server::testing::{World, own};
+    use hoplite_policy::Stage;
+    use hoplite_wire::policy::policies_client::PoliciesClient;
+    use hoplite_wire::{FetchError, PolicyFeed};
+    use std::time::Duration;
+    use tonic::Code;
+
+    fn put(world: &World, change: impl FnOnce(&mut Feed)) {
+        world.policy.send_modify(|feed| {
+            let mut next = Feed::clone(feed);
+            change(&mut next);
+            *feed = Arc::new(next);
+        });
+    }
+
+    fn client(world: &World) -> PolicyFeed {
+        PolicyFeed::new(world.directory.path().join("agent.sock").to_str().unwrap())
+    }
+
+    async fn next(feed: &mut PolicyFeed, live: u64, shadow: u64) -> Result<PolicyUpdate, FetchError> {
+        tokio::time::timeout(Duration::from_secs(20), feed.next(live, shadow))
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn is_silent(feed: &mut PolicyFeed) -> bool {
+        let more = tokio::time::timeout(Duration::from_millis(200), feed.next(0, 0));
+        more.await.is_err()
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_comes_at_once_and_then_what_is_new() {
+        let world = World::start();
+        world.publish([world.entry("/proxy", &[own()])]);
+        let mut feed = client(&world);
+        let first = next(&mut feed, 0, 0).await.unwrap();
+        assert!(
+            first.live.is_none() && first.shadow_cleared,
+            "there is none yet, and that is said"
+        );
+        assert!(is_silent(&mut feed).await);
+
+        let (one, two, three) = (held(1, Stage::Live), held(2, Stage::Shadow), held(3, Stage::Live));
+        put(&world, |feed| feed.live = Some(one.clone()));
+        assert_eq!(next(&mut feed, 0, 0).await.unwrap().live.unwrap()[..], one.bytes[..]);
+        put(&world, |feed| feed.shadow = Some(two.clone()));
+        let update = next(&mut feed, 0, 0).await.unwrap();
+        assert_eq!(update.shadow.unwrap()[..], two.bytes[..]);
+        assert!(update.live.is_none() && !update.shadow_cleared);
+        put(&world, |feed| feed.grants = vec![b"grant".to_vec()]);
+        let update = next(&mut feed, 0, 0).await.unwrap();
+        assert!(update.live.is_none() && update.shadow.is_none() && update.grants.len() == 1);
+        put(&world, |feed| feed.shadow = None);
+        assert!(next(&mut feed, 0, 0).await.unwrap().shadow_cleared);
+        assert!(is_silent(&mut feed).await);
+
+        put(&world, |feed| feed.live = Some(three.clone()));
+        let mut knows = client(&world);
+        let update = next(&mut knows, 3, 0).await.unwrap();
+        assert!(update.live.is_none() && update.grants.len() == 1, "it holds that one");
+        let mut old = client(&world);
+        assert_eq!(next(&mut old, 1, 2).await.unwrap().live.unwrap()[..], three.bytes[..]);
+    }
+
+    #[tokio::test]
+    async fn who_has_no_identity_is_told_nothing() {
+        let world = World::start();
+        let denied = next(&mut client(&world), 0, 0).await.unwrap_err();
+        assert!(
+            matches!(denied, FetchError::Unavailable(_)),
+            "no word from the CA yet: {denied}"
+        );
+        world.publish([world.entry("/proxy", &["unix:uid:4294967294".to_owned()])]);
+        let denied = next(&mut client(&world), 0, 0).await.unwrap_err();
+        assert!(matches!(denied, FetchError::Denied(_)), "{denied}");
+
+        world.publish([world.entry("/proxy", &[own()])]);
+        let mut feed = client(&world);
+        next(&mut feed, 0, 0).await.unwrap();
+        world.publish([]);
+        assert!(
+            matches!(next(&mut feed, 0, 0).await, Err(FetchError::Denied(_))),
+            "mid-stream too"
+        );
+        // The next call opens it anew, once there is an entry again.
+        world.publish([world.entry("/proxy", &[own()])]);
+        next(&mut feed, 0, 0).await.unwrap();
+
+        let refused = PoliciesClient::new(world.dial().await)
+            .watch(WatchRequest::default())
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument, "without the header");
+    }
+}

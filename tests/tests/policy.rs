@@ -1,0 +1,151 @@
+//! Policy from a publisher's hands to those who enforce it: at once, and whatever goes down in between.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Stage};
+use hoplite_tests::{World, own_selectors, until};
+use hoplite_wire::policy::PolicyUpdate;
+use hoplite_wire::{FetchError, PolicyFeed};
+
+/// One who enforces policy, and the revisions it holds.
+struct Enforcer {
+    feed: PolicyFeed,
+    live: u64,
+    shadow: u64,
+}
+
+impl Enforcer {
+    fn new(world: &World) -> Self {
+        Self {
+            feed: PolicyFeed::new(&world.workload_api()),
+            live: 0,
+            shadow: 0,
+        }
+    }
+
+    /// The next word, which must come.
+    async fn next(&mut self) -> Result<PolicyUpdate, FetchError> {
+        let next = tokio::time::timeout(Duration::from_secs(20), self.feed.next(self.live, self.shadow));
+        let update = next.await.expect("a word in time")?;
+        let revision = |bytes: &[u8]| {
+            let contents = BundleContents::danger_read_unverified(bytes, MAX_BUNDLE_BYTES).unwrap();
+            contents.manifest().revision
+        };
+        if let Some(live) = &update.live {
+            self.live = revision(live);
+        }
+        if let Some(shadow) = &update.shadow {
+            self.shadow = revision(shadow);
+        }
+        if update.shadow_cleared {
+            self.shadow = 0;
+        }
+        Ok(update)
+    }
+
+    /// Listens, over breaks of the stream, until it holds these revisions.
+    async fn holds(&mut self, live: u64, shadow: u64) {
+        while (self.live, self.shadow) != (live, shadow) {
+            if self.next().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+fn policy(id: &str) -> String {
+    format!("@id(\"{id}\") @owner(\"shop\") permit (principal, action, resource);")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        if file.file_type().unwrap().is_dir() {
+            copy(&file.path(), &to.join(file.file_name()));
+        } else {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_reaches_everybody_on_the_node_at_once() {
+    const ENFORCERS: usize = 100;
+    const ROUNDS: u64 = 10;
+    let world = World::start().await;
+    world.register("/proxy", &own_selectors(), None).await;
+    let mut enforcers: Vec<Enforcer> = (0..ENFORCERS).map(|_| Enforcer::new(&world)).collect();
+    // The first word may be that the SVID is not issued yet.
+    for enforcer in &mut enforcers {
+        until("the feed", async || enforcer.next().await.ok()).await;
+    }
+    let mut took = Vec::new();
+    for round in 1..=ROUNDS {
+        let began = Instant::now();
+        let mut waiting = tokio::task::JoinSet::new();
+        for mut enforcer in enforcers.drain(..) {
+            waiting.spawn(async move {
+                enforcer.holds(round, 0).await;
+                (enforcer, began.elapsed())
+            });
+        }
+        let revision = world
+            .publish(&[("shop.cedar", &policy(&format!("p{round}")))], Stage::Live)
+            .await;
+        assert_eq!(revision, round);
+        while let Some(done) = waiting.join_next().await {
+            let (enforcer, elapsed) = done.unwrap();
+            enforcers.push(enforcer);
+            took.push(elapsed);
+        }
+    }
+    took.sort();
+    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+    println!(
+        "from before `publish` to the bundle at {ENFORCERS} enforcers, {ROUNDS} rounds: p50 {:?}, p99 {:?}, most {:?}",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
+    assert!(at(0.99) < Duration::from_secs(1), "{:?}", at(0.99));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_force_outlives_the_ca_the_agent_and_a_backup_that_is_too_old() {
+    let mut world = World::start().await;
+    world.register("/proxy", &own_selectors(), None).await;
+    let mut enforcer = Enforcer::new(&world);
+    world.publish(&[("shop.cedar", &policy("first"))], Stage::Live).await;
+    enforcer.holds(1, 0).await;
+
+    // The CA is away: who comes now is told all the same.
+    world.stop_ca().await;
+    Enforcer::new(&world).holds(1, 0).await;
+    copy(&world.dir().join("ca"), &world.dir().join("backup"));
+    world.start_ca().await;
+    world.publish(&[("shop.cedar", &policy("second"))], Stage::Live).await;
+    world.publish(&[("shop.cedar", &policy("third"))], Stage::Shadow).await;
+    enforcer.holds(2, 3).await;
+
+    // The CA comes back from a backup that knows only the first: nobody goes back with it.
+    world.stop_ca().await;
+    world.stop_agent().await;
+    fs::rename(world.dir().join("ca"), world.dir().join("ca-lost")).unwrap();
+    copy(&world.dir().join("backup"), &world.dir().join("ca"));
+    world.start_ca().await;
+    world.start_agent().await;
+    enforcer.next().await.unwrap_err();
+    until("the feed again", async || enforcer.next().await.ok()).await;
+    assert_eq!(enforcer.live, 2);
+    let mut other = Enforcer::new(&world);
+    other.next().await.unwrap();
+    assert_eq!(other.live, 2, "kept by the agent, whatever the CA says");
+    // A publication with a number the agent has seen is as old as that one.
+    assert_eq!(world.publish(&[("shop.cedar", &policy("fork"))], Stage::Live).await, 2);
+    assert_eq!(world.publish(&[("shop.cedar", &policy("on"))], Stage::Live).await, 3);
+    other.holds(3, 0).await;
+}
