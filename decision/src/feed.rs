@@ -12,8 +12,8 @@ use std::{io, mem};
 use arc_swap::ArcSwap;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, EngineVersion, Fault, Grant, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Refused, Seen, Snapshot, Source,
-    Stage, TrustedSigners,
+    Acceptance, Bundle, BundleContents, EngineVersion, Fault, Grant, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Refused, Seen,
+    Snapshot, Source, Stage, TrustedSigners,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -221,7 +221,7 @@ impl PolicyFeed {
         )?;
         // INVARIANT: one offer at a time; what was seen last cannot change between the check and the swap.
         let mut parts = self.parts();
-        let shadow = Bundle::danger_read_unverified(bytes, MAX_BUNDLE_BYTES)
+        let shadow = BundleContents::danger_read_unverified(bytes, MAX_BUNDLE_BYTES)
             .map_err(|refused| refused.to_string())?
             .manifest()
             .stage
@@ -229,7 +229,7 @@ impl PolicyFeed {
         let seen = if shadow {
             parts.shadow_seen
         } else {
-            parts.live.as_ref().map(Bundle::seen)
+            parts.live.as_ref().map(|bundle| bundle.seen())
         };
         let bundle = match Bundle::open(bytes, &trust.acceptance(seen, now)) {
             Ok(bundle) => bundle,
@@ -269,12 +269,12 @@ impl PolicyFeed {
     }
 
     /// All break-glass grants there are. One that is refused is left out and named in the status.
-    pub fn offer_grants(&self, grants: &[Vec<u8>], now: SystemTime) {
+    pub fn offer_grants(&self, grants: &[impl AsRef<[u8]>], now: SystemTime) {
         let Some(trust) = &self.trust else { return };
         let mut refused = Vec::new();
         let mut opened = Vec::new();
         for bytes in grants {
-            match Grant::open(bytes, &trust.signers, &trust.trust_domain, now) {
+            match Grant::open(bytes.as_ref(), &trust.signers, &trust.trust_domain, now) {
                 Ok(grant) => opened.push(grant),
                 Err(reason) => refused.push(reason.to_string()),
             }
@@ -355,7 +355,11 @@ impl PolicyFeed {
         }
         let in_force = self.in_force();
         for fault in &faults {
-            warn!(notice = true, in_force = in_force.live.revision(), "policy rejected: {fault}");
+            warn!(
+                notice = true,
+                in_force = in_force.live.revision(),
+                "policy rejected: {fault}"
+            );
         }
         parts.status.faults = faults;
     }
@@ -420,12 +424,20 @@ impl PolicyFeed {
             revision: bundle.manifest().revision,
             expires: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(bundle.manifest().expires),
         });
-        let grants = parts.grants.iter().map(|grant| (grant.policy_id(), grant.until())).collect();
+        let grants = parts
+            .grants
+            .iter()
+            .map(|grant| (grant.policy_id(), grant.until()))
+            .collect();
         parts.status = PolicyStatus {
             loaded_at: now,
             faults: Vec::new(),
             grants,
-            signed_by: parts.live.as_ref().map(|bundle| bundle.signed_by().to_vec()).unwrap_or_default(),
+            signed_by: parts
+                .live
+                .as_ref()
+                .map(|bundle| bundle.signed_by().to_vec())
+                .unwrap_or_default(),
         };
         // INVARIANT: in force before announced. A connection that subscribed before it was decided hears of every
         // snapshot that its decision did not see.
@@ -434,7 +446,11 @@ impl PolicyFeed {
     }
 
     fn refuse(&self, what: &str, reason: &str) {
-        warn!(notice = true, in_force = self.in_force().live.revision(), "policy rejected: {reason}");
+        warn!(
+            notice = true,
+            in_force = self.in_force().live.revision(),
+            "policy rejected: {reason}"
+        );
         let mut parts = self.parts();
         parts.status.faults.retain(|fault| fault.file != what);
         parts.status.faults.push(Fault::whole(what, reason));
@@ -447,8 +463,16 @@ impl PolicyFeed {
 
 fn first(faults: Vec<Fault>) -> String {
     let more = faults.len().saturating_sub(1);
-    let first = faults.into_iter().next().map(|fault| fault.to_string()).unwrap_or_default();
-    if more == 0 { first } else { format!("{first} (and {more} more)") }
+    let first = faults
+        .into_iter()
+        .next()
+        .map(|fault| fault.to_string())
+        .unwrap_or_default();
+    if more == 0 {
+        first
+    } else {
+        format!("{first} (and {more} more)")
+    }
 }
 
 #[cfg(test)]

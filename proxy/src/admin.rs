@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hoplite_policy::Snapshot;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full, Limited};
@@ -20,9 +21,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::Config;
+use crate::enforce::Enforcer;
 use crate::identity_feed::IdentityFeed;
 use crate::metrics::Metrics;
-use crate::enforce::Enforcer;
 
 /// People asking at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -139,7 +140,11 @@ impl Admin {
             (&Method::GET, "/status") => (StatusCode::OK, "application/json", self.status().to_string() + "\n"),
             (&Method::GET, "/metrics") => {
                 let decisions = self.enforcer.point().metrics();
-                (StatusCode::OK, "text/plain; version=0.0.4", self.metrics.exposition(decisions))
+                (
+                    StatusCode::OK,
+                    "text/plain; version=0.0.4",
+                    self.metrics.exposition(decisions),
+                )
             }
             (&Method::GET, "/policies") => (StatusCode::OK, "application/json", self.policies().to_string() + "\n"),
             _ => (

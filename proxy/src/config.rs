@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hoplite_host::config::{self, ConfigError};
 use hoplite_decision::BundleTrust;
+use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::TrustedSigners;
 use serde::{Deserialize, Deserializer, de};
@@ -333,7 +333,9 @@ expect = "spiffe://demo.hoplite/ledger"
         let config = load(GOOD).unwrap();
         assert_eq!(config.workers, 1);
         assert!(
-            config.policy_dir.is_absolute() && config.policy_dir.ends_with("policies"),
+            config
+                .policy_dir
+                .is_some_and(|dir| dir.is_absolute() && dir.ends_with("policies")),
             "relative to the file"
         );
         assert_eq!(config.audit_dir, Path::new("/var/audit"));

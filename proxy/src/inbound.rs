@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_identity::VerifiedPeer;
 use hoplite_decision::Question;
+use hoplite_identity::VerifiedPeer;
 use hoplite_policy::{CanonicalRequest, Connection, Permit};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;

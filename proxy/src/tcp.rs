@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_decision::Question;

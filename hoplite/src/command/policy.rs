@@ -60,7 +60,7 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let directory = args.directory.display();
-    let sources = hoplite_proxy::read_policies(&args.directory)
+    let sources = hoplite_decision::read_policies(&args.directory)
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{directory}`: {reason}"))?;
     let files = sources.len();
     match Snapshot::compile(&sources) {
