@@ -16,6 +16,7 @@ use hoplite_policy::{
 };
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{FetchPolicyRequest, PolicyRef, PolicyState};
+use prost::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -45,7 +46,7 @@ pub(crate) struct Feed {
 pub(crate) struct Held {
     pub(crate) seen: Seen,
     /// As it travels; shared by all who are told.
-    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) bytes: Bytes,
 }
 
 /// Whose policy is taken.

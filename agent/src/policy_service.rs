@@ -102,7 +102,7 @@ impl Told {
     /// long enough.
     fn news(&mut self, feed: &Feed) -> Vec<PolicyUpdate> {
         let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
-        let bytes = |held: &Option<Held>| held.as_ref().map(|held| held.bytes.to_vec().into());
+        let bytes = |held: &Option<Held>| held.as_ref().map(|held| held.bytes.clone());
         let base = PolicyUpdate {
             live: None,
             shadow: None,

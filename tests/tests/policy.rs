@@ -1,5 +1,11 @@
 //! Policy from a publisher's hands to those who enforce it: at once, and whatever goes down in between.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -316,6 +316,87 @@ async fn what_was_published_survives_a_restart_and_a_sudden_death() {
     }
 }
 
+/// Where the CA of [`a_ca_of_its_own`] keeps its data.
+const CA_DIR: &str = "HOPLITE_TEST_CA_DIR";
+
+/// Not a test by itself: the process that [`what_was_acknowledged_survives_kill_9`] kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_of_its_own() {
+    if let Some(dir) = std::env::var_os(CA_DIR) {
+        let mut ca = hoplite_ca::start(config(Path::new(&dir))).await.unwrap();
+        ca.wait().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ca.sock");
+    let start = || {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "policy::a_ca_of_its_own"])
+            .env(CA_DIR, dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut acknowledged: (u64, Vec<u8>) = (0, Vec::new());
+    for round in 0..6_u64 {
+        let mut process = start();
+        let mut admin = loop {
+            match hoplite_wire::channel::unix(&socket).await {
+                Ok(channel) => break hoplite_wire::ca::admin_client::AdminClient::new(channel),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let shown = admin.show_policy(ShowPolicyRequest {}).await.unwrap().into_inner();
+        // What was being published when it died may be there too, but no more than that.
+        let highest = shown.highest_revision;
+        assert!(
+            (acknowledged.0..=acknowledged.0 + 1).contains(&highest),
+            "{highest} after {}",
+            acknowledged.0
+        );
+        for revision in [acknowledged.0, highest].into_iter().filter(|revision| *revision > 0) {
+            let got = admin
+                .get_policy(GetPolicyRequest { revision })
+                .await
+                .unwrap()
+                .into_inner();
+            assert_eq!(contents(&got.bundle).manifest().revision, revision);
+            assert!(revision != acknowledged.0 || got.bundle == acknowledged.1);
+        }
+        let (first_done, first) = tokio::sync::oneshot::channel();
+        let mut first_done = Some(first_done);
+        let killer = tokio::spawn(async move {
+            first.await.unwrap();
+            tokio::time::sleep(Duration::from_millis(17 * round)).await;
+            process.kill().unwrap(); // SIGKILL
+            process.wait().unwrap();
+        });
+        let (mut next, mut parent) = (highest + 1, Hash::from_slice(&shown.highest_manifest_sha256));
+        loop {
+            let bytes = bundle(meta(next, parent), &format!("p{next}"), &key("alice"));
+            let request = PublishPolicyRequest {
+                bundle: bytes.clone(),
+                expected_revision: next - 1,
+            };
+            match admin.publish_policy(request).await {
+                Ok(done) => assert_eq!(done.into_inner().revision, next),
+                Err(_) => break, // it is dead
+            }
+            parent = Some(contents(&bytes).manifest_hash());
+            acknowledged = (next, bytes);
+            next += 1;
+            if let Some(done) = first_done.take() {
+                done.send(()).unwrap();
+            }
+        }
+        killer.await.unwrap();
+    }
+    assert!(acknowledged.0 >= 6, "{}", acknowledged.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_needs_two_people_and_ends_when_it_is_revoked() {
     let world = World::start().await;
