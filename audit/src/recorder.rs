@@ -149,6 +149,9 @@ struct Waiting {
     waker: Waker,
 }
 
+/// A sequence number that no record gets: who waits for it hears of a failure only.
+const NEVER: u64 = u64::MAX;
+
 /// What is left of an earlier boot.
 struct Past {
     segment: SegmentName,
@@ -338,6 +341,20 @@ impl Recorder {
         }
     }
 
+    /// Waits until nothing can be recorded any more, and says why. What holds the recorder cannot mend that by itself:
+    /// it ends, so that whoever watches it starts it again. May be dropped at any time.
+    pub async fn failed(&self) -> RecorderError {
+        let never = Durable {
+            shared: &self.owner.shared,
+            seq: NEVER,
+            place: None,
+        };
+        match never.await {
+            Err(failed) => failed,
+            Ok(()) => std::future::pending().await,
+        }
+    }
+
     /// The name that stands in its decision ids.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -417,6 +434,9 @@ impl Shared {
         }
         if let Some(failed) = &state.failed {
             return Some(Err(failed.clone()));
+        }
+        if seq == NEVER {
+            return None;
         }
         if seq >= state.written {
             return Some(Err(RecorderError::NotAppended(seq)));
@@ -898,6 +918,29 @@ mod tests {
         drop(recorder);
         assert_eq!(read(&directory), (kept, 0));
         assert_eq!(findings(&directory), 0);
+    }
+
+    #[test]
+    fn a_failure_is_told_to_who_waits_for_one() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("log");
+        let (recorder, _) = open(&directory);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| block_on(recorder.failed()));
+            let seq = append(&recorder, 0, Class::Must).id.seq;
+            recorder.wait_durable(seq).unwrap();
+            assert!(!waiting.is_finished(), "nothing has failed");
+            std::fs::rename(&directory, parent.path().join("moved")).unwrap();
+            let error = loop {
+                if let Err(error) = recorder.append(&mut record(1), Class::Full) {
+                    break error;
+                }
+            };
+            assert_eq!(waiting.join().unwrap().to_string(), error.to_string());
+        });
+        // Who asks afterwards is told too, and who stops waiting leaves nothing behind.
+        let _ = block_on(recorder.failed());
+        assert!(recorder.owner.shared.lock().waiting.is_empty());
     }
 
     struct Unpark(Thread);

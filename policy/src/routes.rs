@@ -167,14 +167,16 @@ impl RouteTable {
 
 impl Template {
     fn parse(service: &str, text: &str) -> Result<Self, String> {
+        // A fault is one line, whatever TOML's escapes put into a template.
+        let shown = text.escape_debug();
         let (method, path) = text
             .split_once(' ')
-            .ok_or_else(|| format!("`{text}` is not a route; write a method or `*`, one space and a path"))?;
+            .ok_or_else(|| format!("`{shown}` is not a route; write a method or `*`, one space and a path"))?;
         let method = match method {
             "*" => None,
             method => Some(
                 canonical_method(method)
-                    .map_err(|why| format!("in `{text}`: {why}"))?
+                    .map_err(|why| format!("in `{shown}`: {why}"))?
                     .to_owned(),
             ),
         };
@@ -184,16 +186,16 @@ impl Template {
         let is_parameter = |segment: &str| segment.starts_with('{') && segment.ends_with('}');
         let stand_in: Vec<&str> = path.split('/').map(|s| if is_parameter(s) { "x" } else { s }).collect();
         let stand_in = stand_in.join("/");
-        let canonical = CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| format!("in `{text}`: {why}"))?;
+        let canonical = CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| format!("in `{shown}`: {why}"))?;
         if canonical.text != stand_in {
             return Err(format!(
-                "in `{text}`: the path is not in canonical form, which is like `{}`",
+                "in `{shown}`: the path is not in canonical form, which is like `{}`",
                 canonical.text
             ));
         }
         if path.len() > 1 && path.ends_with('/') {
             return Err(format!(
-                "in `{text}`: leave out the last slash; the route covers both spellings"
+                "in `{shown}`: leave out the last slash; the route covers both spellings"
             ));
         }
 
@@ -205,11 +207,12 @@ impl Template {
                     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
                     if name.is_empty() || !name.bytes().all(word) {
                         return Err(format!(
-                            "in `{text}`: `{written}` is not a parameter; name it like `{{id}}`"
+                            "in `{shown}`: `{}` is not a parameter; name it like `{{id}}`",
+                            written.escape_debug()
                         ));
                     }
                     if names.contains(&name) {
-                        return Err(format!("in `{text}`: the parameter `{written}` appears twice"));
+                        return Err(format!("in `{shown}`: the parameter `{written}` appears twice"));
                     }
                     names.push(name);
                     pattern.push(Pattern::Parameter);
@@ -255,7 +258,8 @@ pub(crate) fn check_service_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "`{name}` is not a service name; use 1 to 128 letters, digits, `-`, `_` and `.`"
+        "`{}` is not a service name; use 1 to 128 letters, digits, `-`, `_` and `.`",
+        name.escape_debug()
     ))
 }
 
@@ -349,6 +353,8 @@ routes = []
         check("[a]\nroutes = \"GET /\"", &["2:10…expected a sequence"]);
         check("[a]\n", &["1:1…missing field `routes`"]);
         check("[a]\nroutes = []\n[a]\nroutes = []", &["3:2…duplicate key"]);
+        check("[a]\nroutes = [\"GET /a\\nb\"]", &["2:11…in `GET /a\\nb`"]);
+        check("[\"a\\nb\"]\nroutes = []", &["1:2…`a\\nb` is not a service name"]);
         check("[\"a:b\"]\nroutes = []", &["1:2…not a service name"]);
         check(
             "[a]\nroutes = [\n  \"GET/x\",\n  \"get /x\",\n  \"TRACE /x\",\n  \"GET x\",\n  \"GET /x/\",\n  \"GET /{}\"]",

@@ -1,7 +1,10 @@
 //! Message bodies: streamed through as they come, or a few bytes of our own.
 
+use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -19,6 +22,13 @@ pub(crate) enum Body {
         incoming: Incoming,
         /// Lives as long as the body: its count is the number of streams under way on a connection.
         _stream: Option<Arc<()>>,
+    },
+    /// From a peer whose framing may be no framing.
+    Received {
+        /// The bytes.
+        incoming: Incoming,
+        /// Set when the body breaks in a way that nothing but the peer's own bytes explains.
+        malformed: Arc<AtomicBool>,
     },
     /// From us.
     Own(Full<Bytes>),
@@ -42,23 +52,36 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Streamed { incoming, .. } => Pin::new(incoming).poll_frame(context).map_ok(without_identity),
+            Self::Received { incoming, malformed } => {
+                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
+                if let Poll::Ready(Some(Err(error))) = &polled {
+                    malformed.fetch_or(is_malformed(error), Relaxed);
+                }
+                polled
+            }
             Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Streamed { incoming, .. } => incoming.is_end_stream(),
+            Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.is_end_stream(),
             Self::Own(full) => full.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Streamed { incoming, .. } => incoming.size_hint(),
+            Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.size_hint(),
             Self::Own(full) => full.size_hint(),
         }
     }
+}
+
+/// A chunk or a trailer that is none, as the library says it; a connection that only ends is none of that.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
 /// Trailers are headers that come late, and some servers merge them.

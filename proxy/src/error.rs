@@ -1,4 +1,4 @@
-//! Why a proxy does not start.
+//! Why a proxy does not start, or cannot go on.
 
 use std::net::SocketAddr;
 
@@ -32,6 +32,17 @@ pub enum StartError {
         /// The directory.
         dir: std::path::PathBuf,
         /// Why not.
+        source: RecorderError,
+    },
+    /// The decision log can no longer be written: from there on every request would be refused.
+    #[error(
+        "the decision log `{dir}` can no longer be written, and nothing may be decided without a record; make room or mend the disk, then start again",
+        dir = .dir.display()
+    )]
+    Log {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// What failed first.
         source: RecorderError,
     },
     /// The system refused a thread, a runtime or a limit.

@@ -25,11 +25,35 @@ const HOP_BY_HOP: [&str; 6] = [
     "upgrade",
 ];
 
-/// Headers by which proxies speak about identity. From outside they are lies.
-const IDENTITY: [&str; 3] = ["x-forwarded-client-cert", "x-forwarded-proto", "l5d-client-id"];
+/// Headers by which proxies speak about identity, or about a host other than the one decided on. From outside they are
+/// lies.
+const IDENTITY: [&str; 2] = ["l5d-client-id", "forwarded"];
 
 /// The same, by prefix.
-const IDENTITY_PREFIXES: [&str; 2] = ["x-hoplite-", "x-envoy-"];
+const IDENTITY_PREFIXES: [&str; 3] = ["x-hoplite-", "x-envoy-", "x-forwarded-"];
+
+/// Whom earlier hops served: an account that services may read, and that speaks neither of the caller nor of the host.
+const ACCOUNT: &str = "x-forwarded-for";
+
+/// Fields that a request has once or not at all. Of two, one server takes the first and the next one the last.
+const SINGLE: [&str; 13] = [
+    "host",
+    "content-type",
+    "authorization",
+    "proxy-authorization",
+    "origin",
+    "referer",
+    "user-agent",
+    "from",
+    "range",
+    "if-range",
+    "if-modified-since",
+    "if-unmodified-since",
+    "max-forwards",
+];
+
+/// Fields that decide where a request ends. Written with `_`, a program behind a server may still obey them.
+const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
 /// Headers that some servers obey instead of the request line: with them, what is done is not what was decided.
 const OVERRIDES: [&str; 5] = [
@@ -53,6 +77,8 @@ pub(crate) enum Unclean {
     Expectation,
     #[error("a header that some servers obey instead of the method or path that was decided on")]
     Override,
+    #[error("a header twice that may stand once only, or under a name that some servers take for it")]
+    Duplicate,
 }
 
 // === impl Unclean ===
@@ -66,6 +92,7 @@ impl Unclean {
             Self::Upgrade => "upgrade_refused",
             Self::Expectation => "expectation_failed",
             Self::Override => "override_refused",
+            Self::Duplicate => "duplicate_field",
         }
     }
 }
@@ -100,6 +127,14 @@ pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean
         .any(|name| OVERRIDES.contains(&dashed(name.as_str()).as_ref()))
     {
         return Err(Unclean::Override);
+    }
+    let twice = |name: &&str| headers.get_all(*name).iter().nth(1).is_some();
+    let disguised = |name: &HeaderName| {
+        let dashed = dashed(name.as_str());
+        dashed != name.as_str() && SINGLE.iter().chain(&FRAMING).any(|single| *single == dashed)
+    };
+    if SINGLE.iter().any(twice) || headers.keys().any(disguised) {
+        return Err(Unclean::Duplicate);
     }
     match headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Unclean::Expectation),
@@ -154,9 +189,13 @@ pub(crate) fn set_identity(headers: &mut HeaderMap, client_cert: HeaderValue) {
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
 }
 
-/// The trace id of a valid `traceparent` (W3C Trace Context): 32 hex digits, not all zero.
+/// The trace id of a valid `traceparent` (W3C Trace Context): 32 hex digits, not all zero. Of two none is valid.
 pub(crate) fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get("traceparent")?.to_str().ok()?;
+    let mut values = headers.get_all("traceparent").iter();
+    let (Some(only), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let text = only.to_str().ok()?;
     let mut parts = text.split('-');
     let (version, id) = (parts.next()?, parts.next()?);
     let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -189,7 +228,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 fn speaks_of_identity(name: &str) -> bool {
     let name = dashed(name);
-    IDENTITY.contains(&name.as_ref()) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    IDENTITY.contains(&name.as_ref())
+        || (name != ACCOUNT && IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 /// Servers that hand headers to programs as variables (CGI, WSGI) see `_` and `-` as the same.
@@ -253,7 +293,16 @@ mod tests {
             ],
             &[],
         );
-        check(&[("x-forwarded-for", "1.2.3.4")], &["x-forwarded-for"]);
+        check(
+            &[
+                ("x-forwarded-for", "1.2.3.4"),
+                ("x-forwarded-host", "x"),
+                ("x_forwarded_host", "x"),
+                ("x-forwarded-prefix", "x"),
+                ("forwarded", "host=x"),
+            ],
+            &["x-forwarded-for"],
+        );
         check(&[("connection", "close, x-a"), ("x-a", "1"), ("x-b", "1")], &["x-b"]);
         check(
             &[
@@ -334,6 +383,14 @@ mod tests {
         );
         check(&[("x-original-url", "/admin")], V::HTTP_2, Err(Unclean::Override));
         check(&[("x-original-uri", "/a")], V::HTTP_11, Ok(()));
+        for name in SINGLE {
+            check(&[(name, "a"), (name, "a")], V::HTTP_11, Err(Unclean::Duplicate));
+            check(&[(name, "a")], V::HTTP_2, Ok(()));
+        }
+        check(&[("content_type", "a")], V::HTTP_11, Err(Unclean::Duplicate));
+        check(&[("content_length", "1")], V::HTTP_11, Err(Unclean::Duplicate));
+        check(&[("transfer_encoding", "chunked")], V::HTTP_2, Err(Unclean::Duplicate));
+        check(&[("cookie", "a"), ("cookie", "b"), ("x_mine", "a")], V::HTTP_2, Ok(()));
     }
 
     #[test]
@@ -347,5 +404,10 @@ mod tests {
         check("00-00000000000000000000000000000000-00f067aa0ba902b7-01", None);
         check("00-XYZ-1-01", None);
         check("", None);
+        let whole = format!("00-{id}-00f067aa0ba902b7-01");
+        assert_eq!(
+            trace_id(&map(&[("traceparent", &whole), ("traceparent", &whole)])),
+            None
+        );
     }
 }

@@ -1,8 +1,10 @@
 //! A peer's HTTP request on its way in: read in one way, decided, recorded, and only then forwarded.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
@@ -24,6 +26,7 @@ use crate::handshake::Handshaker;
 use crate::headers;
 use crate::identity_feed::Layer;
 use crate::reading::{self, Unreadable, bounded};
+use crate::refusals::{Refusal, Tapped};
 use crate::session::{Event, Stop};
 use crate::upstream::Upstream;
 
@@ -92,24 +95,35 @@ impl Inbound {
         } else {
             bounded().http1_only()
         };
+        let (stream, mut refusals) = Tapped::new(stream, http2);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        loop {
+        let mut told = false;
+        let ended = loop {
             tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        debug!(%remote, error, "connection ended badly");
-                        if let Some(unparsed) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) {
-                            caller.record_unparsed(unparsed).await;
-                        }
-                    }
-                    return;
+                ended = connection.as_mut() => break ended,
+                // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
+                Some(refusal) = refusals.recv() => {
+                    told |= matches!(refusal, Refusal::Head(_));
+                    caller.record_unparsed(&refusal).await;
                 }
                 event = session.event() => match event {
                     Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
                     Event::Close(reason) => {
-                        return info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                        info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                        break Ok(());
                     }
                 }
+            }
+        };
+        while let Ok(refusal) = refusals.try_recv() {
+            told |= matches!(refusal, Refusal::Head(_));
+            caller.record_unparsed(&refusal).await;
+        }
+        if let Err(error) = ended {
+            debug!(%remote, error, "connection ended badly");
+            let unparsed = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
+            if let Some(unparsed) = unparsed.filter(|_| !told) {
+                caller.record_unparsed(unparsed).await;
             }
         }
     }
@@ -161,13 +175,31 @@ impl Caller {
 
         // Forward.
         headers::set_identity(&mut parts.headers, self.client_cert.clone());
-        let request = Request::from_parts(parts, body.into());
+        let malformed = Arc::new(AtomicBool::new(false));
+        let body = Body::Received {
+            incoming: body,
+            malformed: malformed.clone(),
+        };
+        let request = Request::from_parts(parts, body);
         match self.inbound.forward(permit, &canonical, request).await {
             Ok(mut response) => {
                 headers::sanitize_response(response.headers_mut());
                 response.headers_mut().remove(headers::DECISION);
                 set_decision(&mut response, &decision);
                 response
+            }
+            // Permitted by its head, it has broken off behind it: the service never saw a whole request.
+            Err(_) if malformed.load(Relaxed) => {
+                let unreadable = Unreadable {
+                    status: StatusCode::BAD_REQUEST,
+                    code: "unparsed",
+                    reason: "the body's chunks or trailers are none".to_owned(),
+                };
+                let mut record = self.blank_record();
+                record.action = canonical.method().to_owned();
+                record.host = Some(canonical.host().to_owned());
+                record.path = Some(canonical.path().to_owned());
+                self.refuse(record, unreadable).await
             }
             Err(error) => {
                 error.log(&self.inbound.service);
@@ -203,8 +235,8 @@ impl Caller {
         record
     }
 
-    /// What the peer sent is no HTTP: the library has answered it and ended the connection, and no request came this far.
-    async fn record_unparsed(&self, error: &hyper::Error) {
+    /// What the peer sent is no HTTP: the library has answered it with an error, and no request came this far.
+    async fn record_unparsed(&self, error: &impl Display) {
         let mut record = self.blank_record();
         record.outcome = Outcome::Malformed;
         record.reason = Some(format!("unparsed: {error}"));

@@ -67,7 +67,9 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadab
     }
     headers::check(request.headers(), request.version()).map_err(|unclean| Unreadable {
         status: match unclean {
-            Unclean::ConflictingLength | Unclean::TransferCoding | Unclean::Override => StatusCode::BAD_REQUEST,
+            Unclean::ConflictingLength | Unclean::TransferCoding | Unclean::Override | Unclean::Duplicate => {
+                StatusCode::BAD_REQUEST
+            }
             Unclean::Upgrade => StatusCode::NOT_IMPLEMENTED,
             Unclean::Expectation => StatusCode::EXPECTATION_FAILED,
         },

@@ -1,6 +1,7 @@
 //! The whole proxy, from its configuration to its end.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -28,12 +29,17 @@ use crate::worker::{Port, Shared, Worker};
 /// What is under way when the proxy stops may take this long to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// The same when nothing can be recorded any more: no new request can be answered, so the sooner it is over the better.
+const DRAIN_UNRECORDED_MAX: Duration = Duration::from_secs(1);
+
 /// A proxy that accepts. Dropping it stops it at once; [`Running::stop`] drains first.
 #[derive(Debug)]
 pub struct Running {
     inbound: Vec<(String, SocketAddr)>,
     outbound: Vec<(String, SocketAddr)>,
     slots: Vec<Arc<Semaphore>>,
+    recorder: Recorder,
+    audit_dir: PathBuf,
     drain: Stopper,
     close: Stopper,
     /// A worker says here that it has ended.
@@ -68,10 +74,14 @@ pub fn run(config: Config) -> Result<(), StartError> {
         };
         let outcome = tokio::select! {
             stopped = terminated.as_mut() => stopped.map_err(refused("signals")),
-            () = running.wait() => Err(refused("a worker")(std::io::Error::other("it ended by itself"))),
+            fault = running.wait() => Err(fault),
         };
         info!("stopping");
-        running.stop().await;
+        let drain = match outcome {
+            Err(StartError::Log { .. }) => DRAIN_UNRECORDED_MAX,
+            _ => DRAIN_MAX,
+        };
+        running.stop_within(drain).await;
         outcome
     })
 }
@@ -100,7 +110,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let metrics = Arc::new(Metrics::default());
     let point = DecisionPoint::new(
         policy.clone(),
-        recorder,
+        recorder.clone(),
         config.reference_check_every,
         config.on_stale_policy == OnStale::Deny,
     );
@@ -149,6 +159,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
             .map(|port| (port.name().to_owned(), port.address))
             .collect(),
         slots: ports.iter().map(|port| port.slots.clone()).collect(),
+        recorder,
+        audit_dir: config.audit_dir.clone(),
         drain,
         close,
         ended,
@@ -229,7 +241,11 @@ impl Running {
     }
 
     /// Accepts nothing new, lets what is under way finish for a bounded time, then closes the rest.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        self.stop_within(DRAIN_MAX).await;
+    }
+
+    async fn stop_within(mut self, drain: Duration) {
         self.drain.stop();
         let drained = async {
             for slots in &self.slots {
@@ -237,11 +253,8 @@ impl Running {
                 let _all = slots.acquire_many(CONNECTIONS_MAX).await;
             }
         };
-        if timeout(DRAIN_MAX, drained).await.is_err() {
-            warn!(
-                "connections were still open after {} s and are closed",
-                DRAIN_MAX.as_secs()
-            );
+        if timeout(drain, drained).await.is_err() {
+            warn!("connections were still open after {} s and are closed", drain.as_secs());
         }
         self.close.stop();
         for thread in self.threads.drain(..) {
@@ -249,8 +262,15 @@ impl Running {
         }
     }
 
-    /// Returns when a worker has ended by itself, which it does only by a fault of ours.
-    pub async fn wait(&mut self) {
-        let _ = self.ended.recv().await;
+    /// Returns when the proxy can no longer do its work: the decision log cannot be written, or a worker has ended by
+    /// itself, which it does only by a fault of ours. It goes on refusing until it is stopped.
+    pub async fn wait(&mut self) -> StartError {
+        tokio::select! {
+            source = self.recorder.failed() => StartError::Log { dir: self.audit_dir.clone(), source },
+            _ = self.ended.recv() => StartError::System {
+                what: "a worker",
+                source: std::io::Error::other("it ended by itself"),
+            },
+        }
     }
 }

@@ -66,8 +66,13 @@ fn free_base() -> u16 {
 impl Up {
     /// Starts a mesh in a directory and waits for its picture.
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_hoplite")), dir)
+    }
+
+    /// The same by a command that ends in running the binary with the arguments it is given.
+    pub(crate) fn start_by(mut command: Command, dir: &Path) -> Self {
         let base = free_base();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hoplite"))
+        let mut child = command
             .args(["up", "--base-port", &base.to_string(), "--dir"])
             .arg(dir)
             .stdin(Stdio::null())

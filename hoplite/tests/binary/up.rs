@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
 use crate::support::{Up, is_alive, kill, until};
 use serde_json::{Value, json};
 
@@ -164,6 +166,50 @@ fn a_killed_process_comes_back_and_loses_nothing() {
             "{id} is lost"
         );
     }
+    let verified = up.tool(&["audit", "verify"]);
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stdout)
+    );
+}
+
+/// A proxy that cannot record must not decide, and must not stand there refusing for ever either.
+#[test]
+fn a_proxy_that_cannot_record_ends_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    // Where a file may not grow, writing to it then fails, as it does on a full disk, instead of killing the writer.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_hoplite")]);
+    let mut up = Up::start_by(command, dir.path());
+    let refused = up.get("/ledger/42");
+    assert_eq!(refused.status, 403, "{refused:?}");
+    let before = up.json(&["audit", "query"]).as_array().unwrap().len();
+
+    let pid = up.processes()["ledger"];
+    let full = Rlimit {
+        current: Some(0),
+        maximum: None,
+    };
+    prlimit(Pid::from_raw(i32::try_from(pid).unwrap()), Resource::Fsize, full).unwrap();
+    let unanswered = up.try_get("/ledger/42");
+    assert!(unanswered.is_ok_and(|answer| answer.status >= 500));
+    up.sees(&format!("pid {pid} exited with code 1: the decision log"));
+    let said = up.terminal();
+    assert!(
+        said.contains("can no longer be written, and nothing may be decided without a record"),
+        "{said}"
+    );
+    assert!(said.contains("File too large"), "{said}");
+
+    // The new process has room.
+    until("the ledger is asked again", || {
+        up.try_get("/ledger/42")
+            .is_ok_and(|answer| answer.status == 403)
+            .then_some(())
+    });
+    assert_ne!(up.processes()["ledger"], pid);
+    assert!(up.json(&["audit", "query"]).as_array().unwrap().len() > before);
     let verified = up.tool(&["audit", "verify"]);
     assert!(
         verified.status.success(),

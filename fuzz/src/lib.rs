@@ -1,0 +1,5 @@
+//! The targets for libFuzzer. `policy/tests/fuzz.rs` runs the same functions without it.
+
+mod targets;
+
+pub use targets::{TARGETS, Target, policies, request, routes};

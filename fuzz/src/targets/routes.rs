@@ -1,0 +1,66 @@
+//! The route table: a template that is accepted is found again by the requests it was written for.
+
+use std::collections::BTreeMap;
+
+use hoplite_policy::{CanonicalRequest, ROUTES_FILE, RouteTable};
+use serde::Deserialize;
+
+use super::signature;
+
+#[derive(Deserialize)]
+struct Section {
+    routes: Vec<String>,
+}
+
+/// The text of `routes.toml`.
+pub fn routes(input: &[u8]) -> String {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return String::new();
+    };
+    let table = match RouteTable::parse(text) {
+        Ok(table) => table,
+        Err(faults) => {
+            for fault in &faults {
+                let line = text.split('\n').nth(fault.line - 1);
+                let line = line.unwrap_or_else(|| panic!("{fault}: there is no such line"));
+                assert!(fault.column >= 1 && fault.column <= line.chars().count() + 1, "{fault}");
+                assert!(fault.file == ROUTES_FILE && !fault.reason.contains('\n'), "{fault}");
+            }
+            let first = faults.first().expect("what is refused has a fault");
+            return signature(&first.reason);
+        }
+    };
+    let written: BTreeMap<String, Section> = toml::from_str(text).expect("what is a route table is TOML");
+    for (service, Section { routes }) in &written {
+        for template in routes {
+            let (method, path) = template.split_once(' ').expect("a template has a method");
+            let method = if method == "*" { "GET" } else { method };
+            // One word in place of each parameter; no literal segment is likely to be the same.
+            let path: Vec<&str> = path
+                .split('/')
+                .map(|segment| if segment.starts_with('{') { "zz-any-zz" } else { segment })
+                .collect();
+            let path = path.join("/");
+            let request = CanonicalRequest::parse(method, &[b"host"], path.as_bytes()).expect("a template's own path");
+            let found = table.route(service, &request);
+            assert_eq!(found.service(), service);
+            let name = found
+                .as_str()
+                .strip_prefix(service)
+                .and_then(|rest| rest.strip_prefix(':'));
+            let name = name.expect("a route's name begins with its service");
+            // Another template may be more specific, but none at all would be a hole.
+            assert!(
+                routes.iter().any(|route| route == name),
+                "`{template}` of `{service}` finds `{found}`"
+            );
+            let slash = CanonicalRequest::parse(method, &[b"host"], format!("{path}/").as_bytes());
+            assert_eq!(
+                slash.map(|request| table.route(service, &request)),
+                Ok(found),
+                "a slash leads elsewhere"
+            );
+        }
+    }
+    format!("{} services", written.len())
+}

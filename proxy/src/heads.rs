@@ -1,0 +1,255 @@
+//! Heads of HTTP/1.1 requests as they were sent, followed from one to the next over a connection's bytes.
+//!
+//! The library takes a bare line feed for a line's end, cuts a `#` off the target, and of a length and a transfer coding
+//! forgets the length. Each is allowed (RFC 9112, 2.2 and 6.3) and each has led two programs to two readings; here none of
+//! them is a request. Such a head is spoilt: the library then refuses it as it refuses any other that is none.
+
+/// As much of a line as tells what it is. A `content-length` that is longer is not one.
+const LINE_BYTES: usize = 64;
+
+/// Where in a connection's bytes we are.
+#[derive(Debug)]
+pub(crate) struct Heads {
+    place: Place,
+    /// The beginning of the current line.
+    line: Vec<u8>,
+    /// How long it is so far.
+    length: usize,
+    previous: u8,
+}
+
+#[derive(Debug)]
+enum Place {
+    Head(Head),
+    /// So many bytes that are no head.
+    Skip(u64, Next),
+    /// The line with a chunk's size.
+    Size,
+    Trailers,
+    /// Something the library refuses: nothing on this connection is a request any more.
+    End,
+}
+
+/// What follows after bytes that are skipped.
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Head,
+    Size,
+}
+
+/// What the lines of a head have said so far.
+#[derive(Debug, Default)]
+struct Head {
+    begun: bool,
+    lengths: usize,
+    codings: usize,
+    /// None if it is no number.
+    body: Option<u64>,
+}
+
+const BARE: &str = "a line of the head ends in a bare line feed";
+const FRAGMENT: &str = "the request target holds a fragment";
+const TWICE: &str = "the body's length is given in two ways: the next server might see two requests";
+const LONG: &str = "a length is given in too many digits";
+
+// === impl Heads ===
+
+impl Default for Heads {
+    fn default() -> Self {
+        Self {
+            place: Place::Head(Head::default()),
+            line: Vec::with_capacity(LINE_BYTES),
+            length: 0,
+            previous: 0,
+        }
+    }
+}
+
+impl Heads {
+    /// Looks at the next bytes. What must not be read is spoilt in place, and the reason is given once.
+    pub(crate) fn see(&mut self, mut bytes: &mut [u8]) -> Option<&'static str> {
+        loop {
+            if let Place::Skip(left, next) = &mut self.place {
+                let skipped = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= skipped as u64;
+                bytes = bytes.get_mut(skipped..).unwrap_or_default();
+                if *left > 0 {
+                    return None;
+                }
+                self.place = match next {
+                    Next::Head => Place::Head(Head::default()),
+                    Next::Size => Place::Size,
+                };
+            }
+            let (byte, rest) = bytes.split_first_mut()?;
+            bytes = rest;
+            if let Some(reason) = self.take(*byte) {
+                // No head holds it, so the library stops here.
+                *byte = 0;
+                self.place = Place::End;
+                return Some(reason);
+            }
+        }
+    }
+
+    /// One byte that is not skipped; gives the reason if it must not be.
+    fn take(&mut self, byte: u8) -> Option<&'static str> {
+        let previous = std::mem::replace(&mut self.previous, byte);
+        if byte != b'\n' {
+            if let Place::Head(head) = &mut self.place {
+                // The first line is the only one in which `#` is no ordinary character.
+                if byte == b'#' && !head.begun {
+                    return Some(FRAGMENT);
+                }
+            }
+            self.length += 1;
+            if self.line.len() < LINE_BYTES {
+                self.line.push(byte);
+            }
+            return None;
+        }
+        if let Place::Head(_) = self.place
+            && previous != b'\r'
+        {
+            return Some(BARE);
+        }
+        let whole = self.length <= LINE_BYTES;
+        let empty = self.length <= 1;
+        let found = self.line_ends(whole, empty);
+        self.line.clear();
+        self.length = 0;
+        found
+    }
+
+    fn line_ends(&mut self, whole: bool, empty: bool) -> Option<&'static str> {
+        match &mut self.place {
+            // Empty lines before a head are none of it (RFC 9112, 2.2).
+            Place::Head(head) if empty && !head.begun => {}
+            Place::Head(head) if empty => {
+                if head.lengths > 1 || (head.lengths > 0 && head.codings > 0) {
+                    return Some(TWICE);
+                }
+                self.place = match (head.lengths, head.codings, head.body) {
+                    (_, 1.., _) => Place::Size,
+                    (0, 0, _) => Place::Head(Head::default()),
+                    (_, _, Some(length)) => Place::Skip(length, Next::Head),
+                    (_, _, None) => Place::End,
+                };
+            }
+            Place::Head(head) if !head.begun => head.begun = true,
+            Place::Head(head) => match field(&self.line) {
+                Some((name, value)) if name.eq_ignore_ascii_case(b"content-length") => {
+                    if !whole {
+                        return Some(LONG);
+                    }
+                    head.lengths += 1;
+                    head.body = number(value, 10);
+                }
+                Some((name, _)) if name.eq_ignore_ascii_case(b"transfer-encoding") => head.codings += 1,
+                _ => {}
+            },
+            Place::Size => {
+                let digits = self.line.split(|b| !b.is_ascii_hexdigit()).next().unwrap_or_default();
+                if digits.len() == LINE_BYTES {
+                    return Some(LONG);
+                }
+                self.place = match number(digits, 16) {
+                    Some(0) => Place::Trailers,
+                    // And the line's end after the chunk.
+                    Some(size) => Place::Skip(size.saturating_add(2), Next::Size),
+                    None => Place::End,
+                };
+            }
+            Place::Trailers if empty => self.place = Place::Head(Head::default()),
+            Place::Trailers | Place::Skip(..) | Place::End => {}
+        }
+        None
+    }
+}
+
+fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|b| *b == b':')?;
+    let (name, value) = line.split_at_checked(colon)?;
+    Some((name, value.get(1..)?.trim_ascii()))
+}
+
+fn number(digits: &[u8], radix: u32) -> Option<u64> {
+    let text = std::str::from_utf8(digits).ok()?;
+    // A sign is no digit.
+    text.bytes()
+        .all(|b| b.is_ascii_hexdigit())
+        .then(|| u64::from_str_radix(text, radix).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of bytes that come in pieces of every size, and why they were spoilt.
+    #[track_caller]
+    fn check(bytes: &str, expected: Option<(&str, usize)>) {
+        for size in [1, 2, 3, 7, bytes.len()] {
+            let (mut heads, mut reasons, mut seen) = (Heads::default(), Vec::new(), bytes.as_bytes().to_vec());
+            for piece in seen.chunks_mut(size) {
+                reasons.extend(heads.see(piece));
+            }
+            let spoilt: Vec<_> = (0..seen.len()).filter(|&at| seen[at] != bytes.as_bytes()[at]).collect();
+            assert_eq!(
+                reasons,
+                expected.map(|(reason, _)| reason).as_slice(),
+                "{bytes:?} by {size}"
+            );
+            assert_eq!(spoilt, expected.map(|(_, at)| at).as_slice(), "{bytes:?} by {size}");
+        }
+    }
+
+    const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    #[test]
+    fn what_has_one_reading_passes() {
+        for head in [
+            GET.to_owned(),
+            format!("{GET}{GET}"),
+            format!("\r\n{GET}\r\n\r\n{GET}"),
+            "GET / HTTP/1.1\r\nx: #\r\n\r\n".to_owned(),
+            format!("POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\na\n#\nb{GET}"),
+            format!("POST / HTTP/1.1\r\nContent-Length:5\r\n\r\na\n\n\nb{GET}"),
+            format!("POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n{GET}"),
+            format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\n\n\n\n\r\n0\r\n\r\n{GET}"),
+            format!(
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nA;x=#\r\n0123456\n8\n\r\n00\r\nx: y\r\n\r\n{GET}"
+            ),
+        ] {
+            check(&head, None);
+        }
+    }
+
+    #[test]
+    fn what_has_two_readings_is_spoilt() {
+        check("GET /a#b HTTP/1.1\r\n\r\n", Some((FRAGMENT, 6)));
+        check("GET / HTTP/1.1\nhost: a\r\n\r\n", Some((BARE, 14)));
+        check("GET / HTTP/1.1\r\nhost: a\n\r\n", Some((BARE, 23)));
+        check("GET / HTTP/1.1\r\n\n", Some((BARE, 16)));
+        check("\nGET / HTTP/1.1\r\n\r\n", Some((BARE, 0)));
+        let both = "POST / HTTP/1.1\r\ncontent-length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+        check(both, Some((TWICE, both.len() - 1)));
+        let twice = "POST / HTTP/1.1\r\ncontent-length: 5\r\nContent-Length: 5\r\n\r\n";
+        check(twice, Some((TWICE, twice.len() - 1)));
+        let long = format!("POST / HTTP/1.1\r\ncontent-length: {}5\r\n", " ".repeat(LINE_BYTES));
+        check(&long, Some((LONG, long.len() - 1)));
+        let zeros = "0".repeat(LINE_BYTES);
+        let long = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{zeros}5\r\n");
+        check(&long, Some((LONG, long.len() - 1)));
+    }
+
+    #[test]
+    fn nothing_hides_behind_a_body() {
+        for first in [
+            "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2;x\r\nab\r\n000\r\nx: y\r\n\r\n",
+        ] {
+            check(&format!("{first}GET / HTTP/1.1\n\n"), Some((BARE, first.len() + 14)));
+        }
+    }
+}
