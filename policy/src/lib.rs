@@ -20,6 +20,7 @@ mod index;
 mod lint;
 mod lookalike;
 mod modules;
+mod openapi;
 mod request;
 mod routes;
 mod schema;
@@ -27,6 +28,7 @@ mod signer;
 mod snapshot;
 mod statement;
 mod unseen;
+mod yaml;
 
 pub use ask::{Ask, Asked, WhatIf};
 pub use bundle::{Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable};
@@ -39,6 +41,7 @@ pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRAN
 pub use ids::MAX_ID_BYTES;
 pub use lint::lint;
 pub use modules::{MODULES_FILE, SECURITY_OWNER};
+pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;
