@@ -7,12 +7,15 @@ use crate::canonical::CanonicalPath;
 use crate::fault::Fault;
 use crate::routes::{MAX_ROUTES_PER_SERVICE, RouteTable, check_route, check_service_name};
 use crate::snapshot::Source;
-use crate::yaml::{Node, read};
+use crate::yaml::{Node, Place, read};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
 /// The operations of a path item that become routes. `trace` is refused by every proxy.
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
+/// The most warnings told: each costs a walk through the document to its place.
+const MAX_WARNINGS: usize = 100;
 /// The most references from one path item to the next.
 const MAX_REFERENCES: usize = 8;
 
@@ -33,7 +36,7 @@ pub struct ImportedRoutes {
 /// The document cannot be read, is no OpenAPI 3.0 or 3.1, or describes no route, or too many.
 pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
     let fault = |place, reason: String| vec![fault(document, place, reason)];
-    check_service_name(service).map_err(|reason| fault((1, 1), reason))?;
+    check_service_name(service).map_err(|reason| fault(Place::START, reason))?;
     let root = read(&document.name, &document.text).map_err(|fault| vec![fault])?;
     check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
     let mut import = Import {
@@ -52,7 +55,7 @@ pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedR
     let found = import.found;
     if found.routes.is_empty() {
         let reason = "the document describes no route; is it the right one?".to_owned();
-        return Err([fault((1, 1), reason), found.warnings].concat());
+        return Err([fault(Place::START, reason), found.warnings].concat());
     }
     if found.routes.len() > MAX_ROUTES_PER_SERVICE {
         let reason = format!(
@@ -60,7 +63,7 @@ pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedR
              leave out what nobody calls",
             found.routes.len()
         );
-        return Err(fault((1, 1), reason));
+        return Err(fault(Place::START, reason));
     }
     // Cannot fail while every route passed `check_route`; the file that people get is what is checked.
     RouteTable::parse(&found.section())?;
@@ -84,16 +87,11 @@ impl ImportedRoutes {
     }
 }
 
-fn fault(document: &Source, (line, column): (usize, usize), reason: String) -> Fault {
-    Fault {
-        file: document.name.clone(),
-        line,
-        column,
-        reason,
-    }
+fn fault(document: &Source, place: Place, reason: String) -> Fault {
+    place.fault(&document.name, &document.text, reason)
 }
 
-fn check_version(root: &Node) -> Result<(), ((usize, usize), String)> {
+fn check_version(root: &Node) -> Result<(), (Place, String)> {
     if let Some(version) = root.get("swagger") {
         let reason = "this is Swagger 2.0; convert it to OpenAPI 3, for example with `swagger2openapi`".to_owned();
         return Err((version.place, reason));
@@ -134,8 +132,13 @@ struct Import<'a> {
 // === impl Import ===
 
 impl Import<'_> {
-    fn warn(&mut self, place: (usize, usize), reason: impl Into<String>) {
-        let warning = fault(self.document, place, reason.into());
+    fn warn(&mut self, place: Place, reason: impl Into<String>) {
+        let last = match self.found.warnings.len().cmp(&MAX_WARNINGS) {
+            Ordering::Less => reason.into(),
+            Ordering::Equal => format!("and more; {MAX_WARNINGS} warnings are enough to begin with"),
+            Ordering::Greater => return,
+        };
+        let warning = fault(self.document, place, last);
         if !self.found.warnings.contains(&warning) {
             self.found.warnings.push(warning);
         }
@@ -275,7 +278,7 @@ impl Import<'_> {
         path.trim_end_matches('/').to_owned()
     }
 
-    fn route(&mut self, method: &str, base: &str, path: &str, place: (usize, usize)) {
+    fn route(&mut self, method: &str, base: &str, path: &str, place: Place) {
         let whole = format!("{base}{path}");
         match template(&whole).and_then(|template| {
             let route = format!("{} {template}", method.to_uppercase());

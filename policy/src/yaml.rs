@@ -4,7 +4,7 @@
 //! they are, is what the bounds count. "A billion laughs" is refused at the alias that is too much.
 
 use crate::fault::Fault;
-use saphyr_parser::{Event, Parser, ScanError, Span};
+use saphyr_parser::{Event, Parser, Span};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -16,11 +16,14 @@ pub(crate) const MAX_DOCUMENT_NODES: usize = 1_000_000;
 /// The deepest nesting, aliases followed: a tree this deep is walked and dropped on any stack.
 pub(crate) const MAX_DOCUMENT_DEPTH: usize = 100;
 
+/// Where something stands: the number of characters before it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place(usize);
+
 /// A value and where it stands.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Line and column, from 1.
-    pub(crate) place: (usize, usize),
+    pub(crate) place: Place,
     pub(crate) value: Value,
     /// How many values it amounts to, itself included.
     nodes: usize,
@@ -40,7 +43,7 @@ pub(crate) enum Value {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: String,
-    pub(crate) place: (usize, usize),
+    pub(crate) place: Place,
     pub(crate) node: Rc<Node>,
 }
 
@@ -51,33 +54,32 @@ pub(crate) struct Entry {
 pub(crate) fn read(file: &str, text: &str) -> Result<Rc<Node>, Fault> {
     if text.len() > MAX_DOCUMENT_BYTES {
         let reason = format!("the document is longer than {MAX_DOCUMENT_BYTES} bytes; split it");
-        return Err(Fault::at(file, text, 0, reason));
+        return Err(Fault::at(file, "", 0, reason));
     }
-    let text = without_surrogates(text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut builder = Builder {
         file,
+        text,
         nodes: 0,
         anchors: HashMap::new(),
         open: Vec::new(),
         root: None,
     };
-    for event in Parser::new_from_str(&text) {
-        let (event, span) = event.map_err(|error| builder.broken(&error))?;
+    for event in Parser::new_from_str(&without_surrogates(text)) {
+        let (event, span) = event.map_err(|error| {
+            let place = Place(error.marker().index());
+            builder.fault(place, format!("this is neither YAML nor JSON: {}", error.info()))
+        })?;
         builder.take(event, span)?;
     }
-    builder.root.ok_or_else(|| Fault {
-        file: file.to_owned(),
-        line: 1,
-        column: 1,
-        reason: "the document is empty".to_owned(),
-    })
+    let empty = builder.fault(Place::START, "the document is empty; is it the right file?");
+    builder.root.ok_or(empty)
 }
 
 /// JSON writes characters outside the basic plane as two escapes, which is no YAML. Nothing asked of a document needs
 /// such a character, but what cannot be read must not be mistaken for something else: NUL stands in for each half, in
 /// as many bytes, and no path may hold it.
 fn without_surrogates(text: &str) -> Cow<'_, str> {
-    if !text.trim_start().starts_with('{') || !text.contains("\\u") {
+    if !text.trim_start_matches('\u{feff}').trim_start().starts_with('{') || !text.contains("\\u") {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
@@ -108,6 +110,7 @@ fn without_surrogates(text: &str) -> Cow<'_, str> {
 /// The tree as it grows from the parser's events.
 struct Builder<'a> {
     file: &'a str,
+    text: &'a str,
     nodes: usize,
     /// A node is anchored once it is complete, so no alias can lead back into itself.
     anchors: HashMap<usize, Rc<Node>>,
@@ -117,7 +120,7 @@ struct Builder<'a> {
 
 /// A sequence or mapping whose end has not come.
 struct Open {
-    place: (usize, usize),
+    place: Place,
     anchor: usize,
     inner: Inner,
 }
@@ -126,11 +129,23 @@ enum Inner {
     Sequence(Vec<Rc<Node>>),
     Mapping {
         entries: Vec<Entry>,
-        key: Option<(String, (usize, usize))>,
+        key: Option<(String, Place)>,
         keys: HashSet<String>,
         /// What `<<` names.
         merged: Vec<Rc<Node>>,
     },
+}
+
+// === impl Place ===
+
+impl Place {
+    pub(crate) const START: Self = Self(0);
+
+    /// The fault at this place of the text that was read.
+    pub(crate) fn fault(self, file: &str, text: &str, reason: impl Into<String>) -> Fault {
+        let offset = text.char_indices().nth(self.0).map_or(text.len(), |(offset, _)| offset);
+        Fault::at(file, text, offset, reason.into())
+    }
 }
 
 // === impl Node ===
@@ -172,23 +187,12 @@ impl Node {
 // === impl Builder ===
 
 impl Builder<'_> {
-    fn fault(&self, (line, column): (usize, usize), reason: impl Into<String>) -> Fault {
-        Fault {
-            file: self.file.to_owned(),
-            line,
-            column,
-            reason: reason.into(),
-        }
-    }
-
-    fn broken(&self, error: &ScanError) -> Fault {
-        let marker = error.marker();
-        let reason = format!("this is neither YAML nor JSON: {}", error.info());
-        self.fault((marker.line(), marker.col() + 1), reason)
+    fn fault(&self, place: Place, reason: impl Into<String>) -> Fault {
+        place.fault(self.file, self.text, reason)
     }
 
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Fault> {
-        let place = (span.start.line(), span.start.col() + 1);
+        let place = Place(span.start.index());
         match event {
             Event::Scalar(text, _, anchor, _) => {
                 if self.is_key() {
@@ -257,7 +261,7 @@ impl Builder<'_> {
         )
     }
 
-    fn key(&mut self, text: String, place: (usize, usize)) -> Result<(), Fault> {
+    fn key(&mut self, text: String, place: Place) -> Result<(), Fault> {
         let mut twice = false;
         if let Some(Open {
             inner: Inner::Mapping { key, keys, .. },
@@ -277,7 +281,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, place: (usize, usize), anchor: usize, inner: Inner) -> Result<(), Fault> {
+    fn begin(&mut self, place: Place, anchor: usize, inner: Inner) -> Result<(), Fault> {
         if self.is_key() {
             return Err(self.fault(place, "a key must be text; write it as one word"));
         }
@@ -286,7 +290,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn complete(&mut self, place: (usize, usize), anchor: usize, value: Value) -> Result<(), Fault> {
+    fn complete(&mut self, place: Place, anchor: usize, value: Value) -> Result<(), Fault> {
         self.bound(place, 1, 1)?;
         let below = |node: &Rc<Node>| (node.nodes, node.height);
         let below: Vec<_> = match &value {
@@ -308,7 +312,7 @@ impl Builder<'_> {
     }
 
     /// INVARIANT: whatever enters the tree is counted here first, an alias as all that it stands for.
-    fn bound(&mut self, place: (usize, usize), nodes: usize, height: usize) -> Result<(), Fault> {
+    fn bound(&mut self, place: Place, nodes: usize, height: usize) -> Result<(), Fault> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_DOCUMENT_NODES {
             let reason = format!("the document amounts to more than {MAX_DOCUMENT_NODES} values; split it");
