@@ -46,7 +46,7 @@ struct TableReport {
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let directory = &args.directory;
     let shown = directory.display();
-    let sources = hoplite_proxy::read_policies(directory)
+    let sources = hoplite_decision::read_policies(directory)
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{shown}`: {reason}"))?;
     let snapshot = Snapshot::compile(&sources).map_err(|faults| {
         let first = faults.first().map(ToString::to_string).unwrap_or_default();
