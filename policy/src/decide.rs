@@ -1,9 +1,9 @@
 //! Decides whether a verified peer may do what it asks.
 
-use crate::evaluate::{Answer, Evaluator, Prepared};
+use crate::evaluate::{Answer, Call, Evaluator, Prepared};
 use crate::request::AuthzRequest;
 use crate::snapshot::Snapshot;
-use cedar_policy::PolicyId;
+use cedar_policy::{Context, PolicyId};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -86,6 +86,11 @@ pub(crate) fn decide_uncounted(snapshot: &Snapshot, request: &AuthzRequest) -> D
             .prepared(request.name(), || request.call())?
             .answer(request.context()?)
     })
+}
+
+/// As [`decide_by_reference`], of a call whose entities somebody else gives.
+pub(crate) fn decide_as_given(snapshot: &Snapshot, call: &Call, context: &Context) -> Decision {
+    decide_by(snapshot, |evaluator| evaluator.reference(call, context.clone()))
 }
 
 fn decide_by(snapshot: &Snapshot, ask: impl FnOnce(&Evaluator) -> Result<Answer, String>) -> Decision {

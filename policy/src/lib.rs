@@ -8,6 +8,7 @@ mod anatomy;
 mod ask;
 mod bundle;
 mod canonical;
+mod cases;
 mod cedar;
 mod counters;
 mod decide;
@@ -20,6 +21,7 @@ mod index;
 mod lint;
 mod lookalike;
 mod modules;
+mod openapi;
 mod request;
 mod routes;
 mod schema;
@@ -27,15 +29,12 @@ mod signer;
 mod snapshot;
 mod statement;
 mod unseen;
+mod yaml;
 
 pub use ask::{Ask, Asked, WhatIf};
-pub use bundle::{
-    Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
-    MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable,
-};
-pub use canonical::{
-    Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
-};
+pub use bundle::{Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable};
+pub use canonical::{Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS};
+pub use cases::{CaseResult, CaseTable, MAX_TABLE_BYTES};
 pub use counters::PolicyCounts;
 pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};
 pub use envelope::{Hash, MAX_SIGNATURES, SealBroken};
@@ -44,6 +43,7 @@ pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRAN
 pub use ids::MAX_ID_BYTES;
 pub use lint::lint;
 pub use modules::{MODULES_FILE, SECURITY_OWNER};
+pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;

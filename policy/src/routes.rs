@@ -251,6 +251,11 @@ impl Template {
     }
 }
 
+/// Whether a route table would take this line.
+pub(crate) fn check_route(service: &str, route: &str) -> Result<(), String> {
+    Template::parse(service, route).map(drop)
+}
+
 /// A service's name becomes part of route names, where `:` ends it.
 pub(crate) fn check_service_name(name: &str) -> Result<(), String> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);

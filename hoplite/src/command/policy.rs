@@ -1,5 +1,8 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
+mod routes;
+mod test;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,6 +19,12 @@ pub(crate) enum PolicyCommand {
     /// Parse and validate a directory of policies; exit 1 and say file, line and reason if anything is wrong
     #[command(after_help = "Example:\n  hoplite policy check ~/.local/state/hoplite/policies")]
     Check(CheckArgs),
+    /// Run the tables of requests and expected outcomes that lie beside the policies; exit 1 if one comes out otherwise
+    #[command(after_help = "Example:\n  hoplite policy test ~/.local/state/hoplite/policies")]
+    Test(test::TestArgs),
+    /// Routes of services: read them out of OpenAPI documents
+    #[command(subcommand)]
+    Routes(routes::RoutesCommand),
     /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
@@ -50,6 +59,8 @@ pub(crate) struct StatusArgs {
 pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Check(args) => check(&args),
+        PolicyCommand::Test(args) => test::run(&args),
+        PolicyCommand::Routes(command) => routes::run(command),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema => {
             print(hoplite_policy::SCHEMA)?;

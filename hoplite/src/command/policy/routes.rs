@@ -1,0 +1,225 @@
+//! `hoplite policy routes`: a service's routes out of the documents its team already has.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use hoplite_host::files;
+use hoplite_policy::{Fault, ImportedRoutes, RouteTable, Source, routes_from_openapi};
+use toml_edit::{Array, DocumentMut, Item, Table, Value};
+
+use crate::output::print;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RoutesCommand {
+    /// Read a service's routes out of its OpenAPI document (3.0 or 3.1, YAML or JSON)
+    #[command(
+        after_help = "Examples:\n  hoplite policy routes import --service ledger openapi.yaml\n  hoplite policy routes import --service ledger openapi.yaml --into policies/routes.toml"
+    )]
+    Import(ImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The service whose routes these are, by the name its proxy has
+    #[arg(long)]
+    service: String,
+    /// Replace the service's section of this routes.toml and keep everything else [default: print the section]
+    #[arg(long, value_name = "ROUTES_TOML")]
+    into: Option<PathBuf>,
+    /// The OpenAPI document
+    document: PathBuf,
+}
+
+pub(crate) fn run(command: RoutesCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        RoutesCommand::Import(args) => import(&args),
+    }
+}
+
+fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
+    let document = Source {
+        name: args.document.display().to_string(),
+        text: files::read_text(&args.document)?,
+    };
+    let imported = routes_from_openapi(&args.service, &document)
+        .map_err(|faults| refused("the routes cannot be imported", &faults))?;
+    // Beside the section, which may go into a file.
+    let mut stderr = io::stderr().lock();
+    for warning in &imported.warnings {
+        let _ = writeln!(stderr, "warning: {warning}");
+    }
+    match &args.into {
+        None => print(&imported.section())?,
+        Some(path) => print(&merge_file(path, &imported)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Puts the routes into the file, and says what is different now.
+fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<String> {
+    let before = match files::read_text(path) {
+        Ok(text) => text,
+        Err(error) if error.is_not_found() => String::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let (after, changes) =
+        merged(&before, imported).with_context(|| format!("`{}` is left as it was", path.display()))?;
+    if after != before {
+        files::write_public(path, after.as_bytes())?;
+    }
+    let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+    text.push_str(&format!(
+        "`{}` has {} routes in `{}`; {} changed\n",
+        imported.service,
+        imported.routes.len(),
+        path.display(),
+        changes.len()
+    ));
+    Ok(text)
+}
+
+/// The text with the service's section replaced, and the routes that came (`+`) and went (`-`). Other sections stay as
+/// they are written, and a route that stays keeps its comments.
+fn merged(before: &str, imported: &ImportedRoutes) -> anyhow::Result<(String, Vec<String>)> {
+    // Nothing is built upon a file that no proxy would take.
+    RouteTable::parse(before).map_err(|faults| refused("the file has faults", &faults))?;
+    let mut document: DocumentMut = before.parse()?;
+    let section = document
+        .entry(&imported.service)
+        .or_insert_with(|| {
+            let mut table = Table::new();
+            if !before.trim().is_empty() {
+                table.decor_mut().set_prefix("\n");
+            }
+            Item::Table(table)
+        })
+        .as_table_like_mut()
+        .context("the section is no table; write it as `[service]`")?;
+    let old = section
+        .get("routes")
+        .and_then(Item::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let new: Array = imported
+        .routes
+        .iter()
+        .map(|route| {
+            let kept = old.iter().find(|value| value.as_str() == Some(route));
+            let mut value = Value::from(route.as_str());
+            let prefix = kept
+                .and_then(|value| value.decor().prefix())
+                .and_then(|prefix| prefix.as_str());
+            // Only what stands on lines of its own: a comment needs them, and a list on one line has none.
+            value
+                .decor_mut()
+                .set_prefix(prefix.filter(|prefix| prefix.contains('\n')).unwrap_or("\n    "));
+            value
+        })
+        .collect();
+    let mut new = new;
+    new.set_trailing("\n");
+    new.set_trailing_comma(true);
+    let texts = |array: &Array| -> Vec<String> {
+        array
+            .iter()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect()
+    };
+    let (was, is) = (texts(&old), texts(&new));
+    let gone = was
+        .iter()
+        .filter(|route| !is.contains(route))
+        .map(|route| format!("- {route}"));
+    let come = is
+        .iter()
+        .filter(|route| !was.contains(route))
+        .map(|route| format!("+ {route}"));
+    let changes: Vec<String> = gone.chain(come).collect();
+    if changes.is_empty() && was == is {
+        return Ok((before.to_owned(), changes));
+    }
+    section.insert("routes", Item::Value(Value::Array(new)));
+    let after = document.to_string();
+    RouteTable::parse(&after).map_err(|faults| refused("the result would have faults", &faults))?;
+    Ok((after, changes))
+}
+
+fn refused(what: &str, faults: &[Fault]) -> anyhow::Error {
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{what}: {}", faults.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn import(service: &str, routes: &[&str]) -> ImportedRoutes {
+        ImportedRoutes {
+            service: service.to_owned(),
+            routes: routes.iter().map(|route| (*route).to_owned()).collect(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_the_services_own_section_changes() {
+        const BEFORE: &str = "\
+# Ours.
+
+[edge] # the front door
+routes = [\"GET /a\"]   # one
+
+[ledger]
+routes = [
+    # Read by everybody.
+    \"GET /accounts/{id}\",
+    \"GET /old\",
+]
+
+# The last.
+[orders]
+routes = []
+";
+        let (after, changes) = merged(BEFORE, &import("ledger", &["POST /entries", "GET /accounts/{id}"])).unwrap();
+        assert_eq!(
+            after,
+            BEFORE.replace(
+                "    # Read by everybody.\n    \"GET /accounts/{id}\",\n    \"GET /old\",\n",
+                "    \"POST /entries\",\n    # Read by everybody.\n    \"GET /accounts/{id}\",\n"
+            )
+        );
+        assert_eq!(changes, ["- GET /old", "+ POST /entries"]);
+        let (again, changes) = merged(&after, &import("ledger", &["POST /entries", "GET /accounts/{id}"])).unwrap();
+        assert_eq!((again, changes), (after, Vec::new()));
+        let (after, _) = merged(BEFORE, &import("edge", &["GET /b"])).unwrap();
+        assert!(
+            after.starts_with("# Ours.\n\n[edge] # the front door\nroutes = [\n    \"GET /b\",\n]"),
+            "{after}"
+        );
+        assert!(
+            after.contains("\"GET /old\"") && after.contains("# The last.\n[orders]"),
+            "{after}"
+        );
+    }
+
+    #[test]
+    fn a_new_section_goes_to_the_end() {
+        let (after, _) = merged("", &import("ledger", &["GET /a"])).unwrap();
+        assert_eq!(after, "[ledger]\nroutes = [\n    \"GET /a\",\n]\n");
+        let (after, changes) = merged("[edge]\nroutes = []\n# end\n", &import("a.b", &["GET /a"])).unwrap();
+        assert!(after.starts_with("[edge]\nroutes = []\n"), "{after}");
+        assert!(after.contains("[\"a.b\"]\nroutes = [\n    \"GET /a\",\n]\n"), "{after}");
+        assert_eq!(changes, ["+ GET /a"]);
+        RouteTable::parse(&after).unwrap();
+    }
+
+    #[test]
+    fn a_file_with_faults_is_left_alone() {
+        for before in ["[edge\n", "[edge]\nroutes = [\"nonsense\"]\n", "ledger = 7\n"] {
+            assert!(merged(before, &import("ledger", &["GET /a"])).is_err(), "{before}");
+        }
+    }
+}

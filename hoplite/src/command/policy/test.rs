@@ -1,0 +1,294 @@
+//! `hoplite policy test`: runs the test tables that lie beside the policies.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use hoplite_host::files;
+use hoplite_policy::{CaseResult, CaseTable, Fault, Snapshot, Source};
+use serde_json::{Value, json};
+
+use crate::output::{Output, print, print_json};
+
+/// The deepest folder that tables are looked for in. Policies lie one folder deep.
+const DEPTH_MAX: usize = 4;
+/// More tables than this are a mistake in the directory's name.
+const TABLES_MAX: usize = 4_096;
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// The directory: *.cedar, routes.toml, and beneath it *.test and *.test.json
+    directory: PathBuf,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What came of every table of a directory.
+#[derive(Debug)]
+pub(crate) struct TestReport {
+    tables: Vec<TableReport>,
+    /// Policies that decided no case: nothing would notice if they were gone.
+    untested: Vec<String>,
+}
+
+#[derive(Debug)]
+struct TableReport {
+    name: String,
+    /// The faults of a table that cannot be read.
+    outcome: Result<Vec<CaseResult>, Vec<Fault>>,
+}
+
+pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    let directory = &args.directory;
+    let shown = directory.display();
+    let sources = hoplite_decision::read_policies(directory)
+        .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{shown}`: {reason}"))?;
+    let snapshot = Snapshot::compile(&sources).map_err(|faults| {
+        let first = faults.first().map(ToString::to_string).unwrap_or_default();
+        anyhow::anyhow!(
+            "the policies do not compile, so there is nothing to test: {first}; see `hoplite policy check {shown}`"
+        )
+    })?;
+    let tables = tables(directory)?;
+    anyhow::ensure!(
+        !tables.is_empty(),
+        "there are no tests beneath `{shown}`; write a table into a file that ends in `.test`: one line per request, like \
+         `spiffe://prod.acme/ns/web GET ledger /accounts/7 allow`"
+    );
+    let report = TestReport::new(&tables, &snapshot);
+    anyhow::ensure!(
+        report.cases() > 0 || !report.passed(),
+        "the {} tables beneath `{shown}` hold no case; write one line per request",
+        tables.len()
+    );
+    match args.output {
+        Output::Json => print_json(&report.json())?,
+        Output::Table => print(&report.text())?,
+    }
+    Ok(if report.passed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The test tables beneath a directory, by name.
+pub(crate) fn tables(directory: &Path) -> anyhow::Result<Vec<Source>> {
+    let mut paths = Vec::new();
+    collect(directory, 0, &mut paths)?;
+    paths.sort();
+    paths
+        .iter()
+        .map(|path| {
+            let name = path.strip_prefix(directory).unwrap_or(path).display().to_string();
+            Ok(Source {
+                name,
+                text: files::read_text(path)?,
+            })
+        })
+        .collect()
+}
+
+/// Links to directories are not followed: they may lead in a circle.
+fn collect(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read `{}`", directory.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot read `{}`", directory.display()))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        if name.starts_with('.') {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            if depth < DEPTH_MAX {
+                collect(&path, depth + 1, paths)?;
+            }
+        } else if name.ends_with(".test") || name.ends_with(".test.json") {
+            anyhow::ensure!(
+                paths.len() < TABLES_MAX,
+                "there are more than {TABLES_MAX} tables beneath the directory; is it the right one?"
+            );
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+// === impl TestReport ===
+
+impl TestReport {
+    /// Runs every table.
+    pub(crate) fn new(tables: &[Source], snapshot: &Snapshot) -> Self {
+        let tables: Vec<TableReport> = tables
+            .iter()
+            .map(|source| TableReport {
+                name: source.name.clone(),
+                outcome: CaseTable::parse(source).map(|table| table.run(snapshot)),
+            })
+            .collect();
+        let results = tables.iter().flat_map(TableReport::results);
+        let tested: BTreeSet<&str> = results
+            .flat_map(|result| result.determining.iter().map(String::as_str))
+            .collect();
+        let untested = snapshot.policy_ids().filter(|id| !tested.contains(id));
+        Self {
+            untested: untested.map(str::to_owned).collect(),
+            tables,
+        }
+    }
+
+    /// Whether every table could be read and every case came out as expected.
+    pub(crate) fn passed(&self) -> bool {
+        self.tables.iter().all(TableReport::passed)
+    }
+
+    /// How many cases were run.
+    pub(crate) fn cases(&self) -> usize {
+        self.tables.iter().map(|table| table.results().len()).sum()
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let width = self
+            .tables
+            .iter()
+            .map(|table| table.name.chars().count())
+            .max()
+            .unwrap_or(0);
+        let mut text = String::new();
+        for table in &self.tables {
+            table.describe(&mut text, width);
+        }
+        let failed = self.tables.iter().filter(|table| !table.passed()).count();
+        let (cases, files) = (self.cases(), self.tables.len());
+        let _ = match failed {
+            0 => writeln!(text, "\n{cases} cases in {files} tables are as expected"),
+            _ => writeln!(text, "\n{failed} of {files} tables failed"),
+        };
+        if !self.untested.is_empty() {
+            let _ = writeln!(text, "No case is decided by: {}", self.untested.join(", "));
+        }
+        text
+    }
+
+    /// For scripts.
+    pub(crate) fn json(&self) -> Value {
+        let tables: Vec<Value> = self.tables.iter().map(TableReport::json).collect();
+        json!({"ok": self.passed(), "cases": self.cases(), "tables": tables, "untested": self.untested})
+    }
+}
+
+// === impl TableReport ===
+
+impl TableReport {
+    fn results(&self) -> &[CaseResult] {
+        self.outcome.as_deref().unwrap_or_default()
+    }
+
+    fn failed(&self) -> impl Iterator<Item = &CaseResult> {
+        self.results().iter().filter(|result| !result.passed)
+    }
+
+    fn passed(&self) -> bool {
+        self.outcome.is_ok() && self.failed().next().is_none()
+    }
+
+    fn describe(&self, text: &mut String, width: usize) {
+        let name = &self.name;
+        let _ = match (&self.outcome, self.failed().count()) {
+            (Err(_), _) => writeln!(text, "FAILED  {name:<width$}  it cannot be read"),
+            (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {} cases", results.len()),
+            (Ok(results), failed) => writeln!(text, "FAILED  {name:<width$}  {failed} of {} cases", results.len()),
+        };
+        for fault in self.outcome.as_ref().err().into_iter().flatten() {
+            let _ = writeln!(text, "  {fault}");
+        }
+        for result in self.failed() {
+            let CaseResult {
+                line,
+                column,
+                case,
+                expected,
+                found,
+                why,
+                ..
+            } = result;
+            let _ = writeln!(text, "  {name}:{line}:{column}: {case}");
+            let _ = writeln!(text, "    expected  {expected}\n    came out  {found}");
+            for reason in why {
+                let _ = writeln!(text, "    {reason}");
+            }
+        }
+    }
+
+    fn json(&self) -> Value {
+        let faults = self.outcome.as_ref().err().into_iter().flatten();
+        let faults: Vec<Value> = faults
+            .map(|f| json!({"line": f.line, "column": f.column, "reason": f.message()}))
+            .collect();
+        let failed: Vec<Value> = self
+            .failed()
+            .map(|r| {
+                json!({
+                    "line": r.line, "column": r.column, "case": r.case, "expected": r.expected, "found": r.found,
+                    "why": r.why, "determining": r.determining,
+                })
+            })
+            .collect();
+        json!({
+            "file": self.name, "ok": self.passed(), "cases": self.results().len(), "failed": failed, "faults": faults,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(name: &str, text: &str) -> Source {
+        Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_report_names_what_failed_and_what_nothing_tests() {
+        let policies = "@id(\"a\") permit (principal, action in Hoplite::Action::\"read\", resource);\n\
+                        @id(\"b\") forbid (principal, action == Hoplite::Action::\"PUT\", resource);";
+        let snapshot = Snapshot::compile(&[source("p.cedar", policies)]).unwrap();
+        let tables = [
+            source("good.test", "spiffe://x/y GET s / allow by a\n"),
+            source(
+                "pay/bad.test",
+                "spiffe://x/y GET s / allow\nspiffe://x/y POST s / allow by c\n",
+            ),
+            source("unread.test", "x\n"),
+        ];
+        let report = TestReport::new(&tables, &snapshot);
+        assert!(!report.passed());
+        let text = report.text();
+        for part in [
+            "ok      good.test     1 cases\n",
+            "FAILED  pay/bad.test  1 of 2 cases\n  pay/bad.test:2:1: spiffe://x/y POST s /\n    expected  allow by c\n    came out  no_permit\n",
+            "    the route is `s:unmatched`\n    no policy has the `@id` `c`\n",
+            "FAILED  unread.test   it cannot be read\n  unread.test:1:1: ",
+            "\n2 of 3 tables failed\nNo case is decided by: b\n",
+        ] {
+            assert!(text.contains(part), "{part}is missing from\n{text}");
+        }
+        let json = report.json();
+        assert_eq!(json["ok"], false);
+        assert_eq!(json["cases"], 3);
+        assert_eq!(json["untested"], json!(["b"]));
+        assert_eq!(json["tables"][1]["failed"][0]["found"], "no_permit");
+        assert_eq!(json["tables"][2]["faults"][0]["line"], 1);
+        let report = TestReport::new(&tables[..1], &snapshot);
+        assert!(report.passed() && report.text().contains("1 cases in 1 tables are as expected"));
+    }
+}
