@@ -18,8 +18,9 @@ use hoplite_policy::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::directory::{Directory, Follower, has_policies, no_policies};
+use crate::directory::{Directory, Follower};
 use crate::kept::Kept;
+use crate::policy_files::{has_policies, no_policies};
 
 /// Whose bundles are believed, and for what.
 #[derive(Debug, Clone)]
@@ -355,7 +356,11 @@ impl PolicyFeed {
         }
         let in_force = self.in_force();
         for fault in &faults {
-            warn!(notice = true, in_force = in_force.live.revision(), "policy rejected: {fault}");
+            warn!(
+                notice = true,
+                in_force = in_force.live.revision(),
+                "policy rejected: {fault}"
+            );
         }
         parts.status.faults = faults;
     }
@@ -420,12 +425,20 @@ impl PolicyFeed {
             revision: bundle.manifest().revision,
             expires: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(bundle.manifest().expires),
         });
-        let grants = parts.grants.iter().map(|grant| (grant.policy_id(), grant.until())).collect();
+        let grants = parts
+            .grants
+            .iter()
+            .map(|grant| (grant.policy_id(), grant.until()))
+            .collect();
         parts.status = PolicyStatus {
             loaded_at: now,
             faults: Vec::new(),
             grants,
-            signed_by: parts.live.as_ref().map(|bundle| bundle.signed_by().to_vec()).unwrap_or_default(),
+            signed_by: parts
+                .live
+                .as_ref()
+                .map(|bundle| bundle.signed_by().to_vec())
+                .unwrap_or_default(),
         };
         // INVARIANT: in force before announced. A connection that subscribed before it was decided hears of every
         // snapshot that its decision did not see.
@@ -434,7 +447,11 @@ impl PolicyFeed {
     }
 
     fn refuse(&self, what: &str, reason: &str) {
-        warn!(notice = true, in_force = self.in_force().live.revision(), "policy rejected: {reason}");
+        warn!(
+            notice = true,
+            in_force = self.in_force().live.revision(),
+            "policy rejected: {reason}"
+        );
         let mut parts = self.parts();
         parts.status.faults.retain(|fault| fault.file != what);
         parts.status.faults.push(Fault::whole(what, reason));
@@ -447,8 +464,16 @@ impl PolicyFeed {
 
 fn first(faults: Vec<Fault>) -> String {
     let more = faults.len().saturating_sub(1);
-    let first = faults.into_iter().next().map(|fault| fault.to_string()).unwrap_or_default();
-    if more == 0 { first } else { format!("{first} (and {more} more)") }
+    let first = faults
+        .into_iter()
+        .next()
+        .map(|fault| fault.to_string())
+        .unwrap_or_default();
+    if more == 0 {
+        first
+    } else {
+        format!("{first} (and {more} more)")
+    }
 }
 
 #[cfg(test)]

@@ -52,7 +52,11 @@ impl Kept {
         let path = self.dir.join(BUNDLE);
         match std::fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            _ => Some(files::read_private(&path).map(|bytes| bytes.to_vec()).map_err(|error| error.to_string())),
+            _ => Some(
+                files::read_private(&path)
+                    .map(|bytes| bytes.to_vec())
+                    .map_err(|error| error.to_string()),
+            ),
         }
     }
 

@@ -99,7 +99,10 @@ impl DecisionPoint {
         if decision.panicked() {
             self.metrics.panics.fetch_add(1, Relaxed);
             let (principal, resource) = (request.principal(), request.resource());
-            error!(principal, resource, "the evaluation of the policies panicked; the answer is no");
+            error!(
+                principal,
+                resource, "the evaluation of the policies panicked; the answer is no"
+            );
         }
         record.outcome = outcome(decision.outcome());
         record.cedar_decision = Some(if decision.cedar_allows() { "allow" } else { "deny" }.to_owned());
@@ -112,7 +115,8 @@ impl DecisionPoint {
             self.metrics.stale.fetch_add(1, Relaxed);
             if self.deny_when_stale {
                 record.outcome = Outcome::Error;
-                record.reason = Some("the policy has expired, and this service denies then; publish it anew".to_owned());
+                record.reason =
+                    Some("the policy has expired, and this service denies then; publish it anew".to_owned());
                 return None;
             }
         }
@@ -120,7 +124,13 @@ impl DecisionPoint {
         if permit.is_some() && broke_glass(record) {
             self.metrics.break_glass.fetch_add(1, Relaxed);
             let (principal, grants) = (request.principal(), record.determining.join(", "));
-            warn!(notice = true, principal, resource = request.resource(), grants, "BREAK-GLASS: a grant let a request through");
+            warn!(
+                notice = true,
+                principal,
+                resource = request.resource(),
+                grants,
+                "BREAK-GLASS: a grant let a request through"
+            );
         }
         permit
     }
@@ -137,7 +147,9 @@ impl DecisionPoint {
         self.sampler.done(Instant::now(), started.elapsed());
         self.metrics.reference_checks.fetch_add(1, Relaxed);
         let reference = reference.ok()?;
-        let Some(difference) = decision.differs(&reference) else { return Some(decision) };
+        let Some(difference) = decision.differs(&reference) else {
+            return Some(decision);
+        };
         self.metrics.reference_differences.fetch_add(1, Relaxed);
         error!(
             notice = true,
@@ -153,10 +165,16 @@ impl DecisionPoint {
         let Some(shadow) = in_force.shadow() else { return };
         let decision = guarded(|| policy::decide(shadow, &question.to(shadow, record.at)));
         record.shadow_revision = Some(shadow.revision().to_owned());
-        record.shadow_outcome = Some(decision.as_ref().map_or(Outcome::Error, |decision| outcome(decision.outcome())));
+        record.shadow_outcome = Some(
+            decision
+                .as_ref()
+                .map_or(Outcome::Error, |decision| outcome(decision.outcome())),
+        );
         if record.shadow_outcome != Some(record.outcome) {
             self.metrics.shadow_differences.fetch_add(1, Relaxed);
-            record.shadow_determining = decision.map(|decision| decision.determining().to_vec()).unwrap_or_default();
+            record.shadow_determining = decision
+                .map(|decision| decision.determining().to_vec())
+                .unwrap_or_default();
         }
     }
 

@@ -14,6 +14,7 @@ mod decide;
 mod envelope;
 mod evaluate;
 mod fault;
+mod format;
 mod grant;
 mod ids;
 mod index;
@@ -29,16 +30,22 @@ mod statement;
 mod unseen;
 
 pub use ask::{Ask, Asked, WhatIf};
-pub use bundle::{Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable};
-pub use canonical::{Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS};
+pub use bundle::{
+    Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
+    MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable,
+};
+pub use canonical::{
+    Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
+};
 pub use counters::PolicyCounts;
 pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};
 pub use envelope::{Hash, MAX_SIGNATURES, SealBroken};
 pub use fault::Fault;
+pub use format::format;
 pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
 pub use ids::MAX_ID_BYTES;
 pub use lint::lint;
-pub use modules::{MODULES_FILE, SECURITY_OWNER};
+pub use modules::{BREAK_GLASS_MODULE, MODULES_FILE, SECURITY_OWNER};
 pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::SCHEMA;

@@ -11,7 +11,12 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
         directory.offer(&feed);
         (feed, directory)
     };
-    let in_force = |feed: &PolicyFeed| (feed.in_force().live.deny_all_reason().is_none(), feed.status().faults.len());
+    let in_force = |feed: &PolicyFeed| {
+        (
+            feed.in_force().live.deny_all_reason().is_none(),
+            feed.status().faults.len(),
+        )
+    };
 
     fs::write(&file, "permit (").unwrap();
     assert_eq!(in_force(&start().0), (false, 1), "nothing was ever good");
@@ -36,4 +41,3 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
     fs::write(&file, "permit (").unwrap();
     assert_eq!(in_force(&start().0), (false, 1), "it does not come back");
 }
-
