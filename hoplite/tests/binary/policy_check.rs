@@ -11,8 +11,11 @@ use crate::support::hoplite;
 const GOOD: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
                     action in [Hoplite::Action::\"read\"],\n  resource in Hoplite::Service::\"ledger\"\n);\n";
 
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
 /// Writes the files into a new directory.
-fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+fn directory(files: Files<'_>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         let path = dir.path().join(name);
@@ -107,7 +110,7 @@ fn what_is_too_much_is_refused() {
     let upper = GOOD.replace("ledger/reads", "Ledger/Reads");
     let huge = "//".repeat(3_000_000);
     let large = "// nothing but this\n".repeat(200_000);
-    let cases: &[(&[(&str, &[u8])], &str)] = &[
+    let cases: &[(Files<'_>, &str)] = &[
         (
             &[("a.cedar", long.as_bytes())],
             "a.cedar:8:1: the policy is longer than 10000 bytes",
