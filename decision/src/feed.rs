@@ -18,8 +18,9 @@ use hoplite_policy::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::directory::{Directory, Follower, has_policies, no_policies};
+use crate::directory::{Directory, Follower};
 use crate::kept::Kept;
+use crate::policy_files::{has_policies, no_policies};
 
 /// Whose bundles are believed, and for what.
 #[derive(Debug, Clone)]

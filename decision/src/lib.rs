@@ -10,10 +10,12 @@ mod follow;
 mod kept;
 mod metrics;
 mod point;
+mod policy_files;
 mod reference;
 
-pub use directory::{Follower, read_policies};
+pub use directory::Follower;
 pub use feed::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use follow::follow_bundles;
 pub use metrics::{Family, Metrics};
 pub use point::{DecisionPoint, Question};
+pub use policy_files::read_policies;

@@ -62,6 +62,20 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_atomically(path, bytes, 0o644)
 }
 
+/// Replaces a file that is there, of whoever may read it: complete and on the disk, or as it was before. A link stays a
+/// link; what it leads to is replaced.
+pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let failed = |source| FileError {
+        verb: "write",
+        path: path.to_owned(),
+        remedy: "",
+        source,
+    };
+    let target = fs::canonicalize(path).map_err(failed)?;
+    let mode = fs::metadata(&target).map_err(failed)?.mode() & 0o777;
+    write_atomically(&target, bytes, mode)
+}
+
 /// Reads a secret. A file that others may read is refused: whoever read it may still have it.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |source, remedy| FileError {
@@ -180,6 +194,20 @@ mod tests {
             1,
             "no temporary file stays behind"
         );
+    }
+
+    #[test]
+    fn a_rewritten_file_keeps_its_mode_and_its_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        assert!(rewrite(&file, b"x").unwrap_err().is_not_found(), "it makes none");
+        fs::write(&file, "first").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        rewrite(&link, b"second").unwrap();
+        assert_eq!((fs::read(&file).unwrap(), mode(&file)), (b"second".to_vec(), 0o640));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -462,12 +462,18 @@ mod tests {
                 text: extra.to_owned(),
             });
             let snapshot = Snapshot::compile(&sources).unwrap();
-            let connection = Connection {
-                source: "10.0.0.1".parse().unwrap(),
-                now: instant(now),
-            };
+            let connection = Connection::new("10.0.0.1".parse().unwrap());
             let caller = SpiffeId::parse(caller).unwrap();
-            decide(&snapshot, &AuthzRequest::connect_as(&caller, service, &connection)).outcome()
+            decide(
+                &snapshot,
+                &AuthzRequest::connect(
+                    crate::request::Caller::supposed(&caller),
+                    service,
+                    &connection,
+                    instant(now),
+                ),
+            )
+            .outcome()
         };
         let grant = open_at(&both(&draft()), NOW).unwrap();
         let ops = "spiffe://prod.example/ns/ops/sa/anna";

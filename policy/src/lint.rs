@@ -26,7 +26,7 @@
 use crate::anatomy::{Anatomy, Place};
 use crate::fault::Fault;
 use crate::lookalike::{Lookalikes, imitation};
-use crate::modules::{Modules, Team};
+use crate::modules::{BREAK_GLASS_MODULE, Modules, Team};
 use crate::routes::{ROUTES_FILE, RouteTable, check_service_name};
 use crate::schema::VOCABULARY;
 use crate::snapshot::{COMPILE_STACK_BYTES, Source, diagnosed, on_stack, parse};
@@ -63,6 +63,14 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in &sources {
         let mut found = unseen(source);
+        let grants = source
+            .name
+            .split_once('/')
+            .is_some_and(|(folder, _)| folder == BREAK_GLASS_MODULE);
+        if grants {
+            let message = "a grant is signed by two people and not written into a file; remove it";
+            found.push(Fault::at(&source.name, &source.text, 0, message));
+        }
         if source.name.ends_with(".cedar") {
             let team = modules.team(&source.name).unwrap_or(Team::Anyone);
             for statement in statements(&source.text) {
@@ -811,6 +819,20 @@ mod tests {
              when {{ context has host && context.host == \"/\" }};\n// \u{200b}"
         );
         check(&text, &["1:1…no `@owner`", "3:44…path", "4:4…cannot be seen"]);
+    }
+
+    #[test]
+    fn nobody_writes_a_grant() {
+        let sources = [Source {
+            name: "break-glass/a.cedar".to_owned(),
+            text: format!("@id(\"break-glass/a\") @owner(\"security\") permit ({WHO}, action, {WHAT});"),
+        }];
+        assert!(Snapshot::compile(&sources).is_ok());
+        let faults = lint(&sources);
+        assert!(
+            faults.len() == 1 && faults[0].reason.contains("two people"),
+            "{faults:?}"
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::schema::VOCABULARY;
 use crate::snapshot::Source;
 use crate::statement::Statement;
 use crate::unseen::is_unseen;
-use cedar_policy::{Policy, ResourceConstraint};
+use cedar_policy::{Effect, Policy, PrincipalConstraint, ResourceConstraint};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -32,6 +32,10 @@ use toml::Spanned;
 pub const MODULES_FILE: &str = "modules.toml";
 /// The owner who may permit without a scope where there are no modules to say who that is.
 pub const SECURITY_OWNER: &str = "security";
+
+/// The folder that is nobody's module: the policies of break-glass grants, which are made from signed grants and stand
+/// beside the files of people. Ids that begin with it are theirs.
+pub const BREAK_GLASS_MODULE: &str = "break-glass";
 
 /// The modules of a policy set.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +56,8 @@ struct Module {
 pub(crate) enum Team<'a> {
     /// There are no modules.
     Anyone,
+    /// A grant's: a permit to somebody at one service.
+    Grant,
     /// A module of this name with this owner, over everything or over these services.
     Module {
         name: &'a str,
@@ -99,6 +105,10 @@ impl Modules {
         let mut by_name = BTreeMap::new();
         for (name, section) in sections {
             if let Err(reason) = check_part(name.as_ref()) {
+                faults.push(fault(name.span(), reason));
+            }
+            if name.as_ref() == BREAK_GLASS_MODULE {
+                let reason = format!("`{BREAK_GLASS_MODULE}` is for grants; give the module another name");
                 faults.push(fault(name.span(), reason));
             }
             let owner = section.owner.as_ref();
@@ -161,6 +171,9 @@ impl Modules {
             return Err(format!("`{source}` is deeper than one folder; move it up"));
         }
         check_part(file)?;
+        if module == Some(BREAK_GLASS_MODULE) {
+            return Ok(Team::Grant);
+        }
         match (&self.by_name, module) {
             (None, None) => Ok(Team::Anyone),
             (None, Some(name)) => Err(format!(
@@ -190,7 +203,7 @@ impl Team<'_> {
     /// Whether this owner may permit without a scope.
     pub(crate) fn is_security(self, owner: Option<&str>) -> bool {
         match self {
-            Team::Anyone => owner == Some(SECURITY_OWNER),
+            Team::Anyone | Team::Grant => owner == Some(SECURITY_OWNER),
             Team::Module { services, .. } => services.is_none(),
         }
     }
@@ -202,10 +215,35 @@ impl Team<'_> {
         statement: &Statement<'_>,
         fault: &dyn Fn(usize, String) -> Fault,
     ) -> Vec<Fault> {
-        let Team::Module { name, owner, services } = self else {
-            return Vec::new();
-        };
         let mut faults = Vec::new();
+        let id = policy.annotation("id").unwrap_or_default();
+        let reserved = id
+            .split_once('/')
+            .is_some_and(|(first, _)| first.eq_ignore_ascii_case(BREAK_GLASS_MODULE));
+        if !matches!(self, Team::Grant) && reserved {
+            // It would be taken for a grant in every record, and keep a grant of that name out.
+            let place = Anatomy::of(statement.text).annotation("id").unwrap_or(0..0);
+            let reason = format!("ids that begin with `{BREAK_GLASS_MODULE}/` are those of grants; write another");
+            faults.push(fault(place.start, reason));
+        }
+        let (name, owner, services) = match self {
+            Team::Anyone => return faults,
+            Team::Grant => {
+                let whom = matches!(
+                    policy.principal_constraint(),
+                    PrincipalConstraint::Eq(_) | PrincipalConstraint::In(_)
+                );
+                let what = matches!(policy.resource_constraint(), ResourceConstraint::In(uid) if *uid.type_name() == VOCABULARY.service);
+                if !(policy.effect() == Effect::Permit && reserved && whom && what) {
+                    let reason = format!(
+                        "this is no grant, and `{BREAK_GLASS_MODULE}` is for grants; put the policy into another folder"
+                    );
+                    faults.push(fault(0, reason));
+                }
+                return faults;
+            }
+            Team::Module { name, owner, services } => (name, owner, services),
+        };
         let written = policy.annotation("owner");
         if written != Some(owner) {
             let reason = match written {
@@ -417,6 +455,34 @@ security = true
         check(
             &[("modules.toml", MODULES), ("pay/routes.toml", "")],
             &["pay/routes.toml:1:1…neither"],
+        );
+    }
+
+    #[test]
+    fn grants_stand_beside_the_modules() {
+        let grant = |id: &str, effect: &str, principal: &str| {
+            format!(
+                "@id(\"{id}\") @owner(\"security\") {effect} (principal{principal}, action, resource in Hoplite::Service::\"x\");"
+            )
+        };
+        let ops = " in Hoplite::Path::\"prod.acme/ops\"";
+        let good = grant("break-glass/a", "permit", ops);
+        check(&[("break-glass/a.cedar", &good)], &[]);
+        check(&[("break-glass/a.cedar", &good), ("modules.toml", MODULES)], &[]);
+        for bad in [
+            grant("break-glass/a", "forbid", ops),
+            grant("break-glass/a", "permit", ""),
+            grant("other/a", "permit", ops),
+        ] {
+            check(&[("break-glass/a.cedar", &bad)], &["break-glass/a.cedar:1:1…no grant"]);
+        }
+        check(
+            &[("a.cedar", &grant("Break-Glass/a", "permit", ops))],
+            &["a.cedar:1:1…are those of grants"],
+        );
+        check(
+            &[("modules.toml", "[break-glass]\nowner = \"a\"\nsecurity = true")],
+            &["modules.toml:1:2…is for grants"],
         );
     }
 

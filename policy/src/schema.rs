@@ -66,6 +66,7 @@ pub(crate) fn uid(type_name: &EntityTypeName, id: &str) -> EntityUid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     #[test]
     fn every_action_is_in_its_groups() {
@@ -95,5 +96,48 @@ mod tests {
         }
         assert!(VOCABULARY.action("TRACE").is_none());
         assert!(VOCABULARY.action("CONNECT").is_none());
+    }
+
+    /// Adds the dotted names of a record's attributes, and of records within it.
+    fn attributes(common: &Value, prefix: &str, kind: &Value, names: &mut Vec<String>) {
+        let named = kind["name"].as_str().or(kind["type"].as_str()).unwrap_or_default();
+        if let Some(kind) = common.get(named.rsplit("::").next().unwrap_or_default()) {
+            return attributes(common, prefix, kind, names);
+        }
+        for (attribute, kind) in kind["attributes"].as_object().into_iter().flatten() {
+            let name = format!("{prefix}.{attribute}");
+            attributes(common, &name, kind, names);
+            names.push(name);
+        }
+    }
+
+    #[test]
+    fn every_word_is_explained() {
+        let page = include_str!("../../docs/reference/schema.md");
+        let explained: Vec<&str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+            .collect();
+        let (schema, _) = cedar_policy::SchemaFragment::from_cedarschema_str(SCHEMA).unwrap();
+        let schema = schema.to_json_value().unwrap()["Hoplite"].clone();
+        let common = &schema["commonTypes"];
+        let mut words = Vec::new();
+        for (entity, kind) in schema["entityTypes"].as_object().unwrap() {
+            let name = format!("Hoplite::{entity}");
+            attributes(common, &name, &kind["shape"], &mut words);
+            words.push(name);
+        }
+        for (action, kind) in schema["actions"].as_object().unwrap() {
+            attributes(common, "context", &kind["appliesTo"]["context"], &mut words);
+            words.push(action.clone());
+        }
+        words.sort_unstable();
+        words.dedup();
+        for word in ["Hoplite::Route", "anyHttp", "context.conn.src", "context.seg.s3"] {
+            assert!(words.iter().any(|found| found == word), "{word} is not in {words:?}");
+        }
+        let mut sorted = explained.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, words, "docs/reference/schema.md against hoplite.cedarschema");
     }
 }

@@ -176,7 +176,7 @@ impl Admin {
             .faults
             .iter()
             .map(
-                |fault| json!({"file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.reason}),
+                |fault| json!({"file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.message()}),
             )
             .collect();
         let inbound: Vec<_> = self

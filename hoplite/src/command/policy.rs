@@ -1,5 +1,7 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
+mod check;
+mod fmt;
 mod routes;
 mod test;
 
@@ -8,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::Snapshot;
+use hoplite_policy::Source;
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -16,9 +18,16 @@ use crate::output::{Output, Table, part, plain, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Parse and validate a directory of policies; exit 1 and say file, line and reason if anything is wrong
-    #[command(after_help = "Example:\n  hoplite policy check ~/.local/state/hoplite/policies")]
-    Check(CheckArgs),
+    /// Parse, validate and lint a directory of policies; exit 1 and show each line that is wrong
+    #[command(
+        after_help = "Examples:\n  hoplite policy check ~/.local/state/hoplite/policies\n  hoplite policy check policies --output json"
+    )]
+    Check(check::Args),
+    /// Lay out the policies of a directory in Cedar's own style; routes.toml and modules.toml are left alone
+    #[command(
+        after_help = "Examples:\n  hoplite policy fmt ~/.local/state/hoplite/policies\n  hoplite policy fmt policies --check"
+    )]
+    Fmt(fmt::Args),
     /// Run the tables of requests and expected outcomes that lie beside the policies; exit 1 if one comes out otherwise
     #[command(after_help = "Example:\n  hoplite policy test ~/.local/state/hoplite/policies")]
     Test(test::TestArgs),
@@ -36,15 +45,6 @@ pub(crate) enum PolicyCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct CheckArgs {
-    /// The directory: *.cedar and routes.toml
-    directory: PathBuf,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     dir: MeshDir,
@@ -58,7 +58,8 @@ pub(crate) struct StatusArgs {
 
 pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
-        PolicyCommand::Check(args) => check(&args),
+        PolicyCommand::Check(args) => check::run(&args),
+        PolicyCommand::Fmt(args) => fmt::run(&args),
         PolicyCommand::Test(args) => test::run(&args),
         PolicyCommand::Routes(command) => routes::run(command),
         PolicyCommand::Status(args) => status(&args),
@@ -69,41 +70,10 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
-    let directory = args.directory.display();
-    let sources = hoplite_decision::read_policies(&args.directory)
-        .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{directory}`: {reason}"))?;
-    let files = sources.len();
-    match Snapshot::compile(&sources) {
-        Ok(snapshot) => {
-            let policies = snapshot.policy_ids().count();
-            if args.output == Output::Json {
-                print_json(
-                    &json!({"ok": true, "files": files, "policies": policies, "revision": snapshot.revision(), "faults": []}),
-                )?;
-            } else {
-                print(&format!(
-                    "{policies} policies in {files} files are good; revision {}\n",
-                    snapshot.revision()
-                ))?;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(faults) => {
-            if args.output == Output::Json {
-                let faults: Vec<Value> = faults
-                    .iter()
-                    .map(|f| json!({"file": f.file, "line": f.line, "column": f.column, "reason": f.reason}))
-                    .collect();
-                print_json(&json!({"ok": false, "files": files, "faults": faults}))?;
-            } else {
-                for fault in &faults {
-                    print(&format!("{}/{fault}\n", args.directory.display()))?;
-                }
-            }
-            Ok(ExitCode::FAILURE)
-        }
-    }
+/// The policies of a directory, as a proxy would read them.
+fn sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
+    hoplite_decision::read_policies(directory)
+        .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{}`: {reason}", directory.display()))
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {

@@ -200,6 +200,7 @@ fn every_command_helps_with_an_example() {
         &["svid", "fetch"],
         &["svid", "watch"],
         &["policy", "check"],
+        &["policy", "fmt"],
         &["policy", "status"],
         &["policy", "schema"],
         &["audit", "query"],

@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests: a panic is how they fail")]
 
 mod cli;
+mod policy_check;
 mod support;
 mod up;

@@ -1,0 +1,61 @@
+//! `hoplite policy check`: everything that can be said of policies before they are in force.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hoplite_policy::{Fault, Snapshot, lint};
+use serde_json::{Value, json};
+
+use crate::output::{Output, print, print_json};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory: *.cedar, routes.toml, and modules.toml with a folder for each module
+    directory: PathBuf,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let sources = super::sources(&args.directory)?;
+    let files = sources.len();
+    let (snapshot, faults) = match Snapshot::compile(&sources) {
+        Ok(snapshot) => (Some(snapshot), lint(&sources)),
+        Err(faults) => (None, faults),
+    };
+    let policies = snapshot.as_ref().map(|snapshot| snapshot.policy_ids().count());
+    let revision = snapshot.as_ref().map(Snapshot::revision);
+    if args.output == Output::Json {
+        let listed: Vec<Value> = faults.iter().map(listed).collect();
+        print_json(&json!({
+            "ok": faults.is_empty(), "files": files, "policies": policies, "revision": revision, "faults": listed,
+        }))?;
+    } else if let (Some(policies), Some(revision), true) = (policies, revision, faults.is_empty()) {
+        print(&format!(
+            "{policies} policies in {files} files are good; revision {revision}\n"
+        ))?;
+    } else {
+        // A path that an editor or a terminal can follow.
+        let directory = args.directory.display();
+        let mut text = String::new();
+        for fault in &faults {
+            let _ = writeln!(text, "{directory}/{}", fault.render());
+        }
+        let plural = if faults.len() == 1 { "" } else { "s" };
+        let _ = writeln!(text, "{} fault{plural} in {files} files", faults.len());
+        print(&text)?;
+    }
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn listed(fault: &Fault) -> Value {
+    json!({
+        "file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.reason, "help": fault.help,
+    })
+}

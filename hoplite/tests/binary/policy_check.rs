@@ -1,0 +1,252 @@
+//! `hoplite policy check` and `fmt` as people and their pipelines run them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::hoplite;
+
+const GOOD: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
+                    action in [Hoplite::Action::\"read\"],\n  resource in Hoplite::Service::\"ledger\"\n);\n";
+
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+/// Writes the files into a new directory.
+fn directory(files: Files<'_>) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    dir
+}
+
+/// Exit code, and all that was said.
+fn policy(verb: &str, dir: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let output = hoplite(&[&["policy", verb, dir.to_str().unwrap()], more].concat());
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8(said).unwrap();
+    for noise in ["panicked", "overflow", "stack backtrace"] {
+        assert!(!said.contains(noise), "{said}");
+    }
+    (output.status.code(), said)
+}
+
+#[test]
+fn the_demo_is_good() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/policies");
+    let (code, said) = policy("check", &demo, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("5 policies in 5 files are good"), "{said}");
+}
+
+#[test]
+fn a_fault_is_shown_in_its_line() {
+    let dir = directory(&[
+        ("a.cedar", GOOD.as_bytes()),
+        (
+            "b.cedar",
+            GOOD.replace("ledger/reads", "b")
+                .replace("@owner(\"team-ledger\")\n", "")
+                .as_bytes(),
+        ),
+    ]);
+    let (code, said) = policy("check", dir.path(), &[]);
+    assert_eq!(code, Some(1));
+    let expected = format!(
+        "{}/b.cedar:1:1: the policy has no `@owner`\n  |\n1 | @id(\"b\")\n  | ^^^^^^^^\n  \
+         = help: put `@owner(\"team\")` before it, naming who answers for it\n\n1 fault in 2 files\n",
+        dir.path().display()
+    );
+    assert_eq!(said, expected);
+
+    let (code, said) = policy("check", dir.path(), &["--output", "json"]);
+    assert_eq!(code, Some(1));
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(answer["ok"], false);
+    assert_eq!(answer["policies"], 2, "it compiles");
+    let fault = &answer["faults"][0];
+    assert_eq!(
+        (&fault["file"], &fault["line"], &fault["column"]),
+        (&"b.cedar".into(), &1.into(), &1.into())
+    );
+    assert_eq!(fault["reason"], "the policy has no `@owner`");
+    assert!(fault["help"].as_str().unwrap().starts_with("put `@owner"));
+
+    fs::remove_file(dir.path().join("b.cedar")).unwrap();
+    let (code, said) = policy("check", dir.path(), &["--output", "json"]);
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        (code, &answer["ok"], &answer["faults"]),
+        (Some(0), &true.into(), &Value::Array(Vec::new()))
+    );
+}
+
+#[test]
+fn what_is_too_much_is_refused() {
+    let long = format!(
+        "{GOOD}@id(\"l\") permit (principal, action, resource) when {{ {} }};",
+        "true || ".repeat(1_300) + "true"
+    );
+    let string = GOOD.replace("prod.acme/shop", &"x".repeat(1_000_000));
+    let unclosed = format!("{GOOD}@id(\"{}", "x".repeat(1_000_000));
+    let deep = |open: &str, close: &str, depth: usize| {
+        format!(
+            "{GOOD}@id(\"d\") permit (principal, action, resource) when {{ {}true{} }};",
+            open.repeat(depth),
+            close.repeat(depth)
+        )
+    };
+    let (brackets, deepest) = (deep("(", ")", 40), deep("[", "]", 4_900));
+    let chain = format!(
+        "{GOOD}@id(\"c\") permit (principal, action, resource) when {{ {}true }};",
+        "!".repeat(9_000)
+    );
+    let bytes = [GOOD.as_bytes(), b"\n// \xc3\x28\n"].concat();
+    let upper = GOOD.replace("ledger/reads", "Ledger/Reads");
+    let huge = "//".repeat(3_000_000);
+    let large = "// nothing but this\n".repeat(200_000);
+    let cases: &[(Files<'_>, &str)] = &[
+        (
+            &[("a.cedar", long.as_bytes())],
+            "a.cedar:8:1: the policy is longer than 10000 bytes",
+        ),
+        (
+            &[("a.cedar", string.as_bytes())],
+            "a.cedar:1:1: the policy is longer than 10000 bytes",
+        ),
+        (
+            &[("a.cedar", unclosed.as_bytes())],
+            "a.cedar:8:1: the policy is longer than 10000 bytes",
+        ),
+        (
+            &[("a.cedar", brackets.as_bytes())],
+            "a.cedar:8:1: the policy nests deeper than 32",
+        ),
+        (
+            &[("a.cedar", deepest.as_bytes())],
+            "a.cedar:8:1: the policy nests deeper than 32",
+        ),
+        (
+            &[("a.cedar", chain.as_bytes())],
+            "a.cedar:8:1: the policy chains more than 400",
+        ),
+        (
+            &[("a.cedar", &bytes)],
+            "`a.cedar` is not UTF-8 in line 9; save it as UTF-8",
+        ),
+        (
+            &[("a.cedar", GOOD.as_bytes()), ("b.cedar", GOOD.as_bytes())],
+            "b.cedar:1:1: the `@id` `ledger/reads` is already used at a.cedar:1:1",
+        ),
+        (
+            &[("a.cedar", GOOD.as_bytes()), ("b.cedar", upper.as_bytes())],
+            "b.cedar:1:1: the `@id` `Ledger/Reads` differs only by case from `ledger/reads` at a.cedar:1:1",
+        ),
+        (
+            &[
+                ("a.cedar", GOOD.as_bytes()),
+                ("c1.cedar", large.as_bytes()),
+                ("c2.cedar", large.as_bytes()),
+                ("c3.cedar", large.as_bytes()),
+                ("c4.cedar", large.as_bytes()),
+                ("c5.cedar", large.as_bytes()),
+            ],
+            "the sources up to this one exceed 16777216 bytes",
+        ),
+        (
+            &[("a.cedar", huge.as_bytes())],
+            "`a.cedar` has 6000000 bytes, more than 4194304; split it",
+        ),
+        (
+            &[("a.cedar", GOOD.as_bytes()), ("pay/deep/b.cedar", b"")],
+            "`pay/deep` is a folder within a module",
+        ),
+    ];
+    for (files, expected) in cases {
+        let dir = directory(files);
+        for more in [&[][..], &["--output", "json"]] {
+            let (code, said) = policy("check", dir.path(), more);
+            assert_eq!(code, Some(1), "{expected}");
+            assert!(said.len() < 4_000, "{expected}: {} bytes", said.len());
+            if more.is_empty() {
+                assert!(said.contains(expected), "`{expected}` is not in\n{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_module_speaks_of_its_own_services() {
+    let modules = "[ledger]\nowner = \"team-ledger\"\nservices = [\"ledger\"]\n[pay]\nowner = \"team-pay\"\nservices = [\"pay\"]\n";
+    let stolen = GOOD
+        .replace("team-ledger", "team-pay")
+        .replace("ledger/reads", "pay/reads");
+    let dir = directory(&[
+        ("modules.toml", modules.as_bytes()),
+        ("ledger/a.cedar", GOOD.as_bytes()),
+        ("pay/a.cedar", stolen.as_bytes()),
+    ]);
+    let (code, said) = policy("check", dir.path(), &[]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("/pay/a.cedar:6:3: the service `ledger` is not the module `pay`'s")
+            && said.contains("6 |   resource in Hoplite::Service::\"ledger\"\n  |   ^^^^^^^^^^^^^"),
+        "{said}"
+    );
+}
+
+#[test]
+fn fmt_changes_the_layout_and_nothing_else() {
+    let loose = format!(
+        "// a comment\n{}",
+        GOOD.replace("\n  ", "  ").replace(" in ", "  in   ")
+    );
+    let routes = "[ledger]\nroutes = [   \"GET /\" ]\n";
+    let modules = "[m]\nowner = \"team-ledger\"\nservices = [\"ledger\"]\n";
+    let dir = directory(&[
+        ("modules.toml", modules.as_bytes()),
+        ("m/loose.cedar", loose.as_bytes()),
+        ("m/tidy.cedar", GOOD.replace("ledger/reads", "t").as_bytes()),
+        ("routes.toml", routes.as_bytes()),
+    ]);
+    let file = dir.path().join("m/loose.cedar");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let revision = |more: &[&str]| {
+        let (_, said) = policy("check", dir.path(), more);
+        serde_json::from_str::<Value>(&said).unwrap()["policies"].clone()
+    };
+    let before = revision(&["--output", "json"]);
+
+    let (code, said) = policy("fmt", dir.path(), &["--check"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("m/loose.cedar would change\n1 of 2 files would change"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), loose, "nothing was written");
+
+    let (code, said) = policy("fmt", dir.path(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("// a comment\n{GOOD}"));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    assert_eq!(fs::read_to_string(dir.path().join("routes.toml")).unwrap(), routes);
+    assert_eq!(revision(&["--output", "json"]), before);
+    let (code, said) = policy("fmt", dir.path(), &["--check"]);
+    assert_eq!((code, said.as_str()), (Some(0), "0 of 2 files would change\n"));
+
+    // One broken file: none is touched.
+    fs::write(&file, &loose).unwrap();
+    fs::write(dir.path().join("m/broken.cedar"), "permit (").unwrap();
+    let (code, said) = policy("fmt", dir.path(), &[]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("m/broken.cedar:1:9: unexpected end of input") && said.contains("nothing was changed"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), loose);
+}
