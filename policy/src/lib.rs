@@ -33,8 +33,13 @@ mod unseen;
 mod yaml;
 
 pub use ask::{Ask, Asked, WhatIf};
-pub use bundle::{Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable};
-pub use canonical::{Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS};
+pub use bundle::{
+    Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
+    MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable,
+};
+pub use canonical::{
+    Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
+};
 pub use cases::{CaseResult, CaseTable, MAX_TABLE_BYTES};
 pub use counters::PolicyCounts;
 pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};

@@ -162,7 +162,10 @@ async fn what_cannot_be_recorded_is_not_forwarded() {
     assert_eq!(status(&answer), 503, "{answer}");
     assert!(answer.contains("unrecorded"), "{answer}");
     // Nobody is served by a proxy that can only refuse: it ends, and its supervisor starts another.
-    let ended = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(ended.code(), Some(1));
     assert_eq!(app.count(), allowed, "nothing more was forwarded");
 }
