@@ -55,7 +55,7 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let sampler = Sampler::new(3);
-        let mut due = |millis| (0..3).filter(|_| sampler.due(at(millis))).count();
+        let due = |millis| (0..3).filter(|_| sampler.due(at(millis))).count();
         assert_eq!(due(0), 1);
         assert_eq!(due(0), 0, "one at a time");
         sampler.done(at(10), Duration::from_millis(10));

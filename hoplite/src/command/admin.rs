@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_host::config::Span;
 use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
+use hoplite_wire::POLICY_MESSAGE_BYTES_MAX;
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{
     AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, ListAgentsRequest,
@@ -412,13 +413,25 @@ pub(crate) fn selector(text: &str) -> anyhow::Result<Selector> {
 // === impl CaArgs ===
 
 impl CaArgs {
-    fn call<T>(&self, rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, tonic::Status>) -> anyhow::Result<T> {
+    /// The mesh in whose directory the CA's socket is looked for.
+    pub(crate) fn dir(&self) -> &MeshDir {
+        &self.dir
+    }
+
+    pub(crate) fn call<T>(
+        &self,
+        rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, tonic::Status>,
+    ) -> anyhow::Result<T> {
         let socket = match &self.ca_socket {
             Some(path) => path.clone(),
             None => self.dir.path()?.join("run/ca.sock"),
         };
         super::runtime()?.block_on(async {
             let client = connect(&socket).await?;
+            // A policy bundle is longer than what gRPC takes by itself.
+            let client = client
+                .max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(POLICY_MESSAGE_BYTES_MAX);
             rpc(client)
                 .await
                 .map_err(|status| anyhow::anyhow!("the CA refused: {}", status.message()))

@@ -2,6 +2,9 @@
 
 mod check;
 mod fmt;
+mod grant;
+pub(crate) mod key;
+mod publish;
 mod routes;
 mod test;
 
@@ -34,6 +37,26 @@ pub(crate) enum PolicyCommand {
     /// Routes of services: read them out of OpenAPI documents
     #[command(subcommand)]
     Routes(routes::RoutesCommand),
+    /// Check, test and replay the policies of a directory, sign them, and put them in force on every proxy
+    #[command(
+        after_help = "Examples:\n  hoplite policy publish ~/.local/state/hoplite/policies --note 'orders may read the ledger'\n  hoplite policy publish policies --shadow\n  hoplite policy publish policies --accept '*/visitor × ledger:*'"
+    )]
+    Publish(publish::PublishArgs),
+    /// Put the content of an earlier revision in force again, as a new revision
+    #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 7")]
+    Rollback(publish::RollbackArgs),
+    /// List what was published, newest first
+    #[command(after_help = "Example:\n  hoplite policy history")]
+    History(publish::HistoryArgs),
+    /// Stop trying the shadow policy
+    #[command(after_help = "Example:\n  hoplite policy clear-shadow")]
+    ClearShadow(publish::HistoryArgs),
+    /// Make and show the keys that sign policy
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Break-glass: let one workload in for a few hours, by two people's signatures
+    #[command(subcommand)]
+    Grant(grant::GrantCommand),
     /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
@@ -62,6 +85,12 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Fmt(args) => fmt::run(&args),
         PolicyCommand::Test(args) => test::run(&args),
         PolicyCommand::Routes(command) => routes::run(command),
+        PolicyCommand::Publish(args) => publish::publish(&args),
+        PolicyCommand::Rollback(args) => publish::rollback(&args),
+        PolicyCommand::History(args) => publish::history(&args),
+        PolicyCommand::ClearShadow(args) => publish::clear_shadow(&args),
+        PolicyCommand::Key(command) => key::run(&command),
+        PolicyCommand::Grant(command) => grant::run(&command),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema => {
             print(hoplite_policy::SCHEMA)?;
@@ -102,7 +131,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         print_json(&statuses)?;
         return Ok(code);
     }
-    let mut table = Table::new(&["PROXY", "IN FORCE", "REVISION", "POLICIES", "LOADED"]);
+    let mut table = Table::new(&["PROXY", "IN FORCE", "FROM", "REVISION", "POLICIES", "LOADED"]);
     let mut not_applied = String::new();
     for status in &statuses {
         let cell = |pointer| plain(part(status, pointer));
@@ -119,6 +148,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         table.row([
             cell("/name"),
             state,
+            origin(status),
             revision,
             cell("/policy/policies"),
             cell("/policy/loaded_at"),
@@ -135,6 +165,25 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         print(&format!("\nNot applied:\n{not_applied}"))?;
     }
     Ok(code)
+}
+
+/// `directory`, or the bundle with what is special about it.
+fn origin(status: &Value) -> String {
+    let Some(revision) = part(status, "/policy/bundle_revision").as_u64() else {
+        return "directory".to_owned();
+    };
+    let mut text = format!("bundle {revision}");
+    if part(status, "/policy/stale") == true {
+        text.push_str(", stale");
+    }
+    if part(status, "/policy/shadow").is_string() {
+        text.push_str(", with shadow");
+    }
+    match part(status, "/policy/grants").as_array().map_or(0, Vec::len) {
+        0 => {}
+        grants => text.push_str(&format!(", BREAK-GLASS ×{grants}")),
+    }
+    text
 }
 
 fn faults(status: &Value) -> &[Value] {

@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use hoplite_host::config::Span;
 use hoplite_host::{files, socket};
 
+use crate::command::policy::key;
+
 /// The demo's trust domain.
 pub(crate) const TRUST_DOMAIN: &str = "demo.hoplite";
 
@@ -29,6 +31,9 @@ const POLICIES: [(&str, &str); 5] = [
     ("security.cedar", include_str!("../../demo/policies/security.cedar")),
     ("routes.toml", include_str!("../../demo/policies/routes.toml")),
 ];
+
+/// Who signs policy here. Two, for a break-glass grant needs two people.
+const SIGNERS: [&str; 2] = ["alice", "bob"];
 
 /// The directory of one mesh.
 #[derive(Debug, Clone)]
@@ -144,8 +149,13 @@ impl Layout {
         // Before anything is made: the longest of the sockets must be possible.
         socket::ensure_fits(&layout.socket("orders"))?;
         files::private_dir(dir)?;
-        for part in ["run", "config", "logs", "audit"] {
+        for part in ["run", "config", "logs", "audit", "keys"] {
             files::private_dir(&dir.join(part))?;
+        }
+        for name in SIGNERS {
+            if !layout.key(name).exists() {
+                key::create(&layout.key(name))?;
+            }
         }
         // Only as a whole: what a person deleted on purpose stays deleted.
         if !layout.policies().exists() {
@@ -177,6 +187,17 @@ impl Layout {
         self.dir.join("logs").join(format!("{name}.log"))
     }
 
+    fn key(&self, name: &str) -> PathBuf {
+        self.dir.join("keys").join(format!("{name}.pem"))
+    }
+
+    /// As a line of a configuration file.
+    fn policy_signers(&self) -> anyhow::Result<String> {
+        let signers = SIGNERS.iter().map(|name| Ok(format!("\"{}\"", key::read(&self.key(name))?.signer())));
+        let signers: Vec<String> = signers.collect::<anyhow::Result<_>>()?;
+        Ok(format!("policy_signers = [{}]\n", signers.join(", ")))
+    }
+
     pub(crate) fn join_token(&self) -> PathBuf {
         self.dir.join("run/join-token")
     }
@@ -190,12 +211,14 @@ impl Layout {
     ) -> anyhow::Result<()> {
         // As TOML writes it between quotes.
         let dir = self.dir.display().to_string().replace('\\', r"\\").replace('"', "\\\"");
+        let signers = self.policy_signers()?;
         let mut ca = format!(
             "# Written by `hoplite up` at each start.\n\
              trust_domain = \"{TRUST_DOMAIN}\"\n\
              data_dir = \"{dir}/ca\"\n\
              listen = \"{}\"\n\
-             admin_socket = \"{dir}/run/ca.sock\"\n",
+             admin_socket = \"{dir}/run/ca.sock\"\n\
+             {signers}",
             loopback(ports.ca)
         );
         if let Some(ttl) = svid_ttl {
@@ -209,7 +232,8 @@ impl Layout {
              trust_bundle = \"{dir}/ca/bundle.pem\"\n\
              join_token_file = \"{dir}/run/join-token\"\n\
              socket = \"{dir}/run/agent.sock\"\n\
-             socket_mode = 0o600\n",
+             socket_mode = 0o600\n\
+             {signers}",
             loopback(ports.ca)
         );
         self.write_config("ca", &ca)?;
@@ -221,6 +245,7 @@ impl Layout {
                  workload_api = \"unix://{dir}/run/agent.sock\"\n\
                  spiffe_id = \"{}\"\n\
                  policy_dir = \"{dir}/policies\"\n\
+                 {signers}\
                  audit_dir = \"{dir}/audit/{name}\"\n\
                  admin_socket = \"{dir}/run/{name}.sock\"\n\n\
                  [[inbound]]\n\
