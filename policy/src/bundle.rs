@@ -665,6 +665,7 @@ mod tests {
             "x/routes.toml",
             "é.cedar",
             "C:x.cedar",
+            "break-glass/x.cedar",
         ] {
             let rename = &|m: &mut Manifest, _: &mut Vec<Vec<u8>>| {
                 m.files[0].name = name.into();
