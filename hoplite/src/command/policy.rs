@@ -1,7 +1,9 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
 mod check;
+mod explain;
 mod fmt;
+mod replay;
 mod routes;
 mod test;
 
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::Source;
+use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -34,6 +36,17 @@ pub(crate) enum PolicyCommand {
     /// Routes of services: read them out of OpenAPI documents
     #[command(subcommand)]
     Routes(routes::RoutesCommand),
+    /// Say why a request was, or would be, decided as it is: which policies, which conditions, and what was near
+    #[command(
+        after_help = "Examples:\n  hoplite policy explain ledger-1-42\n  hoplite policy explain --as spiffe://demo.hoplite/shop \\\n    \
+        --do 'GET ledger /accounts/7' --policies policies"
+    )]
+    Explain(explain::Args),
+    /// Decide the decisions of the log again, by other policies; exit 1 if any would flip, 2 if it cannot be done
+    #[command(
+        after_help = "Examples:\n  hoplite policy replay policies --since 7d\n  hoplite policy replay policies --audit /var/lib/hoplite/audit --output json"
+    )]
+    Replay(replay::Args),
     /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
@@ -56,12 +69,32 @@ pub(crate) struct StatusArgs {
     output: Output,
 }
 
+/// Where the policies lie that are asked.
+#[derive(Debug, Args)]
+pub(crate) struct PoliciesArgs {
+    /// The directory of the policies [default: that of the mesh in --dir]
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+    #[command(flatten)]
+    dir: MeshDir,
+}
+
+/// Where the decision logs lie.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// A log directory, or a tree of them; may be repeated [default: those of the mesh in --dir]
+    #[arg(long = "audit", value_name = "DIR")]
+    audit: Vec<PathBuf>,
+}
+
 pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Check(args) => check::run(&args),
         PolicyCommand::Fmt(args) => fmt::run(&args),
         PolicyCommand::Test(args) => test::run(&args),
         PolicyCommand::Routes(command) => routes::run(command),
+        PolicyCommand::Explain(args) => explain::run(&args),
+        PolicyCommand::Replay(args) => Ok(replay::run(&args)),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema => {
             print(hoplite_policy::SCHEMA)?;
@@ -74,6 +107,20 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 fn sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
     hoplite_decision::read_policies(directory)
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{}`: {reason}", directory.display()))
+}
+
+/// The snapshot of policies that have to be good.
+fn compile(sources: &[Source]) -> anyhow::Result<Snapshot> {
+    Snapshot::compile(sources).map_err(|faults| {
+        let more = match faults.len().saturating_sub(1) {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        match faults.first() {
+            Some(fault) => anyhow::anyhow!("{fault}{more}; `hoplite policy check` shows all"),
+            None => anyhow::anyhow!("the policies cannot be compiled"),
+        }
+    })
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
@@ -182,4 +229,45 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .iter()
         .map(|name| dir.join("run").join(format!("{name}.sock")))
         .collect())
+}
+
+// === impl PoliciesArgs ===
+
+impl PoliciesArgs {
+    fn path(&self) -> anyhow::Result<PathBuf> {
+        match &self.policies {
+            Some(path) => Ok(path.clone()),
+            None => Ok(self.dir.path()?.join("policies")),
+        }
+    }
+
+    fn sources(&self) -> anyhow::Result<Vec<Source>> {
+        sources(&self.path()?)
+    }
+}
+
+// === impl AuditArgs ===
+
+impl AuditArgs {
+    /// Every log there is; at least one.
+    fn logs(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
+        let roots = if self.audit.is_empty() {
+            vec![dir.path()?.join("audit")]
+        } else {
+            self.audit.clone()
+        };
+        let mut logs = Vec::new();
+        for root in &roots {
+            let found = hoplite_audit::find_logs(root)?;
+            anyhow::ensure!(
+                !found.is_empty(),
+                "there is no decision log in `{}`; say where with --audit or --dir",
+                root.display()
+            );
+            logs.extend(found);
+        }
+        logs.sort();
+        logs.dedup();
+        Ok(logs)
+    }
 }
