@@ -5,6 +5,7 @@
 
 mod command;
 mod output;
+mod replay;
 mod up;
 
 use std::process::ExitCode;

@@ -4,10 +4,11 @@
 //!
 //! [`evaluate`]: crate::evaluate
 
-use cedar_policy::{Context, Policy, RestrictedExpression};
+use cedar_policy::{Context, Expression, Policy, RestrictedExpression};
 use cedar_policy_core::ast::{self, Expr, ExprKind, Var};
+use cedar_policy_core::parser::Loc;
 use smol_str::SmolStr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A value for the context, evaluated. Cloning shares it.
@@ -21,6 +22,27 @@ pub(crate) struct Residual {
     pub(crate) policy: Policy,
     /// Whether the conditions look at the context. What does not has one answer per call.
     pub(crate) contextual: bool,
+}
+
+/// A stretch of a policy's text.
+#[derive(Debug, Clone)]
+pub(crate) struct Stretch {
+    /// All of the policy's text, as its file has it.
+    pub(crate) statement: Arc<str>,
+    /// Where in it the stretch starts, in bytes.
+    pub(crate) offset: usize,
+}
+
+/// One of the conditions that all have to hold: a part of a `when` between two `&&`, or a whole `unless`.
+#[derive(Debug, Clone)]
+pub(crate) struct Conjunct {
+    pub(crate) text: String,
+    pub(crate) place: Option<Stretch>,
+    pub(crate) expression: Expression,
+    /// What of the context it looks at, as `conn.src`; nothing longer of the same is left out.
+    pub(crate) looks_at: Vec<(String, Expression)>,
+    /// Whether it also looks at the context as a whole.
+    pub(crate) looks_at_all: bool,
 }
 
 // === impl Value ===
@@ -92,4 +114,94 @@ impl Residual {
 pub(crate) fn without_text(policy: &Policy) -> Policy {
     let ast: &ast::Policy = policy.as_ref();
     ast.clone().into()
+}
+
+/// Where a policy stands, if it was made from text.
+pub(crate) fn stretch_of(policy: &Policy) -> Option<Stretch> {
+    let ast: &ast::Policy = policy.as_ref();
+    ast.loc().map(Stretch::from)
+}
+
+/// The conditions of a policy in the order in which they are evaluated.
+pub(crate) fn conjuncts(policy: &Policy) -> Vec<Conjunct> {
+    let ast: &ast::Policy = policy.as_ref();
+    let mut found = Vec::new();
+    let mut left: Vec<&Expr> = ast.non_scope_constraints().into_iter().collect();
+    while let Some(expression) = left.pop() {
+        match expression.expr_kind() {
+            // `a is T in b` is two conditions to Cedar and one to whoever wrote it: both halves have its place.
+            ExprKind::And { left: first, right }
+                if right.source_loc().is_none() || right.source_loc() != expression.source_loc() =>
+            {
+                left.extend([&**right, &**first]);
+            }
+            _ => found.push(Conjunct::of(expression)),
+        }
+    }
+    found
+}
+
+// === impl Stretch ===
+
+impl From<&Loc> for Stretch {
+    fn from(loc: &Loc) -> Self {
+        Self {
+            statement: Arc::clone(&loc.src),
+            offset: loc.start(),
+        }
+    }
+}
+
+// === impl Conjunct ===
+
+impl Conjunct {
+    fn of(expression: &Expr) -> Self {
+        let text = expression.source_loc().and_then(Loc::snippet);
+        let text = text.map_or_else(|| expression.to_string(), str::to_owned);
+        let mut chains: BTreeMap<String, &Expr> = BTreeMap::new();
+        let (mut whole, mut parts) = (0_usize, 0_usize);
+        for part in expression.subexpressions() {
+            match part.expr_kind() {
+                ExprKind::Var(Var::Context) => whole += 1,
+                ExprKind::GetAttr { expr, .. } | ExprKind::HasAttr { expr, .. } | ExprKind::ExtHasAttr { expr, .. }
+                    if matches!(expr.expr_kind(), ExprKind::Var(Var::Context)) =>
+                {
+                    parts += 1;
+                }
+                _ => {}
+            }
+            chains.extend(chain(part).map(|name| (name, part)));
+        }
+        let longer: BTreeSet<&str> = chains
+            .keys()
+            .filter_map(|name| name.rsplit_once('.').map(|(shorter, _)| shorter))
+            .collect();
+        let longest = chains.iter().filter(|(name, _)| !longer.contains(name.as_str()));
+        Self {
+            text: text.split_whitespace().collect::<Vec<_>>().join(" "),
+            place: expression.source_loc().map(Stretch::from),
+            looks_at: longest
+                .map(|(name, part)| (name.clone(), Expression::from((*part).clone())))
+                .collect(),
+            looks_at_all: whole > parts,
+            expression: expression.clone().into(),
+        }
+    }
+}
+
+/// `conn.src` for `context.conn.src`; nothing for what is no attribute of the context.
+fn chain(mut expression: &Expr) -> Option<String> {
+    let mut names = Vec::new();
+    loop {
+        match expression.expr_kind() {
+            ExprKind::GetAttr { expr, attr } => {
+                names.push(attr.as_str());
+                expression = expr;
+            }
+            ExprKind::Var(Var::Context) if !names.is_empty() => break,
+            _ => return None,
+        }
+    }
+    names.reverse();
+    Some(names.join("."))
 }

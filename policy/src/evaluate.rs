@@ -115,9 +115,7 @@ impl Evaluator {
     }
 
     fn prepare(&self, call: Call) -> Result<Prepared, String> {
-        let candidates = self
-            .index
-            .covering(&call.principal, &call.action, &call.resource, &call.entities);
+        let candidates = self.covering(&call);
         let (open, settled): (Vec<Number>, Vec<Number>) = candidates
             .iter()
             .partition(|&&number| self.residual(number).is_none_or(|residual| residual.contextual));
@@ -167,6 +165,17 @@ impl Evaluator {
     /// Every policy as it was written, in the order of their numbers.
     pub(crate) fn policies(&self) -> &PolicySet {
         &self.policies
+    }
+
+    /// The policies whose scope covers the call, ascending.
+    pub(crate) fn covering(&self, call: &Call) -> Vec<Number> {
+        self.index
+            .covering(&call.principal, &call.action, &call.resource, &call.entities)
+    }
+
+    /// The policy as it was written.
+    pub(crate) fn policy(&self, number: Number) -> Option<&Policy> {
+        self.policies.policy(self.residual(number)?.policy.id())
     }
 
     pub(crate) fn number(&self, id: &PolicyId) -> Option<Number> {

@@ -128,6 +128,25 @@ impl AuthzRequest {
         }
     }
 
+    /// A call of which nothing but its name is known: to a route of a service, or to a service.
+    pub(crate) fn without_context(
+        principal: &SpiffeId,
+        method: Option<&str>,
+        service: &str,
+        route: Option<&Route>,
+    ) -> Self {
+        Self {
+            principal: principal.clone(),
+            action: method.map_or("connect", action_of),
+            resource: match route {
+                Some(route) => Resource::Route(route.clone()),
+                None => Resource::Service(service.to_owned()),
+            },
+            at: SystemTime::UNIX_EPOCH,
+            context: Err("what surrounds the call is not known".to_owned()),
+        }
+    }
+
     /// The caller's SPIFFE ID.
     pub fn principal(&self) -> &str {
         self.principal.as_str()

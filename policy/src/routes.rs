@@ -152,6 +152,19 @@ impl RouteTable {
         })
     }
 
+    /// The services that have routes, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str)
+    }
+
+    /// The routes of a service, most specific first, each with its method; none is any method.
+    pub fn of(&self, service: &str) -> impl Iterator<Item = (&Route, Option<&str>)> {
+        let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
+        templates
+            .iter()
+            .map(|template| (&template.route, template.method.as_deref()))
+    }
+
     /// The most specific route that covers the request: of two templates the one that is literal where the other has
     /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
     pub fn route(&self, service: &str, request: &CanonicalRequest) -> Route {

@@ -248,7 +248,7 @@ fn row(record: &Record) -> Vec<String> {
 }
 
 /// `10m` ago, or an RFC 3339 moment.
-fn moment(text: &str) -> Result<SystemTime, String> {
+pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return SystemTime::now()
             .checked_sub(ago)

@@ -1,10 +1,12 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
 mod check;
+mod explain;
 mod fmt;
 mod grant;
 pub(crate) mod key;
 mod publish;
+mod replay;
 mod routes;
 mod test;
 
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::Source;
+use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -37,6 +39,17 @@ pub(crate) enum PolicyCommand {
     /// Routes of services: read them out of OpenAPI documents
     #[command(subcommand)]
     Routes(routes::RoutesCommand),
+    /// Say why a request was, or would be, decided as it is: which policies, which conditions, and what was near
+    #[command(
+        after_help = "Examples:\n  hoplite policy explain ledger-1-42\n  hoplite policy explain --as spiffe://demo.hoplite/shop \\\n    \
+        --do 'GET ledger /accounts/7' --policies policies"
+    )]
+    Explain(explain::Args),
+    /// Decide the decisions of the log again, by other policies; exit 1 if any would flip, 2 if it cannot be done
+    #[command(
+        after_help = "Examples:\n  hoplite policy replay policies --since 7d\n  hoplite policy replay policies --audit /var/lib/hoplite/audit --output json"
+    )]
+    Replay(replay::Args),
     /// Check, test and replay the policies of a directory, sign them, and put them in force on every proxy
     #[command(
         after_help = "Examples:\n  hoplite policy publish ~/.local/state/hoplite/policies --note 'orders may read the ledger'\n  hoplite policy publish policies --shadow\n  hoplite policy publish policies --accept '*/visitor × ledger:*'"
@@ -79,12 +92,32 @@ pub(crate) struct StatusArgs {
     output: Output,
 }
 
+/// Where the policies lie that are asked.
+#[derive(Debug, Args)]
+pub(crate) struct PoliciesArgs {
+    /// The directory of the policies [default: that of the mesh in --dir]
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+    #[command(flatten)]
+    dir: MeshDir,
+}
+
+/// Where the decision logs lie.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// A log directory, or a tree of them; may be repeated [default: those of the mesh in --dir]
+    #[arg(long = "audit", value_name = "DIR")]
+    audit: Vec<PathBuf>,
+}
+
 pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Check(args) => check::run(&args),
         PolicyCommand::Fmt(args) => fmt::run(&args),
         PolicyCommand::Test(args) => test::run(&args),
         PolicyCommand::Routes(command) => routes::run(command),
+        PolicyCommand::Explain(args) => explain::run(&args),
+        PolicyCommand::Replay(args) => Ok(replay::run(&args)),
         PolicyCommand::Publish(args) => publish::publish(&args),
         PolicyCommand::Rollback(args) => publish::rollback(&args),
         PolicyCommand::History(args) => publish::history(&args),
@@ -103,6 +136,20 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 fn sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
     hoplite_decision::read_policies(directory)
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{}`: {reason}", directory.display()))
+}
+
+/// The snapshot of policies that have to be good.
+fn compile(sources: &[Source]) -> anyhow::Result<Snapshot> {
+    Snapshot::compile(sources).map_err(|faults| {
+        let more = match faults.len().saturating_sub(1) {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        match faults.first() {
+            Some(fault) => anyhow::anyhow!("{fault}{more}; `hoplite policy check` shows all"),
+            None => anyhow::anyhow!("the policies cannot be compiled"),
+        }
+    })
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
@@ -231,4 +278,54 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .iter()
         .map(|name| dir.join("run").join(format!("{name}.sock")))
         .collect())
+}
+
+// === impl PoliciesArgs ===
+
+impl PoliciesArgs {
+    fn path(&self) -> anyhow::Result<PathBuf> {
+        match &self.policies {
+            Some(path) => Ok(path.clone()),
+            None => Ok(self.dir.path()?.join("policies")),
+        }
+    }
+
+    fn sources(&self) -> anyhow::Result<Vec<Source>> {
+        sources(&self.path()?)
+    }
+}
+
+// === impl AuditArgs ===
+
+impl AuditArgs {
+    /// Every log there is; `None` when nobody said where and the mesh has none.
+    fn logs_if_any(&self, dir: &MeshDir) -> anyhow::Result<Option<Vec<PathBuf>>> {
+        let own = dir.path()?.join("audit");
+        if self.audit.is_empty() && (!own.is_dir() || hoplite_audit::find_logs(&own)?.is_empty()) {
+            return Ok(None);
+        }
+        self.logs(dir).map(Some)
+    }
+
+    /// Every log there is; at least one.
+    fn logs(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
+        let roots = if self.audit.is_empty() {
+            vec![dir.path()?.join("audit")]
+        } else {
+            self.audit.clone()
+        };
+        let mut logs = Vec::new();
+        for root in &roots {
+            let found = hoplite_audit::find_logs(root)?;
+            anyhow::ensure!(
+                !found.is_empty(),
+                "there is no decision log in `{}`; say where with --audit or --dir",
+                root.display()
+            );
+            logs.extend(found);
+        }
+        logs.sort();
+        logs.dedup();
+        Ok(logs)
+    }
 }

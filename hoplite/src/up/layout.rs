@@ -193,7 +193,9 @@ impl Layout {
 
     /// As a line of a configuration file.
     fn policy_signers(&self) -> anyhow::Result<String> {
-        let signers = SIGNERS.iter().map(|name| Ok(format!("\"{}\"", key::read(&self.key(name))?.signer())));
+        let signers = SIGNERS
+            .iter()
+            .map(|name| Ok(format!("\"{}\"", key::read(&self.key(name))?.signer())));
         let signers: Vec<String> = signers.collect::<anyhow::Result<_>>()?;
         Ok(format!("policy_signers = [{}]\n", signers.join(", ")))
     }

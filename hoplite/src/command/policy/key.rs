@@ -56,7 +56,10 @@ pub(crate) fn run(command: &KeyCommand) -> anyhow::Result<ExitCode> {
 /// A new key in a file of its own; one that is there already is never replaced.
 pub(crate) fn create(file: &Path) -> anyhow::Result<SigningKey> {
     if file.exists() {
-        bail!("`{}` is there already; choose another name, or use that key", file.display());
+        bail!(
+            "`{}` is there already; choose another name, or use that key",
+            file.display()
+        );
     }
     let mut seed = Zeroizing::new([0; 32]);
     SystemRandom::new()
@@ -85,8 +88,9 @@ impl KeyArgs {
     pub(crate) fn read(&self, dir: &MeshDir) -> anyhow::Result<SigningKey> {
         match &self.key {
             Some(file) => read(file),
-            None => read(&dir.path()?.join("keys/alice.pem"))
-                .context("there is no key to sign with; say which with --key, or make one with `hoplite policy key create`"),
+            None => read(&dir.path()?.join("keys/alice.pem")).context(
+                "there is no key to sign with; say which with --key, or make one with `hoplite policy key create`",
+            ),
         }
     }
 }

@@ -11,8 +11,8 @@ use hoplite_policy::{
     Bundle, BundleContents, EngineVersion, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Snapshot, Source, Stage, lint,
 };
 use hoplite_wire::ca::{
-    ClearShadowRequest, GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, PublishedPolicy, ShowPolicyRequest,
-    ShowPolicyResponse,
+    ClearShadowRequest, GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, PublishedPolicy,
+    ShowPolicyRequest, ShowPolicyResponse,
 };
 use serde_json::{Value, json};
 
@@ -126,7 +126,11 @@ fn checked(steps: &mut Steps, args: &PublishArgs, sources: &[Source]) -> anyhow:
 fn tested(steps: &mut Steps, args: &PublishArgs, snapshot: &Snapshot) -> anyhow::Result<bool> {
     let tables = tables(&args.directory)?;
     if tables.is_empty() {
-        steps.say("test", true, "there are no test tables; write some, see `hoplite policy test --help`")?;
+        steps.say(
+            "test",
+            true,
+            "there are no test tables; write some, see `hoplite policy test --help`",
+        )?;
         return Ok(true);
     }
     let report = TestReport::new(&tables, snapshot);
@@ -142,7 +146,11 @@ fn tested(steps: &mut Steps, args: &PublishArgs, snapshot: &Snapshot) -> anyhow:
 /// What the new policies would have decided of late. Each flip must have been accepted by name.
 fn replayed(steps: &mut Steps, args: &PublishArgs, snapshot: &Snapshot) -> anyhow::Result<bool> {
     let Some(logs) = args.audit.logs_if_any(args.sign.ca.dir())? else {
-        steps.say("replay", true, "there are no decision logs here; say where with --audit")?;
+        steps.say(
+            "replay",
+            true,
+            "there are no decision logs here; say where with --audit",
+        )?;
         return Ok(true);
     };
     let replayed = with_progress(&logs, args.since, snapshot, 3)?;
@@ -177,7 +185,9 @@ fn matches(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == text;
     };
-    let Some(mut text) = text.strip_prefix(start) else { return false };
+    let Some(mut text) = text.strip_prefix(start) else {
+        return false;
+    };
     let mut parts: Vec<&str> = rest.split('*').collect();
     let last = parts.pop().unwrap_or_default();
     for part in parts {
@@ -208,9 +218,19 @@ fn send(
         bundle: bundle.into(),
         expected_revision: state.highest_revision,
     };
-    let answer = args.ca.call(async |mut ca| Ok(ca.publish_policy(request).await?.into_inner()))?;
-    let what = if stage == Stage::Shadow { "tried as shadow" } else { "in force" };
-    steps.say("publish", true, &format!("revision {}, {what}; see `hoplite policy status`", answer.revision))?;
+    let answer = args
+        .ca
+        .call(async |mut ca| Ok(ca.publish_policy(request).await?.into_inner()))?;
+    let what = if stage == Stage::Shadow {
+        "tried as shadow"
+    } else {
+        "in force"
+    };
+    steps.say(
+        "publish",
+        true,
+        &format!("revision {}, {what}; see `hoplite policy status`", answer.revision),
+    )?;
     steps.end(answer.revision)
 }
 
@@ -253,13 +273,20 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(args.sign.output);
     let ca = &args.sign.ca;
     let state = ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))?;
-    let live = state.live.context("nothing was published yet, so there is nothing to go back from")?;
+    let live = state
+        .live
+        .context("nothing was published yet, so there is nothing to go back from")?;
     let revision = match args.revision {
         Some(revision) => revision,
         None => {
             let history = ca.call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest {}).await?.into_inner()))?;
-            let before = history.policies.iter().find(|p| p.stage == "live" && p.revision < live.revision);
-            before.context("no live revision lies before the one in force")?.revision
+            let before = history
+                .policies
+                .iter()
+                .find(|p| p.stage == "live" && p.revision < live.revision);
+            before
+                .context("no live revision lies before the one in force")?
+                .revision
         }
     };
     let old = ca.call(async |mut ca| Ok(ca.get_policy(GetPolicyRequest { revision }).await?.into_inner()))?;
@@ -272,7 +299,11 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         let first = faults.first().map(ToString::to_string).unwrap_or_default();
         bail!("revision {revision} no longer compiles: {first}");
     }
-    steps.say("fetch", true, &format!("revision {revision}, {} files", old.sources().len()))?;
+    steps.say(
+        "fetch",
+        true,
+        &format!("revision {revision}, {} files", old.sources().len()),
+    )?;
     let note = format!("back to revision {revision}");
     send(&mut steps, &args.sign, old.sources(), Stage::Live, Some(note))?;
     Ok(ExitCode::SUCCESS)
@@ -287,7 +318,15 @@ pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         print_json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["REVISION", "STAGE", "POLICIES", "SIGNED BY", "PUBLISHED", "EXPIRES", "NOTE"]);
+    let mut table = Table::new(&[
+        "REVISION",
+        "STAGE",
+        "POLICIES",
+        "SIGNED BY",
+        "PUBLISHED",
+        "EXPIRES",
+        "NOTE",
+    ]);
     for policy in &history.policies {
         table.row([
             policy.revision.to_string(),

@@ -1,0 +1,296 @@
+//! `hoplite policy replay`: what other policies would have decided, over the decision log.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use hoplite_policy::Snapshot;
+use serde_json::{Value, json};
+
+use super::{AuditArgs, compile, sources};
+use crate::command::MeshDir;
+use crate::output::{Output, print, print_json};
+use crate::replay::{Flip, Group, Replayed, Who, replay};
+
+/// The exit code of a replay that could not be made, apart from that of one that found flips.
+const COULD_NOT: u8 = 2;
+/// How often the bar moves.
+const TICK: Duration = Duration::from_millis(200);
+const BAR: usize = 24;
+/// The most groups shown to people; `--output json` has all.
+const GROUPS_SHOWN: usize = 50;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of the new policies
+    directory: PathBuf,
+    /// From when on: a length of time ago (`7d`) or a moment (`2026-11-23T12:00:00Z`)
+    #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
+    since: SystemTime,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    dir: MeshDir,
+    /// At most so many decisions are named for each group
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    limit_examples: usize,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match answer(args) {
+        Ok(code) => code,
+        Err(error) if crate::output::reader_is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", crate::output::one_line(&error));
+            ExitCode::from(COULD_NOT)
+        }
+    }
+}
+
+fn answer(args: &Args) -> anyhow::Result<ExitCode> {
+    let snapshot = compile(&sources(&args.directory)?)?;
+    let logs = args.audit.logs(&args.dir)?;
+    let replayed = with_progress(&logs, args.since, &snapshot, args.limit_examples)?;
+    if args.output == Output::Json {
+        print_json(&as_json(&replayed, &snapshot, args.since))?;
+    } else {
+        print(&page(&replayed, args.since))?;
+    }
+    Ok(if replayed.flips == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Replays, with a bar on the terminal if there is one.
+pub(crate) fn with_progress(
+    logs: &[PathBuf],
+    since: SystemTime,
+    snapshot: &Snapshot,
+    examples: usize,
+) -> anyhow::Result<Replayed> {
+    let mut bar = std::io::stderr().is_terminal().then(|| Bar::new(logs, since));
+    let replayed = replay(logs, Some(since), snapshot, examples, |records, log, at| {
+        if let Some(bar) = &mut bar {
+            bar.advance(records, log, at);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    Ok(replayed?)
+}
+
+/// How far a replay is. A log does not say how many records it holds, so it is guessed from its bytes and the times.
+struct Bar {
+    since: SystemTime,
+    /// Of each log its bytes, and when it was last written.
+    logs: Vec<(u64, SystemTime)>,
+    records: usize,
+    /// The first time seen of the log being read.
+    first: Option<(usize, SystemTime)>,
+    started: Instant,
+    drawn: Instant,
+}
+
+// === impl Bar ===
+
+impl Bar {
+    fn new(logs: &[PathBuf], since: SystemTime) -> Self {
+        Self {
+            since,
+            logs: logs.iter().map(|log| size(log)).collect(),
+            records: 0,
+            first: None,
+            started: Instant::now(),
+            drawn: Instant::now(),
+        }
+    }
+
+    fn advance(&mut self, records: usize, log: usize, at: SystemTime) {
+        self.records += records;
+        if self.first.is_none_or(|(number, _)| number != log) {
+            self.first = Some((log, at.max(self.since)));
+        }
+        if self.drawn.elapsed() < TICK {
+            return;
+        }
+        self.drawn = Instant::now();
+        let done = self.share(log, at);
+        let filled = (done * BAR as f64) as usize;
+        let line: String = (0..BAR).map(|n| if n < filled { '█' } else { '░' }).collect();
+        let _ = write!(
+            std::io::stderr(),
+            "\r\x1b[K{line} {:3.0} %  {} records, {} a second",
+            done * 100.0,
+            thousands(self.records as u64),
+            thousands((self.records as f64 / self.started.elapsed().as_secs_f64()) as u64)
+        );
+    }
+
+    /// How much of everything is done, from 0 to 1.
+    fn share(&self, log: usize, at: SystemTime) -> f64 {
+        let seconds = |from: SystemTime, to: SystemTime| to.duration_since(from).unwrap_or_default().as_secs_f64();
+        let total: u64 = self.logs.iter().map(|(bytes, _)| bytes).sum();
+        let before: u64 = self.logs.iter().take(log).map(|(bytes, _)| bytes).sum();
+        let Some((bytes, end)) = self.logs.get(log) else {
+            return 0.0;
+        };
+        let within = self.first.map_or(0.0, |(_, first)| {
+            let all = seconds(first, *end);
+            if all > 0.0 {
+                (seconds(first, at) / all).min(1.0)
+            } else {
+                0.0
+            }
+        });
+        (before as f64 + *bytes as f64 * within) / (total.max(1) as f64)
+    }
+
+    fn finish(self) {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+}
+
+fn size(log: &Path) -> (u64, SystemTime) {
+    let mut found = (0, SystemTime::UNIX_EPOCH);
+    for entry in log.read_dir().into_iter().flatten().flatten() {
+        if let Ok(metadata) = entry.metadata()
+            && entry.path().extension().is_some_and(|extension| extension == "seg")
+        {
+            found.0 += metadata.len();
+            found.1 = found.1.max(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        }
+    }
+    found
+}
+
+/// `1 234 567`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The replay for people.
+pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
+    let mut page = format!(
+        "{} decisions since {}: {} the same, {} would flip\n",
+        thousands(replayed.records),
+        humantime::format_rfc3339_seconds(since),
+        thousands(replayed.same),
+        thousands(replayed.flips),
+    );
+    for (count, what) in [
+        (replayed.other_denial, "denied as before, with another outcome"),
+        (replayed.by_grant, "allowed by a break-glass grant, not replayed"),
+        (
+            replayed.not_replayable,
+            "not replayable: policy was not asked, or the record is not whole",
+        ),
+        (
+            replayed.damaged,
+            "cannot be read; `hoplite audit verify` has the findings",
+        ),
+    ] {
+        if count > 0 {
+            let _ = writeln!(page, "  {} {what}", thousands(count));
+        }
+    }
+    let mut last = None;
+    for (who, group) in replayed.groups().into_iter().take(GROUPS_SHOWN) {
+        if last.replace(who.flip) != Some(who.flip) {
+            let _ = writeln!(page, "\n{}: {}", who.flip.as_str(), thousands(replayed.count(who.flip)));
+        }
+        show_group(&mut page, who, group);
+    }
+    let further = replayed.groups().len().saturating_sub(GROUPS_SHOWN);
+    if further > 0 {
+        let _ = writeln!(page, "\n{further} more groups; --output json shows all");
+    }
+    if replayed.ungrouped > 0 {
+        let _ = writeln!(
+            page,
+            "{} more flips are in no group: there are too many",
+            thousands(replayed.ungrouped)
+        );
+    }
+    page
+}
+
+fn show_group(page: &mut String, who: &Who, group: &Group) {
+    let _ = writeln!(page, "{:>9}  {who}", thousands(group.count));
+    let names = |ids: &std::collections::BTreeSet<String>| ids.iter().cloned().collect::<Vec<_>>().join(", ");
+    let outcomes: Vec<String> = group
+        .outcomes
+        .iter()
+        .map(|(outcome, count)| {
+            if group.outcomes.len() > 1 {
+                format!("{outcome} ({})", thousands(*count))
+            } else {
+                (*outcome).to_owned()
+            }
+        })
+        .collect();
+    let mut parts = vec![format!("now {}", outcomes.join(" and "))];
+    if !group.now.is_empty() {
+        parts.push(format!("by {}", names(&group.now)));
+    }
+    if !group.before.is_empty() {
+        let before = match who.flip {
+            Flip::AllowedToDenied => "was permitted by",
+            Flip::DeniedToAllowed => "was forbidden by",
+        };
+        parts.push(format!("{before} {}", names(&group.before)));
+    }
+    if !group.examples.is_empty() {
+        let examples: Vec<_> = group.examples.iter().map(|(_, id)| id.to_string()).collect();
+        parts.push(format!("e.g. {}", examples.join(" ")));
+    }
+    let _ = writeln!(page, "           {}", parts.join("; "));
+}
+
+/// The replay for scripts.
+pub(crate) fn as_json(replayed: &Replayed, snapshot: &Snapshot, since: SystemTime) -> Value {
+    let groups: Vec<Value> = replayed
+        .groups()
+        .into_iter()
+        .map(|(who, group)| {
+            json!({
+                "flip": who.flip, "principal": who.principal, "route": who.route, "count": group.count,
+                "outcomes": group.outcomes, "before": group.before, "now": group.now,
+                "examples": group.examples.iter().map(|(_, id)| id.to_string()).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({
+        "policy_revision": snapshot.revision(), "since": humantime::format_rfc3339_seconds(since).to_string(),
+        "records": replayed.records, "same": replayed.same, "other_denial": replayed.other_denial,
+        "by_grant": replayed.by_grant, "not_replayable": replayed.not_replayable, "damaged": replayed.damaged,
+        "flips": replayed.flips, "ungrouped": replayed.ungrouped, "groups": groups,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thousands;
+
+    #[test]
+    fn numbers_can_be_read() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1 000"), (1_234_567, "1 234 567")] {
+            assert_eq!(thousands(number), text);
+        }
+    }
+}
