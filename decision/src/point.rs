@@ -244,3 +244,6 @@ fn outcome(outcome: policy::Outcome) -> Outcome {
         policy::Outcome::Error => Outcome::Error,
     }
 }
+
+#[cfg(test)]
+mod tests;

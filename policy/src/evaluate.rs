@@ -114,6 +114,11 @@ impl Evaluator {
         Ok(prepared)
     }
 
+    pub(crate) fn forget_calls(&self) {
+        self.calls.clear();
+        self.sets.clear();
+    }
+
     fn prepare(&self, call: Call) -> Result<Prepared, String> {
         let candidates = self.covering(&call);
         let (open, settled): (Vec<Number>, Vec<Number>) = candidates

@@ -20,7 +20,8 @@ pub struct Fault {
     pub reason: String,
     /// What to do about it, in one line.
     pub help: Option<String>,
-    excerpt: Option<Excerpt>,
+    /// Boxed: faults are what functions fail with, and should be small.
+    excerpt: Option<Box<Excerpt>>,
 }
 
 /// The line a fault is in, or the part of it around the fault.
@@ -45,7 +46,7 @@ impl Fault {
         let (line, column) = position(text, offset);
         let mut fault = Self::whole(file, message);
         (fault.line, fault.column) = (line, column);
-        fault.excerpt = Excerpt::new(text, offset);
+        fault.excerpt = Excerpt::new(text, offset).map(Box::new);
         fault
     }
 

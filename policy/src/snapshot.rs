@@ -20,8 +20,8 @@ use std::thread;
 
 /// The longest policy; longer ones are several policies, or data. Amazon Verified Permissions draws the same line.
 pub const MAX_POLICY_BYTES: usize = 10_000;
-/// The most text of all sources together: some 50 000 policies.
-pub const MAX_TOTAL_BYTES: usize = 16 * 1024 * 1024;
+/// The most text of all sources together: well over 100 000 policies, and as much as a bundle carries.
+pub const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 /// The deepest brackets within one policy. Cedar's parser follows them on the stack without a guard.
 pub const MAX_NESTING: usize = 32;
 /// The most operators one expression may chain, brackets followed inwards; well over a hundred conditions joined by
@@ -198,6 +198,13 @@ impl Snapshot {
             counter.cloned().unwrap_or_default()
         });
         self.counters = counters.collect();
+    }
+
+    /// Forgets what was prepared for calls seen before. For measurements.
+    pub fn forget_calls(&self) {
+        if let Ok(evaluator) = self.evaluator() {
+            evaluator.forget_calls();
+        }
     }
 
     pub(crate) fn counter(&self, number: u32) -> Option<&Arc<Counter>> {

@@ -1,5 +1,256 @@
-use super::*;
+//! The feed through directories, bundles, shadows, grants, restarts and refusals.
+
 use std::fs;
+use std::time::Duration;
+
+use hoplite_policy::{Draft, GrantDraft, GrantScope, Meta, SigningKey};
+use zeroize::Zeroizing;
+
+use super::*;
+
+const FIRST: &str = "@id(\"first\") permit (principal, action, resource);";
+const OTHER: &str = "@id(\"other\") permit (principal, action, resource);";
+
+fn key(name: &str) -> SigningKey {
+    let mut seed = [7; 32];
+    seed[..name.len()].copy_from_slice(name.as_bytes());
+    SigningKey::from_seed(name, Zeroizing::new(seed)).unwrap()
+}
+
+fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("prod.acme").unwrap()
+}
+
+fn trust() -> BundleTrust {
+    let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
+    BundleTrust::new(TrustedSigners::new(signers).unwrap(), trust_domain())
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn later(seconds: u64) -> SystemTime {
+    now() + Duration::from_secs(seconds)
+}
+
+fn draft(revision: u64, stage: Stage, text: &str) -> Draft {
+    let source = Source {
+        name: "a.cedar".to_owned(),
+        text: text.to_owned(),
+    };
+    let meta = Meta {
+        trust_domain: trust_domain(),
+        revision,
+        parent: None,
+        created: now(),
+        expires: later(100),
+        min_engine: EngineVersion::THIS,
+        critical: Vec::new(),
+        stage,
+        note: None,
+    };
+    Bundle::build(&[source], meta).unwrap()
+}
+
+fn bundle(revision: u64, stage: Stage, text: &str) -> Vec<u8> {
+    draft(revision, stage, text).sign(&[&key("alice")]).unwrap()
+}
+
+fn ids(snapshot: &Snapshot) -> Vec<&str> {
+    snapshot.policy_ids().collect()
+}
+
+/// The ids in force, and the revision of their bundle.
+fn live(feed: &PolicyFeed) -> (Vec<String>, Option<u64>) {
+    let in_force = feed.in_force();
+    let ids = ids(in_force.live()).into_iter().map(str::to_owned).collect();
+    (ids, in_force.bundle_revision())
+}
+
+fn is_live(feed: &PolicyFeed, id: &str, revision: u64) {
+    assert_eq!(live(feed), (vec![id.to_owned()], Some(revision)));
+}
+
+#[test]
+fn a_bundle_replaces_another_only_when_it_is_signed_newer_and_understood() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    assert!(feed.in_force().live().deny_all_reason().is_some());
+    feed.offer(&bundle(5, Stage::Live, FIRST), now()).unwrap();
+    is_live(&feed, "first", 5);
+    let mut epoch = feed.subscribe();
+    epoch.borrow_and_update();
+
+    let mallory = draft(6, Stage::Live, OTHER).sign(&[&key("mallory")]).unwrap();
+    for (bytes, at, reason) in [
+        (mallory, now(), "`mallory`"),
+        (bundle(4, Stage::Live, OTHER), now(), "lower than 5"),
+        (bundle(5, Stage::Live, OTHER), now(), "another bundle of revision 5"),
+        (bundle(6, Stage::Live, OTHER), later(100), "expired"),
+        (bundle(6, Stage::Live, "permit ("), now(), "a.cedar:1"),
+        (b"no bundle".to_vec(), now(), "bundle"),
+    ] {
+        let refused = feed.offer(&bytes, at).unwrap_err();
+        assert!(refused.contains(reason), "{refused}");
+        is_live(&feed, "first", 5);
+        assert!(
+            feed.status().faults[0].reason.contains(reason),
+            "{:?}",
+            feed.status().faults
+        );
+    }
+    assert!(!epoch.has_changed().unwrap(), "nothing was announced");
+    feed.offer(&bundle(5, Stage::Live, FIRST), now()).unwrap();
+    feed.offer(&bundle(6, Stage::Live, OTHER), now()).unwrap();
+    is_live(&feed, "other", 6);
+    assert!(epoch.has_changed().unwrap() && feed.status().faults.is_empty());
+    assert_eq!(
+        (feed.revisions(), feed.status().signed_by),
+        ((6, 0), vec!["alice".to_owned()])
+    );
+}
+
+#[test]
+fn an_engine_that_does_not_know_shadows_refuses_one_and_does_not_enforce_it() {
+    let state = tempfile::tempdir().unwrap();
+    let old = BundleTrust {
+        known_critical: &[],
+        ..trust()
+    };
+    let feed = PolicyFeed::new(state.path(), Some(old), now());
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    let refused = feed.offer(&bundle(2, Stage::Shadow, OTHER), now()).unwrap_err();
+    assert!(refused.contains("`shadow`"), "{refused}");
+    is_live(&feed, "first", 1);
+    assert!(feed.in_force().shadow().is_none());
+}
+
+#[test]
+fn a_shadow_lies_beside_what_is_in_force() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    let before = feed.in_force();
+    feed.offer(&bundle(2, Stage::Shadow, OTHER), now()).unwrap();
+    assert!(Arc::ptr_eq(before.live(), feed.in_force().live()), "not compiled again");
+    assert_eq!(ids(feed.in_force().shadow().unwrap()), ["other"]);
+    feed.offer(&bundle(1, Stage::Shadow, FIRST), now()).unwrap_err();
+    feed.offer(&bundle(3, Stage::Live, OTHER), now()).unwrap();
+    assert!(
+        feed.in_force().shadow().is_some(),
+        "a new live policy leaves the shadow"
+    );
+    assert_eq!(feed.revisions(), (3, 2));
+    feed.clear_shadow(now());
+    assert!(feed.in_force().shadow().is_none());
+    is_live(&feed, "other", 3);
+}
+
+#[test]
+fn the_last_bundle_outlives_a_restart_and_its_end_and_nothing_older_comes_back() {
+    let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |trust| PolicyFeed::new(state.path(), trust, later(500));
+    PolicyFeed::new(state.path(), Some(trust()), now())
+        .offer(&bundle(5, Stage::Live, FIRST), now())
+        .unwrap();
+
+    let feed = start(Some(trust()));
+    is_live(&feed, "first", 5);
+    assert!(feed.in_force().stale(later(100)) && !feed.in_force().stale(later(99)));
+    assert!(feed.offer(&bundle(4, Stage::Live, OTHER), now()).is_err());
+
+    // From the first bundle on the directory does not count.
+    fs::write(policies.path().join("b.cedar"), OTHER).unwrap();
+    Directory::new(policies.path().to_owned()).offer(&feed);
+    is_live(&feed, "first", 5);
+
+    // What cannot be believed any more denies, and the directory is no way round that.
+    for trust in [None, Some(BundleTrust::new(TrustedSigners::default(), trust_domain()))] {
+        let feed = start(trust);
+        Directory::new(policies.path().to_owned()).offer(&feed);
+        assert!(
+            feed.in_force()
+                .live()
+                .deny_all_reason()
+                .unwrap()
+                .contains("kept bundle")
+        );
+    }
+    fs::write(state.path().join("policy.bundle"), b"spoilt").unwrap();
+    let feed = start(Some(trust()));
+    assert!(
+        feed.in_force()
+            .live()
+            .deny_all_reason()
+            .unwrap()
+            .contains("kept bundle")
+    );
+    feed.offer(&bundle(6, Stage::Live, OTHER), now()).unwrap();
+    is_live(&feed, "other", 6);
+}
+
+#[test]
+fn a_bundle_takes_over_from_a_directory() {
+    let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(policies.path().join("a.cedar"), FIRST).unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let mut directory = Directory::new(policies.path().to_owned());
+    directory.offer(&feed);
+    assert_eq!(live(&feed), (vec!["first".to_owned()], None));
+    feed.offer(&bundle(1, Stage::Live, OTHER), now()).unwrap();
+    is_live(&feed, "other", 1);
+    fs::write(policies.path().join("a.cedar"), "permit (").unwrap();
+    directory.offer(&feed);
+    directory.offer(&feed);
+    is_live(&feed, "other", 1);
+}
+
+fn grant(by: [&str; 2]) -> Vec<u8> {
+    let principal = GrantScope::Workload("spiffe://prod.acme/ops".to_owned());
+    let draft = GrantDraft::new(
+        &trust_domain(),
+        "inc-1",
+        "INC-1",
+        "stuck",
+        principal,
+        "ledger",
+        (now(), later(3600)),
+        now(),
+    );
+    let once = draft.unwrap().sign(&key(by[0])).unwrap();
+    GrantDraft::sign_too(&once, &key(by[1])).unwrap()
+}
+
+#[test]
+fn a_grant_is_in_force_as_long_as_it_is_offered() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    for (signers, refused) in [
+        (["alice", "alice"], "only `alice`"),
+        (["alice", "mallory"], "`mallory`"),
+    ] {
+        feed.offer_grants(&[grant(signers)], now());
+        is_live(&feed, "first", 1);
+        assert!(
+            feed.status().faults[0].reason.contains(refused),
+            "{:?}",
+            feed.status().faults
+        );
+    }
+    feed.offer_grants(&[grant(["alice", "bob"])], now());
+    assert_eq!(live(&feed).0, ["break-glass/inc-1", "first"]);
+    assert_eq!(feed.status().grants, [("break-glass/inc-1".to_owned(), later(3600))]);
+    feed.offer(&bundle(2, Stage::Live, OTHER), now()).unwrap();
+    assert_eq!(
+        live(&feed).0,
+        ["break-glass/inc-1", "other"],
+        "a new bundle leaves the grant"
+    );
+    feed.offer_grants(&[] as &[Vec<u8>], now());
+    is_live(&feed, "other", 2);
+}
 
 #[test]
 fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {

@@ -250,7 +250,7 @@ fn signed(
             key.signer()
         );
     }
-    let parent = match state.highest_manifest_sha256.as_ref() {
+    let parent = match &state.highest_manifest_sha256[..] {
         [] => None,
         digest => Some(Hash::from_slice(digest).context("the CA names a manifest by no SHA-256")?),
     };
@@ -279,7 +279,8 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let revision = match args.revision {
         Some(revision) => revision,
         None => {
-            let history = ca.call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest {}).await?.into_inner()))?;
+            let history =
+                ca.call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest::default()).await?.into_inner()))?;
             let before = history
                 .policies
                 .iter()
@@ -312,7 +313,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     let history = args
         .ca
-        .call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest {}).await?.into_inner()))?;
+        .call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest::default()).await?.into_inner()))?;
     if args.output == Output::Json {
         let all: Vec<Value> = history.policies.iter().map(listed).collect();
         print_json(&all)?;

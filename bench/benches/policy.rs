@@ -1,0 +1,174 @@
+//! What a decision costs: by the number of policies there are, and by the number that concern the request.
+//!
+//! `cargo bench -p hoplite-bench --bench policy [FILTER]`
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a measurement that cannot start has nothing to measure"
+)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::SystemTime;
+
+use divan::{AllocProfiler, Bencher, black_box};
+use hoplite_identity::VerifiedPeer;
+use hoplite_identity::testing::TestAuthority;
+use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, Source, decide, decide_by_reference};
+
+#[global_allocator]
+static ALLOC: AllocProfiler = AllocProfiler::system();
+
+/// Policies in the set, and how many of them concern the request.
+#[derive(Clone, Copy)]
+struct Size {
+    policies: usize,
+    candidates: usize,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>6} policies, {:>3} candidates", self.policies, self.candidates)
+    }
+}
+
+const SIZES: [Size; 10] = [
+    size(10, 2),
+    size(1_000, 2),
+    size(10_000, 2),
+    size(100_000, 2),
+    size(1_000, 20),
+    size(10_000, 20),
+    size(100_000, 20),
+    size(1_000, 200),
+    size(10_000, 200),
+    size(100_000, 200),
+];
+
+const fn size(policies: usize, candidates: usize) -> Size {
+    Size { policies, candidates }
+}
+
+fn main() {
+    divan::main();
+}
+
+/// Services `two`, `twenty` and `many` have 2, 20 and 200 policies that cover a read by /ns/pay/…; of these every
+/// fourth looks at the context. The same with `all-` in front: every one does. The rest is one permit for each of
+/// many services, as teams write them.
+fn text(policies: usize) -> String {
+    let mut text = String::new();
+    let mut written = 0;
+    for (service, count) in [("two", 2), ("twenty", 20), ("many", 200)] {
+        for (prefix, every) in [("", 4), ("all-", 1)] {
+            if written + count > policies {
+                continue;
+            }
+            for n in 0..count {
+                let condition = if n % every == 0 {
+                    format!("when {{ context.seg.n == {} }}", n % 4)
+                } else {
+                    String::new()
+                };
+                let _ = writeln!(
+                    text,
+                    "@id(\"{prefix}{service}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/pay\", action in Hoplite::Action::\"read\", resource in Hoplite::Service::\"{prefix}{service}\") {condition};"
+                );
+            }
+            written += count;
+        }
+    }
+    for n in written..policies {
+        let condition = if n % 3 == 0 { "when { context.seg has s1 }" } else { "" };
+        let _ = writeln!(
+            text,
+            "@id(\"team-{}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{}:GET /x\") {condition};",
+            n % 97,
+            n % 5_003,
+            n % 10_007,
+        );
+    }
+    text
+}
+
+fn sources(policies: usize) -> Vec<Source> {
+    vec![Source {
+        name: "all.cedar".to_owned(),
+        text: text(policies),
+    }]
+}
+
+fn snapshot(policies: usize) -> Arc<Snapshot> {
+    static MADE: LazyLock<Mutex<HashMap<usize, Arc<Snapshot>>>> = LazyLock::new(Mutex::default);
+    let mut made = MADE.lock().unwrap();
+    let snapshot = made.entry(policies);
+    Arc::clone(snapshot.or_insert_with(|| Arc::new(Snapshot::compile(&sources(policies)).unwrap())))
+}
+
+static PEER: LazyLock<VerifiedPeer> = LazyLock::new(|| TestAuthority::new("prod.acme").peer("/ns/pay/sa/refunds"));
+
+fn request(snapshot: &Snapshot, prefix: &str, candidates: usize, connection: &Connection) -> AuthzRequest {
+    let service = match candidates {
+        2 => "two",
+        20 => "twenty",
+        _ => "many",
+    };
+    let service = format!("{prefix}{service}");
+    let http = CanonicalRequest::parse("GET", &[service.as_bytes()], b"/accounts/7").unwrap();
+    let route = snapshot.routes().route(&service, &http);
+    AuthzRequest::http(&*PEER, &service, &route, &http, connection, SystemTime::now())
+}
+
+fn connection() -> Connection {
+    Connection::new([10, 0, 0, 7].into())
+}
+
+/// A request of a caller and route seen before; one in four candidates looks at the context.
+#[divan::bench(args = SIZES)]
+fn cached(bencher: Bencher<'_, '_>, size: &Size) {
+    let snapshot = snapshot(size.policies);
+    let request = request(&snapshot, "", size.candidates, &connection());
+    bencher.bench_local(|| decide(&snapshot, black_box(&request)));
+}
+
+/// The same; every candidate looks at the context.
+#[divan::bench(args = SIZES)]
+fn cached_all_contextual(bencher: Bencher<'_, '_>, size: &Size) {
+    let snapshot = snapshot(size.policies);
+    let request = request(&snapshot, "all-", size.candidates, &connection());
+    bencher.bench_local(|| decide(&snapshot, black_box(&request)));
+}
+
+/// With all the request's own work: canonical form, route, context.
+#[divan::bench(args = SIZES)]
+fn cached_from_bytes(bencher: Bencher<'_, '_>, size: &Size) {
+    let (snapshot, connection) = (snapshot(size.policies), connection());
+    bencher.bench_local(|| decide(&snapshot, &request(&snapshot, "", size.candidates, &connection)));
+}
+
+/// The first request of this caller on this route since the policy came in force.
+#[divan::bench(args = SIZES)]
+fn cold(bencher: Bencher<'_, '_>, size: &Size) {
+    let snapshot = snapshot(size.policies);
+    let request = request(&snapshot, "", size.candidates, &connection());
+    bencher
+        .with_inputs(|| snapshot.forget_calls())
+        .bench_local_values(|()| decide(&snapshot, black_box(&request)));
+}
+
+/// Cedar's authorizer over every policy.
+#[divan::bench(args = [size(10, 2), size(1_000, 20), size(10_000, 20), size(100_000, 20)], sample_count = 10, sample_size = 1)]
+fn plain_cedar(bencher: Bencher<'_, '_>, size: &Size) {
+    let snapshot = snapshot(size.policies);
+    let request = request(&snapshot, "", size.candidates, &connection());
+    bencher.bench_local(|| decide_by_reference(&snapshot, black_box(&request)));
+}
+
+/// Parse, validate strictly, index. What it allocates and keeps is the memory of a set.
+#[divan::bench(args = [10, 1_000, 10_000, 100_000], sample_count = 1, sample_size = 1)]
+fn compile(bencher: Bencher<'_, '_>, policies: usize) {
+    let sources = sources(policies);
+    bencher.bench_local(|| Snapshot::compile(black_box(&sources)).unwrap());
+}

@@ -1,0 +1,205 @@
+//! The decision point: what the record says, what a shadow may not do, and what staleness, grants and panics come to.
+
+use std::time::Duration;
+
+use hoplite_audit::{Options, Phase, Query, read_log};
+use hoplite_identity::VerifiedPeer;
+use hoplite_identity::testing::TestAuthority;
+use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, Meta, SigningKey, Source, Stage, TrustedSigners};
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::feed::BundleTrust;
+
+const PERMIT: &str = "@id(\"pay/read\") permit (principal, action in Hoplite::Action::\"read\", resource);";
+const FORBID: &str = "@id(\"no\") forbid (principal, action, resource);";
+const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\"]";
+
+struct World {
+    dir: tempfile::TempDir,
+    feed: Arc<PolicyFeed>,
+    peer: VerifiedPeer,
+}
+
+fn key(name: &str) -> SigningKey {
+    let mut seed = [3; 32];
+    seed[..name.len()].copy_from_slice(name.as_bytes());
+    SigningKey::from_seed(name, Zeroizing::new(seed)).unwrap()
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = TestAuthority::new("prod.acme");
+    let peer = authority.peer("/web");
+    let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
+    let trust = BundleTrust::new(
+        TrustedSigners::new(signers).unwrap(),
+        peer.spiffe_id().trust_domain().clone(),
+    );
+    let feed = Arc::new(PolicyFeed::new(dir.path(), Some(trust), SystemTime::now()));
+    World { dir, feed, peer }
+}
+
+impl World {
+    fn publish(&self, revision: u64, stage: Stage, policies: &str, expires: Duration) {
+        let source = |name: &str, text: &str| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let meta = Meta {
+            trust_domain: self.peer.spiffe_id().trust_domain().clone(),
+            revision,
+            parent: None,
+            created: SystemTime::now(),
+            expires: SystemTime::now() + expires,
+            min_engine: EngineVersion::THIS,
+            critical: Vec::new(),
+            stage,
+            note: None,
+        };
+        let bundle = Bundle::build(&[source("a.cedar", policies), source("routes.toml", ROUTES)], meta).unwrap();
+        let bytes = bundle.sign(&[&key("alice")]).unwrap();
+        self.feed.offer(&bytes, SystemTime::now()).unwrap();
+    }
+
+    fn point(&self, every: u64, deny_when_stale: bool) -> DecisionPoint {
+        let (recorder, _) = Recorder::open(&self.dir.path().join("audit"), "test", Options::default()).unwrap();
+        DecisionPoint::new(self.feed.clone(), recorder, every, deny_when_stale)
+    }
+
+    /// Asks `GET /accounts/7` at a moment.
+    async fn ask(&self, point: &DecisionPoint, at: SystemTime) -> (bool, Record) {
+        let http = CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap();
+        let connection = Connection::new([10, 0, 0, 1].into());
+        let mut record = Record::new(Phase::Request, Outcome::Error, "ledger");
+        record.at = at;
+        let question = Question {
+            caller: (&self.peer).into(),
+            service: "ledger",
+            connection: &connection,
+            http: Some(&http),
+        };
+        let permit = point.decide(question, &mut record).await;
+        (permit.is_some(), record)
+    }
+}
+
+fn count(point: &DecisionPoint, name: &str) -> u64 {
+    let families = point.metrics().families();
+    families.iter().find(|family| family.name == name).unwrap().samples[0].1
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn the_record_says_what_was_decided_by_what() {
+    let world = world();
+    let point = world.point(1, false);
+    let (allowed, record) = world.ask(&point, SystemTime::now()).await;
+    assert!(!allowed && record.outcome == Outcome::Error, "{record:?}");
+    assert!(record.reason.unwrap().contains("no policy has been loaded"));
+
+    world.publish(3, Stage::Live, PERMIT, HOUR);
+    let (allowed, record) = world.ask(&point, SystemTime::now()).await;
+    assert!(allowed);
+    assert_eq!(
+        (record.outcome, record.bundle_revision, record.stale),
+        (Outcome::Allow, Some(3), false)
+    );
+    assert_eq!(record.route.as_deref(), Some("ledger:GET /accounts/{id}"));
+    assert_eq!(
+        (record.action.as_str(), &record.determining[..]),
+        ("GET", &["pay/read".to_owned()][..])
+    );
+    assert_eq!(
+        (
+            count(&point, "reference_checks_total"),
+            count(&point, "reference_differences_total")
+        ),
+        (2, 0)
+    );
+
+    let id = point.record(record).await.unwrap();
+    drop(point);
+    let found: Vec<_> = read_log(&world.dir.path().join("audit"), &Query::default())
+        .unwrap()
+        .collect();
+    assert_eq!(found.last().unwrap().as_ref().unwrap().id, id);
+}
+
+#[tokio::test]
+async fn a_shadow_never_changes_an_answer() {
+    let world = world();
+    let point = world.point(0, false);
+    for (revision, live, shadow, allowed, shadowed, differs) in [
+        (1, PERMIT, FORBID, true, Outcome::Forbid, true),
+        (3, PERMIT, PERMIT, true, Outcome::Allow, false),
+        (5, FORBID, PERMIT, false, Outcome::Allow, true),
+        (7, "// nothing", FORBID, false, Outcome::Forbid, true),
+        // An error in the shadow is the shadow's own.
+        (
+            9,
+            PERMIT,
+            "@id(\"broken\") forbid (principal, action in Hoplite::Action::\"read\", resource) when { context.seg.n * 9223372036854775807 > 0 };",
+            true,
+            Outcome::Error,
+            true,
+        ),
+    ] {
+        world.publish(revision, Stage::Live, live, HOUR);
+        world.publish(revision + 1, Stage::Shadow, shadow, HOUR);
+        let (answered, record) = world.ask(&point, SystemTime::now()).await;
+        assert_eq!(
+            (answered, record.shadow_outcome, record.shadow_differs()),
+            (allowed, Some(shadowed), differs)
+        );
+        assert!(record.shadow_revision.is_some());
+        if differs && shadowed == Outcome::Forbid {
+            assert_eq!(record.shadow_determining, ["no"]);
+        }
+    }
+    assert_eq!(count(&point, "shadow_differences_total"), 4);
+}
+
+#[tokio::test]
+async fn a_policy_that_has_expired_says_so_and_denies_where_that_is_demanded() {
+    let world = world();
+    world.publish(1, Stage::Live, PERMIT, HOUR);
+    let end = SystemTime::now() + HOUR;
+    let point = world.point(0, false);
+    let (allowed, record) = world.ask(&point, end).await;
+    assert!(allowed && record.stale);
+    drop(point);
+    let strict = world.point(0, true);
+    let (allowed, record) = world.ask(&strict, end).await;
+    assert!(!allowed && record.stale && record.outcome == Outcome::Error);
+    assert!(record.reason.unwrap().contains("expired"));
+    assert!(world.ask(&strict, SystemTime::now()).await.0);
+    assert_eq!(count(&strict, "stale_decisions_total"), 1);
+}
+
+#[tokio::test]
+async fn a_grant_lets_in_loudly_and_no_further_than_a_forbid() {
+    let world = world();
+    let point = world.point(1, false);
+    let now = SystemTime::now();
+    let who = GrantScope::Workload(world.peer.spiffe_id().to_string());
+    let domain = world.peer.spiffe_id().trust_domain();
+    let draft = GrantDraft::new(domain, "inc-1", "INC-1", "stuck", who, "ledger", (now, now + HOUR), now).unwrap();
+    let grant = GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap();
+    world.publish(1, Stage::Live, "// nothing", HOUR);
+    assert!(!world.ask(&point, now).await.0);
+    world.feed.offer_grants(&[&grant], now);
+    let (allowed, record) = world.ask(&point, now + Duration::from_secs(1)).await;
+    assert!(allowed, "{record:?}");
+    assert_eq!(
+        (&record.determining[..], count(&point, "break_glass_total")),
+        (&["break-glass/inc-1".to_owned()][..], 1)
+    );
+    assert!(!world.ask(&point, now + HOUR).await.0, "its time is over");
+    world.publish(2, Stage::Live, FORBID, HOUR);
+    assert!(
+        !world.ask(&point, now + Duration::from_secs(1)).await.0,
+        "a forbid holds"
+    );
+}
