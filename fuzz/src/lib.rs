@@ -2,4 +2,4 @@
 
 mod targets;
 
-pub use targets::{TARGETS, Target, policies, request, routes};
+pub use targets::{TARGETS, Target, bundle, grant, openapi, policies, request, routes, table};

@@ -3,13 +3,21 @@
 //! Each gives a signature of what became of the input, so that a fuzzer that sees no coverage still learns which inputs
 //! led somewhere new.
 
+mod bundle;
+mod grant;
+mod openapi;
 mod policies;
 mod request;
 mod routes;
+mod table;
 
+pub use bundle::bundle;
+pub use grant::grant;
+pub use openapi::openapi;
 pub use policies::policies;
 pub use request::request;
 pub use routes::routes;
+pub use table::table;
 
 /// One parser, by name, and the function that feeds it.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "request",
         run: request,
@@ -34,7 +42,32 @@ pub const TARGETS: [Target; 3] = [
         name: "policies",
         run: policies,
     },
+    Target {
+        name: "bundle",
+        run: bundle,
+    },
+    Target {
+        name: "grant",
+        run: grant,
+    },
+    Target {
+        name: "table",
+        run: table,
+    },
+    Target {
+        name: "openapi",
+        run: openapi,
+    },
 ];
+
+/// Whether a text has the line and column of a fault. Line 0 is all of it.
+fn is_place(text: &str, fault: &hoplite_policy::Fault) -> bool {
+    fault.line == 0
+        || text
+            .split('\n')
+            .nth(fault.line - 1)
+            .is_some_and(|line| (1..=line.chars().count() + 1).contains(&fault.column))
+}
 
 /// A reason without what it quotes: the same for every input that fails in the same way.
 fn signature(reason: &str) -> String {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hoplite_policy::{CanonicalRequest, ROUTES_FILE, RouteTable};
 use serde::Deserialize;
 
-use super::signature;
+use super::{is_place, signature};
 
 #[derive(Deserialize)]
 struct Section {
@@ -21,9 +21,7 @@ pub fn routes(input: &[u8]) -> String {
         Ok(table) => table,
         Err(faults) => {
             for fault in &faults {
-                let line = text.split('\n').nth(fault.line - 1);
-                let line = line.unwrap_or_else(|| panic!("{fault}: there is no such line"));
-                assert!(fault.column >= 1 && fault.column <= line.chars().count() + 1, "{fault}");
+                assert!(is_place(text, fault), "{fault}: there is no such place");
                 assert!(fault.file == ROUTES_FILE && !fault.reason.contains('\n'), "{fault}");
             }
             let first = faults.first().expect("what is refused has a fault");
