@@ -155,7 +155,7 @@ fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
         signed_by.join(", ")
     );
     let key = args.key.read(args.list.ca.dir())?;
-    let grant = GrantDraft::sign_too(&bytes, &key)?.into();
+    let grant = GrantDraft::sign_too(&bytes, &key)?;
     let grant = args
         .list
         .ca
