@@ -32,8 +32,8 @@ mod signer;
 mod snapshot;
 mod statement;
 mod unseen;
-mod yaml;
 mod view;
+mod yaml;
 
 pub use ask::{Ask, Asked, WhatIf};
 pub use bundle::{

@@ -1,11 +1,17 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
 mod check;
+mod diff;
 mod explain;
 mod fmt;
+mod grant;
+mod key;
+mod publish;
 mod replay;
 mod routes;
 mod test;
+mod unused;
+mod who;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +53,35 @@ pub(crate) enum PolicyCommand {
         after_help = "Examples:\n  hoplite policy replay policies --since 7d\n  hoplite policy replay policies --audit /var/lib/hoplite/audit --output json"
     )]
     Replay(replay::Args),
+    /// Say who can do something, and on what conditions
+    #[command(
+        after_help = "Examples:\n  hoplite policy who-can GET ledger /accounts/7\n  hoplite policy who-can connect postgres --registered"
+    )]
+    WhoCan(who::WhoArgs),
+    /// Say what somebody can do, and on what conditions
+    #[command(after_help = "Example:\n  hoplite policy what-can spiffe://demo.hoplite/shop")]
+    WhatCan(who::WhatArgs),
+    /// Compare two sets of policies by what they mean; exit 1 if they differ
+    #[command(after_help = "Examples:\n  hoplite policy diff old new\n  hoplite policy diff 41 policies --since 7d")]
+    Diff(diff::Args),
+    /// List the policies that decided nothing for a long time
+    #[command(after_help = "Example:\n  hoplite policy unused policies --since 30d")]
+    Unused(unused::Args),
+    /// Keys with which people sign policies
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Check, test, replay and sign policies, and send them to every proxy; stops at the first step that fails
+    #[command(
+        after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' --key alice.key \\\n    \
+        --accept 'spiffe://prod.acme/ns/pay/* × ledger:*'"
+    )]
+    Publish(publish::Args),
+    /// Publish an earlier revision's content again, as a new revision
+    #[command(after_help = "Example:\n  hoplite policy rollback 41 --key alice.key")]
+    Rollback(publish::RollbackArgs),
+    /// Break-glass: permits for a few hours that two people sign
+    #[command(subcommand)]
+    Grant(grant::GrantCommand),
     /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
@@ -75,8 +110,6 @@ pub(crate) struct PoliciesArgs {
     /// The directory of the policies [default: that of the mesh in --dir]
     #[arg(long, value_name = "DIR")]
     policies: Option<PathBuf>,
-    #[command(flatten)]
-    dir: MeshDir,
 }
 
 /// Where the decision logs lie.
@@ -95,6 +128,14 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Routes(command) => routes::run(command),
         PolicyCommand::Explain(args) => explain::run(&args),
         PolicyCommand::Replay(args) => Ok(replay::run(&args)),
+        PolicyCommand::WhoCan(args) => who::who(&args),
+        PolicyCommand::WhatCan(args) => who::what(&args),
+        PolicyCommand::Diff(args) => diff::run(&args),
+        PolicyCommand::Unused(args) => unused::run(&args),
+        PolicyCommand::Key(command) => key::run(command),
+        PolicyCommand::Publish(args) => publish::run(&args),
+        PolicyCommand::Rollback(args) => publish::rollback(&args),
+        PolicyCommand::Grant(command) => grant::run(command),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema => {
             print(hoplite_policy::SCHEMA)?;
@@ -234,15 +275,15 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 // === impl PoliciesArgs ===
 
 impl PoliciesArgs {
-    fn path(&self) -> anyhow::Result<PathBuf> {
+    fn path(&self, dir: &MeshDir) -> anyhow::Result<PathBuf> {
         match &self.policies {
             Some(path) => Ok(path.clone()),
-            None => Ok(self.dir.path()?.join("policies")),
+            None => Ok(dir.path()?.join("policies")),
         }
     }
 
-    fn sources(&self) -> anyhow::Result<Vec<Source>> {
-        sources(&self.path()?)
+    fn sources(&self, dir: &MeshDir) -> anyhow::Result<Vec<Source>> {
+        sources(&self.path(dir)?)
     }
 }
 
@@ -251,23 +292,35 @@ impl PoliciesArgs {
 impl AuditArgs {
     /// Every log there is; at least one.
     fn logs(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
-        let roots = if self.audit.is_empty() {
-            vec![dir.path()?.join("audit")]
-        } else {
-            self.audit.clone()
-        };
+        self.logs_if_any(dir)?.with_context(|| {
+            let root = dir.path().unwrap_or_default().join("audit");
+            format!(
+                "there is no decision log in `{}`; say where with --audit or --dir",
+                root.display()
+            )
+        })
+    }
+
+    /// Every log there is; none if none was asked for and the mesh has none. Those that were asked for must be there.
+    fn logs_if_any(&self, dir: &MeshDir) -> anyhow::Result<Option<Vec<PathBuf>>> {
         let mut logs = Vec::new();
-        for root in &roots {
+        for root in &self.audit {
             let found = hoplite_audit::find_logs(root)?;
             anyhow::ensure!(
                 !found.is_empty(),
-                "there is no decision log in `{}`; say where with --audit or --dir",
+                "there is no decision log in `{}`; say where they are with --audit",
                 root.display()
             );
             logs.extend(found);
         }
+        if self.audit.is_empty() {
+            let root = dir.path()?.join("audit");
+            if root.is_dir() {
+                logs = hoplite_audit::find_logs(&root)?;
+            }
+        }
         logs.sort();
         logs.dedup();
-        Ok(logs)
+        Ok((!logs.is_empty()).then_some(logs))
     }
 }

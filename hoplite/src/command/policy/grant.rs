@@ -1,0 +1,242 @@
+//! `hoplite policy grant`: break-glass, a permit for a few hours that two people sign.
+
+use std::io::{BufRead as _, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use hoplite_host::files;
+use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::{GrantDraft, GrantScope};
+use hoplite_wire::ca::{AddGrantRequest, ListGrantsRequest, RevokeGrantRequest};
+
+use super::key::KeyArgs;
+use super::publish::state;
+use crate::command::admin::{CaArgs, ListArgs, rfc3339};
+use crate::output::{Output, Table, print, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GrantCommand {
+    /// Write a grant and sign it; it needs a second person's signature
+    #[command(
+        after_help = "Example:\n  hoplite policy grant create --ticket INC-1 --reason 'ledger is down' --who prod.acme/ns/ops \\\n    \
+        --service ledger --for 1h --key alice.key"
+    )]
+    Create(CreateArgs),
+    /// Show a grant that somebody else signed, sign it too, and put it in force
+    #[command(after_help = "Example:\n  hoplite policy grant approve inc-1.grant --key bob.key")]
+    Approve(ApproveArgs),
+    /// List the grants that are not over
+    #[command(after_help = "Example:\n  hoplite policy grant list")]
+    List(ListArgs),
+    /// End a grant before its time
+    #[command(after_help = "Example:\n  hoplite policy grant revoke inc-1")]
+    Revoke(RevokeArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Where the emergency is written down
+    #[arg(long)]
+    ticket: String,
+    /// Why, in one line
+    #[arg(long)]
+    reason: String,
+    /// To whom: a SPIFFE ID, or a prefix of some without `spiffe://`
+    #[arg(long, value_name = "WHO")]
+    who: String,
+    /// The service, with all its routes
+    #[arg(long)]
+    service: String,
+    /// For how long from now on; 8 hours at most
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// The grant's name [default: the ticket in lower case]
+    #[arg(long)]
+    id: Option<String>,
+    /// The file to write [default: the name with `.grant`]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApproveArgs {
+    /// The file that the first person wrote
+    file: PathBuf,
+    /// Sign without being asked; for scripts that have asked already
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RevokeArgs {
+    /// The grant's name
+    id: String,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+pub(crate) fn run(command: GrantCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        GrantCommand::Create(args) => create(&args),
+        GrantCommand::Approve(args) => approve(&args),
+        GrantCommand::List(args) => list(&args),
+        GrantCommand::Revoke(args) => {
+            let request = RevokeGrantRequest { id: args.id.clone() };
+            args.ca
+                .call(async |mut ca| Ok(ca.revoke_grant(request.clone()).await?))?;
+            print(&format!("ended the grant {}\n", args.id))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
+    let key = args.key.load()?;
+    let trust_domain = TrustDomain::parse(&state(&args.ca)?.trust_domain)?;
+    let scope = if args.who.starts_with("spiffe://") {
+        SpiffeId::parse(&args.who).with_context(|| format!("`{}` is not a SPIFFE ID", args.who))?;
+        GrantScope::Workload(args.who.clone())
+    } else {
+        GrantScope::Path(args.who.clone())
+    };
+    let id = args.id.clone().unwrap_or_else(|| args.ticket.to_ascii_lowercase());
+    let now = SystemTime::now();
+    let until = now.checked_add(args.duration).context("--for is too long")?;
+    let draft = GrantDraft::new(
+        &trust_domain,
+        &id,
+        &args.ticket,
+        &args.reason,
+        scope,
+        &args.service,
+        (now, until),
+        now,
+    )?;
+    let file = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{id}.grant")));
+    files::write_public(&file, &draft.sign(&key)?)?;
+    print(&shown(&draft))?;
+    print(&format!(
+        "\n`{file}` is signed by {name} and gives nothing yet. A second person puts it in force:\n  \
+         hoplite policy grant approve {file} --key KEY\n",
+        file = file.display(),
+        name = key.signer().name()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
+    let key = args.key.load()?;
+    let bytes = read(&args.file)?;
+    let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
+    eprint!("{}", shown(&draft));
+    eprintln!("signed by  {}\n", signed_by.join(", "));
+    if signed_by.iter().any(|name| name == key.signer().name()) {
+        bail!(
+            "`{}` signed this grant already; it takes a second person",
+            key.signer().name()
+        );
+    }
+    if !args.yes && !agreed(&draft.ticket)? {
+        bail!("not approved; nothing was signed");
+    }
+    let request = AddGrantRequest {
+        grant: GrantDraft::sign_too(&bytes, &key)?,
+    };
+    let grant = args
+        .ca
+        .call(async |mut ca| Ok(ca.add_grant(request.clone()).await?.into_inner()))?;
+    print(&format!(
+        "BREAK-GLASS {} is in force until {}: {} may do anything to {} that no policy forbids\n\
+         signed by {}; end it with: hoplite policy grant revoke {}\n",
+        grant.id,
+        rfc3339(grant.until_unix),
+        grant.principal,
+        grant.service,
+        grant.signed_by.join(" and "),
+        grant.id
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A person reads what they sign: they type the ticket.
+fn agreed(ticket: &str) -> anyhow::Result<bool> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("there is nobody to ask; run it on a terminal, or say --yes");
+    }
+    eprint!("Type the ticket to sign and put it in force: ");
+    let mut line = String::new();
+    stdin.lock().read_line(&mut line)?;
+    Ok(line.trim() == ticket)
+}
+
+/// A file a little larger than any grant; what is longer is refused when it is read.
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    opened
+        .take(hoplite_policy::MAX_GRANT_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn shown(draft: &GrantDraft) -> String {
+    let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
+    let time = |seconds: u64| rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX));
+    format!(
+        "grant      {}\nticket     {}\nreason     {}\nwho        {who}\nservice    {}, all routes\nfrom       {}\nuntil      {}\n",
+        draft.id,
+        draft.ticket,
+        draft.reason,
+        draft.service,
+        time(draft.not_before),
+        time(draft.until),
+    )
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+    let grants = args
+        .ca
+        .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner().grants))?;
+    if args.output == Output::Json {
+        let rows: Vec<_> = grants
+            .iter()
+            .map(|grant| {
+                serde_json::json!({
+                    "id": grant.id, "ticket": grant.ticket, "reason": grant.reason, "principal": grant.principal,
+                    "service": grant.service, "not_before": rfc3339(grant.not_before_unix),
+                    "until": rfc3339(grant.until_unix), "signed_by": grant.signed_by, "revoked": grant.revoked,
+                })
+            })
+            .collect();
+        print_json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["GRANT", "TICKET", "WHO", "SERVICE", "UNTIL", "SIGNED BY", "STATE"]);
+    for grant in grants {
+        let state = if grant.revoked { "revoked" } else { "IN FORCE" };
+        table.row([
+            grant.id,
+            grant.ticket,
+            grant.principal,
+            grant.service,
+            rfc3339(grant.until_unix),
+            grant.signed_by.join(" "),
+            state.to_owned(),
+        ]);
+    }
+    table.print()?;
+    Ok(ExitCode::SUCCESS)
+}

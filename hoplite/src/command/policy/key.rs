@@ -1,0 +1,112 @@
+//! `hoplite policy key`: the keys with which people sign policies.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use hoplite_host::files;
+use hoplite_policy::SigningKey;
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
+
+use crate::output::print;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a signing key; prints the line that CA, agents and proxies need in `policy_signers`
+    #[command(after_help = "Example:\n  hoplite policy key create --name alice ~/.hoplite/alice.key")]
+    Create(CreateArgs),
+    /// Print the public half of a signing key
+    #[command(after_help = "Example:\n  hoplite policy key show ~/.hoplite/alice.key")]
+    Show(ShowArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// The file to write; it must not exist yet
+    file: PathBuf,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    key: KeyFile,
+}
+
+/// Whose key signs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyFile {
+    /// The file of the signing key, which only its owner may read
+    #[arg(id = "key_file", value_name = "KEY")]
+    file: PathBuf,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// The same as an option.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyArgs {
+    /// The file of the signing key, which only its owner may read
+    #[arg(long, value_name = "FILE", env = "HOPLITE_POLICY_KEY")]
+    key: PathBuf,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long, value_name = "NAME")]
+    signer: Option<String>,
+}
+
+pub(crate) fn run(command: KeyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        KeyCommand::Create(args) => {
+            let name = name_of(&args.file, args.name.as_deref())?;
+            let mut seed = Zeroizing::new([0; 32]);
+            if SystemRandom::new().fill(&mut *seed).is_err() {
+                bail!("the system gives no random numbers; try again");
+            }
+            let key = SigningKey::from_seed(&name, seed)?;
+            // A key that is written over is lost, and with it the right to sign.
+            if args.file.symlink_metadata().is_ok() {
+                bail!("`{}` exists already; choose another file", args.file.display());
+            }
+            files::write_private(&args.file, key.to_pem().as_bytes())?;
+            eprintln!(
+                "wrote `{}`; keep it to yourself. Put this line into `policy_signers` of CA, agents and proxies:",
+                args.file.display()
+            );
+            print(&format!("{}\n", key.signer()))?;
+        }
+        KeyCommand::Show(args) => {
+            let key = load(&args.key.file, args.key.name.as_deref())?;
+            print(&format!("{}\n", key.signer()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+// === impl KeyArgs ===
+
+impl KeyArgs {
+    pub(crate) fn load(&self) -> anyhow::Result<SigningKey> {
+        load(&self.key, self.signer.as_deref())
+    }
+}
+
+fn load(file: &Path, name: Option<&str>) -> anyhow::Result<SigningKey> {
+    let name = name_of(file, name)?;
+    let pem = Zeroizing::new(files::read_private(file)?);
+    let pem = std::str::from_utf8(&pem).with_context(|| format!("`{}` is not a signing key", file.display()))?;
+    SigningKey::from_pem(&name, pem).with_context(|| format!("`{}` cannot be used", file.display()))
+}
+
+fn name_of(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
+    if let Some(name) = name {
+        return Ok(name.to_owned());
+    }
+    let stem = file.file_stem().and_then(|stem| stem.to_str());
+    stem.map(str::to_owned)
+        .with_context(|| format!("`{}` has no name; say whose key it is with --name", file.display()))
+}

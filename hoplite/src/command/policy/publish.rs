@@ -1,0 +1,296 @@
+//! `hoplite policy publish` and `hoplite policy rollback`: policies on their way to every proxy.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use hoplite_identity::TrustDomain;
+use hoplite_policy::{
+    Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, SigningKey, Snapshot, Source, Stage, TrustedSigners,
+    lint,
+};
+use hoplite_wire::ca::{GetPolicyRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
+
+use super::key::KeyArgs;
+use super::test::{TestReport, tables};
+use super::{AuditArgs, replay, sources};
+use crate::command::admin::CaArgs;
+use crate::output::print;
+use crate::replay::{Replayed, parts};
+
+/// The most groups that a refusal names for `--accept`; the replay shows them all.
+const UNACCEPTED_SHOWN: usize = 10;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory of the policies
+    directory: PathBuf,
+    /// What changes, for those who read the history
+    #[arg(long)]
+    note: Option<String>,
+    /// After how long the proxies call these policies stale
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    expires: Duration,
+    /// Only try them beside those in force; no answer changes
+    #[arg(long)]
+    shadow: bool,
+    /// Answers that may flip: `PRINCIPAL × ROUTE`, `*` stands for any text; may be repeated
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    accept: Vec<String>,
+    /// From when on logged decisions are replayed
+    #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
+    since: SystemTime,
+    #[command(flatten)]
+    audit: AuditArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RollbackArgs {
+    /// The revision whose content comes back
+    revision: u64,
+    /// Why, for those who read the history
+    #[arg(long)]
+    note: Option<String>,
+    /// After how long the proxies call these policies stale
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    expires: Duration,
+    /// Who signed that revision, if not you: `NAME=ed25519:KEY`; may be repeated
+    #[arg(long, value_name = "SIGNER")]
+    trust: Vec<String>,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // Before the work that takes long.
+    let key = args.key.load()?;
+    let sources = sources(&args.directory)?;
+    let Some(snapshot) = checked(&sources, args)? else {
+        return Ok(ExitCode::FAILURE);
+    };
+    if !tested(&snapshot, args)? || !replayed(&snapshot, args)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
+    send(&args.ca, &key, &sources, stage, args.expires, args.note.clone())
+}
+
+/// A step that was done, and what came of it.
+fn step(name: &str, what: &str) -> anyhow::Result<()> {
+    Ok(print(&format!("{name:<8} {what}\n"))?)
+}
+
+fn checked(sources: &[Source], args: &Args) -> anyhow::Result<Option<Snapshot>> {
+    let directory = args.directory.display();
+    let faults = match Snapshot::compile(sources) {
+        Ok(snapshot) => {
+            let faults = lint(sources);
+            if faults.is_empty() {
+                let (policies, files) = (snapshot.policy_ids().len(), sources.len());
+                step("check", &format!("{policies} policies in {files} files are good"))?;
+                return Ok(Some(snapshot));
+            }
+            faults
+        }
+        Err(faults) => faults,
+    };
+    for fault in &faults {
+        print(&format!("{directory}/{}\n", fault.render()))?;
+    }
+    step(
+        "check",
+        &format!("FAILED: {} faults; nothing was published", faults.len()),
+    )?;
+    Ok(None)
+}
+
+fn tested(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
+    let tables = tables(&args.directory)?;
+    if tables.is_empty() {
+        step("test", "there are no tables to run; a file that ends in `.test` is one")?;
+        return Ok(true);
+    }
+    let report = TestReport::new(&tables, snapshot);
+    if report.passed() {
+        step(
+            "test",
+            &format!("{} cases in {} tables are good", report.cases(), tables.len()),
+        )?;
+        return Ok(true);
+    }
+    print(&report.text())?;
+    step("test", "FAILED; nothing was published")?;
+    Ok(false)
+}
+
+fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
+    let Some(logs) = args.audit.logs_if_any(args.ca.mesh())? else {
+        step(
+            "replay",
+            "there are no decision logs here; --audit says where, and nothing was replayed",
+        )?;
+        return Ok(true);
+    };
+    let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
+    let unaccepted = unaccepted(&replayed, &args.accept);
+    // Flips that nobody can be shown can only be accepted as everything is.
+    let unseen = replayed.ungrouped > 0 && !args.accept.iter().any(|pattern| parts(pattern) == Some(("*", "*")));
+    if unaccepted.is_empty() && !unseen {
+        let what = match replayed.flips {
+            0 => format!("none of {} decisions would flip", replay::thousands(replayed.records)),
+            flips => format!(
+                "{} of {} decisions will flip, all accepted",
+                replay::thousands(flips),
+                replay::thousands(replayed.records)
+            ),
+        };
+        step("replay", &what)?;
+        return Ok(true);
+    }
+    print(&replay::page(&replayed, args.since))?;
+    step("replay", "FAILED: answers would flip; nothing was published")?;
+    print("If that is meant, accept it:\n")?;
+    for who in unaccepted.iter().take(UNACCEPTED_SHOWN) {
+        print(&format!("  --accept '{who}'\n"))?;
+    }
+    let more = unaccepted.len().saturating_sub(UNACCEPTED_SHOWN);
+    if more > 0 {
+        print(&format!("  and {more} more groups; `*` stands for any text\n"))?;
+    }
+    Ok(false)
+}
+
+/// The groups of flips that no pattern names.
+fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<String> {
+    let groups = replayed.groups().into_iter();
+    groups
+        .filter(|(who, _)| !accept.iter().any(|pattern| who.is_meant_by(pattern)))
+        .map(|(who, _)| who.to_string())
+        .collect()
+}
+
+/// Builds, signs and sends the next revision.
+fn send(
+    ca: &CaArgs,
+    key: &SigningKey,
+    sources: &[Source],
+    stage: Stage,
+    expires: Duration,
+    note: Option<String>,
+) -> anyhow::Result<ExitCode> {
+    let state = state(ca)?;
+    let name = key.signer().name();
+    if !state.signers.iter().any(|signer| signer == name) {
+        bail!(
+            "the CA trusts no signer `{name}`, only {}; put `{}` into its `policy_signers`",
+            state.signers.join(", "),
+            key.signer()
+        );
+    }
+    let now = SystemTime::now();
+    let revision = state.highest_revision.saturating_add(1);
+    let draft = Bundle::build(
+        sources,
+        Meta {
+            trust_domain: TrustDomain::parse(&state.trust_domain)?,
+            revision,
+            parent: Hash::from_slice(&state.highest_manifest_sha256),
+            created: now,
+            expires: now.checked_add(expires).context("--expires is too long")?,
+            min_engine: EngineVersion::THIS,
+            critical: Vec::new(),
+            stage,
+            note,
+        },
+    )?;
+    let manifest = draft.manifest_hash();
+    let bundle = draft.sign(&[key])?;
+    step(
+        "sign",
+        &format!(
+            "revision {revision}, {} bytes, manifest {manifest}, by {name}",
+            bundle.len()
+        ),
+    )?;
+    let request = PublishPolicyRequest {
+        bundle,
+        expected_revision: state.highest_revision,
+    };
+    let published = ca.call(async |mut ca| Ok(ca.publish_policy(request.clone()).await?.into_inner().revision))?;
+    let stage = match stage {
+        Stage::Live => "in force on every proxy as it arrives",
+        Stage::Shadow => "tried beside the policies in force; no answer changes",
+    };
+    step("publish", &format!("revision {published} is with the CA: {stage}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
+    ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))
+}
+
+pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
+    let key = args.key.load()?;
+    let state = state(&args.ca)?;
+    let bytes = kept(&args.ca, args.revision)?;
+    // INVARIANT: what is signed anew was signed before by somebody this person trusts. The CA only kept it.
+    let trusted: Vec<String> = args.trust.iter().cloned().chain([key.signer().to_string()]).collect();
+    let signers = TrustedSigners::parse(&trusted)?;
+    let bundle = Bundle::open_kept(
+        &bytes,
+        &Acceptance {
+            signers: &signers,
+            trust_domain: &TrustDomain::parse(&state.trust_domain)?,
+            highest_seen: None,
+            now: SystemTime::now(),
+            engine_version: EngineVersion::THIS,
+            known_critical: KNOWN_CRITICAL,
+            max_bytes: hoplite_policy::MAX_BUNDLE_BYTES,
+        },
+    )
+    .context("if somebody else signed that revision, say who with --trust NAME=ed25519:KEY")?;
+    anyhow::ensure!(
+        bundle.manifest().revision == args.revision,
+        "the CA gave revision {} for {}; ask whoever runs it",
+        bundle.manifest().revision,
+        args.revision
+    );
+    let snapshot = super::compile(bundle.sources())?;
+    step(
+        "check",
+        &format!(
+            "revision {}, signed by {}: {} policies are good",
+            args.revision,
+            bundle.signed_by().join(", "),
+            snapshot.policy_ids().len()
+        ),
+    )?;
+    let note = args
+        .note
+        .clone()
+        .unwrap_or_else(|| format!("back to revision {}", args.revision));
+    send(&args.ca, &key, bundle.sources(), Stage::Live, args.expires, Some(note))
+}
+
+/// A signed bundle that the CA still keeps.
+pub(crate) fn kept(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<u8>> {
+    let answer = ca.call(async |mut ca| Ok(ca.get_policy(GetPolicyRequest { revision }).await?.into_inner()))?;
+    if answer.bundle.is_empty() {
+        bail!("the CA keeps only the manifest of revision {revision}; publish the directory it came from");
+    }
+    Ok(answer.bundle)
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    match parts(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("write `PRINCIPAL × ROUTE`, for example `spiffe://prod.acme/ns/web/* × ledger:*`".to_owned()),
+    }
+}
