@@ -34,6 +34,9 @@ const EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// A status is a few kilobytes; faults of many files may make it longer.
 const STATUS_BYTES_MAX: usize = 4 << 20;
 
+/// Some 200 bytes for each of as many policies as there can be.
+const POLICIES_BYTES_MAX: usize = 64 << 20;
+
 /// Why a proxy's status cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,7 +72,22 @@ pub(crate) struct Admin {
 }
 
 /// Asks a running proxy for its `/status`.
+///
+/// # Errors
+/// Nobody answers, or not as a proxy does.
 pub async fn admin_status(socket: &Path) -> Result<Value, AdminError> {
+    ask(socket, "/status", STATUS_BYTES_MAX).await
+}
+
+/// Asks a running proxy what each policy did: its `/policies`.
+///
+/// # Errors
+/// As [`admin_status`].
+pub async fn admin_policies(socket: &Path) -> Result<Value, AdminError> {
+    ask(socket, "/policies", POLICIES_BYTES_MAX).await
+}
+
+async fn ask(socket: &Path, path: &'static str, bytes_max: usize) -> Result<Value, AdminError> {
     let strange = |reason: String| AdminError::Strange {
         path: socket.to_owned(),
         reason,
@@ -87,13 +105,13 @@ pub async fn admin_status(socket: &Path) -> Result<Value, AdminError> {
             .map_err(failed)?;
         tokio::spawn(connection);
         let mut request = Request::new(Empty::<Bytes>::new());
-        *request.uri_mut() = http::Uri::from_static("/status");
+        *request.uri_mut() = http::Uri::from_static(path);
         request.headers_mut().insert(HOST, HeaderValue::from_static("proxy"));
         let response = sender.send_request(request).await.map_err(failed)?;
         if response.status() != StatusCode::OK {
             return Err(strange(format!("status {}", response.status())));
         }
-        let body = Limited::new(response.into_body(), STATUS_BYTES_MAX).collect().await;
+        let body = Limited::new(response.into_body(), bytes_max).collect().await;
         let body = body.map_err(|error| strange(error.to_string()))?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| strange(error.to_string()))
     };

@@ -28,7 +28,7 @@ mod tcp;
 mod upstream;
 mod worker;
 
-pub use admin::{AdminError, admin_status};
+pub use admin::{AdminError, admin_policies, admin_status};
 pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol};
 pub use error::StartError;
 pub use running::{Running, run, start};

@@ -413,8 +413,8 @@ pub(crate) fn selector(text: &str) -> anyhow::Result<Selector> {
 // === impl CaArgs ===
 
 impl CaArgs {
-    /// The mesh in whose directory the CA's socket is looked for.
-    pub(crate) fn dir(&self) -> &MeshDir {
+    /// The mesh whose CA it is.
+    pub(crate) fn mesh(&self) -> &MeshDir {
         &self.dir
     }
 

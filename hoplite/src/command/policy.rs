@@ -1,14 +1,18 @@
 //! `hoplite policy`: check policies before they are saved, and see what every proxy enforces.
 
 mod check;
+mod diff;
 mod explain;
 mod fmt;
 mod grant;
+mod history;
 pub(crate) mod key;
 mod publish;
 mod replay;
 mod routes;
 mod test;
+mod unused;
+mod who;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,24 +54,39 @@ pub(crate) enum PolicyCommand {
         after_help = "Examples:\n  hoplite policy replay policies --since 7d\n  hoplite policy replay policies --audit /var/lib/hoplite/audit --output json"
     )]
     Replay(replay::Args),
-    /// Check, test and replay the policies of a directory, sign them, and put them in force on every proxy
+    /// Say who can do something, and on what conditions
     #[command(
-        after_help = "Examples:\n  hoplite policy publish ~/.local/state/hoplite/policies --note 'orders may read the ledger'\n  hoplite policy publish policies --shadow\n  hoplite policy publish policies --accept '*/visitor × ledger:*'"
+        after_help = "Examples:\n  hoplite policy who-can GET ledger /accounts/7\n  hoplite policy who-can connect postgres --registered"
     )]
-    Publish(publish::PublishArgs),
-    /// Put the content of an earlier revision in force again, as a new revision
-    #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 7")]
+    WhoCan(who::WhoArgs),
+    /// Say what somebody can do, and on what conditions
+    #[command(after_help = "Example:\n  hoplite policy what-can spiffe://demo.hoplite/shop")]
+    WhatCan(who::WhatArgs),
+    /// Compare two sets of policies by what they mean; exit 1 if they differ
+    #[command(after_help = "Examples:\n  hoplite policy diff old new\n  hoplite policy diff 41 policies --since 7d")]
+    Diff(diff::Args),
+    /// List the policies that decided nothing for a long time
+    #[command(after_help = "Example:\n  hoplite policy unused policies --since 30d")]
+    Unused(unused::Args),
+    /// Keys with which people sign policies
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Check, test, replay and sign policies, and send them to every proxy; stops at the first step that fails
+    #[command(
+        after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' --key alice.key \\\n    \
+        --accept 'spiffe://prod.acme/ns/pay/* × ledger:*'"
+    )]
+    Publish(publish::Args),
+    /// Publish an earlier revision's content again, as a new revision
+    #[command(after_help = "Example:\n  hoplite policy rollback 41 --key alice.key")]
     Rollback(publish::RollbackArgs),
     /// List what was published, newest first
     #[command(after_help = "Example:\n  hoplite policy history")]
-    History(publish::HistoryArgs),
-    /// Stop trying the shadow policy
+    History(history::Args),
+    /// Stop trying the shadow policy beside the one in force
     #[command(after_help = "Example:\n  hoplite policy clear-shadow")]
-    ClearShadow(publish::HistoryArgs),
-    /// Make and show the keys that sign policy
-    #[command(subcommand)]
-    Key(key::KeyCommand),
-    /// Break-glass: let one workload in for a few hours, by two people's signatures
+    ClearShadow(history::Args),
+    /// Break-glass: permits for a few hours that two people sign
     #[command(subcommand)]
     Grant(grant::GrantCommand),
     /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
@@ -98,8 +117,6 @@ pub(crate) struct PoliciesArgs {
     /// The directory of the policies [default: that of the mesh in --dir]
     #[arg(long, value_name = "DIR")]
     policies: Option<PathBuf>,
-    #[command(flatten)]
-    dir: MeshDir,
 }
 
 /// Where the decision logs lie.
@@ -118,12 +135,16 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Routes(command) => routes::run(command),
         PolicyCommand::Explain(args) => explain::run(&args),
         PolicyCommand::Replay(args) => Ok(replay::run(&args)),
-        PolicyCommand::Publish(args) => publish::publish(&args),
+        PolicyCommand::WhoCan(args) => who::who(&args),
+        PolicyCommand::WhatCan(args) => who::what(&args),
+        PolicyCommand::Diff(args) => diff::run(&args),
+        PolicyCommand::Unused(args) => unused::run(&args),
+        PolicyCommand::Key(command) => key::run(command),
+        PolicyCommand::Publish(args) => publish::run(&args),
         PolicyCommand::Rollback(args) => publish::rollback(&args),
-        PolicyCommand::History(args) => publish::history(&args),
-        PolicyCommand::ClearShadow(args) => publish::clear_shadow(&args),
-        PolicyCommand::Key(command) => key::run(&command),
-        PolicyCommand::Grant(command) => grant::run(&command),
+        PolicyCommand::History(args) => history::run(&args),
+        PolicyCommand::ClearShadow(args) => history::clear_shadow(&args),
+        PolicyCommand::Grant(command) => grant::run(command),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema => {
             print(hoplite_policy::SCHEMA)?;
@@ -283,49 +304,52 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 // === impl PoliciesArgs ===
 
 impl PoliciesArgs {
-    fn path(&self) -> anyhow::Result<PathBuf> {
+    fn path(&self, dir: &MeshDir) -> anyhow::Result<PathBuf> {
         match &self.policies {
             Some(path) => Ok(path.clone()),
-            None => Ok(self.dir.path()?.join("policies")),
+            None => Ok(dir.path()?.join("policies")),
         }
     }
 
-    fn sources(&self) -> anyhow::Result<Vec<Source>> {
-        sources(&self.path()?)
+    fn sources(&self, dir: &MeshDir) -> anyhow::Result<Vec<Source>> {
+        sources(&self.path(dir)?)
     }
 }
 
 // === impl AuditArgs ===
 
 impl AuditArgs {
-    /// Every log there is; `None` when nobody said where and the mesh has none.
-    fn logs_if_any(&self, dir: &MeshDir) -> anyhow::Result<Option<Vec<PathBuf>>> {
-        let own = dir.path()?.join("audit");
-        if self.audit.is_empty() && (!own.is_dir() || hoplite_audit::find_logs(&own)?.is_empty()) {
-            return Ok(None);
-        }
-        self.logs(dir).map(Some)
-    }
-
     /// Every log there is; at least one.
     fn logs(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
-        let roots = if self.audit.is_empty() {
-            vec![dir.path()?.join("audit")]
-        } else {
-            self.audit.clone()
-        };
+        self.logs_if_any(dir)?.with_context(|| {
+            let root = dir.path().unwrap_or_default().join("audit");
+            format!(
+                "there is no decision log in `{}`; say where with --audit or --dir",
+                root.display()
+            )
+        })
+    }
+
+    /// Every log there is; none if none was asked for and the mesh has none. Those that were asked for must be there.
+    fn logs_if_any(&self, dir: &MeshDir) -> anyhow::Result<Option<Vec<PathBuf>>> {
         let mut logs = Vec::new();
-        for root in &roots {
+        for root in &self.audit {
             let found = hoplite_audit::find_logs(root)?;
             anyhow::ensure!(
                 !found.is_empty(),
-                "there is no decision log in `{}`; say where with --audit or --dir",
+                "there is no decision log in `{}`; say where they are with --audit",
                 root.display()
             );
             logs.extend(found);
         }
+        if self.audit.is_empty() {
+            let root = dir.path()?.join("audit");
+            if root.is_dir() {
+                logs = hoplite_audit::find_logs(&root)?;
+            }
+        }
         logs.sort();
         logs.dedup();
-        Ok(logs)
+        Ok((!logs.is_empty()).then_some(logs))
     }
 }

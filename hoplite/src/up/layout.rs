@@ -154,7 +154,7 @@ impl Layout {
         }
         for name in SIGNERS {
             if !layout.key(name).exists() {
-                key::create(&layout.key(name))?;
+                key::create(&layout.key(name), None)?;
             }
         }
         // Only as a whole: what a person deleted on purpose stays deleted.
@@ -188,14 +188,14 @@ impl Layout {
     }
 
     fn key(&self, name: &str) -> PathBuf {
-        self.dir.join("keys").join(format!("{name}.pem"))
+        self.dir.join("keys").join(format!("{name}.key"))
     }
 
     /// As a line of a configuration file.
     fn policy_signers(&self) -> anyhow::Result<String> {
         let signers = SIGNERS
             .iter()
-            .map(|name| Ok(format!("\"{}\"", key::read(&self.key(name))?.signer())));
+            .map(|name| Ok(format!("\"{}\"", key::load(&self.key(name), None)?.signer())));
         let signers: Vec<String> = signers.collect::<anyhow::Result<_>>()?;
         Ok(format!("policy_signers = [{}]\n", signers.join(", ")))
     }

@@ -15,6 +15,7 @@ use hoplite_policy::{
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs};
+use crate::command::MeshDir;
 use crate::output::{Output, print, print_json};
 use crate::replay::{ask_of, route_of};
 
@@ -45,17 +46,19 @@ pub(crate) struct Args {
     policies: PoliciesArgs,
     #[command(flatten)]
     audit: AuditArgs,
+    #[command(flatten)]
+    dir: MeshDir,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let sources = args.policies.sources()?;
+    let sources = args.policies.sources(&args.dir)?;
     let snapshot = super::compile(&sources)?;
     let (ask, record) = match &args.decision {
         Some(id) => {
-            let record = find(id, &args.audit.logs(&args.policies.dir)?)?;
+            let record = find(id, &args.audit.logs(&args.dir)?)?;
             let Some(ask) = ask_of(&record) else {
                 bail!(
                     "policy was not asked about `{id}`: it is a {} that was {}{}",
@@ -72,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.output == Output::Json {
         print_json(&as_json(&explanation, &ask, record.as_ref()))?;
     } else {
-        let directory = args.policies.path()?;
+        let directory = args.policies.path(&args.dir)?;
         print(&page(&explanation, &ask, record.as_ref(), &snapshot, &directory))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,7 @@
-//! `hoplite policy grant`: break-glass. Two people let one workload in for a few hours, loudly; a forbid still holds.
+//! `hoplite policy grant`: break-glass, a permit for a few hours that two people sign.
 
-use std::path::PathBuf;
+use std::io::{BufRead as _, IsTerminal as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -9,51 +10,55 @@ use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::{GrantDraft, GrantScope};
-use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantRequest};
-use serde_json::{Value, json};
+use hoplite_wire::ca::{AddGrantRequest, ListGrantsRequest, RevokeGrantRequest};
 
 use super::key::KeyArgs;
-use super::publish::rfc3339;
-use crate::command::admin::CaArgs;
+use super::publish::state;
+use crate::command::admin::{CaArgs, ListArgs, rfc3339};
 use crate::output::{Output, Table, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GrantCommand {
-    /// Write a grant with the first of its two signatures
+    /// Write a grant and sign it; it needs a second person's signature
     #[command(
-        after_help = "Example:\n  hoplite policy grant create INC-4711.grant --ticket INC-4711 --reason 'ledger is stuck' \\\n    --who spiffe://demo.hoplite/visitor --service ledger --for 1h --key alice.pem"
+        after_help = "Example:\n  hoplite policy grant create --ticket INC-1 --reason 'ledger is down' --who prod.acme/ns/ops \\\n    \
+        --service ledger --for 1h --key alice.key"
     )]
     Create(CreateArgs),
-    /// Read a grant, add the second signature, and put it in force
-    #[command(after_help = "Example:\n  hoplite policy grant approve INC-4711.grant --key bob.pem")]
+    /// Show a grant that somebody else signed, sign it too, and put it in force
+    #[command(after_help = "Example:\n  hoplite policy grant approve inc-1.grant --key bob.key")]
     Approve(ApproveArgs),
     /// List the grants that are not over
     #[command(after_help = "Example:\n  hoplite policy grant list")]
     List(ListArgs),
     /// End a grant before its time
-    #[command(after_help = "Example:\n  hoplite policy grant revoke inc-4711")]
+    #[command(after_help = "Example:\n  hoplite policy grant revoke inc-1")]
     Revoke(RevokeArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
-    /// The file to write; the other person needs it
-    file: PathBuf,
     /// Where the emergency is written down
     #[arg(long)]
     ticket: String,
     /// Why, in one line
     #[arg(long)]
     reason: String,
-    /// Who gets in: a SPIFFE ID, or a prefix that ends in `/`
-    #[arg(long)]
+    /// To whom: a SPIFFE ID, or a prefix of some without `spiffe://`
+    #[arg(long, value_name = "WHO")]
     who: String,
-    /// Where: a service, with all its routes
+    /// The service, with all its routes
     #[arg(long)]
     service: String,
-    /// For how long, at most 8h
-    #[arg(long = "for", value_name = "SPAN", value_parser = humantime::parse_duration)]
-    span: Duration,
+    /// For how long from now on; 8 hours at most
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// The grant's name [default: the ticket in lower case]
+    #[arg(long)]
+    id: Option<String>,
+    /// The file to write [default: the name with `.grant`]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
@@ -62,156 +67,176 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApproveArgs {
-    /// What `create` wrote
+    /// The file that the first person wrote
     file: PathBuf,
+    /// Sign without being asked; for scripts that have asked already
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
-    list: ListArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct ListArgs {
-    #[command(flatten)]
     ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RevokeArgs {
-    /// The grant's id
+    /// The grant's name
     id: String,
     #[command(flatten)]
     ca: CaArgs,
 }
 
-pub(crate) fn run(command: &GrantCommand) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(command: GrantCommand) -> anyhow::Result<ExitCode> {
     match command {
-        GrantCommand::Create(args) => create(args),
-        GrantCommand::Approve(args) => approve(args),
-        GrantCommand::List(args) => list(args),
-        GrantCommand::Revoke(args) => revoke(args),
+        GrantCommand::Create(args) => create(&args),
+        GrantCommand::Approve(args) => approve(&args),
+        GrantCommand::List(args) => list(&args),
+        GrantCommand::Revoke(args) => {
+            let request = RevokeGrantRequest { id: args.id.clone() };
+            args.ca
+                .call(async |mut ca| Ok(ca.revoke_grant(request.clone()).await?))?;
+            print(&format!("ended the grant {}\n", args.id))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
 fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
-    let key = args.key.read(args.ca.dir())?;
-    let (trust_domain, principal) = scope(&args.who)?;
+    let key = args.key.load(args.ca.mesh())?;
+    let trust_domain = TrustDomain::parse(&state(&args.ca)?.trust_domain)?;
+    let scope = if args.who.starts_with("spiffe://") {
+        SpiffeId::parse(&args.who).with_context(|| format!("`{}` is not a SPIFFE ID", args.who))?;
+        GrantScope::Workload(args.who.clone())
+    } else {
+        GrantScope::Path(args.who.clone())
+    };
+    let id = args.id.clone().unwrap_or_else(|| args.ticket.to_ascii_lowercase());
     let now = SystemTime::now();
-    let id = args.ticket.to_ascii_lowercase();
-    let until = now + args.span;
+    let until = now.checked_add(args.duration).context("--for is too long")?;
     let draft = GrantDraft::new(
         &trust_domain,
         &id,
         &args.ticket,
         &args.reason,
-        principal,
+        scope,
         &args.service,
         (now, until),
         now,
     )?;
-    if args.file.exists() {
-        bail!("`{}` is there already; choose another name", args.file.display());
-    }
-    files::write_private(&args.file, &draft.sign(&key)?)?;
-    let (file, signer) = (args.file.display(), key.signer().name());
+    let file = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{id}.grant")));
+    files::write_public(&file, &draft.sign(&key)?)?;
+    print(&shown(&draft))?;
     print(&format!(
-        "signed by {signer}; it gives nothing yet. The second person reads and signs it:\n  hoplite policy grant approve {file} --key THEIR-KEY\n"
+        "\n`{file}` is signed by {name} and gives nothing yet. A second person puts it in force:\n  \
+         hoplite policy grant approve {file} --key KEY\n",
+        file = file.display(),
+        name = key.signer().name()
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn scope(who: &str) -> anyhow::Result<(TrustDomain, GrantScope)> {
-    match who.strip_suffix('/') {
-        None => {
-            let id = SpiffeId::parse(who).with_context(|| format!("`{who}` is no SPIFFE ID"))?;
-            Ok((id.trust_domain().clone(), GrantScope::Workload(who.to_owned())))
-        }
-        Some(prefix) => {
-            let id = SpiffeId::parse(prefix).with_context(|| format!("`{who}` is no prefix of SPIFFE IDs"))?;
-            let path = prefix.trim_start_matches("spiffe://").to_owned();
-            Ok((id.trust_domain().clone(), GrantScope::Path(path)))
-        }
+fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
+    let key = args.key.load(args.ca.mesh())?;
+    let bytes = read(&args.file)?;
+    let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
+    eprint!("{}", shown(&draft));
+    eprintln!("signed by  {}\n", signed_by.join(", "));
+    if signed_by.iter().any(|name| name == key.signer().name()) {
+        bail!(
+            "`{}` signed this grant already; it takes a second person",
+            key.signer().name()
+        );
     }
+    if !args.yes && !agreed(&draft.ticket)? {
+        bail!("not approved; nothing was signed");
+    }
+    let request = AddGrantRequest {
+        grant: GrantDraft::sign_too(&bytes, &key)?,
+    };
+    let grant = args
+        .ca
+        .call(async |mut ca| Ok(ca.add_grant(request.clone()).await?.into_inner()))?;
+    print(&format!(
+        "BREAK-GLASS {} is in force until {}: {} may do anything to {} that no policy forbids\n\
+         signed by {}; end it with: hoplite policy grant revoke {}\n",
+        grant.id,
+        rfc3339(grant.until_unix),
+        grant.principal,
+        grant.service,
+        grant.signed_by.join(" and "),
+        grant.id
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
-    let bytes = files::read_private(&args.file)?;
-    let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
-    let who = match &draft.principal {
-        GrantScope::Workload(id) => id.clone(),
-        GrantScope::Path(path) => format!("everything below {path}"),
-    };
-    let until = rfc3339(i64::try_from(draft.until).unwrap_or(i64::MAX));
-    // Before the key is used: this is what the second person puts their name under.
-    eprintln!(
-        "BREAK-GLASS {}: {who} may call every route of `{}` until {until}. Ticket {}: {}. Signed by {}.",
+/// A person reads what they sign: they type the ticket.
+fn agreed(ticket: &str) -> anyhow::Result<bool> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("there is nobody to ask; run it on a terminal, or say --yes");
+    }
+    eprint!("Type the ticket to sign and put it in force: ");
+    let mut line = String::new();
+    stdin.lock().read_line(&mut line)?;
+    Ok(line.trim() == ticket)
+}
+
+/// A file a little larger than any grant; what is longer is refused when it is read.
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    opened
+        .take(hoplite_policy::MAX_GRANT_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn shown(draft: &GrantDraft) -> String {
+    let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
+    let time = |seconds: u64| rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX));
+    format!(
+        "grant      {}\nticket     {}\nreason     {}\nwho        {who}\nservice    {}, all routes\nfrom       {}\nuntil      {}\n",
         draft.id,
-        draft.service,
         draft.ticket,
         draft.reason,
-        signed_by.join(", ")
-    );
-    let key = args.key.read(args.list.ca.dir())?;
-    let grant = GrantDraft::sign_too(&bytes, &key)?;
-    let grant = args
-        .list
-        .ca
-        .call(async |mut ca| Ok(ca.add_grant(AddGrantRequest { grant }).await?.into_inner()))?;
-    match args.list.output {
-        Output::Json => print_json(&listed(&grant))?,
-        Output::Table => print(&format!(
-            "in force until {until}; end it with `hoplite policy grant revoke {}`\n",
-            grant.id
-        ))?,
-    }
-    Ok(ExitCode::SUCCESS)
+        draft.service,
+        time(draft.not_before),
+        time(draft.until),
+    )
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let grants = args
         .ca
-        .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner()))?;
+        .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner().grants))?;
     if args.output == Output::Json {
-        print_json(&grants.grants.iter().map(listed).collect::<Vec<_>>())?;
+        let rows: Vec<_> = grants
+            .iter()
+            .map(|grant| {
+                serde_json::json!({
+                    "id": grant.id, "ticket": grant.ticket, "reason": grant.reason, "principal": grant.principal,
+                    "service": grant.service, "not_before": rfc3339(grant.not_before_unix),
+                    "until": rfc3339(grant.until_unix), "signed_by": grant.signed_by, "revoked": grant.revoked,
+                })
+            })
+            .collect();
+        print_json(&rows)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["ID", "WHO", "SERVICE", "UNTIL", "SIGNED BY", "STATE", "REASON"]);
-    for grant in &grants.grants {
+    let mut table = Table::new(&["GRANT", "TICKET", "WHO", "SERVICE", "UNTIL", "SIGNED BY", "STATE"]);
+    for grant in grants {
+        let state = if grant.revoked { "revoked" } else { "IN FORCE" };
         table.row([
-            grant.id.clone(),
-            grant.principal.clone(),
-            grant.service.clone(),
+            grant.id,
+            grant.ticket,
+            grant.principal,
+            grant.service,
             rfc3339(grant.until_unix),
-            grant.signed_by.join(", "),
-            if grant.revoked { "revoked" } else { "in force" }.to_owned(),
-            grant.reason.clone(),
+            grant.signed_by.join(" "),
+            state.to_owned(),
         ]);
     }
     table.print()?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
-    let request = RevokeGrantRequest { id: args.id.clone() };
-    args.ca
-        .call(async |mut ca| Ok(ca.revoke_grant(request).await?.into_inner()))?;
-    print(&format!("the grant `{}` is over\n", args.id))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn listed(grant: &Grant) -> Value {
-    json!({
-        "id": grant.id,
-        "ticket": grant.ticket,
-        "reason": grant.reason,
-        "who": grant.principal,
-        "service": grant.service,
-        "not_before": rfc3339(grant.not_before_unix),
-        "until": rfc3339(grant.until_unix),
-        "signed_by": grant.signed_by,
-        "revoked": grant.revoked,
-    })
 }

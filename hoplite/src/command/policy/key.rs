@@ -1,4 +1,4 @@
-//! `hoplite policy key`: the keys with which people sign policy.
+//! `hoplite policy key`: the keys with which people sign policies.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,89 +8,116 @@ use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_policy::SigningKey;
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::command::MeshDir;
-use crate::output::{Output, print, print_json};
+use crate::output::print;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
-    /// Make a signing key, and print the public half for `policy_signers`
-    #[command(after_help = "Example:\n  hoplite policy key create ~/.config/hoplite/alice.pem")]
-    Create(Args),
-    /// Print the public half of a key
-    #[command(after_help = "Example:\n  hoplite policy key show ~/.config/hoplite/alice.pem")]
-    Show(Args),
+    /// Make a signing key; prints the line that CA, agents and proxies need in `policy_signers`
+    #[command(after_help = "Example:\n  hoplite policy key create --name alice ~/.hoplite/alice.key")]
+    Create(CreateArgs),
+    /// Print the public half of a signing key
+    #[command(after_help = "Example:\n  hoplite policy key show ~/.hoplite/alice.key")]
+    Show(ShowArgs),
 }
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The key's file; its name without `.pem` is the signer's
+pub(crate) struct CreateArgs {
+    /// The file to write; it must not exist yet
     file: PathBuf,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long)]
+    name: Option<String>,
 }
 
-/// Which key to sign with.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    key: KeyFile,
+}
+
+/// Whose key signs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct KeyFile {
+    /// The file of the signing key, which only its owner may read
+    #[arg(id = "key_file", value_name = "KEY")]
+    file: PathBuf,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// The same as an option.
 #[derive(Debug, clap::Args)]
 pub(crate) struct KeyArgs {
-    /// The file of the signing key [default: keys/alice.pem of the mesh in --dir]
-    #[arg(long = "key", value_name = "FILE", env = "HOPLITE_POLICY_KEY")]
+    /// The file of the signing key, which only its owner may read [default: keys/alice.key of the mesh in --dir]
+    #[arg(long, value_name = "FILE", env = "HOPLITE_POLICY_KEY")]
     key: Option<PathBuf>,
+    /// Whose key it is [default: the file's name without its ending]
+    #[arg(long, value_name = "NAME")]
+    signer: Option<String>,
 }
 
-pub(crate) fn run(command: &KeyCommand) -> anyhow::Result<ExitCode> {
-    let (args, key) = match command {
-        KeyCommand::Create(args) => (args, create(&args.file)?),
-        KeyCommand::Show(args) => (args, read(&args.file)?),
-    };
-    match args.output {
-        Output::Json => print_json(&json!({"name": key.signer().name(), "signer": key.signer().to_string()}))?,
-        Output::Table => print(&format!("{}\n", key.signer()))?,
+pub(crate) fn run(command: KeyCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        KeyCommand::Create(args) => {
+            let key = create(&args.file, args.name.as_deref())?;
+            eprintln!(
+                "wrote `{}`; keep it to yourself. Put this line into `policy_signers` of CA, agents and proxies:",
+                args.file.display()
+            );
+            print(&format!("{}\n", key.signer()))?;
+        }
+        KeyCommand::Show(args) => {
+            let key = load(&args.key.file, args.key.name.as_deref())?;
+            print(&format!("{}\n", key.signer()))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A new key in a file of its own; one that is there already is never replaced.
-pub(crate) fn create(file: &Path) -> anyhow::Result<SigningKey> {
-    if file.exists() {
-        bail!(
-            "`{}` is there already; choose another name, or use that key",
-            file.display()
-        );
-    }
+/// A new key in a file of its own.
+pub(crate) fn create(file: &Path, name: Option<&str>) -> anyhow::Result<SigningKey> {
+    let name = name_of(file, name)?;
     let mut seed = Zeroizing::new([0; 32]);
-    SystemRandom::new()
-        .fill(&mut *seed)
-        .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
-    let key = SigningKey::from_seed(&name(file)?, seed)?;
+    if SystemRandom::new().fill(&mut *seed).is_err() {
+        bail!("the system gives no random numbers; try again");
+    }
+    let key = SigningKey::from_seed(&name, seed)?;
+    // A key that is written over is lost, and with it the right to sign.
+    if file.symlink_metadata().is_ok() {
+        bail!("`{}` exists already; choose another file", file.display());
+    }
     files::write_private(file, key.to_pem().as_bytes())?;
     Ok(key)
-}
-
-pub(crate) fn read(file: &Path) -> anyhow::Result<SigningKey> {
-    let pem = Zeroizing::new(files::read_private(file)?);
-    let pem = std::str::from_utf8(&pem).with_context(|| format!("`{}` is no PEM file", file.display()))?;
-    SigningKey::from_pem(&name(file)?, pem).with_context(|| format!("`{}` cannot be used", file.display()))
-}
-
-fn name(file: &Path) -> anyhow::Result<String> {
-    let stem = file.file_stem().and_then(|stem| stem.to_str());
-    stem.map(str::to_owned)
-        .with_context(|| format!("`{}` has no name for a signer; write `alice.pem`", file.display()))
 }
 
 // === impl KeyArgs ===
 
 impl KeyArgs {
-    pub(crate) fn read(&self, dir: &MeshDir) -> anyhow::Result<SigningKey> {
+    pub(crate) fn load(&self, mesh: &MeshDir) -> anyhow::Result<SigningKey> {
         match &self.key {
-            Some(file) => read(file),
-            None => read(&dir.path()?.join("keys/alice.pem")).context(
-                "there is no key to sign with; say which with --key, or make one with `hoplite policy key create`",
-            ),
+            Some(file) => load(file, self.signer.as_deref()),
+            None => load(&mesh.path()?.join("keys/alice.key"), self.signer.as_deref())
+                .context("say with --key which key signs; `hoplite policy key create` makes one"),
         }
     }
+}
+
+pub(crate) fn load(file: &Path, name: Option<&str>) -> anyhow::Result<SigningKey> {
+    let name = name_of(file, name)?;
+    let pem = Zeroizing::new(files::read_private(file)?);
+    let pem = std::str::from_utf8(&pem).with_context(|| format!("`{}` is not a signing key", file.display()))?;
+    SigningKey::from_pem(&name, pem).with_context(|| format!("`{}` cannot be used", file.display()))
+}
+
+fn name_of(file: &Path, name: Option<&str>) -> anyhow::Result<String> {
+    if let Some(name) = name {
+        return Ok(name.to_owned());
+    }
+    let stem = file.file_stem().and_then(|stem| stem.to_str());
+    stem.map(str::to_owned)
+        .with_context(|| format!("`{}` has no name; say whose key it is with --name", file.display()))
 }

@@ -1,6 +1,5 @@
-//! `hoplite policy publish` and `rollback`: checked, tested, replayed, signed, and then in force on every proxy.
+//! `hoplite policy publish` and `hoplite policy rollback`: policies on their way to every proxy.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -8,380 +7,290 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Bundle, BundleContents, EngineVersion, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Snapshot, Source, Stage, lint,
+    Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, SigningKey, Snapshot, Source, Stage, TrustedSigners,
+    lint,
 };
-use hoplite_wire::ca::{
-    ClearShadowRequest, GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, PublishedPolicy,
-    ShowPolicyRequest, ShowPolicyResponse,
-};
-use serde_json::{Value, json};
+use hoplite_wire::ca::{GetPolicyRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
 
 use super::key::KeyArgs;
-use super::replay::{page, with_progress};
 use super::test::{TestReport, tables};
-use super::{AuditArgs, sources};
+use super::{AuditArgs, replay, sources};
 use crate::command::admin::CaArgs;
-use crate::output::{Output, Table, print, print_json};
-use crate::replay::{Replayed, Who, parts};
+use crate::output::print;
+use crate::replay::{Replayed, parts};
 
-/// A bundle is published anew before this has passed, or every record says `stale`.
-const EXPIRES: &str = "90d";
+/// The most groups that a refusal names for `--accept`; the replay shows them all.
+const UNACCEPTED_SHOWN: usize = 10;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct PublishArgs {
+pub(crate) struct Args {
     /// The directory of the policies
     directory: PathBuf,
-    /// What changes, in one line, for those who read the history
+    /// What changes, for those who read the history
     #[arg(long)]
     note: Option<String>,
-    /// Try the policies beside those in force, on real traffic, without deciding anything
+    /// After how long the proxies call these policies stale
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    expires: Duration,
+    /// Only try them beside those in force; no answer changes
     #[arg(long)]
     shadow: bool,
-    /// Accept that decisions flip for this `principal × route`; `*` stands for any text; may be repeated
-    #[arg(long, value_name = "PATTERN")]
+    /// Answers that may flip: `PRINCIPAL × ROUTE`, `*` stands for any text; may be repeated
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     accept: Vec<String>,
-    /// Replay the decisions since then: a length of time ago (`7d`) or a moment
+    /// From when on logged decisions are replayed
     #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
     since: SystemTime,
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    sign: SignArgs,
+    key: KeyArgs,
+    #[command(flatten)]
+    ca: CaArgs,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RollbackArgs {
-    /// The revision whose content comes back, as a new revision [default: the one before that in force]
-    revision: Option<u64>,
-    #[command(flatten)]
-    sign: SignArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct HistoryArgs {
-    #[command(flatten)]
-    ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
-}
-
-#[derive(Debug, clap::Args)]
-struct SignArgs {
-    /// When every record begins to say that the policy is stale
-    #[arg(long, value_name = "SPAN", default_value = EXPIRES, value_parser = humantime::parse_duration)]
+    /// The revision whose content comes back
+    revision: u64,
+    /// Why, for those who read the history
+    #[arg(long)]
+    note: Option<String>,
+    /// After how long the proxies call these policies stale
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
     expires: Duration,
+    /// Who signed that revision, if not you: `NAME=ed25519:KEY`; may be repeated
+    #[arg(long, value_name = "SIGNER")]
+    trust: Vec<String>,
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
     ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
 }
 
-/// What was done so far, said as it is done.
-struct Steps {
-    shown: bool,
-    done: Vec<Value>,
-}
-
-pub(crate) fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
-    if let Some(pattern) = args.accept.iter().find(|pattern| parts(pattern).is_none()) {
-        bail!("`{pattern}` names no flips; write `PRINCIPAL × ROUTE`, with `*` for any text");
-    }
-    let mut steps = Steps::new(args.sign.output);
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // Before the work that takes long.
+    let key = args.key.load(args.ca.mesh())?;
     let sources = sources(&args.directory)?;
-    let Some(snapshot) = checked(&mut steps, args, &sources)? else {
+    let Some(snapshot) = checked(&sources, args)? else {
         return Ok(ExitCode::FAILURE);
     };
-    if !tested(&mut steps, args, &snapshot)? || !replayed(&mut steps, args, &snapshot)? {
+    if !tested(&snapshot, args)? || !replayed(&snapshot, args)? {
         return Ok(ExitCode::FAILURE);
     }
     let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
-    send(&mut steps, &args.sign, &sources, stage, args.note.clone())?;
-    Ok(ExitCode::SUCCESS)
+    send(&args.ca, &key, &sources, stage, args.expires, args.note.clone())
 }
 
-/// Parse, strict validation, ownership, lint.
-fn checked(steps: &mut Steps, args: &PublishArgs, sources: &[Source]) -> anyhow::Result<Option<Snapshot>> {
-    let (snapshot, faults) = match Snapshot::compile(sources) {
-        Ok(snapshot) => (Some(snapshot), lint(sources)),
-        Err(faults) => (None, faults),
-    };
-    let snapshot = snapshot.filter(|_| faults.is_empty());
-    let text = match &snapshot {
-        Some(snapshot) => format!("{} policies in {} files", snapshot.policy_ids().len(), sources.len()),
-        None => {
-            let shown = args.directory.display();
-            let mut text = String::new();
-            for fault in &faults {
-                let _ = writeln!(text, "{shown}/{}", fault.render());
+/// A step that was done, and what came of it.
+fn step(name: &str, what: &str) -> anyhow::Result<()> {
+    Ok(print(&format!("{name:<8} {what}\n"))?)
+}
+
+fn checked(sources: &[Source], args: &Args) -> anyhow::Result<Option<Snapshot>> {
+    let directory = args.directory.display();
+    let faults = match Snapshot::compile(sources) {
+        Ok(snapshot) => {
+            let faults = lint(sources);
+            if faults.is_empty() {
+                let (policies, files) = (snapshot.policy_ids().len(), sources.len());
+                step("check", &format!("{policies} policies in {files} files are good"))?;
+                return Ok(Some(snapshot));
             }
-            text
+            faults
         }
+        Err(faults) => faults,
     };
-    steps.say("check", snapshot.is_some(), &text)?;
-    Ok(snapshot)
+    for fault in &faults {
+        print(&format!("{directory}/{}\n", fault.render()))?;
+    }
+    step(
+        "check",
+        &format!("FAILED: {} faults; nothing was published", faults.len()),
+    )?;
+    Ok(None)
 }
 
-/// The tables beside the policies.
-fn tested(steps: &mut Steps, args: &PublishArgs, snapshot: &Snapshot) -> anyhow::Result<bool> {
+fn tested(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
     let tables = tables(&args.directory)?;
     if tables.is_empty() {
-        steps.say(
-            "test",
-            true,
-            "there are no test tables; write some, see `hoplite policy test --help`",
-        )?;
+        step("test", "there are no tables to run; a file that ends in `.test` is one")?;
         return Ok(true);
     }
     let report = TestReport::new(&tables, snapshot);
-    let text = if report.passed() {
-        format!("{} cases as expected", report.cases())
-    } else {
-        report.text()
-    };
-    steps.say("test", report.passed(), &text)?;
-    Ok(report.passed())
+    if report.passed() {
+        step(
+            "test",
+            &format!("{} cases in {} tables are good", report.cases(), tables.len()),
+        )?;
+        return Ok(true);
+    }
+    print(&report.text())?;
+    step("test", "FAILED; nothing was published")?;
+    Ok(false)
 }
 
-/// What the new policies would have decided of late. Each flip must have been accepted by name.
-fn replayed(steps: &mut Steps, args: &PublishArgs, snapshot: &Snapshot) -> anyhow::Result<bool> {
-    let Some(logs) = args.audit.logs_if_any(args.sign.ca.dir())? else {
-        steps.say(
+fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
+    let Some(logs) = args.audit.logs_if_any(args.ca.mesh())? else {
+        step(
             "replay",
-            true,
-            "there are no decision logs here; say where with --audit",
+            "there are no decision logs here; --audit says where, and nothing was replayed",
         )?;
         return Ok(true);
     };
-    let replayed = with_progress(&logs, args.since, snapshot, 3)?;
-    let open = unaccepted(&replayed, &args.accept);
-    // A shadow decides nothing: what it would flip is what it is tried for.
-    let good = args.shadow || (open == 0 && replayed.ungrouped == 0 && replayed.damaged == 0);
-    let mut text = match replayed.flips {
-        0 => format!("{} decisions, none would flip", replayed.records),
-        flips if good => format!("{} decisions, {flips} would flip, all accepted", replayed.records),
-        _ => page(&replayed, args.since),
-    };
-    if !good {
-        let _ = write!(
-            text,
-            "\n{open} groups of flips are not accepted; change the policies, or name them: --accept 'PRINCIPAL × ROUTE'"
-        );
+    let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
+    let unaccepted = unaccepted(&replayed, &args.accept);
+    // Flips that nobody can be shown can only be accepted as everything is.
+    let unseen = replayed.ungrouped > 0 && !args.accept.iter().any(|pattern| parts(pattern) == Some(("*", "*")));
+    if unaccepted.is_empty() && !unseen {
+        let what = match replayed.flips {
+            0 => format!("none of {} decisions would flip", replay::thousands(replayed.records)),
+            flips => format!(
+                "{} of {} decisions will flip, all accepted",
+                replay::thousands(flips),
+                replay::thousands(replayed.records)
+            ),
+        };
+        step("replay", &what)?;
+        return Ok(true);
     }
-    steps.say("replay", good, &text)?;
-    Ok(good)
+    print(&replay::page(&replayed, args.since))?;
+    step("replay", "FAILED: answers would flip; nothing was published")?;
+    print("If that is meant, accept it:\n")?;
+    for who in unaccepted.iter().take(UNACCEPTED_SHOWN) {
+        print(&format!("  --accept '{who}'\n"))?;
+    }
+    let more = unaccepted.len().saturating_sub(UNACCEPTED_SHOWN);
+    if more > 0 {
+        print(&format!("  and {more} more groups; `*` stands for any text\n"))?;
+    }
+    Ok(false)
 }
 
-fn unaccepted(replayed: &Replayed, accept: &[String]) -> usize {
-    let accepted = |who: &Who| accept.iter().any(|pattern| who.is_meant_by(pattern));
-    replayed.groups().iter().filter(|(who, _)| !accepted(who)).count()
+/// The groups of flips that no pattern names.
+fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<String> {
+    let groups = replayed.groups().into_iter();
+    groups
+        .filter(|(who, _)| !accept.iter().any(|pattern| who.is_meant_by(pattern)))
+        .map(|(who, _)| who.to_string())
+        .collect()
 }
 
-/// Signs the files as the next revision and gives them to the CA.
+/// Builds, signs and sends the next revision.
 fn send(
-    steps: &mut Steps,
-    args: &SignArgs,
-    sources: &[Source],
-    stage: Stage,
-    note: Option<String>,
-) -> anyhow::Result<()> {
-    let key = args.key.read(args.ca.dir())?;
-    let state = args
-        .ca
-        .call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))?;
-    let bundle = signed(&key, &state, sources, stage, note, args.expires)?;
-    let (bytes, signer) = (bundle.len(), key.signer().name().to_owned());
-    steps.say("sign", true, &format!("by {signer}, {bytes} bytes"))?;
-    let request = PublishPolicyRequest {
-        bundle,
-        expected_revision: state.highest_revision,
-    };
-    let answer = args
-        .ca
-        .call(async |mut ca| Ok(ca.publish_policy(request).await?.into_inner()))?;
-    let what = if stage == Stage::Shadow {
-        "tried as shadow"
-    } else {
-        "in force"
-    };
-    steps.say(
-        "publish",
-        true,
-        &format!("revision {}, {what}; see `hoplite policy status`", answer.revision),
-    )?;
-    steps.end(answer.revision)
-}
-
-fn signed(
+    ca: &CaArgs,
     key: &SigningKey,
-    state: &ShowPolicyResponse,
     sources: &[Source],
     stage: Stage,
-    note: Option<String>,
     expires: Duration,
-) -> anyhow::Result<Vec<u8>> {
-    if !state.signers.iter().any(|name| name == key.signer().name()) {
+    note: Option<String>,
+) -> anyhow::Result<ExitCode> {
+    let state = state(ca)?;
+    let name = key.signer().name();
+    if !state.signers.iter().any(|signer| signer == name) {
         bail!(
-            "the CA does not trust the signer `{}` (it trusts: {}); add `{}` to `policy_signers` of CA, agents and proxies",
-            key.signer().name(),
+            "the CA trusts no signer `{name}`, only {}; put `{}` into its `policy_signers`",
             state.signers.join(", "),
             key.signer()
         );
     }
-    let parent = match &state.highest_manifest_sha256[..] {
-        [] => None,
-        digest => Some(Hash::from_slice(digest).context("the CA names a manifest by no SHA-256")?),
-    };
     let now = SystemTime::now();
-    let meta = Meta {
-        trust_domain: TrustDomain::parse(&state.trust_domain)?,
-        revision: state.highest_revision + 1,
-        parent,
-        created: now,
-        expires: now + expires,
-        min_engine: EngineVersion::THIS,
-        critical: Vec::new(),
-        stage,
-        note,
+    let revision = state.highest_revision.saturating_add(1);
+    let draft = Bundle::build(
+        sources,
+        Meta {
+            trust_domain: TrustDomain::parse(&state.trust_domain)?,
+            revision,
+            parent: Hash::from_slice(&state.highest_manifest_sha256),
+            created: now,
+            expires: now.checked_add(expires).context("--expires is too long")?,
+            min_engine: EngineVersion::THIS,
+            critical: Vec::new(),
+            stage,
+            note,
+        },
+    )?;
+    let manifest = draft.manifest_hash();
+    let bundle = draft.sign(&[key])?;
+    step(
+        "sign",
+        &format!(
+            "revision {revision}, {} bytes, manifest {manifest}, by {name}",
+            bundle.len()
+        ),
+    )?;
+    let request = PublishPolicyRequest {
+        bundle,
+        expected_revision: state.highest_revision,
     };
-    Ok(Bundle::build(sources, meta)?.sign(&[key])?)
+    let published = ca.call(async |mut ca| Ok(ca.publish_policy(request.clone()).await?.into_inner().revision))?;
+    let stage = match stage {
+        Stage::Live => "in force on every proxy as it arrives",
+        Stage::Shadow => "tried beside the policies in force; no answer changes",
+    };
+    step("publish", &format!("revision {published} is with the CA: {stage}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
+    ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))
 }
 
 pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
-    let mut steps = Steps::new(args.sign.output);
-    let ca = &args.sign.ca;
-    let state = ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))?;
-    let live = state
-        .live
-        .context("nothing was published yet, so there is nothing to go back from")?;
-    let revision = match args.revision {
-        Some(revision) => revision,
-        None => {
-            let history =
-                ca.call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest::default()).await?.into_inner()))?;
-            let before = history
-                .policies
-                .iter()
-                .find(|p| p.stage == "live" && p.revision < live.revision);
-            before
-                .context("no live revision lies before the one in force")?
-                .revision
-        }
-    };
-    let old = ca.call(async |mut ca| Ok(ca.get_policy(GetPolicyRequest { revision }).await?.into_inner()))?;
-    if old.bundle.is_empty() {
-        bail!("of revision {revision} only the manifest is kept; publish its files from where you keep them");
-    }
-    let old = BundleContents::danger_read_unverified(&old.bundle, MAX_BUNDLE_BYTES)?;
-    // It was signed once, but this program may be stricter than the one that signed it.
-    if let Err(faults) = Snapshot::compile(old.sources()) {
-        let first = faults.first().map(ToString::to_string).unwrap_or_default();
-        bail!("revision {revision} no longer compiles: {first}");
-    }
-    steps.say(
-        "fetch",
-        true,
-        &format!("revision {revision}, {} files", old.sources().len()),
+    let key = args.key.load(args.ca.mesh())?;
+    let state = state(&args.ca)?;
+    let bytes = kept(&args.ca, args.revision)?;
+    // INVARIANT: what is signed anew was signed before by somebody this person trusts. The CA only kept it.
+    let trusted: Vec<String> = args.trust.iter().cloned().chain([key.signer().to_string()]).collect();
+    let signers = TrustedSigners::parse(&trusted)?;
+    let bundle = Bundle::open_kept(
+        &bytes,
+        &Acceptance {
+            signers: &signers,
+            trust_domain: &TrustDomain::parse(&state.trust_domain)?,
+            highest_seen: None,
+            now: SystemTime::now(),
+            engine_version: EngineVersion::THIS,
+            known_critical: KNOWN_CRITICAL,
+            max_bytes: hoplite_policy::MAX_BUNDLE_BYTES,
+        },
+    )
+    .context("if somebody else signed that revision, say who with --trust NAME=ed25519:KEY")?;
+    anyhow::ensure!(
+        bundle.manifest().revision == args.revision,
+        "the CA gave revision {} for {}; ask whoever runs it",
+        bundle.manifest().revision,
+        args.revision
+    );
+    let snapshot = super::compile(bundle.sources())?;
+    step(
+        "check",
+        &format!(
+            "revision {}, signed by {}: {} policies are good",
+            args.revision,
+            bundle.signed_by().join(", "),
+            snapshot.policy_ids().len()
+        ),
     )?;
-    let note = format!("back to revision {revision}");
-    send(&mut steps, &args.sign, old.sources(), Stage::Live, Some(note))?;
-    Ok(ExitCode::SUCCESS)
+    let note = args
+        .note
+        .clone()
+        .unwrap_or_else(|| format!("back to revision {}", args.revision));
+    send(&args.ca, &key, bundle.sources(), Stage::Live, args.expires, Some(note))
 }
 
-pub(crate) fn history(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
-    let history = args
-        .ca
-        .call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest::default()).await?.into_inner()))?;
-    if args.output == Output::Json {
-        let all: Vec<Value> = history.policies.iter().map(listed).collect();
-        print_json(&all)?;
-        return Ok(ExitCode::SUCCESS);
+/// A signed bundle that the CA still keeps.
+pub(crate) fn kept(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<u8>> {
+    let answer = ca.call(async |mut ca| Ok(ca.get_policy(GetPolicyRequest { revision }).await?.into_inner()))?;
+    if answer.bundle.is_empty() {
+        bail!("the CA keeps only the manifest of revision {revision}; publish the directory it came from");
     }
-    let mut table = Table::new(&[
-        "REVISION",
-        "STAGE",
-        "POLICIES",
-        "SIGNED BY",
-        "PUBLISHED",
-        "EXPIRES",
-        "NOTE",
-    ]);
-    for policy in &history.policies {
-        table.row([
-            policy.revision.to_string(),
-            policy.stage.clone(),
-            policy.policies.to_string(),
-            policy.signed_by.join(", "),
-            rfc3339(policy.published_at_unix),
-            rfc3339(policy.expires_at_unix),
-            policy.note.clone(),
-        ]);
-    }
-    table.print()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(answer.bundle)
 }
 
-pub(crate) fn clear_shadow(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
-    let answer = args
-        .ca
-        .call(async |mut ca| Ok(ca.clear_shadow(ClearShadowRequest {}).await?.into_inner()))?;
-    match (args.output, answer.cleared) {
-        (Output::Json, cleared) => print_json(&json!({"cleared": cleared}))?,
-        (Output::Table, true) => print("the shadow is no longer tried\n")?,
-        (Output::Table, false) => print("there was no shadow\n")?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn listed(policy: &PublishedPolicy) -> Value {
-    json!({
-        "revision": policy.revision,
-        "stage": policy.stage,
-        "policies": policy.policies,
-        "files": policy.files,
-        "bytes": policy.bytes,
-        "signed_by": policy.signed_by,
-        "created": rfc3339(policy.created_at_unix),
-        "published": rfc3339(policy.published_at_unix),
-        "expires": rfc3339(policy.expires_at_unix),
-        "note": policy.note,
-    })
-}
-
-pub(super) fn rfc3339(seconds: i64) -> String {
-    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
-}
-
-// === impl Steps ===
-
-impl Steps {
-    fn new(output: Output) -> Self {
-        Self {
-            shown: output != Output::Json,
-            done: Vec::new(),
-        }
-    }
-
-    fn say(&mut self, step: &str, good: bool, text: &str) -> anyhow::Result<()> {
-        self.done.push(json!({"step": step, "ok": good, "text": text}));
-        if self.shown {
-            let verdict = if good { "ok" } else { "FAILED" };
-            let text = text.trim_end().replace('\n', "\n                 ");
-            print(&format!("{step:<8} {verdict:<6}  {text}\n"))?;
-        } else if !good {
-            print_json(&json!({"ok": false, "steps": self.done}))?;
-        }
-        Ok(())
-    }
-
-    fn end(&self, revision: u64) -> anyhow::Result<()> {
-        if !self.shown {
-            print_json(&json!({"ok": true, "revision": revision, "steps": self.done}))?;
-        }
-        Ok(())
+fn pattern(text: &str) -> Result<String, String> {
+    match parts(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("write `PRINCIPAL × ROUTE`, for example `spiffe://prod.acme/ns/web/* × ledger:*`".to_owned()),
     }
 }

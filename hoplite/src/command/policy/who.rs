@@ -1,0 +1,300 @@
+//! `hoplite policy who-can` and `hoplite policy what-can`: who may do something, and what somebody may do.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use hoplite_identity::SpiffeId;
+use hoplite_policy::{CanonicalRequest, Deed, Effect, Places, PolicyView, Possible, Route, Snapshot, Source};
+use serde_json::{Value, json};
+
+use super::{PoliciesArgs, compile};
+use crate::command::admin::{self, CaArgs};
+use crate::output::{Output, Table, print, print_json};
+
+/// The methods that policies tell apart; `other` is asked as one that has no action of its own.
+const METHODS: [&str; 8] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other"];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WhoArgs {
+    /// `connect`, or a method: GET, POST, …
+    action: String,
+    /// The service
+    service: String,
+    /// The path of the request [default: any route of the service]
+    path: Option<String>,
+    #[command(flatten)]
+    policies: PoliciesArgs,
+    /// A file of SPIFFE IDs, one a line: say yes or no for each
+    #[arg(long, value_name = "FILE")]
+    among: Option<PathBuf>,
+    /// Say yes or no for each workload that is registered with the CA
+    #[arg(long, conflicts_with = "among")]
+    registered: bool,
+    #[command(flatten)]
+    ca: CaArgs,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WhatArgs {
+    /// The caller
+    #[arg(value_name = "SPIFFE-ID")]
+    principal: String,
+    #[command(flatten)]
+    policies: PoliciesArgs,
+    #[command(flatten)]
+    ca: CaArgs,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
+    let sources = args.policies.sources(args.ca.mesh())?;
+    let snapshot = compile(&sources)?;
+    let deeds = deeds(args, &snapshot)?;
+    let workloads = match (&args.among, args.registered) {
+        (Some(file), _) => {
+            let text = hoplite_host::files::read_text(file)?;
+            let lines = text
+                .lines()
+                .map(|line| line.split('#').next().unwrap_or_default().trim());
+            Some(lines.filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        }
+        (None, true) => Some(admin::registered(&args.ca)?),
+        (None, false) => None,
+    };
+    match workloads {
+        Some(workloads) => among(&snapshot, &deeds, workloads, args.output),
+        None => by_policies(&snapshot, &sources, &deeds, args.output),
+    }
+}
+
+fn deeds(args: &WhoArgs, snapshot: &Snapshot) -> anyhow::Result<Vec<Deed>> {
+    let (action, service) = (args.action.as_str(), args.service.as_str());
+    match (action, &args.path) {
+        ("connect", None) => Ok(vec![Deed::Connect(service.to_owned())]),
+        ("connect", Some(path)) => bail!("a connection has no path; leave out `{path}`"),
+        (method, Some(path)) => {
+            let request = CanonicalRequest::parse(method, &[service.as_bytes()], path.as_bytes())
+                .with_context(|| format!("`{method} {path}` is refused before policy is asked"))?;
+            Ok(vec![Deed::Request(service.to_owned(), request)])
+        }
+        (method, None) => {
+            anyhow::ensure!(
+                METHODS.contains(&method),
+                "`{method}` is not an action; use connect, {}",
+                METHODS.join(", ")
+            );
+            let routes = snapshot.routes().of(service);
+            let routes = routes.filter(|(_, only)| only.is_none_or(|only| only == method));
+            let routes = routes
+                .map(|(route, _)| route.clone())
+                .chain([Route::unmatched(service)]);
+            Ok(routes.map(|route| Deed::Route(method.to_owned(), route)).collect())
+        }
+    }
+}
+
+fn name(deed: &Deed) -> String {
+    match deed {
+        Deed::Connect(service) => format!("connect {service}"),
+        Deed::Route(method, route) => format!("{method} on {route}"),
+        Deed::Request(service, request) => format!("{} {service} {}", request.method(), request.path()),
+    }
+}
+
+/// Who, in the words of the policies.
+fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], output: Output) -> anyhow::Result<ExitCode> {
+    let places = Places::of(sources);
+    let mut listed = Vec::new();
+    let mut page = String::new();
+    let mut last: Option<Vec<PolicyView>> = None;
+    for deed in deeds {
+        let policies = snapshot.about(deed, &places).map_err(anyhow::Error::msg)?;
+        let _ = writeln!(page, "{}", name(deed));
+        if last.as_ref() == Some(&policies) {
+            page.push_str("  the same\n");
+        } else {
+            show_policies(&mut page, &policies);
+        }
+        listed.push(json!({"deed": name(deed), "policies": policies.iter().map(view).collect::<Vec<_>>()}));
+        last = Some(policies);
+    }
+    if output == Output::Json {
+        print_json(&listed)?;
+    } else {
+        print(&page)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_policies(page: &mut String, policies: &[PolicyView]) {
+    if !policies.iter().any(|policy| policy.effect == Effect::Permit) {
+        page.push_str("  nobody: no permit covers it\n");
+        return;
+    }
+    for (effect, heading) in [
+        (Effect::Permit, "  permitted:"),
+        (Effect::Forbid, "  unless forbidden:"),
+    ] {
+        let of_effect: Vec<_> = policies.iter().filter(|policy| policy.effect == effect).collect();
+        if !of_effect.is_empty() {
+            let _ = writeln!(page, "{heading}");
+        }
+        for policy in of_effect {
+            let who = match policy.principal.as_str() {
+                "principal" => "anybody",
+                scope => scope,
+            };
+            let place = policy
+                .place
+                .as_ref()
+                .map(|place| format!("   {place}"))
+                .unwrap_or_default();
+            let _ = writeln!(page, "    {who}   ({}){place}", policy.id);
+            for (number, condition) in policy.conditions.iter().enumerate() {
+                let word = if number == 0 { "if" } else { "and" };
+                let _ = writeln!(page, "      {word:>3} {condition}");
+            }
+        }
+    }
+}
+
+fn view(policy: &PolicyView) -> Value {
+    json!({
+        "id": policy.id, "effect": policy.effect.as_str(), "principal": policy.principal,
+        "conditions": policy.conditions, "place": policy.place.as_ref().map(ToString::to_string),
+        "owner": policy.owner(),
+    })
+}
+
+/// Yes or no for each workload.
+fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, output: Output) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    for workload in workloads {
+        let id = SpiffeId::parse(&workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"))?;
+        for deed in deeds {
+            let possible = snapshot.possible(&id, deed).map_err(anyhow::Error::msg)?;
+            rows.push((workload.clone(), name(deed), possible));
+        }
+    }
+    if output == Output::Json {
+        let listed: Vec<Value> = rows
+            .iter()
+            .map(|(workload, deed, possible)| json!({"workload": workload, "deed": deed, "answer": as_json(possible)}))
+            .collect();
+        print_json(&listed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["CAN", "WORKLOAD", "WHAT", "WHY"]);
+    for (workload, deed, possible) in rows {
+        let (can, why) = words(&possible);
+        table.row([can.to_owned(), workload, deed, why]);
+    }
+    table.print()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
+    let id = SpiffeId::parse(&args.principal).with_context(|| format!("`{}` is not a SPIFFE ID", args.principal))?;
+    let snapshot = compile(&args.policies.sources(args.ca.mesh())?)?;
+    let mut rows = Vec::new();
+    for service in snapshot.services() {
+        let connect = Deed::Connect(service.clone());
+        rows.push((
+            service.clone(),
+            "connect".to_owned(),
+            snapshot.possible(&id, &connect).map_err(anyhow::Error::msg)?,
+        ));
+        let routes = snapshot.routes().of(&service);
+        let routes = routes.map(|(route, method)| (route.clone(), method));
+        for (route, only) in routes.chain([(Route::unmatched(&service), None)]) {
+            // Methods that have the same answer share a line.
+            let mut answers: Vec<(Vec<&str>, Possible)> = Vec::new();
+            for method in METHODS
+                .into_iter()
+                .filter(|method| only.is_none_or(|only| action_of(only) == *method))
+            {
+                let deed = Deed::Route(method.to_owned(), route.clone());
+                let possible = snapshot.possible(&id, &deed).map_err(anyhow::Error::msg)?;
+                match answers.iter_mut().find(|(_, other)| *other == possible) {
+                    Some((methods, _)) => methods.push(method),
+                    None => answers.push((vec![method], possible)),
+                }
+            }
+            for (methods, possible) in answers {
+                rows.push((route.as_str().to_owned(), methods.join(" "), possible));
+            }
+        }
+    }
+    if args.output == Output::Json {
+        let listed: Vec<Value> = rows
+            .iter()
+            .map(|(resource, actions, possible)| {
+                json!({"resource": resource, "actions": actions.split(' ').collect::<Vec<_>>(), "answer": as_json(possible)})
+            })
+            .collect();
+        print_json(&listed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["CAN", "ACTION", "RESOURCE", "WHY"]);
+    let mut never: BTreeMap<&str, usize> = BTreeMap::new();
+    for (resource, actions, possible) in &rows {
+        // What nothing speaks of is most of everything; it is only counted.
+        if *possible == Possible::Never(Vec::new()) {
+            *never.entry(resource.split(':').next().unwrap_or_default()).or_default() += 1;
+            continue;
+        }
+        let (can, why) = words(possible);
+        table.row([can.to_owned(), actions.clone(), resource.clone(), why]);
+    }
+    table.print()?;
+    let services: Vec<&str> = never.keys().copied().collect();
+    if !services.is_empty() {
+        print(&format!("Nothing else is permitted on {}.\n", services.join(", ")))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn action_of(method: &str) -> &str {
+    if METHODS.contains(&method) { method } else { "other" }
+}
+
+fn words(possible: &Possible) -> (&'static str, String) {
+    match possible {
+        Possible::Always(by) => ("yes", by.join(", ")),
+        Possible::Never(by) if by.is_empty() => ("no", "nothing permits it".to_owned()),
+        Possible::Never(by) => ("no", format!("forbidden by {}", by.join(", "))),
+        Possible::Depends(on) => {
+            let parts = on.iter().map(|on| {
+                let conditions = on.conditions.join(" and ");
+                match (on.effect, conditions.is_empty()) {
+                    (Effect::Permit, true) => on.id.clone(),
+                    (Effect::Permit, false) => format!("{} if {conditions}", on.id),
+                    (Effect::Forbid, _) => format!("not if {} ({conditions})", on.id),
+                }
+            });
+            ("depends", parts.collect::<Vec<_>>().join("; "))
+        }
+    }
+}
+
+fn as_json(possible: &Possible) -> Value {
+    match possible {
+        Possible::Always(by) => json!({"can": "yes", "by": by}),
+        Possible::Never(by) => json!({"can": "no", "by": by}),
+        Possible::Depends(on) => {
+            let on: Vec<Value> = on
+                .iter()
+                .map(|on| json!({"id": on.id, "effect": on.effect.as_str(), "conditions": on.conditions}))
+                .collect();
+            json!({"can": "depends", "on": on})
+        }
+    }
+}
