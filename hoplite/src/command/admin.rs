@@ -20,6 +20,9 @@ use tonic::transport::Channel;
 use crate::command::MeshDir;
 use crate::output::{Output, Table, print, print_json};
 
+/// The largest answer of the CA: a policy bundle, and what is said about it.
+const ANSWER_BYTES_MAX: usize = hoplite_policy::MAX_BUNDLE_BYTES + (1 << 20);
+
 /// How to reach the CA.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CaArgs {
@@ -33,10 +36,10 @@ pub(crate) struct CaArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
-    ca: CaArgs,
+    pub(crate) ca: CaArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -362,6 +365,14 @@ fn list(ca: &CaArgs) -> anyhow::Result<Vec<EntryRow>> {
     Ok(entries.into_iter().map(EntryRow::from).collect())
 }
 
+/// The SPIFFE IDs of all registered workloads, each once.
+pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
+    let mut ids: Vec<String> = list(ca)?.into_iter().map(|row| row.spiffe_id).collect();
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
 fn show_entries(rows: Vec<EntryRow>, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
         print_json(&rows)?;
@@ -379,7 +390,7 @@ fn show_entries(rows: Vec<EntryRow>, output: Output) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-fn rfc3339(unix: i64) -> String {
+pub(crate) fn rfc3339(unix: i64) -> String {
     let since = Duration::from_secs(u64::try_from(unix).unwrap_or(0));
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
 }
@@ -396,7 +407,8 @@ pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel
             socket.display()
         )
     })?;
-    Ok(AdminClient::new(channel))
+    // A policy bundle is what can be large.
+    Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// A selector in its text form `kind:value`; the kind is all before the first colon.

@@ -1,12 +1,11 @@
 //! `hoplite policy history` and `clear-shadow`: what was published, and the end of a trial.
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
 use hoplite_wire::ca::{ClearShadowRequest, ListPoliciesRequest, PublishedPolicy};
 use serde_json::{Value, json};
 
-use crate::command::admin::CaArgs;
+use crate::command::admin::{CaArgs, rfc3339};
 use crate::output::{Output, Table, print, print_json};
 
 #[derive(Debug, clap::Args)]
@@ -76,9 +75,4 @@ fn listed(policy: &PublishedPolicy) -> Value {
         "expires": rfc3339(policy.expires_at_unix),
         "note": policy.note,
     })
-}
-
-fn rfc3339(seconds: i64) -> String {
-    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
-    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
 }
