@@ -61,6 +61,9 @@ pub(crate) struct FilterArgs {
     /// A policy that decided
     #[arg(long)]
     policy: Option<String>,
+    /// Only what a shadow policy would have answered otherwise
+    #[arg(long)]
+    shadow_differs: bool,
 }
 
 #[derive(Debug, Args)]
@@ -291,6 +294,7 @@ impl FilterArgs {
             route: self.route,
             outcome: self.outcome,
             policy: self.policy,
+            shadow_differs: self.shadow_differs,
             ..Query::default()
         }
     }

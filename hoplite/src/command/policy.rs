@@ -78,7 +78,7 @@ pub(crate) enum PolicyCommand {
     )]
     Publish(publish::Args),
     /// Publish an earlier revision's content again, as a new revision
-    #[command(after_help = "Example:\n  hoplite policy rollback 41 --key alice.key")]
+    #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 41 --key alice.key")]
     Rollback(publish::RollbackArgs),
     /// List what was published, newest first
     #[command(after_help = "Example:\n  hoplite policy history")]

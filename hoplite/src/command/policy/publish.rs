@@ -10,7 +10,9 @@ use hoplite_policy::{
     Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, SigningKey, Snapshot, Source, Stage, TrustedSigners,
     lint,
 };
-use hoplite_wire::ca::{GetPolicyRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
+use hoplite_wire::ca::{
+    GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse,
+};
 
 use super::key::KeyArgs;
 use super::test::{TestReport, tables};
@@ -51,8 +53,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RollbackArgs {
-    /// The revision whose content comes back
-    revision: u64,
+    /// The revision whose content comes back [default: the live one before that in force]
+    revision: Option<u64>,
     /// Why, for those who read the history
     #[arg(long)]
     note: Option<String>,
@@ -239,7 +241,11 @@ pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
 pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let key = args.key.load(args.ca.mesh())?;
     let state = state(&args.ca)?;
-    let bytes = kept(&args.ca, args.revision)?;
+    let revision = match args.revision {
+        Some(revision) => revision,
+        None => before(&args.ca, &state)?,
+    };
+    let bytes = kept(&args.ca, revision)?;
     // INVARIANT: what is signed anew was signed before by somebody this person trusts. The CA only kept it.
     let trusted: Vec<String> = args.trust.iter().cloned().chain([key.signer().to_string()]).collect();
     let signers = TrustedSigners::parse(&trusted)?;
@@ -257,17 +263,17 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     )
     .context("if somebody else signed that revision, say who with --trust NAME=ed25519:KEY")?;
     anyhow::ensure!(
-        bundle.manifest().revision == args.revision,
+        bundle.manifest().revision == revision,
         "the CA gave revision {} for {}; ask whoever runs it",
         bundle.manifest().revision,
-        args.revision
+        revision
     );
     let snapshot = super::compile(bundle.sources())?;
     step(
         "check",
         &format!(
             "revision {}, signed by {}: {} policies are good",
-            args.revision,
+            revision,
             bundle.signed_by().join(", "),
             snapshot.policy_ids().len()
         ),
@@ -275,8 +281,28 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let note = args
         .note
         .clone()
-        .unwrap_or_else(|| format!("back to revision {}", args.revision));
+        .unwrap_or_else(|| format!("back to revision {}", revision));
     send(&args.ca, &key, bundle.sources(), Stage::Live, args.expires, Some(note))
+}
+
+/// The last live revision before the one in force.
+fn before(ca: &CaArgs, state: &ShowPolicyResponse) -> anyhow::Result<u64> {
+    let live = state
+        .live
+        .as_ref()
+        .context("nothing was published yet, so there is nothing to go back from")?;
+    let request = ListPoliciesRequest {
+        before_revision: live.revision,
+        ..ListPoliciesRequest::default()
+    };
+    let history = ca.call(async |mut ca| Ok(ca.list_policies(request).await?.into_inner()))?;
+    let earlier = history
+        .policies
+        .iter()
+        .find(|policy| policy.stage == "live" && policy.revision < live.revision);
+    Ok(earlier
+        .context("no live revision lies before the one in force")?
+        .revision)
 }
 
 /// A signed bundle that the CA still keeps.
