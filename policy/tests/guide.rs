@@ -1,5 +1,12 @@
 //! Executes the guides: every policy on their pages compiles, passes the lint and its test table, and is needed by it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests: a panic is how they fail"
+)]
+
 use hoplite_policy::{CaseTable, Snapshot, Source, lint};
 use std::path::Path;
 

@@ -5,4 +5,5 @@
 mod cli;
 mod policy_check;
 mod support;
+mod tables;
 mod up;

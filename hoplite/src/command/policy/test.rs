@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::output::{Output, print, print_json};
 
-/// The deepest folder that tables are looked for in. Policies lie one folder deep.
-const DEPTH_MAX: usize = 4;
+/// The deepest folder that tables are looked for in: a directory of policies has folders, and these have none.
+const DEPTH_MAX: usize = 1;
 /// More tables than this are a mistake in the directory's name.
 const TABLES_MAX: usize = 4_096;
 
@@ -46,8 +46,7 @@ struct TableReport {
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let directory = &args.directory;
     let shown = directory.display();
-    let sources = hoplite_decision::read_policies(directory)
-        .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{shown}`: {reason}"))?;
+    let sources = super::sources(directory)?;
     let snapshot = Snapshot::compile(&sources).map_err(|faults| {
         let first = faults.first().map(ToString::to_string).unwrap_or_default();
         anyhow::anyhow!(
@@ -63,8 +62,8 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let report = TestReport::new(&tables, &snapshot);
     anyhow::ensure!(
         report.cases() > 0 || !report.passed(),
-        "the {} tables beneath `{shown}` hold no case; write one line per request",
-        tables.len()
+        "there is no case in the {} beneath `{shown}`; write one line per request",
+        counted(tables.len(), "table")
     );
     match args.output {
         Output::Json => print_json(&report.json())?,
@@ -167,8 +166,13 @@ impl TestReport {
         let failed = self.tables.iter().filter(|table| !table.passed()).count();
         let (cases, files) = (self.cases(), self.tables.len());
         let _ = match failed {
-            0 => writeln!(text, "\n{cases} cases in {files} tables are as expected"),
-            _ => writeln!(text, "\n{failed} of {files} tables failed"),
+            0 => writeln!(
+                text,
+                "\n{} in {} came out as expected",
+                counted(cases, "case"),
+                counted(files, "table")
+            ),
+            _ => writeln!(text, "\n{failed} of {} failed", counted(files, "table")),
         };
         if !self.untested.is_empty() {
             let _ = writeln!(text, "No case is decided by: {}", self.untested.join(", "));
@@ -202,11 +206,15 @@ impl TableReport {
         let name = &self.name;
         let _ = match (&self.outcome, self.failed().count()) {
             (Err(_), _) => writeln!(text, "FAILED  {name:<width$}  it cannot be read"),
-            (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {} cases", results.len()),
-            (Ok(results), failed) => writeln!(text, "FAILED  {name:<width$}  {failed} of {} cases", results.len()),
+            (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {}", counted(results.len(), "case")),
+            (Ok(results), failed) => writeln!(
+                text,
+                "FAILED  {name:<width$}  {failed} of {}",
+                counted(results.len(), "case")
+            ),
         };
         for fault in self.outcome.as_ref().err().into_iter().flatten() {
-            let _ = writeln!(text, "  {fault}");
+            text.push_str(&fault.render());
         }
         for result in self.failed() {
             let CaseResult {
@@ -246,6 +254,12 @@ impl TableReport {
     }
 }
 
+/// `1 case`, `2 cases`.
+fn counted(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,10 +288,10 @@ mod tests {
         assert!(!report.passed());
         let text = report.text();
         for part in [
-            "ok      good.test     1 cases\n",
+            "ok      good.test     1 case\n",
             "FAILED  pay/bad.test  1 of 2 cases\n  pay/bad.test:2:1: spiffe://x/y POST s /\n    expected  allow by c\n    came out  no_permit\n",
             "    the route is `s:unmatched`\n    no policy has the `@id` `c`\n",
-            "FAILED  unread.test   it cannot be read\n  unread.test:1:1: ",
+            "FAILED  unread.test   it cannot be read\nunread.test:1:1: ",
             "\n2 of 3 tables failed\nNo case is decided by: b\n",
         ] {
             assert!(text.contains(part), "{part}is missing from\n{text}");
@@ -289,6 +303,6 @@ mod tests {
         assert_eq!(json["tables"][1]["failed"][0]["found"], "no_permit");
         assert_eq!(json["tables"][2]["faults"][0]["line"], 1);
         let report = TestReport::new(&tables[..1], &snapshot);
-        assert!(report.passed() && report.text().contains("1 cases in 1 tables are as expected"));
+        assert!(report.passed() && report.text().contains("1 case in 1 table came out as expected"));
     }
 }
