@@ -37,7 +37,7 @@ pub struct ImportedRoutes {
 pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
     let fault = |place, reason: String| vec![fault(document, place, reason)];
     check_service_name(service).map_err(|reason| fault(Place::START, reason))?;
-    let root = read(&document.name, &document.text).map_err(|fault| vec![fault])?;
+    let root = read(&document.text).map_err(|(place, reason)| fault(place, reason))?;
     check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
     let mut import = Import {
         document,

@@ -20,6 +20,9 @@ pub(crate) const MAX_DOCUMENT_DEPTH: usize = 100;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place(usize);
 
+/// What is wrong with a document, and where.
+pub(crate) type Wrong = (Place, String);
+
 /// A value and where it stands.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -51,28 +54,21 @@ pub(crate) struct Entry {
 ///
 /// # Errors
 /// The first fault: no YAML, more than one document, a bound, a key that is no text or comes twice.
-pub(crate) fn read(file: &str, text: &str) -> Result<Rc<Node>, Fault> {
+pub(crate) fn read(text: &str) -> Result<Rc<Node>, Wrong> {
     if text.len() > MAX_DOCUMENT_BYTES {
         let reason = format!("the document is longer than {MAX_DOCUMENT_BYTES} bytes; split it");
-        return Err(Fault::at(file, "", 0, reason));
+        return Err((Place::START, reason));
     }
-    let mut builder = Builder {
-        file,
-        text,
-        nodes: 0,
-        anchors: HashMap::new(),
-        open: Vec::new(),
-        root: None,
-    };
+    let mut builder = Builder::default();
     for event in Parser::new_from_str(&without_surrogates(text)) {
         let (event, span) = event.map_err(|error| {
             let place = Place(error.marker().index());
-            builder.fault(place, format!("this is neither YAML nor JSON: {}", error.info()))
+            (place, format!("this is neither YAML nor JSON: {}", error.info()))
         })?;
         builder.take(event, span)?;
     }
-    let empty = builder.fault(Place::START, "the document is empty; is it the right file?");
-    builder.root.ok_or(empty)
+    let empty = || (Place::START, "the document is empty; is it the right file?".to_owned());
+    builder.root.ok_or_else(empty)
 }
 
 /// JSON writes characters outside the basic plane as two escapes, which is no YAML. Nothing asked of a document needs
@@ -108,9 +104,8 @@ fn without_surrogates(text: &str) -> Cow<'_, str> {
 }
 
 /// The tree as it grows from the parser's events.
-struct Builder<'a> {
-    file: &'a str,
-    text: &'a str,
+#[derive(Default)]
+struct Builder {
     nodes: usize,
     /// A node is anchored once it is complete, so no alias can lead back into itself.
     anchors: HashMap<usize, Rc<Node>>,
@@ -186,12 +181,8 @@ impl Node {
 
 // === impl Builder ===
 
-impl Builder<'_> {
-    fn fault(&self, place: Place, reason: impl Into<String>) -> Fault {
-        place.fault(self.file, self.text, reason)
-    }
-
-    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Fault> {
+impl Builder {
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Wrong> {
         let place = Place(span.start.index());
         match event {
             Event::Scalar(text, _, anchor, _) => {
@@ -234,17 +225,21 @@ impl Builder<'_> {
             },
             Event::Alias(anchor) => {
                 if self.is_key() {
-                    return Err(self.fault(place, "a key must be text, not an alias; write it out"));
+                    return Err((place, "a key must be text, not an alias; write it out".to_owned()));
                 }
                 let node = self.anchors.get(&anchor).cloned();
-                let node =
-                    node.ok_or_else(|| self.fault(place, "the alias lies within what it stands for; write it out"))?;
+                let node = node.ok_or_else(|| {
+                    (
+                        place,
+                        "the alias lies within what it stands for; write it out".to_owned(),
+                    )
+                })?;
                 self.bound(place, node.nodes, node.height)?;
                 self.put(node);
                 Ok(())
             }
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(self.fault(place, "there is more than one document; keep one"))
+                Err((place, "there is more than one document; keep one".to_owned()))
             }
             _ => Ok(()),
         }
@@ -261,7 +256,7 @@ impl Builder<'_> {
         )
     }
 
-    fn key(&mut self, text: String, place: Place) -> Result<(), Fault> {
+    fn key(&mut self, text: String, place: Place) -> Result<(), Wrong> {
         let mut twice = false;
         if let Some(Open {
             inner: Inner::Mapping { key, keys, .. },
@@ -273,7 +268,7 @@ impl Builder<'_> {
         }
         if twice {
             let text = text.escape_debug();
-            return Err(self.fault(
+            return Err((
                 place,
                 format!("the key `{text}` comes twice in one mapping; remove one"),
             ));
@@ -281,16 +276,16 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, place: Place, anchor: usize, inner: Inner) -> Result<(), Fault> {
+    fn begin(&mut self, place: Place, anchor: usize, inner: Inner) -> Result<(), Wrong> {
         if self.is_key() {
-            return Err(self.fault(place, "a key must be text; write it as one word"));
+            return Err((place, "a key must be text; write it as one word".to_owned()));
         }
         self.bound(place, 0, 1)?;
         self.open.push(Open { place, anchor, inner });
         Ok(())
     }
 
-    fn complete(&mut self, place: Place, anchor: usize, value: Value) -> Result<(), Fault> {
+    fn complete(&mut self, place: Place, anchor: usize, value: Value) -> Result<(), Wrong> {
         self.bound(place, 1, 1)?;
         let below = |node: &Rc<Node>| (node.nodes, node.height);
         let below: Vec<_> = match &value {
@@ -312,15 +307,15 @@ impl Builder<'_> {
     }
 
     /// INVARIANT: whatever enters the tree is counted here first, an alias as all that it stands for.
-    fn bound(&mut self, place: Place, nodes: usize, height: usize) -> Result<(), Fault> {
+    fn bound(&mut self, place: Place, nodes: usize, height: usize) -> Result<(), Wrong> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_DOCUMENT_NODES {
             let reason = format!("the document amounts to more than {MAX_DOCUMENT_NODES} values; split it");
-            return Err(self.fault(place, reason));
+            return Err((place, reason));
         }
         if self.open.len().saturating_add(height) > MAX_DOCUMENT_DEPTH {
             let reason = format!("the document nests deeper than {MAX_DOCUMENT_DEPTH} levels; flatten it");
-            return Err(self.fault(place, reason));
+            return Err((place, reason));
         }
         Ok(())
     }
@@ -380,13 +375,16 @@ mod tests {
                 "{a={p=1} b={q=2} c={r=3 p=1 q=2}}",
             ),
         ] {
-            assert_eq!(plain(&read("x.yaml", text).unwrap()), expected, "{text}");
+            assert_eq!(plain(&read(text).unwrap()), expected, "{text}");
         }
     }
 
     #[track_caller]
     fn refused(text: &str, expected: &str) {
-        let fault = read("x.yaml", text).unwrap_err().to_string();
+        let fault = read(text)
+            .map_err(|(place, reason)| place.fault("x.yaml", text, reason))
+            .unwrap_err()
+            .to_string();
         let (place, reason) = expected.split_once('…').unwrap();
         assert!(
             fault.starts_with(&format!("x.yaml:{place}: ")) && fault.contains(reason),
@@ -429,7 +427,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_panics(text in "[\\[\\]{}:,&*?|>'\"\\- \\n\\tab\\\\ud8<]{0,60}") {
-            let _ = read("x.yaml", &text);
+            let _ = read(&text);
         }
     }
 }
