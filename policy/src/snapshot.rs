@@ -600,7 +600,7 @@ mod tests {
         let comment = format!("//{}", "a".repeat(MAX_TOTAL_BYTES / 2));
         faults(
             &[("a.cedar", &comment), ("b.cedar", &comment)],
-            &["b.cedar:1:1…exceed 16777216 bytes"],
+            &["b.cedar:1:1…exceed 33554432 bytes"],
         );
         let nested = |depth: usize| policy(&format!("{}true{}", "(".repeat(depth), ")".repeat(depth)));
         faults(

@@ -155,8 +155,12 @@ fn what_is_too_much_is_refused() {
                 ("c3.cedar", large.as_bytes()),
                 ("c4.cedar", large.as_bytes()),
                 ("c5.cedar", large.as_bytes()),
+                ("c6.cedar", large.as_bytes()),
+                ("c7.cedar", large.as_bytes()),
+                ("c8.cedar", large.as_bytes()),
+                ("c9.cedar", large.as_bytes()),
             ],
-            "the sources up to this one exceed 16777216 bytes",
+            "the sources up to this one exceed 33554432 bytes",
         ),
         (
             &[("a.cedar", huge.as_bytes())],
