@@ -4,6 +4,7 @@
 
 mod cli;
 mod policy_check;
+mod publishing;
 mod support;
 mod tables;
 mod up;
