@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "hoplite/ca.proto",
         "hoplite/policy.proto",
         "envoy/sds.proto",
+        "envoy/ext_authz.proto",
     ];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");

@@ -1,9 +1,10 @@
 //! The agent's configuration file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hoplite_host::config::{self, ConfigError};
-use hoplite_identity::TrustDomain;
+use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
 use serde::{Deserialize, Deserializer, de};
 
@@ -44,6 +45,42 @@ pub struct Config {
     /// The longest policy bundle, in bytes; the CA's setting of this name is not above it.
     #[serde(default = "max_bundle_bytes")]
     pub policy_max_bytes: usize,
+    /// Decisions for proxies that are not ours, and who may ask for them. Without it nobody may.
+    #[serde(default)]
+    pub authorization: Option<Authorization>,
+}
+
+/// Decisions for others: with which policy, recorded where, and about which services.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorization {
+    /// The recorder's name, `[a-z0-9.-]{1,64}`: it stands in every decision id, so no other recorder has it.
+    pub name: String,
+    /// Directory of decision records, and of the policy that was last in force; this process is its only writer.
+    pub audit_dir: PathBuf,
+    /// Directory of `*.cedar` files and `routes.toml`; followed until the first signed bundle.
+    #[serde(default)]
+    pub policy_dir: Option<PathBuf>,
+    /// One decision in so many is also made by the reference, over every policy; 0 for none.
+    #[serde(default = "reference_every")]
+    pub reference_check_every: u64,
+    /// What a bundle that has expired does: decide on, with `stale` in every record, or deny everything.
+    #[serde(default)]
+    pub on_stale_policy: OnStale,
+    /// By service: the SPIFFE ID of the workload that may ask about it, because it is the one that serves it.
+    #[serde(deserialize_with = "services")]
+    pub services: BTreeMap<String, SpiffeId>,
+}
+
+/// What to do with a policy that has expired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnStale {
+    /// It decides on.
+    #[default]
+    Keep,
+    /// Nothing is permitted.
+    Deny,
 }
 
 // === impl Config ===
@@ -59,6 +96,13 @@ impl Config {
     /// join_token_file = "/etc/hoplite/join-token"
     /// socket = "/run/hoplite/agent.sock"
     /// policy_signers = ["alice=ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="]
+    ///
+    /// [authorization]
+    /// name = "node-7"
+    /// audit_dir = "/var/lib/hoplite/audit"
+    ///
+    /// [authorization.services]
+    /// ledger = "spiffe://prod.example/ledger"
     /// ```
     ///
     /// # Errors
@@ -113,12 +157,80 @@ impl Config {
                 reason,
             ));
         }
-        Ok(())
+        match &self.authorization {
+            Some(authorization) => authorization.check(file, !self.policy_signers.is_empty()),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn socket_mode(&self) -> u32 {
         self.socket_mode.unwrap_or(SOCKET_MODE)
     }
+}
+
+// === impl Authorization ===
+
+impl Authorization {
+    fn check(&self, file: &Path, takes_bundles: bool) -> Result<(), ConfigError> {
+        let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
+            Err(ConfigError::unusable(
+                file,
+                &format!("authorization.{key}"),
+                format_args!("\"{value}\""),
+                reason,
+            ))
+        };
+        if !is_name(&self.name, "-.") {
+            return fail(
+                "name",
+                &self.name,
+                "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
+            );
+        }
+        if self.policy_dir.is_none() && !takes_bundles {
+            return fail(
+                "policy_dir",
+                &"",
+                "say where policy comes from: name the keys that sign its bundles in `policy_signers`, or a directory here",
+            );
+        }
+        if self.services.is_empty() {
+            return fail(
+                "services",
+                &"",
+                "nobody could ask; write `service = \"spiffe://…\"`, with the SPIFFE ID of the proxy before it",
+            );
+        }
+        for (service, asker) in &self.services {
+            if !is_name(service, "-._") {
+                return fail("services", service, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`");
+            }
+            if asker.is_trust_domain() {
+                return fail("services", asker, "a workload's SPIFFE ID has a path");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Often enough to notice a fault within seconds of traffic, seldom enough not to be noticed itself.
+fn reference_every() -> u64 {
+    1_000
+}
+
+fn is_name(name: &str, punctuation: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
+}
+
+fn services<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, SpiffeId>, D::Error> {
+    let services = BTreeMap::<String, String>::deserialize(deserializer)?;
+    let parsed = services
+        .into_iter()
+        .map(|(service, id)| Ok((service, id.parse().map_err(de::Error::custom)?)));
+    parsed.collect()
 }
 
 fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
@@ -186,5 +298,29 @@ mod tests {
             &["policy_max_bytes = 9", "1024"],
         );
         check("\"/d\"", "7", &[":2:", "data_dir"]);
+    }
+
+    #[test]
+    fn who_may_ask_for_decisions() {
+        const TABLE: &str = "[authorization]\nname = \"node-7\"\naudit_dir = \"/a\"\npolicy_dir = \"/p\"\n[authorization.services]\nledger = \"spiffe://prod.example/ledger\"\n";
+        let config = load(&format!("{GOOD}{TABLE}")).unwrap().authorization.unwrap();
+        assert_eq!(
+            (config.reference_check_every, config.on_stale_policy),
+            (1_000, OnStale::Keep)
+        );
+        assert_eq!(config.services["ledger"].path(), "/ledger");
+        for (from, to, expected) in [
+            ("node-7", "Node", "authorization.name = \"Node\""),
+            ("policy_dir = \"/p\"\n", "", "policy_signers"),
+            ("ledger = \"spiffe://prod.example/ledger\"\n", "", "nobody could ask"),
+            ("ledger =", "Ledger =", "authorization.services = \"Ledger\""),
+            ("/ledger\"", "\"", "a workload's SPIFFE ID has a path"),
+            ("spiffe://prod", "https://prod", "https://prod"),
+            ("policy_dir", "polcy_dir", "polcy_dir"),
+        ] {
+            assert!(TABLE.contains(from), "{from}");
+            let error = load(&format!("{GOOD}{}", TABLE.replace(from, to))).unwrap_err();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
     }
 }

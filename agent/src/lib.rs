@@ -3,13 +3,16 @@
 //! [`node`] joins the trust domain and renews the node's own SVID; [`sync`] follows what is registered under this node;
 //! [`supply`] has an SVID minted for each entry and renews it; [`attest`] says who calls, with what a supervisor said in
 //! [`launch`]; [`session`] brings caller and supply together; [`workload_api`] and [`sds`] say it in two protocols on the
-//! one socket of [`server`]. [`policy`] keeps the signed policies that [`policy_service`] hands to those who enforce them. The decisions in each are pure functions of values; the loops around them are thin.
+//! one socket of [`server`]. [`policy`] keeps the signed policies that [`policy_service`] hands to those who enforce them;
+//! [`authorizer`] decides with them for those who ask, by [`ext_authz`]. The decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
 mod authority;
+mod authorizer;
 mod backoff;
 mod config;
 mod entry;
+mod ext_authz;
 mod key;
 mod launch;
 mod link;
@@ -32,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_decision::BundleTrust;
 use hoplite_host::files::FileError;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self, BindError};
@@ -39,11 +43,13 @@ use hoplite_identity::InvalidSpiffeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use config::Config;
+pub use authorizer::AuthorizerError;
+pub use config::{Authorization, Config, OnStale};
 pub use launch::{Launcher, LauncherError};
 pub use node::NodeError;
 
 use attest::Attestor;
+use authorizer::Authorizer;
 use launch::Launches;
 use link::CaLink;
 use node::Keeper;
@@ -77,6 +83,9 @@ pub enum StartError {
     /// What policy was accepted before cannot be read.
     #[error(transparent)]
     Policy(#[from] FileError),
+    /// What decides for others cannot begin.
+    #[error(transparent)]
+    Authorizer(#[from] AuthorizerError),
     /// The socket for workloads.
     #[error(transparent)]
     Socket(#[from] BindError),
@@ -111,6 +120,12 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         max_bytes: config.policy_max_bytes,
     };
     let shelf = Shelf::open(&config.data_dir, trust, SystemTime::now())?;
+    let authorizer = config.authorization.as_ref().map(|authorization| {
+        let trust = (!config.policy_signers.is_empty())
+            .then(|| BundleTrust::new(config.policy_signers.clone(), config.trust_domain.clone()));
+        Authorizer::open(authorization, trust, SystemTime::now()).map(Arc::new)
+    });
+    let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials())?;
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let listener = socket::bind(&config.socket, config.socket_mode())?;
@@ -146,7 +161,14 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         parts: JoinSet::new(),
     };
     let mut stopping = stop.clone();
-    let server = server::serve(listener, desk, stop);
+    if let Some(authorizer) = authorizer.clone() {
+        let following = authorizer.follow(desk.policy.clone(), stop.clone());
+        parts.spawn(async {
+            following.await;
+            "the policy for decisions"
+        });
+    }
+    let server = server::serve(listener, desk, authorizer, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::socket;
+use hoplite_wire::ext_authz::authorization_server::{AuthorizationServer, SERVICE_NAME as EXT_AUTHZ};
 use hoplite_wire::policy::policies_server::{PoliciesServer, SERVICE_NAME as POLICIES};
 use hoplite_wire::sds::secret_discovery_service_server::{SERVICE_NAME as SDS, SecretDiscoveryServiceServer};
 use hoplite_wire::workload::spiffe_workload_api_server::{SERVICE_NAME as WORKLOAD_API, SpiffeWorkloadApiServer};
@@ -24,6 +25,8 @@ use tonic::{Request, Status};
 
 use crate::attest::Caller;
 use crate::authority::Repair;
+use crate::authorizer::Authorizer;
+use crate::ext_authz::ExtAuthz;
 use crate::policy_service::PolicyService;
 use crate::sds::SdsService;
 use crate::session::Desk;
@@ -91,12 +94,14 @@ struct Services {
     workload_api: SpiffeWorkloadApiServer<WorkloadApiService>,
     sds: SecretDiscoveryServiceServer<SdsService>,
     policy: PoliciesServer<PolicyService>,
+    ext_authz: Option<AuthorizationServer<ExtAuthz>>,
 }
 
 /// Serves the socket until the stop; returns when every call has ended.
 pub(crate) async fn serve(
     listener: UnixListener,
     desk: Desk,
+    authorizer: Option<Arc<Authorizer>>,
     mut shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
     let services = Services {
@@ -104,7 +109,10 @@ pub(crate) async fn serve(
             .max_decoding_message_size(REQUEST_BYTES_MAX),
         sds: SecretDiscoveryServiceServer::new(SdsService::new(desk.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX),
-        policy: PoliciesServer::new(PolicyService::new(desk)).max_decoding_message_size(REQUEST_BYTES_MAX),
+        policy: PoliciesServer::new(PolicyService::new(desk.clone())).max_decoding_message_size(REQUEST_BYTES_MAX),
+        ext_authz: authorizer.map(|authorizer| {
+            AuthorizationServer::new(ExtAuthz::new(desk, authorizer)).max_decoding_message_size(REQUEST_BYTES_MAX)
+        }),
     };
     Server::builder()
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
@@ -280,6 +288,12 @@ impl Service<http::Request<Body>> for Services {
             Some(WORKLOAD_API) => self.workload_api.call(request),
             Some(SDS) => self.sds.call(request),
             Some(POLICIES) => self.policy.call(request),
+            Some(EXT_AUTHZ) => match &mut self.ext_authz {
+                Some(ext_authz) => ext_authz.call(request),
+                None => Box::pin(async {
+                    Ok(Status::unimplemented("this agent's configuration has no `[authorization]` table").into_http())
+                }),
+            },
             _ => Box::pin(async { Ok(Status::unimplemented("this agent has no such service").into_http()) }),
         }
     }
@@ -290,6 +304,7 @@ impl Service<http::Request<Body>> for Services {
 pub(crate) mod testing {
     use super::*;
     use crate::attest::Attestor;
+    use crate::config::{Authorization, OnStale};
     use crate::entry::Entry;
     use crate::launch::Launches;
     use crate::policy::Feed;
@@ -317,7 +332,32 @@ pub(crate) mod testing {
 
     impl World {
         pub(crate) fn start() -> Self {
+            Self::start_in(tempfile::tempdir().unwrap(), None)
+        }
+
+        /// An agent that decides for these services and whom they belong to, with its log in `audit`.
+        pub(crate) fn start_authorizing(services: &[(&str, &str)], policy: &str, routes: &str) -> Self {
             let directory = tempfile::tempdir().unwrap();
+            let policies = directory.path().join("policies");
+            std::fs::create_dir(&policies).unwrap();
+            std::fs::write(policies.join("test.cedar"), policy).unwrap();
+            std::fs::write(policies.join("routes.toml"), routes).unwrap();
+            let config = Authorization {
+                name: "node".to_owned(),
+                audit_dir: directory.path().join("audit"),
+                policy_dir: Some(policies),
+                reference_check_every: 2,
+                on_stale_policy: OnStale::Deny,
+                services: services
+                    .iter()
+                    .map(|(service, id)| ((*service).to_owned(), id.parse().unwrap()))
+                    .collect(),
+            };
+            let authorizer = Authorizer::open(&config, None, std::time::SystemTime::now()).unwrap();
+            Self::start_in(directory, Some(Arc::new(authorizer)))
+        }
+
+        fn start_in(directory: tempfile::TempDir, authorizer: Option<Arc<Authorizer>>) -> Self {
             let listener = socket::bind(&directory.path().join("agent.sock"), 0o666).unwrap();
             let (stopper, shutdown) = channel();
             let supply = watch::Sender::new(None);
@@ -335,7 +375,7 @@ pub(crate) mod testing {
                 supply,
                 policy,
                 stopper,
-                served: tokio::spawn(serve(listener, desk, shutdown)),
+                served: tokio::spawn(serve(listener, desk, authorizer, shutdown)),
                 directory,
             }
         }

@@ -122,6 +122,7 @@ impl World {
             socket_mode: None,
             policy_signers: policy_signers(),
             policy_max_bytes: MAX_BUNDLE_BYTES,
+            authorization: None,
         };
         let mut world = Self {
             agent: None,
@@ -295,6 +296,21 @@ impl World {
     /// A place for a test's own files; private to this user below it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Has the agent decide, with the policy that proxies have, for the workload with this path about this service. The
+    /// agent is started anew.
+    pub async fn authorize(&mut self, service: &str, path: &str) {
+        self.stop_agent().await;
+        self.agent_config.authorization = Some(hoplite_agent::Authorization {
+            name: NODE.to_owned(),
+            audit_dir: self.dir.path().join("audit").join(NODE),
+            policy_dir: Some(self.dir.path().join("policies")),
+            reference_check_every: 7,
+            on_stale_policy: Default::default(),
+            services: [(service.to_owned(), SpiffeId::parse(&id(path)).unwrap())].into(),
+        });
+        self.start_agent().await;
     }
 
     /// Ends the CA.

@@ -1,4 +1,5 @@
-//! Envoy as a judge: it lives on what our agent gives it by SDS, calls a Hoplite proxy and is called by one, through rotations.
+//! Envoy as a judge: it lives on what our agent gives it by SDS, calls a Hoplite proxy and is called by one, through
+//! rotations; and with no proxy of ours, it asks our agent whom to let in.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
@@ -9,9 +10,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use bytes::Bytes;
+use hoplite_audit::{Outcome, Phase, Query};
+use hoplite_tests::Caller;
 use hoplite_tests::peers::{self, Process};
 use hoplite_tests::{HttpApp, Load, PlainClient, Proxy, TRUST_DOMAIN, World, get, id, until};
-use http::{Method, StatusCode};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
 
 /// Envoys renew with the agent every five seconds or earlier.
 const TTL: Duration = Duration::from_secs(10);
@@ -202,4 +207,159 @@ async fn envoy_calls_a_proxy_and_is_called_by_one_through_five_rotations() {
         );
         assert!(tally.sent >= 200, "{what}: only {} requests", tally.sent);
     }
+}
+
+/// `web` may read the ledger and connect to it.
+const LEDGER_POLICY: &str = r#"
+@id("ledger/web-reads") permit (principal == Hoplite::Workload::"spiffe://world.test/web",
+    action in [Hoplite::Action::"read", Hoplite::Action::"connect"], resource in Hoplite::Service::"ledger");
+"#;
+
+/// The configuration of the guide, with what is said there in the place of what is said here.
+fn guide(values: &[(&str, &str)]) -> String {
+    let text = fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docs/guide/authorize-from-envoy.md"
+    ));
+    let text = text.unwrap();
+    let config = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    values.iter().fold(config.to_owned(), |config, (from, to)| {
+        assert!(config.contains(from), "the guide has no {from}");
+        config.replace(from, to)
+    })
+}
+
+/// What `caller` is told by the Envoy before the ledger.
+async fn ask(
+    caller: &Caller,
+    envoy: SocketAddr,
+    method: Method,
+    path: &str,
+    lies: &[(&str, &str)],
+) -> hoplite_tests::Answer {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("https://ledger.test{path}"));
+    for (name, value) in lies {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    caller.call(envoy, &id("/ledger"), request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_without_our_proxy_asks_the_agent() {
+    let Some(program) = peers::envoy("an_envoy_without_our_proxy_asks_the_agent") else {
+        return;
+    };
+    let mut world = World::start().await;
+    world.policy(LEDGER_POLICY);
+    world.authorize("ledger", "/ledger").await;
+    world.register("/ledger", &peers::selectors(&program), None).await;
+    let web = world.caller("/web").await;
+    let mallory = world.caller("/mallory").await;
+    let app = HttpApp::start().await;
+    let (http_port, tcp_port) = (peers::free_port(), peers::free_port());
+    let config = guide(&[
+        ("0.0.0.0", "127.0.0.1"),
+        ("8443", &http_port.to_string()),
+        ("8444", &tcp_port.to_string()),
+        ("8080", &app.address().port().to_string()),
+        ("/run/hoplite/agent.sock", &world.agent_socket().display().to_string()),
+        ("spiffe://prod.example/ledger", &id("/ledger")),
+    ]);
+    let envoy = Envoy::start(&program, world.dir(), "envoy-ledger", http_port, &config).await;
+
+    // Permitted, with the record of a proxy of ours, and one name for it on both sides.
+    let lies = [("x-hoplite-decision", "forged-1-1"), ("x-original-url", "/admin")];
+    let answer = ask(&web, envoy.address(), Method::GET, "/accounts/1?all", &lies).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}\n{}", envoy.process.said());
+    let decision = answer.decision().unwrap();
+    let record = world.record(decision);
+    assert_eq!((record.outcome, record.phase), (Outcome::Allow, Phase::Request));
+    assert_eq!(record.principal, Some(id("/web")));
+    assert_eq!(record.vouched_by, Some(id("/ledger")));
+    assert_eq!((record.service.as_str(), record.action.as_str()), ("ledger", "GET"));
+    assert_eq!(record.route.as_deref(), Some("ledger:unmatched"));
+    assert_eq!(
+        (record.host.as_deref(), record.path.as_deref()),
+        (Some("ledger.test"), Some("/accounts/1"))
+    );
+    assert_eq!(record.determining, ["ledger/web-reads"]);
+    assert!(record.source.unwrap().starts_with("127.0.0.1:"));
+    let seen = &answer.json()["headers"];
+    assert_eq!(seen["x-hoplite-decision"], serde_json::json!([decision]));
+    assert!(seen.get("x-original-url").is_none(), "{seen}");
+    assert_eq!(answer.headers.get_all("x-hoplite-decision").iter().count(), 1);
+
+    // What is decided on is what the service sees.
+    let answer = ask(&web, envoy.address(), Method::GET, "/x/..//accounts/%37", &[]).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let record = world.record(answer.decision().unwrap());
+    assert_eq!(answer.json()["target"].as_str(), record.path.as_deref());
+    for path in ["/accounts%2f1", "/accounts/1;a"] {
+        let answer = ask(&web, envoy.address(), Method::GET, path, &[]).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}: {answer:?}");
+    }
+
+    // Refused, whatever the caller says of itself.
+    let lie = format!("By={};Hash=00;URI={}", id("/ledger"), id("/web"));
+    for (caller, name, method) in [(&mallory, "/mallory", Method::GET), (&web, "/web", Method::POST)] {
+        let lies = [("x-forwarded-client-cert", &*lie), ("x-forwarded-for", "10.9.9.9")];
+        let answer = ask(caller, envoy.address(), method, "/accounts/1", &lies).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{name}: {answer:?}");
+        let record = world.record(answer.decision().unwrap());
+        assert_eq!((record.outcome, record.principal), (Outcome::NoPermit, Some(id(name))));
+        assert!(record.source.unwrap().starts_with("127.0.0.1:"));
+        let expected = serde_json::json!({
+            "error": "denied", "outcome": "no_permit", "decision": answer.decision().unwrap(),
+        });
+        assert_eq!(answer.json(), expected);
+    }
+    let stranger = web.stranger().get(envoy.address(), &id("/ledger"), "/accounts/1").await;
+    assert!(stranger.is_err(), "{stranger:?}");
+
+    // A connection.
+    let tcp = SocketAddr::from(([127, 0, 0, 1], tcp_port));
+    let connect = async |caller: &Caller| {
+        let stream = caller.connect(tcp, &id("/ledger"), &[]).await?;
+        let request = Request::builder().uri("/tcp").header("host", "any.test");
+        hoplite_tests::exchange(stream, false, request.body(Full::<Bytes>::default())?).await
+    };
+    let answer = connect(&web).await.unwrap();
+    assert_eq!(answer.json()["target"], "/tcp");
+    assert!(connect(&mallory).await.is_err());
+    let connects: Vec<_> = world
+        .records(&Query::default())
+        .into_iter()
+        .filter(|record| record.phase == Phase::Connect)
+        .map(|record| (record.principal, record.outcome, record.action))
+        .collect();
+    let connect = |path: &str, outcome| (Some(id(path)), outcome, "connect".to_owned());
+    assert_eq!(
+        connects,
+        [connect("/web", Outcome::Allow), connect("/mallory", Outcome::NoPermit)]
+    );
+
+    // A change of policy counts from the next request on.
+    world.policy(&LEDGER_POLICY.replace("world.test/web", "world.test/mallory"));
+    until("the new policy counts", async || {
+        let answer = ask(&mallory, envoy.address(), Method::GET, "/accounts/1", &[]).await;
+        (answer.status == StatusCode::OK).then_some(())
+    })
+    .await;
+    let answer = ask(&web, envoy.address(), Method::GET, "/accounts/1", &[]).await;
+    assert_eq!(answer.status, StatusCode::FORBIDDEN, "{answer:?}");
+
+    // Without the agent nobody comes in; with it again, who may.
+    world.stop_agent().await;
+    let answer = ask(&mallory, envoy.address(), Method::GET, "/accounts/1", &[]).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+    assert_eq!(answer.decision(), None);
+    world.start_agent().await;
+    until("the agent is back", async || {
+        let answer = ask(&mallory, envoy.address(), Method::GET, "/accounts/1", &[]).await;
+        (answer.status == StatusCode::OK).then_some(())
+    })
+    .await;
 }

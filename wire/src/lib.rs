@@ -1,6 +1,6 @@
-//! The only crate with protobuf types: Workload API, SDS v3 and Hoplite's own services.
+//! The only crate with protobuf types: Workload API, SDS v3, external authorization v3 and Hoplite's own services.
 //!
-//! Types from [`workload`], [`ca`] and [`sds`] are parsed into domain types at the edge, once, and go no further. The
+//! Types from [`workload`], [`ca`], [`sds`] and [`ext_authz`] are parsed into domain types at the edge, once, and go no further. The
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force.
 
@@ -53,4 +53,15 @@ pub mod policy {
 )]
 pub mod sds {
     tonic::include_proto!("envoy.service.secret.v3");
+}
+
+/// Envoy's external authorization service, v3.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/envoy/ext_authz.proto, which is documented"
+)]
+pub mod ext_authz {
+    tonic::include_proto!("envoy.service.auth.v3");
 }

@@ -111,6 +111,7 @@ fn two_people_break_the_glass_and_a_forbid_still_holds() {
             "policy",
             "grant",
             "create",
+            "--out",
             file,
             "--ticket",
             ticket,

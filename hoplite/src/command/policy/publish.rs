@@ -144,8 +144,14 @@ fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
     let unaccepted = unaccepted(&replayed, &args.accept);
     // Flips that nobody can be shown can only be accepted as everything is.
     let unseen = replayed.ungrouped > 0 && !args.accept.iter().any(|pattern| parts(pattern) == Some(("*", "*")));
-    if unaccepted.is_empty() && !unseen {
+    // A shadow decides nothing: what it would flip is what it is tried for.
+    if args.shadow || (unaccepted.is_empty() && !unseen) {
         let what = match replayed.flips {
+            flips if args.shadow => format!(
+                "{} of {} decisions would flip; the shadow will show it on what comes",
+                replay::thousands(flips),
+                replay::thousands(replayed.records)
+            ),
             0 => format!("none of {} decisions would flip", replay::thousands(replayed.records)),
             flips => format!(
                 "{} of {} decisions will flip, all accepted",

@@ -1,0 +1,628 @@
+//! Envoy's external authorization, v3: an Envoy that ends mutual TLS itself asks here about each request or connection.
+//!
+//! Who calls is what Envoy took from the certificate that it verified. No header of the request is read for that, so a
+//! client can write what it likes there. Whatever is wrong is answered as a denial and not as an error of the call: an
+//! Envoy that is told to let requests through at errors must not do so because of us.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hoplite_audit::{DecisionId, Outcome};
+use hoplite_policy::{CanonicalRequest, Permit};
+use hoplite_wire::ext_authz::address::Address;
+use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Peer};
+use hoplite_wire::ext_authz::authorization_server::Authorization;
+use hoplite_wire::ext_authz::check_response::HttpResponse;
+use hoplite_wire::ext_authz::header_value_option::HeaderAppendAction;
+use hoplite_wire::ext_authz::socket_address::PortSpecifier;
+use hoplite_wire::ext_authz::{
+    AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
+    OkHttpResponse, Status as Word,
+};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use tonic::{Code, Request, Response, Status};
+
+use crate::authorizer::{Authorizer, Call, Target, Unusable, Verdict, principal};
+use crate::server::Connection;
+use crate::session::Desk;
+
+/// Where Envoy's configuration says about which service it asks.
+const SERVICE: &str = "hoplite.service";
+
+/// Names the decision, in requests that go on and in every answer.
+const DECISION: &str = "x-hoplite-decision";
+
+/// What Envoy's access log finds the decision under.
+const METADATA: &str = "decision";
+
+/// Headers that some servers obey instead of the request line. With them, what is done would not be what was decided.
+const OVERRIDES: [&str; 5] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct ExtAuthz {
+    desk: Desk,
+    authorizer: Arc<Authorizer>,
+}
+
+// === impl ExtAuthz ===
+
+impl ExtAuthz {
+    pub(crate) fn new(desk: Desk, authorizer: Arc<Authorizer>) -> Self {
+        Self { desk, authorizer }
+    }
+
+    /// The error is why this process gets no decision at all.
+    async fn answer(&self, request: Request<CheckRequest>) -> Result<CheckResponse, Status> {
+        let (caller, _held) = Connection::admit(&request)?;
+        let who = self.desk.session(&caller).entitlement().await?;
+        let asked = request.into_inner().attributes.unwrap_or_default();
+        let named = asked.context_extensions.get(SERVICE).map(String::as_str);
+        let asker = self.authorizer.asker(&who, named).map_err(Status::permission_denied)?;
+        let AttributeContext { source, request, .. } = asked;
+        let source = source.unwrap_or_default();
+        let http = request.and_then(|request| request.http);
+        let call = Call {
+            principal: principal(&source.principal, &who),
+            source: address(source),
+            trace_id: http
+                .as_ref()
+                .and_then(|http| trace_id(http.headers.get("traceparent")?)),
+            target: match http {
+                Some(http) => Target::Http {
+                    request: read(&http),
+                    method: http.method,
+                },
+                None => Target::Connection,
+            },
+        };
+        let for_http = matches!(call.target, Target::Http { .. });
+        Ok(match self.authorizer.judge(&asker, call).await {
+            Verdict::Allowed { permit, decision } => allowed(permit, &decision, for_http),
+            Verdict::Refused {
+                status,
+                code,
+                outcome,
+                decision,
+            } => refused(status, code, Some((outcome, &decision))),
+            Verdict::Unrecorded => refused(503, "unrecorded", None),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Authorization for ExtAuthz {
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let answer = self.answer(request).await.unwrap_or_else(|status| {
+            tracing::info!(reason = status.message(), "no decision for a process that asks for one");
+            let mut answer = refused(503, "not_served", None);
+            if let Some(word) = &mut answer.status {
+                status.message().clone_into(&mut word.message);
+            }
+            answer
+        });
+        Ok(Response::new(answer))
+    }
+}
+
+/// Only an IP address is one that policies can speak about.
+fn address(peer: Peer) -> Option<SocketAddr> {
+    let Address::SocketAddress(socket) = peer.address?.address?;
+    let PortSpecifier::PortValue(port) = socket.port_specifier?;
+    Some(SocketAddr::new(socket.address.parse().ok()?, u16::try_from(port).ok()?))
+}
+
+/// The one reading of a request, which must be the one that Envoy forwards.
+///
+/// Refused and not rewritten: Envoy has chosen the route already, by the path that it has, and may be told to ignore what
+/// we would change. With the settings named here it never comes to that.
+fn read(http: &HttpRequest) -> Result<CanonicalRequest, Unusable> {
+    if matches!(http.method.as_str(), "CONNECT" | "TRACE") {
+        return Err(Unusable {
+            status: 405,
+            ..Unusable::malformed("method_refused", format!("{} is not forwarded", http.method))
+        });
+    }
+    let canonical = CanonicalRequest::parse(&http.method, &[http.host.as_bytes()], http.path.as_bytes())
+        .map_err(|ambiguous| Unusable::malformed(ambiguous.code(), ambiguous.to_string()))?;
+    let forwarded = http.path.split('?').next().unwrap_or_default();
+    if !is_written(canonical.path(), forwarded) {
+        return Err(Unusable::malformed(
+            "not_canonical",
+            format!(
+                "Envoy would forward another path than `{}`, which policy would decide on; set `normalize_path`, \
+                 `merge_slashes` and `path_with_escaped_slashes_action: REJECT_REQUEST`",
+                canonical.path()
+            ),
+        ));
+    }
+    Ok(canonical)
+}
+
+/// Whether a path is the canonical one; the digits of an escape may be in lower case, since nobody reads that otherwise.
+fn is_written(canonical: &str, forwarded: &str) -> bool {
+    let mut escaped = 0_u8;
+    canonical.len() == forwarded.len()
+        && canonical.bytes().zip(forwarded.bytes()).all(|(wanted, is)| {
+            let same = wanted == is || (escaped > 0 && wanted.eq_ignore_ascii_case(&is));
+            escaped = if wanted == b'%' { 2 } else { escaped.saturating_sub(1) };
+            same
+        })
+}
+
+/// The trace id of a valid `traceparent` (W3C Trace Context). Envoy joins two of them with a comma; then none is valid.
+fn trace_id(traceparent: &str) -> Option<String> {
+    let mut parts = traceparent.split('-');
+    let (version, id) = (parts.next()?, parts.next()?);
+    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (!traceparent.contains(',')
+        && version.len() == 2
+        && hex(version)
+        && version != "ff"
+        && id.len() == 32
+        && hex(id)
+        && id.bytes().any(|b| b != b'0'))
+    .then(|| id.to_owned())
+}
+
+/// Lets a request or a connection through. The permit is spent here.
+fn allowed(_permit: Permit, decision: &DecisionId, for_http: bool) -> CheckResponse {
+    let named = vec![header(DECISION, decision.to_string())];
+    CheckResponse {
+        status: Some(Word::default()),
+        dynamic_metadata: Some(metadata(decision)),
+        http_response: for_http.then(|| {
+            HttpResponse::OkResponse(OkHttpResponse {
+                headers: named.clone(),
+                headers_to_remove: OVERRIDES.map(str::to_owned).to_vec(),
+                response_headers_to_add: named,
+            })
+        }),
+    }
+}
+
+/// The same words as in our proxy's answers: what a caller may know, and the id under which the log knows more.
+fn refused(status: u16, code: &str, decided: Option<(Outcome, &DecisionId)>) -> CheckResponse {
+    let mut fields = serde_json::Map::new();
+    let mut headers = vec![header("content-type", "application/json".to_owned())];
+    fields.insert("error".to_owned(), code.into());
+    if let Some((outcome, decision)) = decided {
+        fields.insert("outcome".to_owned(), outcome.as_str().into());
+        fields.insert("decision".to_owned(), decision.to_string().into());
+        headers.push(header(DECISION, decision.to_string()));
+    }
+    let word = match status {
+        400 => Code::InvalidArgument,
+        401 => Code::Unauthenticated,
+        503 => Code::Unavailable,
+        _ => Code::PermissionDenied,
+    };
+    CheckResponse {
+        status: Some(Word {
+            code: word.into(),
+            message: code.to_owned(),
+        }),
+        dynamic_metadata: decided.map(|(_, decision)| metadata(decision)),
+        http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
+            status: Some(HttpStatus { code: status.into() }),
+            headers,
+            body: serde_json::Value::Object(fields).to_string() + "\n",
+        })),
+    }
+}
+
+/// A header in the place of any there is: a client or a service may have written one too.
+fn header(key: &str, value: String) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: key.to_owned(),
+            value,
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+    }
+}
+
+fn metadata(decision: &DecisionId) -> Struct {
+    let value = Value {
+        kind: Some(Kind::StringValue(decision.to_string())),
+    };
+    Struct {
+        fields: [(METADATA.to_owned(), value)].into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::testing::{World, own};
+    use hoplite_audit::{Phase, Query, Record, read_log};
+    use hoplite_wire::ext_authz::attribute_context::Request as Asked;
+    use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;
+    use hoplite_wire::ext_authz::{Address as WireAddress, SocketAddress};
+    use std::collections::HashMap;
+
+    const POLICY: &str = r#"
+        @id("ledger/web-reads") permit (principal == Hoplite::Workload::"spiffe://prod.example/web",
+            action in [Hoplite::Action::"read", Hoplite::Action::"connect"], resource in Hoplite::Service::"ledger")
+            when { context.conn.src.isInRange(ip("10.0.0.0/8")) };
+        @id("ledger/no-admin") forbid (principal, action, resource == Hoplite::Route::"ledger:GET /admin");
+    "#;
+    const ROUTES: &str = "[ledger]\nroutes = [\"GET /admin\", \"GET /accounts/{id}\"]\n";
+    const WEB: &str = "spiffe://prod.example/web";
+
+    /// An answer in short: status (200 for an OK), the body's error, the record.
+    struct Told {
+        status: i32,
+        body: String,
+        record: Option<Record>,
+        response: CheckResponse,
+    }
+
+    struct Envoy {
+        world: World,
+    }
+
+    impl Envoy {
+        fn start() -> Self {
+            let world = World::start_authorizing(
+                &[
+                    ("ledger", "spiffe://prod.example/ledger"),
+                    ("refunds", "spiffe://prod.example/refunds"),
+                    ("audit", "spiffe://prod.example/ledger"),
+                ],
+                POLICY,
+                ROUTES,
+            );
+            world.publish([world.entry("/ledger", &[own()])]);
+            Self { world }
+        }
+
+        fn records(&self) -> Vec<Record> {
+            read_log(&self.world.directory.path().join("audit"), &Query::default())
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
+        }
+
+        async fn ask(&self, change: impl FnOnce(&mut AttributeContext)) -> Told {
+            let mut asked = AttributeContext {
+                source: Some(Peer {
+                    address: Some(socket_address("10.1.2.3", 4711)),
+                    principal: WEB.to_owned(),
+                }),
+                request: Some(Asked {
+                    http: Some(HttpRequest {
+                        method: "GET".to_owned(),
+                        path: "/accounts/7?all".to_owned(),
+                        host: "ledger.test".to_owned(),
+                        headers: HashMap::new(),
+                    }),
+                }),
+                context_extensions: [(SERVICE.to_owned(), "ledger".to_owned())].into(),
+            };
+            change(&mut asked);
+            let request = CheckRequest {
+                attributes: Some(asked),
+            };
+            let before = self.records().len();
+            let response = AuthorizationClient::new(self.world.dial().await)
+                .check(request)
+                .await
+                .unwrap()
+                .into_inner();
+            let (status, body, headers) = match response.http_response.clone() {
+                Some(HttpResponse::DeniedResponse(denied)) => {
+                    (denied.status.unwrap().code, denied.body, denied.headers)
+                }
+                Some(HttpResponse::OkResponse(ok)) => {
+                    assert_eq!(ok.headers, ok.response_headers_to_add);
+                    (200, String::new(), ok.headers)
+                }
+                None => (0, String::new(), Vec::new()),
+            };
+            assert_eq!(
+                response.status.as_ref().unwrap().code == 0,
+                matches!(status, 0 | 200),
+                "{response:?}"
+            );
+            let mut new = self.records().split_off(before);
+            assert!(new.len() <= 1, "{new:?}");
+            let record = new.pop();
+            let id = record.as_ref().map(|record| record.id.to_string());
+            if response.http_response.is_some() {
+                let named = headers.iter().find_map(|option| {
+                    let header = option.header.as_ref()?;
+                    assert_eq!(option.append_action, 2, "no header of a client stays");
+                    (header.key == DECISION).then(|| header.value.clone())
+                });
+                assert_eq!(named, id, "the answer names its record");
+            }
+            Told {
+                status,
+                body,
+                record,
+                response,
+            }
+        }
+    }
+
+    fn socket_address(address: &str, port: u32) -> WireAddress {
+        WireAddress {
+            address: Some(Address::SocketAddress(SocketAddress {
+                address: address.to_owned(),
+                port_specifier: Some(PortSpecifier::PortValue(port)),
+            })),
+        }
+    }
+
+    fn http(asked: &mut AttributeContext) -> &mut HttpRequest {
+        asked.request.as_mut().unwrap().http.as_mut().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_decision_is_that_of_our_proxy_and_is_recorded_like_it() {
+        let envoy = Envoy::start();
+        let told = envoy
+            .ask(|asked| {
+                http(asked).headers = HashMap::from([(
+                    "traceparent".to_owned(),
+                    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
+                )]);
+            })
+            .await;
+        let record = told.record.unwrap();
+        assert_eq!((told.status, record.outcome), (200, Outcome::Allow));
+        assert_eq!((record.phase, record.action.as_str()), (Phase::Request, "GET"));
+        assert_eq!(record.principal.as_deref(), Some(WEB));
+        assert_eq!(record.vouched_by.as_deref(), Some("spiffe://prod.example/ledger"));
+        assert_eq!(record.source.as_deref(), Some("10.1.2.3:4711"));
+        assert_eq!(record.route.as_deref(), Some("ledger:GET /accounts/{id}"));
+        assert_eq!(
+            (record.host.as_deref(), record.path.as_deref()),
+            (Some("ledger.test"), Some("/accounts/7"))
+        );
+        assert_eq!(record.determining, ["ledger/web-reads"]);
+        assert_eq!(record.trace_id.as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        let Some(HttpResponse::OkResponse(ok)) = told.response.http_response else {
+            panic!("no OK")
+        };
+        assert_eq!(ok.headers_to_remove, OVERRIDES);
+
+        let told = envoy.ask(|asked| "/admin".clone_into(&mut http(asked).path)).await;
+        let record = told.record.unwrap();
+        assert_eq!((told.status, record.outcome), (403, Outcome::Forbid));
+        let decided: serde_json::Value = serde_json::from_str(&told.body).unwrap();
+        let expected = serde_json::json!({"error": "denied", "outcome": "forbid", "decision": record.id.to_string()});
+        assert_eq!(decided, expected, "no policy id, no reason");
+    }
+
+    #[tokio::test]
+    async fn who_calls_is_what_envoy_verified_and_nothing_else() {
+        let envoy = Envoy::start();
+        // No header says who it is.
+        for name in [
+            "x-forwarded-client-cert",
+            "x-hoplite-principal",
+            "l5d-client-id",
+            "authorization",
+        ] {
+            for (principal, status) in [("spiffe://prod.example/mallory", 403), ("", 401), (WEB, 200)] {
+                let lie = if principal == WEB {
+                    "spiffe://prod.example/mallory"
+                } else {
+                    WEB
+                };
+                let told = envoy
+                    .ask(|asked| {
+                        principal.clone_into(&mut asked.source.as_mut().unwrap().principal);
+                        let value = format!("By=spiffe://prod.example/ledger;URI={lie}");
+                        http(asked).headers.insert(name.to_owned(), value);
+                        http(asked)
+                            .headers
+                            .insert("x-forwarded-for".to_owned(), "10.9.9.9".to_owned());
+                    })
+                    .await;
+                let record = told.record.unwrap();
+                assert_eq!(told.status, status, "{name} with `{principal}`: {record:?}");
+                assert_eq!(
+                    record.principal.as_deref(),
+                    (!principal.is_empty()).then_some(principal)
+                );
+                assert_eq!(record.source.as_deref(), Some("10.1.2.3:4711"));
+            }
+        }
+        for principal in [
+            "",
+            "CN=web",
+            "web",
+            "https://prod.example/web",
+            "spiffe://prod.example",
+            "spiffe://prod.example/web,spiffe://prod.example/web",
+            "SPIFFE://prod.example/web",
+            "spiffe://unknown.example/web",
+        ] {
+            let told = envoy
+                .ask(|asked| principal.clone_into(&mut asked.source.as_mut().unwrap().principal))
+                .await;
+            let record = told.record.unwrap();
+            assert_eq!(told.status, 401, "{principal}");
+            assert_eq!(
+                (record.outcome, record.phase, record.principal.as_deref()),
+                (Outcome::Unauthenticated, Phase::Handshake, None),
+                "{principal}"
+            );
+        }
+        let told = envoy.ask(|asked| asked.source = None).await;
+        assert_eq!(
+            (told.status, told.record.unwrap().outcome),
+            (401, Outcome::Unauthenticated)
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_decided_is_what_envoy_forwards() {
+        let envoy = Envoy::start();
+        for (method, host, path, status, code) in [
+            ("GET", "ledger.test", "/accounts/%3a", 200, ""),
+            ("GET", "ledger.test", "/accounts/%3A?a=//b/../%2f", 200, ""),
+            ("GET", "ledger.test:443", "/accounts/7", 200, ""),
+            ("GET", "ledger.test", "//accounts/7", 400, "not_canonical"),
+            ("GET", "ledger.test", "/x/../accounts/7", 400, "not_canonical"),
+            ("GET", "ledger.test", "/%61ccounts/7", 400, "not_canonical"),
+            (
+                "GET",
+                "ledger.test",
+                "https://ledger.test/accounts/7",
+                400,
+                "not_canonical",
+            ),
+            ("GET", "ledger.test", "/accounts%2f7", 400, "encoded_separator"),
+            ("GET", "ledger.test", "/accounts/%2e%2e/admin", 400, "encoded_dots"),
+            ("GET", "ledger.test", "/accounts/7;a", 400, "path_parameter"),
+            ("GET", "ledger.test", "/accounts/7#a", 400, "fragment"),
+            ("GET", "", "/accounts/7", 400, "no_host"),
+            ("GET", "a b", "/accounts/7", 400, "host"),
+            ("get", "ledger.test", "/accounts/7", 400, "method"),
+            ("GET", "ledger.test", "", 400, "target"),
+            ("CONNECT", "ledger.test", "/accounts/7", 405, "method_refused"),
+        ] {
+            let told = envoy
+                .ask(|asked| {
+                    let http = http(asked);
+                    (http.method, http.host, http.path) = (method.to_owned(), host.to_owned(), path.to_owned());
+                })
+                .await;
+            let record = told.record.unwrap();
+            assert_eq!(told.status, status, "{method} {host} {path}: {record:?}");
+            if status != 200 {
+                assert_eq!(record.outcome, Outcome::Malformed, "{path}");
+                assert!(
+                    told.body.contains(&format!("\"error\":\"{code}\"")),
+                    "{path}: {}",
+                    told.body
+                );
+                assert!(record.reason.unwrap().starts_with(code));
+                assert_eq!(record.principal.as_deref(), Some(WEB));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn where_it_comes_from_is_an_address_or_the_answer_is_no() {
+        let envoy = Envoy::start();
+        for (address, status, outcome) in [
+            (Some(socket_address("10.0.0.1", 1)), 200, Outcome::Allow),
+            (Some(socket_address("::ffff:10.0.0.1", 1)), 200, Outcome::Allow),
+            (Some(socket_address("192.0.2.1", 1)), 403, Outcome::NoPermit),
+            (Some(socket_address("localhost", 1)), 403, Outcome::Malformed),
+            (Some(socket_address("10.0.0.1", 1 << 16)), 403, Outcome::Malformed),
+            (Some(WireAddress::default()), 403, Outcome::Malformed),
+            (None, 403, Outcome::Malformed),
+        ] {
+            let case = format!("{address:?}");
+            let told = envoy
+                .ask(|asked| asked.source.as_mut().unwrap().address = address)
+                .await;
+            assert_eq!((told.status, told.record.unwrap().outcome), (status, outcome), "{case}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_decided_as_one() {
+        let envoy = Envoy::start();
+        let told = envoy.ask(|asked| asked.request = None).await;
+        let record = told.record.unwrap();
+        assert!(told.response.http_response.is_none());
+        assert_eq!(told.response.status.unwrap().code, 0);
+        assert_eq!(
+            (record.phase, record.action.as_str(), record.outcome),
+            (Phase::Connect, "connect", Outcome::Allow)
+        );
+        let metadata = &told.response.dynamic_metadata.unwrap().fields[METADATA];
+        assert_eq!(metadata.kind, Some(Kind::StringValue(record.id.to_string())));
+        let mallory = |asked: &mut AttributeContext| {
+            asked.request = None;
+            asked.source.as_mut().unwrap().principal.push('x');
+        };
+        let told = envoy.ask(mallory).await;
+        assert_eq!((told.status, told.record.unwrap().phase), (403, Phase::Connect));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_serve_a_service_gets_no_decision_about_it() {
+        let envoy = Envoy::start();
+        let name = |service: Option<&'static str>| {
+            move |asked: &mut AttributeContext| {
+                asked.context_extensions = service
+                    .map(|service| (SERVICE.to_owned(), service.to_owned()))
+                    .into_iter()
+                    .collect();
+            }
+        };
+        let not_served = async |service, expected: &str| {
+            let told = envoy.ask(name(service)).await;
+            assert_eq!(told.status, 503, "{service:?}");
+            assert!(
+                told.record.is_none() && told.body.contains("not_served"),
+                "{}",
+                told.body
+            );
+            let message = told.response.status.unwrap().message;
+            assert!(message.contains(expected), "{service:?}: {message}");
+        };
+        assert_eq!(
+            envoy.ask(name(Some("audit"))).await.status,
+            403,
+            "its own, and not permitted"
+        );
+        not_served(
+            Some("refunds"),
+            "only `spiffe://prod.example/refunds` may ask about `refunds`",
+        )
+        .await;
+        not_served(Some("elsewhere"), "`elsewhere` is not in").await;
+        not_served(None, "several services").await;
+
+        let world = &envoy.world;
+        world.publish([world.entry("/refunds", &[own()])]);
+        let told = envoy.ask(name(None)).await;
+        assert_eq!((told.status, told.record.unwrap().service.as_str()), (403, "refunds"));
+        not_served(Some("ledger"), "only `spiffe://prod.example/ledger`").await;
+        world.publish([world.entry("/other", &[own()])]);
+        not_served(None, "no service in").await;
+        world.publish([world.entry("/ledger", &["unix:uid:4294967294".to_owned()])]);
+        not_served(Some("ledger"), "no identity issued").await;
+    }
+
+    #[tokio::test]
+    async fn without_the_table_there_is_no_such_service() {
+        let world = World::start();
+        world.publish([world.entry("/ledger", &[own()])]);
+        let refused = AuthorizationClient::new(world.dial().await)
+            .check(CheckRequest::default())
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented);
+        assert!(refused.message().contains("[authorization]"), "{refused}");
+    }
+
+    #[test]
+    fn a_path_is_the_canonical_one_but_for_the_case_of_escapes() {
+        for (canonical, forwarded, same) in [
+            ("/a%3A%C3b", "/a%3a%c3b", true),
+            ("/a%3A", "/A%3A", false),
+            ("/a%3AB", "/a%3Ab", false),
+            ("/a", "/a/", false),
+            ("*", "*", true),
+        ] {
+            assert_eq!(is_written(canonical, forwarded), same, "{forwarded}");
+        }
+    }
+}
