@@ -16,7 +16,7 @@ fn in_force(up: &Up, revision: u64) {
             .as_array()
             .unwrap()
             .iter()
-            .all(|proxy| proxy["policy"]["bundle_revision"] == revision);
+            .all(|proxy| proxy.pointer("/policy/bundle_revision") == Some(&json!(revision)));
         all.then_some(())
     });
 }
