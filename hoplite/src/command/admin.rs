@@ -20,9 +20,6 @@ use tonic::transport::Channel;
 use crate::command::MeshDir;
 use crate::output::{Output, Table, print, print_json};
 
-/// The largest answer of the CA: a policy bundle, and what is said about it.
-const ANSWER_BYTES_MAX: usize = hoplite_policy::MAX_BUNDLE_BYTES + (1 << 20);
-
 /// How to reach the CA.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CaArgs {
@@ -407,8 +404,7 @@ pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel
             socket.display()
         )
     })?;
-    // A policy bundle is what can be large.
-    Ok(AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
+    Ok(AdminClient::new(channel))
 }
 
 /// A selector in its text form `kind:value`; the kind is all before the first colon.

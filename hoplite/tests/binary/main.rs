@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests: a panic is how they fail")]
 
 mod cli;
+mod policy_change;
 mod policy_check;
 mod publishing;
 mod support;

@@ -201,6 +201,10 @@ fn page(
     for candidate in &explanation.candidates {
         show_candidate(&mut page, candidate);
     }
+    // What was near explains why nothing permits it, and nothing else.
+    if decision.outcome() != hoplite_policy::Outcome::NoPermit {
+        return page;
+    }
     if !explanation.near_misses.is_empty() {
         page.push_str("\nPermits that cover all but one part of it:\n");
     }
@@ -272,7 +276,7 @@ fn show_near_miss(page: &mut String, near: &NearMiss) {
         place.unwrap_or_default()
     );
     let _ = writeln!(page, "      {}", cut(scope));
-    let _ = writeln!(page, "      and not {}", cut(&near.asked));
+    let _ = writeln!(page, "      the request has {}", cut(&near.asked));
 }
 
 fn cut(text: &str) -> String {

@@ -71,8 +71,9 @@ pub(crate) struct RollbackArgs {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // Before the work that takes long.
+    // Before the work that takes long. Whoever publishes in the meantime is noticed: this is what was seen.
     let key = args.key.load(args.ca.mesh())?;
+    let state = trusting(state(&args.ca)?, &key)?;
     let sources = sources(&args.directory)?;
     let Some(snapshot) = checked(&sources, args)? else {
         return Ok(ExitCode::FAILURE);
@@ -81,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
-    send(&args.ca, &key, &sources, stage, args.expires, args.note.clone())
+    send(&args.ca, &state, &key, &sources, stage, args.expires, args.note.clone())
 }
 
 /// A step that was done, and what came of it.
@@ -141,6 +142,11 @@ fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
         return Ok(true);
     };
     let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
+    if args.shadow && replayed.flips > 0 {
+        print(&replay::page(&replayed, args.since))?;
+        step("replay", "answers would flip; a shadow changes none")?;
+        return Ok(true);
+    }
     let unaccepted = unaccepted(&replayed, &args.accept);
     // Flips that nobody can be shown can only be accepted as everything is.
     let unseen = replayed.ungrouped > 0 && !args.accept.iter().any(|pattern| parts(pattern) == Some(("*", "*")));
@@ -187,21 +193,13 @@ fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<String> {
 /// Builds, signs and sends the next revision.
 fn send(
     ca: &CaArgs,
+    state: &ShowPolicyResponse,
     key: &SigningKey,
     sources: &[Source],
     stage: Stage,
     expires: Duration,
     note: Option<String>,
 ) -> anyhow::Result<ExitCode> {
-    let state = state(ca)?;
-    let name = key.signer().name();
-    if !state.signers.iter().any(|signer| signer == name) {
-        bail!(
-            "the CA trusts no signer `{name}`, only {}; put `{}` into its `policy_signers`",
-            state.signers.join(", "),
-            key.signer()
-        );
-    }
     let now = SystemTime::now();
     let revision = state.highest_revision.saturating_add(1);
     let draft = Bundle::build(
@@ -223,8 +221,9 @@ fn send(
     step(
         "sign",
         &format!(
-            "revision {revision}, {} bytes, manifest {manifest}, by {name}",
-            bundle.len()
+            "revision {revision}, {} bytes, manifest {manifest}, by {}",
+            bundle.len(),
+            key.signer().name()
         ),
     )?;
     let request = PublishPolicyRequest {
@@ -240,13 +239,30 @@ fn send(
     Ok(ExitCode::SUCCESS)
 }
 
+/// The CA's state, if it trusts the key.
+fn trusting(state: ShowPolicyResponse, key: &SigningKey) -> anyhow::Result<ShowPolicyResponse> {
+    let name = key.signer().name();
+    anyhow::ensure!(
+        state.signers.iter().any(|signer| signer == name),
+        "the CA trusts no signer `{name}`, only {}; put `{}` into its `policy_signers`",
+        if state.signers.is_empty() {
+            "nobody".to_owned()
+        } else {
+            state.signers.join(", ")
+        },
+        key.signer()
+    );
+    Ok(state)
+}
+
+/// What the CA has, and whom it trusts.
 pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
     ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))
 }
 
 pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let key = args.key.load(args.ca.mesh())?;
-    let state = state(&args.ca)?;
+    let state = trusting(state(&args.ca)?, &key)?;
     let revision = match args.revision {
         Some(revision) => revision,
         None => before(&args.ca, &state)?,
@@ -287,8 +303,16 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let note = args
         .note
         .clone()
-        .unwrap_or_else(|| format!("back to revision {}", revision));
-    send(&args.ca, &key, bundle.sources(), Stage::Live, args.expires, Some(note))
+        .unwrap_or_else(|| format!("back to revision {revision}"));
+    send(
+        &args.ca,
+        &state,
+        &key,
+        bundle.sources(),
+        Stage::Live,
+        args.expires,
+        Some(note),
+    )
 }
 
 /// The last live revision before the one in force.

@@ -1,0 +1,263 @@
+//! A change of policy as people make it: explained, replayed, refused, accepted, published, taken back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use hoplite_audit::{Class, Options, Outcome, Phase, Record, Recorder};
+use serde_json::Value;
+
+use crate::support::{hoplite, until};
+
+const READS: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
+                     action in [Hoplite::Action::\"read\"],\n  resource in Hoplite::Service::\"ledger\"\n)";
+const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\"]\n";
+const TABLE: &str = "/shop/web   GET ledger /accounts/7   allow by ledger/reads\n";
+const WEB: &str = "spiffe://prod.acme/shop/web";
+
+/// A directory with two keys, policies, one logged decision and a CA that trusts both keys.
+struct Place {
+    dir: tempfile::TempDir,
+    ca: Child,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let signers = ["alice", "bob"].map(|name| {
+            let created = hoplite(&["policy", "key", "create", at(&format!("{name}.key")).to_str().unwrap()]);
+            assert!(created.status.success(), "{created:?}");
+            format!("{:?}", String::from_utf8(created.stdout).unwrap().trim())
+        });
+        fs::write(
+            at("ca.toml"),
+            format!(
+                "trust_domain = \"prod.acme\"\ndata_dir = {:?}\nlisten = \"127.0.0.1:0\"\nadmin_socket = {:?}\n\
+                 policy_signers = [{}]\n",
+                at("ca"),
+                at("ca.sock"),
+                signers.join(", ")
+            ),
+        )
+        .unwrap();
+        let (recorder, _) = Recorder::open(&at("audit/ledger"), "ledger", Options::default()).unwrap();
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger");
+        record.principal = Some(WEB.to_owned());
+        record.source = Some("10.0.0.1:4711".to_owned());
+        record.action = "GET".to_owned();
+        record.host = Some("ledger".to_owned());
+        record.path = Some("/accounts/7".to_owned());
+        record.determining = vec!["ledger/reads".to_owned()];
+        recorder.append(&mut record, Class::Must).unwrap();
+        drop(recorder);
+        let ca = Command::new(env!("CARGO_BIN_EXE_hoplite"))
+            .args(["ca", "run", "--config"])
+            .arg(at("ca.toml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the CA's socket", || at("ca.sock").exists().then_some(()));
+        Self { dir, ca }
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A directory of this one policy.
+    fn policies(&self, name: &str, policy: &str, table: Option<&str>) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("ledger.cedar"), policy).unwrap();
+        fs::write(dir.join("routes.toml"), ROUTES).unwrap();
+        if let Some(table) = table {
+            fs::write(dir.join("ledger.test"), format!("[trust-domain prod.acme]\n{table}")).unwrap();
+        }
+        dir
+    }
+
+    /// Exit code, and all that was said.
+    fn policy(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let place = ["--dir", self.dir.path().to_str().unwrap()];
+        let output = hoplite(&[&["policy"], arguments, &place].concat());
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.code(), said)
+    }
+
+    fn publish(&self, dir: &Path, key: &str, more: &[&str]) -> (Option<i32>, String) {
+        let (key, socket) = (self.at(key), self.at("ca.sock"));
+        let publish = ["publish", dir.to_str().unwrap(), "--key", &key, "--ca-socket", &socket];
+        self.policy(&[&publish, more].concat())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = self.ca.kill();
+        let _ = self.ca.wait();
+    }
+}
+
+#[track_caller]
+fn says(answer: &(Option<i32>, String), code: i32, parts: &[&str]) {
+    assert_eq!(answer.0, Some(code), "{}", answer.1);
+    for part in parts {
+        assert!(answer.1.contains(part), "`{part}` is not in:\n{}", answer.1);
+    }
+}
+
+#[test]
+fn a_change_is_published_step_by_step_and_taken_back() {
+    let place = Place::new();
+    let socket = place.at("ca.sock");
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let narrow = format!("{READS}\nwhen {{ context.conn.src == ip(\"10.0.0.2\") }};\n");
+    let narrow = place.policies("narrow", &narrow, None);
+
+    says(
+        &place.publish(&good, "alice.key", &[]),
+        0,
+        &["1 policies", "1 cases", "none of 1", "revision 1 is with"],
+    );
+
+    // Each step that fails ends it, and nothing is sent.
+    let broken = place.policies("broken", "@id(\"a\") permit(principal, action, resource)", None);
+    says(
+        &place.publish(&broken, "alice.key", &[]),
+        1,
+        &["broken/ledger.cedar:1", "check    FAILED"],
+    );
+    let failing = format!(
+        "[trust-domain prod.acme]\n{}",
+        TABLE.replace("allow by ledger/reads", "forbid")
+    );
+    fs::write(good.join("ledger.test"), failing).unwrap();
+    says(&place.publish(&good, "alice.key", &[]), 1, &["test     FAILED"]);
+    let flips = format!("{WEB} × ledger:GET /accounts/{{id}}");
+    let accept = format!("--accept '{flips}'");
+    says(
+        &place.publish(&narrow, "bob.key", &[]),
+        1,
+        &["replay   FAILED", "now no_permit", "ledger-1-0", &accept],
+    );
+    says(
+        &place.publish(&narrow, "bob.key", &["--accept", "* × orders:*"]),
+        1,
+        &["replay   FAILED"],
+    );
+    fs::copy(place.at("alice.key"), place.at("eve.key")).unwrap();
+    says(
+        &place.publish(&narrow, "eve.key", &["--accept", "* × *"]),
+        1,
+        &["trusts no signer `eve`"],
+    );
+
+    // A shadow changes no answer, so it may differ.
+    says(
+        &place.publish(&narrow, "bob.key", &["--shadow"]),
+        0,
+        &["would flip", "revision 2 is with the CA: tried"],
+    );
+    says(
+        &place.publish(&narrow, "bob.key", &["--accept", &flips]),
+        0,
+        &["1 of 1 decisions will flip", "revision 3"],
+    );
+
+    let rollback = |more: &[&str]| {
+        let key = place.at("bob.key");
+        let rollback = ["rollback", "1", "--key", &key, "--ca-socket", &socket];
+        place.policy(&[&rollback, more].concat())
+    };
+    // The CA's word that alice signed it is not enough.
+    says(&rollback(&[]), 1, &["--trust"]);
+    let alice = hoplite(&["policy", "key", "show", &place.at("alice.key")]).stdout;
+    let alice = String::from_utf8(alice).unwrap();
+    says(
+        &rollback(&["--trust", alice.trim()]),
+        0,
+        &["signed by alice", "revision 4 is with the CA"],
+    );
+    let diff = |old, new| place.policy(&["diff", old, new, "--ca-socket", &socket]);
+    says(&diff("1", "4"), 0, &["They mean the same"]);
+    says(
+        &diff("1", "3"),
+        1,
+        &["~ permit ledger/reads", "+ context.conn.src == ip(\"10.0.0.2\")"],
+    );
+}
+
+#[test]
+fn a_decision_is_explained_by_its_conditions() {
+    let place = Place::new();
+    let narrow = format!("{READS}\nwhen {{ context.conn.src == ip(\"10.0.0.2\") }};\n");
+    let narrow = place.policies("policies", &narrow, None);
+    let narrow = narrow.to_str().unwrap();
+    says(
+        &place.policy(&["explain", "ledger-1-0"]),
+        0,
+        &[
+            "ledger-1-0, ",
+            "allow by ledger/reads",
+            "other policies",
+            "they decide no_permit",
+            "✗ context.conn.src == ip(\"10.0.0.2\")   ledger.cedar:8",
+            "context.conn.src is ip(\"10.0.0.1\")",
+        ],
+    );
+    says(
+        &place.policy(&["explain", "ledger-1-1"]),
+        1,
+        &["there is no decision `ledger-1-1`"],
+    );
+    let asked = [
+        "explain",
+        "--as",
+        WEB,
+        "--do",
+        "POST ledger /accounts/7",
+        "--output",
+        "json",
+    ];
+    let (code, said) = place.policy(&asked);
+    assert_eq!(code, Some(0), "{said}");
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(answer["outcome"], "no_permit");
+    assert_eq!(answer["near_misses"][0]["miss"], "action");
+
+    let (code, said) = place.policy(&["replay", narrow, "--output", "json"]);
+    assert_eq!(code, Some(1), "{said}");
+    let answer: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(answer["groups"][0]["principal"], WEB);
+    says(
+        &place.policy(&["replay", narrow, "--audit", "/nonexistent"]),
+        2,
+        &["cannot read"],
+    );
+
+    says(&place.policy(&["unused", narrow]), 0, &["0 of 1 policies"]);
+    says(
+        &place.policy(&["what-can", WEB]),
+        0,
+        &["depends", "ledger/reads if context.conn.src"],
+    );
+    says(
+        &place.policy(&["who-can", "GET", "ledger", "/accounts/7"]),
+        0,
+        &["prod.acme/shop", "if context.conn.src"],
+    );
+    let among = place.at("among");
+    fs::write(&among, format!("{WEB} # a comment\nspiffe://prod.acme/pay\n")).unwrap();
+    let among = place.policy(&["who-can", "GET", "ledger", "/accounts/7", "--among", &among]);
+    says(
+        &among,
+        0,
+        &[
+            "depends  spiffe://prod.acme/shop/web",
+            "no       spiffe://prod.acme/pay",
+        ],
+    );
+}
