@@ -129,8 +129,16 @@ fn two_people_break_the_glass_and_a_forbid_still_holds() {
         said(&up, &arguments, 0)
     };
     create("ledger", "INC-1", &file);
-    said(&up, &["policy", "grant", "approve", &file, "--key", &key("alice")], 1);
-    said(&up, &["policy", "grant", "approve", &file, "--key", &key("bob")], 0);
+    said(
+        &up,
+        &["policy", "grant", "approve", "--yes", &file, "--key", &key("alice")],
+        1,
+    );
+    said(
+        &up,
+        &["policy", "grant", "approve", "--yes", &file, "--key", &key("bob")],
+        0,
+    );
     until("the grant is in force", || {
         let status = up.json(&["policy", "status"]);
         let all = status
