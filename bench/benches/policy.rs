@@ -13,13 +13,10 @@ use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::SystemTime;
 
-use divan::{AllocProfiler, Bencher, black_box};
+use divan::{Bencher, black_box};
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, Source, decide, decide_by_reference};
-
-#[global_allocator]
-static ALLOC: AllocProfiler = AllocProfiler::system();
 
 /// Policies in the set, and how many of them concern the request.
 #[derive(Clone, Copy)]
