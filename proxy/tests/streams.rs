@@ -137,10 +137,14 @@ fn nothing() -> Body {
 
 /// The next piece of an answer; none at its clean end.
 async fn piece(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
-    let frame = timeout(support::PATIENCE, body.frame()).await.unwrap();
-    frame
-        .transpose()
-        .map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+    loop {
+        let frame = timeout(support::PATIENCE, body.frame()).await.unwrap();
+        match frame.transpose()?.map(|frame| frame.into_data().unwrap()) {
+            // The end of a stream may be said in a frame of its own.
+            Some(data) if data.is_empty() => {}
+            data => return Ok(data),
+        }
+    }
 }
 
 fn reset_code(error: &(dyn Error + 'static)) -> Option<h2::Reason> {
