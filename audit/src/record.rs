@@ -70,7 +70,7 @@ pub enum Phase {
     /// One HTTP request.
     #[n(2)]
     Request,
-    /// A live connection decided again after a change.
+    /// A live connection, or a request under way, decided again after a change.
     #[n(3)]
     Recheck,
 }

@@ -12,8 +12,8 @@ use std::{io, mem};
 use arc_swap::ArcSwap;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, Fault, Grant, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Refused, Seen,
-    Snapshot, Source, Stage, TrustedSigners,
+    Acceptance, Bundle, BundleContents, EngineVersion, Fault, Grant, GrantRefused, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
+    Refused, Seen, Snapshot, Source, Stage, TrustedSigners,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -182,6 +182,11 @@ impl PolicyFeed {
         self.current.load_full()
     }
 
+    /// Counts what came in force. What was decided after this was asked, was decided by a policy at least as new.
+    pub fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
+    }
+
     /// Changes with everything that comes in force, after it is.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.epoch.subscribe()
@@ -277,6 +282,8 @@ impl PolicyFeed {
         for bytes in grants {
             match Grant::open(bytes.as_ref(), &trust.signers, &trust.trust_domain, now) {
                 Ok(grant) => opened.push(grant),
+                // It was told of when it began; its end is in the grant.
+                Err(GrantRefused::Expired(_)) => {}
                 Err(reason) => refused.push(reason.to_string()),
             }
         }
@@ -287,21 +294,46 @@ impl PolicyFeed {
                 let until = humantime::format_rfc3339_seconds(grant.until()).to_string();
                 warn!(notice = true, id, signed_by, until, "BREAK-GLASS: a grant is in force");
             }
-            let before = mem::replace(&mut parts.grants, opened);
-            match self.compile(&parts) {
-                Ok(snapshot) => {
-                    let shadow = self.in_force().shadow.clone();
-                    self.swap(&mut parts, Arc::new(snapshot), shadow, now);
-                }
-                Err(faults) => {
-                    parts.grants = before;
-                    refused.push(first(faults));
-                }
-            }
+            refused.extend(self.replace_grants(&mut parts, opened, now).err());
         }
         drop(parts);
         for reason in refused {
             self.refuse("grant", &reason);
+        }
+    }
+
+    /// Takes the grants away that are over, and says when the next one will be. Their permits end by themselves, but only
+    /// for who is decided then: what was let in before hears of it as of any change.
+    pub(crate) fn end_grants(&self, now: SystemTime) -> Option<SystemTime> {
+        let mut parts = self.parts();
+        let (left, over): (Vec<_>, Vec<_>) = parts.grants.iter().cloned().partition(|grant| now < grant.until());
+        if !over.is_empty() {
+            for grant in &over {
+                let id = &grant.draft().id;
+                warn!(notice = true, id, "BREAK-GLASS: a grant has ended");
+            }
+            if let Err(reason) = self.replace_grants(&mut parts, left, now) {
+                drop(parts);
+                self.refuse("grant", &reason);
+                parts = self.parts();
+            }
+        }
+        parts.grants.iter().map(Grant::until).min()
+    }
+
+    /// Puts these grants in the place of those there are. When that cannot be, all stays as it was.
+    fn replace_grants(&self, parts: &mut Parts, grants: Vec<Grant>, now: SystemTime) -> Result<(), String> {
+        let before = mem::replace(&mut parts.grants, grants);
+        match self.compile(parts) {
+            Ok(snapshot) => {
+                let shadow = self.in_force().shadow.clone();
+                self.swap(parts, Arc::new(snapshot), shadow, now);
+                Ok(())
+            }
+            Err(faults) => {
+                parts.grants = before;
+                Err(first(faults))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
-use hoplite_audit::{Class, DecisionId, Outcome, Record, Recorder, RecorderError};
+use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
 use hoplite_policy::{
     self as policy, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, Permit, Snapshot, decide_by_reference,
 };
@@ -40,6 +40,13 @@ pub struct DecisionPoint {
     metrics: Metrics,
     sampler: Sampler,
     deny_when_stale: bool,
+}
+
+/// A record in the log, which may have to reach the disk yet.
+struct Written {
+    appended: Appended,
+    class: Class,
+    outcome: Outcome,
 }
 
 // === impl DecisionPoint ===
@@ -183,23 +190,47 @@ impl DecisionPoint {
     ///
     /// # Errors
     /// The recorder's.
-    pub async fn record(&self, mut record: Record) -> Result<DecisionId, RecorderError> {
+    pub async fn record(&self, record: Record) -> Result<DecisionId, RecorderError> {
+        let appended = self.append(record);
+        self.settled(appended).await
+    }
+
+    /// Writes many records, and waits for the disk once: the answer of each, in their order.
+    pub async fn record_all(&self, records: Vec<Record>) -> Vec<Result<DecisionId, RecorderError>> {
+        // INVARIANT: all are appended before the first is waited for, so that one flush carries them all.
+        let appended: Vec<_> = records.into_iter().map(|record| self.append(record)).collect();
+        let mut answers = Vec::with_capacity(appended.len());
+        for appended in appended {
+            answers.push(self.settled(appended).await);
+        }
+        answers
+    }
+
+    fn append(&self, mut record: Record) -> Result<Written, RecorderError> {
         record.at = SystemTime::now();
         let class = if record.outcome == Outcome::Allow && !broke_glass(&record) {
             Class::Full
         } else {
             Class::Must
         };
-        let written = async {
-            let appended = self.recorder.append(&mut record, class)?;
-            if class == Class::Must {
-                self.recorder.durable(appended.seq).await?;
+        Ok(Written {
+            appended: self.recorder.append(&mut record, class)?,
+            class,
+            outcome: record.outcome,
+        })
+    }
+
+    async fn settled(&self, written: Result<Written, RecorderError>) -> Result<DecisionId, RecorderError> {
+        let settled = async {
+            let written = written?;
+            if written.class == Class::Must {
+                self.recorder.durable(written.appended.seq).await?;
             }
-            Ok(appended.id)
+            Ok((written.appended.id, written.outcome))
         };
-        match written.await {
-            Ok(id) => {
-                self.metrics.recorded(record.outcome);
+        match settled.await {
+            Ok((id, outcome)) => {
+                self.metrics.recorded(outcome);
                 Ok(id)
             }
             Err(failure) => {

@@ -7,6 +7,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
+/// Longer lines are cut where [`cut`] is used.
+const SHOWN_CHARS: usize = 160;
+
 /// The form of a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Output {
@@ -51,6 +54,14 @@ pub(crate) fn part<'a>(document: &'a Value, pointer: &str) -> &'a Value {
 /// A JSON value as people read it: text without quotes.
 pub(crate) fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A line as people read it: what is longer than a wide terminal is cut, for the policy it comes from has all of it.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or(text)),
+        None => text.to_owned(),
+    }
 }
 
 /// An error and its causes in one line, each cause once.

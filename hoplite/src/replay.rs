@@ -85,8 +85,9 @@ pub(crate) struct Group {
 /// A record's question, as far as it can be asked again.
 pub(crate) fn ask_of(record: &Record) -> Option<Ask> {
     let what = match record.phase {
-        Phase::Connect | Phase::Recheck => Asked::Connect,
-        Phase::Request => {
+        Phase::Connect => Asked::Connect,
+        Phase::Recheck if record.host.is_none() => Asked::Connect,
+        Phase::Request | Phase::Recheck => {
             let (host, path) = (record.host.as_deref()?, record.path.as_deref()?);
             Asked::Http(CanonicalRequest::parse(&record.action, &[host.as_bytes()], path.as_bytes()).ok()?)
         }
@@ -216,7 +217,7 @@ impl Replayed {
         examples: usize,
     ) {
         self.records += 1;
-        // A recheck repeats the question of its connection.
+        // A recheck repeats the question of its connection or request.
         let again = record.phase != Phase::Recheck;
         let Some(ask) = ask_of(record).filter(|_| again) else {
             self.not_replayable += 1;

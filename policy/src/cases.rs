@@ -21,9 +21,11 @@ mod run_tests;
 use crate::ask::{Ask, Asked};
 use crate::canonical::{Ambiguous, CanonicalRequest};
 use crate::decide::{Decision, Outcome};
+use crate::explain::Explanation;
 use crate::fault::Fault;
 use crate::routes::check_service_name;
 use crate::snapshot::{Snapshot, Source};
+use crate::view::Places;
 use hoplite_identity::{SpiffeId, TrustDomain};
 use run_tests::GivenCase;
 use std::fmt;
@@ -34,6 +36,10 @@ use std::time::{Duration, SystemTime};
 pub const MAX_TABLE_BYTES: usize = 4 * 1024 * 1024;
 /// The most faults told of one table.
 const MAX_TABLE_FAULTS: usize = 100;
+/// Cases that are explained, of those that fail: it takes a look at every policy.
+const MAX_EXPLAINED: usize = 100;
+/// The most lines of what nearly decided one case.
+const MAX_NEARLY: usize = 8;
 /// When a call is made unless the table says: 2026-01-05T12:00:00Z, a Monday.
 const DEFAULT_NOW: Duration = Duration::from_secs(1_767_614_400);
 
@@ -167,9 +173,16 @@ impl CaseTable {
         self.cases.is_empty()
     }
 
-    /// What comes of every case, in order. Nothing is counted or recorded.
-    pub fn run(&self, snapshot: &Snapshot) -> Vec<CaseResult> {
-        self.cases.iter().map(|case| case.run(snapshot)).collect()
+    /// What comes of every case, in order. Nothing is counted or recorded. `places` says where the policies stand that nearly
+    /// decided a case which came out otherwise.
+    pub fn run(&self, snapshot: &Snapshot, places: &Places<'_>) -> Vec<CaseResult> {
+        let mut failed = 0;
+        let results = self.cases.iter().map(|case| {
+            let result = case.run(snapshot, (failed < MAX_EXPLAINED).then_some(places));
+            failed += usize::from(!result.passed);
+            result
+        });
+        results.collect()
     }
 }
 
@@ -449,7 +462,8 @@ impl fmt::Display for Word {
 // === impl Case ===
 
 impl Case {
-    fn run(&self, snapshot: &Snapshot) -> CaseResult {
+    /// With `places`, a case that fails says what nearly decided it.
+    fn run(&self, snapshot: &Snapshot, places: Option<&Places<'_>>) -> CaseResult {
         let mut why = Vec::new();
         let (supposed, given);
         let decision = match &self.question {
@@ -479,19 +493,38 @@ impl Case {
         for id in named.iter().filter(|id| known.binary_search(&id.as_str()).is_err()) {
             why.push(format!("no policy has the `@id` `{id}`"));
         }
+        let passed = self.expected.is(decision);
+        if let (false, Question::Ask(ask), Some(places)) = (passed, &self.question, places) {
+            why.extend(nearly(snapshot.explain(ask, places)));
+        }
         CaseResult {
             line: self.place.0,
             column: self.place.1,
             case: self.text.clone(),
             expected: self.expected.to_string(),
             found: self.expected.said(decision),
-            passed: self.expected.is(decision),
+            passed,
             why,
             determining: decision
                 .map(|decision| decision.determining().to_vec())
                 .unwrap_or_default(),
         }
     }
+}
+
+/// What nearly decided, as far as a table shows it.
+fn nearly(explanation: Explanation) -> Vec<String> {
+    let mut lines = explanation.nearly();
+    let further = match explanation.what_if.decision().outcome() {
+        Outcome::NoPermit => explanation.further_misses,
+        _ => 0,
+    };
+    let more = lines.len().saturating_sub(MAX_NEARLY) + further;
+    lines.truncate(MAX_NEARLY);
+    if more > 0 {
+        lines.push(format!("and {more} more; `hoplite policy explain` shows them"));
+    }
+    lines
 }
 
 // === impl Expected ===
@@ -597,7 +630,7 @@ when { context.seg.n * 9223372036854775807 > 0 };
     #[track_caller]
     fn check(table: &str) {
         let parsed = CaseTable::parse(&source("a.test", table)).unwrap_or_else(|faults| panic!("{faults:#?}"));
-        let results = parsed.run(&snapshot());
+        let results = parsed.run(&snapshot(), &Places::default());
         assert_eq!(results.len(), parsed.len());
         for result in &results {
             let line = table.lines().nth(result.line - 1).unwrap();
@@ -666,9 +699,33 @@ spiffe://prod.acme       GET ledger /accounts/7      no_permit
     }
 
     #[test]
+    fn what_nearly_decided_is_told_of_what_fails() {
+        let policies = [source("a.cedar", POLICIES)];
+        let snapshot = Snapshot::compile(&policies).unwrap();
+        let table = "[trust-domain prod.acme]\n/ns/web GET ledger / no_permit\n/ns/web PUT ledger / allow by pay/read\n\
+                     /ns/web GET ledger / allow by pay/read";
+        let table = CaseTable::parse(&source("a.test", table)).unwrap();
+        let results = table.run(&snapshot, &Places::of(&policies));
+        let nearly: Vec<_> = results.iter().map(|result| result.why.get(1..).unwrap()).collect();
+        assert!(nearly[0].is_empty() && nearly[2].is_empty(), "{nearly:?}");
+        let near = "permit `pay/read` is about another action (a.cedar:2:1): ";
+        assert!(nearly[1].iter().any(|line| line.starts_with(near)), "{nearly:?}");
+
+        let failing = "spiffe://prod.acme/ns/pay POST ledger /entries allow\n".repeat(MAX_EXPLAINED + 1);
+        let table = CaseTable::parse(&source("a.test", &failing)).unwrap();
+        let results = table.run(&super::tests::snapshot(), &Places::default());
+        let office = "permit `pay/office` does not apply: context.conn.src.isInRange(ip(\"10.20.0.0/16\")), context.conn.src is ";
+        let told = |result: &CaseResult| result.why.iter().any(|line| line.starts_with(office));
+        assert!(told(&results[0]), "{:#?}", results[0]);
+        assert!(told(&results[MAX_EXPLAINED - 1]) && !told(&results[MAX_EXPLAINED]));
+    }
+
+    #[test]
     fn the_reasons_are_told() {
         let table = "[trust-domain prod.acme]\n/ns/web DELETE ledger /a/b allow by pay/raed\n/x GET ledger /a;b allow";
-        let results = CaseTable::parse(&source("a.test", table)).unwrap().run(&snapshot());
+        let results = CaseTable::parse(&source("a.test", table))
+            .unwrap()
+            .run(&snapshot(), &Places::default());
         let [decided, malformed] = &results[..] else {
             panic!("{results:?}")
         };
@@ -693,7 +750,7 @@ spiffe://prod.acme       GET ledger /accounts/7      no_permit
         ))
         .unwrap();
         let passed: Vec<_> = table
-            .run(&Snapshot::deny_all("broken"))
+            .run(&Snapshot::deny_all("broken"), &Places::default())
             .iter()
             .map(|r| r.passed)
             .collect();
@@ -796,7 +853,7 @@ web GET ledger / allow
         #[test]
         fn any_text_is_read_or_refused(text in "(\\[|\\]|#|/|[ \\t\\r\\n\u{a0}é]|at|from|by|allow|GET|connect|x|spiffe://a/b){0,40}") {
             if let Ok(table) = CaseTable::parse(&source("a.test", &text)) {
-                table.run(&Snapshot::deny_all("none"));
+                table.run(&Snapshot::deny_all("none"), &Places::default());
             }
         }
     }

@@ -4,7 +4,7 @@
 use crate::cedar::{Conjunct, conjuncts, stretch_of};
 use crate::evaluate::{Call, Evaluator};
 use crate::view::{Effect, Place, Places, PolicyView};
-use crate::{Ask, Snapshot, WhatIf};
+use crate::{Ask, Outcome, Snapshot, WhatIf};
 use cedar_policy::{
     ActionConstraint, Context, EntityTypeName, EntityUid, EvalResult, Policy, PrincipalConstraint, Request,
     ResourceConstraint, eval_expression,
@@ -86,6 +86,69 @@ pub enum Miss {
     Action,
     /// Another resource.
     Resource,
+}
+
+// === impl Miss ===
+
+impl Miss {
+    /// `principal`, `action` or `resource`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Principal => "principal",
+            Self::Action => "action",
+            Self::Resource => "resource",
+        }
+    }
+}
+
+// === impl NearMiss ===
+
+impl NearMiss {
+    /// The part of the policy's scope that does not cover the request.
+    pub fn scope(&self) -> &str {
+        match self.miss {
+            Miss::Principal => &self.policy.principal,
+            Miss::Action => &self.policy.action,
+            Miss::Resource => &self.policy.resource,
+        }
+    }
+}
+
+// === impl Explanation ===
+
+impl Explanation {
+    /// What nearly decided, a line for each condition that does not hold and each near miss. Near misses explain why nothing
+    /// permits a request, and nothing else.
+    pub fn nearly(&self) -> Vec<String> {
+        let at = |place: &Option<Place>| place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+        let mut lines = Vec::new();
+        for candidate in &self.candidates {
+            // Errors stand in the decision itself.
+            let Finding::Unsatisfied(conditions) = &candidate.finding else {
+                continue;
+            };
+            lines.extend(conditions.iter().map(|unmet| {
+                let values = unmet.values.iter();
+                let values: String = values
+                    .map(|(name, value)| format!(", context.{name} is {value}"))
+                    .collect();
+                let (effect, id) = (candidate.effect, &candidate.id);
+                format!(
+                    "{effect} `{id}` does not apply{}: {}{values}",
+                    at(&unmet.place),
+                    unmet.text
+                )
+            }));
+        }
+        if self.what_if.decision().outcome() == Outcome::NoPermit {
+            lines.extend(self.near_misses.iter().map(|near| {
+                let (id, place, part) = (&near.policy.id, at(&near.policy.place), near.miss.as_str());
+                let (scope, asked) = (near.scope(), &near.asked);
+                format!("permit `{id}` is about another {part}{place}: {scope}; the request has {asked}")
+            }));
+        }
+        lines
+    }
 }
 
 // === impl Snapshot ===
@@ -307,7 +370,7 @@ impl<'a> Question<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Asked, CanonicalRequest, Outcome, Source};
+    use crate::{Asked, CanonicalRequest, Source};
     use hoplite_identity::SpiffeId;
     use std::time::{Duration, SystemTime};
 

@@ -7,7 +7,7 @@
     reason = "tests: a panic is how they fail"
 )]
 
-use hoplite_policy::{CaseTable, Snapshot, Source, lint};
+use hoplite_policy::{CaseTable, Places, Snapshot, Source, lint};
 use std::path::Path;
 
 /// A section of a page and its fenced blocks, each with its language.
@@ -78,7 +78,10 @@ impl Section {
             };
             let table = CaseTable::parse(&source).unwrap_or_else(|faults| panic!("{}: {faults:#?}", self.heading));
             assert!(table.len() > 1, "{}: one case shows little", self.heading);
-            let results = table.run(&snapshot).into_iter().filter(|result| !result.passed);
+            let results = table
+                .run(&snapshot, &Places::default())
+                .into_iter()
+                .filter(|result| !result.passed);
             failures.extend(results.map(|result| format!("{result:?}")));
         }
         failures

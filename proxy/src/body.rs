@@ -4,14 +4,17 @@ use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
+use crate::exchange::{Answering, Exchange};
 use crate::headers;
+
+/// What a body breaks off with: the other side's fault, or that policy no longer permits it.
+pub(crate) type Broken = Box<dyn Error + Send + Sync>;
 
 /// A body on its way from one side to the other. It is never held whole.
 #[derive(Debug)]
@@ -22,13 +25,15 @@ pub(crate) enum Body {
         incoming: Incoming,
         /// Lives as long as the body: its count is the number of streams under way on a connection.
         _stream: Option<Arc<()>>,
+        /// What it is the answer of, if that may be revoked.
+        answering: Option<Answering>,
     },
-    /// From a peer whose framing may be no framing.
+    /// From a peer whose framing may be no framing, and whose permission may be revoked.
     Received {
         /// The bytes.
         incoming: Incoming,
-        /// Set when the body breaks in a way that nothing but the peer's own bytes explains.
-        malformed: Arc<AtomicBool>,
+        /// What it is the request of.
+        exchange: Arc<Exchange>,
     },
     /// From us.
     Own(Full<Bytes>),
@@ -36,28 +41,52 @@ pub(crate) enum Body {
 
 // === impl Body ===
 
+impl Body {
+    /// The same as the answer of an exchange: it ends with it.
+    pub(crate) fn answering(mut self, exchange: Answering) -> Self {
+        if let Self::Streamed { answering, .. } = &mut self {
+            *answering = Some(exchange);
+        }
+        self
+    }
+}
+
 impl From<Incoming> for Body {
     fn from(incoming: Incoming) -> Self {
         Self::Streamed {
             incoming,
             _stream: None,
+            answering: None,
         }
     }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Streamed { incoming, .. } => Pin::new(incoming).poll_frame(context).map_ok(without_identity),
-            Self::Received { incoming, malformed } => {
-                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
-                if let Poll::Ready(Some(Err(error))) = &polled {
-                    malformed.fetch_or(is_malformed(error), Relaxed);
+            Self::Streamed {
+                incoming, answering, ..
+            } => {
+                if let Some(Err(revoked)) = answering.as_ref().map(|answering| answering.check(context)) {
+                    return Poll::Ready(Some(Err(revoked.into())));
                 }
-                polled
+                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
+                polled.map_err(Broken::from)
+            }
+            Self::Received { incoming, exchange } => {
+                if let Err(revoked) = exchange.check_request(context) {
+                    return Poll::Ready(Some(Err(revoked.into())));
+                }
+                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
+                if let Poll::Ready(Some(Err(error))) = &polled
+                    && is_malformed(error)
+                {
+                    exchange.set_malformed();
+                }
+                polled.map_err(Broken::from)
             }
             Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
         }

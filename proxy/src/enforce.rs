@@ -68,6 +68,16 @@ impl Enforcer {
         self.point.record(record).await
     }
 
+    /// Writes records of what is ended in any case; those that could not be written have no id.
+    pub(crate) async fn record_all(&self, records: Vec<Record>) -> Vec<Option<DecisionId>> {
+        self.point
+            .record_all(records)
+            .await
+            .into_iter()
+            .map(Result::ok)
+            .collect()
+    }
+
     /// Records that somebody without an identity was refused, or counts it when there are too many.
     pub(crate) async fn refuse_stranger(
         &self,

@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_decision::Question;
@@ -16,12 +15,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 use tracing::{debug, info};
 
 use crate::answer::{answer, closing, set_decision};
 use crate::body::Body;
 use crate::dial::UpstreamError;
 use crate::enforce::Enforcer;
+use crate::exchange::{Answering, Exchange, Exchanges, Revoked};
 use crate::handshake::Handshaker;
 use crate::headers;
 use crate::identity_feed::Layer;
@@ -33,12 +36,20 @@ use crate::upstream::Upstream;
 /// A method longer than this is not written into records.
 const METHOD_BYTES_MAX: usize = 32;
 
+/// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
+const RECHECKS_AT_ONCE: usize = 16;
+
+/// A peer that reads nothing cannot be told that its stream has ended. After this its whole connection does.
+const LET_GO_MAX: Duration = Duration::from_millis(300);
+
 /// One inbound HTTP listener on one worker.
 pub(crate) struct Inbound {
     pub(crate) service: String,
     pub(crate) handshaker: Handshaker,
     pub(crate) enforcer: Arc<Enforcer>,
     pub(crate) app: Upstream,
+    /// Whose turn it is to decide again: one connection's at a time, however many there are.
+    pub(crate) turns: Semaphore,
     pub(crate) stop: Stop,
 }
 
@@ -52,6 +63,7 @@ struct Caller {
     client_cert: HeaderValue,
     not_after: SystemTime,
     http2: bool,
+    exchanges: Exchanges,
 }
 
 // === impl Inbound ===
@@ -84,8 +96,10 @@ impl Inbound {
             client_cert,
             not_after: session.not_after,
             http2,
+            exchanges: Exchanges::default(),
             inbound: self,
         });
+        let mut following = std::pin::pin!(caller.follow_policy());
         let service = service_fn(|request| {
             let caller = caller.clone();
             async move { Ok::<_, Infallible>(caller.answer(request).await) }
@@ -105,6 +119,10 @@ impl Inbound {
                 Some(refusal) = refusals.recv() => {
                     told |= matches!(refusal, Refusal::Head(_));
                     caller.record_unparsed(&refusal).await;
+                }
+                reason = following.as_mut() => {
+                    info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                    break Ok(());
                 }
                 event = session.event() => match event {
                     Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
@@ -132,10 +150,10 @@ impl Inbound {
     async fn forward(
         &self,
         _permit: Permit,
-        canonical: &CanonicalRequest,
+        exchange: &Exchange,
         request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
-        self.app.send(canonical, request).await
+        self.app.send(&exchange.canonical, request).await
     }
 }
 
@@ -156,13 +174,8 @@ impl Caller {
         headers::sanitize_request(&mut parts.headers);
 
         // Decide.
-        let question = Question {
-            caller: (&self.peer).into(),
-            service: &self.inbound.service,
-            connection: &self.connection,
-            http: Some(&canonical),
-        };
-        let permit = enforcer.decide(question, &mut record).await;
+        let epoch = enforcer.policy().epoch();
+        let permit = enforcer.decide(self.question(&canonical), &mut record).await;
 
         // Record.
         let outcome = record.outcome;
@@ -173,44 +186,142 @@ impl Caller {
             return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
         };
 
+        // From here on it can be revoked.
+        let exchange = Arc::new(Exchange::new(canonical, decision, epoch));
+        let answering = Answering::new(exchange.clone());
+        self.exchanges.add(&exchange);
+        let now = enforcer.policy().epoch();
+        if now != epoch {
+            // Policy has changed before it was in the list: whoever went through that has missed it.
+            self.decide_again(std::slice::from_ref(&exchange), now).await;
+        }
+
         // Forward.
         headers::set_identity(&mut parts.headers, self.client_cert.clone());
-        let malformed = Arc::new(AtomicBool::new(false));
         let body = Body::Received {
             incoming: body,
-            malformed: malformed.clone(),
+            exchange: exchange.clone(),
         };
         let request = Request::from_parts(parts, body);
-        match self.inbound.forward(permit, &canonical, request).await {
-            Ok(mut response) => {
+        let answered = tokio::select! {
+            biased;
+            revoked = exchange.until_revoked() => return self.withdraw(revoked),
+            answered = self.inbound.forward(permit, &exchange, request) => answered,
+        };
+        match answered {
+            Ok(response) => {
+                let mut response = response.map(|body| body.answering(answering));
                 headers::sanitize_response(response.headers_mut());
                 response.headers_mut().remove(headers::DECISION);
-                set_decision(&mut response, &decision);
+                set_decision(&mut response, &exchange.decision);
                 response
             }
             // Permitted by its head, it has broken off behind it: the service never saw a whole request.
-            Err(_) if malformed.load(Relaxed) => {
+            Err(_) if exchange.is_malformed() => {
                 let unreadable = Unreadable {
                     status: StatusCode::BAD_REQUEST,
                     code: "unparsed",
                     reason: "the body's chunks or trailers are none".to_owned(),
                 };
-                let mut record = self.blank_record();
-                record.action = canonical.method().to_owned();
-                record.host = Some(canonical.host().to_owned());
-                record.path = Some(canonical.path().to_owned());
+                let mut record = self.blank_record(Phase::Request);
+                record.action = exchange.canonical.method().to_owned();
+                record.host = Some(exchange.canonical.host().to_owned());
+                record.path = Some(exchange.canonical.path().to_owned());
                 self.refuse(record, unreadable).await
             }
             Err(error) => {
                 error.log(&self.inbound.service);
                 enforcer.metrics().upstream_failed(error.code());
-                answer(error.status(), error.code(), None, Some(&decision))
+                answer(error.status(), error.code(), None, Some(&exchange.decision))
             }
         }
     }
 
+    /// Decides again what is under way whenever policy changes. Returns, with the reason, when the peer holds on to what
+    /// was revoked and the connection has to end.
+    async fn follow_policy(&self) -> &'static str {
+        let mut epochs = self.inbound.enforcer.policy().subscribe();
+        while epochs.changed().await.is_ok() {
+            let epoch = *epochs.borrow_and_update();
+            let due = self.exchanges.permitted_before(epoch);
+            if self.decide_again(&due, epoch).await == 0 {
+                continue;
+            }
+            sleep(LET_GO_MAX).await;
+            if due
+                .iter()
+                .any(|exchange| exchange.revoked().is_some() && !exchange.is_answered())
+            {
+                return "it reads nothing, and policy no longer permits what it asked for";
+            }
+        }
+        // Nobody can announce anything any more.
+        std::future::pending().await
+    }
+
+    /// Asks the policy of `epoch`, or one still newer, and ends what it no longer permits. Gives the number of those.
+    ///
+    /// Thousands may be under way on one worker. They are decided in turns, between which everything else goes on.
+    async fn decide_again(&self, exchanges: &[Arc<Exchange>], epoch: u64) -> usize {
+        let Inbound { enforcer, turns, .. } = &*self.inbound;
+        let (mut refused, mut records) = (Vec::new(), Vec::new());
+        for some in exchanges.chunks(RECHECKS_AT_ONCE) {
+            let _turn = turns.acquire().await;
+            for exchange in some {
+                let mut record = self.blank_record(Phase::Recheck);
+                let renewed = enforcer.decide(self.question(&exchange.canonical), &mut record).await;
+                enforcer.metrics().rechecked(renewed.is_some());
+                if renewed.is_some() {
+                    exchange.renew(epoch);
+                } else {
+                    let permitted = format!("it was permitted as {}", exchange.decision);
+                    record.reason.get_or_insert(permitted);
+                    refused.push((exchange, record.outcome));
+                    records.push(record);
+                }
+            }
+            yield_now().await;
+        }
+        if refused.is_empty() {
+            return 0;
+        }
+        // Each ends whether or not its record could be written.
+        let decisions = enforcer.record_all(records).await;
+        for ((exchange, outcome), decision) in refused.iter().zip(decisions) {
+            exchange.revoke(Revoked {
+                outcome: *outcome,
+                decision,
+            });
+        }
+        info!(
+            peer = %self.peer.spiffe_id(),
+            remote = self.source,
+            requests = refused.len(),
+            "requests under way ended: policy no longer permits them"
+        );
+        refused.len()
+    }
+
+    /// Instead of the service's answer, of which nothing was sent yet.
+    fn withdraw(&self, revoked: &Revoked) -> Response<Body> {
+        let (outcome, decision) = (revoked.outcome.as_str(), revoked.decision.as_ref());
+        closing(
+            answer(StatusCode::FORBIDDEN, "revoked", Some(outcome), decision),
+            self.http2,
+        )
+    }
+
+    fn question<'a>(&'a self, canonical: &'a CanonicalRequest) -> Question<'a> {
+        Question {
+            caller: (&self.peer).into(),
+            service: &self.inbound.service,
+            connection: &self.connection,
+            http: Some(canonical),
+        }
+    }
+
     fn record(&self, request: &Request<Incoming>) -> Record {
-        let mut record = self.blank_record();
+        let mut record = self.blank_record(Phase::Request);
         record.trace_id = headers::trace_id(request.headers());
         let method = request.method().as_str();
         record.action = if method.len() <= METHOD_BYTES_MAX {
@@ -223,9 +334,9 @@ impl Caller {
     }
 
     /// What is known of every request on this connection.
-    fn blank_record(&self) -> Record {
+    fn blank_record(&self, phase: Phase) -> Record {
         // Everything but an allow is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(Phase::Request, Outcome::Error, &*self.inbound.service);
+        let mut record = Record::new(phase, Outcome::Error, &*self.inbound.service);
         record.at = SystemTime::now();
         record.principal = Some(self.peer.spiffe_id().to_string());
         record.peer_serial = Some(self.peer.serial().to_owned());
@@ -237,7 +348,7 @@ impl Caller {
 
     /// What the peer sent is no HTTP: the library has answered it with an error, and no request came this far.
     async fn record_unparsed(&self, error: &impl Display) {
-        let mut record = self.blank_record();
+        let mut record = self.blank_record(Phase::Request);
         record.outcome = Outcome::Malformed;
         record.reason = Some(format!("unparsed: {error}"));
         // Nothing is forwarded either way; `record` has said what failed.

@@ -10,6 +10,7 @@ mod config;
 mod dial;
 mod enforce;
 mod error;
+mod exchange;
 mod frames;
 mod handshake;
 mod headers;

@@ -11,6 +11,8 @@ use hoplite_decision::Metrics as Decisions;
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     connections: AtomicU64,
+    rechecks: AtomicU64,
+    revoked: AtomicU64,
     handshakes_refused: Mutex<BTreeMap<&'static str, u64>>,
     upstream_failures: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -38,6 +40,12 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(code)
             .or_default() += 1;
+    }
+
+    /// Something under way was decided again.
+    pub(crate) fn rechecked(&self, permitted: bool) {
+        self.rechecks.fetch_add(1, Relaxed);
+        self.revoked.fetch_add(u64::from(!permitted), Relaxed);
     }
 
     pub(crate) fn connection(self: &Arc<Self>) -> Counted {
@@ -82,6 +90,18 @@ impl Metrics {
             plain(&self.connections),
         );
         family(
+            "hoplite_proxy_rechecks_total",
+            "counter",
+            "Connections and requests under way that were decided again because policy changed.",
+            plain(&self.rechecks),
+        );
+        family(
+            "hoplite_proxy_revoked_total",
+            "counter",
+            "Connections and requests under way that were ended because policy no longer permits them.",
+            plain(&self.revoked),
+        );
+        family(
             "hoplite_proxy_handshakes_refused_total",
             "counter",
             "Inbound connections refused before they had an identity.",
@@ -114,6 +134,8 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let decisions = Decisions::default();
         metrics.handshake_refused("no_certificate");
+        metrics.rechecked(true);
+        metrics.rechecked(false);
         let open = metrics.connection();
         assert!(metrics.exposition(&decisions).contains("hoplite_proxy_connections 1"));
         drop(open);
@@ -123,6 +145,8 @@ mod tests {
             "hoplite_proxy_decisions_total{outcome=\"allow\"} 0",
             "hoplite_proxy_handshakes_refused_total{code=\"no_certificate\"} 1",
             "hoplite_proxy_connections 0",
+            "hoplite_proxy_rechecks_total 2",
+            "hoplite_proxy_revoked_total 1",
         ] {
             assert!(
                 text.lines().any(|found| found == line),

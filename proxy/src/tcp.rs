@@ -100,13 +100,15 @@ impl TcpInbound {
                 event = session.event() => match event {
                     Event::Drain => {}
                     Event::Close(reason) => break reason,
-                    Event::Redecide => match self.decide(&session, Phase::Recheck).await {
-                        (Some(renewed), _) => permit = renewed,
-                        // The answer has changed, so it is recorded; the connection ends whether or not that succeeds.
-                        (None, record) => {
+                    Event::Redecide => {
+                        let (renewed, record) = self.decide(&session, Phase::Recheck).await;
+                        self.enforcer.metrics().rechecked(renewed.is_some());
+                        let Some(renewed) = renewed else {
+                            // The answer has changed, so it is recorded; the connection ends whether or not that succeeds.
                             let _ = self.enforcer.record(record).await;
                             break "policy no longer permits it".to_owned();
-                        }
+                        };
+                        permit = renewed;
                     }
                 }
             }

@@ -126,6 +126,7 @@ impl Upstream {
                     return Ok(response.map(|incoming| Body::Streamed {
                         incoming,
                         _stream: Some(stream),
+                        answering: None,
                     }));
                 }
                 Err(failed) => failed,

@@ -231,6 +231,7 @@ impl Shared {
                     handshaker,
                     enforcer,
                     app: Upstream::new(target),
+                    turns: Semaphore::new(1),
                     stop,
                 });
                 Box::new(move |tcp, remote| Box::pin(inbound.clone().serve(tcp, remote)))

@@ -10,12 +10,15 @@ use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
 use hoplite_host::{files, logging};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_policy::{Bundle, EngineVersion, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Source, Stage, TrustedSigners};
+use hoplite_policy::{
+    Bundle, EngineVersion, GrantDraft, GrantScope, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Source, Stage,
+    TrustedSigners,
+};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{
-    CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, PublishPolicyRequest, Selector,
-    ShowPolicyRequest,
+    AddGrantRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, PublishPolicyRequest,
+    Selector, ShowPolicyRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use serde_json::Value;
@@ -223,6 +226,17 @@ impl World {
         admin.publish_policy(request).await.unwrap().into_inner().revision
     }
 
+    /// Puts a grant of everything at a service in force, signed by `alice` and `bob`, until a moment.
+    pub async fn grant(&self, name: &str, who: &str, service: &str, until: SystemTime) {
+        let scope = GrantScope::Workload(id(who));
+        let now = SystemTime::now();
+        let trust_domain = &self.ca_config.trust_domain;
+        let draft = GrantDraft::new(trust_domain, name, "INC-1", "a test", scope, service, (now, until), now);
+        let one = draft.unwrap().sign(&policy_key("alice")).unwrap();
+        let grant = GrantDraft::sign_too(&one, &policy_key("bob")).unwrap();
+        self.admin().await.add_grant(AddGrantRequest { grant }).await.unwrap();
+    }
+
     /// A proxy whose workload has the path `/<name>`, registered for this process when it starts.
     pub fn proxy(&self, name: &str) -> ProxyBuilder<'_> {
         let config = hoplite_proxy::Config {
@@ -378,6 +392,13 @@ impl ProxyBuilder<'_> {
             connect_to: peer.to_string(),
             expect: SpiffeId::parse(&id(&format!("/{name}"))).unwrap(),
         });
+        self
+    }
+
+    /// Has its policy in signed bundles from the agent, and in nothing else.
+    pub fn signed(mut self) -> Self {
+        self.config.policy_dir = None;
+        self.config.policy_signers = policy_signers();
         self
     }
 

@@ -8,12 +8,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use hoplite_audit::{Outcome, Phase, Query};
 use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Stage};
-use hoplite_tests::{World, own_selectors, until};
+use hoplite_tests::{HttpApp, World, own_selectors, until};
 use hoplite_wire::policy::PolicyUpdate;
 use hoplite_wire::{FetchError, PolicyFeed};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// One who enforces policy, and the revisions it holds.
 struct Enforcer {
@@ -154,4 +157,64 @@ async fn what_is_in_force_outlives_the_ca_the_agent_and_a_backup_that_is_too_old
     assert_eq!(world.publish(&[("shop.cedar", &policy("fork"))], Stage::Live).await, 2);
     assert_eq!(world.publish(&[("shop.cedar", &policy("on"))], Stage::Live).await, 3);
     other.holds(3, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_ends_takes_along_what_it_let_in() {
+    let world = World::start().await;
+    let app = HttpApp::start().await;
+    let ledger = world.proxy("ledger").signed().http("ledger", &app).start().await;
+    let client = world
+        .proxy("client")
+        .signed()
+        .calls("ledger", ledger.inbound("ledger"))
+        .start()
+        .await;
+    let nobody = "@id(\"none\") permit (principal, action, resource == Hoplite::Service::\"none\");";
+    world.publish(&[("shop.cedar", nobody)], Stage::Live).await;
+    let address = client.outbound("ledger");
+    let get = async || {
+        hoplite_tests::get(address, "/")
+            .await
+            .map(|answer| answer.status.as_u16())
+    };
+    until("a policy that permits nothing", async || {
+        (get().await.ok()? == 403).then_some(())
+    })
+    .await;
+
+    // Grants begin and end with whole seconds.
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(now + 5);
+    world.grant("inc-1", "/client", "ledger", end).await;
+    until("the grant", async || (get().await.ok()? == 200).then_some(())).await;
+    let mut upload = TcpStream::connect(address).await.unwrap();
+    let head = b"POST / HTTP/1.1\r\nhost: ledger\r\ncontent-length: 100\r\n\r\nhalf of it";
+    upload.write_all(head).await.unwrap();
+    let mut answer = vec![0; 4_096];
+    let read = tokio::time::timeout(Duration::from_secs(20), upload.read(&mut answer));
+    let read = read.await.expect("an answer").unwrap();
+    let late = SystemTime::now()
+        .duration_since(end)
+        .expect("not before the grant ends");
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(
+        answer.starts_with("HTTP/1.1 403 ") && answer.contains("\"error\":\"revoked\""),
+        "{answer}"
+    );
+    assert!(late < Duration::from_secs(1), "{late:?}");
+    let again = world.records(&Query::default()).into_iter().rev();
+    let mut again = again.filter(|record| record.phase == Phase::Recheck);
+    let record = again.next().unwrap();
+    assert_eq!((record.outcome, record.path.as_deref()), (Outcome::NoPermit, Some("/")));
+    assert_eq!(again.next(), None);
+    let status = ledger.status().await;
+    assert_eq!(
+        status.pointer("/policy/grants"),
+        Some(&serde_json::json!([])),
+        "{status}"
+    );
 }

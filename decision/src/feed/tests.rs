@@ -253,6 +253,28 @@ fn a_grant_is_in_force_as_long_as_it_is_offered() {
 }
 
 #[test]
+fn a_grant_goes_at_its_end_and_everybody_hears_of_it() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    assert_eq!(feed.end_grants(now()), None);
+    let both = [grant(["alice", "bob"])];
+    feed.offer_grants(&both, now());
+    let epoch = feed.epoch();
+    assert_eq!(feed.end_grants(later(3599)), Some(later(3600)));
+    assert_eq!(feed.epoch(), epoch, "nothing has changed");
+    assert_eq!(feed.end_grants(later(3600)), None);
+    assert_eq!(feed.epoch(), epoch + 1);
+    is_live(&feed, "first", 1);
+    assert!(feed.status().grants.is_empty());
+
+    // The agent may go on sending it: it is over, and no fault.
+    feed.offer_grants(&both, later(3601));
+    is_live(&feed, "first", 1);
+    assert!(feed.status().faults.is_empty(), "{:?}", feed.status().faults);
+}
+
+#[test]
 fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
     let (policies, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = policies.path().join("a.cedar");

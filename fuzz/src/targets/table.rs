@@ -1,6 +1,6 @@
 //! Test tables: what is read can be run, line by line, against a policy that permits nothing.
 
-use hoplite_policy::{CaseTable, Snapshot, Source};
+use hoplite_policy::{CaseTable, Places, Snapshot, Source};
 
 use super::{is_place, signature};
 
@@ -29,7 +29,7 @@ pub fn table(input: &[u8]) -> String {
             return signature(&first.reason);
         }
     };
-    let results = table.run(&Snapshot::deny_all("a test"));
+    let results = table.run(&Snapshot::deny_all("a test"), &Places::default());
     assert_eq!(results.len(), table.len());
     for result in &results {
         assert!(!result.found.starts_with("allow"), "nothing permits `{}`", result.case);

@@ -65,8 +65,11 @@ pub(crate) enum PolicyCommand {
     /// Compare two sets of policies by what they mean; exit 1 if they differ
     #[command(after_help = "Examples:\n  hoplite policy diff old new\n  hoplite policy diff 41 policies --since 7d")]
     Diff(diff::Args),
-    /// List the policies that decided nothing for a long time
-    #[command(after_help = "Example:\n  hoplite policy unused policies --since 30d")]
+    /// List the policies that decided nothing for a long time, by the logs and by what the proxies have counted
+    #[command(
+        after_help = "Examples:\n  hoplite policy unused policies --since 30d\n  hoplite policy unused policies --audit /var/lib/hoplite/audit \\\n    \
+        --proxy /run/hoplite/ledger.sock"
+    )]
     Unused(unused::Args),
     /// Keys with which people sign policies
     #[command(subcommand)]
@@ -103,12 +106,19 @@ pub(crate) enum PolicyCommand {
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     dir: MeshDir,
-    /// A proxy's admin socket; may be repeated [default: every proxy of the mesh in --dir]
-    #[arg(long = "proxy", value_name = "SOCKET")]
-    proxies: Vec<PathBuf>,
+    #[command(flatten)]
+    proxies: ProxyArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// Which proxies are asked.
+#[derive(Debug, Args)]
+pub(crate) struct ProxyArgs {
+    /// A proxy's admin socket; may be repeated [default: every proxy of the mesh in --dir]
+    #[arg(long = "proxy", value_name = "SOCKET")]
+    proxies: Vec<PathBuf>,
 }
 
 /// Where the policies lie that are asked.
@@ -174,11 +184,7 @@ fn compile(sources: &[Source]) -> anyhow::Result<Snapshot> {
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let sockets = if args.proxies.is_empty() {
-        mesh_proxies(&args.dir.path()?)?
-    } else {
-        args.proxies.clone()
-    };
+    let sockets = args.proxies.sockets(&args.dir)?;
     let statuses: Vec<Value> = super::runtime()?.block_on(async {
         let mut statuses = Vec::new();
         for socket in &sockets {
@@ -299,6 +305,19 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .iter()
         .map(|name| dir.join("run").join(format!("{name}.sock")))
         .collect())
+}
+
+// === impl ProxyArgs ===
+
+impl ProxyArgs {
+    /// Those that were named, or all of the mesh.
+    fn sockets(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
+        if self.proxies.is_empty() {
+            mesh_proxies(&dir.path()?)
+        } else {
+            Ok(self.proxies.clone())
+        }
+    }
 }
 
 // === impl PoliciesArgs ===

@@ -341,3 +341,36 @@ fn values_of_the_proxy() {
         );
     }
 }
+
+/// Every command about policy shows an example, and answers scripts in JSON.
+#[test]
+fn every_policy_command_has_an_example_and_json() {
+    /// What is printed is a document of its own kind.
+    const NO_JSON: &[&str] = &["schema"];
+    fn visit(path: &[&str], seen: &mut usize) {
+        let output = hoplite(&[path, &["--help"]].concat());
+        assert!(output.status.success(), "{path:?}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        let commands: Vec<&str> = help
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')))
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(|command| *command != "help")
+            .collect();
+        for command in &commands {
+            visit(&[path, &[*command]].concat(), seen);
+        }
+        if commands.is_empty() {
+            *seen += 1;
+            assert!(help.contains("Example"), "{path:?} has no example:\n{help}");
+            let json = NO_JSON.contains(path.last().unwrap()) || help.contains("--output <OUTPUT>");
+            assert!(json, "{path:?} has no --output:\n{help}");
+        }
+    }
+    let mut seen = 0;
+    visit(&["policy"], &mut seen);
+    assert!(seen >= 22, "only {seen} commands were looked at");
+}

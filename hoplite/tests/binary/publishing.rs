@@ -96,62 +96,175 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     assert!(text.contains("security/edge-stays-out-of-the-ledger"), "{text}");
 }
 
+/// `policy grant create` for the edge at the ledger, signed by alice.
+fn grant(up: &Up, ticket: &str, duration: &str, file: &str) -> Value {
+    let (who, key) = ("spiffe://demo.hoplite/shop/edge", key(up, "alice"));
+    let create = ["policy", "grant", "create", "--out", file, "--ticket", ticket];
+    let what = ["--reason", "stuck", "--who", who, "--service", "ledger"];
+    up.json(&[&create[..], &what, &["--for", duration, "--key", &key]].concat())
+}
+
+fn approve<'a>(file: &'a str, key: &'a str) -> [&'a str; 7] {
+    ["policy", "grant", "approve", "--yes", file, "--key", key]
+}
+
+fn key(up: &Up, name: &str) -> String {
+    up.dir.join(format!("keys/{name}.key")).display().to_string()
+}
+
+/// Whether every proxy says that a grant is in force, or none does.
+fn granted(up: &Up, expected: bool) {
+    until("what the proxies say of grants", || {
+        let status = up.json(&["policy", "status"]);
+        let mut proxies = status.as_array()?.iter();
+        let all = proxies.all(|proxy| (proxy.pointer("/policy/grants") != Some(&json!([]))) == expected);
+        all.then_some(())
+    });
+}
+
 #[test]
 fn two_people_break_the_glass_and_a_forbid_still_holds() {
     let dir = tempfile::tempdir().unwrap();
     let up = Up::start(dir.path());
     let policies = up.dir.join("policies").display().to_string();
-    said(&up, &["policy", "publish", &policies], 0);
+    let published = up.json(&["policy", "publish", &policies]);
+    assert_eq!((&published["ok"], &published["revision"]), (&json!(true), &json!(1)));
     in_force(&up, 1);
     let file = dir.path().join("inc.grant").display().to_string();
-    let key = |name: &str| up.dir.join(format!("keys/{name}.key")).display().to_string();
-    let create = |service: &str, ticket: &str, file: &str| {
-        let who = "spiffe://demo.hoplite/shop/edge";
-        let arguments = [
-            "policy",
-            "grant",
-            "create",
-            "--out",
-            file,
-            "--ticket",
-            ticket,
-            "--reason",
-            "stuck",
-            "--who",
-            who,
-            "--service",
-            service,
-            "--for",
-            "1h",
-            "--key",
-            &key("alice"),
-        ];
-        said(&up, &arguments, 0)
-    };
-    create("ledger", "INC-1", &file);
-    said(
-        &up,
-        &["policy", "grant", "approve", "--yes", &file, "--key", &key("alice")],
-        1,
-    );
-    said(
-        &up,
-        &["policy", "grant", "approve", "--yes", &file, "--key", &key("bob")],
-        0,
-    );
-    until("the grant is in force", || {
-        let status = up.json(&["policy", "status"]);
-        let all = status
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|proxy| proxy["policy"]["grants"] != json!([]));
-        all.then_some(())
-    });
+    grant(&up, "INC-1", "1h", &file);
+    said(&up, &approve(&file, &key(&up, "bob")), 0);
+    granted(&up, true);
     assert_eq!(
         up.get("/ledger/42").status,
         403,
         "security forbids it to the edge, whoever grants what"
     );
+    let ended = up.json(&["policy", "grant", "revoke", "inc-1"]);
+    assert_eq!(ended, json!({"id": "inc-1", "revoked": true}));
+    granted(&up, false);
+}
+
+#[test]
+fn a_grant_is_loud_and_ends_by_itself() {
+    const LASTS: &str = "12s";
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    let policies = up.dir.join("policies").display().to_string();
+    // Nothing forbids it to the edge, and nothing permits it.
+    let only_orders = fs::read_to_string(up.dir.join("policies/ledger.cedar"))
+        .unwrap()
+        .replace(
+            "principal in Hoplite::Path::\"demo.hoplite/shop\"",
+            "principal == Hoplite::Workload::\"spiffe://demo.hoplite/shop/orders\"",
+        );
+    fs::write(up.dir.join("policies/ledger.cedar"), only_orders).unwrap();
+    fs::write(up.dir.join(SECURITY), "// nothing yet\n").unwrap();
+    said(&up, &["policy", "publish", &policies], 0);
+    in_force(&up, 1);
+    assert_eq!(up.get("/ledger/42").status, 403);
+
+    // One person asks …
+    let file = dir.path().join("inc.grant").display().to_string();
+    let asked = grant(&up, "INC-2", LASTS, &file);
+    assert_eq!(
+        (&asked["signed_by"], &asked["in_force"]),
+        (&json!(["alice"]), &json!(false))
+    );
+    let text = said(&up, &approve(&file, &key(&up, "alice")), 1);
+    assert!(text.contains("takes a second person"), "{text}");
+    assert_eq!(
+        up.json(&["policy", "grant", "list"]),
+        json!([]),
+        "one person gives nothing"
+    );
+    // … and another agrees.
+    let approve = approve(&file, &key(&up, "bob")).map(str::to_owned);
+    let given = up.json(&approve.each_ref().map(String::as_str));
+    assert_eq!(
+        (&given["id"], &given["signed_by"]),
+        (&json!("inc-2"), &json!(["alice", "bob"]))
+    );
+    until("the grant lets it through", || {
+        (up.get("/ledger/42").status == 200).then_some(())
+    });
+    up.sees("BREAK-GLASS: a grant is in force");
+    up.sees("BREAK-GLASS: a grant let a request through");
     assert!(said(&up, &["policy", "status"], 0).contains("BREAK-GLASS"));
+    assert!(said(&up, &["policy", "grant", "list"], 0).contains("IN FORCE"));
+    let records = up.json(&["audit", "query", "--outcome", "allow"]);
+    let by_grant = json!(["break-glass/inc-2"]);
+    assert!(
+        records
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|record| record["determining"] == by_grant)
+    );
+
+    until("the grant has ended", || {
+        (up.get("/ledger/42").status == 403).then_some(())
+    });
+    up.sees("BREAK-GLASS: a grant has ended");
+    granted(&up, false);
+    assert!(!said(&up, &["policy", "status"], 0).contains("BREAK-GLASS"));
+    assert_eq!(up.json(&["policy", "grant", "list"]), json!([]));
+}
+
+#[test]
+fn what_scripts_are_told_of_a_publication() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let policies = up.dir.join("policies").display().to_string();
+    let first = up.json(&["policy", "publish", &policies]);
+    let steps: Vec<_> = first["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| &step["step"])
+        .collect();
+    assert_eq!(steps, ["check", "test", "replay", "sign", "publish"]);
+    assert_eq!(
+        (&first["stage"], &first["signed_by"]),
+        (&json!("live"), &json!("alice"))
+    );
+    assert!(first["bytes"].as_u64().unwrap() > 0 && first["manifest"].is_string());
+    in_force(&up, 1);
+    assert_eq!(up.get("/ledger/42").status, 403);
+
+    // What the proxies have counted is found without being told where they are.
+    let unused = up.json(&["policy", "unused", &policies]);
+    assert_eq!(unused["proxies"], json!(["edge", "ledger", "orders"]));
+    assert_eq!(unused["away"], json!([]));
+    let listed = |id: &str| {
+        unused["unused"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|policy| policy["id"] == id)
+    };
+    assert!(
+        listed("ledger/orders-book") && !listed("security/edge-stays-out-of-the-ledger"),
+        "{unused:#}"
+    );
+    assert!(said(&up, &["policy", "unused", &policies], 0).contains("3 proxies"));
+
+    fs::write(up.dir.join(SECURITY), "// nothing\n").unwrap();
+    let flips = up.json(&["policy", "publish", &policies]);
+    assert_eq!((&flips["ok"], &flips["revision"]), (&json!(false), &Value::Null));
+    let group = json!(["spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"]);
+    assert_eq!((&flips["unaccepted"], &flips["replay"]["flips"]), (&group, &json!(1)));
+    fs::write(up.dir.join(SECURITY), "permit (principal, action, resource);\n").unwrap();
+    let faults = up.json(&["policy", "publish", &policies]);
+    assert_eq!(
+        (&faults["ok"], &faults["faults"][0]["line"]),
+        (&json!(false), &json!(1))
+    );
+    let history = up.json(&["policy", "history"]);
+    assert_eq!(history.as_array().unwrap().len(), 1, "nothing more was published");
+    let back = up.json(&["policy", "rollback", "1"]);
+    assert_eq!(
+        (&back["ok"], &back["revision"], &back["content_of"]),
+        (&json!(true), &json!(2), &json!(1))
+    );
+    assert_eq!(up.json(&["policy", "clear-shadow"]), json!({"cleared": false}));
 }

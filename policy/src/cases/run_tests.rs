@@ -242,7 +242,7 @@ mod tests {
             ),
         ] {
             let table = CaseTable::parse(&source("a.test.json", &json!([test]).to_string())).unwrap();
-            let results = table.run(&snapshot());
+            let results = table.run(&snapshot(), &crate::view::Places::default());
             assert_eq!(results.len(), 1);
             assert_eq!(
                 (results[0].passed, results[0].found.as_str()),

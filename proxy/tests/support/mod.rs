@@ -162,8 +162,19 @@ impl World {
         svid: Option<&X509Svid>,
         expect: &str,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_by(&[], to, svid, expect).await
+    }
+
+    /// The same, with the application protocols that the client speaks.
+    pub(crate) async fn connect_by(
+        &self,
+        alpn: &[&[u8]],
+        to: SocketAddr,
+        svid: Option<&X509Svid>,
+        expect: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let verifier = Arc::new(PeerVerifier::new(self.authority.bundles()).unwrap());
-        let config = tls::client_config(svid, verifier, id(expect), &[]).unwrap();
+        let config = tls::client_config(svid, verifier, id(expect), alpn).unwrap();
         let tcp = TcpStream::connect(to).await?;
         TlsConnector::from(config)
             .connect(ServerName::try_from("ignored.invalid").unwrap(), tcp)

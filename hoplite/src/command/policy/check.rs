@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn listed(fault: &Fault) -> Value {
+pub(super) fn listed(fault: &Fault) -> Value {
     json!({
         "file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.reason, "help": fault.help,
     })

@@ -10,17 +10,14 @@ use anyhow::{Context, bail};
 use hoplite_audit::{DecisionId, Query, Record, read_log};
 use hoplite_identity::SpiffeId;
 use hoplite_policy::{
-    Ask, Asked, Candidate, CanonicalRequest, Explanation, Finding, Miss, NearMiss, Places, Snapshot, Unmet,
+    Ask, Asked, Candidate, CanonicalRequest, Explanation, Finding, NearMiss, Places, Snapshot, Unmet,
 };
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs};
 use crate::command::MeshDir;
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, cut, print, print_json};
 use crate::replay::{ask_of, route_of};
-
-/// Conditions longer than this are cut in the middle of a line; the place says where all of it is.
-const SHOWN_CONDITION: usize = 110;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -263,27 +260,16 @@ fn show_unmet(page: &mut String, mark: &str, unmet: &Unmet) {
 }
 
 fn show_near_miss(page: &mut String, near: &NearMiss) {
-    let (part, scope) = match near.miss {
-        Miss::Principal => ("another principal", &near.policy.principal),
-        Miss::Action => ("another action", &near.policy.action),
-        Miss::Resource => ("another resource", &near.policy.resource),
-    };
     let place = near.policy.place.as_ref().map(|place| format!("   {place}"));
     let _ = writeln!(
         page,
-        "  · permit {}: {part}{}",
+        "  · permit {}: another {}{}",
         near.policy.id,
+        near.miss.as_str(),
         place.unwrap_or_default()
     );
-    let _ = writeln!(page, "      {}", cut(scope));
+    let _ = writeln!(page, "      {}", cut(near.scope()));
     let _ = writeln!(page, "      the request has {}", cut(&near.asked));
-}
-
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CONDITION) {
-        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or(text)),
-        None => text.to_owned(),
-    }
 }
 
 fn as_json(explanation: &Explanation, ask: &Ask, record: Option<&Record>) -> Value {
@@ -316,13 +302,8 @@ fn as_json(explanation: &Explanation, ask: &Ask, record: Option<&Record>) -> Val
         .near_misses
         .iter()
         .map(|near| {
-            let (miss, scope) = match near.miss {
-                Miss::Principal => ("principal", &near.policy.principal),
-                Miss::Action => ("action", &near.policy.action),
-                Miss::Resource => ("resource", &near.policy.resource),
-            };
             json!({
-                "id": near.policy.id, "place": place(&near.policy.place), "miss": miss, "scope": scope,
+                "id": near.policy.id, "place": place(&near.policy.place), "miss": near.miss.as_str(), "scope": near.scope(),
                 "asked": near.asked,
             })
         })

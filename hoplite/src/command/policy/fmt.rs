@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use hoplite_host::files;
 use hoplite_policy::format;
+use serde_json::json;
 
-use crate::output::print;
+use crate::output::{Output, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Write nothing; name the files that would change, and exit 1 if there are any
     #[arg(long)]
     check: bool,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -39,10 +43,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print(&refused)?;
         anyhow::bail!("not every file can be formatted; nothing was changed");
     }
+    let show = |text: String| match args.output {
+        Output::Table => print(&text),
+        Output::Json => Ok(()),
+    };
     for (source, text) in &changes {
         let path = args.directory.join(&source.name);
         if args.check {
-            print(&format!("{} would change\n", path.display()))?;
+            show(format!("{} would change\n", path.display()))?;
             continue;
         }
         // Somebody may have saved it since it was read; their text must not be lost.
@@ -50,10 +58,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             anyhow::bail!("`{}` was changed in between; format again", path.display());
         }
         files::rewrite(&path, text.as_bytes())?;
-        print(&format!("{}\n", path.display()))?;
+        show(format!("{}\n", path.display()))?;
     }
     let verb = if args.check { "would change" } else { "changed" };
-    print(&format!("{} of {} files {verb}\n", changes.len(), sources.len()))?;
+    show(format!("{} of {} files {verb}\n", changes.len(), sources.len()))?;
+    if args.output == Output::Json {
+        let files: Vec<_> = changes.iter().map(|(source, _)| &source.name).collect();
+        print_json(&json!({"files": sources.len(), "changed": files, "written": !args.check}))?;
+    }
     Ok(if args.check && !changes.is_empty() {
         ExitCode::FAILURE
     } else {

@@ -10,11 +10,12 @@ use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::{GrantDraft, GrantScope};
-use hoplite_wire::ca::{AddGrantRequest, ListGrantsRequest, RevokeGrantRequest};
+use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantRequest};
+use serde_json::{Value, json};
 
 use super::key::KeyArgs;
 use super::publish::state;
-use crate::command::admin::{CaArgs, ListArgs, rfc3339};
+use crate::command::admin::{ListArgs, rfc3339};
 use crate::output::{Output, Table, print, print_json};
 
 #[derive(Debug, Subcommand)]
@@ -62,7 +63,7 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -75,7 +76,7 @@ pub(crate) struct ApproveArgs {
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,7 +84,7 @@ pub(crate) struct RevokeArgs {
     /// The grant's name
     id: String,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 pub(crate) fn run(command: GrantCommand) -> anyhow::Result<ExitCode> {
@@ -93,17 +94,21 @@ pub(crate) fn run(command: GrantCommand) -> anyhow::Result<ExitCode> {
         GrantCommand::List(args) => list(&args),
         GrantCommand::Revoke(args) => {
             let request = RevokeGrantRequest { id: args.id.clone() };
-            args.ca
+            args.list
+                .ca
                 .call(async |mut ca| Ok(ca.revoke_grant(request.clone()).await?))?;
-            print(&format!("ended the grant {}\n", args.id))?;
+            match args.list.output {
+                Output::Json => print_json(&json!({"id": args.id, "revoked": true}))?,
+                Output::Table => print(&format!("ended the grant {}\n", args.id))?,
+            }
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
 fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
-    let key = args.key.load(args.ca.mesh())?;
-    let trust_domain = TrustDomain::parse(&state(&args.ca)?.trust_domain)?;
+    let key = args.key.load(args.list.ca.mesh())?;
+    let trust_domain = TrustDomain::parse(&state(&args.list.ca)?.trust_domain)?;
     let scope = if args.who.starts_with("spiffe://") {
         SpiffeId::parse(&args.who).with_context(|| format!("`{}` is not a SPIFFE ID", args.who))?;
         GrantScope::Workload(args.who.clone())
@@ -125,6 +130,15 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
     )?;
     let file = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{id}.grant")));
     files::write_public(&file, &draft.sign(&key)?)?;
+    if args.list.output == Output::Json {
+        let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
+        print_json(&json!({
+            "id": draft.id, "ticket": draft.ticket, "reason": draft.reason, "principal": who, "service": draft.service,
+            "not_before": time(draft.not_before), "until": time(draft.until), "signed_by": [key.signer().name()],
+            "file": file.display().to_string(), "in_force": false,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     print(&shown(&draft))?;
     print(&format!(
         "\n`{file}` is signed by {name} and gives nothing yet. A second person puts it in force:\n  \
@@ -136,7 +150,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
-    let key = args.key.load(args.ca.mesh())?;
+    let key = args.key.load(args.list.ca.mesh())?;
     let bytes = read(&args.file)?;
     let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
     eprint!("{}", shown(&draft));
@@ -154,8 +168,13 @@ fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
         grant: GrantDraft::sign_too(&bytes, &key)?,
     };
     let grant = args
+        .list
         .ca
         .call(async |mut ca| Ok(ca.add_grant(request.clone()).await?.into_inner()))?;
+    if args.list.output == Output::Json {
+        print_json(&listed(&grant))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     print(&format!(
         "BREAK-GLASS {} is in force until {}: {} may do anything to {} that no policy forbids\n\
          signed by {}; end it with: hoplite policy grant revoke {}\n",
@@ -194,7 +213,6 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 
 fn shown(draft: &GrantDraft) -> String {
     let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
-    let time = |seconds: u64| rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX));
     format!(
         "grant      {}\nticket     {}\nreason     {}\nwho        {who}\nservice    {}, all routes\nfrom       {}\nuntil      {}\n",
         draft.id,
@@ -206,21 +224,24 @@ fn shown(draft: &GrantDraft) -> String {
     )
 }
 
+fn time(seconds: u64) -> String {
+    rfc3339(i64::try_from(seconds).unwrap_or(i64::MAX))
+}
+
+fn listed(grant: &Grant) -> Value {
+    json!({
+        "id": grant.id, "ticket": grant.ticket, "reason": grant.reason, "principal": grant.principal,
+        "service": grant.service, "not_before": rfc3339(grant.not_before_unix), "until": rfc3339(grant.until_unix),
+        "signed_by": grant.signed_by, "revoked": grant.revoked,
+    })
+}
+
 fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let grants = args
         .ca
         .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner().grants))?;
     if args.output == Output::Json {
-        let rows: Vec<_> = grants
-            .iter()
-            .map(|grant| {
-                serde_json::json!({
-                    "id": grant.id, "ticket": grant.ticket, "reason": grant.reason, "principal": grant.principal,
-                    "service": grant.service, "not_before": rfc3339(grant.not_before_unix),
-                    "until": rfc3339(grant.until_unix), "signed_by": grant.signed_by, "revoked": grant.revoked,
-                })
-            })
-            .collect();
+        let rows: Vec<_> = grants.iter().map(listed).collect();
         print_json(&rows)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -8,10 +8,11 @@ use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_policy::SigningKey;
 use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::command::MeshDir;
-use crate::output::print;
+use crate::output::{Output, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyCommand {
@@ -30,12 +31,18 @@ pub(crate) struct CreateArgs {
     /// Whose key it is [default: the file's name without its ending]
     #[arg(long)]
     name: Option<String>,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {
     #[command(flatten)]
     key: KeyFile,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 /// Whose key signs.
@@ -68,14 +75,22 @@ pub(crate) fn run(command: KeyCommand) -> anyhow::Result<ExitCode> {
                 "wrote `{}`; keep it to yourself. Put this line into `policy_signers` of CA, agents and proxies:",
                 args.file.display()
             );
-            print(&format!("{}\n", key.signer()))?;
+            show(&key, args.output)?;
         }
         KeyCommand::Show(args) => {
             let key = load(&args.key.file, args.key.name.as_deref())?;
-            print(&format!("{}\n", key.signer()))?;
+            show(&key, args.output)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(key: &SigningKey, output: Output) -> anyhow::Result<()> {
+    let signer = key.signer();
+    match output {
+        Output::Json => print_json(&json!({"name": signer.name(), "signer": signer.to_string()})),
+        Output::Table => Ok(print(&format!("{signer}\n"))?),
+    }
 }
 
 /// A new key in a file of its own.

@@ -7,18 +7,20 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, SigningKey, Snapshot, Source, Stage, TrustedSigners,
-    lint,
+    Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, Places, SigningKey, Snapshot, Source, Stage,
+    TrustedSigners, lint,
 };
 use hoplite_wire::ca::{
     GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse,
 };
+use serde_json::{Map, Value, json};
 
+use super::check::listed;
 use super::key::KeyArgs;
 use super::test::{TestReport, tables};
 use super::{AuditArgs, replay, sources};
-use crate::command::admin::CaArgs;
-use crate::output::print;
+use crate::command::admin::{CaArgs, ListArgs};
+use crate::output::{Output, print, print_json};
 use crate::replay::{Replayed, parts};
 
 /// The most groups that a refusal names for `--accept`; the replay shows them all.
@@ -48,7 +50,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,37 +69,97 @@ pub(crate) struct RollbackArgs {
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
+}
+
+/// What was done, step by step: told as it happens, or in one document at the end.
+struct Steps {
+    output: Output,
+    done: Vec<Value>,
+    /// What else the document has.
+    facts: Map<String, Value>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut steps = Steps::new(args.list.output);
+    let published = published(args, &mut steps)?;
+    steps.end(published)
+}
+
+/// Whether it came to the end; if not, the steps say why.
+fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     // Before the work that takes long. Whoever publishes in the meantime is noticed: this is what was seen.
-    let key = args.key.load(args.ca.mesh())?;
-    let state = trusting(state(&args.ca)?, &key)?;
+    let key = args.key.load(args.list.ca.mesh())?;
+    let state = trusting(state(&args.list.ca)?, &key)?;
     let sources = sources(&args.directory)?;
-    let Some(snapshot) = checked(&sources, args)? else {
-        return Ok(ExitCode::FAILURE);
+    let Some(snapshot) = checked(&sources, args, steps)? else {
+        return Ok(false);
     };
-    if !tested(&snapshot, args)? || !replayed(&snapshot, args)? {
-        return Ok(ExitCode::FAILURE);
+    if !tested(&sources, &snapshot, args, steps)? || !replayed(&snapshot, args, steps)? {
+        return Ok(false);
     }
     let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
-    send(&args.ca, &state, &key, &sources, stage, args.expires, args.note.clone())
+    let meta = (stage, args.expires, args.note.clone());
+    send(&args.list.ca, &state, &key, &sources, meta, steps)?;
+    Ok(true)
 }
 
-/// A step that was done, and what came of it.
-fn step(name: &str, what: &str) -> anyhow::Result<()> {
-    Ok(print(&format!("{name:<8} {what}\n"))?)
+// === impl Steps ===
+
+impl Steps {
+    fn new(output: Output) -> Self {
+        Self {
+            output,
+            done: Vec::new(),
+            facts: Map::new(),
+        }
+    }
+
+    fn done(&mut self, step: &str, what: &str) -> anyhow::Result<()> {
+        self.step(step, what, true)
+    }
+
+    /// The last one.
+    fn failed(&mut self, step: &str, what: &str) -> anyhow::Result<()> {
+        self.step(step, &format!("FAILED: {what}; nothing was published"), false)
+    }
+
+    fn step(&mut self, step: &str, what: &str, ok: bool) -> anyhow::Result<()> {
+        self.done.push(json!({"step": step, "ok": ok, "said": what}));
+        self.show(&format!("{step:<8} {what}\n"))
+    }
+
+    /// For people only.
+    fn show(&self, text: &str) -> anyhow::Result<()> {
+        match self.output {
+            Output::Table => Ok(print(text)?),
+            Output::Json => Ok(()),
+        }
+    }
+
+    /// For scripts only.
+    fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.facts.insert(name.to_owned(), value.into());
+    }
+
+    fn end(mut self, ok: bool) -> anyhow::Result<ExitCode> {
+        if self.output == Output::Json {
+            self.facts.insert("ok".to_owned(), ok.into());
+            self.facts.insert("steps".to_owned(), self.done.into());
+            print_json(&self.facts)?;
+        }
+        Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
 }
 
-fn checked(sources: &[Source], args: &Args) -> anyhow::Result<Option<Snapshot>> {
+fn checked(sources: &[Source], args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Snapshot>> {
     let directory = args.directory.display();
     let faults = match Snapshot::compile(sources) {
         Ok(snapshot) => {
             let faults = lint(sources);
             if faults.is_empty() {
                 let (policies, files) = (snapshot.policy_ids().len(), sources.len());
-                step("check", &format!("{policies} policies in {files} files are good"))?;
+                steps.done("check", &format!("{policies} policies in {files} files are good"))?;
                 return Ok(Some(snapshot));
             }
             faults
@@ -105,46 +167,46 @@ fn checked(sources: &[Source], args: &Args) -> anyhow::Result<Option<Snapshot>> 
         Err(faults) => faults,
     };
     for fault in &faults {
-        print(&format!("{directory}/{}\n", fault.render()))?;
+        steps.show(&format!("{directory}/{}\n", fault.render()))?;
     }
-    step(
-        "check",
-        &format!("FAILED: {} faults; nothing was published", faults.len()),
-    )?;
+    steps.fact("faults", faults.iter().map(listed).collect::<Vec<_>>());
+    steps.failed("check", &format!("{} faults", faults.len()))?;
     Ok(None)
 }
 
-fn tested(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
+fn tested(sources: &[Source], snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     let tables = tables(&args.directory)?;
     if tables.is_empty() {
-        step("test", "there are no tables to run; a file that ends in `.test` is one")?;
+        steps.done("test", "there are no tables to run; a file that ends in `.test` is one")?;
         return Ok(true);
     }
-    let report = TestReport::new(&tables, snapshot);
+    let report = TestReport::new(&tables, snapshot, &Places::of(sources));
     if report.passed() {
-        step(
+        steps.done(
             "test",
             &format!("{} cases in {} tables are good", report.cases(), tables.len()),
         )?;
         return Ok(true);
     }
-    print(&report.text())?;
-    step("test", "FAILED; nothing was published")?;
+    steps.show(&report.text())?;
+    steps.fact("tests", report.json());
+    steps.failed("test", "cases came out otherwise")?;
     Ok(false)
 }
 
-fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
-    let Some(logs) = args.audit.logs_if_any(args.ca.mesh())? else {
-        step(
+fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
+    let Some(logs) = args.audit.logs_if_any(args.list.ca.mesh())? else {
+        steps.done(
             "replay",
             "there are no decision logs here; --audit says where, and nothing was replayed",
         )?;
         return Ok(true);
     };
     let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
+    steps.fact("replay", replay::as_json(&replayed, snapshot, args.since));
     if args.shadow && replayed.flips > 0 {
-        print(&replay::page(&replayed, args.since))?;
-        step("replay", "answers would flip; a shadow changes none")?;
+        steps.show(&replay::page(&replayed, args.since))?;
+        steps.done("replay", "answers would flip; a shadow changes none")?;
         return Ok(true);
     }
     let unaccepted = unaccepted(&replayed, &args.accept);
@@ -165,18 +227,19 @@ fn replayed(snapshot: &Snapshot, args: &Args) -> anyhow::Result<bool> {
                 replay::thousands(replayed.records)
             ),
         };
-        step("replay", &what)?;
+        steps.done("replay", &what)?;
         return Ok(true);
     }
-    print(&replay::page(&replayed, args.since))?;
-    step("replay", "FAILED: answers would flip; nothing was published")?;
-    print("If that is meant, accept it:\n")?;
+    steps.show(&replay::page(&replayed, args.since))?;
+    steps.failed("replay", "answers would flip")?;
+    steps.fact("unaccepted", unaccepted.clone());
+    steps.show("If that is meant, accept it:\n")?;
     for who in unaccepted.iter().take(UNACCEPTED_SHOWN) {
-        print(&format!("  --accept '{who}'\n"))?;
+        steps.show(&format!("  --accept '{who}'\n"))?;
     }
     let more = unaccepted.len().saturating_sub(UNACCEPTED_SHOWN);
     if more > 0 {
-        print(&format!("  and {more} more groups; `*` stands for any text\n"))?;
+        steps.show(&format!("  and {more} more groups; `*` stands for any text\n"))?;
     }
     Ok(false)
 }
@@ -196,10 +259,9 @@ fn send(
     state: &ShowPolicyResponse,
     key: &SigningKey,
     sources: &[Source],
-    stage: Stage,
-    expires: Duration,
-    note: Option<String>,
-) -> anyhow::Result<ExitCode> {
+    (stage, expires, note): (Stage, Duration, Option<String>),
+    steps: &mut Steps,
+) -> anyhow::Result<()> {
     let now = SystemTime::now();
     let revision = state.highest_revision.saturating_add(1);
     let draft = Bundle::build(
@@ -218,11 +280,11 @@ fn send(
     )?;
     let manifest = draft.manifest_hash();
     let bundle = draft.sign(&[key])?;
-    step(
+    let bytes = bundle.len();
+    steps.done(
         "sign",
         &format!(
-            "revision {revision}, {} bytes, manifest {manifest}, by {}",
-            bundle.len(),
+            "revision {revision}, {bytes} bytes, manifest {manifest}, by {}",
             key.signer().name()
         ),
     )?;
@@ -231,12 +293,17 @@ fn send(
         expected_revision: state.highest_revision,
     };
     let published = ca.call(async |mut ca| Ok(ca.publish_policy(request.clone()).await?.into_inner().revision))?;
-    let stage = match stage {
-        Stage::Live => "in force on every proxy as it arrives",
-        Stage::Shadow => "tried beside the policies in force; no answer changes",
+    let (stage, what) = match stage {
+        Stage::Live => ("live", "in force on every proxy as it arrives"),
+        Stage::Shadow => ("shadow", "tried beside the policies in force; no answer changes"),
     };
-    step("publish", &format!("revision {published} is with the CA: {stage}"))?;
-    Ok(ExitCode::SUCCESS)
+    steps.fact("revision", published);
+    steps.fact("stage", stage);
+    steps.fact("manifest", manifest.to_string());
+    steps.fact("bytes", bytes);
+    steps.fact("signed_by", key.signer().name());
+    steps.done("publish", &format!("revision {published} is with the CA: {what}"))?;
+    Ok(())
 }
 
 /// The CA's state, if it trusts the key.
@@ -261,13 +328,14 @@ pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
 }
 
 pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
-    let key = args.key.load(args.ca.mesh())?;
-    let state = trusting(state(&args.ca)?, &key)?;
+    let mut steps = Steps::new(args.list.output);
+    let key = args.key.load(args.list.ca.mesh())?;
+    let state = trusting(state(&args.list.ca)?, &key)?;
     let revision = match args.revision {
         Some(revision) => revision,
-        None => before(&args.ca, &state)?,
+        None => before(&args.list.ca, &state)?,
     };
-    let bytes = kept(&args.ca, revision)?;
+    let bytes = kept(&args.list.ca, revision)?;
     // INVARIANT: what is signed anew was signed before by somebody this person trusts. The CA only kept it.
     let trusted: Vec<String> = args.trust.iter().cloned().chain([key.signer().to_string()]).collect();
     let signers = TrustedSigners::parse(&trusted)?;
@@ -291,7 +359,8 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         revision
     );
     let snapshot = super::compile(bundle.sources())?;
-    step(
+    steps.fact("content_of", revision);
+    steps.done(
         "check",
         &format!(
             "revision {}, signed by {}: {} policies are good",
@@ -304,15 +373,9 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         .note
         .clone()
         .unwrap_or_else(|| format!("back to revision {revision}"));
-    send(
-        &args.ca,
-        &state,
-        &key,
-        bundle.sources(),
-        Stage::Live,
-        args.expires,
-        Some(note),
-    )
+    let meta = (Stage::Live, args.expires, Some(note));
+    send(&args.list.ca, &state, &key, bundle.sources(), meta, &mut steps)?;
+    steps.end(true)
 }
 
 /// The last live revision before the one in force.

@@ -8,9 +8,10 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use hoplite_host::files;
 use hoplite_policy::{Fault, ImportedRoutes, RouteTable, Source, routes_from_openapi};
+use serde_json::json;
 use toml_edit::{Array, DocumentMut, Item, Table, Value};
 
-use crate::output::print;
+use crate::output::{Output, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RoutesCommand {
@@ -31,6 +32,9 @@ pub(crate) struct ImportArgs {
     into: Option<PathBuf>,
     /// The OpenAPI document
     document: PathBuf,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 pub(crate) fn run(command: RoutesCommand) -> anyhow::Result<ExitCode> {
@@ -51,15 +55,21 @@ fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     for warning in &imported.warnings {
         let _ = writeln!(stderr, "warning: {warning}");
     }
-    match &args.into {
-        None => print(&imported.section())?,
-        Some(path) => print(&merge_file(path, &imported)?)?,
+    let changes = args.into.as_ref().map(|path| merge_file(path, &imported)).transpose()?;
+    match (args.output, &args.into, changes) {
+        (Output::Json, into, changes) => print_json(&json!({
+            "service": imported.service, "routes": imported.routes, "changes": changes,
+            "into": into.as_ref().map(|path| path.display().to_string()),
+            "warnings": imported.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        }))?,
+        (Output::Table, Some(path), Some(changes)) => print(&told(path, &imported, &changes))?,
+        (Output::Table, ..) => print(&imported.section())?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Puts the routes into the file, and says what is different now.
-fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<String> {
+/// Puts the routes into the file, and says which came and went.
+fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<Vec<String>> {
     let before = match files::read_text(path) {
         Ok(text) => text,
         Err(error) if error.is_not_found() => String::new(),
@@ -70,6 +80,10 @@ fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<String> 
     if after != before {
         files::write_public(path, after.as_bytes())?;
     }
+    Ok(changes)
+}
+
+fn told(path: &Path, imported: &ImportedRoutes, changes: &[String]) -> String {
     let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
     text.push_str(&format!(
         "`{}` has {} routes in `{}`; {} changed\n",
@@ -78,7 +92,7 @@ fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<String> 
         path.display(),
         changes.len()
     ));
-    Ok(text)
+    text
 }
 
 /// The text with the service's section replaced, and the routes that came (`+`) and went (`-`). Other sections stay as

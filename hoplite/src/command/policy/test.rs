@@ -9,10 +9,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use hoplite_host::files;
-use hoplite_policy::{CaseResult, CaseTable, Fault, Snapshot, Source};
+use hoplite_policy::{CaseResult, CaseTable, Fault, Places, Snapshot, Source};
 use serde_json::{Value, json};
 
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, cut, print, print_json};
 
 /// The deepest folder that tables are looked for in: a directory of policies has folders, and these have none.
 const DEPTH_MAX: usize = 1;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
         "there are no tests beneath `{shown}`; write a table into a file that ends in `.test`: one line per request, like \
          `spiffe://prod.acme/ns/web GET ledger /accounts/7 allow`"
     );
-    let report = TestReport::new(&tables, &snapshot);
+    let report = TestReport::new(&tables, &snapshot, &Places::of(&sources));
     anyhow::ensure!(
         report.cases() > 0 || !report.passed(),
         "there is no case in the {} beneath `{shown}`; write one line per request",
@@ -122,12 +122,12 @@ fn collect(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> anyhow::
 
 impl TestReport {
     /// Runs every table.
-    pub(crate) fn new(tables: &[Source], snapshot: &Snapshot) -> Self {
+    pub(crate) fn new(tables: &[Source], snapshot: &Snapshot, places: &Places<'_>) -> Self {
         let tables: Vec<TableReport> = tables
             .iter()
             .map(|source| TableReport {
                 name: source.name.clone(),
-                outcome: CaseTable::parse(source).map(|table| table.run(snapshot)),
+                outcome: CaseTable::parse(source).map(|table| table.run(snapshot, places)),
             })
             .collect();
         let results = tables.iter().flat_map(TableReport::results);
@@ -229,7 +229,7 @@ impl TableReport {
             let _ = writeln!(text, "  {name}:{line}:{column}: {case}");
             let _ = writeln!(text, "    expected  {expected}\n    came out  {found}");
             for reason in why {
-                let _ = writeln!(text, "    {reason}");
+                let _ = writeln!(text, "    {}", cut(reason));
             }
         }
     }
@@ -275,7 +275,8 @@ mod tests {
     fn a_report_names_what_failed_and_what_nothing_tests() {
         let policies = "@id(\"a\") permit (principal, action in Hoplite::Action::\"read\", resource);\n\
                         @id(\"b\") forbid (principal, action == Hoplite::Action::\"PUT\", resource);";
-        let snapshot = Snapshot::compile(&[source("p.cedar", policies)]).unwrap();
+        let policies = [source("p.cedar", policies)];
+        let snapshot = Snapshot::compile(&policies).unwrap();
         let tables = [
             source("good.test", "spiffe://x/y GET s / allow by a\n"),
             source(
@@ -284,13 +285,13 @@ mod tests {
             ),
             source("unread.test", "x\n"),
         ];
-        let report = TestReport::new(&tables, &snapshot);
+        let report = TestReport::new(&tables, &snapshot, &Places::of(&policies));
         assert!(!report.passed());
         let text = report.text();
         for part in [
             "ok      good.test     1 case\n",
             "FAILED  pay/bad.test  1 of 2 cases\n  pay/bad.test:2:1: spiffe://x/y POST s /\n    expected  allow by c\n    came out  no_permit\n",
-            "    the route is `s:unmatched`\n    no policy has the `@id` `c`\n",
+            "    the route is `s:unmatched`\n    no policy has the `@id` `c`\n    permit `a` is about another action (p.cedar:1:1): ",
             "FAILED  unread.test   it cannot be read\nunread.test:1:1: ",
             "\n2 of 3 tables failed\nNo case is decided by: b\n",
         ] {
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(json["untested"], json!(["b"]));
         assert_eq!(json["tables"][1]["failed"][0]["found"], "no_permit");
         assert_eq!(json["tables"][2]["faults"][0]["line"], 1);
-        let report = TestReport::new(&tables[..1], &snapshot);
+        let report = TestReport::new(&tables[..1], &snapshot, &Places::default());
         assert!(report.passed() && report.text().contains("1 case in 1 table came out as expected"));
     }
 }

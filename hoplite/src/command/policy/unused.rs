@@ -9,7 +9,7 @@ use hoplite_audit::{Query, read_log};
 use hoplite_policy::{Effect, Places};
 use serde_json::{Value, json};
 
-use super::{AuditArgs, compile, sources};
+use super::{AuditArgs, ProxyArgs, compile, sources};
 use crate::command::MeshDir;
 use crate::output::{Output, Table, part, print, print_json};
 
@@ -20,9 +20,8 @@ pub(crate) struct Args {
     /// From when on: a length of time ago or a moment
     #[arg(long, value_parser = crate::command::audit::moment, default_value = "30d")]
     since: SystemTime,
-    /// A proxy's admin socket, whose counters since its start are asked besides; may be repeated
-    #[arg(long = "proxy", value_name = "SOCKET")]
-    proxies: Vec<PathBuf>,
+    #[command(flatten)]
+    proxies: ProxyArgs,
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
@@ -39,6 +38,13 @@ struct Use {
     determined: u64,
     /// Requests its scope covered, by the proxies' counts.
     candidate: u64,
+}
+
+/// What proxies have counted.
+struct Counted {
+    answers: Vec<Value>,
+    /// Proxies of the mesh that do not answer.
+    away: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -59,18 +65,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let counted = super::super::runtime()?.block_on(async {
-        let mut answers = Vec::new();
-        for socket in &args.proxies {
-            answers.push(hoplite_proxy::admin_policies(socket).await?);
-        }
-        anyhow::Ok(answers)
-    })?;
-    for policy in counted
-        .iter()
-        .filter_map(|answer| part(answer, "/policies").as_array())
-        .flatten()
-    {
+    let Counted { answers, away } = counted(args)?;
+    let policies = answers.iter().filter_map(|answer| part(answer, "/policies").as_array());
+    for policy in policies.flatten() {
         let Some(id) = part(policy, "/id").as_str() else {
             continue;
         };
@@ -84,7 +81,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .map(|policy| (uses.get(&policy.id).cloned().unwrap_or_default(), policy))
         .filter(|(each, _)| each.determined == 0)
         .collect();
-    let asked = !args.proxies.is_empty();
+    let asked = !answers.is_empty();
+    let proxies: Vec<_> = answers.iter().map(|answer| part(answer, "/name")).collect();
     if args.output == Output::Json {
         let listed: Vec<Value> = unused
             .iter()
@@ -97,17 +95,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             })
             .collect();
         print_json(&json!({
-            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "unused": listed,
+            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "proxies": proxies, "away": away,
+            "unused": listed,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let since = humantime::format_rfc3339_seconds(args.since);
     print(&format!(
-        "{} of {} policies decided none of {} decisions since {since}\n",
+        "{} of {} policies decided none of {} decisions since {since}{}\n",
         unused.len(),
         snapshot.policy_ids().len(),
-        super::replay::thousands(records)
+        super::replay::thousands(records),
+        match proxies.len() {
+            0 => String::new(),
+            proxies => format!(", nor anything that {proxies} proxies have counted since their start"),
+        }
     ))?;
+    if !away.is_empty() {
+        let away = away.join(", ");
+        print(&format!("Not asked, because they do not answer: {away}\n"))?;
+    }
     if unused.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -130,4 +137,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print("A forbid that never had to act may be a good one: look at what it guards before you remove it.\n")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The counters of the proxies that were named, each of which must answer; else of those of the mesh whose logs are read.
+fn counted(args: &Args) -> anyhow::Result<Counted> {
+    let named = !args.proxies.proxies.is_empty();
+    let sockets = if named || (args.audit.audit.is_empty() && args.dir.path()?.join("config").is_dir()) {
+        args.proxies.sockets(&args.dir)?
+    } else {
+        // Logs of other machines: the proxies of this one have counted something else.
+        Vec::new()
+    };
+    let mut counted = Counted {
+        answers: Vec::new(),
+        away: Vec::new(),
+    };
+    super::super::runtime()?.block_on(async {
+        for socket in &sockets {
+            match hoplite_proxy::admin_policies(socket).await {
+                Ok(answer) => counted.answers.push(answer),
+                Err(error) if named => return Err(error),
+                Err(_) => counted.away.push(socket.display().to_string()),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(counted)
 }
