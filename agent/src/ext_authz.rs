@@ -78,6 +78,8 @@ impl ExtAuthz {
             target: match http {
                 Some(http) => Target::Http {
                     request: read(&http),
+                    // Envoy's own fields are among them, unless it was told to send a choice of its own, or none.
+                    headers: http.headers.contains_key(":path").then_some(http.headers),
                     method: http.method,
                 },
                 None => Target::Connection,

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Query, ReadError, Record, read_log};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, Snapshot, WhatIf};
+use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, SelectedHeaders, Snapshot, WhatIf};
 use serde::Serialize;
 
 /// Threads that decide; one more reads.
@@ -82,13 +82,18 @@ pub(crate) struct Group {
     pub(crate) examples: Vec<(SystemTime, DecisionId)>,
 }
 
-/// A record's question, as far as it can be asked again.
-pub(crate) fn ask_of(record: &Record) -> Option<Ask> {
+/// A record's question, as far as it can be asked again, for policies that select these headers. Of a header that was not
+/// selected then nothing is known.
+pub(crate) fn ask_of(record: &Record, headers: &SelectedHeaders) -> Option<Ask> {
     let what = match record.phase {
         Phase::Connect | Phase::Recheck => Asked::Connect,
         Phase::Request => {
             let (host, path) = (record.host.as_deref()?, record.path.as_deref()?);
-            Asked::Http(CanonicalRequest::parse(&record.action, &[host.as_bytes()], path.as_bytes()).ok()?)
+            let request = CanonicalRequest::parse(&record.action, &[host.as_bytes()], path.as_bytes()).ok()?;
+            let known = headers.known(|name| record.headers.contains_key(name));
+            let fields = record.headers.iter();
+            let fields = fields.filter_map(|(name, value)| Some((name.as_str(), value.as_ref()?.as_bytes())));
+            Asked::Http(request.with_headers(&known, fields).ok()?)
         }
         Phase::Handshake => return None,
     };
@@ -218,7 +223,7 @@ impl Replayed {
         self.records += 1;
         // A recheck repeats the question of its connection.
         let again = record.phase != Phase::Recheck;
-        let Some(ask) = ask_of(record).filter(|_| again) else {
+        let Some(ask) = ask_of(record, snapshot.headers()).filter(|_| again) else {
             self.not_replayable += 1;
             return;
         };
@@ -233,6 +238,10 @@ impl Replayed {
             .entry(ask.source)
             .or_insert_with(|| Connection::new(ask.source));
         let what_if = snapshot.what_if_on(&ask, connection);
+        if what_if.lacks_a_header() {
+            self.not_replayable += 1;
+            return;
+        }
         let now = what_if.decision().outcome();
         let flip = match (record.outcome == Outcome::Allow, now == hoplite_policy::Outcome::Allow) {
             (true, false) => Flip::AllowedToDenied,

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_decision::Question;
+use hoplite_decision::{self as decision, Question};
 use hoplite_identity::VerifiedPeer;
 use hoplite_policy::{CanonicalRequest, Connection, Permit};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -139,6 +139,11 @@ impl Inbound {
     }
 }
 
+/// What policy may select from.
+fn fields(headers: &HeaderMap) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
+    Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+}
+
 // === impl Caller ===
 
 impl Caller {
@@ -155,22 +160,38 @@ impl Caller {
         let (mut parts, body) = request.into_parts();
         headers::sanitize_request(&mut parts.headers);
 
-        // Decide.
-        let question = Question {
-            caller: (&self.peer).into(),
-            service: &self.inbound.service,
-            connection: &self.connection,
-            http: Some(&canonical),
+        // Decide. Of the headers policy sees what is left of them, which is what the service will see.
+        let decided = {
+            let fields = || fields(&parts.headers);
+            let question = Question {
+                caller: (&self.peer).into(),
+                service: &self.inbound.service,
+                connection: &self.connection,
+                http: Some(&canonical),
+                fields: Some(&fields),
+            };
+            enforcer.decide(question, &mut record).await
         };
-        let permit = enforcer.decide(question, &mut record).await;
 
         // Record.
         let outcome = record.outcome;
         let Ok(decision) = enforcer.record(record).await else {
             return answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None);
         };
-        let Some(permit) = permit else {
-            return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+        let permit = match decided {
+            Ok(permit) => permit,
+            Err(decision::Refusal::Denied) => {
+                return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+            }
+            Err(decision::Refusal::Ambiguous(why)) => {
+                let refused = answer(
+                    StatusCode::BAD_REQUEST,
+                    why.code(),
+                    Some(outcome.as_str()),
+                    Some(&decision),
+                );
+                return closing(refused, self.http2);
+            }
         };
 
         // Forward.

@@ -78,9 +78,10 @@ impl World {
             service: "ledger",
             connection: &connection,
             http: Some(&http),
+            fields: None,
         };
         let permit = point.decide(question, &mut record).await;
-        (permit.is_some(), record)
+        (permit.is_ok(), record)
     }
 }
 
