@@ -58,7 +58,7 @@ pub(crate) enum Target {
     /// A route of it, by a request; the method as it was told.
     Http {
         method: String,
-        request: Result<CanonicalRequest, Unusable>,
+        request: Result<Box<CanonicalRequest>, Unusable>,
         /// Every header field, if the asker told all of them.
         headers: Option<HashMap<String, String>>,
     },
@@ -255,7 +255,7 @@ impl Authorizer {
             caller: Caller::danger_vouched_for(&principal),
             service: &asker.service,
             connection: &Connection::new(source.ip()),
-            http: http.as_ref(),
+            http: http.as_deref(),
             fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
         };
         let decided = self.point.decide(question, &mut record).await;

@@ -515,6 +515,53 @@ mod tests {
     }
 
     #[test]
+    fn headers_are_replayed_as_far_as_they_are_recorded() {
+        let source = |name: &str, text: &str| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let policies = r#"
+@id("read") permit(principal, action in Hoplite::Action::"read", resource);
+@id("no-debug") forbid(principal, action == Hoplite::Action::"GET", resource) when { context.hdr has "x-debug" };"#;
+        let snapshot = Snapshot::compile(&[
+            source("a.cedar", policies),
+            source("headers.toml", "headers = ['x-debug', 'x-tenant']"),
+        ])
+        .unwrap();
+        let known = |debug: Option<&str>| {
+            let debug = ("x-debug".to_owned(), debug.map(str::to_owned));
+            BTreeMap::from([debug, ("x-tenant".to_owned(), None)])
+        };
+        for (what, headers, expected) in [
+            ("GET ledger /", known(None), "same"),
+            ("GET ledger /", known(Some("1")), "flips"),
+            // Not selected then: nobody knows whether it was there, and that decides.
+            ("GET ledger /", BTreeMap::new(), "not replayable"),
+            (
+                "GET ledger /",
+                BTreeMap::from([("x-tenant".to_owned(), None)]),
+                "not replayable",
+            ),
+            // It does not decide.
+            ("HEAD ledger /", BTreeMap::new(), "same"),
+            // As no proxy would have recorded it.
+            ("GET ledger /", known(Some("a,b")), "not replayable"),
+        ] {
+            let mut record = record(Phase::Request, Outcome::Allow, "web", what);
+            record.headers = headers;
+            let mut replayed = Replayed::default();
+            replayed.decide_again(&record, &snapshot, &mut HashMap::new(), 0);
+            let found = match (replayed.same, replayed.flips, replayed.not_replayable) {
+                (1, 0, 0) => "same",
+                (0, 1, 0) => "flips",
+                (0, 0, 1) => "not replayable",
+                _ => "confused",
+            };
+            assert_eq!(found, expected, "{record:?}");
+        }
+    }
+
+    #[test]
     fn patterns_name_groups() {
         let who = Who {
             flip: Flip::AllowedToDenied,

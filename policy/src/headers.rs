@@ -297,7 +297,7 @@ mod tests {
             format!("headers = [{}]", names.join(", "))
         };
         SelectedHeaders::parse(&many(MAX_SELECTED_HEADERS)).unwrap();
-        faults(&many(MAX_SELECTED_HEADERS + 5), &["1:59…more than 8 headers"]);
+        faults(&many(MAX_SELECTED_HEADERS + 5), &["1:60…more than 8 headers"]);
     }
 
     #[test]

@@ -602,34 +602,34 @@ mod tests {
     #[test]
     fn selected_headers_are_words_of_policies() {
         let headers = ("headers.toml", "headers = ['x-tenant']");
-        let policy = |condition: &str| {
+        let policy = |action: &str, condition: &str| {
             format!(
-                "@id(\"x\") permit (principal, action in Hoplite::Action::\"read\", resource) when {{ {condition} }};"
+                "@id(\"x\") permit (principal, action == Hoplite::Action::\"{action}\", resource)\nwhen {{ {condition} }};"
             )
         };
-        let good = policy("context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == context.host");
+        let tenant = "context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"a\"";
+        let good = policy("GET", tenant);
         let snapshot = Snapshot::compile(&sources(&[("a.cedar", &good), headers])).unwrap();
         assert_eq!(snapshot.headers().iter().collect::<Vec<_>>(), ["x-tenant"]);
         assert!(Snapshot::compile(&[]).unwrap().headers().is_empty());
 
-        faults(&[("a.cedar", &good)], &["a.cedar:1:78…attribute `hdr`"]);
-        faults(
-            &[("a.cedar", &policy("context.hdr[\"x-tenant\"] == \"a\"")), headers],
-            &["a.cedar:1:78…unable to guarantee safety of access to optional attribute `x-tenant`"],
-        );
-        faults(
-            &[
-                (
-                    "a.cedar",
-                    &policy("context.hdr has \"x-tennant\" && context.hdr[\"x-tennant\"] == \"a\""),
-                ),
-                headers,
-            ],
-            &["a.cedar:1:110…attribute `x-tennant`"],
-        );
+        let unknown = ["a.cedar:2:8…attribute `hdr`", "a.cedar:2:38…attribute `hdr`"];
+        faults(&[("a.cedar", &good)], &unknown);
         // A connection has no headers.
-        let connect = good.replace("in Hoplite::Action::\"read\"", "== Hoplite::Action::\"connect\"");
-        faults(&[("a.cedar", &connect), headers], &["a.cedar:1:84…attribute `hdr`"]);
+        faults(&[("a.cedar", &policy("connect", tenant)), headers], &unknown);
+        let unasked = policy("GET", "context.hdr[\"x-tenant\"] == \"a\"");
+        faults(
+            &[("a.cedar", &unasked), headers],
+            &["a.cedar:2:8…optional attribute `hdr[\"x-tenant\"]`"],
+        );
+        let misspelt = policy(
+            "GET",
+            "context.hdr has \"x-tenant\" && context.hdr[\"x-tennant\"] == \"a\"",
+        );
+        faults(
+            &[("a.cedar", &misspelt), headers],
+            &["a.cedar:2:38…attribute `x-tennant`"],
+        );
         faults(
             &[("a.cedar", READ), ("headers.toml", "headers = ['cookie', 'host']")],
             &["headers.toml:1:12…holds a secret", "headers.toml:1:22…`context.host`"],
