@@ -628,7 +628,7 @@ mod tests {
         );
         faults(
             &[("a.cedar", &misspelt), headers],
-            &["a.cedar:2:38…attribute `x-tennant`"],
+            &["a.cedar:2:38…attribute `hdr[\"x-tennant\"]`"],
         );
         faults(
             &[("a.cedar", READ), ("headers.toml", "headers = ['cookie', 'host']")],
