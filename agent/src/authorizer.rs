@@ -4,7 +4,7 @@
 //! for that service. It can then open no more than what it serves anyway. Everything else is as in our own proxy, because
 //! the same [`DecisionPoint`] decides and records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Options, Outcome, Phase, Record, Recorder, RecorderError};
-use hoplite_decision::{BundleTrust, DecisionPoint, Follower, PolicyFeed, Question};
+use hoplite_decision::{BundleTrust, DecisionPoint, Fields, Follower, PolicyFeed, Question, Refusal};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::{Caller, CanonicalRequest, Connection, Permit};
@@ -58,7 +58,9 @@ pub(crate) enum Target {
     /// A route of it, by a request; the method as it was told.
     Http {
         method: String,
-        request: Result<CanonicalRequest, Unusable>,
+        request: Result<Box<CanonicalRequest>, Unusable>,
+        /// Every header field, if the asker told all of them.
+        headers: Option<HashMap<String, String>>,
     },
 }
 
@@ -214,19 +216,23 @@ impl Authorizer {
         record.principal = Some(principal.to_string());
 
         // What.
-        let http = match call.target {
+        let (http, headers) = match call.target {
             Target::Connection => {
                 "connect".clone_into(&mut record.action);
-                None
+                (None, None)
             }
-            Target::Http { method, request } => {
+            Target::Http {
+                method,
+                request,
+                headers,
+            } => {
                 record.action = if method.len() <= hoplite_policy::MAX_METHOD_BYTES {
                     method
                 } else {
                     "other".to_owned()
                 };
                 match request {
-                    Ok(request) => Some(request),
+                    Ok(request) => (Some(request), headers),
                     Err(unusable) => return self.refuse(record, unusable).await,
                 }
             }
@@ -244,23 +250,29 @@ impl Authorizer {
         };
 
         // Decide, and record.
+        let fields = headers.as_ref().map(|headers| || fields(headers));
         let question = Question {
             caller: Caller::danger_vouched_for(&principal),
             service: &asker.service,
             connection: &Connection::new(source.ip()),
-            http: http.as_ref(),
+            http: http.as_deref(),
+            fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
         };
-        let permit = self.point.decide(question, &mut record).await;
+        let decided = self.point.decide(question, &mut record).await;
         let outcome = record.outcome;
-        match (self.point.record(record).await, permit) {
-            (Err(_), _) => Verdict::Unrecorded,
-            (Ok(decision), Some(permit)) => Verdict::Allowed { permit, decision },
-            (Ok(decision), None) => Verdict::Refused {
-                status: 403,
-                code: "denied",
-                outcome,
-                decision,
-            },
+        let Ok(decision) = self.point.record(record).await else {
+            return Verdict::Unrecorded;
+        };
+        let (status, code) = match decided {
+            Ok(permit) => return Verdict::Allowed { permit, decision },
+            Err(Refusal::Denied) => (403, "denied"),
+            Err(Refusal::Ambiguous(why)) => (400, why.code()),
+        };
+        Verdict::Refused {
+            status,
+            code,
+            outcome,
+            decision,
         }
     }
 
@@ -291,6 +303,11 @@ impl fmt::Debug for Authorizer {
             .field("services", &self.services)
             .finish_non_exhaustive()
     }
+}
+
+/// What policy may select from.
+fn fields(headers: &HashMap<String, String>) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
+    Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
 }
 
 /// Brings a feed to what the agent holds. Refusals are in the log; what was in force stays so then.

@@ -77,7 +77,9 @@ impl ExtAuthz {
                 .and_then(|http| trace_id(http.headers.get("traceparent")?)),
             target: match http {
                 Some(http) => Target::Http {
-                    request: read(&http),
+                    request: read(&http).map(Box::new),
+                    // Envoy's own fields are among them, unless it was told to send a choice of its own, or none.
+                    headers: http.headers.contains_key(":path").then_some(http.headers),
                     method: http.method,
                 },
                 None => Target::Connection,
@@ -511,6 +513,66 @@ mod tests {
                 assert!(record.reason.unwrap().starts_with(code));
                 assert_eq!(record.principal.as_deref(), Some(WEB));
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn headers_are_those_that_envoy_forwards_or_unknown() {
+        let envoy = Envoy::start();
+        let policies = envoy.world.directory.path().join("policies");
+        let policy = r#"@id("tenant") permit (principal, action == Hoplite::Action::"GET", resource in Hoplite::Service::"ledger")
+            when { context.hdr has "x-tenant" && context.hdr["x-tenant"] == "acme" };"#;
+        for (file, text) in [("headers.toml", "headers = ['x-tenant']"), ("test.cedar", policy)] {
+            std::fs::write(policies.join(file), text).unwrap();
+        }
+        let ask = async |fields: &[(&str, &str)]| {
+            let told = envoy
+                .ask(|asked| {
+                    let fields = fields
+                        .iter()
+                        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+                    http(asked).headers = fields.collect();
+                })
+                .await;
+            (told.status, told.record.unwrap())
+        };
+        let path = (":path", "/accounts/7");
+        while ask(&[path]).await.0 == 200 {
+            // What was there before is in force until the files have settled.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        for (fields, status, outcome, said) in [
+            (&[path, ("x-tenant", "acme")][..], 200, Outcome::Allow, ""),
+            (&[path, ("x-tenant", "other")], 403, Outcome::NoPermit, ""),
+            (&[path], 403, Outcome::NoPermit, ""),
+            // Envoy joins two of one name, and nobody can tell that from a comma within one.
+            (
+                &[path, ("x-tenant", "acme,acme")],
+                400,
+                Outcome::Malformed,
+                "header_twice: ",
+            ),
+            (&[path, ("x_tenant", "acme")], 400, Outcome::Malformed, "header_twice: "),
+            (&[path, ("x-tenant", "")], 400, Outcome::Malformed, "header_value: "),
+            // An Envoy that sends a choice of headers, or none, does not say that the others are absent.
+            (
+                &[("x-tenant", "acme")],
+                403,
+                Outcome::Error,
+                "a policy on this looks at headers",
+            ),
+            (&[], 403, Outcome::Error, "a policy on this looks at headers"),
+        ] {
+            let (got, record) = ask(fields).await;
+            assert_eq!((got, record.outcome), (status, outcome), "{fields:?}: {record:?}");
+            assert!(record.reason.clone().unwrap_or_default().contains(said), "{record:?}");
+            let tenant = record.headers.get("x-tenant").cloned();
+            let told = fields
+                .iter()
+                .find(|(name, _)| *name == "x-tenant")
+                .map(|(_, value)| (*value).to_owned());
+            let known = matches!(outcome, Outcome::Allow | Outcome::NoPermit);
+            assert_eq!(tenant, known.then_some(told), "{fields:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The decision record: what was asked, by whom, what was answered and why.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -197,6 +198,11 @@ pub struct Record {
     #[n(27)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vouched_by: Option<String>,
+    /// The headers that policy selects, each with its value or, where the request had none, nothing.
+    #[n(28)]
+    #[cbor(default, skip_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Option<String>>,
 }
 
 // === impl DecisionId ===
@@ -331,6 +337,7 @@ impl Record {
             shadow_outcome: None,
             shadow_determining: Vec::new(),
             vouched_by: None,
+            headers: BTreeMap::new(),
         }
     }
 
@@ -566,6 +573,26 @@ mod tests {
         let value = serde_json::to_value(&record).unwrap();
         assert_eq!(value["peer_not_after"], "2023-11-14T22:13:20.000001Z");
         assert_eq!(value["principal"], "spiffe://example.org/orders");
+        record.headers = [("x-debug".into(), None), ("x-tenant".into(), Some("acme".into()))].into();
+        let value = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            value["headers"],
+            serde_json::json!({"x-debug": null, "x-tenant": "acme"})
+        );
+    }
+
+    /// A record without headers has the very bytes that it had before there were any.
+    #[test]
+    fn headers_take_no_room_where_there_are_none() {
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger");
+        record.at = UNIX_EPOCH;
+        let bytes = record.encode();
+        let before = minicbor::Decoder::new(&bytes).map().unwrap().unwrap();
+        record.headers.insert("a".into(), None);
+        let with = record.encode();
+        assert_eq!(minicbor::Decoder::new(&with).map().unwrap(), Some(before + 1));
+        assert_eq!(with.len(), bytes.len() + b"\x18\x1c\xa1\x61a\xf6".len());
+        assert_eq!(Record::decode(&with, "", 0), Some(record));
     }
 
     #[test]
@@ -629,6 +656,7 @@ mod tests {
             lists in (proptest::collection::vec(text(), 0..4), proptest::collection::vec(text(), 0..4)),
             stale in any::<bool>(),
             numbers in any::<(u64, u64)>(),
+            headers in proptest::collection::btree_map(text(), proptest::option::of(text()), 0..4),
         ) -> Record {
             let mut optional = optional.into_iter();
             let mut next = || optional.next().unwrap();
@@ -661,6 +689,7 @@ mod tests {
                 shadow_outcome: None,
                 shadow_determining: Vec::new(),
                 vouched_by: None,
+                headers,
             }
         }
     }

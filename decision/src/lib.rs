@@ -17,5 +17,5 @@ pub use directory::Follower;
 pub use feed::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use follow::follow_bundles;
 pub use metrics::{Family, Metrics};
-pub use point::{DecisionPoint, Question};
+pub use point::{DecisionPoint, Fields, Question, Refusal};
 pub use policy_files::read_policies;

@@ -1,5 +1,6 @@
 //! One question, one answer, one record: nothing is answered before what was decided is written down.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
 use hoplite_policy::{
-    self as policy, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, Permit, Snapshot, decide_by_reference,
+    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, Permit, Snapshot,
+    decide_by_reference,
 };
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
@@ -20,8 +22,11 @@ use crate::reference::Sampler;
 /// What the ids of break-glass permits begin with.
 const BREAK_GLASS: &str = "break-glass/";
 
+/// The fields of a request's head, each with its value, as often as they are asked for.
+pub type Fields<'a> = dyn Fn() -> Box<dyn Iterator<Item = (&'a str, &'a [u8])> + 'a> + Send + Sync + 'a;
+
 /// Who asks for what. Everything a decision depends on, besides policy and time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Question<'a> {
     /// Who calls, and the evidence for it.
     pub caller: Caller<'a>,
@@ -31,6 +36,18 @@ pub struct Question<'a> {
     pub connection: &'a Connection,
     /// The request; none for an L4 connection.
     pub http: Option<&'a CanonicalRequest>,
+    /// The request's header fields as they are forwarded, all of them; none where they are not known. Only those that the
+    /// policy selects are looked at.
+    pub fields: Option<&'a Fields<'a>>,
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Policy, or that there is none to ask.
+    Denied,
+    /// A header that policy selects can be read in two ways, so policy was not asked.
+    Ambiguous(Ambiguous),
 }
 
 /// Policy, the log and the counters: what every decision needs.
@@ -74,20 +91,36 @@ impl DecisionPoint {
         &self.metrics
     }
 
-    /// Asks policy as of the record's time, and fills the answer into the record. No permit means no.
-    pub async fn decide(&self, question: Question<'_>, record: &mut Record) -> Option<Permit> {
+    /// Asks policy as of the record's time, and fills the answer into the record.
+    ///
+    /// # Errors
+    /// [`Refusal`]: no permit means no.
+    pub async fn decide(&self, question: Question<'_>, record: &mut Record) -> Result<Permit, Refusal> {
         let in_force = self.policy.in_force();
         let live = in_force.live();
         let started = Instant::now();
-        let request = question.to(live, record.at);
-        record.action = request.action().to_owned();
         record.policy_revision = Some(live.revision().to_owned());
         record.bundle_revision = in_force.bundle_revision();
         record.stale = in_force.stale(record.at);
         if let Some(http) = question.http {
-            record.route = Some(request.resource().to_owned());
             record.host = Some(http.host().to_owned());
             record.path = Some(http.path().to_owned());
+        }
+        // The policy that decides says which headers are read; no other may have come in force in between.
+        let http = match question.http(live) {
+            Ok(http) => http,
+            Err(ambiguous) => {
+                record.outcome = Outcome::Malformed;
+                record.reason = Some(format!("{}: {ambiguous}", ambiguous.code()));
+                return Err(Refusal::Ambiguous(ambiguous));
+            }
+        };
+        let request = question.to(live, http.as_deref(), record.at);
+        record.action = request.action().to_owned();
+        if let Some(http) = http {
+            record.route = Some(request.resource().to_owned());
+            let owned = |(name, value): (&str, Option<&str>)| (name.to_owned(), value.map(str::to_owned));
+            record.headers = http.headers().map(owned).collect();
         }
         let decided = guarded(|| policy::decide(live, &request));
         record.eval_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -101,7 +134,7 @@ impl DecisionPoint {
             error!(principal, resource, "deciding panicked; the answer is no");
             record.outcome = Outcome::Error;
             record.errors = vec!["deciding panicked".to_owned()];
-            return None;
+            return Err(Refusal::Denied);
         };
         if decision.panicked() {
             self.metrics.panics.fetch_add(1, Relaxed);
@@ -124,7 +157,7 @@ impl DecisionPoint {
                 record.outcome = Outcome::Error;
                 record.reason =
                     Some("the policy has expired, and this service denies then; publish it anew".to_owned());
-                return None;
+                return Err(Refusal::Denied);
             }
         }
         let permit = decision.permit().ok();
@@ -139,7 +172,21 @@ impl DecisionPoint {
                 "BREAK-GLASS: a grant let a request through"
             );
         }
-        permit
+        permit.ok_or(Refusal::Denied)
+    }
+
+    /// The request as it is kept to be decided again: with the headers that policy selects now. Of one that would be
+    /// refused, and of those that are selected later, nothing is known.
+    pub fn kept(&self, request: CanonicalRequest, fields: &Fields<'_>) -> CanonicalRequest {
+        let in_force = self.policy.in_force();
+        let selected = in_force.live().headers();
+        if selected.is_empty() {
+            return request;
+        }
+        match request.clone().with_headers(selected, fields()) {
+            Ok(read) => read,
+            Err(_) => request,
+        }
     }
 
     /// The decision, or the reference's where the two differ. `None` when the check itself broke down.
@@ -170,13 +217,18 @@ impl DecisionPoint {
     /// What the shadow policy would say, into the record. Whatever happens here, the answer stays what it is.
     fn try_shadow(&self, in_force: &InForce, question: Question<'_>, record: &mut Record) {
         let Some(shadow) = in_force.shadow() else { return };
-        let decision = guarded(|| policy::decide(shadow, &question.to(shadow, record.at)));
         record.shadow_revision = Some(shadow.revision().to_owned());
-        record.shadow_outcome = Some(
-            decision
-                .as_ref()
-                .map_or(Outcome::Error, |decision| outcome(decision.outcome())),
-        );
+        let (decision, outcome) = match question.http(shadow) {
+            // It selects a header that the live policy does not, and would refuse what that lets through.
+            Err(_) => (None, Outcome::Malformed),
+            Ok(http) => {
+                let request = question.to(shadow, http.as_deref(), record.at);
+                let decision = guarded(|| policy::decide(shadow, &request));
+                let said = decision.as_ref().map(|decision| outcome(decision.outcome()));
+                (decision, said.unwrap_or(Outcome::Error))
+            }
+        };
+        record.shadow_outcome = Some(outcome);
         if record.shadow_outcome != Some(record.outcome) {
             self.metrics.shadow_differences.fetch_add(1, Relaxed);
             record.shadow_determining = decision
@@ -245,10 +297,22 @@ impl DecisionPoint {
 
 // === impl Question ===
 
-impl Question<'_> {
+impl<'a> Question<'a> {
+    /// The request with the headers that the snapshot selects; the request as it is where that selects none, or nobody told
+    /// us any.
+    fn http(&self, snapshot: &Snapshot) -> Result<Option<Cow<'a, CanonicalRequest>>, Ambiguous> {
+        match (self.http, self.fields) {
+            (Some(http), Some(fields)) if !snapshot.headers().is_empty() => {
+                let read = http.clone().with_headers(snapshot.headers(), fields())?;
+                Ok(Some(Cow::Owned(read)))
+            }
+            (http, _) => Ok(http.map(Cow::Borrowed)),
+        }
+    }
+
     /// The route belongs to the snapshot that decides.
-    fn to(&self, snapshot: &Snapshot, now: SystemTime) -> AuthzRequest {
-        match self.http {
+    fn to(&self, snapshot: &Snapshot, http: Option<&CanonicalRequest>, now: SystemTime) -> AuthzRequest {
+        match http {
             Some(http) => {
                 let route = snapshot.routes().route(self.service, http);
                 AuthzRequest::http(self.caller, self.service, &route, http, self.connection, now)

@@ -1,7 +1,7 @@
 //! A directory of policies: which files count, and their texts as sources.
 //!
-//! `*.cedar`, `routes.toml` and `modules.toml` at the top; `*.cedar` in its folders, each of which is a module. Files of
-//! other kinds, and whatever starts with a dot, are passed over: editors and version control put them there. What looks
+//! `*.cedar`, `routes.toml`, `modules.toml` and `headers.toml` at the top; `*.cedar` in its folders, each of which is a
+//! module. Files of other kinds, and whatever starts with a dot, are passed over: editors and version control put them there. What looks
 //! like a policy but is in a place where it would be passed over is refused, since it may be a `forbid`.
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use hoplite_policy::{BREAK_GLASS_MODULE, MODULES_FILE, ROUTES_FILE, Source};
+use hoplite_policy::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE, Source};
 
 /// A policy set larger than this is a mistake in `policy_dir`.
 const FILES_MAX: usize = 4096;
@@ -88,7 +88,7 @@ fn look(directory: &Path, module: Option<&str>, files: &mut Glance) -> io::Resul
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(io::Error::new(error.kind(), format!("`{}`: {error}", path.display()))),
         };
-        let is_table = file == ROUTES_FILE || file == MODULES_FILE;
+        let is_table = [ROUTES_FILE, MODULES_FILE, HEADERS_FILE].contains(&file);
         match module {
             // Who may write here may write for his team; a grant needs two people.
             None if metadata.is_dir() && file == BREAK_GLASS_MODULE => {
@@ -188,7 +188,10 @@ mod tests {
     #[test]
     fn modules_are_one_folder_deep() {
         for (files, expected) in [
-            (&["a.cedar", "routes.toml"][..], "a.cedar routes.toml"),
+            (
+                &["a.cedar", "routes.toml", "headers.toml"][..],
+                "a.cedar headers.toml routes.toml",
+            ),
             (
                 &["modules.toml", "pay/b.cedar", "pay/a.cedar", "z/a.cedar"],
                 "modules.toml pay/a.cedar pay/b.cedar z/a.cedar",
@@ -217,6 +220,7 @@ mod tests {
             ),
             (&["a.cedar", "break-glass/b.cedar"], "`break-glass` is for grants"),
             (&["a.cedar", "pay/routes.toml"], "`pay/routes.toml` is in a module"),
+            (&["a.cedar", "pay/headers.toml"], "`pay/headers.toml` is in a module"),
             (&["a.cedar", "pay/modules.toml"], "`pay/modules.toml` is in a module"),
         ] {
             let refused = names(files).unwrap_err();

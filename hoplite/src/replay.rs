@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Query, ReadError, Record, read_log};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, Snapshot, WhatIf};
+use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, SelectedHeaders, Snapshot, WhatIf};
 use serde::Serialize;
 
 /// Threads that decide; one more reads.
@@ -82,14 +82,19 @@ pub(crate) struct Group {
     pub(crate) examples: Vec<(SystemTime, DecisionId)>,
 }
 
-/// A record's question, as far as it can be asked again.
-pub(crate) fn ask_of(record: &Record) -> Option<Ask> {
+/// A record's question, as far as it can be asked again, for policies that select these headers. Of a header that was not
+/// selected then nothing is known.
+pub(crate) fn ask_of(record: &Record, headers: &SelectedHeaders) -> Option<Ask> {
     let what = match record.phase {
         Phase::Connect => Asked::Connect,
         Phase::Recheck if record.host.is_none() => Asked::Connect,
         Phase::Request | Phase::Recheck => {
             let (host, path) = (record.host.as_deref()?, record.path.as_deref()?);
-            Asked::Http(CanonicalRequest::parse(&record.action, &[host.as_bytes()], path.as_bytes()).ok()?)
+            let request = CanonicalRequest::parse(&record.action, &[host.as_bytes()], path.as_bytes()).ok()?;
+            let known = headers.known(|name| record.headers.contains_key(name));
+            let fields = record.headers.iter();
+            let fields = fields.filter_map(|(name, value)| Some((name.as_str(), value.as_ref()?.as_bytes())));
+            Asked::Http(request.with_headers(&known, fields).ok()?)
         }
         Phase::Handshake => return None,
     };
@@ -219,7 +224,7 @@ impl Replayed {
         self.records += 1;
         // A recheck repeats the question of its connection or request.
         let again = record.phase != Phase::Recheck;
-        let Some(ask) = ask_of(record).filter(|_| again) else {
+        let Some(ask) = ask_of(record, snapshot.headers()).filter(|_| again) else {
             self.not_replayable += 1;
             return;
         };
@@ -234,6 +239,10 @@ impl Replayed {
             .entry(ask.source)
             .or_insert_with(|| Connection::new(ask.source));
         let what_if = snapshot.what_if_on(&ask, connection);
+        if what_if.lacks_a_header() {
+            self.not_replayable += 1;
+            return;
+        }
         let now = what_if.decision().outcome();
         let flip = match (record.outcome == Outcome::Allow, now == hoplite_policy::Outcome::Allow) {
             (true, false) => Flip::AllowedToDenied,
@@ -504,6 +513,53 @@ mod tests {
             (1, 1, 4)
         );
         assert_eq!(replayed.count(Flip::AllowedToDenied), 4);
+    }
+
+    #[test]
+    fn headers_are_replayed_as_far_as_they_are_recorded() {
+        let source = |name: &str, text: &str| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let policies = r#"
+@id("read") permit(principal, action in Hoplite::Action::"read", resource);
+@id("no-debug") forbid(principal, action == Hoplite::Action::"GET", resource) when { context.hdr has "x-debug" };"#;
+        let snapshot = Snapshot::compile(&[
+            source("a.cedar", policies),
+            source("headers.toml", "headers = ['x-debug', 'x-tenant']"),
+        ])
+        .unwrap();
+        let known = |debug: Option<&str>| {
+            let debug = ("x-debug".to_owned(), debug.map(str::to_owned));
+            BTreeMap::from([debug, ("x-tenant".to_owned(), None)])
+        };
+        for (what, headers, expected) in [
+            ("GET ledger /", known(None), "same"),
+            ("GET ledger /", known(Some("1")), "flips"),
+            // Not selected then: nobody knows whether it was there, and that decides.
+            ("GET ledger /", BTreeMap::new(), "not replayable"),
+            (
+                "GET ledger /",
+                BTreeMap::from([("x-tenant".to_owned(), None)]),
+                "not replayable",
+            ),
+            // It does not decide.
+            ("HEAD ledger /", BTreeMap::new(), "same"),
+            // As no proxy would have recorded it.
+            ("GET ledger /", known(Some("a,b")), "not replayable"),
+        ] {
+            let mut record = record(Phase::Request, Outcome::Allow, "web", what);
+            record.headers = headers;
+            let mut replayed = Replayed::default();
+            replayed.decide_again(&record, &snapshot, &mut HashMap::new(), 0);
+            let found = match (replayed.same, replayed.flips, replayed.not_replayable) {
+                (1, 0, 0) => "same",
+                (0, 1, 0) => "flips",
+                (0, 0, 1) => "not replayable",
+                _ => "confused",
+            };
+            assert_eq!(found, expected, "{record:?}");
+        }
     }
 
     #[test]

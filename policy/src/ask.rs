@@ -1,6 +1,6 @@
 //! Questions that open nothing: tests, explanations and replays ask what would be decided.
 
-use crate::decide::{Decision, decide_uncounted};
+use crate::decide::{Decision, decide_uncounted, unknown_header};
 use crate::request::{AuthzRequest, Caller, Connection};
 use crate::{CanonicalRequest, Route, Snapshot};
 use hoplite_identity::SpiffeId;
@@ -27,7 +27,8 @@ pub struct Ask {
 pub enum Asked {
     /// An L4 connection.
     Connect,
-    /// An HTTP request; its route is that of the snapshot's route table.
+    /// An HTTP request; its route is that of the snapshot's route table. It should be read with the headers that the
+    /// snapshot selects, see [`WhatIf::lacks_a_header`].
     Http(CanonicalRequest),
 }
 
@@ -44,6 +45,7 @@ pub struct WhatIf {
     pub(crate) request: AuthzRequest,
     decision: Decision,
     route: Option<Route>,
+    lacks_a_header: bool,
 }
 
 // === impl Snapshot ===
@@ -66,7 +68,12 @@ impl Snapshot {
                 (Some(route), request)
             }
         };
+        let unknown = self
+            .evaluator()
+            .ok()
+            .and_then(|evaluator| unknown_header(self, evaluator, &request).ok().flatten());
         WhatIf {
+            lacks_a_header: unknown.is_some(),
             decision: decide_uncounted(self, &request),
             request,
             route,
@@ -80,6 +87,11 @@ impl WhatIf {
     /// The decision that would be made.
     pub fn decision(&self) -> &Decision {
         &self.decision
+    }
+
+    /// Whether the answer may depend on a header of which nothing is known. The decision is an error then.
+    pub fn lacks_a_header(&self) -> bool {
+        self.lacks_a_header
     }
 
     /// The action's name: `connect`, a method, or `other`.

@@ -8,6 +8,7 @@ mod manifest;
 
 use crate::envelope::{Envelope, Hash, SealBroken};
 use crate::fault::Fault;
+use crate::headers::HEADERS_FILE;
 use crate::schema::SCHEMA;
 use crate::signer::{BadSigner, SigningKey, TrustedSigners};
 use crate::snapshot::{Snapshot, Source};
@@ -18,7 +19,8 @@ use std::ops::Deref;
 use std::time::SystemTime;
 
 pub use manifest::{
-    CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Stage,
+    CRITICAL_HEADERS, CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest,
+    ManifestFile, Stage,
 };
 use manifest::{FORMAT, NAME_RULE, is_file_name, shown};
 pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
@@ -44,7 +46,7 @@ pub struct Meta {
     pub expires: SystemTime,
     /// The oldest engine that may use it.
     pub min_engine: EngineVersion,
-    /// Features an engine must know. A shadow's own is added.
+    /// Features an engine must know. What a shadow, or a file among the sources, makes necessary is added.
     pub critical: Vec<String>,
     /// What it is for.
     pub stage: Stage,
@@ -320,6 +322,9 @@ impl Bundle {
         let mut critical: BTreeSet<String> = meta.critical.into_iter().collect();
         if meta.stage == Stage::Shadow {
             critical.insert(CRITICAL_SHADOW.to_owned());
+        }
+        if sources.iter().any(|source| source.name == HEADERS_FILE) {
+            critical.insert(CRITICAL_HEADERS.to_owned());
         }
         let manifest = Manifest {
             format: FORMAT,
@@ -677,6 +682,47 @@ mod tests {
         }
         let twice = Bundle::build(&sources(&[("a.cedar", ""), ("a.cedar", "")]), meta());
         assert!(matches!(twice, Err(Unbuildable::SameName(_))));
+    }
+
+    #[test]
+    fn selected_headers_need_an_engine_that_knows_them() {
+        let with_headers = [some(), sources(&[("headers.toml", "headers = ['x-tenant']")])].concat();
+        let build = |sources: &[Source], critical: &[&str], stage| {
+            let critical = critical.iter().map(|name| (*name).to_owned()).collect();
+            Bundle::build(
+                sources,
+                Meta {
+                    critical,
+                    stage,
+                    ..meta()
+                },
+            )
+        };
+        for stage in [Stage::Live, Stage::Shadow] {
+            let draft = build(&with_headers, &[], stage).unwrap();
+            let features = match stage {
+                Stage::Live => &["headers"][..],
+                Stage::Shadow => &["headers", "shadow"],
+            };
+            assert_eq!(draft.manifest().critical, features);
+            let bytes = draft.sign(&[&key("alice")]).unwrap();
+            open(&bytes, |_| ()).unwrap();
+            // The engine of before.
+            assert_eq!(
+                open(&bytes, |a| a.known_critical = &[CRITICAL_SHADOW]).unwrap_err(),
+                Refused::UnknownCritical("headers".to_owned())
+            );
+        }
+        let refused = build(&some(), &["headers"], Stage::Live).unwrap_err().to_string();
+        assert!(refused.contains("only such a one"), "{refused}");
+        // A manifest that keeps quiet about it.
+        let mut draft = build(&with_headers, &[], Stage::Live).unwrap();
+        draft.manifest.critical.clear();
+        draft.envelope.body = draft.manifest.encode();
+        let refused = open(&draft.sign(&[&key("alice")]).unwrap(), |_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("critical feature `headers`"), "{refused}");
     }
 
     #[test]

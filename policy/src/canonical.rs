@@ -1,11 +1,15 @@
-//! The canonical request: the one reading of method, host and path that policy, record and upstream share.
+//! The canonical request: the one reading of method, host, path and selected headers that policy, record and upstream
+//! share.
 //!
 //! A request that two programs could read in two ways is refused; one that merely can be *written* in two ways is
 //! rewritten to one of them, and that is what is decided on, recorded and forwarded. The order is: refuse what is
 //! never right (NUL, control characters, bad escapes, `\`, `#`, `;`), decode unreserved bytes once, refuse escapes
-//! that hide a separator or a dot segment, merge slashes, resolve dots.
+//! that hide a separator or a dot segment, merge slashes, resolve dots. Which headers are read, a policy set says
+//! (`headers.rs`).
 
+use crate::headers::{Header, SelectedHeaders};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 /// The longest path, before and after canonicalisation. Common servers stop at 8 KiB too.
 pub const MAX_PATH_BYTES: usize = 8 * 1024;
@@ -26,10 +30,12 @@ pub struct CanonicalRequest {
     path: String,
     segments: Vec<String>,
     query: Option<String>,
+    /// By name; those of which nothing is known are not here.
+    headers: Vec<Header>,
 }
 
 /// Why a request is refused with 400 before any policy is asked. The text is safe to show to the peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ambiguous {
     /// The method is empty, too long, or not an upper-case token (RFC 9110 §9.1).
@@ -86,6 +92,14 @@ pub enum Ambiguous {
     /// A `#`, which never belongs in a request target (RFC 9112 §3.2.1).
     #[error("the request target holds a fragment")]
     Fragment,
+    /// A selected header with more than one value, or under a name that some servers take for it.
+    #[error(
+        "the header `{0}`, which policy looks at, stands there more than once, holds a comma, or is spelt with another sign for `-`"
+    )]
+    HeaderTwice(Arc<str>),
+    /// A selected header with a value that is not read alike by everybody.
+    #[error("the header `{0}`, which policy looks at, is not 1 to {max} characters of visible ASCII with spaces only inside", max = crate::headers::MAX_HEADER_VALUE_BYTES)]
+    HeaderValue(Arc<str>),
 }
 
 // === impl CanonicalRequest ===
@@ -126,7 +140,22 @@ impl CanonicalRequest {
             path: path.text,
             segments: path.segments,
             query: query.map(canonical_query).transpose()?,
+            headers: Vec::new(),
         })
+    }
+
+    /// The same request with its selected headers, read out of the fields that go upstream: all of them, as they are sent.
+    /// Without this nothing is known of any header.
+    ///
+    /// # Errors
+    /// [`Ambiguous::HeaderTwice`] and [`Ambiguous::HeaderValue`].
+    pub fn with_headers<'f>(
+        mut self,
+        selected: &SelectedHeaders,
+        fields: impl IntoIterator<Item = (&'f str, &'f [u8])>,
+    ) -> Result<Self, Ambiguous> {
+        self.headers = selected.read(fields)?;
+        Ok(self)
     }
 
     /// The method, an upper-case token.
@@ -164,6 +193,17 @@ impl CanonicalRequest {
     pub fn segments(&self) -> impl ExactSizeIterator<Item = &str> {
         self.segments.iter().map(String::as_str)
     }
+
+    /// The selected headers, sorted by name, each with its value or as absent.
+    pub fn headers(&self) -> impl ExactSizeIterator<Item = (&str, Option<&str>)> {
+        self.headers
+            .iter()
+            .map(|header| (&*header.name, header.value.as_deref()))
+    }
+
+    pub(crate) fn known_headers(&self) -> impl Iterator<Item = Arc<str>> {
+        self.headers.iter().map(|header| Arc::clone(&header.name))
+    }
 }
 
 // === impl Ambiguous ===
@@ -190,6 +230,8 @@ impl Ambiguous {
             Self::EscapesRoot => "escapes_root",
             Self::PathParameter => "path_parameter",
             Self::Fragment => "fragment",
+            Self::HeaderTwice(_) => "header_twice",
+            Self::HeaderValue(_) => "header_value",
         }
     }
 }

@@ -7,10 +7,13 @@
 //! /ns/web/sa/shop    POST ledger /entries       no_permit
 //! /ns/bad            connect postgres           forbid by sec/no-bad
 //!
+//! /ns/web/sa/shop    GET ledger / x-tenant=acme content-type="text/plain; charset=utf-8" allow
+//!
 //! [from 10.20.0.9 at 2026-11-23T03:00:00Z]      # for the lines that follow
 //! spiffe://other.org/x    GET ledger /          no_permit
 //! ```
 //!
+//! Headers are those that the policies select; one that is not written is absent.
 //! Settings in brackets hold until they are changed. Nothing is taken from the machine the table is run on: without
 //! settings a call comes from 127.0.0.1 at noon of Monday, 5 January 2026, and its host is the service's name.
 //!
@@ -23,6 +26,7 @@ use crate::canonical::{Ambiguous, CanonicalRequest};
 use crate::decide::{Decision, Outcome};
 use crate::explain::Explanation;
 use crate::fault::Fault;
+use crate::headers::{HEADERS_FILE, SelectedHeaders};
 use crate::routes::check_service_name;
 use crate::snapshot::{Snapshot, Source};
 use crate::view::Places;
@@ -131,19 +135,20 @@ type Wrong = (usize, String);
 // === impl CaseTable ===
 
 impl CaseTable {
-    /// Reads a table, or Cedar's tests where the name ends in `.json`. A table without cases is legal.
+    /// Reads a table, or Cedar's tests where the name ends in `.json`, for policies that select these headers. A table
+    /// without cases is legal.
     ///
     /// # Errors
     /// Every fault, in the order of the text. Nothing of a table with a fault can be run.
-    pub fn parse(source: &Source) -> Result<Self, Vec<Fault>> {
+    pub fn parse(source: &Source, headers: &SelectedHeaders) -> Result<Self, Vec<Fault>> {
         if source.text.len() > MAX_TABLE_BYTES {
             let reason = format!("the table is longer than {MAX_TABLE_BYTES} bytes; split it");
             return Err(vec![Fault::at(&source.name, "", 0, reason)]);
         }
         let cases = if source.name.ends_with(".json") {
-            run_tests::parse(&source.text)
+            run_tests::parse(&source.text, headers)
         } else {
-            rows(&source.text)
+            rows(&source.text, headers)
         };
         match cases {
             Ok(cases) => Ok(Self {
@@ -187,7 +192,7 @@ impl CaseTable {
 }
 
 /// The cases of a plain table.
-fn rows(text: &str) -> Result<Vec<Case>, Vec<Wrong>> {
+fn rows(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, Vec<Wrong>> {
     let mut settings = Settings::default();
     let mut cases = Vec::new();
     let mut wrong = Vec::new();
@@ -201,7 +206,7 @@ fn rows(text: &str) -> Result<Vec<Case>, Vec<Wrong>> {
             continue;
         }
         let column = line.chars().take_while(|c| c.is_whitespace()).count() + 1;
-        match settings.case((number + 1, column), &tokens) {
+        match settings.case((number + 1, column), &tokens, headers) {
             Ok(case) => cases.push(case),
             Err(fault) => wrong.push(fault),
         }
@@ -209,11 +214,17 @@ fn rows(text: &str) -> Result<Vec<Case>, Vec<Wrong>> {
     if wrong.is_empty() { Ok(cases) } else { Err(wrong) }
 }
 
-/// The words of a line up to its comment, which starts with a `#` after a space.
+/// The words of a line up to its comment, which starts with a `#` after a space. In a word, spaces between quotes are part
+/// of it.
 fn tokens(line: &str, start: usize) -> Vec<Token<'_>> {
     let mut tokens = Vec::new();
     let mut at = start;
-    for text in line.split(char::is_whitespace) {
+    let mut quoted = false;
+    let parts = line.split(|c: char| {
+        quoted ^= c == '"';
+        c.is_whitespace() && !quoted
+    });
+    for text in parts {
         if text.starts_with('#') {
             break;
         }
@@ -307,11 +318,11 @@ impl Settings {
     }
 
     /// Reads `who  does  expect`.
-    fn case(&self, place: (usize, usize), tokens: &[Token<'_>]) -> Result<Case, Wrong> {
+    fn case(&self, place: (usize, usize), tokens: &[Token<'_>], headers: &SelectedHeaders) -> Result<Case, Wrong> {
         const FORM: &str = "write a case as `caller METHOD service /path outcome` or `caller connect service outcome`";
         let end = tokens.last().map_or(0, |last| last.offset + last.text.len());
         let missing = |what: &str| (end, format!("the case has no {what}; {FORM}"));
-        let mut rest = tokens.iter().copied();
+        let mut rest = tokens.iter().copied().peekable();
         let caller = rest.next().ok_or_else(|| missing("caller"))?;
         let principal = self.caller(caller)?;
         let action = rest.next().ok_or_else(|| missing("method"))?;
@@ -328,8 +339,15 @@ impl Settings {
                 ));
             }
             last = target;
+            let mut fields = Vec::new();
+            while let Some(field) = rest.next_if(|token| token.text.contains('=')) {
+                last = field;
+                fields.push(field.header(headers)?);
+            }
             let host = self.host.as_deref().unwrap_or(service.text);
-            CanonicalRequest::parse(action.text, &[host.as_bytes()], target.text.as_bytes()).map(Asked::Http)
+            CanonicalRequest::parse(action.text, &[host.as_bytes()], target.text.as_bytes())
+                .and_then(|request| request.with_headers(headers, fields))
+                .map(Asked::Http)
         } else {
             let upper = action.text.to_uppercase();
             return Err(action.wrong(format!(
@@ -423,7 +441,24 @@ fn instant(text: &str) -> Option<SystemTime> {
 
 // === impl Token ===
 
-impl Token<'_> {
+impl<'a> Token<'a> {
+    /// Name and value of `x-tenant=acme` or `content-type="text/plain; charset=utf-8"`.
+    fn header(self, selected: &SelectedHeaders) -> Result<(&'a str, &'a [u8]), Wrong> {
+        let (name, value) = self.text.split_once('=').unwrap_or((self.text, ""));
+        if !selected.iter().any(|header| header == name) {
+            return Err(self.wrong(format!(
+                "is no header that `{HEADERS_FILE}` selects, so no policy can look at it; add it there, or remove it here"
+            )));
+        }
+        let value = match value.strip_prefix('"') {
+            Some(rest) => rest
+                .strip_suffix('"')
+                .ok_or_else(|| self.wrong("has no closing `\"`; put one behind the value"))?,
+            None => value,
+        };
+        Ok((name, value.as_bytes()))
+    }
+
     fn wrong(self, what: impl fmt::Display) -> Wrong {
         /// The most of a stranger's word that is repeated.
         const SHOWN: usize = 80;
@@ -598,263 +633,4 @@ fn cedars_words(allow: bool, reason: &[String], errors: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const POLICIES: &str = r#"
-@id("pay/read") permit (
-  principal in Hoplite::Path::"prod.acme/ns/web", action in [Hoplite::Action::"read"], resource in Hoplite::Service::"ledger");
-@id("pay/office") permit (principal, action, resource == Hoplite::Route::"ledger:POST /entries")
-when { context.conn.src.isInRange(ip("10.20.0.0/16")) && context.conn.dow == "Mon" && context.host == "ledger" };
-@id("pay/night") permit (principal, action, resource == Hoplite::Route::"ledger:POST /entries")
-when { context.conn.now.toTime() < duration("6h") };
-@id("sec/no-bad") forbid (principal in Hoplite::Path::"prod.acme/ns/bad", action, resource);
-@id("sec/broken") forbid (principal, action == Hoplite::Action::"DELETE", resource)
-when { context.seg.n * 9223372036854775807 > 0 };
-@id("db/connect") permit (principal, action == Hoplite::Action::"connect", resource == Hoplite::Service::"postgres");
-"#;
-
-    pub(super) fn source(name: &str, text: &str) -> Source {
-        Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        }
-    }
-
-    pub(super) fn snapshot() -> Snapshot {
-        let routes = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"POST /entries\"]";
-        Snapshot::compile(&[source("a.cedar", POLICIES), source("routes.toml", routes)]).unwrap()
-    }
-
-    /// Runs the table and expects each case to come out as it says, unless it says `!`: then that comes out instead.
-    #[track_caller]
-    fn check(table: &str) {
-        let parsed = CaseTable::parse(&source("a.test", table)).unwrap_or_else(|faults| panic!("{faults:#?}"));
-        let results = parsed.run(&snapshot(), &Places::default());
-        assert_eq!(results.len(), parsed.len());
-        for result in &results {
-            let line = table.lines().nth(result.line - 1).unwrap();
-            assert_eq!(result.column, line.len() - line.trim_start().len() + 1);
-            match line.split_once('!') {
-                None => assert!(result.passed, "{line}\n{result:#?}"),
-                Some((_, found)) => {
-                    assert!(!result.passed, "{line}");
-                    assert_eq!(result.found, found.trim(), "{line}\n{result:#?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_table_says_what_comes_out() {
-        check(
-            "
-[trust-domain prod.acme]
-# who                    does                        expect
-/ns/web/sa/shop          GET ledger /accounts/7      allow by pay/read
-/ns/web/sa/shop          GET ledger /accounts/7      allow            # without `by`
-/ns/web                  GET ledger /x?y=z           allow by pay/read
-/ns/web                  POST ledger /entries        no_permit
-/ns/bad                  connect postgres            forbid by sec/no-bad
-/ns/web                  connect postgres            allow by db/connect
-/ns/web                  DELETE ledger /a/b          error by sec/broken
-/ns/web                  GET ledger /a%2fb           malformed
-/ns/web                  TRACE ledger /              malformed
-/ns/web                  OPTIONS ledger *            allow
-spiffe://other.org/x     GET ledger /accounts/7      no_permit
-spiffe://prod.acme       GET ledger /accounts/7      no_permit
-
-[from 10.20.0.9]
-/ns/web                  POST ledger /entries        allow by pay/office
-[at 2026-11-23T03:00Z]
-/ns/web                  POST ledger /entries        allow by pay/office, pay/night
-/ns/web                  POST ledger /entries        allow by pay/night,pay/office
-  [ at 2026-11-22T03:00:00Z from ::1 ]  # a Sunday
-\t/ns/web\tPOST ledger /entries\tallow by pay/night
-[at 2026-11-23T12:00:00Z from 10.20.0.9 host other.example]
-/ns/web                  POST ledger /entries        no_permit
-[trust-domain other.org]
-/ns/web                  GET ledger /accounts/7      no_permit
-",
-        );
-        check("");
-        check("# nothing\r\n\r\n");
-        check("\u{feff}spiffe://a/b GET ledger / no_permit\r\n");
-    }
-
-    #[test]
-    fn a_case_that_fails_says_what_came_out() {
-        check(
-            "
-[trust-domain prod.acme]
-/ns/web    GET ledger /accounts/7      no_permit              #! allow by pay/read
-/ns/web    GET ledger /accounts/7      allow by pay/night     #! allow by pay/read
-/ns/web    GET ledger /accounts/7      malformed              #! allow by pay/read
-/ns/web    GET ledger /a%2fb           allow                  #! malformed
-/ns/bad    GET ledger /accounts/7      no_permit              #! forbid by sec/no-bad
-/ns/web    DELETE ledger /a/b          forbid                 #! error by sec/broken
-/ns/web    PUT ledger /a/b             allow by pay/read      #! no_permit
-",
-        );
-    }
-
-    #[test]
-    fn what_nearly_decided_is_told_of_what_fails() {
-        let policies = [source("a.cedar", POLICIES)];
-        let snapshot = Snapshot::compile(&policies).unwrap();
-        let table = "[trust-domain prod.acme]\n/ns/web GET ledger / no_permit\n/ns/web PUT ledger / allow by pay/read\n\
-                     /ns/web GET ledger / allow by pay/read";
-        let table = CaseTable::parse(&source("a.test", table)).unwrap();
-        let results = table.run(&snapshot, &Places::of(&policies));
-        let nearly: Vec<_> = results.iter().map(|result| result.why.get(1..).unwrap()).collect();
-        assert!(nearly[0].is_empty() && nearly[2].is_empty(), "{nearly:?}");
-        let near = "permit `pay/read` is about another action (a.cedar:2:1): ";
-        assert!(nearly[1].iter().any(|line| line.starts_with(near)), "{nearly:?}");
-
-        let failing = "spiffe://prod.acme/ns/pay POST ledger /entries allow\n".repeat(MAX_EXPLAINED + 1);
-        let table = CaseTable::parse(&source("a.test", &failing)).unwrap();
-        let results = table.run(&super::tests::snapshot(), &Places::default());
-        let office = "permit `pay/office` does not apply: context.conn.src.isInRange(ip(\"10.20.0.0/16\")), context.conn.src is ";
-        let told = |result: &CaseResult| result.why.iter().any(|line| line.starts_with(office));
-        assert!(told(&results[0]), "{:#?}", results[0]);
-        assert!(told(&results[MAX_EXPLAINED - 1]) && !told(&results[MAX_EXPLAINED]));
-    }
-
-    #[test]
-    fn the_reasons_are_told() {
-        let table = "[trust-domain prod.acme]\n/ns/web DELETE ledger /a/b allow by pay/raed\n/x GET ledger /a;b allow";
-        let results = CaseTable::parse(&source("a.test", table))
-            .unwrap()
-            .run(&snapshot(), &Places::default());
-        let [decided, malformed] = &results[..] else {
-            panic!("{results:?}")
-        };
-        assert_eq!(decided.case, "/ns/web DELETE ledger /a/b");
-        let why = decided.why.join("\n");
-        for part in [
-            "the route is `ledger:unmatched`",
-            "a forbid could not be evaluated: `sec/broken`",
-            "not evaluated: sec/broken: ",
-            "no policy has the `@id` `pay/raed`",
-        ] {
-            assert!(why.contains(part), "{part} is missing from {why}");
-        }
-        assert_eq!(malformed.why, ["the path holds a `;` parameter"]);
-    }
-
-    #[test]
-    fn a_broken_snapshot_passes_no_table_that_expects_otherwise() {
-        let table = CaseTable::parse(&source(
-            "a.test",
-            "spiffe://a/b GET x / no_permit\nspiffe://a/b GET x / error",
-        ))
-        .unwrap();
-        let passed: Vec<_> = table
-            .run(&Snapshot::deny_all("broken"), &Places::default())
-            .iter()
-            .map(|r| r.passed)
-            .collect();
-        assert_eq!(passed, [false, true]);
-    }
-
-    /// Each expectation is `line:column` and, after `…`, a part of the reason.
-    #[track_caller]
-    fn faults(table: &str, expected: &[&str]) {
-        let faults = CaseTable::parse(&source("a.test", table)).expect_err("it must be refused");
-        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        assert_eq!(faults.len(), expected.len(), "{faults:#?}");
-        for (fault, expected) in faults.iter().zip(expected) {
-            let (place, reason) = expected.split_once('…').unwrap();
-            assert!(
-                fault.starts_with(&format!("a.test:{place}: ")) && fault.contains(reason),
-                "{fault}\nis not {expected}"
-            );
-            assert!(
-                fault.contains("; ") || fault.contains("upper case"),
-                "{fault} does not say what to do"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_unknown_is_refused_with_the_remedy() {
-        faults(
-            "
-/ns/web GET ledger / allow
-web GET ledger / allow
-[trust-domain prod.acme]
-/ns//web GET ledger / allow
-/ns/web get ledger / allow
-/ns/web read ledger allow
-/ns/web GET led/ger / allow
-/ns/web GET ledger allow
-/ns/web connect ledger / allow
-/ns/web GET ledger / deny
-/ns/web GET ledger / Allow
-/ns/web GET ledger / allow pay/read
-/ns/web GET ledger / allow by
-/ns/web GET ledger / no_permit by pay/read
-/ns/web GET ledger /
-/ns/web GET ledger # allow
-/ns/web GET
-  /ns/web
-",
-            &[
-                "2:1…`/ns/web` has no trust domain",
-                "3:1…write a caller as",
-                "5:1…empty path segment",
-                "6:9…`get` is neither `connect` nor a method, which is in upper case like `GET`",
-                "7:9…`read` is neither",
-                "8:13…not a service name",
-                "9:20…`allow` is no path",
-                "10:24…`/` is no outcome",
-                "11:22…`deny` is no outcome; write `allow`, `forbid`",
-                "12:22…`Allow` is no outcome",
-                "13:28…`pay/read` does not belong here",
-                "14:28…has no policy after it",
-                "15:32…does not go with `no_permit`",
-                "16:21…no outcome",
-                "17:19…no path",
-                "18:12…no service",
-                "19:10…no method",
-            ],
-        );
-        faults(
-            "[]\n[ ]\n[from]\n[from 10.0.0.300]\n[at noon]\n[at 2026-11-23T03:00:00+01:00]\n[trustdomain a]\n[trust-domain A]\n[host a/b]\n[from ::1\n[from ::1 at]",
-            &[
-                "1:1…no setting in the brackets",
-                "2:1…no setting in the brackets",
-                "3:2…`from` has no value; write it like `[from 10.20.0.9]`",
-                "4:7…`10.0.0.300` is no value for `from`",
-                "5:5…`noon` is no value for `at`",
-                "6:5…is no value for `at`",
-                "7:2…`trustdomain` is no setting; there are",
-                "8:15…is no value for `trust-domain`",
-                "9:7…is no value for `host`",
-                "10:1…have no end",
-                "11:11…`at` has no value",
-            ],
-        );
-        faults(&"x".repeat(MAX_TABLE_BYTES + 1), &["1:1…is longer than"]);
-        let many = CaseTable::parse(&source("a.test", &"x\n".repeat(1_000))).unwrap_err();
-        assert_eq!(many.len(), MAX_TABLE_FAULTS);
-    }
-
-    #[test]
-    fn the_default_instant_is_a_monday_noon() {
-        assert_eq!(
-            SystemTime::UNIX_EPOCH + DEFAULT_NOW,
-            humantime::parse_rfc3339("2026-01-05T12:00:00Z").unwrap()
-        );
-        assert_eq!(instant("2026-11-23T03:00Z"), instant("2026-11-23T03:00:00Z"));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_text_is_read_or_refused(text in "(\\[|\\]|#|/|[ \\t\\r\\n\u{a0}é]|at|from|by|allow|GET|connect|x|spiffe://a/b){0,40}") {
-            if let Ok(table) = CaseTable::parse(&source("a.test", &text)) {
-                table.run(&Snapshot::deny_all("none"), &Places::default());
-            }
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,9 @@ use smol_str::SmolStr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// The attribute of the context that holds the selected headers.
+pub(crate) const HEADERS: &str = "hdr";
+
 /// A value for the context, evaluated. Cloning shares it.
 #[derive(Debug, Clone)]
 pub(crate) struct Value(ast::Value);
@@ -22,6 +25,8 @@ pub(crate) struct Residual {
     pub(crate) policy: Policy,
     /// Whether the conditions look at the context. What does not has one answer per call.
     pub(crate) contextual: bool,
+    /// Whether they may look at a selected header.
+    pub(crate) reads_headers: bool,
 }
 
 /// A stretch of a policy's text.
@@ -39,7 +44,7 @@ pub(crate) struct Conjunct {
     pub(crate) text: String,
     pub(crate) place: Option<Stretch>,
     pub(crate) expression: Expression,
-    /// What of the context it looks at, as `conn.src`; nothing longer of the same is left out.
+    /// What of the context it looks at, as `conn.src` or `hdr["x-tenant"]`; nothing longer of the same is left out.
     pub(crate) looks_at: Vec<(String, Expression)>,
     /// Whether it also looks at the context as a whole.
     pub(crate) looks_at_all: bool,
@@ -91,11 +96,7 @@ impl Residual {
     pub(crate) fn of(policy: &Policy) -> Self {
         let ast: &ast::Policy = policy.as_ref();
         let conditions = ast.non_scope_constraints_arc();
-        let looks_at_context = |expression: &Arc<Expr>| {
-            expression
-                .subexpressions()
-                .any(|part| matches!(part.expr_kind(), ExprKind::Var(Var::Context)))
-        };
+        let looks = conditions.map(|conditions| looks_at(conditions));
         let residual = ast::Policy::from_when_clause_annos(
             ast.effect(),
             conditions.cloned().unwrap_or_else(|| Arc::new(Expr::val(true))),
@@ -105,9 +106,42 @@ impl Residual {
         );
         Self {
             policy: residual.into(),
-            contextual: conditions.is_some_and(looks_at_context),
+            contextual: looks.is_some_and(|looks| looks.all > 0),
+            reads_headers: looks.is_some_and(|looks| looks.headers || looks.all > looks.parts),
         }
     }
+}
+
+/// How an expression looks at the context.
+#[derive(Debug, Clone, Copy, Default)]
+struct Looks {
+    /// How often.
+    all: usize,
+    /// How often at an attribute of it, and not at the context as a whole.
+    parts: usize,
+    /// Whether at the selected headers.
+    headers: bool,
+}
+
+fn looks_at(expression: &Expr) -> Looks {
+    let mut looks = Looks::default();
+    for part in expression.subexpressions() {
+        match part.expr_kind() {
+            ExprKind::Var(Var::Context) => looks.all += 1,
+            ExprKind::GetAttr { expr, attr } | ExprKind::HasAttr { expr, attr }
+                if matches!(expr.expr_kind(), ExprKind::Var(Var::Context)) =>
+            {
+                looks.parts += 1;
+                looks.headers |= attr == HEADERS;
+            }
+            ExprKind::ExtHasAttr { expr, attrs } if matches!(expr.expr_kind(), ExprKind::Var(Var::Context)) => {
+                looks.parts += 1;
+                looks.headers |= attrs.first() == HEADERS;
+            }
+            _ => {}
+        }
+    }
+    looks
 }
 
 /// The policy without its text, which the authorizer does not need and every copy would copy.
@@ -158,39 +192,30 @@ impl Conjunct {
     fn of(expression: &Expr) -> Self {
         let text = expression.source_loc().and_then(Loc::snippet);
         let text = text.map_or_else(|| expression.to_string(), str::to_owned);
-        let mut chains: BTreeMap<String, &Expr> = BTreeMap::new();
-        let (mut whole, mut parts) = (0_usize, 0_usize);
-        for part in expression.subexpressions() {
-            match part.expr_kind() {
-                ExprKind::Var(Var::Context) => whole += 1,
-                ExprKind::GetAttr { expr, .. } | ExprKind::HasAttr { expr, .. } | ExprKind::ExtHasAttr { expr, .. }
-                    if matches!(expr.expr_kind(), ExprKind::Var(Var::Context)) =>
-                {
-                    parts += 1;
-                }
-                _ => {}
-            }
-            chains.extend(chain(part).map(|name| (name, part)));
-        }
-        let longer: BTreeSet<&str> = chains
-            .keys()
-            .filter_map(|name| name.rsplit_once('.').map(|(shorter, _)| shorter))
+        let chains: BTreeMap<Vec<&str>, &Expr> = expression
+            .subexpressions()
+            .filter_map(|part| Some((chain(part)?, part)))
             .collect();
-        let longest = chains.iter().filter(|(name, _)| !longer.contains(name.as_str()));
+        let longer: BTreeSet<&[&str]> = chains
+            .keys()
+            .filter_map(|names| names.split_last().map(|(_, shorter)| shorter))
+            .collect();
+        let longest = chains.iter().filter(|(names, _)| !longer.contains(names.as_slice()));
+        let looks = looks_at(expression);
         Self {
             text: text.split_whitespace().collect::<Vec<_>>().join(" "),
             place: expression.source_loc().map(Stretch::from),
             looks_at: longest
-                .map(|(name, part)| (name.clone(), Expression::from((*part).clone())))
+                .map(|(names, part)| (written(names), Expression::from((*part).clone())))
                 .collect(),
-            looks_at_all: whole > parts,
+            looks_at_all: looks.all > looks.parts,
             expression: expression.clone().into(),
         }
     }
 }
 
-/// `conn.src` for `context.conn.src`; nothing for what is no attribute of the context.
-fn chain(mut expression: &Expr) -> Option<String> {
+/// `conn` and `src` for `context.conn.src`; nothing for what is no attribute of the context.
+fn chain(mut expression: &Expr) -> Option<Vec<&str>> {
     let mut names = Vec::new();
     loop {
         match expression.expr_kind() {
@@ -203,5 +228,22 @@ fn chain(mut expression: &Expr) -> Option<String> {
         }
     }
     names.reverse();
-    Some(names.join("."))
+    Some(names)
+}
+
+/// `conn.src` and `hdr["x-tenant"]`, as a policy writes them after `context.`.
+fn written(names: &[&str]) -> String {
+    let mut text = String::new();
+    for name in names {
+        let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !is_word {
+            text.push_str(&format!("[{name:?}]"));
+        } else {
+            if !text.is_empty() {
+                text.push('.');
+            }
+            text.push_str(name);
+        }
+    }
+    text
 }

@@ -63,7 +63,7 @@ pub struct Denied(pub Decision);
 pub fn decide(snapshot: &Snapshot, request: &AuthzRequest) -> Decision {
     decide_by(snapshot, |evaluator| {
         let prepared = evaluator.prepared(request.name(), || request.call())?;
-        let answer = prepared.answer(request.context()?)?;
+        let answer = prepared.answer(context(snapshot, evaluator, request)?)?;
         count(snapshot, evaluator, &prepared, &answer, request);
         Ok(answer)
     })
@@ -75,7 +75,7 @@ pub fn decide(snapshot: &Snapshot, request: &AuthzRequest) -> Decision {
 /// two differ ([`Decision::differs`]) this one is right.
 pub fn decide_by_reference(snapshot: &Snapshot, request: &AuthzRequest) -> Decision {
     decide_by(snapshot, |evaluator| {
-        evaluator.reference(&request.call()?, request.context()?)
+        evaluator.reference(&request.call()?, context(snapshot, evaluator, request)?)
     })
 }
 
@@ -84,8 +84,34 @@ pub(crate) fn decide_uncounted(snapshot: &Snapshot, request: &AuthzRequest) -> D
     decide_by(snapshot, |evaluator| {
         evaluator
             .prepared(request.name(), || request.call())?
-            .answer(request.context()?)
+            .answer(context(snapshot, evaluator, request)?)
     })
+}
+
+/// A header that a policy on this call may look at, and of which the request does not say what it is, or that it is absent.
+pub(crate) fn unknown_header<'a>(
+    snapshot: &'a Snapshot,
+    evaluator: &Evaluator,
+    request: &AuthzRequest,
+) -> Result<Option<&'a str>, String> {
+    let mut headers = snapshot.headers().iter();
+    let Some(unknown) = headers.find(|header| !request.knows(header)) else {
+        return Ok(None);
+    };
+    let prepared = evaluator.prepared(request.name(), || request.call())?;
+    Ok(prepared.reads_headers().then_some(unknown))
+}
+
+/// What Cedar is asked, unless the answer could depend on a header of which nothing is known: to take it for absent could
+/// open a door that a forbid holds shut.
+fn context(snapshot: &Snapshot, evaluator: &Evaluator, request: &AuthzRequest) -> Result<Context, String> {
+    match unknown_header(snapshot, evaluator, request)? {
+        None => request.context(),
+        Some(header) => Err(format!(
+            "a policy on this looks at headers, and whoever asks did not say what `{header}` is; let it tell the request's \
+             headers"
+        )),
+    }
 }
 
 /// As [`decide_by_reference`], of a call whose entities somebody else gives.
@@ -408,6 +434,46 @@ mod tests {
             &[permit, forbid].map(String::as_str).concat(),
             (Outcome::Forbid, false, &["f"], &[]),
         );
+    }
+
+    #[test]
+    fn a_header_of_which_nothing_is_known_is_not_taken_for_absent() {
+        let text = "@id(\"in\") permit (principal, action, resource);\n@id(\"out\") forbid (principal, action == \
+                    Hoplite::Action::\"POST\", resource) when { context.hdr has \"x-debug\" };";
+        let sources = [("a.cedar", text), ("headers.toml", "headers = ['x-debug']")].map(|(name, text)| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        });
+        let snapshot = Snapshot::compile(&sources).unwrap();
+        let caller = SpiffeId::parse("spiffe://prod.acme/web").unwrap();
+        let decided = |method: &str, fields: Option<&[(&str, &[u8])]>| {
+            let mut request = CanonicalRequest::parse(method, &[b"ledger"], b"/").unwrap();
+            if let Some(fields) = fields {
+                request = request
+                    .with_headers(snapshot.headers(), fields.iter().copied())
+                    .unwrap();
+            }
+            let route = snapshot.routes().route("ledger", &request);
+            let request = AuthzRequest::http(
+                Caller::supposed(&caller),
+                "ledger",
+                &route,
+                &request,
+                &connection(),
+                now(),
+            );
+            let decision = decide(&snapshot, &request);
+            assert_eq!(decision.differs(&decide_by_reference(&snapshot, &request)), None);
+            assert_eq!(decision.differs(&decide_uncounted(&snapshot, &request)), None);
+            decision
+        };
+        assert_eq!(decided("POST", Some(&[])).outcome(), Outcome::Allow);
+        assert_eq!(decided("POST", Some(&[("x-debug", b"1")])).outcome(), Outcome::Forbid);
+        let unknown = decided("POST", None);
+        assert_eq!((unknown.outcome(), unknown.cedar_allows()), (Outcome::Error, false));
+        assert!(unknown.reason().unwrap().contains("`x-debug`"), "{unknown:?}");
+        // Where no policy looks at a header there is nothing to know.
+        assert_eq!(decided("GET", None).outcome(), Outcome::Allow);
     }
 
     #[test]

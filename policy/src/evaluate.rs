@@ -70,6 +70,8 @@ pub(crate) struct Prepared {
     settled: Answer,
     /// The others, without their scopes.
     open: Arc<PolicySet>,
+    /// Whether one of them may look at a selected header.
+    reads_headers: bool,
 }
 
 /// Which policies are satisfied, and which failed.
@@ -124,7 +126,10 @@ impl Evaluator {
         let (open, settled): (Vec<Number>, Vec<Number>) = candidates
             .iter()
             .partition(|&&number| self.residual(number).is_none_or(|residual| residual.contextual));
+        let mut residuals = open.iter().filter_map(|&number| self.residual(number));
+        let reads_headers = residuals.any(|residual| residual.reads_headers);
         Ok(Prepared {
+            reads_headers,
             settled: self.settle(&call, &settled)?,
             open: self.set(open)?,
             candidates: candidates.into(),
@@ -228,6 +233,11 @@ impl Prepared {
         let mut found = self.settled.permits.clone();
         found.extend(ask(&permits, &self.call, context)?.permits);
         Ok(found)
+    }
+
+    /// Whether the answer may depend on a selected header.
+    pub(crate) fn reads_headers(&self) -> bool {
+        self.reads_headers
     }
 
     /// The policies whose scope covers the call, ascending.

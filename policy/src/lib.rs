@@ -18,6 +18,7 @@ mod explain;
 mod fault;
 mod format;
 mod grant;
+mod headers;
 mod ids;
 mod index;
 mod lint;
@@ -37,8 +38,9 @@ mod yaml;
 
 pub use ask::{Ask, Asked, WhatIf};
 pub use bundle::{
-    Acceptance, Bundle, BundleContents, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
-    MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage, Unbuildable,
+    Acceptance, Bundle, BundleContents, CRITICAL_HEADERS, CRITICAL_SHADOW, Draft, EngineVersion, KNOWN_CRITICAL,
+    MAX_BUNDLE_BYTES, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest, ManifestFile, Meta, Refused, Seen, Stage,
+    Unbuildable,
 };
 pub use canonical::{
     Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
@@ -51,6 +53,7 @@ pub use explain::{Candidate, Explanation, Finding, MAX_NEAR_MISSES, Miss, NearMi
 pub use fault::Fault;
 pub use format::format;
 pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
+pub use headers::{HEADERS_FILE, MAX_HEADER_VALUE_BYTES, MAX_SELECTED_HEADERS, SelectedHeaders};
 pub use ids::MAX_ID_BYTES;
 pub use lint::lint;
 pub use modules::{BREAK_GLASS_MODULE, MODULES_FILE, SECURITY_OWNER};
@@ -58,7 +61,7 @@ pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible};
 pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
-pub use schema::SCHEMA;
+pub use schema::{SCHEMA, schema};
 pub use signer::{BadSigner, MAX_SIGNERS, Signer, SigningKey, TrustedSigners};
 pub use snapshot::{MAX_CHAIN, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};
 pub use view::{Effect, Place, Places, PolicyView};

@@ -25,19 +25,21 @@
 
 use crate::anatomy::{Anatomy, Place};
 use crate::fault::Fault;
+use crate::headers::SelectedHeaders;
 use crate::lookalike::{Lookalikes, imitation};
 use crate::modules::{BREAK_GLASS_MODULE, Modules, Team};
 use crate::routes::{ROUTES_FILE, RouteTable, check_service_name};
-use crate::schema::VOCABULARY;
+use crate::schema::{VOCABULARY, validator};
 use crate::snapshot::{COMPILE_STACK_BYTES, Source, diagnosed, on_stack, parse};
 use crate::statement::{Statement, statements};
 use crate::unseen::hides;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PatternElem, UnaryOp, Var};
 use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, ValidationMode,
-    ValidationWarning,
+    ValidationWarning, Validator,
 };
 use hoplite_identity::{SpiffeId, TrustDomain};
+use std::borrow::Cow;
 
 /// Finds what is legal and still a mistake, in the order of sources and of their text. For sources that
 /// [`Snapshot::compile`](crate::Snapshot::compile) accepts; of others it says what it can.
@@ -59,6 +61,9 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
     let routes = routes
         .and_then(|source| RouteTable::parse(&source.text).ok())
         .unwrap_or_default();
+    // What of these cannot be read, compiling has told.
+    let headers = SelectedHeaders::of(&sources).unwrap_or_default();
+    let validator = validator(&headers).unwrap_or(Cow::Borrowed(&VOCABULARY.validator));
     let mut lookalikes = Lookalikes::default();
     let mut faults = Vec::new();
     for source in &sources {
@@ -75,7 +80,7 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
             let team = modules.team(&source.name).unwrap_or(Team::Anyone);
             for statement in statements(&source.text) {
                 if let Some(mut review) = Review::new(source, &statement, team) {
-                    review.all(&routes, &mut lookalikes);
+                    review.all(&routes, &validator, &mut lookalikes);
                     found.append(&mut review.faults);
                 }
             }
@@ -130,13 +135,13 @@ impl<'a> Review<'a> {
         })
     }
 
-    fn all(&mut self, routes: &RouteTable, lookalikes: &mut Lookalikes) {
+    fn all(&mut self, routes: &RouteTable, validator: &Validator, lookalikes: &mut Lookalikes) {
         self.owner();
         self.scope();
         self.names(routes, lookalikes);
         self.raw_text();
         self.may_fail();
-        self.cedar_s_warnings();
+        self.cedar_s_warnings(validator);
     }
 
     fn fault(&mut self, place: Option<Place>, message: impl AsRef<str>) {
@@ -308,12 +313,12 @@ impl<'a> Review<'a> {
         }
     }
 
-    fn cedar_s_warnings(&mut self) {
+    fn cedar_s_warnings(&mut self, validator: &Validator) {
         let mut alone = PolicySet::new();
         if alone.add(self.policy.clone()).is_err() {
             return;
         }
-        let result = VOCABULARY.validator.validate(&alone, ValidationMode::Strict);
+        let result = validator.validate(&alone, ValidationMode::Strict);
         let warnings: Vec<&ValidationWarning> = result.validation_warnings().collect();
         let never = |warning: &&ValidationWarning| matches!(warning, ValidationWarning::InvalidActionApplication(_));
         let never_applies = warnings.iter().any(never);

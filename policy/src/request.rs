@@ -1,6 +1,6 @@
 //! The authorization request: the one place where what the proxy knows becomes what policy sees.
 
-use crate::cedar::{Value, context};
+use crate::cedar::{HEADERS, Value, context};
 use crate::evaluate::{Call, CallName};
 use crate::schema::{VOCABULARY, uid};
 use crate::{CanonicalRequest, Route};
@@ -9,6 +9,7 @@ use hoplite_identity::{SpiffeId, VerifiedPeer};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// The most segments of a caller's SPIFFE path. Each is a group of its own; a caller with more is not decided on,
@@ -34,6 +35,8 @@ pub struct AuthzRequest {
     action: &'static str,
     resource: Resource,
     at: SystemTime,
+    /// The selected headers of which something is known.
+    headers: Vec<Arc<str>>,
     /// What Cedar is asked, or why it cannot be: then the decision is an error, never an allow.
     context: Result<Context, String>,
 }
@@ -93,6 +96,7 @@ impl AuthzRequest {
             action: "connect",
             resource: Resource::Service(service.to_owned()),
             at: now,
+            headers: Vec::new(),
             context: connection.value(now).map(|conn| context([("conn", conn)])),
         }
     }
@@ -108,11 +112,12 @@ impl AuthzRequest {
     ) -> Self {
         let context = if route.service() == service {
             connection.value(now).map(|conn| {
-                context([
+                let known = [
                     ("conn", conn),
                     ("host", Value::string(request.host())),
                     ("seg", seg(request)),
-                ])
+                ];
+                context(known.into_iter().chain(hdr(request)))
             })
         } else {
             Err(format!(
@@ -124,6 +129,7 @@ impl AuthzRequest {
             action: action_of(request.method()),
             resource: Resource::Route(route.clone()),
             at: now,
+            headers: request.known_headers().collect(),
             context,
         }
     }
@@ -143,6 +149,7 @@ impl AuthzRequest {
                 None => Resource::Service(service.to_owned()),
             },
             at: SystemTime::UNIX_EPOCH,
+            headers: Vec::new(),
             context: Err("what surrounds the call is not known".to_owned()),
         }
     }
@@ -167,6 +174,11 @@ impl AuthzRequest {
 
     pub(crate) fn at(&self) -> SystemTime {
         self.at
+    }
+
+    /// Whether it is known of this header what it is, or that it is absent.
+    pub(crate) fn knows(&self, header: &str) -> bool {
+        self.headers.iter().any(|known| **known == *header)
     }
 
     pub(crate) fn name(&self) -> CallName<'_> {
@@ -247,6 +259,14 @@ fn seg(request: &CanonicalRequest) -> Value {
     Value::record(first.chain([("n", Value::long(count))]))
 }
 
+/// The selected headers that are there; nothing where none is selected.
+fn hdr(request: &CanonicalRequest) -> Option<(&'static str, Value)> {
+    let headers = request.headers();
+    let there = headers.len() > 0;
+    let present = headers.filter_map(|(name, value)| Some((name, Value::string(value?))));
+    there.then(|| (HEADERS, Value::record(present)))
+}
+
 /// The whole second of the instant, and its day of the week. Requests come many to a second, so the last one is kept.
 fn instant(now: SystemTime) -> Result<(Value, Value), String> {
     thread_local! {
@@ -280,6 +300,8 @@ fn second(now: SystemTime) -> (u64, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SelectedHeaders;
+    use crate::schema::validator;
 
     #[test]
     fn instants_are_whole_seconds_within_cedars_years() {
@@ -389,6 +411,44 @@ mod tests {
         assert!(!text.contains("s3"), "{text}");
         let mapped = connect("::ffff:10.0.0.1");
         assert!(context(&mapped).contains(r#"ip("10.0.0.1")"#), "{}", context(&mapped));
+    }
+
+    fn with_headers(headers: &str, fields: &[(&str, &str)]) -> AuthzRequest {
+        let selected = SelectedHeaders::parse(headers).unwrap();
+        let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+        let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
+        let request = request.with_headers(&selected, fields).unwrap();
+        let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledger"));
+        AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now())
+    }
+
+    #[test]
+    fn selected_headers_are_in_the_context_of_their_schema() {
+        const SELECTED: &str = "headers = ['accept', 'x-tenant']";
+        let selected = SelectedHeaders::parse(SELECTED).unwrap();
+        let validator = validator(&selected).unwrap();
+        for (fields, expected) in [
+            (&[][..], "hdr: {}"),
+            (
+                &[("x-tenant", "acme"), ("x-other", "b")],
+                "hdr: {\"x-tenant\": \"acme\"}",
+            ),
+            (
+                &[("x-tenant", "a\"b"), ("accept", "a/b")],
+                "hdr: {accept: \"a/b\", \"x-tenant\": \"a\\\"b\"}",
+            ),
+        ] {
+            let request = with_headers(SELECTED, fields);
+            assert!(request.knows("accept") && request.knows("x-tenant") && !request.knows("x-other"));
+            let (call, context) = (request.call().unwrap(), request.context().unwrap());
+            let text = context.to_string();
+            let plain = |text: &str| text.replace(['"', ' ', '\\'], "");
+            assert!(plain(&text).contains(&plain(expected)), "{expected} in {text}");
+            let schema = Some(validator.schema());
+            cedar_policy::Request::new(call.principal, call.action, call.resource, context, schema).unwrap();
+        }
+        let none = http("GET", "/");
+        assert!(!none.knows("accept") && !none.context().unwrap().to_string().contains("hdr"));
     }
 
     #[test]

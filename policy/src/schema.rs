@@ -1,12 +1,20 @@
 //! The schema, and what is worked out from it once: entity types, actions with their groups, the validator.
+//!
+//! A policy set that selects headers has a schema of its own: the built-in one, in which the context of HTTP requests has
+//! one more record, `hdr`, with an optional field for each.
 
+use crate::headers::SelectedHeaders;
 use cedar_policy::{Authorizer, Entity, EntityId, EntityTypeName, EntityUid, Schema, Validator};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
 /// The Cedar schema every policy is validated against, as people read it.
 pub const SCHEMA: &str = include_str!("hoplite.cedarschema");
+
+/// Where the selected headers come in.
+const HTTP_CONTEXT: &str = "type HttpContext = { conn: Connection, host: String, seg: Segments };";
 
 /// The words of [`SCHEMA`], ready for use. A constant of the program; it is only too large to write as one.
 pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
@@ -58,6 +66,37 @@ impl Vocabulary {
     }
 }
 
+/// The schema of a policy set that selects these headers, as people read it.
+pub fn schema(headers: &SelectedHeaders) -> Cow<'static, str> {
+    if headers.is_empty() {
+        return SCHEMA.into();
+    }
+    let fields: Vec<_> = headers
+        .iter()
+        .map(|name| format!("    \"{name}\"?: String,\n"))
+        .collect();
+    let with_headers = format!(
+        "type HttpContext = {{ conn: Connection, host: String, seg: Segments, hdr: Headers }};\n\n  \
+         // The headers that headers.toml selects, as they are forwarded. Test with `has` before use:\n  \
+         // `context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"acme\"`.\n  \
+         type Headers = {{\n{}  }};",
+        fields.concat()
+    );
+    SCHEMA.replacen(HTTP_CONTEXT, &with_headers, 1).into()
+}
+
+/// The validator of policies that look at these headers.
+///
+/// # Errors
+/// Cedar's, of a schema that we made.
+pub(crate) fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, String> {
+    if headers.is_empty() {
+        return Ok(Cow::Borrowed(&VOCABULARY.validator));
+    }
+    let schema = Schema::from_str(&schema(headers)).map_err(|error| format!("the schema cannot be made: {error}"))?;
+    Ok(Cow::Owned(Validator::new(schema)))
+}
+
 /// A uid from its parts, without a parser: a quote in a name is a character like any other.
 pub(crate) fn uid(type_name: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(type_name.clone(), EntityId::new(id))
@@ -96,6 +135,32 @@ mod tests {
         }
         assert!(VOCABULARY.action("TRACE").is_none());
         assert!(VOCABULARY.action("CONNECT").is_none());
+    }
+
+    #[test]
+    fn selected_headers_are_words_of_their_own_schema() {
+        assert_eq!(schema(&SelectedHeaders::default()), SCHEMA);
+        let headers = SelectedHeaders::parse("headers = ['x-tenant', 'a', 'in', 'if', 'has']").unwrap();
+        let (fragment, warnings) = cedar_policy::SchemaFragment::from_cedarschema_str(&schema(&headers)).unwrap();
+        assert_eq!(warnings.count(), 0);
+        let json = fragment.to_json_value().unwrap()["Hoplite"].clone();
+        let fields = json["commonTypes"]["Headers"]["attributes"]
+            .as_object()
+            .unwrap()
+            .clone();
+        assert_eq!(fields.keys().collect::<Vec<_>>(), ["a", "has", "if", "in", "x-tenant"]);
+        assert!(fields.values().all(|field| field["required"] == false), "{fields:?}");
+        for action in ["GET", "other"] {
+            let mut words = Vec::new();
+            attributes(
+                &json["commonTypes"],
+                "context",
+                &json["actions"][action]["appliesTo"]["context"],
+                &mut words,
+            );
+            assert!(words.contains(&"context.hdr.x-tenant".to_owned()), "{words:?}");
+        }
+        validator(&headers).unwrap();
     }
 
     /// Adds the dotted names of a record's attributes, and of records within it.

@@ -5,14 +5,16 @@ use crate::cedar::without_text;
 use crate::counters::{Counter, PolicyCounts};
 use crate::evaluate::Evaluator;
 use crate::fault::Fault;
+use crate::headers::{HEADERS_FILE, SelectedHeaders};
 use crate::ids::Ids;
 use crate::modules::{MODULES_FILE, Modules, Team};
 use crate::routes::{ROUTES_FILE, RouteTable};
-use crate::schema::VOCABULARY;
+use crate::schema::validator;
 use crate::statement::{Statement, statements};
-use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode};
+use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use miette::Diagnostic;
 use ring::digest;
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -31,8 +33,8 @@ pub const MAX_CHAIN: usize = 400;
 /// within the bounds needs less than a quarter of it.
 pub(crate) const COMPILE_STACK_BYTES: usize = 16 * 1024 * 1024;
 
-/// One file of policies (`file.cedar`, or `module/file.cedar`), the route table (`routes.toml`), or the table of modules
-/// (`modules.toml`).
+/// One file of policies (`file.cedar`, or `module/file.cedar`), the route table (`routes.toml`), the table of modules
+/// (`modules.toml`), or the headers that are selected (`headers.toml`).
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The file's name, unique within a snapshot.
@@ -47,6 +49,7 @@ pub struct Snapshot {
     /// Sorted.
     ids: Vec<String>,
     routes: RouteTable,
+    headers: SelectedHeaders,
     /// By the number of the policy.
     counters: Vec<Arc<Counter>>,
     verdict: Verdict,
@@ -61,8 +64,8 @@ enum Verdict {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Parses every source on its own and validates every policy strictly against [`SCHEMA`](crate::SCHEMA). Every
-    /// policy needs an `@id` that no other has. No sources at all are legal and permit nothing.
+    /// Parses every source on its own and validates every policy strictly against the [`schema`](crate::schema) of the
+    /// headers that are selected. Every policy needs an `@id` that no other has. No sources at all are legal and permit nothing.
     ///
     /// # Errors
     /// Every fault of every source, in the order of sources and of their text.
@@ -84,10 +87,13 @@ impl Snapshot {
         check_size(&sources)?;
 
         let mut faults = Vec::new();
-        let mut policies = Policies::default();
         let mut routes = RouteTable::default();
         let mut previous = None;
         let modules = Modules::of(&sources);
+        // Policies are checked even where the choice of headers is at fault, as if there were none.
+        let headers = SelectedHeaders::of(&sources);
+        let selected = headers.clone().unwrap_or_default();
+        let mut policies = Policies::new(&selected)?;
         for source in &sources {
             let fault = |reason: &str| Fault::at(&source.name, &source.text, 0, reason);
             if previous.replace(&source.name) == Some(&source.name) {
@@ -99,6 +105,8 @@ impl Snapshot {
                 }
             } else if source.name == MODULES_FILE {
                 faults.extend(modules.as_ref().err().into_iter().flatten().cloned());
+            } else if source.name == HEADERS_FILE {
+                faults.extend(headers.as_ref().err().into_iter().flatten().cloned());
             } else if source.name.ends_with(".cedar") {
                 let team = modules
                     .as_ref()
@@ -114,7 +122,7 @@ impl Snapshot {
                 }
             } else {
                 faults.push(fault(
-                    "this is neither `routes.toml`, `modules.toml` nor `*.cedar`; rename or remove it",
+                    "this is neither `routes.toml`, `modules.toml`, `headers.toml` nor `*.cedar`; rename or remove it",
                 ));
             }
         }
@@ -126,6 +134,7 @@ impl Snapshot {
             revision: revision(&sources).into(),
             ids: policies.ids.into_sorted(),
             routes,
+            headers: selected,
             counters: evaluator.policies().policies().map(|_| Arc::default()).collect(),
             verdict: Verdict::Ask(Box::new(evaluator)),
         })
@@ -137,6 +146,7 @@ impl Snapshot {
             revision: "none".into(),
             ids: Vec::new(),
             routes: RouteTable::default(),
+            headers: SelectedHeaders::default(),
             counters: Vec::new(),
             verdict: Verdict::DenyAll(reason.into()),
         }
@@ -156,6 +166,11 @@ impl Snapshot {
     /// The routes of every service.
     pub fn routes(&self) -> &RouteTable {
         &self.routes
+    }
+
+    /// The headers that policies may look at, and that a request therefore has to be read with.
+    pub fn headers(&self) -> &SelectedHeaders {
+        &self.headers
     }
 
     /// Why everything is denied, if it is.
@@ -270,15 +285,24 @@ fn revision(sources: &[&Source]) -> String {
 }
 
 /// Policies as they are gathered.
-#[derive(Default)]
 struct Policies<'a> {
     set: PolicySet,
     ids: Ids<'a>,
+    validator: Cow<'static, Validator>,
 }
 
 // === impl Policies ===
 
 impl<'a> Policies<'a> {
+    fn new(headers: &SelectedHeaders) -> Result<Self, Vec<Fault>> {
+        let validator = validator(headers).map_err(|reason| vec![Fault::whole(HEADERS_FILE, reason)])?;
+        Ok(Self {
+            set: PolicySet::default(),
+            ids: Ids::default(),
+            validator,
+        })
+    }
+
     fn add(&mut self, source: &'a Source, statement: &Statement<'_>, team: Team<'_>) -> Result<(), Vec<Fault>> {
         let fault = |offset: usize, reason: String| {
             Fault::at(
@@ -298,7 +322,7 @@ impl<'a> Policies<'a> {
                 policy
             }
         };
-        faults.extend(validate(&policy, &fault));
+        faults.extend(validate(&policy, &self.validator, &fault));
         faults.extend(team.check(&policy, statement, &fault));
         if faults.is_empty() {
             // Without its text: the set is kept for as long as it is in force.
@@ -355,12 +379,12 @@ pub(crate) fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> 
 }
 
 /// What strict validation finds, in the order of the text; the validator itself keeps none.
-fn validate(policy: &Policy, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Fault> {
+fn validate(policy: &Policy, validator: &Validator, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Fault> {
     let mut alone = PolicySet::new();
     if let Err(error) = alone.add(policy.clone()) {
         return vec![fault(0, error.to_string())];
     }
-    let result = VOCABULARY.validator.validate(&alone, ValidationMode::Strict);
+    let result = validator.validate(&alone, ValidationMode::Strict);
     let mut faults: Vec<_> = result
         .validation_errors()
         .map(|error| diagnosed(error, fault))
@@ -572,6 +596,47 @@ mod tests {
                 "routes.toml:2:11…not a route",
                 "routes.toml:2:16…not a route",
             ],
+        );
+    }
+
+    #[test]
+    fn selected_headers_are_words_of_policies() {
+        let headers = ("headers.toml", "headers = ['x-tenant']");
+        let policy = |action: &str, condition: &str| {
+            format!(
+                "@id(\"x\") permit (principal, action == Hoplite::Action::\"{action}\", resource)\nwhen {{ {condition} }};"
+            )
+        };
+        let tenant = "context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"a\"";
+        let good = policy("GET", tenant);
+        let snapshot = Snapshot::compile(&sources(&[("a.cedar", &good), headers])).unwrap();
+        assert_eq!(snapshot.headers().iter().collect::<Vec<_>>(), ["x-tenant"]);
+        assert!(Snapshot::compile(&[]).unwrap().headers().is_empty());
+
+        let unknown = ["a.cedar:2:8…attribute `hdr`", "a.cedar:2:38…attribute `hdr`"];
+        faults(&[("a.cedar", &good)], &unknown);
+        // A connection has no headers.
+        faults(&[("a.cedar", &policy("connect", tenant)), headers], &unknown);
+        let unasked = policy("GET", "context.hdr[\"x-tenant\"] == \"a\"");
+        faults(
+            &[("a.cedar", &unasked), headers],
+            &["a.cedar:2:8…optional attribute `hdr[\"x-tenant\"]`"],
+        );
+        let misspelt = policy(
+            "GET",
+            "context.hdr has \"x-tenant\" && context.hdr[\"x-tennant\"] == \"a\"",
+        );
+        faults(
+            &[("a.cedar", &misspelt), headers],
+            &["a.cedar:2:38…attribute `hdr[\"x-tennant\"]`"],
+        );
+        faults(
+            &[("a.cedar", READ), ("headers.toml", "headers = ['cookie', 'host']")],
+            &["headers.toml:1:12…holds a secret", "headers.toml:1:22…`context.host`"],
+        );
+        faults(
+            &[("pay/headers.toml", "headers = ['a']")],
+            &["pay/headers.toml:1:1…neither"],
         );
     }
 

@@ -54,11 +54,19 @@ impl Section {
 
     /// The sources as a reader would save them.
     fn sources(&self, policies: &str) -> Vec<Source> {
-        let routes = self.blocks("toml");
-        assert!(routes.len() < 2, "{}: one route table is enough", self.heading);
+        let (headers, routes): (Vec<_>, Vec<_>) = self
+            .blocks("toml")
+            .into_iter()
+            .partition(|text| text.starts_with("headers ="));
+        assert!(
+            headers.len() < 2 && routes.len() < 2,
+            "{}: one table of each kind is enough",
+            self.heading
+        );
         let named = [("recipe.cedar", policies)].into_iter();
         let named = named.chain(routes.into_iter().map(|text| ("routes.toml", text)));
         named
+            .chain(headers.into_iter().map(|text| ("headers.toml", text)))
             .map(|(name, text)| Source {
                 name: name.to_owned(),
                 text: text.to_owned(),
@@ -76,7 +84,8 @@ impl Section {
                 name: "recipe.test".to_owned(),
                 text: text.to_owned(),
             };
-            let table = CaseTable::parse(&source).unwrap_or_else(|faults| panic!("{}: {faults:#?}", self.heading));
+            let table = CaseTable::parse(&source, snapshot.headers())
+                .unwrap_or_else(|faults| panic!("{}: {faults:#?}", self.heading));
             assert!(table.len() > 1, "{}: one case shows little", self.heading);
             let results = table
                 .run(&snapshot, &Places::default())

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Record, RecorderError};
-use hoplite_decision::{DecisionPoint, PolicyFeed, Question};
+use hoplite_decision::{self as decision, DecisionPoint, PolicyFeed, Question};
 use hoplite_policy::Permit;
 use tracing::debug;
 
@@ -59,7 +59,11 @@ impl Enforcer {
     }
 
     /// Asks policy, and fills the answer into the record. No permit means no.
-    pub(crate) async fn decide(&self, question: Question<'_>, record: &mut Record) -> Option<Permit> {
+    pub(crate) async fn decide(
+        &self,
+        question: Question<'_>,
+        record: &mut Record,
+    ) -> Result<Permit, decision::Refusal> {
         self.point.decide(question, record).await
     }
 

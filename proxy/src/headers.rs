@@ -332,6 +332,22 @@ mod tests {
         check(&[("expect", "100-continue")], &[]);
     }
 
+    /// Policy must not be told a value that the service is not.
+    #[test]
+    fn what_is_taken_off_or_written_here_cannot_be_selected() {
+        let (client_cert, proto, decision) = (CLIENT_CERT, FORWARDED_PROTO, DECISION);
+        let own = [client_cert.as_str(), proto.as_str(), decision.as_str(), ACCOUNT];
+        let others = ["te", "expect", "http2-settings", "content-length", "host"];
+        let lists = [&HOP_BY_HOP[..], &IDENTITY, &OVERRIDES, &FRAMING, &own, &others];
+        for name in lists.into_iter().flatten() {
+            let selected = hoplite_policy::SelectedHeaders::parse(&format!("headers = ['{name}']"));
+            assert!(selected.is_err(), "{name}");
+        }
+        for prefix in IDENTITY_PREFIXES {
+            assert!(hoplite_policy::SelectedHeaders::parse(&format!("headers = ['{prefix}x']")).is_err());
+        }
+    }
+
     #[test]
     fn framing_that_reads_two_ways_is_refused() {
         let check = |lines: &[(&str, &str)], version, expected: Result<(), Unclean>| {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_decision::Question;
+use hoplite_decision::{self as decision, Fields, Question};
 use hoplite_identity::VerifiedPeer;
 use hoplite_policy::{CanonicalRequest, Connection, Permit};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -157,6 +157,11 @@ impl Inbound {
     }
 }
 
+/// What policy may select from.
+fn fields(headers: &HeaderMap) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
+    Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+}
+
 // === impl Caller ===
 
 impl Caller {
@@ -173,20 +178,37 @@ impl Caller {
         let (mut parts, body) = request.into_parts();
         headers::sanitize_request(&mut parts.headers);
 
-        // Decide.
+        // Decide. Of the headers policy sees what is left of them, which is what the service will see.
         let epoch = enforcer.policy().epoch();
-        let permit = enforcer.decide(self.question(&canonical), &mut record).await;
+        let decided = {
+            let fields = || fields(&parts.headers);
+            let question = self.question(&canonical, Some(&fields));
+            enforcer.decide(question, &mut record).await
+        };
 
         // Record.
         let outcome = record.outcome;
         let Ok(decision) = enforcer.record(record).await else {
             return answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None);
         };
-        let Some(permit) = permit else {
-            return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+        let permit = match decided {
+            Ok(permit) => permit,
+            Err(decision::Refusal::Denied) => {
+                return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+            }
+            Err(decision::Refusal::Ambiguous(why)) => {
+                let refused = answer(
+                    StatusCode::BAD_REQUEST,
+                    why.code(),
+                    Some(outcome.as_str()),
+                    Some(&decision),
+                );
+                return closing(refused, self.http2);
+            }
         };
 
-        // From here on it can be revoked.
+        // From here on it can be revoked. Whoever decides again knows of its headers what policy selects now.
+        let canonical = enforcer.point().kept(canonical, &|| fields(&parts.headers));
         let exchange = Arc::new(Exchange::new(canonical, decision, epoch));
         let answering = Answering::new(exchange.clone());
         self.exchanges.add(&exchange);
@@ -269,9 +291,11 @@ impl Caller {
             let _turn = turns.acquire().await;
             for exchange in some {
                 let mut record = self.blank_record(Phase::Recheck);
-                let renewed = enforcer.decide(self.question(&exchange.canonical), &mut record).await;
-                enforcer.metrics().rechecked(renewed.is_some());
-                if renewed.is_some() {
+                let renewed = enforcer
+                    .decide(self.question(&exchange.canonical, None), &mut record)
+                    .await;
+                enforcer.metrics().rechecked(renewed.is_ok());
+                if renewed.is_ok() {
                     exchange.renew(epoch);
                 } else {
                     let permitted = format!("it was permitted as {}", exchange.decision);
@@ -311,12 +335,13 @@ impl Caller {
         )
     }
 
-    fn question<'a>(&'a self, canonical: &'a CanonicalRequest) -> Question<'a> {
+    fn question<'a>(&'a self, canonical: &'a CanonicalRequest, fields: Option<&'a Fields<'a>>) -> Question<'a> {
         Question {
             caller: (&self.peer).into(),
             service: &self.inbound.service,
             connection: &self.connection,
             http: Some(canonical),
+            fields,
         }
     }
 

@@ -77,9 +77,10 @@ impl TcpInbound {
             service: &self.service,
             connection: &connection,
             http: None,
+            fields: None,
         };
         let permit = self.enforcer.decide(question, &mut record).await;
-        (permit, record)
+        (permit.ok(), record)
     }
 
     /// Carries what was permitted, for as long as it stays permitted.

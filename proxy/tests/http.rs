@@ -345,3 +345,72 @@ async fn stopping_finishes_what_is_under_way() {
     );
     stopping.await.unwrap();
 }
+
+const TENANT: &str = r#"
+@id("own-tenant")
+permit (principal in Hoplite::Path::"demo.hoplite/edge", action == Hoplite::Action::"GET", resource in Hoplite::Service::"orders")
+when { context.hdr has "x-tenant" && context.seg has s0 && context.seg.s0 == context.hdr["x-tenant"] };
+@id("no-debug")
+forbid (principal, action, resource in Hoplite::Service::"orders") when { context has hdr && context.hdr has "x-debug" };
+"#;
+
+#[tokio::test]
+async fn what_policy_sees_of_a_header_is_what_the_service_gets() {
+    let world = World::new();
+    world.policy("orders.cedar", TENANT);
+    world.policy("headers.toml", "headers = ['x-tenant', 'x-debug']");
+    let app = App::http().await;
+    let proxy = world.inbound("orders", InboundProtocol::Http, app.address).await;
+    let ask = async |fields: &str| {
+        let request = get("/acme").replacen("\r\n", &format!("\r\n{fields}"), 1);
+        let before = world.records("orders").len();
+        let answer = world.raw(proxy.inbound("orders"), "/orders", &request).await;
+        let record = world.records("orders").swap_remove(before);
+        assert_eq!(record.id.to_string(), decision(&answer));
+        (answer, record)
+    };
+    for (fields, code, outcome) in [
+        ("x-tenant: acme\r\n", 200, Outcome::Allow),
+        ("X-Tenant:   acme  \r\n", 200, Outcome::Allow),
+        ("x-tenant: other\r\n", 403, Outcome::NoPermit),
+        ("", 403, Outcome::NoPermit),
+        ("x-tenant: acme\r\nx-debug: 1\r\n", 403, Outcome::Forbid),
+        // Taken off before the service sees it, so it is not there for policy either.
+        ("x-tenant: acme\r\nconnection: x-tenant\r\n", 403, Outcome::NoPermit),
+        (
+            "x-tenant: acme\r\nx-debug: 1\r\nconnection: x-debug\r\n",
+            200,
+            Outcome::Allow,
+        ),
+        ("x-tenant: acme\r\nx-tenant: acme\r\n", 400, Outcome::Malformed),
+        ("x-tenant: acme,other\r\n", 400, Outcome::Malformed),
+        ("x-tenant: acme\r\nx_tenant: other\r\n", 400, Outcome::Malformed),
+        ("x-tenant: acm\u{e9}\r\n", 400, Outcome::Malformed),
+        ("x-tenant:\r\n", 400, Outcome::Malformed),
+    ] {
+        let (answer, record) = ask(fields).await;
+        assert_eq!(
+            (status(&answer), record.outcome),
+            (code, outcome),
+            "{fields:?}: {answer}\n{record:?}"
+        );
+        if outcome == Outcome::Malformed {
+            let reason = record.reason.unwrap();
+            assert!(
+                reason.starts_with("header_twice: ") || reason.starts_with("header_value: "),
+                "{reason}"
+            );
+            assert!(answer.contains(reason.split(':').next().unwrap()), "{answer}");
+            assert_eq!(record.path.as_deref(), Some("/acme"));
+            continue;
+        }
+        assert_eq!(record.headers.len(), 2, "{record:?}");
+        let tenant = record.headers["x-tenant"].as_deref();
+        if code == 200 {
+            assert_eq!(tenant, Some("acme"));
+            assert!(answer.contains("\nx-tenant: acme\n"), "{answer}");
+            assert!(!answer.contains("x-debug"), "{answer}");
+        }
+    }
+    assert_eq!(app.count(), 3);
+}

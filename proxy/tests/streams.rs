@@ -264,6 +264,34 @@ async fn http2_streams_are_decided_again() {
     assert_eq!(counter(&proxy, "hoplite_proxy_revoked_total").await, 2);
 }
 
+/// What policy read of a request's headers is known when it is decided again.
+#[tokio::test]
+async fn a_stream_is_decided_again_with_its_headers() {
+    const TENANT: &str = r#"@id("tenant") permit (principal, action == Hoplite::Action::"PUT", resource)
+        when { context.hdr has "x-tenant" && context.hdr["x-tenant"] == "acme" };"#;
+    let world = World::new();
+    world.policy("headers.toml", "headers = ['x-tenant']");
+    world.policy("tenant.cedar", TENANT);
+    let mut service = Service::start().await;
+    let proxy = world.inbound("orders", InboundProtocol::Http2, service.address).await;
+    let (mut sender, _connection) = http2(&world, &proxy, &world.svid("/edge")).await;
+    let mut request = request(Method::PUT, "/kept", nothing());
+    request.headers_mut().insert("x-tenant", "acme".parse().unwrap());
+    let mut answer = sender.send_request(request).await.unwrap();
+    let at = service.next().await;
+
+    put(&world, &proxy, "tenant.cedar", &TENANT.replace("has", " has")).await;
+    eventually("it is decided again", async || {
+        counter(&proxy, "hoplite_proxy_rechecks_total").await == 1
+    })
+    .await;
+    at.answer.send("still".into()).await.unwrap();
+    assert_eq!(piece(answer.body_mut()).await.unwrap().unwrap(), "still");
+
+    put(&world, &proxy, "tenant.cedar", &TENANT.replace("acme", "other")).await;
+    piece(answer.body_mut()).await.unwrap_err();
+}
+
 #[tokio::test]
 async fn http1_downloads_are_decided_again() {
     let (world, mut service, proxy) = world(InboundProtocol::Http).await;

@@ -42,6 +42,11 @@ fn world() -> World {
 
 impl World {
     fn publish(&self, revision: u64, stage: Stage, policies: &str, expires: Duration) {
+        self.publish_with(revision, stage, policies, &[], expires);
+    }
+
+    /// With headers that are selected.
+    fn publish_with(&self, revision: u64, stage: Stage, policies: &str, headers: &[&str], expires: Duration) {
         let source = |name: &str, text: &str| Source {
             name: name.to_owned(),
             text: text.to_owned(),
@@ -57,7 +62,11 @@ impl World {
             stage,
             note: None,
         };
-        let bundle = Bundle::build(&[source("a.cedar", policies), source("routes.toml", ROUTES)], meta).unwrap();
+        let mut sources = vec![source("a.cedar", policies), source("routes.toml", ROUTES)];
+        if !headers.is_empty() {
+            sources.push(source("headers.toml", &format!("headers = {headers:?}")));
+        }
+        let bundle = Bundle::build(&sources, meta).unwrap();
         let bytes = bundle.sign(&[&key("alice")]).unwrap();
         self.feed.offer(&bytes, SystemTime::now()).unwrap();
     }
@@ -69,6 +78,22 @@ impl World {
 
     /// Asks `GET /accounts/7` at a moment.
     async fn ask(&self, point: &DecisionPoint, at: SystemTime) -> (bool, Record) {
+        let (answer, record) = self.ask_with(point, at, None).await;
+        (answer.is_ok(), record)
+    }
+
+    /// The same with these headers.
+    async fn ask_with(
+        &self,
+        point: &DecisionPoint,
+        at: SystemTime,
+        headers: Option<&[(&str, &str)]>,
+    ) -> (Result<Permit, Refusal>, Record) {
+        let fields = headers.map(|headers| {
+            move || -> Box<dyn Iterator<Item = (&str, &[u8])>> {
+                Box::new(headers.iter().map(|(name, value)| (*name, value.as_bytes())))
+            }
+        });
         let http = CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap();
         let connection = Connection::new([10, 0, 0, 1].into());
         let mut record = Record::new(Phase::Request, Outcome::Error, "ledger");
@@ -78,9 +103,9 @@ impl World {
             service: "ledger",
             connection: &connection,
             http: Some(&http),
+            fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
         };
-        let permit = point.decide(question, &mut record).await;
-        (permit.is_some(), record)
+        (point.decide(question, &mut record).await, record)
     }
 }
 
@@ -198,4 +223,73 @@ async fn a_grant_lets_in_loudly_and_no_further_than_a_forbid() {
         !world.ask(&point, now + Duration::from_secs(1)).await.0,
         "a forbid holds"
     );
+}
+
+/// Permits where the tenant is `acme`; nothing is known of who is not told.
+const TENANT: &str = "@id(\"tenant\") permit (principal, action in Hoplite::Action::\"read\", resource)
+    when { context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"acme\" };";
+
+#[tokio::test]
+async fn headers_are_read_by_the_policy_that_decides() {
+    let world = world();
+    let point = world.point(1, false);
+    let twice = Some(&[("x-tenant", "acme"), ("x-tenant", "acme"), ("x-other", "1")][..]);
+    // Nobody looks at them, so they may stand there as they like.
+    world.publish(1, Stage::Live, PERMIT, HOUR);
+    let (answer, record) = world.ask_with(&point, SystemTime::now(), twice).await;
+    assert!(answer.is_ok() && record.headers.is_empty(), "{record:?}");
+
+    world.publish_with(2, Stage::Live, TENANT, &["x-tenant", "x-debug"], HOUR);
+    let (answer, record) = world.ask_with(&point, SystemTime::now(), twice).await;
+    let Err(Refusal::Ambiguous(why)) = answer else {
+        panic!("{record:?}")
+    };
+    assert_eq!((why.code(), record.outcome), ("header_twice", Outcome::Malformed));
+    assert!(
+        record.reason.as_ref().unwrap().starts_with("header_twice: "),
+        "{record:?}"
+    );
+    assert_eq!(
+        (record.path.as_deref(), record.bundle_revision),
+        (Some("/accounts/7"), Some(2))
+    );
+
+    let acme = Some(&[("x-tenant", "acme"), ("x-other", "1")][..]);
+    let (answer, record) = world.ask_with(&point, SystemTime::now(), acme).await;
+    assert!(answer.is_ok(), "{record:?}");
+    let expected = [
+        ("x-debug".to_owned(), None),
+        ("x-tenant".to_owned(), Some("acme".to_owned())),
+    ];
+    assert_eq!(record.headers, expected.into());
+    let (answer, record) = world.ask_with(&point, SystemTime::now(), Some(&[])).await;
+    assert_eq!(
+        (answer.unwrap_err(), record.outcome),
+        (Refusal::Denied, Outcome::NoPermit)
+    );
+    let (answer, record) = world.ask_with(&point, SystemTime::now(), None).await;
+    assert_eq!((answer.unwrap_err(), record.outcome), (Refusal::Denied, Outcome::Error));
+    assert!(record.reason.unwrap().contains("x-debug") && record.headers.is_empty());
+    assert_eq!(count(&point, "reference_differences_total"), 0);
+}
+
+#[tokio::test]
+async fn a_shadow_selects_headers_for_itself_alone() {
+    let world = world();
+    let point = world.point(0, false);
+    world.publish(1, Stage::Live, PERMIT, HOUR);
+    world.publish_with(2, Stage::Shadow, TENANT, &["x-tenant"], HOUR);
+    for (headers, shadowed) in [
+        (&[("x-tenant", "acme")][..], Outcome::Allow),
+        (&[("x-tenant", "b")], Outcome::NoPermit),
+        (&[("x-tenant", "acme"), ("x-tenant", "acme")], Outcome::Malformed),
+    ] {
+        let (answer, record) = world.ask_with(&point, SystemTime::now(), Some(headers)).await;
+        assert!(answer.is_ok() && record.outcome == Outcome::Allow, "{record:?}");
+        assert_eq!(
+            (record.shadow_outcome, record.headers.len()),
+            (Some(shadowed), 0),
+            "{headers:?}"
+        );
+    }
 }

@@ -1,12 +1,23 @@
 //! The canonical request: what is accepted reads the same again, leads nowhere else and can be sent as it stands.
 
-use hoplite_policy::{CanonicalRequest, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS};
+use hoplite_policy::{
+    CanonicalRequest, MAX_HEADER_VALUE_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS, SelectedHeaders,
+};
 use http::uri::PathAndQuery;
 
-/// A method, a host and any number of other hosts on the first line, with one space between; then the target, as it is.
+/// What parts the target from the fields, and one field from the next.
+const FIELD: &[u8] = b"\r\n";
+
+/// A method, a host and any number of other hosts on the first line, with one space between; then the target, as it is;
+/// then fields, each behind a carriage return and a line feed.
 pub fn request(input: &[u8]) -> String {
     let mut halves = input.splitn(2, |&b| b == b'\n');
-    let (head, target) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    let (head, rest) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    let end = rest
+        .windows(FIELD.len())
+        .position(|part| part == FIELD)
+        .unwrap_or(rest.len());
+    let (target, fields) = rest.split_at(end);
     let mut words = head.split(|&b| b == b' ');
     let Ok(method) = std::str::from_utf8(words.next().unwrap_or_default()) else {
         return String::new();
@@ -60,7 +71,54 @@ pub fn request(input: &[u8]) -> String {
             "it cannot be sent"
         );
     }
-    format!("{} {}", once.segments().len(), sent.as_bytes() == target)
+    let headers = headers(&once, fields);
+    format!("{} {} {headers}", once.segments().len(), sent.as_bytes() == target)
+}
+
+/// Reads the fields, and what came of them once more.
+fn headers(request: &CanonicalRequest, fields: &[u8]) -> String {
+    let selected = SelectedHeaders::parse("headers = ['x-tenant', 'content-type']").expect("names of headers");
+    let Ok(text) = std::str::from_utf8(fields) else {
+        return String::new();
+    };
+    let fields: Vec<(&str, &[u8])> = text
+        .split("\r\n")
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name, value.as_bytes()))
+        .collect();
+    let once = match request.clone().with_headers(&selected, fields.iter().copied()) {
+        Ok(once) => once,
+        Err(ambiguous) => return ambiguous.code().to_owned(),
+    };
+    let read: Vec<_> = once.headers().collect();
+    assert!(read.iter().map(|(name, _)| *name).eq(selected.iter()), "{read:?}");
+    for &(name, value) in &read {
+        let meant: Vec<_> = fields
+            .iter()
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+            .collect();
+        match value {
+            None => assert!(meant.is_empty(), "`{name}` was lost"),
+            Some(value) => {
+                assert!(
+                    meant.len() == 1 && meant[0].1 == value.as_bytes(),
+                    "`{name}` is not as it was sent"
+                );
+                assert!((1..=MAX_HEADER_VALUE_BYTES).contains(&value.len()));
+                assert!(value.bytes().all(|b| matches!(b, b' '..=b'~') && b != b','), "{value}");
+                assert_eq!(value, value.trim());
+            }
+        }
+    }
+    let again = read
+        .iter()
+        .filter_map(|(name, value)| Some((*name, (*value)?.as_bytes())));
+    let again = request.clone().with_headers(&selected, again);
+    assert_eq!(again.as_ref(), Ok(&once), "a second reading differs");
+    format!(
+        "{:?}",
+        read.iter().map(|(_, value)| value.is_some()).collect::<Vec<_>>()
+    )
 }
 
 /// A reference for tests: every `%xx` replaced once.

@@ -1,6 +1,6 @@
 //! Test tables: what is read can be run, line by line, against a policy that permits nothing.
 
-use hoplite_policy::{CaseTable, Places, Snapshot, Source};
+use hoplite_policy::{CaseTable, Places, SelectedHeaders, Snapshot, Source};
 
 use super::{is_place, signature};
 
@@ -18,7 +18,8 @@ pub fn table(input: &[u8]) -> String {
         name: name.to_owned(),
         text: text.to_owned(),
     };
-    let table = match CaseTable::parse(&source) {
+    let headers = SelectedHeaders::parse("headers = ['x-tenant', 'content-type']").expect("names of headers");
+    let table = match CaseTable::parse(&source, &headers) {
         Ok(table) => table,
         Err(faults) => {
             for fault in &faults {

@@ -245,9 +245,21 @@ fn row(record: &Record) -> Vec<String> {
             .or_else(|| record.source.clone())
             .unwrap_or_default(),
         record.action.clone(),
-        record.route.clone().unwrap_or_else(|| record.service.clone()),
+        resource(record),
         why,
     ]
+}
+
+/// The route with the headers that policy looked at, or the service.
+fn resource(record: &Record) -> String {
+    let mut text = record.route.as_ref().unwrap_or(&record.service).clone();
+    for (name, value) in &record.headers {
+        match value {
+            Some(value) => text.push_str(&format!("  {name}: {value}")),
+            None => text.push_str(&format!("  no {name}")),
+        }
+    }
+    text
 }
 
 /// `10m` ago, or an RFC 3339 moment.

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::{Snapshot, Source};
+use hoplite_policy::{HEADERS_FILE, SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -98,8 +98,10 @@ pub(crate) enum PolicyCommand {
     )]
     Status(StatusArgs),
     /// Print the schema that policies are validated against
-    #[command(after_help = "Example:\n  hoplite policy schema > hoplite.cedarschema")]
-    Schema,
+    #[command(
+        after_help = "Examples:\n  hoplite policy schema > hoplite.cedarschema\n  hoplite policy schema policies > hoplite.cedarschema"
+    )]
+    Schema(SchemaArgs),
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +121,12 @@ pub(crate) struct ProxyArgs {
     /// A proxy's admin socket; may be repeated [default: every proxy of the mesh in --dir]
     #[arg(long = "proxy", value_name = "SOCKET")]
     proxies: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArgs {
+    /// A directory of policies: with the headers that its headers.toml selects
+    directory: Option<PathBuf>,
 }
 
 /// Where the policies lie that are asked.
@@ -156,9 +164,27 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::ClearShadow(args) => history::clear_shadow(&args),
         PolicyCommand::Grant(command) => grant::run(command),
         PolicyCommand::Status(args) => status(&args),
-        PolicyCommand::Schema => {
-            print(hoplite_policy::SCHEMA)?;
+        PolicyCommand::Schema(args) => schema(&args),
+    }
+}
+
+/// The choice of headers alone must be good: whoever needs the schema may be about to mend the policies.
+fn schema(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
+    let sources = args.directory.as_deref().map_or(Ok(Vec::new()), sources)?;
+    let chosen = sources.iter().find(|source| source.name == HEADERS_FILE);
+    let headers = chosen.map_or(Ok(SelectedHeaders::default()), |source| {
+        SelectedHeaders::parse(&source.text)
+    });
+    match headers {
+        Ok(headers) => {
+            print(&hoplite_policy::schema(&headers))?;
             Ok(ExitCode::SUCCESS)
+        }
+        Err(faults) => {
+            for fault in faults {
+                eprint!("{}", fault.render());
+            }
+            Ok(ExitCode::FAILURE)
         }
     }
 }

@@ -254,3 +254,59 @@ fn fmt_changes_the_layout_and_nothing_else() {
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), loose);
 }
+
+#[test]
+fn selected_headers_have_a_schema_and_are_explained() {
+    let tenant = GOOD.replace(
+        "\n);",
+        "\n)\nwhen { context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"acme\" };",
+    );
+    let table =
+        "[trust-domain prod.acme]\n/shop/web GET ledger / x-tenant=acme allow\n/shop/web GET ledger / no_permit\n";
+    let dir = directory(&[
+        ("a.cedar", tenant.as_bytes()),
+        ("a.test", table.as_bytes()),
+        ("headers.toml", b"headers = [\"x-tenant\"]\n"),
+    ]);
+    for (verb, expected) in [
+        ("check", "good"),
+        ("test", "2 cases"),
+        ("schema", "\"x-tenant\"?: String"),
+    ] {
+        let (code, said) = policy(verb, dir.path(), &[]);
+        assert!(code == Some(0) && said.contains(expected), "{verb}: {said}");
+    }
+    let explain = |header: &[&str]| {
+        let path = dir.path().to_str().unwrap();
+        let ask = [
+            "policy",
+            "explain",
+            "--as",
+            "spiffe://prod.acme/shop/web",
+            "--do",
+            "GET ledger /",
+            "--policies",
+            path,
+        ];
+        let output = hoplite(&[&ask, header].concat());
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    for (header, expected) in [
+        (&["--header", "x-tenant: acme"][..], "\nallow by ledger/reads"),
+        (&["--header", "X-Tenant: b"], "context.hdr[\"x-tenant\"] is \"b\""),
+        (&[], "x-tenant: (absent)"),
+        (&["--header", "x-tenant: a,b"], "is refused before policy is asked"),
+        (&["--header", "cookie: a"], "does not select `cookie`"),
+    ] {
+        let said = explain(header);
+        assert!(said.contains(expected), "{header:?}: {said}");
+    }
+    fs::write(dir.path().join("headers.toml"), "headers = [\"cookie\"]\n").unwrap();
+    for verb in ["check", "schema"] {
+        let (code, said) = policy(verb, dir.path(), &[]);
+        assert!(
+            code == Some(1) && said.contains("headers.toml:1:12: `cookie` cannot be selected"),
+            "{verb}: {said}"
+        );
+    }
+}

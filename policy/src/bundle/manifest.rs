@@ -2,6 +2,7 @@
 
 use super::{Refused, Unbuildable};
 use crate::envelope::{Hash, SealBroken, from_cbor, to_cbor};
+use crate::headers::HEADERS_FILE;
 use crate::modules::BREAK_GLASS_MODULE;
 use crate::schema::SCHEMA;
 use hoplite_identity::TrustDomain;
@@ -16,8 +17,11 @@ pub const MAX_FILE_NAME_BYTES: usize = 255;
 pub const MAX_NOTE_BYTES: usize = 1_024;
 /// The feature that marks a bundle as a shadow: an engine that does not know it must not enforce such a bundle.
 pub const CRITICAL_SHADOW: &str = "shadow";
+/// The feature of a bundle that selects headers: an engine that does not know it would read no header, and could not see
+/// what a forbid is to stop.
+pub const CRITICAL_HEADERS: &str = "headers";
 /// Every critical feature this engine knows.
-pub const KNOWN_CRITICAL: &[&str] = &[CRITICAL_SHADOW];
+pub const KNOWN_CRITICAL: &[&str] = &[CRITICAL_HEADERS, CRITICAL_SHADOW];
 
 pub(super) const FORMAT: u32 = 1;
 /// More features than an engine could reasonably have to know at once.
@@ -56,7 +60,8 @@ pub struct Manifest {
     /// What it is for.
     #[n(8)]
     pub stage: Stage,
-    /// SHA-256 of the schema it was checked against. An engine checks policies against its own, so this is for people.
+    /// SHA-256 of the schema it was checked against, without the headers that its files select. An engine checks policies
+    /// against its own, so this is for people.
     #[n(9)]
     pub schema: Hash,
     /// Its files, sorted by name.
@@ -209,8 +214,14 @@ impl Manifest {
                 "`{bad}` is not a critical feature; use 1 to 64 of a-z, 0-9 and `-`"
             ));
         }
-        if (self.stage == Stage::Shadow) != self.critical.iter().any(|name| name == CRITICAL_SHADOW) {
+        let has_feature = |name: &str| self.critical.iter().any(|feature| feature == name);
+        if (self.stage == Stage::Shadow) != has_feature(CRITICAL_SHADOW) {
             return Err("a shadow, and only a shadow, has the critical feature `shadow`".to_owned());
+        }
+        if self.files.iter().any(|file| file.name == HEADERS_FILE) != has_feature(CRITICAL_HEADERS) {
+            return Err(format!(
+                "a bundle with `{HEADERS_FILE}`, and only such a one, has the critical feature `{CRITICAL_HEADERS}`"
+            ));
         }
         if let Some(note) = &self.note
             && (note.is_empty() || note.len() > MAX_NOTE_BYTES || note.chars().any(char::is_control))
@@ -282,7 +293,7 @@ impl fmt::Display for EngineVersion {
     }
 }
 
-pub(super) const NAME_RULE: &str = "a name is `routes.toml`, `modules.toml`, `name.cedar` or `module/name.cedar` in letters, digits, `.`, `_` and `-`, starts with no dot and has at most 255 bytes; rename the file";
+pub(super) const NAME_RULE: &str = "a name is `routes.toml`, `modules.toml`, `headers.toml`, `name.cedar` or `module/name.cedar` in letters, digits, `.`, `_` and `-`, starts with no dot and has at most 255 bytes; rename the file";
 
 /// A name that is safe on every disk: no way up or out, nothing hidden, at most one folder deep.
 pub(super) fn is_file_name(name: &str) -> bool {

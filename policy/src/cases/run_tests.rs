@@ -9,9 +9,10 @@ use super::{Case, Expected, Question, Wrong};
 use crate::decide::{Decision, decide_as_given};
 use crate::evaluate::Call;
 use crate::fault::position;
-use crate::schema::VOCABULARY;
+use crate::headers::SelectedHeaders;
+use crate::schema::validator;
 use crate::snapshot::Snapshot;
-use cedar_policy::{Context, Entities, EntityUid, Request};
+use cedar_policy::{Context, Entities, EntityUid, Request, Schema};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -50,7 +51,8 @@ enum WrittenDecision {
 }
 
 /// The cases of a file, or what is wrong with each.
-pub(super) fn parse(text: &str) -> Result<Vec<Case>, Vec<Wrong>> {
+pub(super) fn parse(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, Vec<Wrong>> {
+    let validator = validator(headers).map_err(|reason| vec![(0, reason)])?;
     let tests: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| vec![said(text, 0, &error)])?;
     let mut cases = Vec::with_capacity(tests.len());
     let mut wrong = Vec::new();
@@ -59,7 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Case>, Vec<Wrong>> {
         let offset = test.get().as_ptr().addr().saturating_sub(text.as_ptr().addr());
         let place = position(text, offset);
         match serde_json::from_str::<Written>(test.get()) {
-            Ok(written) => match written.case(place) {
+            Ok(written) => match written.case(place, validator.schema()) {
                 Ok(case) => cases.push(case),
                 Err(reason) => wrong.push((offset, reason)),
             },
@@ -90,8 +92,7 @@ fn said(part: &str, start: usize, error: &serde_json::Error) -> Wrong {
 // === impl Written ===
 
 impl Written {
-    fn case(self, place: (usize, usize)) -> Result<Case, String> {
-        let schema = VOCABULARY.validator.schema();
+    fn case(self, place: (usize, usize), schema: &Schema) -> Result<Case, String> {
         let WrittenRequest {
             principal,
             action,
@@ -159,8 +160,7 @@ impl GivenCase {
 
 #[cfg(test)]
 mod tests {
-    use super::super::CaseTable;
-    use super::super::tests::{snapshot, source};
+    use super::super::tests::{parse, snapshot, snapshot_with_headers};
     use serde_json::{Value, json};
 
     /// A test in which `web` reads the ledger.
@@ -241,7 +241,7 @@ mod tests {
                 "deny, errors: 1",
             ),
         ] {
-            let table = CaseTable::parse(&source("a.test.json", &json!([test]).to_string())).unwrap();
+            let table = parse("a.test.json", &json!([test]).to_string(), &snapshot()).unwrap();
             let results = table.run(&snapshot(), &crate::view::Places::default());
             assert_eq!(results.len(), 1);
             assert_eq!(
@@ -284,11 +284,36 @@ mod tests {
             ),
             (format!("[\n{entity}]"), "a.test.json:2:1: the entities do not conform"),
         ] {
-            let faults = CaseTable::parse(&source("a.test.json", &text)).unwrap_err();
+            let faults = parse("a.test.json", &text, &snapshot()).unwrap_err();
             let fault = faults[0].to_string();
             assert!(fault.starts_with(expected), "{fault}\nis not {expected}");
             assert_eq!(faults.len(), 1);
         }
-        assert_eq!(CaseTable::parse(&source("a.test.json", "[]")).unwrap().len(), 0);
+        assert_eq!(parse("a.test.json", "[]", &snapshot()).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn selected_headers_are_in_the_context() {
+        let mut test = with(&[
+            ("/request/action", json!("Hoplite::Action::\"PUT\"")),
+            ("/reason", json!(["tenant"])),
+        ]);
+        test["request"]["context"]["hdr"] = json!({"x-tenant": "a b"});
+        let text = json!([test]).to_string();
+        let snapshot = snapshot_with_headers();
+        let [result] = <[_; 1]>::try_from(
+            parse("a.test.json", &text, &snapshot)
+                .unwrap()
+                .run(&snapshot, &crate::view::Places::default()),
+        )
+        .unwrap();
+        assert_eq!(
+            (result.passed, result.found.as_str()),
+            (true, "allow by tenant, errors: 0")
+        );
+        let fault = &parse("a.test.json", &text, &super::super::tests::snapshot()).unwrap_err()[0];
+        assert!(fault.to_string().contains("does not conform to the schema"), "{fault}");
+        let unselected = text.replace("x-tenant", "x-tennant");
+        assert!(parse("a.test.json", &unselected, &snapshot).is_err());
     }
 }

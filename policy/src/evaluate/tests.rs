@@ -97,7 +97,7 @@ fn actions() -> impl Strategy<Value = String> {
 }
 
 /// True, false and failing; with the context, without it, and with both.
-const CONDITIONS: [&str; 14] = [
+const CONDITIONS: [&str; 19] = [
     "",
     "",
     "",
@@ -112,6 +112,11 @@ const CONDITIONS: [&str; 14] = [
     "unless { principal in T0::\"n15\" || context.n == 0 }",
     "when { principal.tier == 0 } unless { context.n > 1 }",
     "when { principal == resource || action == Action::\"get\" }",
+    "when { context has hdr && context.hdr has \"x-tenant\" }",
+    "when { context.hdr has \"x-tenant\" && context.hdr[\"x-tenant\"] == \"acme\" }",
+    "unless { context.hdr[\"x-tenant\"] like \"a*\" }",
+    "when { context has hdr.accept && context.hdr.accept == context.word }",
+    "when { {a: context} == {a: context} }",
 ];
 
 fn policy() -> impl Strategy<Value = String> {
@@ -153,16 +158,31 @@ fn parsed(texts: &[String], links: &[[usize; 2]]) -> PolicySet {
     set
 }
 
+/// A context by its `n`, its `word` and its `hdr`: there is none, it is empty, or it has one or two headers.
+type Fields = (
+    i64,
+    Option<&'static str>,
+    Option<&'static [(&'static str, &'static str)]>,
+);
+
+const CONTEXTS: [Fields; 5] = [
+    (0, None, None),
+    (1, Some("abc"), Some(&[])),
+    (3, Some("b"), Some(&[("x-tenant", "acme")])),
+    (1, Some("*/*"), Some(&[("accept", "*/*"), ("x-tenant", "bcme")])),
+    (2, None, Some(&[("accept", "text/plain")])),
+];
+
 fn context(which: usize) -> Context {
-    let fields: &[(&str, i64, Option<&str>)] = &[("n", 0, None), ("n", 1, Some("abc")), ("n", 3, Some("b"))];
-    let (name, number, word) = fields[which % fields.len()];
-    let word = word.map(|word| ("word".to_owned(), RestrictedExpression::new_string(word.to_owned())));
-    Context::from_pairs(
-        [(name.to_owned(), RestrictedExpression::new_long(number))]
-            .into_iter()
-            .chain(word),
-    )
-    .unwrap()
+    let (number, word, headers) = CONTEXTS[which];
+    let string = |text: &str| RestrictedExpression::new_string(text.to_owned());
+    let word = word.map(|word| ("word".to_owned(), string(word)));
+    let headers = headers.map(|headers| {
+        let fields = headers.iter().map(|(name, value)| ((*name).to_owned(), string(value)));
+        ("hdr".to_owned(), RestrictedExpression::new_record(fields).unwrap())
+    });
+    let number = ("n".to_owned(), RestrictedExpression::new_long(number));
+    Context::from_pairs([number].into_iter().chain(word).chain(headers)).unwrap()
 }
 
 /// Decision, reasons and errors as sets.
@@ -196,7 +216,7 @@ proptest! {
     fn the_answer_is_that_of_the_authorizer_over_every_policy(
         world in world(),
         (texts, links) in policy_set(),
-        requests in vec((0..NODES, select(&ACTIONS[..]), 0..NODES, 0..3_usize), 12),
+        requests in vec((0..NODES, select(&ACTIONS[..]), 0..NODES, 0..CONTEXTS.len()), 12),
     ) {
         let evaluator = Evaluator::new(parsed(&texts, &links));
         let entities = world.entities();
@@ -263,6 +283,32 @@ fn a_lost_posting_list_is_noticed() {
     }
     // `[read, any]` is filed twice, under `any` together with `in any`, and found by either: only the list of `read` alone may go.
     assert_eq!(unnoticed.len(), 4 * 4, "{unnoticed:?}");
+}
+
+#[test]
+fn what_may_look_at_a_header_is_known() {
+    for (condition, expected) in [
+        ("", false),
+        ("when { context.n == 1 }", false),
+        ("when { context has word && context.word == \"hdr\" }", false),
+        ("when { principal.hdr == 1 }", false),
+        ("when { {hdr: context.n} == {hdr: 1} }", false),
+        ("when { context has hdr }", true),
+        ("when { context has hdr.accept }", true),
+        ("when { context.hdr has \"x-tenant\" }", true),
+        ("when { context.n == 1 && context.hdr.accept == \"a\" }", true),
+        ("when { context[\"hdr\"] == {} }", true),
+        ("when { context == {} }", true),
+        ("when { (if true then context else context).n == 1 }", true),
+    ] {
+        let evaluator = Evaluator::new(parsed(
+            &[format!("permit (principal, action, resource) {condition};")],
+            &[],
+        ));
+        let entities = Entities::empty();
+        let prepared = evaluator.prepare(call(&node(0), "get", &node(1), &entities)).unwrap();
+        assert_eq!(prepared.reads_headers(), expected, "{condition}");
+    }
 }
 
 #[test]

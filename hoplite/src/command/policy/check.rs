@@ -11,7 +11,7 @@ use crate::output::{Output, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The directory: *.cedar, routes.toml, and modules.toml with a folder for each module
+    /// The directory: *.cedar, routes.toml, headers.toml, and modules.toml with a folder for each module
     directory: PathBuf,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]

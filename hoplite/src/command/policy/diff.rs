@@ -40,6 +40,8 @@ struct Difference {
     changed: Vec<(PolicyView, Vec<Change>)>,
     routes_added: BTreeSet<String>,
     routes_removed: BTreeSet<String>,
+    headers_added: BTreeSet<String>,
+    headers_removed: BTreeSet<String>,
 }
 
 /// One part of a policy before and after.
@@ -130,6 +132,10 @@ impl Difference {
         let (old, new) = (routes(before), routes(after));
         difference.routes_added = new.difference(&old).cloned().collect();
         difference.routes_removed = old.difference(&new).cloned().collect();
+        let [old, new] = [before, after].map(|snapshot| snapshot.headers().iter().map(str::to_owned).collect());
+        let (old, new): (BTreeSet<String>, BTreeSet<String>) = (old, new);
+        difference.headers_added = &new - &old;
+        difference.headers_removed = &old - &new;
         difference
     }
 
@@ -139,6 +145,8 @@ impl Difference {
             && self.changed.is_empty()
             && self.routes_added.is_empty()
             && self.routes_removed.is_empty()
+            && self.headers_added.is_empty()
+            && self.headers_removed.is_empty()
     }
 
     fn page(&self) -> String {
@@ -169,6 +177,11 @@ impl Difference {
         for (mark, routes) in [("+", &self.routes_added), ("-", &self.routes_removed)] {
             for route in routes {
                 let _ = writeln!(page, "{mark} route {route}");
+            }
+        }
+        for (mark, headers) in [("+", &self.headers_added), ("-", &self.headers_removed)] {
+            for header in headers {
+                let _ = writeln!(page, "{mark} header {header}");
             }
         }
         let _ = writeln!(
@@ -206,6 +219,7 @@ impl Difference {
             "added": self.added.iter().map(view).collect::<Vec<_>>(),
             "removed": self.removed.iter().map(view).collect::<Vec<_>>(),
             "changed": changed, "routes_added": self.routes_added, "routes_removed": self.routes_removed,
+            "headers_added": self.headers_added, "headers_removed": self.headers_removed,
         })
     }
 }

@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use hoplite_audit::{DecisionId, Query, Record, read_log};
 use hoplite_identity::SpiffeId;
 use hoplite_policy::{
-    Ask, Asked, Candidate, CanonicalRequest, Explanation, Finding, NearMiss, Places, Snapshot, Unmet,
+    Ask, Asked, Candidate, CanonicalRequest, Explanation, Finding, HEADERS_FILE, NearMiss, Places, SelectedHeaders,
+    Snapshot, Unmet,
 };
 use serde_json::{Value, json};
 
@@ -39,6 +40,9 @@ pub(crate) struct Args {
     /// The host they would name [default: the service]
     #[arg(long, conflicts_with = "decision")]
     host: Option<String>,
+    /// A header they would send, of those that headers.toml selects: `x-tenant: acme`; may be repeated
+    #[arg(long = "header", value_name = "NAME: VALUE", conflicts_with = "decision")]
+    headers: Vec<String>,
     #[command(flatten)]
     policies: PoliciesArgs,
     #[command(flatten)]
@@ -56,7 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (ask, record) = match &args.decision {
         Some(id) => {
             let record = find(id, &args.audit.logs(&args.dir)?)?;
-            let Some(ask) = ask_of(&record) else {
+            let Some(ask) = ask_of(&record, snapshot.headers()) else {
                 bail!(
                     "policy was not asked about `{id}`: it is a {} that was {}{}",
                     record.phase,
@@ -66,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             };
             (ask, Some(record))
         }
-        None => (asked(args)?, None),
+        None => (asked(args, snapshot.headers())?, None),
     };
     let explanation = snapshot.explain(&ask, &Places::of(&sources));
     if args.output == Output::Json {
@@ -92,11 +96,22 @@ fn find(id: &DecisionId, logs: &[PathBuf]) -> anyhow::Result<Record> {
     bail!("there is no decision `{id}` in these logs; say where with --audit, or look with `hoplite audit query`")
 }
 
-fn asked(args: &Args) -> anyhow::Result<Ask> {
+fn asked(args: &Args, selected: &SelectedHeaders) -> anyhow::Result<Ask> {
     let (Some(principal), Some(deed)) = (&args.principal, &args.deed) else {
         bail!("say what to explain: a decision id, or --as and --do");
     };
-    let (service, what) = deed_of(deed, args.host.as_deref())?;
+    let (service, mut what) = deed_of(deed, args.host.as_deref())?;
+    let fields = args.headers.iter().map(|text| field(text, selected));
+    let fields = fields.collect::<anyhow::Result<Vec<_>>>()?;
+    what = match what {
+        Asked::Http(request) => Asked::Http(
+            request
+                .with_headers(selected, fields)
+                .with_context(|| format!("`{deed}` is refused before policy is asked"))?,
+        ),
+        Asked::Connect if fields.is_empty() => Asked::Connect,
+        Asked::Connect => bail!("a connection has no headers; leave out --header"),
+    };
     Ok(Ask {
         principal: SpiffeId::parse(principal).with_context(|| format!("`{principal}` is not a SPIFFE ID"))?,
         service,
@@ -104,6 +119,18 @@ fn asked(args: &Args) -> anyhow::Result<Ask> {
         source: args.from,
         now: args.at.unwrap_or_else(SystemTime::now),
     })
+}
+
+/// `x-tenant: acme`, as policy may look at it.
+fn field<'a>(text: &'a str, selected: &SelectedHeaders) -> anyhow::Result<(&'a str, &'a [u8])> {
+    let (name, value) = text
+        .split_once(':')
+        .with_context(|| format!("`{text}` is not a header; write `x-tenant: acme`"))?;
+    anyhow::ensure!(
+        selected.iter().any(|header| header.eq_ignore_ascii_case(name)),
+        "`{HEADERS_FILE}` does not select `{name}`, so no policy can look at it; add it there, or leave it out"
+    );
+    Ok((name, value.trim().as_bytes()))
 }
 
 /// `GET ledger /accounts/7` or `connect ledger`.
@@ -175,6 +202,11 @@ fn page(
         ask.source,
         humantime::format_rfc3339_seconds(ask.now)
     );
+    if let Asked::Http(http) = &ask.what {
+        for (name, value) in http.headers() {
+            let _ = writeln!(page, "  {name}: {}", value.unwrap_or("(absent)"));
+        }
+    }
     if let Some(route) = explanation.what_if.route() {
         let hint = if route.as_str().ends_with(":unmatched") {
             "   (no line of routes.toml covers it)"
@@ -255,8 +287,14 @@ fn show_unmet(page: &mut String, mark: &str, unmet: &Unmet) {
         .map(|place| format!("   {}:{}", place.file, place.line));
     let _ = writeln!(page, "      {mark} {}{}", cut(&unmet.text), place.unwrap_or_default());
     for (name, value) in &unmet.values {
-        let _ = writeln!(page, "          context.{name} is {}", cut(value));
+        let _ = writeln!(page, "          {} is {}", in_context(name), cut(value));
     }
+}
+
+/// What a condition looked at, as a policy writes it.
+fn in_context(name: &str) -> String {
+    let dot = if name.starts_with('[') { "" } else { "." };
+    format!("context{dot}{name}")
 }
 
 fn show_near_miss(page: &mut String, near: &NearMiss) {
@@ -279,7 +317,7 @@ fn as_json(explanation: &Explanation, ask: &Ask, record: Option<&Record>) -> Val
         let values: serde_json::Map<_, _> = unmet
             .values
             .iter()
-            .map(|(name, value)| (format!("context.{name}"), value.clone().into()))
+            .map(|(name, value)| (in_context(name), value.clone().into()))
             .collect();
         json!({"condition": unmet.text, "place": place(&unmet.place), "values": values})
     };

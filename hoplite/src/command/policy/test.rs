@@ -21,7 +21,7 @@ const TABLES_MAX: usize = 4_096;
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// The directory: *.cedar, routes.toml, and beneath it *.test and *.test.json
+    /// The directory: *.cedar, routes.toml, headers.toml, and beneath it *.test and *.test.json
     directory: PathBuf,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
@@ -127,7 +127,7 @@ impl TestReport {
             .iter()
             .map(|source| TableReport {
                 name: source.name.clone(),
-                outcome: CaseTable::parse(source).map(|table| table.run(snapshot, places)),
+                outcome: CaseTable::parse(source, snapshot.headers()).map(|table| table.run(snapshot, places)),
             })
             .collect();
         let results = tables.iter().flat_map(TableReport::results);
