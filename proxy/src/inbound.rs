@@ -170,7 +170,7 @@ impl Caller {
             return answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None);
         };
         let Some(permit) = permit else {
-            return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+            return answer(StatusCode::FORBIDDEN, "denied", Some(outcome), Some(&decision));
         };
 
         // Forward.
@@ -266,10 +266,7 @@ impl Caller {
         record.reason = Some(format!("{code}: {reason}"));
         let outcome = record.outcome;
         match self.inbound.enforcer.record(record).await {
-            Ok(decision) => closing(
-                answer(status, code, Some(outcome.as_str()), Some(&decision)),
-                self.http2,
-            ),
+            Ok(decision) => closing(answer(status, code, Some(outcome), Some(&decision)), self.http2),
             Err(_) => closing(
                 answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None),
                 self.http2,
