@@ -293,6 +293,20 @@ mod tests {
         [vec![0x40], text(NAME), text(value)].concat()
     }
 
+    /// HTTP/1.1, or anything else, is not looked into: not even where it holds what would be repaired.
+    #[test]
+    fn another_protocol_passes_as_it_is() {
+        let block = in_full(b"run%2Fagent.sock");
+        for head in [&b"POST /access/v1/evalua"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+            let sent = [head, b"..", &frame(HEADERS, 4, &block)].concat();
+            for piece in [1, 24, sent.len()] {
+                let (mut repair, mut got) = (Repair::new(), sent.clone());
+                got.chunks_mut(piece).for_each(|piece| repair.apply(piece));
+                assert_eq!(got, sent, "in pieces of {piece}");
+            }
+        }
+    }
+
     #[test]
     fn only_a_plain_authority_is_changed() {
         let check = |frames: &[Vec<u8>], from: &str, to: &str| {

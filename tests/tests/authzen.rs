@@ -1,6 +1,10 @@
 //! The guide to AuthZEN, as it stands there: curl asks the agent over its socket.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::path::Path;
 use std::process::Command;

@@ -9,8 +9,11 @@ use crate::server::testing::{World, own};
 use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{GrantDraft, GrantScope, Meta, Stage};
-use hoplite_wire::ext_authz::CheckRequest;
+use hoplite_wire::ext_authz::address::Address;
+use hoplite_wire::ext_authz::attribute_context::Peer;
 use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;
+use hoplite_wire::ext_authz::socket_address::PortSpecifier;
+use hoplite_wire::ext_authz::{AttributeContext, CheckRequest, SocketAddress};
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::time::SystemTime;
@@ -592,6 +595,7 @@ async fn ask_until_the_log_fails() {
     let failed = tokio::spawn(async move { authorizer.log_failed().await.to_string() });
     // The ninth of each list may be the one that is not recorded: none of the others is told then.
     let list = format!("\"evaluations\":[{}]", vec!["{}"; 9].join(","));
+    assert_eq!(asks_about_a_connection(&world).await.code, 0);
     let mut allowed = 0;
     let told = loop {
         let told = ask(&world, EVALUATIONS, &[WEB, GET, SEVEN, FROM, &list]).await;
@@ -608,15 +612,31 @@ async fn ask_until_the_log_fails() {
         let told = ask(&world, EVALUATION, &parts).await;
         assert_eq!((told.status, told.body.as_str()), (503, "unrecorded\n"), "for good");
     }
-    let answer = AuthorizationClient::new(world.dial().await)
-        .check(CheckRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_ne!(answer.status.unwrap().code, 0, "nor is an Envoy allowed anything");
+    let envoy = asks_about_a_connection(&world).await;
+    assert_eq!(envoy.message, "unrecorded", "nor is an Envoy allowed anything");
     let why = timeout(Duration::from_secs(5), failed)
         .await
         .expect("the agent notices")
         .unwrap();
     assert!(why.contains("the decision log in"), "{why}");
+}
+
+/// What an Envoy is told about a connection that policy permits.
+async fn asks_about_a_connection(world: &World) -> hoplite_wire::ext_authz::Status {
+    let address = Address::SocketAddress(SocketAddress {
+        address: "10.0.0.1".to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(1)),
+    });
+    let attributes = AttributeContext {
+        source: Some(Peer {
+            address: Some(hoplite_wire::ext_authz::Address { address: Some(address) }),
+            principal: "spiffe://prod.example/web".to_owned(),
+        }),
+        ..AttributeContext::default()
+    };
+    let request = CheckRequest {
+        attributes: Some(attributes),
+    };
+    let mut client = AuthorizationClient::new(world.dial().await);
+    client.check(request).await.unwrap().into_inner().status.unwrap()
 }
