@@ -594,7 +594,7 @@ async fn ask_until_the_log_fails() {
     let authorizer = world.authorizer.clone().unwrap();
     let failed = tokio::spawn(async move { authorizer.log_failed().await.to_string() });
     // The ninth of each list may be the one that is not recorded: none of the others is told then.
-    let list = format!("\"evaluations\":[{}]", vec!["{}"; 9].join(","));
+    let list = format!("\"evaluations\":[{}]", ["{}"; 9].join(","));
     assert_eq!(asks_about_a_connection(&world).await.code, 0);
     let mut allowed = 0;
     let told = loop {
@@ -602,7 +602,7 @@ async fn ask_until_the_log_fails() {
         if told.status != 200 {
             break told;
         }
-        assert_eq!(told.decisions(), vec!["true"; 9].join(","));
+        assert_eq!(told.decisions(), ["true"; 9].join(","));
         allowed += 9;
         assert!(allowed < 5_000, "the log never fails");
     };
