@@ -10,7 +10,8 @@ const NAME: &[u8] = b":authority";
 /// The index of `:authority` in HPACK's static table (RFC 7541, appendix A).
 const STATIC_INDEX: u8 = 1;
 
-const PREFACE_BYTES: u64 = 24;
+/// What an HTTP/2 connection begins with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER_BYTES: u64 = 9;
 
 const HEADERS: u8 = 1;
@@ -41,6 +42,8 @@ enum Part {
     Priority(u8),
     Block,
     Other,
+    /// No HTTP/2: all the rest passes as it is.
+    Foreign,
 }
 
 /// Where in a header block the next byte is (RFC 7541, 5 and 6).
@@ -78,7 +81,7 @@ impl Repair {
     pub(crate) fn new() -> Self {
         Self {
             part: Part::Preface,
-            left: PREFACE_BYTES,
+            left: PREFACE.len() as u64,
             length: 0,
             kind: 0,
             flags: 0,
@@ -95,11 +98,22 @@ impl Repair {
     }
 
     fn step(&mut self, byte: u8) -> u8 {
+        if self.part == Part::Preface {
+            let expected = usize::try_from(self.left)
+                .ok()
+                .and_then(|left| PREFACE.iter().nth_back(left - 1));
+            if expected != Some(&byte) {
+                self.part = Part::Foreign;
+            }
+        }
+        if self.part == Part::Foreign {
+            return byte;
+        }
         let position = FRAME_HEADER_BYTES.saturating_sub(self.left);
         self.left = self.left.saturating_sub(1);
         let mut repaired = byte;
         match self.part {
-            Part::Preface | Part::Other => {}
+            Part::Preface | Part::Other | Part::Foreign => {}
             Part::FrameHeader => match position {
                 0..3 => self.length = self.length << 8 | u64::from(byte),
                 3 => self.kind = byte,
@@ -277,6 +291,20 @@ mod tests {
     /// As the C core writes it: the name in full.
     fn in_full(value: &[u8]) -> Vec<u8> {
         [vec![0x40], text(NAME), text(value)].concat()
+    }
+
+    /// HTTP/1.1, or anything else, is not looked into: not even where it holds what would be repaired.
+    #[test]
+    fn another_protocol_passes_as_it_is() {
+        let block = in_full(b"run%2Fagent.sock");
+        for head in [&b"POST /access/v1/evalua"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+            let sent = [head, b"..", &frame(HEADERS, 4, &block)].concat();
+            for piece in [1, 24, sent.len()] {
+                let (mut repair, mut got) = (Repair::new(), sent.clone());
+                got.chunks_mut(piece).for_each(|piece| repair.apply(piece));
+                assert_eq!(got, sent, "in pieces of {piece}");
+            }
+        }
     }
 
     #[test]

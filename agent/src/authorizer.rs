@@ -4,10 +4,9 @@
 //! for that service. It can then open no more than what it serves anyway. Everything else is as in our own proxy, because
 //! the same [`DecisionPoint`] decides and records.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,11 +15,12 @@ use hoplite_audit::{DecisionId, Options, Outcome, Phase, Record, Recorder, Recor
 use hoplite_decision::{BundleTrust, DecisionPoint, Fields, Follower, PolicyFeed, Question, Refusal};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Caller, CanonicalRequest, Connection, Permit};
+use hoplite_policy::{Caller, Connection, Permit};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::config::{Authorization, OnStale};
+use crate::call::{Call, Target, Unusable};
+use crate::config::Authorization;
 use crate::policy::{Feed, Held};
 use crate::session::Entitlement;
 
@@ -29,6 +29,7 @@ pub(crate) struct Authorizer {
     point: DecisionPoint,
     feed: Arc<PolicyFeed>,
     services: BTreeMap<String, SpiffeId>,
+    audit_dir: PathBuf,
     _directory: Option<Follower>,
 }
 
@@ -37,42 +38,6 @@ pub(crate) struct Authorizer {
 pub(crate) struct Asker {
     service: String,
     id: SpiffeId,
-}
-
-/// What is asked, as far as it can be read.
-#[derive(Debug)]
-pub(crate) struct Call {
-    /// Who calls, as the asker verified it.
-    pub(crate) principal: Result<SpiffeId, Unusable>,
-    /// Where the call comes from.
-    pub(crate) source: Option<SocketAddr>,
-    pub(crate) trace_id: Option<String>,
-    pub(crate) target: Target,
-}
-
-/// What the call is to.
-#[derive(Debug)]
-pub(crate) enum Target {
-    /// The service, by a connection.
-    Connection,
-    /// A route of it, by a request; the method as it was told.
-    Http {
-        method: String,
-        request: Result<Box<CanonicalRequest>, Unusable>,
-        /// Every header field, if the asker told all of them.
-        headers: Option<HashMap<String, String>>,
-    },
-}
-
-/// Why a call is refused without asking policy.
-#[derive(Debug)]
-pub(crate) struct Unusable {
-    pub(crate) status: u16,
-    pub(crate) outcome: Outcome,
-    /// From a fixed set.
-    pub(crate) code: &'static str,
-    /// For the record.
-    pub(crate) reason: String,
 }
 
 /// What is answered. Nothing but a permit makes a yes.
@@ -85,7 +50,8 @@ pub(crate) enum Verdict {
         status: u16,
         code: &'static str,
         outcome: Outcome,
-        decision: DecisionId,
+        /// None where strangers are so many that they are counted only.
+        decision: Option<DecisionId>,
     },
     /// No, because it cannot be written down.
     Unrecorded,
@@ -95,7 +61,7 @@ pub(crate) enum Verdict {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthorizerError {
-    /// The decision log cannot be opened.
+    /// The decision log cannot be opened, or be written any longer.
     #[error("the decision log in `{dir}`: {source}", dir = .dir.display())]
     Log {
         /// Where it is.
@@ -138,10 +104,11 @@ impl Authorizer {
                 feed.clone(),
                 recorder,
                 config.reference_check_every,
-                config.on_stale_policy == OnStale::Deny,
+                config.on_stale_policy,
             ),
             feed,
             services: config.services.clone(),
+            audit_dir: config.audit_dir.clone(),
             _directory: directory,
         })
     }
@@ -159,6 +126,14 @@ impl Authorizer {
                 changed = held.changed() => if changed.is_err() { return },
                 () = shutdown.wait() => return,
             }
+        }
+    }
+
+    /// Waits until no decision can be recorded any more, and says why. Every answer is a refusal from then on.
+    pub(crate) async fn log_failed(&self) -> AuthorizerError {
+        AuthorizerError::Log {
+            dir: self.audit_dir.clone(),
+            source: self.point.log_failed().await,
         }
     }
 
@@ -254,7 +229,7 @@ impl Authorizer {
         let question = Question {
             caller: Caller::danger_vouched_for(&principal),
             service: &asker.service,
-            connection: &Connection::new(source.ip()),
+            connection: &Connection::new(source.ip),
             http: http.as_deref(),
             fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
         };
@@ -272,7 +247,7 @@ impl Authorizer {
             status,
             code,
             outcome,
-            decision,
+            decision: Some(decision),
         }
     }
 
@@ -285,7 +260,12 @@ impl Authorizer {
         } = unusable;
         record.outcome = outcome;
         record.reason = Some(format!("{code}: {reason}"));
-        match self.point.record(record).await {
+        // Nobody whom we know must not be able to fill the disk through those who ask.
+        let recorded = match outcome {
+            Outcome::Unauthenticated => self.point.record_stranger(record).await,
+            _ => self.point.record(record).await.map(Some),
+        };
+        match recorded {
             Ok(decision) => Verdict::Refused {
                 status,
                 code,
@@ -306,7 +286,7 @@ impl fmt::Debug for Authorizer {
 }
 
 /// What policy may select from.
-fn fields(headers: &HashMap<String, String>) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
+fn fields(headers: &[(String, String)]) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
     Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
 }
 
@@ -324,50 +304,4 @@ fn offer(feed: &PolicyFeed, held: &Feed, now: SystemTime) {
         feed.clear_shadow(now);
     }
     feed.offer_grants(&held.grants, now);
-}
-
-// === impl Unusable ===
-
-impl Unusable {
-    /// Nobody whom we know.
-    pub(crate) fn unauthenticated(reason: impl Into<String>) -> Self {
-        Self {
-            status: 401,
-            outcome: Outcome::Unauthenticated,
-            code: "unauthenticated",
-            reason: reason.into(),
-        }
-    }
-
-    /// A request with more than one reading.
-    pub(crate) fn malformed(code: &'static str, reason: impl Into<String>) -> Self {
-        Self {
-            status: 400,
-            outcome: Outcome::Malformed,
-            code,
-            reason: reason.into(),
-        }
-    }
-}
-
-/// Who calls, out of what the asker says: a SPIFFE ID of a trust domain whose bundle the asker has. Of another one it
-/// could not have verified anything.
-pub(crate) fn principal(said: &str, who: &Entitlement) -> Result<SpiffeId, Unusable> {
-    if said.is_empty() {
-        return Err(Unusable::unauthenticated(
-            "no name was told; the caller showed no certificate, or it was not asked for one",
-        ));
-    }
-    let id = SpiffeId::parse(said).map_err(|error| Unusable::unauthenticated(error.to_string()))?;
-    if id.is_trust_domain() {
-        return Err(Unusable::unauthenticated(format!(
-            "`{id}` is a trust domain, and no workload"
-        )));
-    }
-    if who.bundle(id.trust_domain()).is_none() {
-        return Err(Unusable::unauthenticated(format!(
-            "there is no bundle of the trust domain of `{id}`, so nobody can have verified it"
-        )));
-    }
-    Ok(id)
 }

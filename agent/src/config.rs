@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use hoplite_audit::is_recorder_name;
+use hoplite_decision::{OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
@@ -62,7 +64,7 @@ pub struct Authorization {
     #[serde(default)]
     pub policy_dir: Option<PathBuf>,
     /// One decision in so many is also made by the reference, over every policy; 0 for none.
-    #[serde(default = "reference_every")]
+    #[serde(default = "hoplite_decision::reference_every")]
     pub reference_check_every: u64,
     /// What a bundle that has expired does: decide on, with `stale` in every record, or deny everything.
     #[serde(default)]
@@ -70,17 +72,6 @@ pub struct Authorization {
     /// By service: the SPIFFE ID of the workload that may ask about it, because it is the one that serves it.
     #[serde(deserialize_with = "services")]
     pub services: BTreeMap<String, SpiffeId>,
-}
-
-/// What to do with a policy that has expired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStale {
-    /// It decides on.
-    #[default]
-    Keep,
-    /// Nothing is permitted.
-    Deny,
 }
 
 // === impl Config ===
@@ -180,7 +171,7 @@ impl Authorization {
                 reason,
             ))
         };
-        if !is_name(&self.name, "-.") {
+        if !is_recorder_name(&self.name) {
             return fail(
                 "name",
                 &self.name,
@@ -202,7 +193,7 @@ impl Authorization {
             );
         }
         for (service, asker) in &self.services {
-            if !is_name(service, "-._") {
+            if !is_service_name(service) {
                 return fail("services", service, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`");
             }
             if asker.is_trust_domain() {
@@ -211,18 +202,6 @@ impl Authorization {
         }
         Ok(())
     }
-}
-
-/// Often enough to notice a fault within seconds of traffic, seldom enough not to be noticed itself.
-fn reference_every() -> u64 {
-    1_000
-}
-
-fn is_name(name: &str, punctuation: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
 }
 
 fn services<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, SpiffeId>, D::Error> {

@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hoplite_audit::{DecisionId, Outcome};
-use hoplite_policy::{CanonicalRequest, Permit};
+use hoplite_decision::{DECISION_HEADER as DECISION, refusal, trace_id};
+use hoplite_policy::{OVERRIDE_HEADERS, Permit};
 use hoplite_wire::ext_authz::address::Address;
-use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Peer};
+use hoplite_wire::ext_authz::attribute_context::Peer;
 use hoplite_wire::ext_authz::authorization_server::Authorization;
 use hoplite_wire::ext_authz::check_response::HttpResponse;
 use hoplite_wire::ext_authz::header_value_option::HeaderAppendAction;
@@ -23,27 +24,16 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Request, Response, Status};
 
-use crate::authorizer::{Authorizer, Call, Target, Unusable, Verdict, principal};
+use crate::authorizer::{Authorizer, Verdict};
+use crate::call::{Call, Target, principal};
 use crate::server::Connection;
 use crate::session::Desk;
 
 /// Where Envoy's configuration says about which service it asks.
 const SERVICE: &str = "hoplite.service";
 
-/// Names the decision, in requests that go on and in every answer.
-const DECISION: &str = "x-hoplite-decision";
-
 /// What Envoy's access log finds the decision under.
 const METADATA: &str = "decision";
-
-/// Headers that some servers obey instead of the request line. With them, what is done would not be what was decided.
-const OVERRIDES: [&str; 5] = [
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-];
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -61,7 +51,7 @@ impl ExtAuthz {
 
     /// The error is why this process gets no decision at all.
     async fn answer(&self, request: Request<CheckRequest>) -> Result<CheckResponse, Status> {
-        let (caller, _held) = Connection::admit(&request)?;
+        let (caller, _held) = Connection::admit(request.extensions())?;
         let who = self.desk.session(&caller).entitlement().await?;
         let asked = request.into_inner().attributes.unwrap_or_default();
         let named = asked.context_extensions.get(SERVICE).map(String::as_str);
@@ -71,17 +61,17 @@ impl ExtAuthz {
         let http = request.and_then(|request| request.http);
         let call = Call {
             principal: principal(&source.principal, &who),
-            source: address(source),
+            source: address(source).map(Into::into),
             trace_id: http
                 .as_ref()
                 .and_then(|http| trace_id(http.headers.get("traceparent")?)),
             target: match http {
-                Some(http) => Target::Http {
-                    request: read(&http).map(Box::new),
+                Some(http) => {
                     // Envoy's own fields are among them, unless it was told to send a choice of its own, or none.
-                    headers: http.headers.contains_key(":path").then_some(http.headers),
-                    method: http.method,
-                },
+                    let all = http.headers.contains_key(":path");
+                    let headers = all.then(|| http.headers.into_iter().collect());
+                    Target::http(http.method, &http.host, &http.path, headers)
+                }
                 None => Target::Connection,
             },
         };
@@ -93,8 +83,8 @@ impl ExtAuthz {
                 code,
                 outcome,
                 decision,
-            } => refused(status, code, Some((outcome, &decision))),
-            Verdict::Unrecorded => refused(503, "unrecorded", None),
+            } => refused(status, code, Some(outcome), decision.as_ref()),
+            Verdict::Unrecorded => refused(503, "unrecorded", None, None),
         })
     }
 }
@@ -104,7 +94,7 @@ impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let answer = self.answer(request).await.unwrap_or_else(|status| {
             tracing::info!(reason = status.message(), "no decision for a process that asks for one");
-            let mut answer = refused(503, "not_served", None);
+            let mut answer = refused(503, "not_served", None, None);
             if let Some(word) = &mut answer.status {
                 status.message().clone_into(&mut word.message);
             }
@@ -121,59 +111,6 @@ fn address(peer: Peer) -> Option<SocketAddr> {
     Some(SocketAddr::new(socket.address.parse().ok()?, u16::try_from(port).ok()?))
 }
 
-/// The one reading of a request, which must be the one that Envoy forwards.
-///
-/// Refused and not rewritten: Envoy has chosen the route already, by the path that it has, and may be told to ignore what
-/// we would change. With the settings named here it never comes to that.
-fn read(http: &HttpRequest) -> Result<CanonicalRequest, Unusable> {
-    if matches!(http.method.as_str(), "CONNECT" | "TRACE") {
-        return Err(Unusable {
-            status: 405,
-            ..Unusable::malformed("method_refused", format!("{} is not forwarded", http.method))
-        });
-    }
-    let canonical = CanonicalRequest::parse(&http.method, &[http.host.as_bytes()], http.path.as_bytes())
-        .map_err(|ambiguous| Unusable::malformed(ambiguous.code(), ambiguous.to_string()))?;
-    let forwarded = http.path.split('?').next().unwrap_or_default();
-    if !is_written(canonical.path(), forwarded) {
-        return Err(Unusable::malformed(
-            "not_canonical",
-            format!(
-                "Envoy would forward another path than `{}`, which policy would decide on; set `normalize_path`, \
-                 `merge_slashes` and `path_with_escaped_slashes_action: REJECT_REQUEST`",
-                canonical.path()
-            ),
-        ));
-    }
-    Ok(canonical)
-}
-
-/// Whether a path is the canonical one; the digits of an escape may be in lower case, since nobody reads that otherwise.
-fn is_written(canonical: &str, forwarded: &str) -> bool {
-    let mut escaped = 0_u8;
-    canonical.len() == forwarded.len()
-        && canonical.bytes().zip(forwarded.bytes()).all(|(wanted, is)| {
-            let same = wanted == is || (escaped > 0 && wanted.eq_ignore_ascii_case(&is));
-            escaped = if wanted == b'%' { 2 } else { escaped.saturating_sub(1) };
-            same
-        })
-}
-
-/// The trace id of a valid `traceparent` (W3C Trace Context). Envoy joins two of them with a comma; then none is valid.
-fn trace_id(traceparent: &str) -> Option<String> {
-    let mut parts = traceparent.split('-');
-    let (version, id) = (parts.next()?, parts.next()?);
-    let hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    (!traceparent.contains(',')
-        && version.len() == 2
-        && hex(version)
-        && version != "ff"
-        && id.len() == 32
-        && hex(id)
-        && id.bytes().any(|b| b != b'0'))
-    .then(|| id.to_owned())
-}
-
 /// Lets a request or a connection through. The permit is spent here.
 fn allowed(_permit: Permit, decision: &DecisionId, for_http: bool) -> CheckResponse {
     let named = vec![header(DECISION, decision.to_string())];
@@ -183,7 +120,7 @@ fn allowed(_permit: Permit, decision: &DecisionId, for_http: bool) -> CheckRespo
         http_response: for_http.then(|| {
             HttpResponse::OkResponse(OkHttpResponse {
                 headers: named.clone(),
-                headers_to_remove: OVERRIDES.map(str::to_owned).to_vec(),
+                headers_to_remove: OVERRIDE_HEADERS.map(str::to_owned).to_vec(),
                 response_headers_to_add: named,
             })
         }),
@@ -191,13 +128,9 @@ fn allowed(_permit: Permit, decision: &DecisionId, for_http: bool) -> CheckRespo
 }
 
 /// The same words as in our proxy's answers: what a caller may know, and the id under which the log knows more.
-fn refused(status: u16, code: &str, decided: Option<(Outcome, &DecisionId)>) -> CheckResponse {
-    let mut fields = serde_json::Map::new();
+fn refused(status: u16, code: &str, outcome: Option<Outcome>, decision: Option<&DecisionId>) -> CheckResponse {
     let mut headers = vec![header("content-type", "application/json".to_owned())];
-    fields.insert("error".to_owned(), code.into());
-    if let Some((outcome, decision)) = decided {
-        fields.insert("outcome".to_owned(), outcome.as_str().into());
-        fields.insert("decision".to_owned(), decision.to_string().into());
+    if let Some(decision) = decision {
         headers.push(header(DECISION, decision.to_string()));
     }
     let word = match status {
@@ -211,11 +144,11 @@ fn refused(status: u16, code: &str, decided: Option<(Outcome, &DecisionId)>) -> 
             code: word.into(),
             message: code.to_owned(),
         }),
-        dynamic_metadata: decided.map(|(_, decision)| metadata(decision)),
+        dynamic_metadata: decision.map(metadata),
         http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
             status: Some(HttpStatus { code: status.into() }),
             headers,
-            body: serde_json::Value::Object(fields).to_string() + "\n",
+            body: refusal(code, outcome, decision),
         })),
     }
 }
@@ -244,8 +177,8 @@ fn metadata(decision: &DecisionId) -> Struct {
 mod tests {
     use super::*;
     use crate::server::testing::{World, own};
-    use hoplite_audit::{Phase, Query, Record, read_log};
-    use hoplite_wire::ext_authz::attribute_context::Request as Asked;
+    use hoplite_audit::{Phase, Record};
+    use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Request as Asked};
     use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;
     use hoplite_wire::ext_authz::{Address as WireAddress, SocketAddress};
     use std::collections::HashMap;
@@ -286,13 +219,6 @@ mod tests {
             Self { world }
         }
 
-        fn records(&self) -> Vec<Record> {
-            read_log(&self.world.directory.path().join("audit"), &Query::default())
-                .unwrap()
-                .map(Result::unwrap)
-                .collect()
-        }
-
         async fn ask(&self, change: impl FnOnce(&mut AttributeContext)) -> Told {
             let mut asked = AttributeContext {
                 source: Some(Peer {
@@ -313,7 +239,7 @@ mod tests {
             let request = CheckRequest {
                 attributes: Some(asked),
             };
-            let before = self.records().len();
+            let before = self.world.records().len();
             let response = AuthorizationClient::new(self.world.dial().await)
                 .check(request)
                 .await
@@ -334,7 +260,7 @@ mod tests {
                 matches!(status, 0 | 200),
                 "{response:?}"
             );
-            let mut new = self.records().split_off(before);
+            let mut new = self.world.records().split_off(before);
             assert!(new.len() <= 1, "{new:?}");
             let record = new.pop();
             let id = record.as_ref().map(|record| record.id.to_string());
@@ -395,7 +321,7 @@ mod tests {
         let Some(HttpResponse::OkResponse(ok)) = told.response.http_response else {
             panic!("no OK")
         };
-        assert_eq!(ok.headers_to_remove, OVERRIDES);
+        assert_eq!(ok.headers_to_remove, OVERRIDE_HEADERS);
 
         let told = envoy.ask(|asked| "/admin".clone_into(&mut http(asked).path)).await;
         let record = told.record.unwrap();
@@ -673,18 +599,5 @@ mod tests {
             .unwrap_err();
         assert_eq!(refused.code(), Code::Unimplemented);
         assert!(refused.message().contains("[authorization]"), "{refused}");
-    }
-
-    #[test]
-    fn a_path_is_the_canonical_one_but_for_the_case_of_escapes() {
-        for (canonical, forwarded, same) in [
-            ("/a%3A%C3b", "/a%3a%c3b", true),
-            ("/a%3A", "/A%3A", false),
-            ("/a%3AB", "/a%3Ab", false),
-            ("/a", "/a/", false),
-            ("*", "*", true),
-        ] {
-            assert_eq!(is_written(canonical, forwarded), same, "{forwarded}");
-        }
     }
 }

@@ -4,12 +4,14 @@
 //! [`supply`] has an SVID minted for each entry and renews it; [`attest`] says who calls, with what a supervisor said in
 //! [`launch`]; [`session`] brings caller and supply together; [`workload_api`] and [`sds`] say it in two protocols on the
 //! one socket of [`server`]. [`policy`] keeps the signed policies that [`policy_service`] hands to those who enforce them;
-//! [`authorizer`] decides with them for those who ask, by [`ext_authz`]. The decisions in each are pure functions of values; the loops around them are thin.
+//! [`authorizer`] decides with them for those who ask, by [`ext_authz`] or [`authzen`], each a [`call`]. The decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
 mod authority;
 mod authorizer;
+mod authzen;
 mod backoff;
+mod call;
 mod config;
 mod entry;
 mod ext_authz;
@@ -44,7 +46,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use authorizer::AuthorizerError;
-pub use config::{Authorization, Config, OnStale};
+pub use config::{Authorization, Config};
 pub use launch::{Launcher, LauncherError};
 pub use node::NodeError;
 
@@ -68,6 +70,7 @@ pub struct Running {
     stopper: Stopper,
     /// Each says why it ended. All of them end only after the stop.
     parts: JoinSet<&'static str>,
+    authorizer: Option<Arc<Authorizer>>,
 }
 
 /// Why an agent did not start. One sentence for the operator.
@@ -159,6 +162,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         supply: desk.supply.clone(),
         stopper,
         parts: JoinSet::new(),
+        authorizer: authorizer.clone(),
     };
     let mut stopping = stop.clone();
     if let Some(authorizer) = authorizer.clone() {
@@ -213,12 +217,12 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
 /// As [`start`].
 pub async fn run(config: Config, launcher: Option<UnixStream>) -> Result<(), StartError> {
     let mut running = start(config, launcher).await?;
-    let terminated = tokio::select! {
-        terminated = shutdown::terminated() => terminated,
-        () = running.wait() => Ok(()),
+    let ended = tokio::select! {
+        terminated = shutdown::terminated() => terminated.map_err(StartError::Signals),
+        ended = running.wait() => ended,
     };
     running.stop().await;
-    terminated.map_err(StartError::Signals)
+    ended
 }
 
 /// The launcher channel, when a supervisor made it the standard input of this process.
@@ -250,12 +254,26 @@ impl Running {
     }
 
     /// Returns when the agent ends by itself: its supervisor is gone, or, which should not happen, a part of it is.
-    pub async fn wait(&mut self) {
-        match self.parts.join_next().await {
-            Some(Ok(part)) => tracing::warn!(part, "a part has ended, so the agent does"),
-            Some(Err(error)) => tracing::error!(%error, "a part has failed, so the agent ends"),
-            None => {}
+    ///
+    /// # Errors
+    /// [`StartError::Authorizer`] when decisions can be recorded no longer. Every one is refused until the stop.
+    pub async fn wait(&mut self) -> Result<(), StartError> {
+        let log = self.authorizer.clone();
+        let log_failed = async {
+            match log {
+                Some(authorizer) => authorizer.log_failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            failed = log_failed => return Err(failed.into()),
+            ended = self.parts.join_next() => match ended {
+                Some(Ok(part)) => tracing::warn!(part, "a part has ended, so the agent does"),
+                Some(Err(error)) => tracing::error!(%error, "a part has failed, so the agent ends"),
+                None => {}
+            },
         }
+        Ok(())
     }
 
     /// Stops: removes the socket, ends open calls, and returns when all parts have ended, after 3 seconds at the latest.

@@ -446,7 +446,7 @@ pub(crate) mod tests {
     use hoplite_policy::{GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, SigningKey, Source};
 
     /// A signer's key, always the same for the same name.
-    fn key(name: &str) -> SigningKey {
+    pub(crate) fn key(name: &str) -> SigningKey {
         let mut seed = [7; 32];
         seed[..name.len()].copy_from_slice(name.as_bytes());
         SigningKey::from_seed(name, seed.into()).unwrap()
@@ -457,6 +457,17 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn bundle(revision: u64, stage: Stage, change: impl FnOnce(&mut Meta), by: &str) -> Vec<u8> {
+        let text = format!("@id(\"a{revision}\") permit (principal, action, resource);");
+        bundle_of(&text, revision, stage, change, by)
+    }
+
+    pub(crate) fn bundle_of(
+        text: &str,
+        revision: u64,
+        stage: Stage,
+        change: impl FnOnce(&mut Meta),
+        by: &str,
+    ) -> Vec<u8> {
         let mut meta = Meta {
             trust_domain: TrustDomain::parse("prod.example").unwrap(),
             revision,
@@ -471,13 +482,16 @@ pub(crate) mod tests {
         change(&mut meta);
         let source = Source {
             name: "a.cedar".into(),
-            text: format!("@id(\"a{revision}\") permit (principal, action, resource);"),
+            text: text.into(),
         };
         Bundle::build(&[source], meta).unwrap().sign(&[&key(by)]).unwrap()
     }
 
     pub(crate) fn held(revision: u64, stage: Stage) -> Held {
-        let bytes = bundle(revision, stage, |_| (), "alice");
+        held_as(bundle(revision, stage, |_| (), "alice"))
+    }
+
+    pub(crate) fn held_as(bytes: Vec<u8>) -> Held {
         let contents = hoplite_policy::BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap();
         Held {
             seen: contents.seen(),

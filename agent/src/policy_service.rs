@@ -42,7 +42,7 @@ impl Policies for PolicyService {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         check_header(&request)?;
-        let (caller, permit) = Connection::admit(&request)?;
+        let (caller, permit) = Connection::admit(request.extensions())?;
         let mut session = self.desk.session(&caller);
         // Who may do what is nobody's business who has no name here.
         session.entitlement().await?;

@@ -112,7 +112,7 @@ impl SecretDiscoveryService for SdsService {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let (caller, permit) = Connection::admit(&request)?;
+        let (caller, permit) = Connection::admit(request.extensions())?;
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
             session: self.desk.session(&caller),
@@ -127,7 +127,7 @@ impl SecretDiscoveryService for SdsService {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let (caller, permit) = Connection::admit(&request)?;
+        let (caller, permit) = Connection::admit(request.extensions())?;
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
             session: self.desk.session(&caller),
@@ -139,7 +139,7 @@ impl SecretDiscoveryService for SdsService {
     }
 
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        let (caller, _permit) = Connection::admit(&request)?;
+        let (caller, _permit) = Connection::admit(request.extensions())?;
         let mut stream = WorldStream::default();
         stream.request(request.into_inner(), caller.pid)?;
         let entitlement = self.desk.session(&caller).entitlement().await?;

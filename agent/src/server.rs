@@ -1,4 +1,5 @@
-//! The agent's one Unix socket: accepts, knows who is there, keeps everything bounded, and dispatches to its services.
+//! The agent's one Unix socket: accepts, knows who is there, keeps everything bounded, and dispatches to its services:
+//! those of gRPC over HTTP/2, and AuthZEN over HTTP/2 and HTTP/1.1.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -17,15 +18,16 @@ use hoplite_wire::workload::spiffe_workload_api_server::{SERVICE_NAME as WORKLOA
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
-use tonic::{Request, Status};
 
 use crate::attest::Caller;
 use crate::authority::Repair;
 use crate::authorizer::Authorizer;
+use crate::authzen::{self, AuthZen};
 use crate::ext_authz::ExtAuthz;
 use crate::policy_service::PolicyService;
 use crate::sds::SdsService;
@@ -49,6 +51,9 @@ const HEADER_BYTES_MAX: u32 = 16 << 10;
 
 /// After an `accept` that failed for want of descriptors: time for some to be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// To those who ask for decisions where none are made.
+const UNAUTHORIZED: &str = "this agent's configuration has no `[authorization]` table";
 
 /// An accepted connection and who is at its other end.
 #[derive(Debug)]
@@ -95,6 +100,7 @@ struct Services {
     sds: SecretDiscoveryServiceServer<SdsService>,
     policy: PoliciesServer<PolicyService>,
     ext_authz: Option<AuthorizationServer<ExtAuthz>>,
+    authzen: Option<AuthZen>,
 }
 
 /// Serves the socket until the stop; returns when every call has ended.
@@ -110,11 +116,14 @@ pub(crate) async fn serve(
         sds: SecretDiscoveryServiceServer::new(SdsService::new(desk.clone()))
             .max_decoding_message_size(REQUEST_BYTES_MAX),
         policy: PoliciesServer::new(PolicyService::new(desk.clone())).max_decoding_message_size(REQUEST_BYTES_MAX),
-        ext_authz: authorizer.map(|authorizer| {
-            AuthorizationServer::new(ExtAuthz::new(desk, authorizer)).max_decoding_message_size(REQUEST_BYTES_MAX)
+        ext_authz: authorizer.clone().map(|authorizer| {
+            AuthorizationServer::new(ExtAuthz::new(desk.clone(), authorizer))
+                .max_decoding_message_size(REQUEST_BYTES_MAX)
         }),
+        authzen: authorizer.map(|authorizer| AuthZen::new(desk, authorizer)),
     };
     Server::builder()
+        .accept_http1(true)
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .serve_with_incoming_shutdown(services, incoming(listener), async move { shutdown.wait().await })
@@ -179,9 +188,8 @@ impl Connection {
     }
 
     /// Who calls, and a place for one more stream of that process.
-    pub(crate) fn admit<Q>(request: &Request<Q>) -> Result<(Arc<Caller>, StreamPermit), Status> {
-        let info = request
-            .extensions()
+    pub(crate) fn admit(extensions: &http::Extensions) -> Result<(Arc<Caller>, StreamPermit), Status> {
+        let info = extensions
             .get::<ConnectionInfo>()
             .ok_or_else(|| Status::internal("the caller of this connection is not known"))?;
         let held = info
@@ -284,15 +292,29 @@ impl Service<http::Request<Body>> for Services {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if authzen::is_authzen(request.uri().path()) {
+            let authzen = self.authzen.clone();
+            return Box::pin(async move {
+                Ok(match authzen {
+                    Some(authzen) => authzen.answer(request).await,
+                    None => authzen::not_found(UNAUTHORIZED),
+                })
+            });
+        }
+        if request.version() < http::Version::HTTP_2 {
+            return Box::pin(async {
+                Ok(authzen::not_found(
+                    "over HTTP/1.1 there is AuthZEN only; gRPC needs HTTP/2",
+                ))
+            });
+        }
         match request.uri().path().split('/').nth(1) {
             Some(WORKLOAD_API) => self.workload_api.call(request),
             Some(SDS) => self.sds.call(request),
             Some(POLICIES) => self.policy.call(request),
             Some(EXT_AUTHZ) => match &mut self.ext_authz {
                 Some(ext_authz) => ext_authz.call(request),
-                None => Box::pin(async {
-                    Ok(Status::unimplemented("this agent's configuration has no `[authorization]` table").into_http())
-                }),
+                None => Box::pin(async { Ok(Status::unimplemented(UNAUTHORIZED).into_http()) }),
             },
             _ => Box::pin(async { Ok(Status::unimplemented("this agent has no such service").into_http()) }),
         }
@@ -304,14 +326,20 @@ impl Service<http::Request<Body>> for Services {
 pub(crate) mod testing {
     use super::*;
     use crate::attest::Attestor;
-    use crate::config::{Authorization, OnStale};
+    use crate::config::Authorization;
     use crate::entry::Entry;
     use crate::launch::Launches;
     use crate::policy::Feed;
+    use crate::policy::tests::key;
     use crate::supply::{Supplied, Supply, testing::entry};
+    use hoplite_audit::{Query, Record, read_log};
+    use hoplite_decision::{BundleTrust, OnStale};
     use hoplite_host::shutdown::{Stopper, channel};
+    use hoplite_identity::TrustDomain;
     use hoplite_identity::testing::TestAuthority;
     use hoplite_identity::{BundleSet, X509Svid};
+    use hoplite_policy::TrustedSigners;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::watch;
     use tonic::transport::Channel;
 
@@ -320,6 +348,7 @@ pub(crate) mod testing {
         pub(crate) foreign: TestAuthority,
         pub(crate) supply: watch::Sender<Option<Arc<Supply>>>,
         pub(crate) policy: watch::Sender<Arc<Feed>>,
+        pub(crate) authorizer: Option<Arc<Authorizer>>,
         pub(crate) stopper: Stopper,
         pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
         pub(crate) directory: tempfile::TempDir,
@@ -337,15 +366,46 @@ pub(crate) mod testing {
 
         /// An agent that decides for these services and whom they belong to, with its log in `audit`.
         pub(crate) fn start_authorizing(services: &[(&str, &str)], policy: &str, routes: &str) -> Self {
+            Self::start_selecting(services, policy, routes, None)
+        }
+
+        /// The same, with policies that see these header fields.
+        pub(crate) fn start_selecting(
+            services: &[(&str, &str)],
+            policy: &str,
+            routes: &str,
+            headers: Option<&str>,
+        ) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let policies = directory.path().join("policies");
             std::fs::create_dir(&policies).unwrap();
             std::fs::write(policies.join("test.cedar"), policy).unwrap();
             std::fs::write(policies.join("routes.toml"), routes).unwrap();
+            if let Some(headers) = headers {
+                std::fs::write(policies.join("headers.toml"), headers).unwrap();
+            }
+            Self::start_deciding(directory, services, Some(policies))
+        }
+
+        /// The same, with the bundles of Alice and the grants of her and Bob that are in `policy`.
+        pub(crate) fn start_trusting(services: &[(&str, &str)]) -> Self {
+            Self::start_deciding(tempfile::tempdir().unwrap(), services, None)
+        }
+
+        fn start_deciding(
+            directory: tempfile::TempDir,
+            services: &[(&str, &str)],
+            policies: Option<std::path::PathBuf>,
+        ) -> Self {
+            let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
+            let trust = BundleTrust::new(
+                TrustedSigners::new(signers).unwrap(),
+                TrustDomain::parse("prod.example").unwrap(),
+            );
             let config = Authorization {
                 name: "node".to_owned(),
                 audit_dir: directory.path().join("audit"),
-                policy_dir: Some(policies),
+                policy_dir: policies,
                 reference_check_every: 2,
                 on_stale_policy: OnStale::Deny,
                 services: services
@@ -353,7 +413,7 @@ pub(crate) mod testing {
                     .map(|(service, id)| ((*service).to_owned(), id.parse().unwrap()))
                     .collect(),
             };
-            let authorizer = Authorizer::open(&config, None, std::time::SystemTime::now()).unwrap();
+            let authorizer = Authorizer::open(&config, Some(trust), std::time::SystemTime::now()).unwrap();
             Self::start_in(directory, Some(Arc::new(authorizer)))
         }
 
@@ -362,6 +422,9 @@ pub(crate) mod testing {
             let (stopper, shutdown) = channel();
             let supply = watch::Sender::new(None);
             let policy = watch::Sender::new(Arc::default());
+            if let Some(authorizer) = &authorizer {
+                tokio::spawn(authorizer.clone().follow(policy.subscribe(), shutdown.clone()));
+            }
             let attestor = Arc::new(Attestor::new(Launches::default()));
             let desk = Desk {
                 attestor,
@@ -374,6 +437,7 @@ pub(crate) mod testing {
                 foreign: TestAuthority::new("other.example"),
                 supply,
                 policy,
+                authorizer: authorizer.clone(),
                 stopper,
                 served: tokio::spawn(serve(listener, desk, authorizer, shutdown)),
                 directory,
@@ -384,6 +448,25 @@ pub(crate) mod testing {
             hoplite_wire::channel::unix(&self.directory.path().join("agent.sock"))
                 .await
                 .unwrap()
+        }
+
+        /// What comes back over HTTP/1.1, until the agent hangs up.
+        pub(crate) async fn raw(&self, request: &[u8]) -> String {
+            let mut stream = UnixStream::connect(self.directory.path().join("agent.sock"))
+                .await
+                .unwrap();
+            stream.write_all(request).await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            String::from_utf8(answer).unwrap()
+        }
+
+        /// All that was decided.
+        pub(crate) fn records(&self) -> Vec<Record> {
+            read_log(&self.directory.path().join("audit"), &Query::default())
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
         }
 
         pub(crate) fn svid(&self, path: &str) -> Option<Arc<X509Svid>> {

@@ -39,7 +39,7 @@ impl WorkloadApiService {
         message: fn(&Entitlement) -> T,
     ) -> Result<Response<ResponseStream<T>>, Status> {
         check_header(request)?;
-        let (caller, permit) = Connection::admit(request)?;
+        let (caller, permit) = Connection::admit(request.extensions())?;
         let mut session = self.desk.session(&caller);
         let first = session.entitlement().await?;
         let (sender, receiver) = mpsc::channel(1);

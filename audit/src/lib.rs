@@ -18,6 +18,6 @@ mod verify;
 mod testing;
 
 pub use query::{Query, ReadError, Tail, find_logs, read_log};
-pub use record::{DecisionId, InvalidDecisionId, InvalidOutcome, Outcome, Phase, Record};
+pub use record::{DecisionId, InvalidDecisionId, InvalidOutcome, Outcome, Phase, Record, is_recorder_name};
 pub use recorder::{Appended, Class, Options, Recorder, RecorderError, Repair};
 pub use verify::{Finding, Report, verify_log};

@@ -232,8 +232,8 @@ impl FromStr for DecisionId {
     }
 }
 
-/// `[a-z0-9.-]{1,64}`.
-pub(crate) fn is_recorder_name(name: &str) -> bool {
+/// Whether a recorder may be called so: `[a-z0-9.-]{1,64}`, since the name stands in its decision ids.
+pub fn is_recorder_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && name
             .bytes()

@@ -4,6 +4,7 @@
 //! and one kind of decision id, whoever enforces it. Policy comes from a directory or in signed bundles
 //! ([`PolicyFeed`]); a [`Question`] goes to the [`DecisionPoint`], and a `Permit` comes back or does not.
 
+mod answer;
 mod directory;
 mod feed;
 mod follow;
@@ -12,10 +13,16 @@ mod metrics;
 mod point;
 mod policy_files;
 mod reference;
+mod settings;
+mod strangers;
+mod trace;
 
+pub use answer::{DECISION_HEADER, refusal};
 pub use directory::Follower;
 pub use feed::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use follow::follow_bundles;
 pub use metrics::{Family, Metrics};
 pub use point::{DecisionPoint, Fields, Question, Refusal};
 pub use policy_files::read_policies;
+pub use settings::{OnStale, is_service_name, reference_every};
+pub use trace::trace_id;

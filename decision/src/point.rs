@@ -18,6 +18,8 @@ use tracing::{error, warn};
 use crate::feed::{InForce, PolicyFeed};
 use crate::metrics::Metrics;
 use crate::reference::Sampler;
+use crate::settings::OnStale;
+use crate::strangers::Strangers;
 
 /// What the ids of break-glass permits begin with.
 const BREAK_GLASS: &str = "break-glass/";
@@ -56,7 +58,8 @@ pub struct DecisionPoint {
     recorder: Recorder,
     metrics: Metrics,
     sampler: Sampler,
-    deny_when_stale: bool,
+    strangers: Strangers,
+    on_stale: OnStale,
 }
 
 /// A record in the log, which may have to reach the disk yet.
@@ -69,15 +72,15 @@ struct Written {
 // === impl DecisionPoint ===
 
 impl DecisionPoint {
-    /// One decision in `reference_every` is also made by the reference (0: none). With `deny_when_stale`, a policy that
-    /// has expired permits nothing.
-    pub fn new(policy: Arc<PolicyFeed>, recorder: Recorder, reference_every: u64, deny_when_stale: bool) -> Self {
+    /// One decision in `reference_every` is also made by the reference (0: none).
+    pub fn new(policy: Arc<PolicyFeed>, recorder: Recorder, reference_every: u64, on_stale: OnStale) -> Self {
         Self {
             policy,
             recorder,
             metrics: Metrics::default(),
             sampler: Sampler::new(reference_every),
-            deny_when_stale,
+            strangers: Strangers::new(Instant::now()),
+            on_stale,
         }
     }
 
@@ -153,7 +156,7 @@ impl DecisionPoint {
 
         if record.stale {
             self.metrics.stale.fetch_add(1, Relaxed);
-            if self.deny_when_stale {
+            if self.on_stale == OnStale::Deny {
                 record.outcome = Outcome::Error;
                 record.reason =
                     Some("the policy has expired, and this service denies then; publish it anew".to_owned());
@@ -292,6 +295,25 @@ impl DecisionPoint {
                 Err(failure)
             }
         }
+    }
+
+    /// The same for the refusal of somebody without an identity. Of too many at once it is only counted, in the next
+    /// one's record; then it has no id.
+    ///
+    /// # Errors
+    /// The recorder's.
+    pub async fn record_stranger(&self, mut record: Record) -> Result<Option<DecisionId>, RecorderError> {
+        let Some(suppressed) = self.strangers.admit(Instant::now()) else {
+            return Ok(None);
+        };
+        record.suppressed = suppressed;
+        self.record(record).await.map(Some)
+    }
+
+    /// Waits until nothing can be recorded any more, and says why. From then on nothing is permitted: what holds this
+    /// ends, so that its supervisor starts it again.
+    pub async fn log_failed(&self) -> RecorderError {
+        self.recorder.failed().await
     }
 }
 

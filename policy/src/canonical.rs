@@ -22,6 +22,15 @@ pub const MAX_METHOD_BYTES: usize = 32;
 /// The longest host name (RFC 1035 §3.1, without the root).
 pub const MAX_HOST_BYTES: usize = 253;
 
+/// Headers that some servers obey instead of the request line: with them, what is done is not what was decided.
+pub const OVERRIDE_HEADERS: [&str; 5] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
 /// A request that can be read in one way only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanonicalRequest {

@@ -6,6 +6,7 @@
 
 mod anatomy;
 mod ask;
+pub mod authzen;
 mod bundle;
 mod canonical;
 mod cases;
@@ -44,6 +45,7 @@ pub use bundle::{
 };
 pub use canonical::{
     Ambiguous, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS,
+    OVERRIDE_HEADERS,
 };
 pub use cases::{CaseResult, CaseTable, MAX_TABLE_BYTES};
 pub use counters::PolicyCounts;

@@ -64,7 +64,7 @@ enum Verdict {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Parses every source on its own and validates every policy strictly against the [`schema`](crate::schema) of the
+    /// Parses every source on its own and validates every policy strictly against the [`schema`](crate::schema()) of the
     /// headers that are selected. Every policy needs an `@id` that no other has. No sources at all are legal and permit nothing.
     ///
     /// # Errors

@@ -223,11 +223,25 @@ fn openapi() {
     run("openapi");
 }
 
+#[test]
+fn evaluation() {
+    run("evaluation");
+}
+
 /// A target that nobody runs finds nothing.
 #[test]
 fn every_target_is_run() {
     assert_eq!(
         TARGETS.map(|target| target.name),
-        ["request", "routes", "policies", "bundle", "grant", "table", "openapi"]
+        [
+            "request",
+            "routes",
+            "policies",
+            "bundle",
+            "grant",
+            "table",
+            "openapi",
+            "evaluation"
+        ]
     );
 }

@@ -1,7 +1,8 @@
 //! Short answers of the proxy itself: what a caller may know, and the id under which the log knows more.
 
 use bytes::Bytes;
-use hoplite_audit::DecisionId;
+use hoplite_audit::{DecisionId, Outcome};
+use hoplite_decision::refusal;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -9,22 +10,14 @@ use http_body_util::Full;
 use crate::body::Body;
 use crate::headers;
 
-/// `{"error": …, "outcome": …, "decision": …}` and the decision in a header. No policy text, no policy ids.
+/// A refusal's body, and the decision in a header too.
 pub(crate) fn answer(
     status: StatusCode,
     error: &str,
-    outcome: Option<&str>,
+    outcome: Option<Outcome>,
     decision: Option<&DecisionId>,
 ) -> Response<Body> {
-    let mut fields = serde_json::Map::new();
-    fields.insert("error".to_owned(), error.into());
-    if let Some(outcome) = outcome {
-        fields.insert("outcome".to_owned(), outcome.into());
-    }
-    if let Some(decision) = decision {
-        fields.insert("decision".to_owned(), decision.to_string().into());
-    }
-    let text = serde_json::Value::Object(fields).to_string() + "\n";
+    let text = refusal(error, outcome, decision);
     let mut response = Response::new(Body::Own(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
     response

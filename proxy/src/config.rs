@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hoplite_decision::BundleTrust;
+use hoplite_audit::is_recorder_name;
+use hoplite_decision::{BundleTrust, OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::TrustedSigners;
@@ -38,7 +39,7 @@ pub struct Config {
     #[serde(default)]
     pub on_stale_policy: OnStale,
     /// One decision in so many is also made by the reference, over every policy; 0 for none.
-    #[serde(default = "reference_every")]
+    #[serde(default = "hoplite_decision::reference_every")]
     pub reference_check_every: u64,
     /// Directory of decision records; this process is its only writer.
     pub audit_dir: PathBuf,
@@ -53,17 +54,6 @@ pub struct Config {
     /// Where the service behind this proxy calls others.
     #[serde(default)]
     pub outbound: Vec<Outbound>,
-}
-
-/// What to do with a policy that has expired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStale {
-    /// It decides on.
-    #[default]
-    Keep,
-    /// Nothing is permitted.
-    Deny,
 }
 
 /// Mutual TLS comes in, is authorised, and goes on to a local service.
@@ -148,7 +138,7 @@ impl Config {
         let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
             Err(ConfigError::unusable(path, key, value, reason))
         };
-        if !is_name(&self.name, "-.") {
+        if !is_recorder_name(&self.name) {
             return fail(
                 "name",
                 &self.name,
@@ -204,7 +194,7 @@ impl Config {
                     "another listener has this address; choose a free port",
                 );
             }
-            if !is_name(&inbound.service, "-._") {
+            if !is_service_name(&inbound.service) {
                 return fail(
                     "inbound.service",
                     &inbound.service,
@@ -234,7 +224,7 @@ impl Config {
                     "another listener has this address; choose a free port",
                 );
             }
-            if !is_name(&outbound.name, "-._") || !names.insert(&outbound.name) {
+            if !is_service_name(&outbound.name) || !names.insert(&outbound.name) {
                 return fail(
                     "outbound.name",
                     &outbound.name,
@@ -256,11 +246,6 @@ impl Config {
     }
 }
 
-/// Often enough to notice a fault within seconds of traffic, seldom enough not to be noticed itself.
-fn reference_every() -> u64 {
-    1_000
-}
-
 fn signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     TrustedSigners::parse(&texts).map_err(de::Error::custom)
@@ -273,13 +258,6 @@ fn optional_trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<O
 
 fn one() -> usize {
     1
-}
-
-fn is_name(name: &str, punctuation: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || punctuation.contains(c))
 }
 
 /// `host:port` with a port that can be dialled.

@@ -194,15 +194,10 @@ impl Caller {
         let permit = match decided {
             Ok(permit) => permit,
             Err(decision::Refusal::Denied) => {
-                return answer(StatusCode::FORBIDDEN, "denied", Some(outcome.as_str()), Some(&decision));
+                return answer(StatusCode::FORBIDDEN, "denied", Some(outcome), Some(&decision));
             }
             Err(decision::Refusal::Ambiguous(why)) => {
-                let refused = answer(
-                    StatusCode::BAD_REQUEST,
-                    why.code(),
-                    Some(outcome.as_str()),
-                    Some(&decision),
-                );
+                let refused = answer(StatusCode::BAD_REQUEST, why.code(), Some(outcome), Some(&decision));
                 return closing(refused, self.http2);
             }
         };
@@ -328,7 +323,7 @@ impl Caller {
 
     /// Instead of the service's answer, of which nothing was sent yet.
     fn withdraw(&self, revoked: &Revoked) -> Response<Body> {
-        let (outcome, decision) = (revoked.outcome.as_str(), revoked.decision.as_ref());
+        let (outcome, decision) = (revoked.outcome, revoked.decision.as_ref());
         closing(
             answer(StatusCode::FORBIDDEN, "revoked", Some(outcome), decision),
             self.http2,
@@ -402,10 +397,7 @@ impl Caller {
         record.reason = Some(format!("{code}: {reason}"));
         let outcome = record.outcome;
         match self.inbound.enforcer.record(record).await {
-            Ok(decision) => closing(
-                answer(status, code, Some(outcome.as_str()), Some(&decision)),
-                self.http2,
-            ),
+            Ok(decision) => closing(answer(status, code, Some(outcome), Some(&decision)), self.http2),
             Err(_) => closing(
                 answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None),
                 self.http2,

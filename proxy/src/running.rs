@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
-use crate::config::{Config, OnStale};
+use crate::config::Config;
 use crate::enforce::Enforcer;
 use crate::error::StartError;
 use crate::identity_feed::{IdentityFeed, Source};
@@ -112,7 +112,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         policy.clone(),
         recorder.clone(),
         config.reference_check_every,
-        config.on_stale_policy == OnStale::Deny,
+        config.on_stale_policy,
     );
     let enforcer = Arc::new(Enforcer::new(point, metrics.clone()));
 

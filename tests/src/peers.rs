@@ -37,6 +37,18 @@ pub fn openssl(test: &str) -> Option<PathBuf> {
     found.then(|| PathBuf::from("openssl"))
 }
 
+/// curl, or none after saying that `test` is skipped.
+pub fn curl(test: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|directory| directory.join("curl"))
+        .find(|program| program.is_file());
+    if found.is_none() {
+        lacking(test, "peer curl is not on the path");
+    }
+    found
+}
+
 /// Says that a test cannot run here, and why, where the closing count finds it.
 pub fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "\n=== SKIPPED {test}: {reason} ===\n");

@@ -71,9 +71,9 @@ impl World {
         self.feed.offer(&bytes, SystemTime::now()).unwrap();
     }
 
-    fn point(&self, every: u64, deny_when_stale: bool) -> DecisionPoint {
+    fn point(&self, every: u64, on_stale: OnStale) -> DecisionPoint {
         let (recorder, _) = Recorder::open(&self.dir.path().join("audit"), "test", Options::default()).unwrap();
-        DecisionPoint::new(self.feed.clone(), recorder, every, deny_when_stale)
+        DecisionPoint::new(self.feed.clone(), recorder, every, on_stale)
     }
 
     /// Asks `GET /accounts/7` at a moment.
@@ -119,7 +119,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[tokio::test]
 async fn the_record_says_what_was_decided_by_what() {
     let world = world();
-    let point = world.point(1, false);
+    let point = world.point(1, OnStale::Keep);
     let (allowed, record) = world.ask(&point, SystemTime::now()).await;
     assert!(!allowed && record.outcome == Outcome::Error, "{record:?}");
     assert!(record.reason.unwrap().contains("no policy has been loaded"));
@@ -151,7 +151,7 @@ async fn the_record_says_what_was_decided_by_what() {
 #[tokio::test]
 async fn a_shadow_never_changes_an_answer() {
     let world = world();
-    let point = world.point(0, false);
+    let point = world.point(0, OnStale::Keep);
     for (revision, live, shadow, allowed, shadowed, differs) in [
         (1, PERMIT, FORBID, true, Outcome::Forbid, true),
         (3, PERMIT, PERMIT, true, Outcome::Allow, false),
@@ -187,11 +187,11 @@ async fn a_policy_that_has_expired_says_so_and_denies_where_that_is_demanded() {
     let world = world();
     world.publish(1, Stage::Live, PERMIT, HOUR);
     let end = SystemTime::now() + HOUR;
-    let point = world.point(0, false);
+    let point = world.point(0, OnStale::Keep);
     let (allowed, record) = world.ask(&point, end).await;
     assert!(allowed && record.stale);
     drop(point);
-    let strict = world.point(0, true);
+    let strict = world.point(0, OnStale::Deny);
     let (allowed, record) = world.ask(&strict, end).await;
     assert!(!allowed && record.stale && record.outcome == Outcome::Error);
     assert!(record.reason.unwrap().contains("expired"));
@@ -202,7 +202,7 @@ async fn a_policy_that_has_expired_says_so_and_denies_where_that_is_demanded() {
 #[tokio::test]
 async fn a_grant_lets_in_loudly_and_no_further_than_a_forbid() {
     let world = world();
-    let point = world.point(1, false);
+    let point = world.point(1, OnStale::Keep);
     let now = SystemTime::now();
     let who = GrantScope::Workload(world.peer.spiffe_id().to_string());
     let domain = world.peer.spiffe_id().trust_domain();
@@ -232,7 +232,7 @@ const TENANT: &str = "@id(\"tenant\") permit (principal, action in Hoplite::Acti
 #[tokio::test]
 async fn headers_are_read_by_the_policy_that_decides() {
     let world = world();
-    let point = world.point(1, false);
+    let point = world.point(1, OnStale::Keep);
     let twice = Some(&[("x-tenant", "acme"), ("x-tenant", "acme"), ("x-other", "1")][..]);
     // Nobody looks at them, so they may stand there as they like.
     world.publish(1, Stage::Live, PERMIT, HOUR);
@@ -276,7 +276,7 @@ async fn headers_are_read_by_the_policy_that_decides() {
 #[tokio::test]
 async fn a_shadow_selects_headers_for_itself_alone() {
     let world = world();
-    let point = world.point(0, false);
+    let point = world.point(0, OnStale::Keep);
     world.publish(1, Stage::Live, PERMIT, HOUR);
     world.publish_with(2, Stage::Shadow, TENANT, &["x-tenant"], HOUR);
     for (headers, shadowed) in [

@@ -4,6 +4,7 @@
 //! led somewhere new.
 
 mod bundle;
+mod evaluation;
 mod grant;
 mod openapi;
 mod policies;
@@ -12,6 +13,7 @@ mod routes;
 mod table;
 
 pub use bundle::bundle;
+pub use evaluation::evaluation;
 pub use grant::grant;
 pub use openapi::openapi;
 pub use policies::policies;
@@ -29,7 +31,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "request",
         run: request,
@@ -57,6 +59,10 @@ pub const TARGETS: [Target; 7] = [
     Target {
         name: "openapi",
         run: openapi,
+    },
+    Target {
+        name: "evaluation",
+        run: evaluation,
     },
 ];
 
