@@ -283,7 +283,7 @@ async fn headers_are_those_that_were_told() {
         &[("ledger", "spiffe://prod.example/ledger")],
         selected,
         ROUTES,
-        "headers = [\"x-tenant\"]\n",
+        Some("headers = ['x-tenant']\n"),
     );
     world.publish([world.entry("/ledger", &[own()])]);
     for (told, decision, code, outcome) in [
