@@ -9,14 +9,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::SystemTime;
 
 use divan::{Bencher, black_box};
+use hoplite_bench::sources;
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, Source, decide, decide_by_reference};
+use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, decide, decide_by_reference};
 
 /// Policies in the set, and how many of them concern the request.
 #[derive(Clone, Copy)]
@@ -50,51 +50,6 @@ const fn size(policies: usize, candidates: usize) -> Size {
 
 fn main() {
     divan::main();
-}
-
-/// Services `two`, `twenty` and `many` have 2, 20 and 200 policies that cover a read by /ns/pay/…; of these every
-/// fourth looks at the context. The same with `all-` in front: every one does. The rest is one permit for each of
-/// many services, as teams write them.
-fn text(policies: usize) -> String {
-    let mut text = String::new();
-    let mut written = 0;
-    for (service, count) in [("two", 2), ("twenty", 20), ("many", 200)] {
-        for (prefix, every) in [("", 4), ("all-", 1)] {
-            if written + count > policies {
-                continue;
-            }
-            for n in 0..count {
-                let condition = if n % every == 0 {
-                    format!("when {{ context.seg.n == {} }}", n % 4)
-                } else {
-                    String::new()
-                };
-                let _ = writeln!(
-                    text,
-                    "@id(\"{prefix}{service}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/pay\", action in Hoplite::Action::\"read\", resource in Hoplite::Service::\"{prefix}{service}\") {condition};"
-                );
-            }
-            written += count;
-        }
-    }
-    for n in written..policies {
-        let condition = if n % 3 == 0 { "when { context.seg has s1 }" } else { "" };
-        let _ = writeln!(
-            text,
-            "@id(\"team-{}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{}:GET /x\") {condition};",
-            n % 97,
-            n % 5_003,
-            n % 10_007,
-        );
-    }
-    text
-}
-
-fn sources(policies: usize) -> Vec<Source> {
-    vec![Source {
-        name: "all.cedar".to_owned(),
-        text: text(policies),
-    }]
 }
 
 fn snapshot(policies: usize) -> Arc<Snapshot> {
@@ -146,7 +101,7 @@ fn cached_from_bytes(bencher: Bencher<'_, '_>, size: &Size) {
 }
 
 /// The first request of this caller on this route since the policy came in force.
-#[divan::bench(args = SIZES)]
+#[divan::bench(args = SIZES, sample_size = 1)]
 fn cold(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
     let request = request(&snapshot, "", size.candidates, &connection());
@@ -161,11 +116,4 @@ fn plain_cedar(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
     let request = request(&snapshot, "", size.candidates, &connection());
     bencher.bench_local(|| decide_by_reference(&snapshot, black_box(&request)));
-}
-
-/// Parse, validate strictly, index. What it allocates and keeps is the memory of a set.
-#[divan::bench(args = [10, 1_000, 10_000, 100_000], sample_count = 1, sample_size = 1)]
-fn compile(bencher: Bencher<'_, '_>, policies: usize) {
-    let sources = sources(policies);
-    bencher.bench_local(|| Snapshot::compile(black_box(&sources)).unwrap());
 }

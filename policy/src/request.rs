@@ -1,13 +1,12 @@
 //! The authorization request: the one place where what the proxy knows becomes what policy sees.
 
-use crate::cedar::{HEADERS, Value, context};
+use crate::cedar::{HEADERS, Node, Value, context, entities};
 use crate::evaluate::{Call, CallName};
 use crate::schema::{VOCABULARY, uid};
 use crate::{CanonicalRequest, Route};
-use cedar_policy::{Context, Entities, Entity, EntityUid, RestrictedExpression};
+use cedar_policy::{Context, RestrictedExpression};
 use hoplite_identity::{SpiffeId, VerifiedPeer};
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -201,47 +200,41 @@ impl AuthzRequest {
             .action(self.action)
             .ok_or_else(|| format!("the schema has no action `{}`", self.action))?;
         let (resource, owner) = match &self.resource {
-            Resource::Service(service) => (
-                Entity::new_no_attrs(uid(&VOCABULARY.service, service), HashSet::new()),
-                None,
-            ),
+            Resource::Service(service) => (Node::new(uid(&VOCABULARY.service, service), []), None),
             Resource::Route(route) => {
                 let service = uid(&VOCABULARY.service, route.service());
-                let parents = HashSet::from([service.clone()]);
-                let route = Entity::new_no_attrs(uid(&VOCABULARY.route, route.as_str()), parents);
-                (route, Some(Entity::new_no_attrs(service, HashSet::new())))
+                let route = Node::new(uid(&VOCABULARY.route, route.as_str()), [service.clone()]);
+                (route, Some(Node::new(service, [])))
             }
         };
         let uids = (principal.uid(), action.uid(), resource.uid());
         // INVARIANT: all that policies can ask about is among the entities, with its groups. An action without its
         // entity is silently in no group.
-        let entities = [principal, resource, action.clone()].into_iter().chain(owner);
-        let entities = Entities::from_entities(entities, None)
-            .map_err(|error| format!("the entities could not be built: {error}"))?;
+        let nodes = [principal, resource, action.clone()].into_iter().chain(owner);
         Ok(Call {
             principal: uids.0,
             action: uids.1,
             resource: uids.2,
-            entities,
+            entities: entities(nodes)?,
         })
     }
 }
 
-/// The caller with every group it is in. They are all given as parents, so the groups need no entities of their own.
-fn workload(id: &SpiffeId) -> Result<Entity, String> {
+/// The caller with every group it is in. The groups need no entities of their own.
+fn workload(id: &SpiffeId) -> Result<Node, String> {
     if id.segments().count() > MAX_PATH_GROUPS {
         return Err(format!(
             "the caller's SPIFFE ID has more than {MAX_PATH_GROUPS} path segments"
         ));
     }
-    let mut groups: HashSet<EntityUid> = HashSet::from([uid(&VOCABULARY.trust_domain, id.trust_domain().as_str())]);
+    let mut groups = vec![uid(&VOCABULARY.trust_domain, id.trust_domain().as_str())];
     let mut prefix = id.trust_domain().as_str().to_owned();
     for segment in id.segments() {
         prefix.push('/');
         prefix.push_str(segment);
-        groups.insert(uid(&VOCABULARY.path, &prefix));
+        groups.push(uid(&VOCABULARY.path, &prefix));
     }
-    Ok(Entity::new_no_attrs(uid(&VOCABULARY.workload, id.as_str()), groups))
+    Ok(Node::new(uid(&VOCABULARY.workload, id.as_str()), groups))
 }
 
 /// The action of a method; a method without an action of its own is `other`.
@@ -302,6 +295,8 @@ mod tests {
     use super::*;
     use crate::SelectedHeaders;
     use crate::schema::validator;
+    use cedar_policy::Entities;
+    use std::collections::{BTreeSet, HashSet};
 
     #[test]
     fn instants_are_whole_seconds_within_cedars_years() {
@@ -363,7 +358,15 @@ mod tests {
             let schema = Some(VOCABULARY.validator.schema());
             let context = request.context().unwrap();
             cedar_policy::Request::new(call.principal, call.action, call.resource, context, schema).unwrap();
-            Entities::from_entities(call.entities.iter().cloned(), schema).unwrap();
+            let computed = Entities::from_entities(call.entities.iter().cloned(), schema).unwrap();
+            // Nobody is in more than it was said to be in.
+            for entity in call.entities.iter() {
+                let sorted = |entities: &Entities| {
+                    let ancestors = entities.ancestors(&entity.uid()).into_iter().flatten();
+                    ancestors.map(ToString::to_string).collect::<BTreeSet<_>>()
+                };
+                assert_eq!(sorted(&call.entities), sorted(&computed), "{}", entity.uid());
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! A policy set that selects headers has a schema of its own: the built-in one, in which the context of HTTP requests has
 //! one more record, `hdr`, with an optional field for each.
 
+use crate::cedar::Node;
 use crate::headers::SelectedHeaders;
 use cedar_policy::{Authorizer, Entity, EntityId, EntityTypeName, EntityUid, Schema, Validator};
 use std::borrow::Cow;
@@ -33,9 +34,9 @@ pub(crate) struct Vocabulary {
     pub(crate) workload: EntityTypeName,
     pub(crate) service: EntityTypeName,
     pub(crate) route: EntityTypeName,
-    /// Each action with its groups as parents. A request must carry its action's entity: without it
+    /// Each action with all its groups. A request must carry its action's entity: without it
     /// `action in Hoplite::Action::"read"` is silently false.
-    actions: HashMap<String, Entity>,
+    actions: HashMap<String, Node>,
 }
 
 // === impl Vocabulary ===
@@ -44,10 +45,14 @@ impl Vocabulary {
     fn new(schema: &str) -> Result<Self, Box<dyn std::error::Error>> {
         let schema = Schema::from_str(schema)?;
         let entities = schema.action_entities()?;
-        let actions = entities
-            .iter()
-            .map(|action| (action.uid().id().unescaped().to_owned(), action.clone()))
-            .collect();
+        let action = |action: &Entity| {
+            let groups = entities.ancestors(&action.uid()).into_iter().flatten().cloned();
+            (
+                action.uid().id().unescaped().to_owned(),
+                Node::new(action.uid(), groups),
+            )
+        };
+        let actions = entities.iter().map(action).collect();
         Ok(Self {
             authorizer: Authorizer::new(),
             validator: Validator::new(schema),
@@ -61,7 +66,7 @@ impl Vocabulary {
     }
 
     /// The action of this name.
-    pub(crate) fn action(&self, name: &str) -> Option<&Entity> {
+    pub(crate) fn action(&self, name: &str) -> Option<&Node> {
         self.actions.get(name)
     }
 }
@@ -111,12 +116,9 @@ mod tests {
     fn every_action_is_in_its_groups() {
         let groups = |name: &str| {
             let action = VOCABULARY.action(name).unwrap().clone();
-            let mut groups: Vec<_> = action
-                .into_inner()
-                .2
-                .iter()
-                .map(|g| g.id().unescaped().to_owned())
-                .collect();
+            let entities = crate::cedar::entities([action.clone()]).unwrap();
+            let ancestors = entities.ancestors(&action.uid()).unwrap();
+            let mut groups: Vec<_> = ancestors.map(|group| group.id().unescaped().to_owned()).collect();
             groups.sort();
             groups.join(" ")
         };
