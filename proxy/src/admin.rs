@@ -1,4 +1,4 @@
-//! The admin socket: status for people, metrics for machines. Read only, and only for the own user.
+//! The admin socket: status and what each policy did for people, metrics for machines. Read only, and only for the own user.
 
 use std::convert::Infallible;
 use std::io;
