@@ -307,6 +307,61 @@ fn a_log_that_says_too_little_stops_a_publication() {
 }
 
 #[test]
+fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
+    let place = Place::new();
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let logs = place.dir.path().join("many");
+    let (recorder, _) = Recorder::open(&logs.join("ledger"), "ledger", Options::default()).unwrap();
+    let asked = |outcome, who: String| {
+        let mut record = Record::new(Phase::Request, outcome, "ledger");
+        record.principal = Some(who);
+        record.source = Some("10.0.0.1:4711".to_owned());
+        record.action = "GET".to_owned();
+        record.host = Some("ledger".to_owned());
+        record.path = Some("/accounts/7".to_owned());
+        recorder.append(&mut record, Class::Full).unwrap();
+    };
+    for n in 0..60 {
+        asked(Outcome::Allow, format!("spiffe://prod.acme/other/{n}"));
+        asked(Outcome::Allow, format!("spiffe://prod.acme/other/{n}"));
+    }
+    asked(Outcome::NoPermit, WEB.to_owned());
+    drop(recorder);
+    let logs = logs.to_str().unwrap();
+    let replayed = place.policy(&["replay", good.to_str().unwrap(), "--audit", logs]);
+    says(
+        &replayed,
+        1,
+        &[
+            "121 would flip",
+            "denied → allowed: 1\n",
+            "allowed → denied: 120\n",
+            "\n10 more groups",
+        ],
+    );
+    assert!(
+        replayed.1.find("denied → allowed") < replayed.1.find("allowed → denied"),
+        "{}",
+        replayed.1
+    );
+    let accept = format!("--accept 'allow {WEB} × ledger:GET /accounts/{{id}}'");
+    let published = place.publish(&good, "alice.key", &["--audit", logs]);
+    says(&published, 1, &[&accept, "and 50 more groups allowed → denied"]);
+    let only_denied = ["--audit", logs, "--accept", "deny * × *"];
+    says(
+        &place.publish(&good, "alice.key", &only_denied),
+        1,
+        &[&accept, "replay   FAILED"],
+    );
+    let both = ["--accept", "allow * × ledger:*"];
+    says(
+        &place.publish(&good, "alice.key", &[&only_denied[..], &both].concat()),
+        0,
+        &["121 will flip"],
+    );
+}
+
+#[test]
 fn methods_without_an_action_of_their_own_are_listed_by_their_routes() {
     let place = Place::new();
     let policies = place.policies("policies", &format!("{READS};\n"), None);
