@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
 use hoplite_policy::{
-    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, Permit, Snapshot,
-    decide_by_reference,
+    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, GRANT_IDS, Permit,
+    Snapshot, decide_by_reference,
 };
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
@@ -21,8 +21,8 @@ use crate::reference::Sampler;
 use crate::settings::OnStale;
 use crate::strangers::Strangers;
 
-/// What the ids of break-glass permits begin with.
-const BREAK_GLASS: &str = "break-glass/";
+/// Why nothing is allowed once the policy is stale, where that is the rule.
+const STALE: &str = "the policy has expired, and this service denies then; publish it anew";
 
 /// The fields of a request's head, each with its value, as often as they are asked for.
 pub type Fields<'a> = dyn Fn() -> Box<dyn Iterator<Item = (&'a str, &'a [u8])> + 'a> + Send + Sync + 'a;
@@ -87,6 +87,12 @@ impl DecisionPoint {
     /// What is in force.
     pub fn policy(&self) -> &PolicyFeed {
         &self.policy
+    }
+
+    /// Why this denies everything, if it does: it says so itself, or has expired where that ends it.
+    pub fn denies_all<'a>(&self, in_force: &'a InForce, now: SystemTime) -> Option<&'a str> {
+        let ended = self.on_stale == OnStale::Deny && in_force.stale(now);
+        in_force.live().deny_all_reason().or(ended.then_some(STALE))
     }
 
     /// What was decided, counted.
@@ -158,8 +164,7 @@ impl DecisionPoint {
             self.metrics.stale.fetch_add(1, Relaxed);
             if self.on_stale == OnStale::Deny {
                 record.outcome = Outcome::Error;
-                record.reason =
-                    Some("the policy has expired, and this service denies then; publish it anew".to_owned());
+                record.reason = Some(STALE.to_owned());
                 return Err(Refusal::Denied);
             }
         }
@@ -350,7 +355,7 @@ fn guarded<T>(decide: impl FnOnce() -> T) -> Option<T> {
 }
 
 fn broke_glass(record: &Record) -> bool {
-    record.determining.iter().any(|id| id.starts_with(BREAK_GLASS))
+    record.determining.iter().any(|id| id.starts_with(GRANT_IDS))
 }
 
 fn outcome(outcome: policy::Outcome) -> Outcome {

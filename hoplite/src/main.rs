@@ -1,7 +1,7 @@
 //! The one binary: every daemon and tool of Hoplite as a subcommand.
 //!
 //! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
-//! 2 – the command line was wrong.
+//! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made.
 
 mod command;
 mod output;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Query, ReadError, Record, read_log};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, SelectedHeaders, Snapshot, WhatIf};
+use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, GRANT_IDS, SelectedHeaders, Snapshot, WhatIf};
 use serde::Serialize;
 
 /// Threads that decide; one more reads.
@@ -25,8 +25,6 @@ const GROUPS_MAX: usize = 50_000;
 const POLICIES_MAX: usize = 16;
 /// The most addresses whose connections are kept: one costs more than a decision.
 const CONNECTIONS_MAX: usize = 65_536;
-/// What the `@id`s of break-glass grants begin with.
-const GRANTS: &str = "break-glass/";
 
 /// What came of a replay.
 #[derive(Debug, Default)]
@@ -38,7 +36,7 @@ pub(crate) struct Replayed {
     /// Denied before and after, but for another kind of reason: `forbid` and not `no_permit`.
     pub(crate) other_denial: u64,
     /// Allowed before and not now, or the other way round.
-    pub(crate) flips: u64,
+    pub(crate) flips: Flips,
     /// What policy was never asked about, or what is not recorded whole.
     pub(crate) not_replayable: u64,
     /// Allowed by a break-glass grant, which is no part of any policy set.
@@ -47,16 +45,23 @@ pub(crate) struct Replayed {
     pub(crate) damaged: u64,
     pub(crate) damage: Option<String>,
     /// Flips that are in no group, because there were too many.
-    pub(crate) ungrouped: u64,
+    pub(crate) ungrouped: Flips,
     groups: HashMap<Who, Group>,
 }
 
-/// Which way an answer flips.
+/// Which way an answer flips. What is newly allowed comes first: nobody complains of it afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Flip {
-    AllowedToDenied,
     DeniedToAllowed,
+    AllowedToDenied,
+}
+
+/// How many answers flip each way.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flips {
+    pub(crate) denied_to_allowed: u64,
+    pub(crate) allowed_to_denied: u64,
 }
 
 /// What a group of flips has in common.
@@ -201,17 +206,16 @@ fn decide_all(piles: &Mutex<Receiver<Vec<Record>>>, snapshot: &Snapshot, example
 // === impl Replayed ===
 
 impl Replayed {
-    /// The groups of flips: what is taken away first, then by how many.
+    /// How many decisions were made again.
+    pub(crate) fn replayed(&self) -> u64 {
+        self.same + self.other_denial + self.flips.total()
+    }
+
+    /// The groups of flips: what is newly allowed first, then by how many.
     pub(crate) fn groups(&self) -> Vec<(&Who, &Group)> {
         let mut groups: Vec<_> = self.groups.iter().collect();
         groups.sort_by(|(a, left), (b, right)| (a.flip, right.count, a).cmp(&(b.flip, left.count, b)));
         groups
-    }
-
-    /// How many flips of this kind are in groups.
-    pub(crate) fn count(&self, flip: Flip) -> u64 {
-        let groups = self.groups.iter().filter(|(who, _)| who.flip == flip);
-        groups.map(|(_, group)| group.count).sum()
     }
 
     fn decide_again(
@@ -222,13 +226,17 @@ impl Replayed {
         examples: usize,
     ) {
         self.records += 1;
-        // A recheck repeats the question of its connection or request.
-        let again = record.phase != Phase::Recheck;
+        // A recheck repeats the question of its connection or request. An error that nothing failed for is no answer of
+        // policy: there was none to ask, or it had expired.
+        let unasked = record.outcome == Outcome::Error && record.errors.is_empty();
+        let again = record.phase != Phase::Recheck && !unasked;
         let Some(ask) = ask_of(record, snapshot.headers()).filter(|_| again) else {
             self.not_replayable += 1;
             return;
         };
-        if record.determining.iter().any(|id| id.starts_with(GRANTS)) {
+        // Where another policy permitted it too, it does not hang on the grant.
+        let mut by = record.determining.iter();
+        if record.outcome == Outcome::Allow && by.len() > 0 && by.all(|id| id.starts_with(GRANT_IDS)) {
             self.by_grant += 1;
             return;
         }
@@ -256,14 +264,14 @@ impl Replayed {
                 return;
             }
         };
-        self.flips += 1;
+        self.flips.add(flip, 1);
         let who = Who {
             flip,
             route: route_of(&what_if, &ask),
             principal: ask.principal.to_string(),
         };
         if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&who) {
-            self.ungrouped += 1;
+            self.ungrouped.add(flip, 1);
             return;
         }
         let group = self.groups.entry(who).or_default();
@@ -311,9 +319,49 @@ pub(crate) fn route_of(what_if: &WhatIf, ask: &Ask) -> String {
     }
 }
 
+// === impl Flips ===
+
+impl Flips {
+    pub(crate) fn of(&self, flip: Flip) -> u64 {
+        match flip {
+            Flip::DeniedToAllowed => self.denied_to_allowed,
+            Flip::AllowedToDenied => self.allowed_to_denied,
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.denied_to_allowed + self.allowed_to_denied
+    }
+
+    fn add(&mut self, flip: Flip, more: u64) {
+        match flip {
+            Flip::DeniedToAllowed => self.denied_to_allowed += more,
+            Flip::AllowedToDenied => self.allowed_to_denied += more,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Flips {
+    fn add_assign(&mut self, other: Self) {
+        for flip in Flip::ALL {
+            self.add(flip, other.of(flip));
+        }
+    }
+}
+
 // === impl Flip ===
 
 impl Flip {
+    pub(crate) const ALL: [Self; 2] = [Self::DeniedToAllowed, Self::AllowedToDenied];
+
+    /// What is said to accept it: the answer from now on.
+    fn word(self) -> &'static str {
+        match self {
+            Self::DeniedToAllowed => "allow",
+            Self::AllowedToDenied => "deny",
+        }
+    }
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::AllowedToDenied => "allowed → denied",
@@ -325,12 +373,17 @@ impl Flip {
 // === impl Who ===
 
 impl Who {
-    /// Whether somebody who wrote `PRINCIPAL × ROUTE`, with `*` for any text, means this.
+    /// What means this and nothing else.
+    pub(crate) fn pattern(&self) -> String {
+        format!("{} {self}", self.flip.word())
+    }
+
+    /// Whether somebody who wrote `allow PRINCIPAL × ROUTE` or `deny …`, with `*` for any text, means this.
     pub(crate) fn is_meant_by(&self, pattern: &str) -> bool {
-        let Some((principal, route)) = parts(pattern) else {
+        let Some((flip, principal, route)) = parts(pattern) else {
             return false;
         };
-        covers(principal, &self.principal) && covers(route, &self.route)
+        flip == self.flip && covers(principal, &self.principal) && covers(route, &self.route)
     }
 }
 
@@ -340,15 +393,17 @@ impl std::fmt::Display for Who {
     }
 }
 
-/// Principal and route of a pattern; `x` may stand for `×`. SPIFFE IDs have no spaces, routes have.
-pub(crate) fn parts(pattern: &str) -> Option<(&str, &str)> {
-    let (principal, rest) = pattern.trim().split_once(' ')?;
+/// Direction, principal and route of a pattern; `x` may stand for `×`. SPIFFE IDs have no spaces, routes have.
+pub(crate) fn parts(pattern: &str) -> Option<(Flip, &str, &str)> {
+    let (word, rest) = pattern.trim().split_once(' ')?;
+    let flip = Flip::ALL.into_iter().find(|flip| flip.word() == word)?;
+    let (principal, rest) = rest.trim_start().split_once(' ')?;
     let rest = rest.trim_start();
     let route = rest
         .strip_prefix("× ")
         .or_else(|| rest.strip_prefix("x "))?
         .trim_start();
-    (!route.is_empty()).then_some((principal, route))
+    (!route.is_empty()).then_some((flip, principal, route))
 }
 
 /// Whether the text is the pattern, in which `*` stands for any text.
@@ -460,6 +515,11 @@ mod tests {
         denied.determining = vec!["write".to_owned()];
         let mut far = record(Phase::Request, Allow, "web/a", "GET ledger /accounts/7");
         far.source = Some("[::ffff:10.0.0.9]:1".to_owned());
+        // Another policy permitted it as well.
+        let mut also_by_grant = record(Phase::Request, Allow, "pay", "GET ledger /accounts/7");
+        also_by_grant.determining = vec!["break-glass/inc-1".to_owned(), "pay".to_owned()];
+        let mut failed = record(Phase::Request, Error, "web/a", "GET ledger /accounts/9");
+        failed.errors = vec!["stop: overflow".to_owned()];
         let mut unsaid = record(Phase::Request, NoPermit, "web/a", "GET ledger /accounts/7");
         unsaid.path = None;
         let replayed = replayed(
@@ -468,7 +528,7 @@ mod tests {
                 denied.clone(),
                 denied,
                 record(Phase::Request, NoPermit, "web/a", "GET ledger /accounts/8"),
-                record(Phase::Request, Error, "web/a", "GET ledger /accounts/9"),
+                failed,
                 record(Phase::Request, Forbid, "web/b", "GET ledger /nowhere"),
                 record(Phase::Connect, Allow, "web/old", "connect db"),
                 record(Phase::Connect, NoPermit, "web/old", "connect db"),
@@ -479,6 +539,9 @@ mod tests {
                 record(Phase::Recheck, Forbid, "web/a", "connect db"),
                 record(Phase::Handshake, Unauthenticated, "web/a", "connect db"),
                 record(Phase::Request, Malformed, "web/a", "GET ledger /accounts/9"),
+                also_by_grant,
+                // There was no policy, or it had expired.
+                record(Phase::Request, Error, "web/a", "GET ledger /accounts/9"),
             ],
             2,
         );
@@ -500,19 +563,20 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r#"allowed → denied spiffe://x/web/a × ledger:POST /entries: 2 {"no_permit": 2} {"write"} {} ["ledger-1-1", "ledger-1-2"]"#,
-                r#"allowed → denied spiffe://x/web/a × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {} {} ["ledger-1-9"]"#,
-                r#"allowed → denied spiffe://x/web/old × connect db: 1 {"forbid": 1} {} {"stop"} ["ledger-1-6"]"#,
                 r#"denied → allowed spiffe://x/web/a × ledger:GET /accounts/{id}: 2 {"allow": 2} {} {"read"} ["ledger-1-3", "ledger-1-4"]"#,
                 r#"denied → allowed spiffe://x/web/b × ledger:unmatched: 1 {"allow": 1} {} {"read"} ["ledger-1-5"]"#,
+                r#"allowed → denied spiffe://x/web/a × ledger:POST /entries: 2 {"no_permit": 2} {"write"} {} ["ledger-1-1", "ledger-1-2"]"#,
+                r#"allowed → denied spiffe://x/pay × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {"break-glass/inc-1", "pay"} {} ["ledger-1-15"]"#,
+                r#"allowed → denied spiffe://x/web/a × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {} {} ["ledger-1-9"]"#,
+                r#"allowed → denied spiffe://x/web/old × connect db: 1 {"forbid": 1} {} {"stop"} ["ledger-1-6"]"#,
             ]
         );
-        assert_eq!((replayed.records, replayed.flips, replayed.same), (15, 7, 2));
+        assert_eq!((replayed.records, replayed.flips.total(), replayed.same), (17, 8, 2));
         assert_eq!(
             (replayed.other_denial, replayed.by_grant, replayed.not_replayable),
-            (1, 1, 4)
+            (1, 1, 5)
         );
-        assert_eq!(replayed.count(Flip::AllowedToDenied), 4);
+        assert_eq!((replayed.flips.allowed_to_denied, replayed.replayed()), (5, 11));
     }
 
     #[test]
@@ -552,7 +616,7 @@ mod tests {
             record.headers = headers;
             let mut replayed = Replayed::default();
             replayed.decide_again(&record, &snapshot, &mut HashMap::new(), 0);
-            let found = match (replayed.same, replayed.flips, replayed.not_replayable) {
+            let found = match (replayed.same, replayed.flips.total(), replayed.not_replayable) {
                 (1, 0, 0) => "same",
                 (0, 1, 0) => "flips",
                 (0, 0, 1) => "not replayable",
@@ -570,18 +634,22 @@ mod tests {
             route: "ledger:GET /accounts/{id}".to_owned(),
         };
         for (pattern, expected) in [
-            ("spiffe://x/web/a × ledger:GET /accounts/{id}", true),
-            ("spiffe://x/web/a x ledger:GET /accounts/{id}", true),
-            ("* × *", true),
-            ("spiffe://x/* × ledger:*", true),
-            ("spiffe://x/*/a × ledger:* /acc*{id}", true),
-            ("spiffe://x/web × ledger:*", false),
-            ("spiffe://x/web/a × ledger:GET", false),
-            ("spiffe://x/web/a × GET /accounts/{id}", false),
-            ("spiffe://x/*aa × *", false),
-            ("*", false),
-            ("* ×", false),
+            ("deny spiffe://x/web/a × ledger:GET /accounts/{id}", true),
+            ("deny spiffe://x/web/a x ledger:GET /accounts/{id}", true),
+            ("deny * × *", true),
+            ("deny spiffe://x/* × ledger:*", true),
+            ("deny spiffe://x/*/a × ledger:* /acc*{id}", true),
+            ("deny spiffe://x/web × ledger:*", false),
+            ("deny spiffe://x/web/a × ledger:GET", false),
+            ("deny spiffe://x/web/a × GET /accounts/{id}", false),
+            ("deny spiffe://x/*aa × *", false),
+            ("deny *", false),
+            ("deny * ×", false),
             ("", false),
+            ("deny", false),
+            ("* × *", false),
+            ("allow * × *", false),
+            ("denied * × *", false),
         ] {
             assert_eq!(who.is_meant_by(pattern), expected, "{pattern}");
         }
@@ -640,7 +708,7 @@ mod tests {
         eprintln!(
             "{} records, {} flips in {took:?}: {:.0} a second",
             replayed.records,
-            replayed.flips,
+            replayed.flips.total(),
             RECORDS as f64 / took.as_secs_f64()
         );
         assert_eq!(replayed.records, RECORDS);

@@ -18,6 +18,9 @@ pub const MAX_GRANT: Duration = Duration::from_secs(8 * 3600);
 /// The longest encoded grant: its texts at their longest, and eight signatures.
 pub const MAX_GRANT_BYTES: usize = 8 * 1024;
 
+/// What the `@id`s of grants' permits begin with.
+pub const GRANT_IDS: &str = "break-glass/";
+
 const KIND: &str = "hoplite policy grant v1";
 const FORMAT: u32 = 1;
 /// One person's word opens no glass.
@@ -303,7 +306,7 @@ impl Grant {
 
     /// The `@id` of its permit, which is what records name.
     pub fn policy_id(&self) -> String {
-        format!("break-glass/{}", self.draft.id)
+        format!("{GRANT_IDS}{}", self.draft.id)
     }
 
     /// The permit, as a file of its own, `break-glass/<id>.cedar`.
@@ -324,10 +327,10 @@ impl Grant {
         let service = uid(&VOCABULARY.service, service);
         let (from, to) = (rfc3339(*not_before), rfc3339(*until));
         let text = format!(
-            "@id(\"break-glass/{id}\")\n@owner(\"security\")\npermit ({principal}, action, resource in {service})\nwhen {{ context.conn.now >= datetime(\"{from}\") && context.conn.now < datetime(\"{to}\") }};\n"
+            "@id(\"{GRANT_IDS}{id}\")\n@owner(\"security\")\npermit ({principal}, action, resource in {service})\nwhen {{ context.conn.now >= datetime(\"{from}\") && context.conn.now < datetime(\"{to}\") }};\n"
         );
         Source {
-            name: format!("break-glass/{id}.cedar"),
+            name: format!("{GRANT_IDS}{id}.cedar"),
             text,
         }
     }

@@ -54,7 +54,7 @@ pub use envelope::{Hash, MAX_SIGNATURES, SealBroken};
 pub use explain::{Candidate, Explanation, Finding, MAX_NEAR_MISSES, Miss, NearMiss, Unmet};
 pub use fault::Fault;
 pub use format::format;
-pub use grant::{Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
+pub use grant::{GRANT_IDS, Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
 pub use headers::{HEADERS_FILE, MAX_HEADER_VALUE_BYTES, MAX_SELECTED_HEADERS, SelectedHeaders};
 pub use ids::MAX_ID_BYTES;
 pub use lint::lint;

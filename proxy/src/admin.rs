@@ -1,4 +1,4 @@
-//! The admin socket: status for people, metrics for machines. Read only, and only for the own user.
+//! The admin socket: status and what each policy did for people, metrics for machines. Read only, and only for the own user.
 
 use std::convert::Infallible;
 use std::io;
@@ -184,6 +184,7 @@ impl Admin {
         let leaf = identity.as_ref().map(|generation| generation.svid.leaf());
         let status = self.enforcer.policy().status();
         let in_force = self.enforcer.policy().in_force();
+        let denies_all = self.enforcer.point().denies_all(&in_force, SystemTime::now());
         let snapshot = in_force.live();
         let grants: Vec<_> = status
             .grants
@@ -228,8 +229,8 @@ impl Admin {
                 "loaded_at": rfc3339(status.loaded_at),
                 "policies": snapshot.policy_ids().count(),
                 "faults": faults,
-                "in_force": if snapshot.deny_all_reason().is_some() { "deny_all" } else { "live" },
-                "reason": snapshot.deny_all_reason(),
+                "in_force": if denies_all.is_some() { "deny_all" } else { "live" },
+                "reason": denies_all,
                 "source": if in_force.bundle_revision().is_some() { "bundle" } else { "directory" },
                 "bundle_revision": in_force.bundle_revision(),
                 "signed_by": status.signed_by,

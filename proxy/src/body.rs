@@ -73,14 +73,14 @@ impl HttpBody for Body {
                 if let Some(Err(revoked)) = answering.as_ref().map(|answering| answering.check(context)) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
-                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
+                let polled = Pin::new(incoming).poll_frame(context).map_ok(sanitized);
                 polled.map_err(Broken::from)
             }
             Self::Received { incoming, exchange } => {
                 if let Err(revoked) = exchange.check_request(context) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
-                let polled = Pin::new(incoming).poll_frame(context).map_ok(without_identity);
+                let polled = Pin::new(incoming).poll_frame(context).map_ok(sanitized);
                 if let Poll::Ready(Some(Err(error))) = &polled
                     && is_malformed(error)
                 {
@@ -113,10 +113,10 @@ fn is_malformed(error: &hyper::Error) -> bool {
     source.is_some_and(|source| matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }
 
-/// Trailers are headers that come late, and some servers merge them.
-fn without_identity(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+/// Trailers are headers that come late, and some servers merge them. By then all is decided.
+fn sanitized(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(trailers) = frame.trailers_mut() {
-        headers::remove_identity(trailers);
+        headers::sanitize_trailers(trailers);
     }
     frame
 }
@@ -128,17 +128,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identity_does_not_come_in_trailers() {
+    fn what_was_decided_is_not_changed_by_trailers() {
         let mut trailers = HeaderMap::new();
         for name in [
             "grpc-status",
+            "digest",
             "x-forwarded-client-cert",
             "x-hoplite-decision",
             "l5d_client_id",
+            "x-http-method-override",
+            "x_original_url",
+            "host",
+            "authorization",
+            "content_type",
+            "content-length",
+            "transfer_encoding",
+            "connection",
+            "te",
+            "upgrade",
         ] {
             trailers.insert(name, HeaderValue::from_static("0"));
         }
-        let left = without_identity(Frame::trailers(trailers)).into_trailers().unwrap();
-        assert_eq!(left.keys().collect::<Vec<_>>(), ["grpc-status"]);
+        let left = sanitized(Frame::trailers(trailers)).into_trailers().unwrap();
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["grpc-status", "digest"]);
     }
 }

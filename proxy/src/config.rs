@@ -43,7 +43,7 @@ pub struct Config {
     pub reference_check_every: u64,
     /// Directory of decision records; this process is its only writer.
     pub audit_dir: PathBuf,
-    /// Unix socket for `/status` and `/metrics`; only the own user may connect.
+    /// Unix socket for `/status`, `/policies` and `/metrics`; only the own user may connect.
     pub admin_socket: PathBuf,
     /// Threads that carry traffic.
     #[serde(default = "one")]

@@ -57,6 +57,9 @@ const SINGLE: [&str; 13] = [
 /// Fields that decide where a request ends. Written with `_`, a program behind a server may still obey them.
 const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
 
+/// Fields that this hop answers for itself.
+const HANDLED_HERE: [&str; 3] = ["te", "expect", "http2-settings"];
+
 /// Why a message cannot be passed on in one reading, or its wish not be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unclean {
@@ -139,10 +142,10 @@ pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean
 pub(crate) fn sanitize_request(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
     remove_hop_by_hop(headers);
-    headers.remove(TE);
-    // Answered here: the client hears `100 Continue` when its body is first asked for, which is after the decision.
-    headers.remove(EXPECT);
-    headers.remove("http2-settings");
+    // The client hears `100 Continue` when its body is first asked for, which is after the decision.
+    for name in HANDLED_HERE {
+        headers.remove(name);
+    }
     remove_identity(headers);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -155,7 +158,7 @@ pub(crate) fn sanitize_response(headers: &mut HeaderMap) {
 }
 
 /// Removes what only proxies may say, in any spelling that a server may take for it.
-pub(crate) fn remove_identity(headers: &mut HeaderMap) {
+fn remove_identity(headers: &mut HeaderMap) {
     let lies: Vec<HeaderName> = headers
         .keys()
         .filter(|name| speaks_of_identity(name.as_str()))
@@ -163,6 +166,20 @@ pub(crate) fn remove_identity(headers: &mut HeaderMap) {
         .collect();
     for name in lies {
         headers.remove(name);
+    }
+}
+
+/// Removes from trailers whatever a head may not have, has once, or is decided by: nobody looks at them before they are
+/// passed on.
+pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
+    let lists = [&HOP_BY_HOP[..], &SINGLE, &FRAMING, &OVERRIDE_HEADERS, &HANDLED_HERE];
+    let unfit = |name: &HeaderName| {
+        let name = dashed(name.as_str());
+        speaks_of_identity(&name) || lists.iter().any(|list| list.contains(&name.as_ref()))
+    };
+    let unfit: Vec<HeaderName> = trailers.keys().filter(|name| unfit(name)).cloned().collect();
+    for name in unfit {
+        trailers.remove(name);
     }
 }
 
@@ -320,8 +337,16 @@ mod tests {
     fn what_is_taken_off_or_written_here_cannot_be_selected() {
         let (client_cert, proto, decision) = (CLIENT_CERT, FORWARDED_PROTO, DECISION);
         let own = [client_cert.as_str(), proto.as_str(), decision.as_str(), ACCOUNT];
-        let others = ["te", "expect", "http2-settings", "content-length", "host"];
-        let lists = [&HOP_BY_HOP[..], &IDENTITY, &OVERRIDE_HEADERS, &FRAMING, &own, &others];
+        let others = ["content-length", "host"];
+        let lists = [
+            &HOP_BY_HOP[..],
+            &IDENTITY,
+            &OVERRIDE_HEADERS,
+            &FRAMING,
+            &HANDLED_HERE,
+            &own,
+            &others,
+        ];
         for name in lists.into_iter().flatten() {
             let selected = hoplite_policy::SelectedHeaders::parse(&format!("headers = ['{name}']"));
             assert!(selected.is_err(), "{name}");

@@ -16,6 +16,7 @@ use crate::body::Body;
 use crate::headers;
 use crate::metrics::Metrics;
 use crate::reading::{bounded, read};
+use crate::refusals::Tapped;
 use crate::session::Stop;
 use crate::upstream::Upstream;
 
@@ -33,11 +34,15 @@ impl Outbound {
     /// One connection of the local service, HTTP/1.1 or HTTP/2 with prior knowledge.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
         let Stop { mut drain, mut close } = self.stop.clone();
+        let name = self.name.clone();
         let service = service_fn(move |request| {
             let outbound = self.clone();
             async move { Ok::<_, Infallible>(outbound.answer(request).await) }
         });
         let builder = bounded();
+        // Heads are read as strictly as a peer's, so that what the service meant is what the peer decides on. It may speak
+        // HTTP/2 all the same: `Heads` passes over what begins like that.
+        let (tcp, mut refusals) = Tapped::new(tcp, false);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(tcp), service));
         let mut draining = false;
         loop {
@@ -48,6 +53,8 @@ impl Outbound {
                     }
                     return;
                 }
+                // Nobody called anybody yet, so there is nothing to record.
+                Some(refusal) = refusals.recv() => debug!(%remote, upstream = name, %refusal, "request refused"),
                 () = drain.wait(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
 use crate::frames::{Frames, Reset};
-use crate::heads::Heads;
+use crate::heads::{Heads, Spoilt};
 
 /// Refusals that wait to be recorded; the library ends a connection on which there are more.
 const WAITING_MAX: usize = 256;
@@ -36,7 +36,7 @@ pub(crate) struct Tapped<S> {
 
 #[derive(Debug)]
 enum Protocol {
-    /// What the peer writes.
+    /// What the peer writes; HTTP/2 in it is passed over.
     Http1(Heads),
     /// What we write.
     Http2(Frames),
@@ -84,7 +84,8 @@ impl<S> Tapped<S> {
 
     fn read(&mut self, bytes: &mut [u8]) {
         if let Protocol::Http1(heads) = &mut self.protocol
-            && let Some(reason) = heads.see(bytes)
+            // Of a body that breaks off, whoever reads it hears.
+            && let Some(Spoilt::Head(reason)) = heads.see(bytes)
         {
             let _ = self.refusals.try_send(Refusal::Head(reason));
         }

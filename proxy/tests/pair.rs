@@ -105,6 +105,22 @@ async fn http2_and_its_trailers_cross_both() {
     );
 }
 
+/// What the service sends is read as strictly as what peers send.
+#[tokio::test]
+async fn a_request_of_two_readings_does_not_leave() {
+    let (_world, app, caller, _callee) = pair(InboundProtocol::Http).await;
+    let whole = "\r\nhost: orders\r\nconnection: close\r\n\r\n";
+    for request in [
+        format!("GET /a HTTP/1.1{}", whole.replacen("\r\n", "\n", 2)),
+        format!("GET /a#b HTTP/1.1{whole}"),
+        format!("POST /a HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked{whole}0\r\n\r\n"),
+    ] {
+        let answer = call(&caller, &request).await;
+        assert_eq!(status(&answer), 400, "{request:?}: {answer}");
+        assert_eq!(app.count(), 0, "{request:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_is_somebody_else_gets_nothing() {
     let (world, app, _caller, callee) = pair(InboundProtocol::Http).await;

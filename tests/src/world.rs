@@ -197,6 +197,11 @@ impl World {
 
     /// Publishes these files, signed by `alice`, as the next revision, which it gives.
     pub async fn publish(&self, files: &[(&str, &str)], stage: Stage) -> u64 {
+        self.publish_for(files, stage, HOUR).await
+    }
+
+    /// The same, stale after this long.
+    pub async fn publish_for(&self, files: &[(&str, &str)], stage: Stage, lasts: Duration) -> u64 {
         let mut admin = self.admin().await;
         let shown = admin.show_policy(ShowPolicyRequest {}).await.unwrap().into_inner();
         let sources: Vec<Source> = files
@@ -212,7 +217,7 @@ impl World {
             revision: shown.highest_revision + 1,
             parent: Hash::from_slice(&shown.highest_manifest_sha256),
             created: now,
-            expires: now + HOUR,
+            expires: now + lasts,
             min_engine: EngineVersion::THIS,
             critical: Vec::new(),
             stage,
@@ -399,6 +404,12 @@ impl ProxyBuilder<'_> {
     pub fn signed(mut self) -> Self {
         self.config.policy_dir = None;
         self.config.policy_signers = policy_signers();
+        self
+    }
+
+    /// Denies everything once its policy is stale.
+    pub fn denies_stale(mut self) -> Self {
+        self.config.on_stale_policy = hoplite_decision::OnStale::Deny;
         self
     }
 

@@ -190,11 +190,15 @@ async fn a_policy_that_has_expired_says_so_and_denies_where_that_is_demanded() {
     let point = world.point(0, OnStale::Keep);
     let (allowed, record) = world.ask(&point, end).await;
     assert!(allowed && record.stale);
+    assert_eq!(point.denies_all(&world.feed.in_force(), end), None);
     drop(point);
     let strict = world.point(0, OnStale::Deny);
     let (allowed, record) = world.ask(&strict, end).await;
     assert!(!allowed && record.stale && record.outcome == Outcome::Error);
-    assert!(record.reason.unwrap().contains("expired"));
+    let denies_all = |at| strict.denies_all(&world.feed.in_force(), at).map(str::to_owned);
+    assert_eq!(denies_all(end), record.reason, "which proxies say of themselves");
+    assert!(denies_all(end).unwrap().contains("expired"));
+    assert_eq!(denies_all(SystemTime::now()), None);
     assert!(world.ask(&strict, SystemTime::now()).await.0);
     assert_eq!(count(&strict, "stale_decisions_total"), 1);
 }

@@ -23,7 +23,11 @@ use hoplite_policy::{HEADERS_FILE, SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
-use crate::output::{Output, Table, part, plain, print, print_json};
+use crate::command::admin::ListArgs;
+use crate::output::{Output, Table, one_line, part, plain, print, print_json, reader_is_gone};
+
+/// The exit code of a comparison that could not be made, apart from that of one that found a difference.
+const COULD_NOT: u8 = 2;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -62,7 +66,7 @@ pub(crate) enum PolicyCommand {
     /// Say what somebody can do, and on what conditions
     #[command(after_help = "Example:\n  hoplite policy what-can spiffe://demo.hoplite/shop")]
     WhatCan(who::WhatArgs),
-    /// Compare two sets of policies by what they mean; exit 1 if they differ
+    /// Compare two sets of policies by what they mean; exit 1 if they differ, 2 if it cannot be done
     #[command(after_help = "Examples:\n  hoplite policy diff old new\n  hoplite policy diff 41 policies --since 7d")]
     Diff(diff::Args),
     /// List the policies that decided nothing for a long time, by the logs and by what the proxies have counted
@@ -77,18 +81,18 @@ pub(crate) enum PolicyCommand {
     /// Check, test, replay and sign policies, and send them to every proxy; stops at the first step that fails
     #[command(
         after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' --key alice.key \\\n    \
-        --accept 'spiffe://prod.acme/ns/pay/* × ledger:*'"
+        --accept 'allow spiffe://prod.acme/ns/pay/* × ledger:*'"
     )]
     Publish(publish::Args),
     /// Publish an earlier revision's content again, as a new revision
     #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 41 --key alice.key")]
     Rollback(publish::RollbackArgs),
     /// List what was published, newest first
-    #[command(after_help = "Example:\n  hoplite policy history")]
+    #[command(after_help = "Examples:\n  hoplite policy history\n  hoplite policy history --limit 1000 --output json")]
     History(history::Args),
     /// Stop trying the shadow policy beside the one in force
     #[command(after_help = "Example:\n  hoplite policy clear-shadow")]
-    ClearShadow(history::Args),
+    ClearShadow(ListArgs),
     /// Break-glass: permits for a few hours that two people sign
     #[command(subcommand)]
     Grant(grant::GrantCommand),
@@ -152,10 +156,10 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Test(args) => test::run(&args),
         PolicyCommand::Routes(command) => routes::run(command),
         PolicyCommand::Explain(args) => explain::run(&args),
-        PolicyCommand::Replay(args) => Ok(replay::run(&args)),
+        PolicyCommand::Replay(args) => Ok(compared(replay::run(&args))),
         PolicyCommand::WhoCan(args) => who::who(&args),
         PolicyCommand::WhatCan(args) => who::what(&args),
-        PolicyCommand::Diff(args) => diff::run(&args),
+        PolicyCommand::Diff(args) => Ok(compared(diff::run(&args))),
         PolicyCommand::Unused(args) => unused::run(&args),
         PolicyCommand::Key(command) => key::run(command),
         PolicyCommand::Publish(args) => publish::run(&args),
@@ -165,6 +169,18 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Grant(command) => grant::run(command),
         PolicyCommand::Status(args) => status(&args),
         PolicyCommand::Schema(args) => schema(&args),
+    }
+}
+
+/// The exit code of a comparison: whoever stops at 1 wants to know that it was made.
+fn compared(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
+        Err(error) if reader_is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::from(COULD_NOT)
+        }
     }
 }
 
@@ -267,12 +283,12 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// `directory`, or the bundle with what is special about it.
+/// `directory` or the bundle, with what is special about it.
 fn origin(status: &Value) -> String {
-    let Some(revision) = part(status, "/policy/bundle_revision").as_u64() else {
-        return "directory".to_owned();
+    let mut text = match part(status, "/policy/bundle_revision").as_u64() {
+        Some(revision) => format!("bundle {revision}"),
+        None => "directory".to_owned(),
     };
-    let mut text = format!("bundle {revision}");
     if part(status, "/policy/stale") == true {
         text.push_str(", stale");
     }
@@ -396,5 +412,29 @@ impl AuditArgs {
         logs.sort();
         logs.dedup();
         Ok((!logs.is_empty()).then_some(logs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_special_stands_beside_the_origin() {
+        let grants = json!([{"id": "break-glass/inc-1"}]);
+        for (policy, expected) in [
+            (json!({"grants": []}), "directory"),
+            (json!({"grants": grants}), "directory, BREAK-GLASS ×1"),
+            (
+                json!({"bundle_revision": 4, "grants": grants}),
+                "bundle 4, BREAK-GLASS ×1",
+            ),
+            (
+                json!({"bundle_revision": 4, "stale": true, "shadow": "abc"}),
+                "bundle 4, stale, with shadow",
+            ),
+        ] {
+            assert_eq!(origin(&json!({"policy": policy})), expected);
+        }
     }
 }

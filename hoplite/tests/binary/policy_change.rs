@@ -115,12 +115,24 @@ fn a_change_is_published_step_by_step_and_taken_back() {
     let socket = place.at("ca.sock");
     let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
     let narrow = format!("{READS}\nwhen {{ context.conn.src == ip(\"10.0.0.2\") }};\n");
-    let narrow = place.policies("narrow", &narrow, None);
+    let table = format!("[from 10.0.0.2]\n{TABLE}");
+    let narrow = place.policies("narrow", &narrow, Some(&table));
 
     says(
-        &place.publish(&good, "alice.key", &[]),
+        &place.publish(&good, "alice.key", &["--trust-domain", "prod.acne"]),
+        1,
+        &["`prod.acme`, not for `prod.acne`; nothing was signed"],
+    );
+    says(
+        &place.publish(&good, "alice.key", &["--trust-domain", "prod.acme"]),
         0,
-        &["1 policies", "1 cases", "none of 1", "revision 1 is with"],
+        &[
+            "for      the trust domain prod.acme",
+            "1 policies",
+            "1 cases",
+            "1 of 1 decisions replayed, none would flip",
+            "revision 1 is with",
+        ],
     );
 
     // Each step that fails ends it, and nothing is sent.
@@ -136,7 +148,12 @@ fn a_change_is_published_step_by_step_and_taken_back() {
     );
     fs::write(good.join("ledger.test"), failing).unwrap();
     says(&place.publish(&good, "alice.key", &[]), 1, &["test     FAILED"]);
-    let flips = format!("{WEB} × ledger:GET /accounts/{{id}}");
+    let untested = place.policies("untested", &format!("{READS};\n"), None);
+    let no_case = "test     FAILED: there is no case to test";
+    says(&place.publish(&untested, "alice.key", &[]), 1, &[no_case]);
+    fs::write(untested.join("a.test"), "# nothing yet\n").unwrap();
+    says(&place.publish(&untested, "alice.key", &["--shadow"]), 1, &[no_case]);
+    let flips = format!("deny {WEB} × ledger:GET /accounts/{{id}}");
     let accept = format!("--accept '{flips}'");
     says(
         &place.publish(&narrow, "bob.key", &[]),
@@ -144,13 +161,24 @@ fn a_change_is_published_step_by_step_and_taken_back() {
         &["replay   FAILED", "now no_permit", "ledger-1-0", &accept],
     );
     says(
-        &place.publish(&narrow, "bob.key", &["--accept", "* × orders:*"]),
+        &place.publish(&narrow, "bob.key", &["--accept", "deny * × orders:*"]),
         1,
         &["replay   FAILED"],
     );
+    // Who lets somebody in has not thereby shut anybody out.
+    says(
+        &place.publish(&narrow, "bob.key", &["--accept", "allow * × *"]),
+        1,
+        &["replay   FAILED", "1 of 1 decisions replayed"],
+    );
+    says(
+        &place.publish(&narrow, "bob.key", &["--accept", "* × *"]),
+        2,
+        &["write `allow PRINCIPAL × ROUTE`"],
+    );
     fs::copy(place.at("alice.key"), place.at("eve.key")).unwrap();
     says(
-        &place.publish(&narrow, "eve.key", &["--accept", "* × *"]),
+        &place.publish(&narrow, "eve.key", &["--accept", "deny * × *"]),
         1,
         &["trusts no signer `eve`"],
     );
@@ -164,7 +192,7 @@ fn a_change_is_published_step_by_step_and_taken_back() {
     says(
         &place.publish(&narrow, "bob.key", &["--accept", &flips]),
         0,
-        &["1 of 1 decisions will flip", "revision 3"],
+        &["1 of 1 decisions replayed, 1 will flip, all accepted", "revision 3"],
     );
 
     let rollback = |more: &[&str]| {
@@ -187,6 +215,166 @@ fn a_change_is_published_step_by_step_and_taken_back() {
         &diff("1", "3"),
         1,
         &["~ permit ledger/reads", "+ context.conn.src == ip(\"10.0.0.2\")"],
+    );
+    // Not the code that says that they differ.
+    says(&diff("1", "5"), 2, &["error: "]);
+    says(&diff("1", "nowhere"), 2, &["neither a directory"]);
+    let history = |more: &[&str]| place.policy(&[&["history", "--ca-socket", &socket], more].concat());
+    says(&history(&["--limit", "3"]), 0, &["only the newest 3 are shown"]);
+    let (_, whole) = history(&["--limit", "4"]);
+    assert!(!whole.contains("only the newest"), "{whole}");
+}
+
+#[test]
+fn going_back_again_goes_further_back() {
+    let place = Place::new();
+    for text in ["a", "b", "c"] {
+        let policies = place.policies(text, &format!("// {text}\n{READS};\n"), Some(TABLE));
+        assert_eq!(place.publish(&policies, "alice.key", &[]).0, Some(0));
+    }
+    let (key, socket) = (place.at("alice.key"), place.at("ca.sock"));
+    let rollback = || place.policy(&["rollback", "--key", &key, "--ca-socket", &socket]);
+    says(&rollback(), 0, &["check    revision 2,", "revision 4 is with"]);
+    says(&rollback(), 0, &["check    revision 1,", "revision 5 is with"]);
+    says(&rollback(), 1, &["content is that of revision 1; say which one"]);
+}
+
+#[test]
+fn a_log_that_says_too_little_stops_a_publication() {
+    let place = Place::new();
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let audit = |name: &str| {
+        let dir = place.dir.path().join(name);
+        let (recorder, _) = Recorder::open(&dir.join("ledger"), "ledger", Options::default()).unwrap();
+        (dir.to_str().unwrap().to_owned(), recorder)
+    };
+    let publish = |logs: &str, more: &[&str]| place.publish(&good, "alice.key", &[&["--audit", logs], more].concat());
+
+    let (strangers, recorder) = audit("strangers");
+    let mut record = Record::new(Phase::Handshake, Outcome::Unauthenticated, "ledger");
+    recorder.append(&mut record, Class::Must).unwrap();
+    drop(recorder);
+    says(
+        &publish(&strangers, &[]),
+        1,
+        &[
+            "0 of 1 decisions replayed",
+            "--accept-unreplayed",
+            "nothing was published",
+        ],
+    );
+    says(&publish(&strangers, &["--shadow"]), 0, &["0 of 1 decisions replayed"]);
+    says(
+        &publish(&strangers, &["--accept-unreplayed"]),
+        0,
+        &["revision 2 is with"],
+    );
+
+    let (damaged, recorder) = audit("damaged");
+    for _ in 0..3 {
+        let mut record = Record::new(Phase::Connect, Outcome::NoPermit, "ledger");
+        record.principal = Some(WEB.to_owned());
+        record.source = Some("10.0.0.1:4711".to_owned());
+        record.determining = vec!["ledger/reads".to_owned()];
+        recorder.append(&mut record, Class::Must).unwrap();
+    }
+    drop(recorder);
+    let segments = fs::read_dir(place.dir.path().join("damaged/ledger")).unwrap();
+    let mut segments = segments.map(|entry| entry.unwrap().path());
+    let segment = segments
+        .find(|path| path.extension().is_some_and(|ending| ending == "seg"))
+        .unwrap();
+    let mut bytes = fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    fs::write(&segment, bytes).unwrap();
+    says(
+        &publish(&damaged, &[]),
+        1,
+        &["the log is damaged", "decisions replayed", "nothing was published"],
+    );
+    says(
+        &place.policy(&["unused", good.to_str().unwrap(), "--audit", &damaged]),
+        0,
+        &["0 of 1 policies", "cannot be read: 1 records"],
+    );
+    let (empty, _recorder) = audit("empty");
+    says(
+        &publish(&empty, &[]),
+        0,
+        &["0 of 0 decisions replayed, none would flip"],
+    );
+}
+
+#[test]
+fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
+    let place = Place::new();
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let logs = place.dir.path().join("many");
+    let (recorder, _) = Recorder::open(&logs.join("ledger"), "ledger", Options::default()).unwrap();
+    let asked = |outcome, who: String| {
+        let mut record = Record::new(Phase::Request, outcome, "ledger");
+        record.principal = Some(who);
+        record.source = Some("10.0.0.1:4711".to_owned());
+        record.action = "GET".to_owned();
+        record.host = Some("ledger".to_owned());
+        record.path = Some("/accounts/7".to_owned());
+        recorder.append(&mut record, Class::Full).unwrap();
+    };
+    for n in 0..60 {
+        asked(Outcome::Allow, format!("spiffe://prod.acme/other/{n}"));
+        asked(Outcome::Allow, format!("spiffe://prod.acme/other/{n}"));
+    }
+    asked(Outcome::NoPermit, WEB.to_owned());
+    drop(recorder);
+    let logs = logs.to_str().unwrap();
+    let replayed = place.policy(&["replay", good.to_str().unwrap(), "--audit", logs]);
+    says(
+        &replayed,
+        1,
+        &[
+            "121 would flip",
+            "denied → allowed: 1\n",
+            "allowed → denied: 120\n",
+            "\n10 more groups",
+        ],
+    );
+    assert!(
+        replayed.1.find("denied → allowed") < replayed.1.find("allowed → denied"),
+        "{}",
+        replayed.1
+    );
+    let accept = format!("--accept 'allow {WEB} × ledger:GET /accounts/{{id}}'");
+    let published = place.publish(&good, "alice.key", &["--audit", logs]);
+    says(&published, 1, &[&accept, "and 50 more groups allowed → denied"]);
+    let only_denied = ["--audit", logs, "--accept", "deny * × *"];
+    says(
+        &place.publish(&good, "alice.key", &only_denied),
+        1,
+        &[&accept, "replay   FAILED"],
+    );
+    let both = ["--accept", "allow * × ledger:*"];
+    says(
+        &place.publish(&good, "alice.key", &[&only_denied[..], &both].concat()),
+        0,
+        &["121 will flip"],
+    );
+}
+
+#[test]
+fn methods_without_an_action_of_their_own_are_listed_by_their_routes() {
+    let place = Place::new();
+    let policies = place.policies("policies", &format!("{READS};\n"), None);
+    fs::write(
+        policies.join("routes.toml"),
+        "[ledger]\nroutes = [\"PURGE /cache\", \"GET /a\"]\n",
+    )
+    .unwrap();
+    let (code, said) = place.policy(&["who-can", "other", "ledger"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("other on ledger:PURGE /cache") && !said.contains("ledger:GET /a"),
+        "{said}"
     );
 }
 

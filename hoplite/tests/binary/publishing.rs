@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::support::{Up, until};
 
 const SECURITY: &str = "policies/security.cedar";
+/// The demo's table, and one that holds whatever is changed here.
+const TABLE: &str = "policies/demo.test";
+const ANYTHING: &str = "spiffe://demo.hoplite/visitor GET edge /orders/42 allow\n";
 
 /// The bundle revision of every proxy, once all have the same.
 fn in_force(up: &Up, revision: u64) {
@@ -54,7 +57,13 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     fs::write(&file, opened).unwrap();
     let text = said(&up, &["policy", "publish", &policies], 1);
     assert!(
-        text.contains("spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"),
+        text.contains("test     FAILED") && text.contains("demo.test:"),
+        "{text}"
+    );
+    fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
+    let text = said(&up, &["policy", "publish", &policies], 1);
+    assert!(
+        text.contains("--accept 'allow spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"),
         "{text}"
     );
     assert!(said(&up, &["policy", "replay", &policies], 1).contains("denied → allowed"));
@@ -75,7 +84,7 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     said(&up, &["policy", "clear-shadow"], 0);
 
     // Accepted by name, and back.
-    let accept = ["--accept", "spiffe://demo.hoplite/shop/edge × ledger:*"];
+    let accept = ["--accept", "allow spiffe://demo.hoplite/shop/edge × ledger:*"];
     said(&up, &[&["policy", "publish", &policies], &accept[..]].concat(), 0);
     in_force(&up, 3);
     assert_eq!(up.get("/ledger/42").status, 200);
@@ -90,6 +99,9 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
         .map(|policy| policy["revision"].as_u64().unwrap())
         .collect();
     assert_eq!(revisions, [4, 3, 2, 1]);
+    // Twice in a row is not forward again.
+    let text = said(&up, &["policy", "rollback"], 1);
+    assert!(text.contains("content is that of revision 1"), "{text}");
 
     // Why was it refused?
     let text = said(&up, &["policy", "explain", id], 0);
@@ -159,6 +171,7 @@ fn a_grant_is_loud_and_ends_by_itself() {
         );
     fs::write(up.dir.join("policies/ledger.cedar"), only_orders).unwrap();
     fs::write(up.dir.join(SECURITY), "// nothing yet\n").unwrap();
+    fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
     said(&up, &["policy", "publish", &policies], 0);
     in_force(&up, 1);
     assert_eq!(up.get("/ledger/42").status, 403);
@@ -249,9 +262,10 @@ fn what_scripts_are_told_of_a_publication() {
     assert!(said(&up, &["policy", "unused", &policies], 0).contains("3 proxies"));
 
     fs::write(up.dir.join(SECURITY), "// nothing\n").unwrap();
+    fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
     let flips = up.json(&["policy", "publish", &policies]);
     assert_eq!((&flips["ok"], &flips["revision"]), (&json!(false), &Value::Null));
-    let group = json!(["spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"]);
+    let group = json!(["allow spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"]);
     assert_eq!((&flips["unaccepted"], &flips["replay"]["flips"]), (&group, &json!(1)));
     fs::write(up.dir.join(SECURITY), "permit (principal, action, resource);\n").unwrap();
     let faults = up.json(&["policy", "publish", &policies]);

@@ -179,6 +179,11 @@ async fn h1_chunks_that_are_none() {
         "2;a\nb\r\nab\r\n",
         "2 2\r\nab\r\n",
         "fffffffffffffffff\r\nab\r\n",
+        "0\nx: a\r\n\r\n",
+        "0\r\n\nx: a\r\n\r\n",
+        "0\r\nx: a\n\r\n",
+        // To one who takes that for the end of the trailers, the next request is a body.
+        "0\r\nx: a\n\r\nPOST / HTTP/1.1\r\ncontent-length: 100\r\n\r\nGET /smuggled HTTP/1.1\nhost: backend\n\n",
     ] {
         let before = scene.records(Some(Outcome::Malformed)).len();
         let connections = scene.app.connections.lock().unwrap().len();

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use hoplite_host::files;
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::SpiffeId;
 use hoplite_policy::{GrantDraft, GrantScope};
 use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantRequest};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ pub(crate) fn run(command: GrantCommand) -> anyhow::Result<ExitCode> {
 
 fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
     let key = args.key.load(args.list.ca.mesh())?;
-    let trust_domain = TrustDomain::parse(&state(&args.list.ca)?.trust_domain)?;
+    let trust_domain = args.key.trust_domain(&state(&args.list.ca)?.trust_domain)?;
     let scope = if args.who.starts_with("spiffe://") {
         SpiffeId::parse(&args.who).with_context(|| format!("`{}` is not a SPIFFE ID", args.who))?;
         GrantScope::Workload(args.who.clone())
@@ -128,18 +128,19 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
         (now, until),
         now,
     )?;
+    // On standard error, so that it is read before the signature and does not meet a script's JSON.
+    eprint!("{}", shown(&draft));
     let file = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{id}.grant")));
     files::write_public(&file, &draft.sign(&key)?)?;
     if args.list.output == Output::Json {
         let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
         print_json(&json!({
-            "id": draft.id, "ticket": draft.ticket, "reason": draft.reason, "principal": who, "service": draft.service,
+            "id": draft.id, "trust_domain": draft.trust_domain, "ticket": draft.ticket, "reason": draft.reason, "principal": who, "service": draft.service,
             "not_before": time(draft.not_before), "until": time(draft.until), "signed_by": [key.signer().name()],
             "file": file.display().to_string(), "in_force": false,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(&shown(&draft))?;
     print(&format!(
         "\n`{file}` is signed by {name} and gives nothing yet. A second person puts it in force:\n  \
          hoplite policy grant approve {file} --key KEY\n",
@@ -155,6 +156,7 @@ fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
     let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
     eprint!("{}", shown(&draft));
     eprintln!("signed by  {}\n", signed_by.join(", "));
+    args.key.trust_domain(&draft.trust_domain)?;
     if signed_by.iter().any(|name| name == key.signer().name()) {
         bail!(
             "`{}` signed this grant already; it takes a second person",
@@ -214,8 +216,9 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 fn shown(draft: &GrantDraft) -> String {
     let (GrantScope::Workload(who) | GrantScope::Path(who)) = &draft.principal;
     format!(
-        "grant      {}\nticket     {}\nreason     {}\nwho        {who}\nservice    {}, all routes\nfrom       {}\nuntil      {}\n",
+        "grant      {}\nfor        the trust domain {}\nticket     {}\nreason     {}\nwho        {who}\nservice    {}, all routes\nfrom       {}\nuntil      {}\n",
         draft.id,
+        draft.trust_domain,
         draft.ticket,
         draft.reason,
         draft.service,

@@ -5,24 +5,55 @@ use std::process::ExitCode;
 use hoplite_wire::ca::{ClearShadowRequest, ListPoliciesRequest, PublishedPolicy};
 use serde_json::{Value, json};
 
-use crate::command::admin::{CaArgs, rfc3339};
+use crate::command::admin::{CaArgs, ListArgs, rfc3339};
 use crate::output::{Output, Table, print, print_json};
+
+/// What is asked for at once; the CA gives no more.
+const PAGE: u32 = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     #[command(flatten)]
-    ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    list: ListArgs,
+}
+
+/// What was published below a revision (0: all), newest first, and no more than so many.
+pub(crate) fn before(ca: &CaArgs, revision: u64, limit: Option<u32>) -> anyhow::Result<Vec<PublishedPolicy>> {
+    let mut all: Vec<PublishedPolicy> = Vec::new();
+    loop {
+        let left = limit.map_or(PAGE, |limit| {
+            limit.saturating_sub(u32::try_from(all.len()).unwrap_or(u32::MAX))
+        });
+        let request = ListPoliciesRequest {
+            limit: left.min(PAGE),
+            before_revision: all.last().map_or(revision, |policy| policy.revision),
+        };
+        if request.limit == 0 {
+            return Ok(all);
+        }
+        let page = ca.call(async |mut ca| Ok(ca.list_policies(request).await?.into_inner().policies))?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let history = args
-        .ca
-        .call(async |mut ca| Ok(ca.list_policies(ListPoliciesRequest::default()).await?.into_inner()))?;
-    if args.output == Output::Json {
-        let all: Vec<Value> = history.policies.iter().map(listed).collect();
+    let history = before(&args.list.ca, 0, Some(args.limit))?;
+    let older = match history.last() {
+        Some(last) => !before(&args.list.ca, last.revision, Some(1))?.is_empty(),
+        None => false,
+    };
+    if older {
+        let shown = history.len();
+        eprintln!("only the newest {shown} are shown; --limit N shows more");
+    }
+    if args.list.output == Output::Json {
+        let all: Vec<Value> = history.iter().map(listed).collect();
         print_json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -35,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "EXPIRES",
         "NOTE",
     ]);
-    for policy in &history.policies {
+    for policy in &history {
         table.row([
             policy.revision.to_string(),
             policy.stage.clone(),
@@ -50,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn clear_shadow(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn clear_shadow(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let answer = args
         .ca
         .call(async |mut ca| Ok(ca.clear_shadow(ClearShadowRequest {}).await?.into_inner()))?;

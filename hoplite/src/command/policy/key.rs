@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use hoplite_host::files;
+use hoplite_identity::TrustDomain;
 use hoplite_policy::SigningKey;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
@@ -65,6 +66,9 @@ pub(crate) struct KeyArgs {
     /// Whose key it is [default: the file's name without its ending]
     #[arg(long, value_name = "NAME")]
     signer: Option<String>,
+    /// Sign for this trust domain only [default: the one that the CA names]
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<String>,
 }
 
 pub(crate) fn run(command: KeyCommand) -> anyhow::Result<ExitCode> {
@@ -118,6 +122,17 @@ impl KeyArgs {
             None => load(&mesh.path()?.join("keys/alice.key"), self.signer.as_deref())
                 .context("say with --key which key signs; `hoplite policy key create` makes one"),
         }
+    }
+
+    /// The trust domain that somebody else named, if it is the one that is demanded.
+    pub(crate) fn trust_domain(&self, named: &str) -> anyhow::Result<TrustDomain> {
+        if let Some(demanded) = &self.trust_domain {
+            anyhow::ensure!(
+                demanded == named,
+                "this is for the trust domain `{named}`, not for `{demanded}`; nothing was signed"
+            );
+        }
+        Ok(TrustDomain::parse(named)?)
     }
 }
 

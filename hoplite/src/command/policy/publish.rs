@@ -7,23 +7,23 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, EngineVersion, Hash, KNOWN_CRITICAL, Meta, Places, SigningKey, Snapshot, Source, Stage,
-    TrustedSigners, lint,
+    Acceptance, Bundle, BundleContents, EngineVersion, Hash, KNOWN_CRITICAL, ManifestFile, Meta, Places, SigningKey,
+    Snapshot, Source, Stage, TrustedSigners, lint,
 };
 use hoplite_wire::ca::{
-    GetPolicyRequest, ListPoliciesRequest, PublishPolicyRequest, ShowPolicyRequest, ShowPolicyResponse,
+    GetPolicyRequest, PublishPolicyRequest, PublishedPolicy, ShowPolicyRequest, ShowPolicyResponse,
 };
 use serde_json::{Map, Value, json};
 
 use super::check::listed;
 use super::key::KeyArgs;
 use super::test::{TestReport, tables};
-use super::{AuditArgs, replay, sources};
+use super::{AuditArgs, history, replay, sources};
 use crate::command::admin::{CaArgs, ListArgs};
 use crate::output::{Output, print, print_json};
-use crate::replay::{Replayed, parts};
+use crate::replay::{Flip, Replayed, parts};
 
-/// The most groups that a refusal names for `--accept`; the replay shows them all.
+/// The most groups that a refusal names for `--accept`, for each way an answer can flip.
 const UNACCEPTED_SHOWN: usize = 10;
 
 #[derive(Debug, clap::Args)]
@@ -39,9 +39,12 @@ pub(crate) struct Args {
     /// Only try them beside those in force; no answer changes
     #[arg(long)]
     shadow: bool,
-    /// Answers that may flip: `PRINCIPAL × ROUTE`, `*` stands for any text; may be repeated
+    /// Answers that may flip: `allow PRINCIPAL × ROUTE`, or `deny` for what was allowed; `*` stands for any text; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     accept: Vec<String>,
+    /// Publish also if the decision log is damaged, or none of its decisions can be made again
+    #[arg(long)]
+    accept_unreplayed: bool,
     /// From when on logged decisions are replayed
     #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
     since: SystemTime,
@@ -55,7 +58,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RollbackArgs {
-    /// The revision whose content comes back [default: the live one before that in force]
+    /// The revision whose content comes back [default: the live one before the content in force was first published]
     revision: Option<u64>,
     /// Why, for those who read the history
     #[arg(long)]
@@ -91,6 +94,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     // Before the work that takes long. Whoever publishes in the meantime is noticed: this is what was seen.
     let key = args.key.load(args.list.ca.mesh())?;
     let state = trusting(state(&args.list.ca)?, &key)?;
+    let trust_domain = signing_for(&state, &args.key, steps)?;
     let sources = sources(&args.directory)?;
     let Some(snapshot) = checked(&sources, args, steps)? else {
         return Ok(false);
@@ -100,7 +104,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     }
     let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
     let meta = (stage, args.expires, args.note.clone());
-    send(&args.list.ca, &state, &key, &sources, meta, steps)?;
+    send(&args.list.ca, &state, (&key, trust_domain), &sources, meta, steps)?;
     Ok(true)
 }
 
@@ -176,11 +180,13 @@ fn checked(sources: &[Source], args: &Args, steps: &mut Steps) -> anyhow::Result
 
 fn tested(sources: &[Source], snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     let tables = tables(&args.directory)?;
-    if tables.is_empty() {
-        steps.done("test", "there are no tables to run; a file that ends in `.test` is one")?;
-        return Ok(true);
-    }
     let report = TestReport::new(&tables, snapshot, &Places::of(sources));
+    if report.is_empty() {
+        let what = "there is no case to test; write one line per request into a file that ends in `.test`, like \
+                    `spiffe://prod.acme/ns/web GET ledger /accounts/7 allow`";
+        steps.failed("test", what)?;
+        return Ok(false);
+    }
     if report.passed() {
         steps.done(
             "test",
@@ -204,60 +210,101 @@ fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Resu
     };
     let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
     steps.fact("replay", replay::as_json(&replayed, snapshot, args.since));
-    if args.shadow && replayed.flips > 0 {
-        steps.show(&replay::page(&replayed, args.since))?;
-        steps.done("replay", "answers would flip; a shadow changes none")?;
+    let thousands = replay::thousands;
+    let flips = replayed.flips.total();
+    let counted = format!(
+        "{} of {} decisions replayed",
+        thousands(replayed.replayed()),
+        thousands(replayed.records)
+    );
+    if args.shadow {
+        // A shadow decides nothing: what it would flip is what it is tried for.
+        if flips > 0 {
+            steps.show(&replay::page(&replayed, args.since))?;
+        }
+        let flips = thousands(flips);
+        steps.done(
+            "replay",
+            &format!("{counted}, {flips} would flip; a shadow changes no answer"),
+        )?;
         return Ok(true);
+    }
+    if let Some(gap) = gap(&replayed).filter(|_| !args.accept_unreplayed) {
+        steps.show(&replay::page(&replayed, args.since))?;
+        steps.failed(
+            "replay",
+            &format!("{counted}: {gap}; --accept-unreplayed publishes all the same"),
+        )?;
+        return Ok(false);
     }
     let unaccepted = unaccepted(&replayed, &args.accept);
     // Flips that nobody can be shown can only be accepted as everything is.
-    let unseen = replayed.ungrouped > 0 && !args.accept.iter().any(|pattern| parts(pattern) == Some(("*", "*")));
-    // A shadow decides nothing: what it would flip is what it is tried for.
-    if args.shadow || (unaccepted.is_empty() && !unseen) {
-        let what = match replayed.flips {
-            flips if args.shadow => format!(
-                "{} of {} decisions would flip; the shadow will show it on what comes",
-                replay::thousands(flips),
-                replay::thousands(replayed.records)
-            ),
-            0 => format!("none of {} decisions would flip", replay::thousands(replayed.records)),
-            flips => format!(
-                "{} of {} decisions will flip, all accepted",
-                replay::thousands(flips),
-                replay::thousands(replayed.records)
-            ),
+    let everything = |flip| {
+        args.accept
+            .iter()
+            .any(|pattern| parts(pattern) == Some((flip, "*", "*")))
+    };
+    let unseen = Flip::ALL
+        .into_iter()
+        .any(|flip| replayed.ungrouped.of(flip) > 0 && !everything(flip));
+    if unaccepted.is_empty() && !unseen {
+        let what = match flips {
+            0 => "none would flip".to_owned(),
+            flips => format!("{} will flip, all accepted", thousands(flips)),
         };
-        steps.done("replay", &what)?;
+        steps.done("replay", &format!("{counted}, {what}"))?;
         return Ok(true);
     }
     steps.show(&replay::page(&replayed, args.since))?;
-    steps.failed("replay", "answers would flip")?;
-    steps.fact("unaccepted", unaccepted.clone());
+    steps.failed("replay", &format!("{counted}, and answers would flip"))?;
+    let patterns: Vec<&String> = unaccepted.iter().map(|(_, pattern)| pattern).collect();
+    steps.fact("unaccepted", json!(patterns));
     steps.show("If that is meant, accept it:\n")?;
-    for who in unaccepted.iter().take(UNACCEPTED_SHOWN) {
-        steps.show(&format!("  --accept '{who}'\n"))?;
-    }
-    let more = unaccepted.len().saturating_sub(UNACCEPTED_SHOWN);
-    if more > 0 {
-        steps.show(&format!("  and {more} more groups; `*` stands for any text\n"))?;
+    for flip in Flip::ALL {
+        let mut of_flip = unaccepted.iter().filter(|(other, _)| *other == flip);
+        for (_, pattern) in of_flip.by_ref().take(UNACCEPTED_SHOWN) {
+            steps.show(&format!("  --accept '{pattern}'\n"))?;
+        }
+        let more = of_flip.count();
+        if more > 0 {
+            let way = flip.as_str();
+            steps.show(&format!("  and {more} more groups {way}; `*` stands for any text\n"))?;
+        }
     }
     Ok(false)
 }
 
-/// The groups of flips that no pattern names.
-fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<String> {
+/// Why a replay says less than it seems to. An empty log is no gap: nothing was decided.
+fn gap(replayed: &Replayed) -> Option<String> {
+    if let Some(damage) = &replayed.damage {
+        return Some(format!("the log is damaged ({damage}), see `hoplite audit verify`"));
+    }
+    (replayed.records > 0 && replayed.replayed() == 0).then(|| "nothing is known of what would flip".to_owned())
+}
+
+/// The groups of flips that no pattern names, each by the pattern that would.
+fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<(Flip, String)> {
     let groups = replayed.groups().into_iter();
     groups
         .filter(|(who, _)| !accept.iter().any(|pattern| who.is_meant_by(pattern)))
-        .map(|(who, _)| who.to_string())
+        .map(|(who, _)| (who.flip, who.pattern()))
         .collect()
+}
+
+/// The trust domain that is signed for, said before anything is signed. The CA names it, and whoever holds two keys or two
+/// sockets may have meant another.
+fn signing_for(state: &ShowPolicyResponse, key: &KeyArgs, steps: &mut Steps) -> anyhow::Result<TrustDomain> {
+    let trust_domain = key.trust_domain(&state.trust_domain)?;
+    steps.fact("trust_domain", trust_domain.as_str());
+    steps.show(&format!("for      the trust domain {}\n", trust_domain.as_str()))?;
+    Ok(trust_domain)
 }
 
 /// Builds, signs and sends the next revision.
 fn send(
     ca: &CaArgs,
     state: &ShowPolicyResponse,
-    key: &SigningKey,
+    (key, trust_domain): (&SigningKey, TrustDomain),
     sources: &[Source],
     (stage, expires, note): (Stage, Duration, Option<String>),
     steps: &mut Steps,
@@ -267,7 +314,7 @@ fn send(
     let draft = Bundle::build(
         sources,
         Meta {
-            trust_domain: TrustDomain::parse(&state.trust_domain)?,
+            trust_domain,
             revision,
             parent: Hash::from_slice(&state.highest_manifest_sha256),
             created: now,
@@ -331,6 +378,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(args.list.output);
     let key = args.key.load(args.list.ca.mesh())?;
     let state = trusting(state(&args.list.ca)?, &key)?;
+    let trust_domain = signing_for(&state, &args.key, &mut steps)?;
     let revision = match args.revision {
         Some(revision) => revision,
         None => before(&args.list.ca, &state)?,
@@ -343,7 +391,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         &bytes,
         &Acceptance {
             signers: &signers,
-            trust_domain: &TrustDomain::parse(&state.trust_domain)?,
+            trust_domain: &trust_domain,
             highest_seen: None,
             now: SystemTime::now(),
             engine_version: EngineVersion::THIS,
@@ -374,28 +422,49 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| format!("back to revision {revision}"));
     let meta = (Stage::Live, args.expires, Some(note));
-    send(&args.list.ca, &state, &key, bundle.sources(), meta, &mut steps)?;
+    let signing = (&key, trust_domain);
+    send(&args.list.ca, &state, signing, bundle.sources(), meta, &mut steps)?;
     steps.end(true)
 }
 
-/// The last live revision before the one in force.
+/// The last live revision before the content in force was first published. What was published since then has been taken back
+/// already: a second rollback in a row must not bring it in force again.
 fn before(ca: &CaArgs, state: &ShowPolicyResponse) -> anyhow::Result<u64> {
     let live = state
         .live
         .as_ref()
         .context("nothing was published yet, so there is nothing to go back from")?;
-    let request = ListPoliciesRequest {
-        before_revision: live.revision,
-        ..ListPoliciesRequest::default()
-    };
-    let history = ca.call(async |mut ca| Ok(ca.list_policies(request).await?.into_inner()))?;
-    let earlier = history
-        .policies
-        .iter()
-        .find(|policy| policy.stage == "live" && policy.revision < live.revision);
-    Ok(earlier
-        .context("no live revision lies before the one in force")?
-        .revision)
+    let mut earlier = history::before(ca, live.revision, None)?;
+    earlier.retain(|policy| policy.stage == "live");
+    let content = content(ca, live.revision)?;
+    let mut target = earlier.first();
+    let mut same = None;
+    for (at, policy) in earlier.iter().enumerate() {
+        if may_equal(policy, live) && self::content(ca, policy.revision)? == content {
+            same = Some(policy.revision);
+            target = earlier.get(at + 1);
+        }
+    }
+    let said = same.map(|same| format!(", whose content is that of revision {same}"));
+    let target = target.with_context(|| {
+        format!(
+            "no live revision lies before the one in force{}; say which one to go to",
+            said.unwrap_or_default()
+        )
+    })?;
+    Ok(target.revision)
+}
+
+/// Whether it is worth comparing what two revisions hold. Of one that is not kept nobody can know, nor go back to it.
+fn may_equal(one: &PublishedPolicy, other: &PublishedPolicy) -> bool {
+    one.kept && (one.policies, one.files) == (other.policies, other.files)
+}
+
+/// The files of a revision, by name and digest.
+fn content(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<ManifestFile>> {
+    // Only which revision is meant hangs on it: that one is verified before it is signed.
+    let bundle = BundleContents::danger_read_unverified(&kept(ca, revision)?, hoplite_policy::MAX_BUNDLE_BYTES)?;
+    Ok(bundle.manifest().files.clone())
 }
 
 /// A signed bundle that the CA still keeps.
@@ -410,6 +479,10 @@ pub(crate) fn kept(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<u8>> {
 fn pattern(text: &str) -> Result<String, String> {
     match parts(text) {
         Some(_) => Ok(text.to_owned()),
-        None => Err("write `PRINCIPAL × ROUTE`, for example `spiffe://prod.acme/ns/web/* × ledger:*`".to_owned()),
+        None => Err(
+            "write `allow PRINCIPAL × ROUTE` for what becomes allowed, `deny …` for what no longer is, for example \
+             `allow spiffe://prod.acme/ns/web/* × ledger:*`"
+                .to_owned(),
+        ),
     }
 }

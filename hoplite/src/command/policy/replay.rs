@@ -14,12 +14,10 @@ use crate::command::MeshDir;
 use crate::output::{Output, print, print_json};
 use crate::replay::{Flip, Group, Replayed, Who, replay};
 
-/// The exit code of a replay that could not be made, apart from that of one that found flips.
-const COULD_NOT: u8 = 2;
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
 const BAR: usize = 24;
-/// The most groups shown to people; `--output json` has all.
+/// The most groups shown to people for each way an answer can flip; `--output json` has all.
 const GROUPS_SHOWN: usize = 50;
 
 #[derive(Debug, clap::Args)]
@@ -41,18 +39,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-pub(crate) fn run(args: &Args) -> ExitCode {
-    match answer(args) {
-        Ok(code) => code,
-        Err(error) if crate::output::reader_is_gone(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", crate::output::one_line(&error));
-            ExitCode::from(COULD_NOT)
-        }
-    }
-}
-
-fn answer(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let snapshot = compile(&sources(&args.directory)?)?;
     let logs = args.audit.logs(&args.dir)?;
     let replayed = with_progress(&logs, args.since, &snapshot, args.limit_examples)?;
@@ -61,7 +48,7 @@ fn answer(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         print(&page(&replayed, args.since))?;
     }
-    Ok(if replayed.flips == 0 {
+    Ok(if replayed.flips.total() == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -191,7 +178,7 @@ pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
         thousands(replayed.records),
         humantime::format_rfc3339_seconds(since),
         thousands(replayed.same),
-        thousands(replayed.flips),
+        thousands(replayed.flips.total()),
     );
     for (count, what) in [
         (replayed.other_denial, "denied as before, with another outcome"),
@@ -209,23 +196,26 @@ pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
             let _ = writeln!(page, "  {} {what}", thousands(count));
         }
     }
-    let mut last = None;
-    for (who, group) in replayed.groups().into_iter().take(GROUPS_SHOWN) {
-        if last.replace(who.flip) != Some(who.flip) {
-            let _ = writeln!(page, "\n{}: {}", who.flip.as_str(), thousands(replayed.count(who.flip)));
+    let groups = replayed.groups();
+    for flip in Flip::ALL {
+        let count = replayed.flips.of(flip);
+        if count == 0 {
+            continue;
         }
-        show_group(&mut page, who, group);
-    }
-    let further = replayed.groups().len().saturating_sub(GROUPS_SHOWN);
-    if further > 0 {
-        let _ = writeln!(page, "\n{further} more groups; --output json shows all");
-    }
-    if replayed.ungrouped > 0 {
-        let _ = writeln!(
-            page,
-            "{} more flips are in no group: there are too many",
-            thousands(replayed.ungrouped)
-        );
+        let _ = writeln!(page, "\n{}: {}", flip.as_str(), thousands(count));
+        let of_flip: Vec<_> = groups.iter().filter(|(who, _)| who.flip == flip).collect();
+        for (who, group) in of_flip.iter().take(GROUPS_SHOWN) {
+            show_group(&mut page, who, group);
+        }
+        let further = of_flip.len().saturating_sub(GROUPS_SHOWN);
+        if further > 0 {
+            let _ = writeln!(page, "{further} more groups; --output json shows all");
+        }
+        let ungrouped = replayed.ungrouped.of(flip);
+        if ungrouped > 0 {
+            let ungrouped = thousands(ungrouped);
+            let _ = writeln!(page, "{ungrouped} more flips are in no group: there are too many");
+        }
     }
     page
 }
@@ -279,7 +269,9 @@ pub(crate) fn as_json(replayed: &Replayed, snapshot: &Snapshot, since: SystemTim
         "policy_revision": snapshot.revision(), "since": humantime::format_rfc3339_seconds(since).to_string(),
         "records": replayed.records, "same": replayed.same, "other_denial": replayed.other_denial,
         "by_grant": replayed.by_grant, "not_replayable": replayed.not_replayable, "damaged": replayed.damaged,
-        "flips": replayed.flips, "ungrouped": replayed.ungrouped, "groups": groups,
+        "replayed": replayed.replayed(), "flips": replayed.flips.total(),
+        "denied_to_allowed": replayed.flips.denied_to_allowed, "allowed_to_denied": replayed.flips.allowed_to_denied,
+        "ungrouped": replayed.ungrouped.total(), "groups": groups,
     })
 }
 

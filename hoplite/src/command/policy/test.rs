@@ -61,7 +61,7 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     );
     let report = TestReport::new(&tables, &snapshot, &Places::of(&sources));
     anyhow::ensure!(
-        report.cases() > 0 || !report.passed(),
+        !report.is_empty(),
         "there is no case in the {} beneath `{shown}`; write one line per request",
         counted(tables.len(), "table")
     );
@@ -144,6 +144,11 @@ impl TestReport {
     /// Whether every table could be read and every case came out as expected.
     pub(crate) fn passed(&self) -> bool {
         self.tables.iter().all(TableReport::passed)
+    }
+
+    /// Whether nothing was tested, for nothing is there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cases() == 0 && self.passed()
     }
 
     /// How many cases were run.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use hoplite_audit::{Query, read_log};
+use hoplite_audit::{Query, ReadError, read_log};
 use hoplite_policy::{Effect, Places};
 use serde_json::{Value, json};
 
@@ -56,9 +56,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ..Query::default()
     };
     let mut records = 0_u64;
+    let (mut damaged, mut damage) = (0_u64, None);
     for log in args.audit.logs(&args.dir)? {
         for record in read_log(&log, &query)? {
-            let record = record?;
+            let record = match record {
+                Ok(record) => record,
+                // What it would have said is not known; the others still count.
+                Err(error @ ReadError::Damaged { .. }) => {
+                    damaged += 1;
+                    damage.get_or_insert(error);
+                    continue;
+                }
+                Err(error @ ReadError::Io { .. }) => return Err(error.into()),
+            };
             records += 1;
             for id in record.determining {
                 uses.entry(id).or_default().determined += 1;
@@ -95,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             })
             .collect();
         print_json(&json!({
-            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "proxies": proxies, "away": away,
+            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "damaged": damaged, "proxies": proxies, "away": away,
             "unused": listed,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -111,6 +121,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             proxies => format!(", nor anything that {proxies} proxies have counted since their start"),
         }
     ))?;
+    if let Some(damage) = damage {
+        print(&format!(
+            "Not counted, because they cannot be read: {damaged} records ({damage}); `hoplite audit verify` has the findings\n"
+        ))?;
+    }
     if !away.is_empty() {
         let away = away.join(", ");
         print(&format!("Not asked, because they do not answer: {away}\n"))?;

@@ -92,7 +92,7 @@ fn deeds(args: &WhoArgs, snapshot: &Snapshot) -> anyhow::Result<Vec<Deed>> {
                 METHODS.join(", ")
             );
             let routes = snapshot.routes().of(service);
-            let routes = routes.filter(|(_, only)| only.is_none_or(|only| only == method));
+            let routes = routes.filter(|(_, only)| only.is_none_or(|only| action_of(only) == method));
             let routes = routes
                 .map(|(route, _)| route.clone())
                 .chain([Route::unmatched(service)]);
