@@ -62,6 +62,9 @@ pub(crate) struct Shelf {
     directory: PathBuf,
     trust: Trust,
     disk: OnDisk,
+    /// Whether `disk` is not on the disk yet, and the stages of which the bundle that is held is not.
+    unsaved: bool,
+    unkept: Vec<Stage>,
     feed: watch::Sender<Arc<Feed>>,
 }
 
@@ -155,6 +158,8 @@ impl Shelf {
             directory: data_dir.to_owned(),
             trust,
             disk,
+            unsaved: false,
+            unkept: Vec::new(),
             feed: watch::Sender::new(Arc::default()),
         };
         let mut feed = Feed {
@@ -172,6 +177,7 @@ impl Shelf {
             };
             if shelf.seen(stage).is_none_or(|seen| seen.revision < held.seen.revision) {
                 shelf.note(stage, held.seen);
+                shelf.unsaved = true;
             }
         }
         if feed != Feed::default() {
@@ -191,20 +197,28 @@ impl Shelf {
     }
 
     /// Brings what is held to what the CA names. A refusal is said and is no error: asking again would bring the same.
+    /// What is taken is in force before it is kept, so that a full disk keeps no revocation away; keeping is tried again.
     async fn follow(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
         let now = SystemTime::now();
         // First what costs no call, and narrows.
         let grants = self.sound_grants(&state.grants, now);
         if grants != self.feed.borrow().grants {
             self.disk.grants.clone_from(&grants);
+            self.unsaved = true;
             self.publish(|feed| feed.grants = grants);
-            self.save()?;
         }
         if state.shadow.is_none() && self.feed.borrow().shadow.is_some() {
             tracing::info!("the shadow policy has ended");
+            self.unkept.push(Stage::Shadow);
             self.publish(|feed| feed.shadow = None);
-            files::remove(&self.file(Stage::Shadow))?;
         }
+        // Whatever the CA takes its time for; what fails is tried again below.
+        let _ = self.keep();
+        let taken = self.take_all(link, state).await;
+        taken.and(self.keep())
+    }
+
+    async fn take_all(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
         for (stage, named) in [(Stage::Live, &state.live), (Stage::Shadow, &state.shadow)] {
             if let Some(named) = named {
                 match self.take(link, stage, named).await {
@@ -246,7 +260,7 @@ impl Shelf {
         self.accept(stage, named, bytes, SystemTime::now())
     }
 
-    /// Verifies a bundle and puts it in force: on the disk first, so that what somebody was told of survives.
+    /// Verifies a bundle and puts it in force; what cannot be kept on the disk is in force all the same.
     fn accept(&mut self, stage: Stage, named: &PolicyRef, bytes: Vec<u8>, now: SystemTime) -> Result<(), Trouble> {
         let bundle =
             Bundle::open(&bytes, &self.acceptance(self.seen(stage), now)).or_else(|refused| match refused {
@@ -263,9 +277,9 @@ impl Shelf {
             });
         }
         let seen = bundle.seen();
-        files::write_private(&self.file(stage), &bytes)?;
         self.note(stage, seen);
-        self.save()?;
+        self.unsaved = true;
+        self.unkept.push(stage);
         tracing::info!(
             target: "hoplite::audit",
             revision = seen.revision,
@@ -282,7 +296,7 @@ impl Shelf {
             Stage::Live => feed.live = held,
             Stage::Shadow => feed.shadow = held,
         });
-        Ok(())
+        self.keep()
     }
 
     fn kept(&self, stage: Stage, now: SystemTime) -> Option<Held> {
@@ -375,9 +389,21 @@ impl Shelf {
         }
     }
 
-    fn save(&self) -> Result<(), Trouble> {
-        let bytes = serde_json::to_vec(&self.disk)?;
-        Ok(files::write_private(&self.directory.join(STATE_FILE), &bytes)?)
+    /// Writes down what is not yet; the bundles first, since they say themselves what was accepted.
+    fn keep(&mut self) -> Result<(), Trouble> {
+        while let Some(&stage) = self.unkept.last() {
+            match self.held(stage) {
+                Some(held) => files::write_private(&self.file(stage), &held.bytes)?,
+                None => files::remove(&self.file(stage))?,
+            }
+            self.unkept.pop();
+        }
+        if self.unsaved {
+            let bytes = serde_json::to_vec(&self.disk)?;
+            files::write_private(&self.directory.join(STATE_FILE), &bytes)?;
+            self.unsaved = false;
+        }
+        Ok(())
     }
 
     fn publish(&self, change: impl FnOnce(&mut Feed)) {
@@ -570,6 +596,27 @@ pub(crate) mod tests {
         }
         take(&mut shelf, 6, bundle(6, Stage::Live, |_| (), "bob")).unwrap();
         assert_eq!(live(&shelf), Some(6));
+    }
+
+    /// A disk that is full keeps no policy away, and what it did not take is written when it can be.
+    #[test]
+    fn what_cannot_be_kept_is_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shelf = open(dir.path());
+        take(&mut shelf, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
+        let (file, aside) = (dir.path().join("policy-live.bundle"), dir.path().join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        let error = take(&mut shelf, 6, bundle(6, Stage::Live, |_| (), "alice")).unwrap_err();
+        assert!(error.contains("cannot be kept"), "{error}");
+        assert_eq!(live(&shelf), Some(6));
+        shelf.keep().unwrap_err();
+        take(&mut shelf, 7, bundle(7, Stage::Live, |_| (), "alice")).unwrap_err();
+        assert_eq!(live(&shelf), Some(7), "and it does not stand in the way of the next");
+
+        std::fs::remove_dir(&file).unwrap();
+        shelf.keep().unwrap();
+        assert_eq!(live(&open(dir.path())), Some(7));
     }
 
     #[test]

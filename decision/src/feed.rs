@@ -80,6 +80,8 @@ struct Parts {
     shadow: Option<Bundle>,
     shadow_seen: Option<Seen>,
     grants: Vec<Grant>,
+    /// The revision whose expiry was announced.
+    expired: Option<u64>,
     status: PolicyStatus,
 }
 
@@ -156,6 +158,7 @@ impl PolicyFeed {
                 shadow: None,
                 shadow_seen: None,
                 grants: Vec::new(),
+                expired: None,
                 status: PolicyStatus {
                     loaded_at: now,
                     faults: Vec::new(),
@@ -302,9 +305,10 @@ impl PolicyFeed {
         }
     }
 
-    /// Takes the grants away that are over, and says when the next one will be. Their permits end by themselves, but only
-    /// for who is decided then: what was let in before hears of it as of any change.
-    pub(crate) fn end_grants(&self, now: SystemTime) -> Option<SystemTime> {
+    /// Takes the grants away that are over, announces that the bundle has expired, and says when the next of these will be.
+    /// Permits end by themselves then, but only for who is decided then: what was let in before hears of it as of any
+    /// change.
+    pub(crate) fn end_what_is_over(&self, now: SystemTime) -> Option<SystemTime> {
         let mut parts = self.parts();
         let (left, over): (Vec<_>, Vec<_>) = parts.grants.iter().cloned().partition(|grant| now < grant.until());
         if !over.is_empty() {
@@ -318,23 +322,48 @@ impl PolicyFeed {
                 parts = self.parts();
             }
         }
-        parts.grants.iter().map(Grant::until).min()
-    }
-
-    /// Puts these grants in the place of those there are. When that cannot be, all stays as it was.
-    fn replace_grants(&self, parts: &mut Parts, grants: Vec<Grant>, now: SystemTime) -> Result<(), String> {
-        let before = mem::replace(&mut parts.grants, grants);
-        match self.compile(parts) {
-            Ok(snapshot) => {
-                let shadow = self.in_force().shadow.clone();
-                self.swap(parts, Arc::new(snapshot), shadow, now);
-                Ok(())
-            }
-            Err(faults) => {
-                parts.grants = before;
-                Err(first(faults))
+        let bundle = self.in_force().bundle;
+        let (expired, left): (Vec<_>, Vec<_>) = bundle.into_iter().partition(|bundle| bundle.expires <= now);
+        for bundle in expired {
+            // Where a stale policy denies, this is what ends what it let in.
+            if parts.expired.replace(bundle.revision) != Some(bundle.revision) {
+                warn!(
+                    notice = true,
+                    bundle = bundle.revision,
+                    "the policy bundle has expired; publish a new one"
+                );
+                self.epoch.send_modify(|epoch| *epoch += 1);
             }
         }
+        let expiries = left.iter().map(|bundle| bundle.expires);
+        parts.grants.iter().map(Grant::until).chain(expiries).min()
+    }
+
+    /// Puts these grants in the place of those there are. When that cannot be, those of before that are among them stay:
+    /// what was taken back is over in any case, and if there is no policy without it, everything is denied.
+    fn replace_grants(&self, parts: &mut Parts, grants: Vec<Grant>, now: SystemTime) -> Result<(), String> {
+        let shadow = self.in_force().shadow.clone();
+        let before = mem::replace(&mut parts.grants, grants);
+        let faults = match self.compile(parts) {
+            Ok(snapshot) => {
+                self.swap(parts, Arc::new(snapshot), shadow, now);
+                return Ok(());
+            }
+            Err(faults) => faults,
+        };
+        let wanted = mem::take(&mut parts.grants);
+        let stay: Vec<_> = before.iter().filter(|grant| wanted.contains(grant)).cloned().collect();
+        if stay.len() == before.len() {
+            parts.grants = before;
+        } else {
+            parts.grants = stay;
+            let snapshot = self.compile(parts).unwrap_or_else(|_| {
+                parts.grants.clear();
+                Snapshot::deny_all("the policy cannot be compiled without a grant that was taken back")
+            });
+            self.swap(parts, Arc::new(snapshot), shadow, now);
+        }
+        Err(first(faults))
     }
 
     /// The directory's files of the moment, or why they cannot be read.
@@ -349,20 +378,21 @@ impl PolicyFeed {
             }
             return;
         }
+        let shadow = self.in_force().shadow.clone();
         let faults = match sources {
             // Taken away on purpose: then the last good one must not come back either.
             Ok(sources) if !has_policies(&sources) => {
                 self.kept.forget_directory();
                 parts.directory = None;
                 let nothing = Arc::new(Snapshot::deny_all(no_policies(path)));
-                return self.swap(&mut parts, nothing, None, now);
+                return self.swap(&mut parts, nothing, shadow, now);
             }
             Ok(sources) => {
                 let before = parts.directory.replace(sources);
                 match self.compile(&parts) {
                     Ok(snapshot) => {
                         self.kept.keep_directory(parts.directory.as_deref().unwrap_or_default());
-                        return self.swap(&mut parts, Arc::new(snapshot), None, now);
+                        return self.swap(&mut parts, Arc::new(snapshot), shadow, now);
                     }
                     Err(faults) => {
                         parts.directory = before;
@@ -377,12 +407,12 @@ impl PolicyFeed {
             parts.directory = self.kept.directory();
             let kept = parts.directory.is_some().then(|| self.compile(&parts));
             match kept {
-                Some(Ok(snapshot)) => self.swap(&mut parts, Arc::new(snapshot), None, now),
+                Some(Ok(snapshot)) => self.swap(&mut parts, Arc::new(snapshot), shadow, now),
                 _ => {
                     parts.directory = None;
                     let first = faults.first().map(ToString::to_string).unwrap_or_default();
                     let nothing = Snapshot::deny_all(format!("the policy set is rejected: {first}"));
-                    self.swap(&mut parts, Arc::new(nothing), None, now);
+                    self.swap(&mut parts, Arc::new(nothing), shadow, now);
                 }
             }
         }
@@ -404,7 +434,12 @@ impl PolicyFeed {
                 .trust
                 .as_ref()
                 .ok_or("`policy_signers` is empty, and a bundle has been in force here")?;
-            Bundle::open_kept(&bytes, &trust.acceptance(None, now)).map_err(|refused| refused.to_string())
+            let bundle =
+                Bundle::open_kept(&bytes, &trust.acceptance(None, now)).map_err(|refused| refused.to_string())?;
+            match bundle.manifest().stage {
+                Stage::Live => Ok(bundle),
+                stage => Err(format!("it is a {stage} bundle, which may not decide")),
+            }
         });
         let mut parts = self.parts();
         let compiled = opened.and_then(|bundle| {

@@ -14,34 +14,34 @@ use crate::feed::PolicyFeed;
 const WAIT_MIN: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The clock that ends a grant may be set while we wait: it is looked at this often.
-const GRANTS_LOOK: Duration = Duration::from_secs(10);
+/// The clock that ends a grant, or a bundle, may be set while we wait: it is looked at this often.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// A grant that could not be taken away is tried again, but not at once.
-const GRANTS_LOOK_MIN: Duration = Duration::from_millis(50);
+const LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// Offers every bundle and grant that the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) sends to the feed, for as
 /// long as it is polled. While the agent is away, what is in force stays so; but a grant ends when it says.
 pub async fn follow_bundles(feed: Arc<PolicyFeed>, address: String) {
     tokio::select! {
         () = follow(&feed, address) => {}
-        () = end_grants(&feed) => {}
+        () = end_what_is_over(&feed) => {}
     }
 }
 
-/// Takes every grant away as it ends.
-async fn end_grants(feed: &Arc<PolicyFeed>) {
+/// Takes every grant away as it ends, and says when the bundle has expired.
+async fn end_what_is_over(feed: &Arc<PolicyFeed>) {
     let mut changes = feed.subscribe();
     loop {
         changes.borrow_and_update();
         let ending = feed.clone();
         // It may wait for a compilation, and may be one.
-        let next = spawn_blocking(move || ending.end_grants(SystemTime::now())).await;
+        let next = spawn_blocking(move || ending.end_what_is_over(SystemTime::now())).await;
         let due = async {
             match next.ok().flatten() {
                 Some(end) => {
                     let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-                    sleep(left.clamp(GRANTS_LOOK_MIN, GRANTS_LOOK)).await;
+                    sleep(left.clamp(LOOK_MIN, LOOK)).await;
                 }
                 None => std::future::pending().await,
             }

@@ -199,14 +199,14 @@ impl DecisionPoint {
 
     /// The decision, or the reference's where the two differ. `None` when the check itself broke down.
     async fn checked(&self, live: &Arc<Snapshot>, request: &AuthzRequest, decision: Decision) -> Option<Decision> {
-        if !self.sampler.due(Instant::now()) {
+        let Some(check) = self.sampler.due(Instant::now()) else {
             return Some(decision);
-        }
+        };
         let (snapshot, asked) = (live.clone(), request.clone());
         let started = Instant::now();
         // It takes long where there are many policies, and other connections share this thread.
         let reference = spawn_blocking(move || decide_by_reference(&snapshot, &asked)).await;
-        self.sampler.done(Instant::now(), started.elapsed());
+        check.done(Instant::now(), started.elapsed());
         self.metrics.reference_checks.fetch_add(1, Relaxed);
         let reference = reference.ok()?;
         let Some(difference) = decision.differs(&reference) else {
@@ -267,7 +267,6 @@ impl DecisionPoint {
     }
 
     fn append(&self, mut record: Record) -> Result<Written, RecorderError> {
-        record.at = SystemTime::now();
         let class = if record.outcome == Outcome::Allow && !broke_glass(&record) {
             Class::Full
         } else {

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 /// second, and checking must not eat the machine that it guards.
 const PAUSE: u32 = 20;
 
+/// A check that is being made. While there is one there is no other; it also ends where whoever asked went away.
+#[derive(Debug)]
+pub(crate) struct Check<'a>(&'a Sampler);
+
 /// When to check.
 #[derive(Debug)]
 pub(crate) struct Sampler {
@@ -30,19 +34,29 @@ impl Sampler {
         }
     }
 
-    /// Whether to check this decision. A yes is followed by [`done`](Self::done); until then there is no other.
-    pub(crate) fn due(&self, now: Instant) -> bool {
+    /// Whether to check this decision.
+    pub(crate) fn due(&self, now: Instant) -> Option<Check<'_>> {
         if self.every == 0 || !self.count.fetch_add(1, Relaxed).is_multiple_of(self.every) {
-            return false;
+            return None;
         }
         let not_before = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        not_before.is_none_or(|not_before| now >= not_before) && !self.running.swap(true, Relaxed)
+        let is_time = not_before.is_none_or(|not_before| now >= not_before);
+        (is_time && !self.running.swap(true, Relaxed)).then_some(Check(self))
     }
+}
 
+// === impl Check ===
+
+impl Check<'_> {
     /// The check has ended; it took this long.
-    pub(crate) fn done(&self, now: Instant, took: Duration) {
-        *self.not_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + took * PAUSE);
-        self.running.store(false, Relaxed);
+    pub(crate) fn done(self, now: Instant, took: Duration) {
+        *self.0.not_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + took * PAUSE);
+    }
+}
+
+impl Drop for Check<'_> {
+    fn drop(&mut self) {
+        self.0.running.store(false, Relaxed);
     }
 }
 
@@ -55,13 +69,16 @@ mod tests {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let sampler = Sampler::new(3);
-        let due = |millis| (0..3).filter(|_| sampler.due(at(millis))).count();
-        assert_eq!(due(0), 1);
-        assert_eq!(due(0), 0, "one at a time");
-        sampler.done(at(10), Duration::from_millis(10));
-        assert_eq!(due(209), 0, "and then a pause of twenty times as long");
-        assert_eq!(due(210), 1);
+        let due = |millis| (0..3).filter_map(|_| sampler.due(at(millis))).collect::<Vec<_>>();
+        let mut first = due(0);
+        assert_eq!((first.len(), due(0).len()), (1, 0), "one at a time");
+        first.remove(0).done(at(10), Duration::from_millis(10));
+        assert_eq!(due(209).len(), 0, "and then a pause of twenty times as long");
+        let second = due(210);
+        assert_eq!(second.len(), 1);
+        drop(second);
+        assert_eq!(due(210).len(), 1, "a check that was broken off is over");
         let never = Sampler::new(0);
-        assert!((0..10).all(|_| !never.due(start)));
+        assert!((0..10).all(|_| never.due(start).is_none()));
     }
 }

@@ -257,14 +257,22 @@ fn a_grant_goes_at_its_end_and_everybody_hears_of_it() {
     let state = tempfile::tempdir().unwrap();
     let feed = PolicyFeed::new(state.path(), Some(trust()), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
-    assert_eq!(feed.end_grants(now()), None);
+    assert_eq!(feed.end_what_is_over(now()), Some(later(100)), "the bundle's own end");
     let both = [grant(["alice", "bob"])];
     feed.offer_grants(&both, now());
     let epoch = feed.epoch();
-    assert_eq!(feed.end_grants(later(3599)), Some(later(3600)));
+    assert_eq!(feed.end_what_is_over(later(99)), Some(later(100)));
     assert_eq!(feed.epoch(), epoch, "nothing has changed");
-    assert_eq!(feed.end_grants(later(3600)), None);
-    assert_eq!(feed.epoch(), epoch + 1);
+    assert_eq!(feed.end_what_is_over(later(100)), Some(later(3600)));
+    assert_eq!(
+        feed.epoch(),
+        epoch + 1,
+        "where a stale policy denies, it does so from now on"
+    );
+    assert_eq!(feed.end_what_is_over(later(3599)), Some(later(3600)));
+    assert_eq!(feed.epoch(), epoch + 1, "that is said once");
+    assert_eq!(feed.end_what_is_over(later(3600)), None);
+    assert_eq!(feed.epoch(), epoch + 2);
     is_live(&feed, "first", 1);
     assert!(feed.status().grants.is_empty());
 
@@ -313,4 +321,40 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
     assert_eq!(in_force(&feed), (false, 0), "taken away on purpose");
     fs::write(&file, "permit (").unwrap();
     assert_eq!(in_force(&start().0), (false, 1), "it does not come back");
+}
+
+#[test]
+fn a_kept_shadow_does_not_decide() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    drop(feed);
+    let kept = walk(state.path());
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    fs::write(&kept[0], bundle(2, Stage::Shadow, OTHER)).unwrap();
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let reason = feed.in_force().live().deny_all_reason().map(str::to_owned);
+    assert!(reason.is_some_and(|reason| reason.contains("may not decide")));
+}
+
+fn walk(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.is_file()).collect()
+}
+
+#[test]
+fn a_shadow_outlives_an_edit_of_the_directory() {
+    let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let source = |text: &str| {
+        Ok(vec![Source {
+            name: "a.cedar".to_owned(),
+            text: text.to_owned(),
+        }])
+    };
+    feed.offer_directory(policies.path(), source(FIRST), now());
+    feed.offer(&bundle(1, Stage::Shadow, OTHER), now()).unwrap();
+    feed.offer_directory(policies.path(), source(OTHER), now());
+    assert_eq!(ids(feed.in_force().live()), ["other"]);
+    assert!(feed.in_force().shadow().is_some());
 }
