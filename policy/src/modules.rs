@@ -219,7 +219,8 @@ impl Team<'_> {
         let id = policy.annotation("id").unwrap_or_default();
         let reserved = id
             .split_once('/')
-            .is_some_and(|(first, _)| first.eq_ignore_ascii_case(BREAK_GLASS_MODULE));
+            // In lower case as ids are compared, or a grant could find its id taken.
+            .is_some_and(|(first, _)| first.to_lowercase() == BREAK_GLASS_MODULE);
         if !matches!(self, Team::Grant) && reserved {
             // It would be taken for a grant in every record, and keep a grant of that name out.
             let place = Anatomy::of(statement.text).annotation("id").unwrap_or(0..0);
@@ -479,6 +480,11 @@ security = true
         check(
             &[("a.cedar", &grant("Break-Glass/a", "permit", ops))],
             &["a.cedar:1:1…are those of grants"],
+        );
+        // The Kelvin sign, whose lower case is `k`.
+        check(
+            &[("a.cedar", &grant("Brea\u{212a}-Glass/a", "permit", ops))],
+            &["a.cedar:1:1…`\\u{212a}`", "a.cedar:1:1…are those of grants"],
         );
         check(
             &[("modules.toml", "[break-glass]\nowner = \"a\"\nsecurity = true")],
