@@ -371,6 +371,7 @@ impl<'a> Question<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::tests::sources as files;
     use crate::{Asked, CanonicalRequest, Deed, Source};
     use hoplite_identity::SpiffeId;
     use std::time::{Duration, SystemTime};
@@ -394,11 +395,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
 ";
 
     fn sources() -> Vec<Source> {
-        let source = |name: &str, text: &str| Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        };
-        vec![source("a.cedar", POLICIES), source("routes.toml", ROUTES)]
+        files(&[("a.cedar", POLICIES), ("routes.toml", ROUTES)])
     }
 
     fn ask(principal: &str, method: &str, path: &str, source: [u8; 4], seconds: u64) -> Ask {
@@ -506,18 +503,11 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
                     action in [Hoplite::Action::\"connect\"], resource in Hoplite::Service::\"ledger\");
 @id(\"entries\") permit(principal in Hoplite::Workload::\"spiffe://x/ns/pay/a\", action in Hoplite::Action::\"POST\", \
                     resource in Hoplite::Route::\"ledger:POST /entries\");";
-        let source = |name: &str, text: &str| Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        };
-        let snapshot = Snapshot::compile(&[source("a.cedar", text), source("routes.toml", ROUTES)]).unwrap();
-        let entries = ask("spiffe://x/ns/pay/a", "POST", "/entries", [10, 0, 0, 1], 0);
-        let Asked::Http(http) = &entries.what else {
-            unreachable!()
-        };
+        let snapshot = Snapshot::compile(&files(&[("a.cedar", text), ("routes.toml", ROUTES)])).unwrap();
+        let entries = CanonicalRequest::parse("POST", &[b"ledger"], b"/entries").unwrap();
         for (deed, expected) in [
             (Deed::Connect("ledger".to_owned()), "db"),
-            (Deed::Request("ledger".to_owned(), http.clone()), "entries"),
+            (Deed::Request("ledger".to_owned(), entries), "entries"),
         ] {
             let about = snapshot.about(&deed, &Places::default()).unwrap();
             let ids: Vec<_> = about.iter().map(|view| view.id.as_str()).collect();

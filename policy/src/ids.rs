@@ -1,7 +1,6 @@
 //! The `@id` of each policy: what one may be, and that no two are the same or look it.
 
-use crate::fault::position;
-use crate::snapshot::Source;
+use crate::fault::Text;
 use crate::unseen::is_unseen;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,7 +13,7 @@ pub const MAX_ID_BYTES: usize = 256;
 #[derive(Default)]
 pub(crate) struct Ids<'a> {
     /// By the id in lower case: two that differ only by case would be told apart in records and nowhere else.
-    taken: HashMap<String, (String, &'a Source, usize)>,
+    taken: HashMap<String, (String, &'a Text<'a>, usize)>,
 }
 
 // === impl Ids ===
@@ -24,7 +23,7 @@ impl<'a> Ids<'a> {
     ///
     /// # Errors
     /// In one sentence, what is wrong with the id or who has it already.
-    pub(crate) fn claim(&mut self, id: &str, source: &'a Source, offset: usize) -> Result<(), String> {
+    pub(crate) fn claim(&mut self, id: &str, source: &'a Text<'a>, offset: usize) -> Result<(), String> {
         check_id(id)?;
         match self.taken.entry(id.to_lowercase()) {
             Entry::Vacant(place) => {
@@ -33,8 +32,8 @@ impl<'a> Ids<'a> {
             }
             Entry::Occupied(first) => {
                 let (first, source, offset) = first.get();
-                let (line, column) = position(&source.text, *offset);
-                let place = format!("{}:{line}:{column}", source.name);
+                let (line, column) = source.position(*offset);
+                let place = format!("{}:{line}:{column}", source.file);
                 Err(if first == id {
                     format!("the `@id` `{id}` is already used at {place}; give this policy another")
                 } else {
@@ -83,10 +82,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_once_in_any_case() {
-        let source = Source {
-            name: "a.cedar".to_owned(),
-            text: "first;\nsecond;".to_owned(),
-        };
+        let source = Text::new("a.cedar", "first;\nsecond;");
         let mut ids = Ids::default();
         for (id, expected) in [
             ("pay/read", ""),
