@@ -442,21 +442,12 @@ mod tests {
     use super::*;
     use crate::signer::tests::{key, trusted};
     use crate::snapshot::MAX_TOTAL_BYTES;
+    use crate::snapshot::tests::sources;
     use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
     const READ: &str =
         r#"@id("pay/read") @owner("pay") permit (principal, action in Hoplite::Action::"read", resource);"#;
-
-    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
-        files
-            .iter()
-            .map(|(name, text)| Source {
-                name: (*name).to_owned(),
-                text: (*text).to_owned(),
-            })
-            .collect()
-    }
 
     fn domain() -> TrustDomain {
         TrustDomain::parse("prod.example").unwrap()
@@ -683,6 +674,7 @@ mod tests {
             "x\0.cedar",
             "x.cedar\n",
             "x.txt",
+            "x.toml",
             "x/routes.toml",
             "é.cedar",
             "C:x.cedar",

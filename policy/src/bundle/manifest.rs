@@ -3,7 +3,8 @@
 use super::{KIND, Refused, Unbuildable};
 use crate::envelope::{Envelope, Hash, MAX_BLOBS, SealBroken, at_most, from_cbor, to_cbor};
 use crate::headers::HEADERS_FILE;
-use crate::modules::BREAK_GLASS_MODULE;
+use crate::modules::{BREAK_GLASS_MODULE, MODULES_FILE};
+use crate::routes::ROUTES_FILE;
 use crate::snapshot::MAX_TOTAL_BYTES;
 use hoplite_identity::TrustDomain;
 use minicbor::{Decode, Encode};
@@ -298,6 +299,8 @@ impl fmt::Display for EngineVersion {
     }
 }
 
+/// The files that are no policies.
+const TABLES: [&str; 3] = [ROUTES_FILE, MODULES_FILE, HEADERS_FILE];
 pub(super) const NAME_RULE: &str = "a name is `routes.toml`, `modules.toml`, `headers.toml`, `name.cedar` or `module/name.cedar` in letters, digits, `.`, `_` and `-`, starts with no dot and has at most 255 bytes; rename the file";
 
 /// A name that is safe on every disk: no way up or out, nothing hidden, at most one folder deep.
@@ -305,7 +308,7 @@ pub(super) fn is_file_name(name: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(word);
     let known = match name.split_once('/') {
-        None => part(name) && (name.ends_with(".cedar") || name.ends_with(".toml")),
+        None => part(name) && (name.ends_with(".cedar") || TABLES.contains(&name)),
         // What lies in the grants' folder answers to no module: only a grant, which two people signed, may put it there.
         Some((folder, file)) => folder != BREAK_GLASS_MODULE && part(folder) && part(file) && file.ends_with(".cedar"),
     };
