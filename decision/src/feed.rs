@@ -12,8 +12,8 @@ use std::{io, mem};
 use arc_swap::ArcSwap;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, Fault, Grant, GrantRefused, KNOWN_CRITICAL, MAX_BUNDLE_BYTES,
-    Refused, Seen, Snapshot, Source, Stage, TrustedSigners,
+    Acceptance, Bundle, EngineVersion, Fault, Grant, GrantRefused, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest, Refused,
+    Seen, Snapshot, Source, Stage, TrustedSigners,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -230,11 +230,8 @@ impl PolicyFeed {
         )?;
         // INVARIANT: one offer at a time; what was seen last cannot change between the check and the swap.
         let mut parts = self.parts();
-        let shadow = BundleContents::danger_read_unverified(bytes, MAX_BUNDLE_BYTES)
-            .map_err(|refused| refused.to_string())?
-            .manifest()
-            .stage
-            == Stage::Shadow;
+        let claimed = Manifest::danger_of_bundle(bytes, MAX_BUNDLE_BYTES).map_err(|refused| refused.to_string())?;
+        let shadow = claimed.stage == Stage::Shadow;
         let seen = if shadow {
             parts.shadow_seen
         } else {

@@ -130,6 +130,27 @@ impl<'a> Anatomy<'a> {
             .map(Token::place)
     }
 
+    /// All of it in one line, one space where there are spaces or a comment. Strings stay as they are, but for characters
+    /// that would end the line.
+    pub(crate) fn one_line(&self) -> String {
+        let mut line = String::new();
+        let mut end = None;
+        for token in &self.tokens {
+            if end.is_some_and(|end| end < token.offset) {
+                line.push(' ');
+            }
+            for c in token.text.chars() {
+                if c.is_control() {
+                    line.extend(c.escape_debug());
+                } else {
+                    line.push(c);
+                }
+            }
+            end = Some(token.end());
+        }
+        line
+    }
+
     fn effect_index(&self) -> Option<usize> {
         let mut before = "";
         self.tokens.iter().position(|token| {

@@ -25,7 +25,8 @@ pub use manifest::{
 use manifest::{FORMAT, NAME_RULE, is_file_name, shown};
 pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
 
-/// The longest bundle that is accepted unless a setting says otherwise. Twice the policy text a snapshot may hold.
+/// The longest bundle that is accepted unless a setting says otherwise. The policy text a snapshot may hold, of which
+/// the manifest takes a little.
 pub const MAX_BUNDLE_BYTES: usize = 32 * 1024 * 1024;
 
 /// What stands in the envelope, and before everything that is signed.
@@ -189,7 +190,7 @@ impl Draft {
     /// The bundle, signed by all of these, as it travels.
     ///
     /// # Errors
-    /// There is no key, or one cannot sign.
+    /// There is no key, there are more than [`MAX_SIGNATURES`](crate::MAX_SIGNATURES), or one cannot sign.
     pub fn sign(mut self, keys: &[&SigningKey]) -> Result<Vec<u8>, BadSigner> {
         if keys.is_empty() {
             return Err(BadSigner::Secret);
@@ -440,21 +441,13 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 mod tests {
     use super::*;
     use crate::signer::tests::{key, trusted};
+    use crate::snapshot::MAX_TOTAL_BYTES;
+    use crate::snapshot::tests::sources;
     use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
     const READ: &str =
         r#"@id("pay/read") @owner("pay") permit (principal, action in Hoplite::Action::"read", resource);"#;
-
-    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
-        files
-            .iter()
-            .map(|(name, text)| Source {
-                name: (*name).to_owned(),
-                text: (*text).to_owned(),
-            })
-            .collect()
-    }
 
     fn domain() -> TrustDomain {
         TrustDomain::parse("prod.example").unwrap()
@@ -514,7 +507,8 @@ mod tests {
         assert_eq!(names, ["a.cedar", "b.cedar", "pay/read.cedar", "routes.toml"]);
         assert_eq!(bundle.sources()[2].text, READ);
         assert_eq!((manifest.policies, manifest.files[2].bytes), (1, READ.len() as u64));
-        assert!(manifest.has_our_schema());
+        assert_eq!(manifest.schema, Hash::of(SCHEMA.as_bytes()));
+        assert_eq!(Manifest::danger_of_bundle(&bytes, MAX_BUNDLE_BYTES).unwrap(), manifest);
         assert_eq!(Manifest::danger_read_unverified(&manifest.encode()).unwrap(), manifest);
         let unverified = BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap();
         assert_eq!(unverified.seen(), bundle.seen());
@@ -651,6 +645,19 @@ mod tests {
             m.files.insert(0, file);
         };
         check(not_text, "`0.cedar` is not UTF-8");
+        // One blob, which many files name: together they amount to more than anybody reads.
+        let bomb = &|m: &mut Manifest, blobs: &mut Vec<Vec<u8>>| {
+            let text = vec![b' '; MAX_TOTAL_BYTES / 8];
+            let file = |number: usize| ManifestFile {
+                name: format!("0{number}.cedar"),
+                sha256: Hash::of(&text),
+                bytes: text.len() as u64,
+            };
+            m.files.splice(0..0, (0..8).map(file));
+            blobs.push(text);
+        };
+        check(bomb, "files have more than 33554432 bytes together");
+        check(&|m, _| m.files[0].bytes = u64::MAX, "bytes together");
         for name in [
             "",
             ".",
@@ -667,6 +674,7 @@ mod tests {
             "x\0.cedar",
             "x.cedar\n",
             "x.txt",
+            "x.toml",
             "x/routes.toml",
             "é.cedar",
             "C:x.cedar",

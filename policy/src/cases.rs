@@ -25,7 +25,7 @@ use crate::ask::{Ask, Asked};
 use crate::canonical::{Ambiguous, CanonicalRequest};
 use crate::decide::{Decision, Outcome};
 use crate::explain::Explanation;
-use crate::fault::Fault;
+use crate::fault::{Fault, Text};
 use crate::headers::{HEADERS_FILE, SelectedHeaders};
 use crate::routes::check_service_name;
 use crate::snapshot::{Snapshot, Source};
@@ -155,11 +155,11 @@ impl CaseTable {
                 name: source.name.clone(),
                 cases,
             }),
-            Err(wrong) => Err(wrong
-                .into_iter()
-                .take(MAX_TABLE_FAULTS)
-                .map(|(offset, reason)| Fault::at(&source.name, &source.text, offset, reason))
-                .collect()),
+            Err(wrong) => {
+                let text = Text::new(&source.name, &source.text);
+                let told = wrong.into_iter().take(MAX_TABLE_FAULTS);
+                Err(told.map(|(offset, reason)| text.fault(offset, reason)).collect())
+            }
         }
     }
 
@@ -524,8 +524,7 @@ impl Case {
             Expected::Word { by, .. } => by,
             Expected::Cedar { reason, .. } => reason,
         };
-        let known: Vec<&str> = snapshot.policy_ids().collect();
-        for id in named.iter().filter(|id| known.binary_search(&id.as_str()).is_err()) {
+        for id in named.iter().filter(|id| !snapshot.has_policy(id)) {
             why.push(format!("no policy has the `@id` `{id}`"));
         }
         let passed = self.expected.is(decision);

@@ -4,6 +4,7 @@
 //!
 //! [`evaluate`]: crate::evaluate
 
+use crate::anatomy::Anatomy;
 use cedar_policy::{Context, Entities, EntityUid, Expression, Policy, RestrictedExpression};
 use cedar_policy_core::ast::{self, Expr, ExprKind, Var};
 use cedar_policy_core::entities::{self, NoEntitiesSchema, TCComputation};
@@ -245,7 +246,7 @@ impl Conjunct {
         let longest = chains.iter().filter(|(names, _)| !longer.contains(names.as_slice()));
         let looks = looks_at(expression);
         Self {
-            text: text.split_whitespace().collect::<Vec<_>>().join(" "),
+            text: Anatomy::of(&text).one_line(),
             place: expression.source_loc().map(Stretch::from),
             looks_at: longest
                 .map(|(names, part)| (written(names), Expression::from((*part).clone())))

@@ -157,9 +157,13 @@ fn count(snapshot: &Snapshot, evaluator: &Evaluator, prepared: &Prepared, answer
     } else {
         &answer.forbids
     };
+    // Where a forbid could not be evaluated, that is what decided, whatever else was satisfied.
+    let decided = !answer.errors.iter().any(|(id, _)| snapshot.is_forbid(id));
     for counter in counters(determining) {
         counter.satisfied();
-        counter.determined(request.at());
+        if decided {
+            counter.determined(request.at());
+        }
     }
     if !answer.forbids.is_empty() {
         // Permits that a forbid overruled; Cedar does not say which. Denials are rare enough to ask again.
@@ -338,8 +342,9 @@ impl Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CanonicalRequest;
     use crate::request::{Caller, Connection};
-    use crate::{CanonicalRequest, Source};
+    use crate::snapshot::tests::sources;
     use hoplite_identity::SpiffeId;
     use std::time::{Duration, SystemTime};
 
@@ -348,11 +353,7 @@ mod tests {
     const OVERFLOW: &str = "context.seg.n * 9223372036854775807 > 0";
 
     fn snapshot(policies: &str) -> Snapshot {
-        let source = |name: &str, text: &str| Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        };
-        Snapshot::compile(&[source("a.cedar", policies), source("routes.toml", ROUTES)]).unwrap()
+        Snapshot::compile(&sources(&[("a.cedar", policies), ("routes.toml", ROUTES)])).unwrap()
     }
 
     fn connection() -> Connection {
@@ -440,10 +441,7 @@ mod tests {
     fn a_header_of_which_nothing_is_known_is_not_taken_for_absent() {
         let text = "@id(\"in\") permit (principal, action, resource);\n@id(\"out\") forbid (principal, action == \
                     Hoplite::Action::\"POST\", resource) when { context.hdr has \"x-debug\" };";
-        let sources = [("a.cedar", text), ("headers.toml", "headers = ['x-debug']")].map(|(name, text)| Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        });
+        let sources = sources(&[("a.cedar", text), ("headers.toml", "headers = ['x-debug']")]);
         let snapshot = Snapshot::compile(&sources).unwrap();
         let caller = SpiffeId::parse("spiffe://prod.acme/web").unwrap();
         let decided = |method: &str, fields: Option<&[(&str, &[u8])]>| {
@@ -726,5 +724,13 @@ mod tests {
         new.count_on(&old);
         assert_eq!(counts(&new, "p").0, 3);
         assert_eq!(counts(&new, "g").0, 0);
+
+        // What decides is that a forbid cannot be evaluated, and nothing else.
+        for effect in ["permit", "forbid"] {
+            let stuck = snapshot(&[policy("x", effect, "true"), policy("broken", "forbid", OVERFLOW)].concat());
+            decide(&stuck, &http(&stuck, "/web", "GET", "/a/b"));
+            assert_eq!(counts(&stuck, "x"), (1, 1, 0, 0, None), "{effect}");
+            assert_eq!(counts(&stuck, "broken"), (1, 0, 0, 1, None));
+        }
     }
 }

@@ -12,6 +12,8 @@ use std::fmt;
 
 /// The most signatures one envelope carries.
 pub const MAX_SIGNATURES: usize = 8;
+/// The most blobs of one envelope: a file for each policy of the largest sets there are.
+pub(crate) const MAX_BLOBS: usize = 128 * 1024;
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,10 +57,10 @@ pub(crate) struct Envelope {
     #[cbor(with = "minicbor::bytes")]
     pub(crate) body: Vec<u8>,
     /// Sorted by name, distinct.
-    #[n(2)]
+    #[cbor(n(2), decode_with = "at_most::<_, _, MAX_SIGNATURES>")]
     signatures: Vec<Signature>,
     /// Sorted by digest, distinct.
-    #[n(3)]
+    #[cbor(n(3), decode_with = "at_most::<_, _, MAX_BLOBS>")]
     pub(crate) blobs: Vec<ByteVec>,
 }
 
@@ -136,10 +138,16 @@ impl Envelope {
     }
 
     /// Adds a signature; a second one of the same name takes the first one's place.
+    ///
+    /// # Errors
+    /// The key cannot sign, or there are [`MAX_SIGNATURES`] of others: with one more nobody would read it.
     pub(crate) fn sign(&mut self, key: &SigningKey) -> Result<(), BadSigner> {
         let signer = key.signer().name().to_owned();
         let bytes = key.sign(&self.signed())?;
         self.signatures.retain(|signature| signature.signer != signer);
+        if self.signatures.len() >= MAX_SIGNATURES {
+            return Err(BadSigner::TooManySignatures);
+        }
         self.signatures.push(Signature { signer, bytes });
         self.signatures.sort_by(|a, b| a.signer.cmp(&b.signer));
         Ok(())
@@ -166,8 +174,8 @@ impl Envelope {
             return Err(malformed("it is not in the one form that is accepted"));
         }
         let names_rise = envelope.signatures.is_sorted_by(|a, b| a.signer < b.signer);
-        if envelope.signatures.len() > MAX_SIGNATURES || !names_rise {
-            return Err(malformed("its signatures are out of order, doubled or too many"));
+        if !names_rise {
+            return Err(malformed("its signatures are out of order or doubled"));
         }
         Ok(envelope)
     }
@@ -207,6 +215,22 @@ impl Envelope {
 )]
 pub(crate) fn to_cbor<T: Encode<()>>(value: &T) -> Vec<u8> {
     minicbor::to_vec(value).expect("a Vec takes every write")
+}
+
+/// A list that is not longer than it may be. An item of one byte takes two dozen in memory, so nobody's list is built
+/// before its length is known to be in bounds.
+pub(crate) fn at_most<'b, T: Decode<'b, C>, C, const MOST: usize>(
+    decoder: &mut minicbor::Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let mut list = Vec::new();
+    for item in decoder.array_iter_with(context)? {
+        if list.len() == MOST {
+            return Err(minicbor::decode::Error::message("it has a list with too many items"));
+        }
+        list.push(item?);
+    }
+    Ok(list)
 }
 
 /// A value, and nothing after it.
@@ -284,5 +308,37 @@ mod tests {
         let mut doubled = envelope;
         doubled.signatures[1] = doubled.signatures[0].clone();
         check(&doubled.encode(), 999, "doubled");
+    }
+
+    #[test]
+    fn lists_are_bounded_before_they_are_built() {
+        let mut envelope = Envelope::new("a v1", b"body".to_vec(), []);
+        // Each is one byte of text, and all are the same: only the bound refuses them before the digests are compared.
+        envelope.blobs = vec![ByteVec::from(Vec::new()); MAX_BLOBS + 1];
+        let error = Envelope::decode("a v1", &envelope.encode(), usize::MAX).unwrap_err();
+        assert!(error.to_string().contains("too many items"), "{error}");
+        envelope.blobs.pop();
+        assert!(Envelope::decode("a v1", &envelope.encode(), usize::MAX).is_ok());
+        let signature = Signature {
+            signer: String::new(),
+            bytes: Vec::new(),
+        };
+        envelope.signatures = vec![signature; MAX_SIGNATURES + 1];
+        let error = Envelope::decode("a v1", &envelope.encode(), usize::MAX).unwrap_err();
+        assert!(error.to_string().contains("too many items"), "{error}");
+    }
+
+    #[test]
+    fn nobody_signs_what_could_not_be_read() {
+        let mut envelope = Envelope::new("a v1", b"body".to_vec(), []);
+        for number in 0..MAX_SIGNATURES {
+            envelope.sign(&key(&format!("s{number}"))).unwrap();
+        }
+        assert!(matches!(
+            envelope.clone().sign(&key("one-more")),
+            Err(BadSigner::TooManySignatures)
+        ));
+        envelope.sign(&key("s0")).unwrap();
+        assert_eq!(Envelope::decode("a v1", &envelope.encode(), 9_999).unwrap(), envelope);
     }
 }

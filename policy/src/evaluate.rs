@@ -18,7 +18,7 @@ use cedar_policy::{
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The most calls kept prepared. A proxy sees as many as it has callers times routes; each takes some KiB.
 const CALLS_MAX: usize = 8_192;
@@ -33,7 +33,7 @@ pub(crate) struct Evaluator {
     numbers: HashMap<PolicyId, Number>,
     index: ScopeIndex,
     calls: Cache<CallKey, Arc<Prepared>>,
-    sets: Cache<Box<[Number]>, Arc<PolicySet>>,
+    sets: Cache<Box<[Number]>, Arc<Open>>,
 }
 
 /// Who does what to what: a request without its context. The entities are these three, and all their ancestors.
@@ -69,9 +69,17 @@ pub(crate) struct Prepared {
     /// What the policies say that do not look at the context.
     settled: Answer,
     /// The others, without their scopes.
-    open: Arc<PolicySet>,
+    open: Arc<Open>,
     /// Whether one of them may look at a selected header.
     reads_headers: bool,
+}
+
+/// Policies without their scopes, shared by all calls that leave these open.
+#[derive(Debug)]
+struct Open {
+    policies: PolicySet,
+    /// The permits among them alone, once a forbid has stopped a call.
+    permits: OnceLock<PolicySet>,
 }
 
 /// Which policies are satisfied, and which failed.
@@ -87,8 +95,7 @@ pub(crate) struct Answer {
 // === impl Evaluator ===
 
 impl Evaluator {
-    /// # Errors
-    /// Cedar's, if two policies have one id.
+    /// The policies of a set, indexed and ready.
     pub(crate) fn new(policies: PolicySet) -> Self {
         let residuals: Vec<Residual> = policies.policies().map(Residual::of).collect();
         let numbers = (0..).zip(policies.policies());
@@ -153,12 +160,15 @@ impl Evaluator {
         Ok(answer)
     }
 
-    fn set(&self, open: Vec<Number>) -> Result<Arc<PolicySet>, String> {
+    fn set(&self, open: Vec<Number>) -> Result<Arc<Open>, String> {
         if let Some(set) = self.sets.get(&*open) {
             return Ok(set);
         }
         let policies = open.iter().filter_map(|&number| self.residual(number));
-        let set = Arc::new(collected(policies.map(|residual| &residual.policy))?);
+        let set = Arc::new(Open {
+            policies: collected(policies.map(|residual| &residual.policy))?,
+            permits: OnceLock::new(),
+        });
         self.sets.insert(open.into(), Arc::clone(&set));
         Ok(set)
     }
@@ -221,17 +231,19 @@ impl Prepared {
     /// What all policies say about the call in this context.
     pub(crate) fn answer(&self, context: Context) -> Result<Answer, String> {
         let mut answer = self.settled.clone();
-        if !self.open.is_empty() {
-            answer.add(ask(&self.open, &self.call, context)?);
+        if !self.open.policies.is_empty() {
+            answer.add(ask(&self.open.policies, &self.call, context)?);
         }
         Ok(answer)
     }
 
     /// Every satisfied permit, also where a forbid is satisfied.
     pub(crate) fn permits(&self, context: Context) -> Result<Vec<PolicyId>, String> {
-        let permits = collected(self.open.policies().filter(|policy| policy.effect() == Effect::Permit))?;
+        let permits = self.open.permits()?;
         let mut found = self.settled.permits.clone();
-        found.extend(ask(&permits, &self.call, context)?.permits);
+        if !permits.is_empty() {
+            found.extend(ask(permits, &self.call, context)?.permits);
+        }
         Ok(found)
     }
 
@@ -243,6 +255,22 @@ impl Prepared {
     /// The policies whose scope covers the call, ascending.
     pub(crate) fn candidates(&self) -> &[Number] {
         &self.candidates
+    }
+}
+
+// === impl Open ===
+
+impl Open {
+    fn permits(&self) -> Result<&PolicySet, String> {
+        if let Some(permits) = self.permits.get() {
+            return Ok(permits);
+        }
+        let permits = self
+            .policies
+            .policies()
+            .filter(|policy| policy.effect() == Effect::Permit);
+        let permits = collected(permits)?;
+        Ok(self.permits.get_or_init(|| permits))
     }
 }
 

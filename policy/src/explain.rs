@@ -262,10 +262,8 @@ fn principal_covers(policy: &Policy, call: &Call) -> bool {
         PrincipalConstraint::Any => true,
         PrincipalConstraint::Is(name) => is(&call.principal, &name),
         PrincipalConstraint::Eq(uid) => uid == call.principal,
-        PrincipalConstraint::In(uid) => call.entities.is_ancestor_of(&uid, &call.principal),
-        PrincipalConstraint::IsIn(name, uid) => {
-            is(&call.principal, &name) && call.entities.is_ancestor_of(&uid, &call.principal)
-        }
+        PrincipalConstraint::In(uid) => is_in(&call.principal, &uid, call),
+        PrincipalConstraint::IsIn(name, uid) => is(&call.principal, &name) && is_in(&call.principal, &uid, call),
     }
 }
 
@@ -273,7 +271,7 @@ fn action_covers(policy: &Policy, call: &Call) -> bool {
     match policy.action_constraint() {
         ActionConstraint::Any => true,
         ActionConstraint::Eq(uid) => uid == call.action,
-        ActionConstraint::In(uids) => uids.iter().any(|uid| call.entities.is_ancestor_of(uid, &call.action)),
+        ActionConstraint::In(uids) => uids.iter().any(|uid| is_in(&call.action, uid, call)),
     }
 }
 
@@ -282,10 +280,8 @@ fn resource_covers(policy: &Policy, call: &Call) -> bool {
         ResourceConstraint::Any => true,
         ResourceConstraint::Is(name) => is(&call.resource, &name),
         ResourceConstraint::Eq(uid) => uid == call.resource,
-        ResourceConstraint::In(uid) => call.entities.is_ancestor_of(&uid, &call.resource),
-        ResourceConstraint::IsIn(name, uid) => {
-            is(&call.resource, &name) && call.entities.is_ancestor_of(&uid, &call.resource)
-        }
+        ResourceConstraint::In(uid) => is_in(&call.resource, &uid, call),
+        ResourceConstraint::IsIn(name, uid) => is(&call.resource, &name) && is_in(&call.resource, &uid, call),
     }
 }
 
@@ -296,6 +292,11 @@ pub(crate) fn covers_deed(policy: &Policy, call: &Call) -> bool {
 
 fn is(uid: &EntityUid, name: &EntityTypeName) -> bool {
     uid.type_name() == name
+}
+
+/// Cedar's `in`: everything is in itself.
+fn is_in(uid: &EntityUid, of: &EntityUid, call: &Call) -> bool {
+    uid == of || call.entities.is_ancestor_of(of, uid)
 }
 
 /// One request, of which conditions are asked one by one.
@@ -370,7 +371,8 @@ impl<'a> Question<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Asked, CanonicalRequest, Source};
+    use crate::snapshot::tests::sources as files;
+    use crate::{Asked, CanonicalRequest, Deed, Source};
     use hoplite_identity::SpiffeId;
     use std::time::{Duration, SystemTime};
 
@@ -393,11 +395,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
 ";
 
     fn sources() -> Vec<Source> {
-        let source = |name: &str, text: &str| Source {
-            name: name.to_owned(),
-            text: text.to_owned(),
-        };
-        vec![source("a.cedar", POLICIES), source("routes.toml", ROUTES)]
+        files(&[("a.cedar", POLICIES), ("routes.toml", ROUTES)])
     }
 
     fn ask(principal: &str, method: &str, path: &str, source: [u8; 4], seconds: u64) -> Ask {
@@ -495,6 +493,34 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
             &ask("spiffe://x/ns/pay/a", "GET", "/x", [10, 0, 0, 1], 0),
             Outcome::Allow,
             &["stop: not", "permit other: satisfied", "near read Principal"],
+        );
+    }
+
+    /// `in` holds of the entity itself, so whoever asks who can do something must hear of such a policy as well.
+    #[test]
+    fn a_scope_in_an_entity_covers_the_entity() {
+        let text = "@id(\"db\") permit(principal in Hoplite::Workload::\"spiffe://x/ns/pay/a\", \
+                    action in [Hoplite::Action::\"connect\"], resource in Hoplite::Service::\"ledger\");
+@id(\"entries\") permit(principal in Hoplite::Workload::\"spiffe://x/ns/pay/a\", action in Hoplite::Action::\"POST\", \
+                    resource in Hoplite::Route::\"ledger:POST /entries\");";
+        let snapshot = Snapshot::compile(&files(&[("a.cedar", text), ("routes.toml", ROUTES)])).unwrap();
+        let entries = CanonicalRequest::parse("POST", &[b"ledger"], b"/entries").unwrap();
+        for (deed, expected) in [
+            (Deed::Connect("ledger".to_owned()), "db"),
+            (Deed::Request("ledger".to_owned(), entries), "entries"),
+        ] {
+            let about = snapshot.about(&deed, &Places::default()).unwrap();
+            let ids: Vec<_> = about.iter().map(|view| view.id.as_str()).collect();
+            assert_eq!(ids, [expected], "{deed:?}");
+        }
+        // All of a scope but the resource, or but the action.
+        let other = ask("spiffe://x/ns/pay/a", "POST", "/other", [10, 0, 0, 1], 0);
+        assert_eq!(
+            lines(&snapshot.explain(&other, &Places::default())),
+            [
+                "near entries Resource Hoplite::Route::\"ledger:unmatched\"",
+                "near db Action Hoplite::Action::\"POST\"",
+            ]
         );
     }
 

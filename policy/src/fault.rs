@@ -2,9 +2,15 @@
 
 use crate::unseen::{is_unseen, seen};
 use std::fmt::{self, Write as _};
+use std::sync::OnceLock;
 
 /// The most characters of a line that are shown on either side of a fault. Some lines are a megabyte long.
 const SHOWN_AROUND: usize = 80;
+
+/// The most faults told of one set of sources: whoever made more mends these first.
+pub(crate) const MAX_FAULTS: usize = 1_000;
+/// How much of a text is walked through to find a line and column in it.
+const STEP_BYTES: usize = 1_024;
 
 /// One thing wrong with a source. As text it is one line, `ledger.cedar:3:14: reason; help`;
 /// [`render`](Self::render) shows the place as well.
@@ -22,6 +28,23 @@ pub struct Fault {
     pub help: Option<String>,
     /// Boxed: faults are what functions fail with, and should be small.
     excerpt: Option<Box<Excerpt>>,
+}
+
+/// A text in which places are found: the first costs a walk through all of it, every further one next to nothing.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) text: &'a str,
+    /// One every [`STEP_BYTES`].
+    marks: OnceLock<Vec<Mark>>,
+}
+
+/// The line and column of a byte.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    offset: usize,
+    line: usize,
+    column: usize,
 }
 
 /// The line a fault is in, or the part of it around the fault.
@@ -43,11 +66,7 @@ impl Fault {
     /// The fault at this byte of the text. The message is written as all of Hoplite's are, `what is wrong; what to do`,
     /// and is parted at the first semicolon that is in no backticks.
     pub(crate) fn at(file: &str, text: &str, offset: usize, message: impl AsRef<str>) -> Self {
-        let (line, column) = position(text, offset);
-        let mut fault = Self::whole(file, message);
-        (fault.line, fault.column) = (line, column);
-        fault.excerpt = Excerpt::new(text, offset).map(Box::new);
-        fault
+        Text::new(file, text).fault(offset, message)
     }
 
     /// The fault of a file or directory as a whole. The message is `what is wrong; what to do`.
@@ -123,26 +142,107 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// These faults and that there are more.
+pub(crate) fn enough(mut faults: Vec<Fault>, file: &str) -> Vec<Fault> {
+    faults.truncate(MAX_FAULTS);
+    let message = format!("there are more than {MAX_FAULTS} faults up to this file; mend these first");
+    faults.push(Fault::whole(file, message));
+    faults
+}
+
+// === impl Text ===
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(file: &'a str, text: &'a str) -> Self {
+        Self {
+            file,
+            text,
+            marks: OnceLock::new(),
+        }
+    }
+
+    /// As [`Fault::at`].
+    pub(crate) fn fault(&self, offset: usize, message: impl AsRef<str>) -> Fault {
+        let mut fault = Fault::whole(self.file, message);
+        (fault.line, fault.column) = self.position(offset);
+        fault.excerpt = Excerpt::new(self.text, offset).map(Box::new);
+        fault
+    }
+
+    /// Line and column, both from 1, of a byte offset; an offset past the end is the end.
+    pub(crate) fn position(&self, offset: usize) -> (usize, usize) {
+        let marks = self.marks.get_or_init(|| marks(self.text));
+        let after = marks.partition_point(|mark| mark.offset <= offset);
+        let mark = after.checked_sub(1).and_then(|last| marks.get(last));
+        let mark = mark.copied().unwrap_or(Mark::START);
+        let between = self.text.get(mark.offset..offset);
+        let between = between.or_else(|| self.text.get(mark.offset..)).unwrap_or_default();
+        let Mark { line, column, .. } = between.chars().fold(mark, Mark::past);
+        (line, column)
+    }
+}
+
+fn marks(text: &str) -> Vec<Mark> {
+    let mut marks = vec![Mark::START];
+    let mut here = Mark::START;
+    let mut next = STEP_BYTES;
+    for c in text.chars() {
+        if here.offset >= next {
+            marks.push(here);
+            next = here.offset + STEP_BYTES;
+        }
+        here = here.past(c);
+    }
+    marks
+}
+
+// === impl Mark ===
+
+impl Mark {
+    const START: Self = Self {
+        offset: 0,
+        line: 1,
+        column: 1,
+    };
+
+    fn past(self, c: char) -> Self {
+        let (line, column) = match c {
+            '\n' => (self.line + 1, 1),
+            _ => (self.line, self.column + 1),
+        };
+        Self {
+            offset: self.offset + c.len_utf8(),
+            line,
+            column,
+        }
+    }
+}
+
 // === impl Excerpt ===
 
 impl Excerpt {
-    /// Nothing for a blank line: there is nothing to see.
+    /// Nothing for a blank line: there is nothing to see. No more of the text is looked at than is shown.
     fn new(text: &str, offset: usize) -> Option<Self> {
         let before = text.get(..offset).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = text.get(line_start..)?.split('\n').next()?.trim_end_matches('\r');
-        if line.trim().is_empty() {
+        let after = text.get(before.len()..)?;
+        let left = before.char_indices().rev().take_while(|&(_, c)| c != '\n');
+        let from = left.take(SHOWN_AROUND).last().map_or(before.len(), |(at, _)| at);
+        let right = after.char_indices().take_while(|&(_, c)| c != '\n');
+        let to = right.take(SHOWN_AROUND).last().map_or(0, |(at, c)| at + c.len_utf8());
+        let (earlier, left) = before.split_at_checked(from)?;
+        let (right, later) = after.split_at_checked(to)?;
+        let right = right.trim_end_matches('\r');
+        if left.trim().is_empty() && right.trim().is_empty() {
             return None;
         }
-        let at = (before.len() - line_start).min(line.len());
-        let (left, right) = line.split_at_checked(at)?;
-        let from = left.char_indices().rev().nth(SHOWN_AROUND).map_or(0, |(at, _)| at);
-        let to = right.char_indices().nth(SHOWN_AROUND).map_or(right.len(), |(at, _)| at);
         Some(Self {
-            text: line.get(from..at + to)?.to_owned(),
-            start: at - from,
+            text: [left, right].concat(),
+            start: left.len(),
             length: word_length(right),
-            cut: (from > 0, to < right.len()),
+            cut: (
+                !earlier.is_empty() && !earlier.ends_with('\n'),
+                !later.is_empty() && !later.starts_with(['\r', '\n']),
+            ),
         })
     }
 
@@ -194,14 +294,6 @@ fn word_length(text: &str) -> usize {
     }
 }
 
-/// Line and column, both from 1, of a byte offset; an offset past the end is the end.
-pub(crate) fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    (line, column)
-}
-
 /// A message in its two parts.
 fn parted(message: &str) -> (&str, Option<&str>) {
     let mut quoted = false;
@@ -228,7 +320,29 @@ mod tests {
             ("é\né!", 5, (2, 2)),
             ("ab\n", 99, (2, 1)),
         ] {
-            assert_eq!(position(text, offset), expected, "{text:?} at {offset}");
+            assert_eq!(Text::new("", text).position(offset), expected, "{text:?} at {offset}");
+        }
+    }
+
+    #[test]
+    fn positions_in_a_long_text_are_those_of_counting() {
+        let line = |n: usize| {
+            format!(
+                "{}{}\n",
+                "é".repeat(n % 97),
+                "x".repeat(if n == 9 { 5_000 } else { n % 31 })
+            )
+        };
+        let long: String = (0..400).map(line).collect();
+        let text = Text::new("", &long);
+        for (offset, _) in long.char_indices().chain([(long.len(), ' ')]) {
+            let before = &long[..offset];
+            let column = before.rsplit('\n').next().unwrap().chars().count() + 1;
+            assert_eq!(
+                text.position(offset),
+                (before.matches('\n').count() + 1, column),
+                "{offset}"
+            );
         }
     }
 

@@ -13,13 +13,16 @@ use hoplite_identity::{SpiffeId, TrustDomain};
 use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
 
-/// The longest grant: a working day. What is needed for longer is a policy.
+/// The longest grant, from when it is written: a working day. What is needed for longer is a policy.
 pub const MAX_GRANT: Duration = Duration::from_secs(8 * 3600);
 /// The longest encoded grant: its texts at their longest, and eight signatures.
 pub const MAX_GRANT_BYTES: usize = 8 * 1024;
 
 /// What the `@id`s of grants' permits begin with.
 pub const GRANT_IDS: &str = "break-glass/";
+
+/// How far the clock of whoever wrote a grant may be ahead.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 
 const KIND: &str = "hoplite policy grant v1";
 const FORMAT: u32 = 1;
@@ -100,6 +103,12 @@ pub enum GrantRefused {
         /// Its own.
         got: String,
     },
+    /// It was written in the future.
+    #[error(
+        "the grant is refused: it says that it was written at {at}, which is yet to come; set the clocks right, and make a new one",
+        at = rfc3339(*.0)
+    )]
+    NotYetWritten(u64),
     /// It is over.
     #[error("the grant is refused: it ended at {at}; make a new one if it is still needed", at = rfc3339(*.0))]
     Expired(u64),
@@ -230,11 +239,13 @@ impl GrantDraft {
                 "`{text}` is a whole trust domain; grant access to a workload or a path within it"
             ));
         }
-        let length = self.until.checked_sub(self.not_before).filter(|length| *length > 0);
-        if length.is_none_or(|length| length > MAX_GRANT.as_secs()) || self.until > LAST_SECOND {
+        // Counted from the earlier of the two, so that no grant is kept in a drawer for another day.
+        let first = self.not_before.min(self.created);
+        let length = self.until.saturating_sub(first);
+        if self.until <= self.not_before.max(self.created) || length > MAX_GRANT.as_secs() || self.until > LAST_SECOND {
             let hours = MAX_GRANT.as_secs() / 3600;
             return Err(format!(
-                "a grant lasts at most {hours} hours and ends after it begins; choose another end"
+                "a grant ends after it begins, and at most {hours} hours after it was written; choose another end"
             ));
         }
         Ok(())
@@ -268,6 +279,9 @@ impl Grant {
                 own: trust_domain.as_str().to_owned(),
                 got: draft.trust_domain,
             });
+        }
+        if draft.created > seconds(now).saturating_add(CLOCKS_DIFFER.as_secs()) {
+            return Err(GrantRefused::NotYetWritten(draft.created));
         }
         if seconds(now) >= draft.until {
             return Err(GrantRefused::Expired(draft.until));
@@ -396,6 +410,19 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_is_not_written_tomorrow() {
+        let ahead = |seconds: u64| GrantDraft {
+            created: NOW + seconds,
+            ..draft()
+        };
+        assert!(open_at(&both(&ahead(300)), NOW).is_ok(), "clocks differ");
+        assert_eq!(
+            open_at(&both(&ahead(301)), NOW),
+            Err(GrantRefused::NotYetWritten(NOW + 301))
+        );
+    }
+
+    #[test]
     fn a_grant_is_no_bundle() {
         let grant = both(&draft());
         let error = crate::BundleContents::danger_read_unverified(&grant, 9999).unwrap_err();
@@ -424,6 +451,12 @@ mod tests {
         check(&|d| d.until = d.not_before, "ends after it begins");
         check(&|d| d.until = d.not_before - 1, "ends after it begins");
         check(&|d| d.until = d.not_before + 8 * 3600 + 1, "at most 8 hours");
+        check(&|d| d.created = d.until, "ends after it begins");
+        // Written long before it begins.
+        check(
+            &|d| d.created = d.until - 8 * 3600 - 1,
+            "at most 8 hours after it was written",
+        );
         check(&|d| d.not_before = u64::MAX - 9, "at most 8 hours");
         check(
             &|d| d.principal = GrantScope::Path("prod.example".into()),

@@ -1,9 +1,10 @@
 //! The `@id` of each policy: what one may be, and that no two are the same or look it.
 
-use crate::fault::position;
-use crate::snapshot::Source;
+use crate::fault::Text;
+use crate::unseen::is_unseen;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use unicode_security::GeneralSecurityProfile;
 
 /// The longest `@id`: it goes into every record it determines.
 pub const MAX_ID_BYTES: usize = 256;
@@ -12,7 +13,7 @@ pub const MAX_ID_BYTES: usize = 256;
 #[derive(Default)]
 pub(crate) struct Ids<'a> {
     /// By the id in lower case: two that differ only by case would be told apart in records and nowhere else.
-    taken: HashMap<String, (String, &'a Source, usize)>,
+    taken: HashMap<String, (String, &'a Text<'a>, usize)>,
 }
 
 // === impl Ids ===
@@ -22,7 +23,7 @@ impl<'a> Ids<'a> {
     ///
     /// # Errors
     /// In one sentence, what is wrong with the id or who has it already.
-    pub(crate) fn claim(&mut self, id: &str, source: &'a Source, offset: usize) -> Result<(), String> {
+    pub(crate) fn claim(&mut self, id: &str, source: &'a Text<'a>, offset: usize) -> Result<(), String> {
         check_id(id)?;
         match self.taken.entry(id.to_lowercase()) {
             Entry::Vacant(place) => {
@@ -31,8 +32,8 @@ impl<'a> Ids<'a> {
             }
             Entry::Occupied(first) => {
                 let (first, source, offset) = first.get();
-                let (line, column) = position(&source.text, *offset);
-                let place = format!("{}:{line}:{column}", source.name);
+                let (line, column) = source.position(*offset);
+                let place = format!("{}:{line}:{column}", source.file);
                 Err(if first == id {
                     format!("the `@id` `{id}` is already used at {place}; give this policy another")
                 } else {
@@ -51,15 +52,28 @@ impl<'a> Ids<'a> {
 }
 
 fn check_id(id: &str) -> Result<(), String> {
-    if id.is_empty() || id.len() > MAX_ID_BYTES || id.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if id.is_empty() || id.len() > MAX_ID_BYTES || id.chars().any(char::is_whitespace) {
         // A megabyte of it would be no help.
         let start: String = id.chars().take(MAX_ID_BYTES).collect();
         return Err(format!(
-            "the `@id` `{}` must be 1 to {MAX_ID_BYTES} bytes without spaces or control characters; write one like `team/name`",
+            "the `@id` `{}` must be 1 to {MAX_ID_BYTES} bytes without spaces; write one like `team/name`",
             start.escape_debug()
         ));
     }
-    Ok(())
+    match id.chars().find(|&c| !is_plain(c)) {
+        Some(odd) => Err(format!(
+            "the `@id` `{}` has the character `{}`, which is not for ids; write one like `team/name`",
+            id.escape_debug(),
+            odd.escape_unicode()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether a character is for names: it is seen, and it is no other spelling of another one, as the Kelvin sign is of
+/// `k` (UTS #39). An id of such characters is reserved, or taken, whatever its case.
+fn is_plain(c: char) -> bool {
+    !is_unseen(c) && (c.is_ascii() || c.identifier_allowed())
 }
 
 #[cfg(test)]
@@ -68,10 +82,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_once_in_any_case() {
-        let source = Source {
-            name: "a.cedar".to_owned(),
-            text: "first;\nsecond;".to_owned(),
-        };
+        let source = Text::new("a.cedar", "first;\nsecond;");
         let mut ids = Ids::default();
         for (id, expected) in [
             ("pay/read", ""),
@@ -85,6 +96,14 @@ mod tests {
             ("été", "`été` differs only by case from `ÉTÉ`"),
             ("", "1 to 256 bytes"),
             ("a b", "`a b` must be"),
+            (
+                "brea\u{212a}-glass/x",
+                "has the character `\\u{212a}`, which is not for ids",
+            ),
+            ("pay\u{200b}ments", "`\\u{200b}`"),
+            ("pay\u{202e}ments", "`\\u{202e}`"),
+            ("pay\u{7f}ments", "`\\u{7f}`"),
+            ("o\u{fb01}ce", "`\\u{fb01}`"),
             (&"x".repeat(1_000_000), "1 to 256 bytes"),
         ] {
             match ids.claim(id, &source, 7) {

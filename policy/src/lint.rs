@@ -24,7 +24,7 @@
 //! child.
 
 use crate::anatomy::{Anatomy, Place};
-use crate::fault::Fault;
+use crate::fault::{Fault, MAX_FAULTS, Text, enough};
 use crate::headers::SelectedHeaders;
 use crate::lookalike::{Lookalikes, imitation};
 use crate::modules::{BREAK_GLASS_MODULE, Modules, Team};
@@ -42,7 +42,7 @@ use hoplite_identity::{SpiffeId, TrustDomain};
 use std::borrow::Cow;
 
 /// Finds what is legal and still a mistake, in the order of sources and of their text. For sources that
-/// [`Snapshot::compile`](crate::Snapshot::compile) accepts; of others it says what it can.
+/// [`Snapshot::compile`](crate::Snapshot::compile) accepts; of others it says what it can. The first thousand are told.
 pub fn lint(sources: &[Source]) -> Vec<Fault> {
     on_stack(COMPILE_STACK_BYTES, || lint_here(sources)).unwrap_or_else(|error| {
         let file = sources.first().map_or("", |source| &source.name);
@@ -67,19 +67,23 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
     let mut lookalikes = Lookalikes::default();
     let mut faults = Vec::new();
     for source in &sources {
-        let mut found = unseen(source);
+        let text = Text::new(&source.name, &source.text);
+        let mut found = unseen(&text);
         let grants = source
             .name
             .split_once('/')
             .is_some_and(|(folder, _)| folder == BREAK_GLASS_MODULE);
         if grants {
             let message = "a grant is signed by two people and not written into a file; remove it";
-            found.push(Fault::at(&source.name, &source.text, 0, message));
+            found.push(text.fault(0, message));
         }
         if source.name.ends_with(".cedar") {
             let team = modules.team(&source.name).unwrap_or(Team::Anyone);
             for statement in statements(&source.text) {
-                if let Some(mut review) = Review::new(source, &statement, team) {
+                if found.len() > MAX_FAULTS {
+                    break;
+                }
+                if let Some(mut review) = Review::new(&text, &statement, team) {
                     review.all(&routes, &validator, &mut lookalikes);
                     found.append(&mut review.faults);
                 }
@@ -88,27 +92,31 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
         found.sort_by_key(|fault| (fault.line, fault.column));
         found.dedup();
         faults.append(&mut found);
+        if faults.len() > MAX_FAULTS {
+            return enough(faults, &source.name);
+        }
     }
     faults
 }
 
 /// Characters of a file, comments included, that show a reader something else than what is enforced.
-fn unseen(source: &Source) -> Vec<Fault> {
+fn unseen(source: &Text<'_>) -> Vec<Fault> {
     let found = source.text.char_indices().filter(|&(_, c)| hides(c));
     found
+        .take(MAX_FAULTS + 1)
         .map(|(at, c)| {
             let reason = format!(
                 "the character `{}` cannot be seen, or changes what is seen; remove it",
                 c.escape_unicode()
             );
-            Fault::at(&source.name, &source.text, at, reason).spanning(c.len_utf8())
+            source.fault(at, reason).spanning(c.len_utf8())
         })
         .collect()
 }
 
 /// One policy and what is found in it.
 struct Review<'a> {
-    source: &'a Source,
+    source: &'a Text<'a>,
     offset: usize,
     policy: Policy,
     conditions: Vec<Clause>,
@@ -121,8 +129,8 @@ struct Review<'a> {
 
 impl<'a> Review<'a> {
     /// Nothing for what is no policy; compiling it says so.
-    fn new(source: &'a Source, statement: &Statement<'a>, team: Team<'a>) -> Option<Self> {
-        let policy = parse(statement, &|_, reason| Fault::whole(&source.name, reason)).ok()?;
+    fn new(source: &'a Text<'a>, statement: &Statement<'a>, team: Team<'a>) -> Option<Self> {
+        let policy = parse(statement, &|_, reason| Fault::whole(source.file, reason)).ok()?;
         let conditions = policy.to_pst().ok()?.body().clauses().clone();
         Some(Self {
             source,
@@ -147,7 +155,7 @@ impl<'a> Review<'a> {
     fn fault(&mut self, place: Option<Place>, message: impl AsRef<str>) {
         let place = place.unwrap_or_else(|| self.anatomy.effect().unwrap_or(0..0));
         let at = self.offset + place.start;
-        let fault = Fault::at(&self.source.name, &self.source.text, at, message);
+        let fault = self.source.fault(at, message);
         self.faults.push(fault.spanning(place.len()));
     }
 
@@ -206,32 +214,32 @@ impl<'a> Review<'a> {
         names.dedup();
         for uid in &names {
             let (type_name, id) = (uid.type_name().to_string(), uid.id().unescaped());
-            let place = self.anatomy.entity(&type_name, id);
-            if let Err(message) = check_name(uid, routes) {
-                self.fault(place, message);
-            } else if let Some(message) = imitation(id).filter(|_| !self.hides(id)) {
-                self.fault(place, message);
-            } else if let Some(other) = lookalikes.other(&type_name, id) {
-                self.fault(
-                    place,
-                    format!("`{id}` looks like `{other}`; give one of them another name"),
-                );
+            let message = match check_name(uid, routes) {
+                Err(message) => Some(message),
+                Ok(()) => self.imitates(&type_name, id, lookalikes),
+            };
+            // To find a name takes Cedar's parser for each string: only for what is told.
+            if let Some(message) = message {
+                self.fault(self.anatomy.entity(&type_name, id), message);
             }
         }
         for kind in ["id", "owner"] {
             let Some(value) = self.policy.annotation(kind).map(ToOwned::to_owned) else {
                 continue;
             };
-            let place = self.anatomy.annotation(kind);
-            if let Some(message) = imitation(&value).filter(|_| !self.hides(&value)) {
-                self.fault(place, message);
-            } else if let Some(other) = lookalikes.other(kind, &value) {
-                self.fault(
-                    place,
-                    format!("`{value}` looks like `{other}`; give one of them another name"),
-                );
+            if let Some(message) = self.imitates(kind, &value, lookalikes) {
+                self.fault(self.anatomy.annotation(kind), message);
             }
         }
+    }
+
+    /// What a name of this kind is taken for.
+    fn imitates(&self, kind: &str, name: &str, lookalikes: &mut Lookalikes) -> Option<String> {
+        let odd = imitation(name).filter(|_| !self.hides(name));
+        odd.or_else(|| {
+            let other = lookalikes.other(kind, name)?;
+            Some(format!("`{name}` looks like `{other}`; give one of them another name"))
+        })
     }
 
     /// Whether a name has unseen characters of which the file's text told already.
@@ -349,7 +357,7 @@ impl<'a> Review<'a> {
                     let fault = diagnosed(warning, &|at, reason| {
                         let reason = reason.strip_prefix(&prefix).unwrap_or(&reason);
                         let message = format!("{reason}; write it in the letters of one alphabet, without escapes");
-                        Fault::at(&source.name, &source.text, offset + at, message)
+                        source.fault(offset + at, message)
                     });
                     self.faults.push(fault);
                 }
@@ -446,7 +454,7 @@ fn is_raw(text: &str) -> bool {
     text.starts_with('/') || scheme.eq_ignore_ascii_case("spiffe:")
 }
 
-/// Whether an expression is a part of the request in which no `/` can be: the host, a segment, the day.
+/// Whether an expression is a part of the request in which no `/` can be: the host, or a segment.
 fn never_has_slash(expr: &Expr) -> bool {
     match expr {
         Expr::GetAttr { expr, attr } => match (&**expr, &**attr) {
@@ -805,7 +813,8 @@ mod tests {
             &text("\u{202e}esrever", "x", "ledger"),
             &["1:4…`\\u{202e}` cannot be seen"],
         );
-        check(&text("", "x\u{200b}y", "ledger"), &["2:7…`\\u{200b}` cannot be seen"]);
+        let owner = text("", "x", "ledger").replace("team-pay", "team\u{200b}pay");
+        check(&owner, &["2:22…`\\u{200b}` cannot be seen"]);
         check(&text("", "p\u{430}y", "ledger"), &["2:1…mixes letters"]);
         check(&text("", "x", "l\u{435}dger"), &["4:13…not a service name"]);
         when("context.host == \"p\u{430}y\"", &["3:24…mixed scripts"]);

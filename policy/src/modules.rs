@@ -15,7 +15,8 @@
 //! and the module's owner as `@owner`. A security module may speak of everything. Each service has one owner.
 
 use crate::anatomy::Anatomy;
-use crate::fault::Fault;
+use crate::bundle::MAX_FILE_NAME_BYTES;
+use crate::fault::{Fault, Text};
 use crate::ids::MAX_ID_BYTES;
 use crate::routes::check_service_name;
 use crate::schema::VOCABULARY;
@@ -94,8 +95,8 @@ impl Modules {
     /// # Errors
     /// Every fault in it: bad TOML, unknown keys, malformed names, a module over nothing, a service with two owners.
     pub(crate) fn parse(text: &str) -> Result<Self, Vec<Fault>> {
-        let fault =
-            |span: Range<usize>, reason: String| Fault::at(MODULES_FILE, text, span.start, reason).spanning(span.len());
+        let source = Text::new(MODULES_FILE, text);
+        let fault = |span: Range<usize>, reason: String| source.fault(span.start, reason).spanning(span.len());
         let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text).map_err(|error| {
             let reason = error.message().trim_end().replace('\n', "; ");
             vec![fault(error.span().unwrap_or_default(), reason)]
@@ -219,7 +220,8 @@ impl Team<'_> {
         let id = policy.annotation("id").unwrap_or_default();
         let reserved = id
             .split_once('/')
-            .is_some_and(|(first, _)| first.eq_ignore_ascii_case(BREAK_GLASS_MODULE));
+            // In lower case as ids are compared, or a grant could find its id taken.
+            .is_some_and(|(first, _)| first.to_lowercase() == BREAK_GLASS_MODULE);
         if !matches!(self, Team::Grant) && reserved {
             // It would be taken for a grant in every record, and keep a grant of that name out.
             let place = Anatomy::of(statement.text).annotation("id").unwrap_or(0..0);
@@ -300,7 +302,7 @@ fn within(services: &BTreeSet<String>, module: &str, resource: &ResourceConstrai
 /// Checks the name of a file or folder of policies.
 fn check_part(name: &str) -> Result<(), String> {
     let bad = |c: char| is_unseen(c) || c == '/' || c == '\\';
-    if name.is_empty() || name.starts_with('.') || name.len() > 255 || name.chars().any(bad) {
+    if name.is_empty() || name.starts_with('.') || name.len() > MAX_FILE_NAME_BYTES || name.chars().any(bad) {
         let start: String = name.chars().take(80).collect();
         return Err(format!(
             "`{start}` cannot be a policy file or module; rename it, without `/`, `\\`, control characters and a dot in front"
@@ -313,6 +315,7 @@ fn check_part(name: &str) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::snapshot::Snapshot;
+    use crate::snapshot::tests::sources;
 
     const MODULES: &str = r#"
 [pay]
@@ -329,14 +332,7 @@ security = true
     /// Each expectation is `file:line:column` and, after `…`, a part of the message.
     #[track_caller]
     fn check(files: &[(&str, &str)], expected: &[&str]) {
-        let sources: Vec<Source> = files
-            .iter()
-            .map(|(name, text)| Source {
-                name: (*name).to_owned(),
-                text: (*text).to_owned(),
-            })
-            .collect();
-        let faults = Snapshot::compile(&sources).err().unwrap_or_default();
+        let faults = Snapshot::compile(&sources(files)).err().unwrap_or_default();
         let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(faults.len(), expected.len(), "{faults:#?}");
         for (fault, expected) in faults.iter().zip(expected) {
@@ -479,6 +475,11 @@ security = true
         check(
             &[("a.cedar", &grant("Break-Glass/a", "permit", ops))],
             &["a.cedar:1:1…are those of grants"],
+        );
+        // The Kelvin sign, whose lower case is `k`.
+        check(
+            &[("a.cedar", &grant("Brea\u{212a}-Glass/a", "permit", ops))],
+            &["a.cedar:1:1…`\\u{212a}`", "a.cedar:1:1…are those of grants"],
         );
         check(
             &[("modules.toml", "[break-glass]\nowner = \"a\"\nsecurity = true")],

@@ -3,19 +3,26 @@
 //! What a route cannot say is left out with a warning that says what to do, never approximated: a route that is wider
 //! than the document would let a policy permit more than its author read.
 
-use crate::canonical::CanonicalPath;
+use crate::canonical::{CanonicalPath, MAX_PATH_BYTES};
 use crate::fault::Fault;
 use crate::routes::{MAX_ROUTES_PER_SERVICE, RouteTable, check_route, check_service_name};
 use crate::snapshot::Source;
-use crate::yaml::{Node, Place, read};
+use crate::yaml::{MAX_DOCUMENT_NODES, Node, Place, read};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 /// The operations of a path item that become routes. `trace` is refused by every proxy.
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 /// The most warnings told: each costs a walk through the document to its place.
 const MAX_WARNINGS: usize = 100;
+/// The most entries looked at, those that references lead to counted each time: as many as a document without references
+/// can have.
+const MAX_STEPS: usize = MAX_DOCUMENT_NODES;
+/// What one route costs, in entries looked at.
+const ROUTE_STEPS: usize = 20;
+/// The longest URL of a server, with its variables' values.
+const MAX_SERVER_BYTES: usize = MAX_PATH_BYTES;
 /// The most references from one path item to the next.
 const MAX_REFERENCES: usize = 8;
 
@@ -35,35 +42,31 @@ pub struct ImportedRoutes {
 /// # Errors
 /// The document cannot be read, is no OpenAPI 3.0 or 3.1, or describes no route, or too many.
 pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
-    let fault = |place, reason: String| vec![fault(document, place, reason)];
+    let fault = |place: Place, reason: String| vec![place.fault(&document.name, &document.text, reason)];
     check_service_name(service).map_err(|reason| fault(Place::START, reason))?;
     let root = read(&document.text).map_err(|(place, reason)| fault(place, reason))?;
     check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
     let mut import = Import {
-        document,
         root: &root,
+        service,
         seen: HashSet::new(),
-        found: ImportedRoutes {
-            service: service.to_owned(),
-            routes: Vec::new(),
-            warnings: Vec::new(),
-        },
+        routes: Vec::new(),
+        warnings: Vec::new(),
+        steps: 0,
     };
-    if let Some(paths) = root.get("paths") {
-        import.paths(paths);
-    }
-    let found = import.found;
+    let whole = root.get("paths").map_or(Ok(()), |paths| import.paths(paths));
+    whole.map_err(|reason| fault(Place::START, reason))?;
+    let warnings = import.warnings.into_iter();
+    let found = ImportedRoutes {
+        service: service.to_owned(),
+        routes: import.routes,
+        warnings: warnings
+            .map(|(place, reason)| place.fault(&document.name, &document.text, reason))
+            .collect(),
+    };
     if found.routes.is_empty() {
         let reason = "the document describes no route; is it the right one?".to_owned();
         return Err([fault(Place::START, reason), found.warnings].concat());
-    }
-    if found.routes.len() > MAX_ROUTES_PER_SERVICE {
-        let reason = format!(
-            "the document describes {} routes and a service may have {MAX_ROUTES_PER_SERVICE}; split the service, or \
-             leave out what nobody calls",
-            found.routes.len()
-        );
-        return Err(fault(Place::START, reason));
     }
     // Cannot fail while every route passed `check_route`; the file that people get is what is checked.
     RouteTable::parse(&found.section())?;
@@ -85,10 +88,6 @@ impl ImportedRoutes {
         text.push_str("]\n");
         text
     }
-}
-
-fn fault(document: &Source, place: Place, reason: String) -> Fault {
-    place.fault(&document.name, &document.text, reason)
 }
 
 fn check_version(root: &Node) -> Result<(), (Place, String)> {
@@ -122,32 +121,50 @@ fn is_release_of(text: &str, version: &str) -> bool {
 
 /// A walk through one document.
 struct Import<'a> {
-    document: &'a Source,
     root: &'a Rc<Node>,
+    service: &'a str,
     /// Routes already there, without the names of their parameters.
     seen: HashSet<String>,
-    found: ImportedRoutes,
+    routes: Vec<String>,
+    warnings: Vec<(Place, String)>,
+    steps: usize,
 }
+
+/// Why the walk cannot go on.
+type TooMuch = String;
 
 // === impl Import ===
 
 impl Import<'_> {
     fn warn(&mut self, place: Place, reason: impl Into<String>) {
-        let last = match self.found.warnings.len().cmp(&MAX_WARNINGS) {
+        let last = match self.warnings.len().cmp(&MAX_WARNINGS) {
             Ordering::Less => reason.into(),
             Ordering::Equal => format!("and more; {MAX_WARNINGS} warnings are enough to begin with"),
             Ordering::Greater => return,
         };
-        let warning = fault(self.document, place, last);
-        if !self.found.warnings.contains(&warning) {
-            self.found.warnings.push(warning);
+        let warning = (place, last);
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
         }
     }
 
-    fn paths(&mut self, paths: &Node) {
+    /// INVARIANT: whatever is looked at is counted here first. References lead to one thing many times, and every server
+    /// is one more path for every operation.
+    fn step(&mut self, steps: usize) -> Result<(), TooMuch> {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps > MAX_STEPS {
+            return Err(format!(
+                "the document amounts to more than can be read, about {MAX_STEPS} entries; split it, or leave out servers"
+            ));
+        }
+        Ok(())
+    }
+
+    fn paths(&mut self, paths: &Node) -> Result<(), TooMuch> {
         let root = Rc::clone(self.root);
-        let everywhere = self.bases(root.get("servers")).unwrap_or_else(|| vec![String::new()]);
+        let everywhere = self.bases(root.get("servers"))?.unwrap_or_else(|| vec![String::new()]);
         for entry in paths.entries() {
+            self.step(1)?;
             if entry.key.starts_with("x-") {
                 continue;
             }
@@ -161,18 +178,19 @@ impl Import<'_> {
                 );
                 continue;
             }
-            let Some(item) = self.resolved(&entry.node) else {
+            let Some(item) = self.resolved(&entry.node)? else {
                 continue;
             };
-            let here = self.bases(item.get("servers")).unwrap_or_else(|| everywhere.clone());
+            let own = self.bases(item.get("servers"))?;
+            let here = own.as_ref().unwrap_or(&everywhere);
             for operation in item.entries() {
-                let method = operation.key.as_str();
+                self.step(1 + operation.node.entries().len())?;
+                let method = &*operation.key;
                 if METHODS.contains(&method) {
-                    let bases = self
-                        .bases(operation.node.get("servers"))
-                        .unwrap_or_else(|| here.clone());
-                    for base in &bases {
-                        self.route(method, base, &entry.key, entry.place);
+                    let own = self.bases(operation.node.get("servers"))?;
+                    for base in own.as_ref().unwrap_or(here) {
+                        self.step(ROUTE_STEPS)?;
+                        self.route(method, base, &entry.key, entry.place)?;
                     }
                 } else if method == "trace" {
                     self.warn(operation.place, "`trace` is left out; no proxy serves it");
@@ -184,25 +202,34 @@ impl Import<'_> {
                 }
             }
         }
+        Ok(())
     }
 
     /// The path item itself, or what it refers to within the document.
-    fn resolved(&mut self, item: &Rc<Node>) -> Option<Rc<Node>> {
+    fn resolved(&mut self, item: &Rc<Node>) -> Result<Option<Rc<Node>>, TooMuch> {
         let mut item = Rc::clone(item);
         for _ in 0..MAX_REFERENCES {
             let Some(reference) = item.get("$ref").cloned() else {
-                return Some(item);
+                return Ok(Some(item));
             };
+            for beside in item.entries() {
+                self.step(1)?;
+                let key = &*beside.key;
+                if METHODS.contains(&key) || key == "servers" {
+                    let reason = format!("`{key}` beside a `$ref` is left out; move it to where the `$ref` leads");
+                    self.warn(beside.place, reason);
+                }
+            }
             let target = reference.text().unwrap_or_default();
-            let next = target.strip_prefix("#/").and_then(|pointer| self.pointed(pointer));
-            let Some(next) = next else {
+            let next = target.strip_prefix("#/").map(|pointer| self.pointed(pointer));
+            let Some(next) = next.transpose()?.flatten() else {
                 let reason = format!(
                     "`$ref` to `{}` leads out of the document or nowhere; bundle the document into one file first, for \
                      example with `redocly bundle`",
                     shown(target)
                 );
                 self.warn(reference.place, reason);
-                return None;
+                return Ok(None);
             };
             item = next;
         }
@@ -210,62 +237,93 @@ impl Import<'_> {
             item.place,
             format!("more than {MAX_REFERENCES} `$ref`s lead from one to the next; shorten the chain"),
         );
-        None
+        Ok(None)
     }
 
-    fn pointed(&self, pointer: &str) -> Option<Rc<Node>> {
-        pointer.split('/').try_fold(Rc::clone(self.root), |node, step| {
+    fn pointed(&mut self, pointer: &str) -> Result<Option<Rc<Node>>, TooMuch> {
+        let mut node = Rc::clone(self.root);
+        if pointer.len() > MAX_PATH_BYTES {
+            return Ok(None);
+        }
+        for step in pointer.split('/') {
             let step = step.replace("~1", "/").replace("~0", "~");
-            node.get(&step).cloned()
-        })
+            let mut found = None;
+            for entry in node.entries() {
+                self.step(1)?;
+                if *entry.key == step {
+                    found = Some(Rc::clone(&entry.node));
+                    break;
+                }
+            }
+            match found {
+                Some(next) => node = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
     }
 
     /// The paths that a list of servers puts before every path, each once; `None` where there is no list.
-    fn bases(&mut self, servers: Option<&Rc<Node>>) -> Option<Vec<String>> {
-        let servers = servers.filter(|servers| !servers.items().is_empty())?;
+    fn bases(&mut self, servers: Option<&Rc<Node>>) -> Result<Option<Vec<String>>, TooMuch> {
+        let Some(servers) = servers.filter(|servers| !servers.items().is_empty()) else {
+            return Ok(None);
+        };
         let mut bases: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
         for server in servers.items() {
+            self.step(1 + server.entries().len())?;
             let Some(url) = server.get("url").filter(|url| url.text().is_some()) else {
                 self.warn(server.place, "the server has no `url`; it is left out");
                 continue;
             };
-            let base = self.base(server, url);
-            if !bases.contains(&base) {
+            if let Some(base) = self.base(server, url)?
+                && seen.insert(base.clone())
+            {
                 bases.push(base);
             }
         }
-        Some(bases)
+        Ok(Some(bases))
     }
 
-    /// The path of a server's URL without its last slash.
-    fn base(&mut self, server: &Node, url: &Node) -> String {
-        let mut text = url.text().unwrap_or_default().to_owned();
-        let variables = server
-            .get("variables")
-            .map(|node| node.entries().to_vec())
-            .unwrap_or_default();
-        for variable in variables {
-            let slot = format!("{{{}}}", variable.key);
-            let default = variable
-                .node
-                .get("default")
-                .and_then(|node| node.text().map(str::to_owned));
-            let Some(default) = default.filter(|_| text.contains(&slot)) else {
-                continue;
-            };
-            let in_path = path_of(&text).contains(&slot);
-            text = text.replace(&slot, &default);
-            if in_path {
-                let reason = format!(
-                    "the server's path holds the variable `{}`; its default `{}` was taken, add the routes of other \
-                     values by hand",
-                    shown(&slot),
-                    shown(&default)
-                );
+    /// The path of a server's URL without its last slash; nothing where that is not known.
+    fn base(&mut self, server: &Node, url: &Node) -> Result<Option<String>, TooMuch> {
+        let mut defaults: HashMap<&str, &str> = HashMap::new();
+        for variable in server.get("variables").map_or(&[][..], |node| node.entries()) {
+            self.step(1 + variable.node.entries().len())?;
+            let default = variable.node.get("default").and_then(|node| node.text());
+            defaults.extend(default.map(|default| (&*variable.key, default)));
+        }
+        let written = url.text().unwrap_or_default();
+        self.step(written.len().min(MAX_SERVER_BYTES))?;
+        let (text, taken) = match substituted(written, &defaults) {
+            Ok(done) => done,
+            Err(reason) => {
                 self.warn(url.place, reason);
+                return Ok(None);
             }
+        };
+        for name in taken
+            .iter()
+            .filter(|name| path_of(written).contains(&format!("{{{name}}}")))
+        {
+            let reason = format!(
+                "the server's path holds the variable `{{{}}}`; its default `{}` was taken, add the routes of other values \
+                 by hand",
+                shown(name),
+                shown(defaults.get(name).copied().unwrap_or_default())
+            );
+            self.warn(url.place, reason);
         }
         let path = path_of(&text);
+        if path.contains(['{', '}']) {
+            let reason = format!(
+                "the server's path `{}` has a variable without a plain default, so it is not known which path it is; the \
+                 server is left out: give the variable a `default`",
+                shown(path)
+            );
+            self.warn(url.place, reason);
+            return Ok(None);
+        }
         if !path.is_empty() && !path.starts_with('/') {
             let reason = format!(
                 "the server's path `{0}` is relative; it was read as `/{0}`",
@@ -273,25 +331,66 @@ impl Import<'_> {
             );
             let path = format!("/{}", path.trim_start_matches("./").trim_end_matches('/'));
             self.warn(url.place, reason);
-            return path;
+            return Ok(Some(path));
         }
-        path.trim_end_matches('/').to_owned()
+        Ok(Some(path.trim_end_matches('/').to_owned()))
     }
 
-    fn route(&mut self, method: &str, base: &str, path: &str, place: Place) {
+    fn route(&mut self, method: &str, base: &str, path: &str, place: Place) -> Result<(), TooMuch> {
         let whole = format!("{base}{path}");
         match template(&whole).and_then(|template| {
             let route = format!("{} {template}", method.to_uppercase());
-            check_route(&self.found.service, &route).map(|()| (route, template))
+            check_route(self.service, &route).map(|()| (route, template))
         }) {
             Ok((route, template)) => {
                 if self.seen.insert(format!("{method} {}", without_names(&template))) {
-                    self.found.routes.push(route);
+                    self.routes.push(route);
                 }
             }
             Err(reason) => self.warn(place, format!("`{}` is left out: {reason}", shown(&whole))),
         }
+        if self.routes.len() > MAX_ROUTES_PER_SERVICE {
+            return Err(format!(
+                "the document describes more routes than the {MAX_ROUTES_PER_SERVICE} a service may have; split the service, \
+                 or leave out what nobody calls"
+            ));
+        }
+        Ok(())
     }
+}
+
+/// A URL with the defaults of its variables in their places, and whose they are. What stands in a default is taken as it
+/// is: one that named others, and they others, would be as long as somebody likes.
+fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(String, Vec<&'a str>), String> {
+    let (mut text, mut taken) = (String::new(), Vec::new());
+    let mut rest = url;
+    while text.len() + rest.len() <= MAX_SERVER_BYTES {
+        let (before, slot) = rest
+            .split_once('{')
+            .map_or((rest, None), |(before, slot)| (before, Some(slot)));
+        text.push_str(before);
+        let Some(slot) = slot else { return Ok((text, taken)) };
+        let known = slot
+            .split_once('}')
+            .and_then(|(name, after)| Some((name, *defaults.get(name)?, after)));
+        rest = match known {
+            Some((_, default, _)) if default.len() > MAX_SERVER_BYTES => break,
+            Some((name, default, after)) => {
+                text.push_str(default);
+                if !taken.contains(&name) {
+                    taken.push(name);
+                }
+                after
+            }
+            None => {
+                text.push('{');
+                slot
+            }
+        };
+    }
+    Err(format!(
+        "the server's `url` is longer than {MAX_SERVER_BYTES} bytes once its variables have their values; it is left out"
+    ))
 }
 
 /// The path of a URL or URL reference, without query and fragment.
@@ -390,6 +489,7 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     fn import(text: &str) -> Result<ImportedRoutes, Vec<Fault>> {
         let source = Source {
@@ -499,6 +599,17 @@ paths:
             &["2:17…its default `v2` was taken"],
         );
         check(&with("[{url: v1}]"), &["GET /v1/a"], &["2:17…was read as `/v1`"]);
+        for url in [
+            "[{url: '/{v}'}, {url: /w}]",
+            "[{url: '/{v}', variables: {v: {enum: [a]}}}, {url: /w}]",
+            "[{url: '/{v}', variables: {v: {default: '{w}'}, w: {default: x}}}, {url: /w}]",
+        ] {
+            let found = import(&with(url)).unwrap();
+            assert_eq!(found.routes, ["GET /w/a"], "{url}");
+            let told = found.warnings.last().unwrap().to_string();
+            assert!(told.contains("without a plain default"), "{url}: {told}");
+        }
+        check(&with("[{url: 'https://{host}/v1'}]"), &["GET /v1/a"], &[]);
         check(
             "openapi: 3.0.0\nservers: [{url: /all}]\npaths:\n  /a:\n    servers: [{url: /item}]\n    get: {}\n    post: {servers: [{url: /op}]}\n",
             &["GET /item/a", "POST /op/a"],
@@ -553,13 +664,18 @@ paths:
   /a: {$ref: '#/components/pathItems/a~1b'}
   /b: {$ref: 'other.yaml#/a'}
   /c: {$ref: '#/components/pathItems/loop'}
+  /d: {$ref: '#/components/pathItems/a~1b', post: {}, summary: s}
 components:
   pathItems:
     a/b: {get: {}}
     loop: {$ref: '#/components/pathItems/loop'}
 ",
-            &["GET /a"],
-            &["4:14…leads out of the document", "9:11…more than 8 `$ref`s"],
+            &["GET /a", "GET /d"],
+            &[
+                "4:14…leads out of the document",
+                "10:11…more than 8 `$ref`s",
+                "6:45…`post` beside a `$ref`",
+            ],
         );
     }
 
@@ -578,7 +694,10 @@ components:
         let many: String = (0..=MAX_ROUTES_PER_SERVICE)
             .map(|n| format!("  /r{n}: {{get: {{}}}}\n"))
             .collect();
-        refused(&format!("openapi: 3.0.0\npaths:\n{many}"), "1:1…describes 1001 routes");
+        refused(
+            &format!("openapi: 3.0.0\npaths:\n{many}"),
+            "1:1…more routes than the 1000",
+        );
         let faults = routes_from_openapi(
             "a:b",
             &Source {
@@ -587,6 +706,49 @@ components:
             },
         );
         assert!(faults.unwrap_err()[0].reason.contains("not a service name"));
+    }
+
+    /// Each variable is twice the next: 2⁶⁴ bytes.
+    #[test]
+    fn variables_within_variables_do_not_multiply() {
+        let variables: Vec<String> = (0..64)
+            .map(|n| format!("v{n}: {{default: '{{v{0}}}{{v{0}}}'}}", n + 1))
+            .collect();
+        let started = Instant::now();
+        let variables = variables.join(", ");
+        refused(
+            &format!(
+                "openapi: 3.1.0\nservers: [{{url: '/{{v0}}', variables: {{{variables}}}}}]\npaths: {{/a: {{get: {{}}}}}}\n"
+            ),
+            "1:1…describes no route",
+        );
+        let (slots, long) = ("{v}".repeat(1_000), "x".repeat(1_000_000));
+        let faults = import(&format!(
+            "openapi: 3.1.0\nservers: [{{url: '/{slots}', variables: {{v: {{default: {long}}}}}}}]\npaths: {{/a: {{get: {{}}}}}}\n"
+        ));
+        let told = faults.unwrap_err()[1].to_string();
+        assert!(told.contains("longer than 8192 bytes"), "{told}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+
+    /// A document of some kilobytes may amount to billions of operations: each server is one more of every path, and
+    /// references lead to one long item.
+    #[test]
+    fn what_a_document_amounts_to_is_bounded() {
+        let servers: String = (0..4_000).map(|n| format!("  - url: /s{n}/..\n")).collect();
+        let paths: String = (0..4_000).map(|n| format!("  /p{n}: {{get: {{}}}}\n")).collect();
+        refused(
+            &format!("openapi: 3.1.0\nservers:\n{servers}paths:\n{paths}"),
+            "1:1…amounts to more than can be read",
+        );
+        let same: String = (0..4_000)
+            .map(|n| format!("  /p{n}: {{$ref: '#/components/pathItems/a'}}\n"))
+            .collect();
+        let long: String = (0..4_000).map(|n| format!("      x-{n}: 1\n")).collect();
+        refused(
+            &format!("openapi: 3.1.0\npaths:\n{same}components:\n  pathItems:\n    a:\n{long}"),
+            "1:1…amounts to more than can be read",
+        );
     }
 
     #[test]

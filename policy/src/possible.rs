@@ -6,7 +6,7 @@ use crate::explain::{Question, covers_deed};
 use crate::request::{AuthzRequest, Caller, Connection};
 use crate::view::{Effect, Places, PolicyView};
 use crate::{CanonicalRequest, Route, Snapshot};
-use cedar_policy::{Context, EntityUid, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{Context, EntityUid, ResourceConstraint};
 use hoplite_identity::SpiffeId;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -169,18 +169,6 @@ impl Snapshot {
         named
             .map(|uid| service(&uid))
             .chain(self.routes().services().map(str::to_owned))
-            .collect()
-    }
-
-    /// Every workload that a policy names by its whole id, sorted.
-    pub fn workloads(&self) -> BTreeSet<String> {
-        let evaluator = self.evaluator().into_iter();
-        let policies = evaluator.flat_map(|evaluator| evaluator.policies().policies());
-        policies
-            .filter_map(|policy| match policy.principal_constraint() {
-                PrincipalConstraint::Eq(uid) => Some(uid.id().unescaped().to_owned()),
-                _ => None,
-            })
             .collect()
     }
 }

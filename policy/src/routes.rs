@@ -9,7 +9,7 @@
 //! escape nor a dot segment leads past a route. `*` stands for any method; a parameter for exactly one segment.
 
 use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
-use crate::fault::Fault;
+use crate::fault::{Fault, Text};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -99,9 +99,9 @@ impl RouteTable {
     /// Every fault in it: bad TOML, unknown keys, malformed services or templates, and templates that are the same
     /// or differ only in the names of their parameters.
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
-        let fault = |span: Option<Range<usize>>, reason: String| {
-            Fault::at(ROUTES_FILE, text, span.map_or(0, |span| span.start), reason)
-        };
+        let source = Text::new(ROUTES_FILE, text);
+        let fault =
+            |span: Option<Range<usize>>, reason: String| source.fault(span.map_or(0, |span| span.start), reason);
         let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text)
             .map_err(|error| vec![fault(error.span(), error.message().trim_end().replace('\n', "; "))])?;
 

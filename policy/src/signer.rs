@@ -2,6 +2,7 @@
 //!
 //! A trusted signer is written `alice=ed25519:<base64 of the 32 bytes of the public key>`.
 
+use crate::envelope::MAX_SIGNATURES;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -14,6 +15,26 @@ use zeroize::Zeroizing;
 pub const MAX_SIGNERS: usize = 256;
 const MAX_NAME_BYTES: usize = 64;
 const ALGORITHM: &str = "ed25519:";
+/// The base64 of 32 bytes.
+const KEY_DIGITS: usize = 44;
+
+/// The points of Ed25519 whose order is at most 8, by their y, low byte first and without the sign of x; the last two
+/// are 0 and 1 written otherwise. Under such a key anybody can make a signature that holds.
+const SMALL_ORDER: [[u8; 32]; 7] = [
+    [0; 32],
+    ends(1, 0, 0),
+    [
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5, 0xdf,
+        0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
+    ],
+    [
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a, 0x20,
+        0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
+    ],
+    ends(0xec, 0xff, 0x7f),
+    ends(0xed, 0xff, 0x7f),
+    ends(0xee, 0xff, 0x7f),
+];
 
 const SEED_BYTES: usize = 32;
 /// What stands before the seed in PKCS#8 version 1 (RFC 8410 §7), the form OpenSSL writes.
@@ -64,6 +85,9 @@ pub enum BadSigner {
     /// There are more than [`MAX_SIGNERS`].
     #[error("`{0}` signers are more than {MAX_SIGNERS}; trust fewer people")]
     TooMany(usize),
+    /// Another signature would be more than an envelope carries.
+    #[error("{MAX_SIGNATURES} people signed it already, and with more nobody reads it; sign with fewer keys")]
+    TooManySignatures,
     /// The secret is no Ed25519 key.
     #[error("this is not an Ed25519 private key in PKCS#8; make one with `hoplite policy key create`")]
     Secret,
@@ -75,13 +99,13 @@ impl Signer {
     /// A signer of this name with this public key.
     ///
     /// # Errors
-    /// The name is not 1 to 64 of `[a-z0-9._-]`, or the key is all zeros, for which anybody can sign.
+    /// The name is not 1 to 64 of `[a-z0-9._-]`, or the key is one for which anybody can sign.
     pub fn new(name: &str, key: [u8; 32]) -> Result<Self, BadSigner> {
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
         if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(word) {
             return Err(BadSigner::Name(name.escape_debug().take(80).collect()));
         }
-        if key == [0; 32] {
+        if is_small_order(key) {
             return Err(BadSigner::Key(name.to_owned()));
         }
         Ok(Self {
@@ -94,11 +118,6 @@ impl Signer {
     pub fn name(&self) -> &str {
         &self.name
     }
-
-    /// The Ed25519 public key.
-    pub fn key(&self) -> &[u8; 32] {
-        &self.key
-    }
 }
 
 impl FromStr for Signer {
@@ -108,7 +127,9 @@ impl FromStr for Signer {
         let form = || BadSigner::Form(text.escape_debug().take(80).collect());
         let (name, key) = text.split_once('=').ok_or_else(form)?;
         let key = key.strip_prefix(ALGORITHM).ok_or_else(form)?;
-        let key = STANDARD.decode(key).ok().and_then(|key| key.try_into().ok());
+        // Their length first: a line may be any, and a key is short.
+        let key = (key.len() == KEY_DIGITS).then(|| STANDARD.decode(key).ok());
+        let key = key.flatten().and_then(|key| key.try_into().ok());
         // The name first: it is what the other message speaks of.
         Self::new(name, [1; 32])?;
         Self::new(name, key.ok_or_else(|| BadSigner::Key(name.to_owned()))?)
@@ -257,6 +278,22 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// A number whose first byte and last byte are these, and all between them this one.
+const fn ends(first: u8, between: u8, last: u8) -> [u8; 32] {
+    let mut number = [between; 32];
+    let [low, .., high] = &mut number;
+    *low = first;
+    *high = last;
+    number
+}
+
+fn is_small_order(mut key: [u8; 32]) -> bool {
+    let [.., high] = &mut key;
+    // The sign of x.
+    *high &= 0x7f;
+    SMALL_ORDER.contains(&key)
+}
+
 /// ring's form of the key. It does not wipe itself, so none is kept for longer than one use.
 fn pair(seed: &[u8; SEED_BYTES]) -> Result<Ed25519KeyPair, BadSigner> {
     Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| BadSigner::Secret)
@@ -308,6 +345,28 @@ pub(crate) mod tests {
         assert!(TrustedSigners::parse::<&str>(&[]).unwrap().is_empty());
         let both = TrustedSigners::parse(&[key("bob").signer().to_string(), alice]).unwrap();
         assert_eq!(both.names().collect::<Vec<_>>(), ["alice", "bob"]);
+    }
+
+    /// For each there is a signature that whoever knows no secret can make: S is 0, and R another such point.
+    #[test]
+    fn a_key_under_which_anybody_can_sign_is_no_key() {
+        for y in SMALL_ORDER {
+            for sign in [0, 0x80] {
+                let mut key = y;
+                key[31] |= sign;
+                assert_eq!(
+                    Signer::new("mallory", key),
+                    Err(BadSigner::Key("mallory".into())),
+                    "{key:x?}"
+                );
+            }
+            let forged = SMALL_ORDER.iter().any(|r| {
+                let signature = [*r, [0; 32]].concat();
+                let holds = |n: u8| UnparsedPublicKey::new(&ED25519, y).verify(&[n], &signature).is_ok();
+                (0..=255).any(holds)
+            });
+            assert!(forged, "{y:x?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::anatomy::Anatomy;
 use crate::cedar::without_text;
 use crate::counters::{Counter, PolicyCounts};
 use crate::evaluate::Evaluator;
-use crate::fault::Fault;
+use crate::fault::{Fault, MAX_FAULTS, Text, enough};
 use crate::headers::{HEADERS_FILE, SelectedHeaders};
 use crate::ids::Ids;
 use crate::modules::{MODULES_FILE, Modules, Team};
@@ -22,7 +22,7 @@ use std::thread;
 
 /// The longest policy; longer ones are several policies, or data. Amazon Verified Permissions draws the same line.
 pub const MAX_POLICY_BYTES: usize = 10_000;
-/// The most text of all sources together: well over 100 000 policies, and as much as a bundle carries.
+/// The most text of all sources together: some 100 000 policies of 300 bytes, and no less than a bundle carries.
 pub const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 /// The deepest brackets within one policy. Cedar's parser follows them on the stack without a guard.
 pub const MAX_NESTING: usize = 32;
@@ -68,7 +68,7 @@ impl Snapshot {
     /// headers that are selected. Every policy needs an `@id` that no other has. No sources at all are legal and permit nothing.
     ///
     /// # Errors
-    /// Every fault of every source, in the order of sources and of their text.
+    /// The faults of every source, in the order of sources and of their text: the first thousand.
     pub fn compile(sources: &[Source]) -> Result<Self, Vec<Fault>> {
         on_stack(COMPILE_STACK_BYTES, || Self::compile_here(sources)).unwrap_or_else(|error| {
             let file = sources.first().map_or("", |source| &source.name);
@@ -86,6 +86,10 @@ impl Snapshot {
         sources.sort_by(|a, b| a.name.cmp(&b.name));
         check_size(&sources)?;
 
+        let texts: Vec<Text<'_>> = sources
+            .iter()
+            .map(|source| Text::new(&source.name, &source.text))
+            .collect();
         let mut faults = Vec::new();
         let mut routes = RouteTable::default();
         let mut previous = None;
@@ -94,8 +98,8 @@ impl Snapshot {
         let headers = SelectedHeaders::of(&sources);
         let selected = headers.clone().unwrap_or_default();
         let mut policies = Policies::new(&selected)?;
-        for source in &sources {
-            let fault = |reason: &str| Fault::at(&source.name, &source.text, 0, reason);
+        for (source, text) in sources.iter().zip(&texts) {
+            let fault = |reason: &str| text.fault(0, reason);
             if previous.replace(&source.name) == Some(&source.name) {
                 faults.push(fault("there are two sources of this name; rename one"));
             } else if source.name == ROUTES_FILE {
@@ -117,8 +121,11 @@ impl Snapshot {
                 });
                 for statement in statements(&source.text) {
                     policies
-                        .add(source, &statement, team)
+                        .add(text, &statement, team)
                         .unwrap_or_else(|found| faults.extend(found));
+                    if faults.len() > MAX_FAULTS {
+                        return Err(enough(faults, &source.name));
+                    }
                 }
             } else {
                 faults.push(fault(
@@ -156,6 +163,11 @@ impl Snapshot {
     /// sources came in; `none` for [`deny_all`](Self::deny_all).
     pub fn revision(&self) -> &str {
         &self.revision
+    }
+
+    /// Whether a policy has this `@id`.
+    pub(crate) fn has_policy(&self, id: &str) -> bool {
+        self.ids.binary_search_by(|known| known.as_str().cmp(id)).is_ok()
     }
 
     /// The `@id` of every policy, sorted.
@@ -303,15 +315,8 @@ impl<'a> Policies<'a> {
         })
     }
 
-    fn add(&mut self, source: &'a Source, statement: &Statement<'_>, team: Team<'_>) -> Result<(), Vec<Fault>> {
-        let fault = |offset: usize, reason: String| {
-            Fault::at(
-                &source.name,
-                &source.text,
-                statement.offset.saturating_add(offset),
-                reason,
-            )
-        };
+    fn add(&mut self, source: &'a Text<'a>, statement: &Statement<'_>, team: Team<'_>) -> Result<(), Vec<Fault>> {
+        let fault = |offset: usize, reason: String| source.fault(statement.offset.saturating_add(offset), reason);
         let policy = parse(statement, &fault)?;
         let mut faults = Vec::new();
         let policy = match self.claim(&policy, source, statement) {
@@ -325,7 +330,7 @@ impl<'a> Policies<'a> {
         faults.extend(validate(&policy, &self.validator, &fault));
         faults.extend(team.check(&policy, statement, &fault));
         if faults.is_empty() {
-            // Without its text: the set is kept for as long as it is in force.
+            // Without the copy of its text that Cedar keeps beside it. What it was parsed from its places still share.
             let policy = without_text(&policy);
             self.set.add(policy).map_err(|error| vec![fault(0, error.to_string())])
         } else {
@@ -334,7 +339,7 @@ impl<'a> Policies<'a> {
     }
 
     /// The policy's id, which is now taken.
-    fn claim(&mut self, policy: &Policy, source: &'a Source, statement: &Statement<'_>) -> Result<PolicyId, String> {
+    fn claim(&mut self, policy: &Policy, source: &'a Text<'a>, statement: &Statement<'_>) -> Result<PolicyId, String> {
         let id = policy
             .annotation("id")
             .ok_or("the policy has no `@id`; put `@id(\"team/name\")` before it")?;
@@ -418,12 +423,13 @@ pub(crate) fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const READ: &str = r#"@id("pay/read") permit (principal, action in Hoplite::Action::"read", resource);"#;
 
-    fn sources(files: &[(&str, &str)]) -> Vec<Source> {
+    /// Sources of these names and texts.
+    pub(crate) fn sources(files: &[(&str, &str)]) -> Vec<Source> {
         files
             .iter()
             .map(|(name, text)| Source {
@@ -643,6 +649,17 @@ mod tests {
     #[test]
     fn sources_that_clash() {
         faults(&[("a.cedar", READ), ("a.cedar", "")], &["a.cedar:1:1…two sources"]);
+    }
+
+    #[test]
+    fn no_more_faults_are_told_than_anybody_reads() {
+        let text = ";\n".repeat(100_000);
+        let faults = Snapshot::compile(&sources(&[("a.cedar", &text)])).unwrap_err();
+        assert_eq!(faults.len(), MAX_FAULTS + 1);
+        assert!(faults[MAX_FAULTS - 1].to_string().starts_with("a.cedar:1000:1: "));
+        assert!(faults[MAX_FAULTS].to_string().contains("more than 1000 faults"));
+        let unseen = "\u{200b}\n".repeat(100_000);
+        assert_eq!(crate::lint(&sources(&[("a.cedar", &unseen)])).len(), MAX_FAULTS + 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A policy as people see it: what its scope says, its conditions, and where in which file it stands.
 
 use crate::cedar::{Stretch, conjuncts, stretch_of};
-use crate::fault::position;
+use crate::fault::Text;
 use crate::statement::statements;
 use crate::{Snapshot, Source};
 use cedar_policy::{ActionConstraint, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
@@ -31,8 +31,9 @@ pub struct Place {
 /// Where the policies of some sources stand. A snapshot itself does not keep it.
 #[derive(Debug, Default)]
 pub struct Places<'a> {
-    /// By the text of the policy, which holds its id and is therefore unique; its file, and where in it.
-    statements: HashMap<&'a str, (&'a Source, usize)>,
+    texts: Vec<Text<'a>>,
+    /// By the text of the policy, which holds its id and is therefore unique; which of the texts it is in, and where.
+    statements: HashMap<&'a str, (usize, usize)>,
 }
 
 /// A policy in words that can be searched for in its file.
@@ -97,21 +98,24 @@ impl<'a> Places<'a> {
     /// The places of the policies in these sources.
     pub fn of(sources: &'a [Source]) -> Self {
         let policies = sources.iter().filter(|source| source.name.ends_with(".cedar"));
-        let found = policies.flat_map(|source| {
-            let statements = statements(&source.text).into_iter();
-            statements.map(move |statement| (statement.text, (source, statement.offset)))
+        let texts: Vec<Text<'a>> = policies.map(|source| Text::new(&source.name, &source.text)).collect();
+        let found = texts.iter().enumerate().flat_map(|(number, text)| {
+            let statements = statements(text.text).into_iter();
+            statements.map(move |statement| (statement.text, (number, statement.offset)))
         });
         Self {
             statements: found.collect(),
+            texts,
         }
     }
 
     pub(crate) fn place(&self, stretch: Option<Stretch>) -> Option<Place> {
         let stretch = stretch?;
-        let (source, offset) = self.statements.get(&*stretch.statement)?;
-        let (line, column) = position(&source.text, offset.saturating_add(stretch.offset));
+        let (number, offset) = self.statements.get(&*stretch.statement)?;
+        let text = self.texts.get(*number)?;
+        let (line, column) = text.position(offset.saturating_add(stretch.offset));
         Some(Place {
-            file: source.name.clone(),
+            file: text.file.to_owned(),
             line,
             column,
         })
@@ -223,7 +227,7 @@ mod tests {
             "// first\n@id(\"a\") @owner(\"pay\")\npermit(principal in Hoplite::Path::\"x/ns/pay\",\n action in \
              [Hoplite::Action::\"read\", Hoplite::Action::\"POST\"],\n resource is Hoplite::Route in Hoplite::Service::\"ledger\")\n\
              when { context.seg.n == 2 &&\n  (context.host like \"l*\" && resource is Hoplite::Route in Hoplite::Service::\"ledger\") }\n\
-             unless { context.host == \"b  c\" };\n@id(\"b\") forbid(principal, action, resource);",
+             unless { context.host == // why\n \"b  c\n\" };\n@id(\"b\") forbid(principal, action, resource);",
         );
         let [a, b] = <[_; 2]>::try_from(snapshot.policies(&Places::of(&sources))).unwrap();
         assert_eq!(
@@ -242,14 +246,14 @@ mod tests {
                 "context.seg.n == 2",
                 "context.host like \"l*\"",
                 "resource is Hoplite::Route in Hoplite::Service::\"ledger\"",
-                "unless { context.host == \"b c\" }",
+                "unless { context.host == \"b  c\\n\" }",
             ]
         );
         assert_eq!(
             (b.principal.as_str(), b.action.as_str(), b.resource.as_str()),
             ("principal", "action", "resource")
         );
-        assert_eq!(b.place.unwrap().to_string(), "pay.cedar:9:1");
+        assert_eq!(b.place.unwrap().to_string(), "pay.cedar:11:1");
         assert!(
             snapshot
                 .policies(&Places::default())

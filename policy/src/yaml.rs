@@ -3,6 +3,7 @@
 //! Anchors are followed, so that a document that describes real services can be read; what a document *amounts to* once
 //! they are, is what the bounds count. "A billion laughs" is refused at the alias that is too much.
 
+use crate::canonical::MAX_PATH_BYTES;
 use crate::fault::Fault;
 use saphyr_parser::{Event, Parser, Span};
 use std::borrow::Cow;
@@ -16,8 +17,11 @@ pub(crate) const MAX_DOCUMENT_NODES: usize = 1_000_000;
 /// The deepest nesting, aliases followed: a tree this deep is walked and dropped on any stack.
 pub(crate) const MAX_DOCUMENT_DEPTH: usize = 100;
 
+/// The longest key: a merge gives a mapping the keys of others, each of which may be many times in a document.
+const MAX_KEY_BYTES: usize = MAX_PATH_BYTES;
+
 /// Where something stands: the number of characters before it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place(usize);
 
 /// What is wrong with a document, and where.
@@ -45,7 +49,7 @@ pub(crate) enum Value {
 /// A key of a mapping and what it leads to.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    pub(crate) key: String,
+    pub(crate) key: Rc<str>,
     pub(crate) place: Place,
     pub(crate) node: Rc<Node>,
 }
@@ -124,8 +128,8 @@ enum Inner {
     Sequence(Vec<Rc<Node>>),
     Mapping {
         entries: Vec<Entry>,
-        key: Option<(String, Place)>,
-        keys: HashSet<String>,
+        key: Option<(Rc<str>, Place)>,
+        keys: HashSet<Rc<str>>,
         /// What `<<` names.
         merged: Vec<Rc<Node>>,
     },
@@ -150,7 +154,7 @@ impl Node {
     pub(crate) fn get(&self, key: &str) -> Option<&Rc<Self>> {
         self.entries()
             .iter()
-            .find(|entry| entry.key == key)
+            .find(|entry| &*entry.key == key)
             .map(|entry| &entry.node)
     }
 
@@ -187,7 +191,7 @@ impl Builder {
         match event {
             Event::Scalar(text, _, anchor, _) => {
                 if self.is_key() {
-                    return self.key(text.into_owned(), place);
+                    return self.key(&text, place);
                 }
                 self.complete(place, anchor, Value::Scalar(text.into_owned()))
             }
@@ -212,7 +216,7 @@ impl Builder {
                             ..
                         } => {
                             for entry in merged.iter().flat_map(|node| node.entries()) {
-                                if keys.insert(entry.key.clone()) {
+                                if keys.insert(Rc::clone(&entry.key)) {
                                     entries.push(entry.clone());
                                 }
                             }
@@ -256,15 +260,22 @@ impl Builder {
         )
     }
 
-    fn key(&mut self, text: String, place: Place) -> Result<(), Wrong> {
+    fn key(&mut self, text: &str, place: Place) -> Result<(), Wrong> {
+        if text.len() > MAX_KEY_BYTES {
+            return Err((
+                place,
+                format!("the key is longer than {MAX_KEY_BYTES} bytes; shorten it"),
+            ));
+        }
+        let text: Rc<str> = text.into();
         let mut twice = false;
         if let Some(Open {
             inner: Inner::Mapping { key, keys, .. },
             ..
         }) = self.open.last_mut()
         {
-            twice = !keys.insert(text.clone());
-            *key = Some((text.clone(), place));
+            twice = !keys.insert(Rc::clone(&text));
+            *key = Some((Rc::clone(&text), place));
         }
         if twice {
             let text = text.escape_debug();
@@ -327,7 +338,7 @@ impl Builder {
             Some(Inner::Mapping {
                 entries, key, merged, ..
             }) => match key.take() {
-                Some((key, _)) if key == "<<" && node.text().is_none() => {
+                Some((key, _)) if &*key == "<<" && node.text().is_none() => {
                     merged.extend(node.items().iter().cloned());
                     merged.push(node);
                 }
@@ -403,6 +414,10 @@ mod tests {
         refused("a: &x b\n*x : c\n", "2:1…a key must be text");
         refused("a: *x\n", "1:4…unknown anchor");
         refused("a: &x [*x]\n", "1:8…write it out");
+        refused(
+            &format!("? {}\n: 1\n", "k".repeat(8_193)),
+            "1:3…the key is longer than 8192 bytes",
+        );
     }
 
     #[test]

@@ -188,60 +188,21 @@ fn run(name: &str) {
     assert!(outcomes > 3, "`{name}` leads nowhere: {:?}", pool.signatures);
 }
 
-#[test]
-fn request() {
-    run("request");
+/// A test for each target, and one that there is no other: a target that nobody runs finds nothing.
+macro_rules! fuzzed {
+    ($($target:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $target() {
+                run(stringify!($target));
+            }
+        )*
+
+        #[test]
+        fn every_target_is_run() {
+            assert_eq!(TARGETS.map(|target| target.name), [$(stringify!($target)),*]);
+        }
+    };
 }
 
-#[test]
-fn routes() {
-    run("routes");
-}
-
-#[test]
-fn policies() {
-    run("policies");
-}
-
-#[test]
-fn bundle() {
-    run("bundle");
-}
-
-#[test]
-fn grant() {
-    run("grant");
-}
-
-#[test]
-fn table() {
-    run("table");
-}
-
-#[test]
-fn openapi() {
-    run("openapi");
-}
-
-#[test]
-fn evaluation() {
-    run("evaluation");
-}
-
-/// A target that nobody runs finds nothing.
-#[test]
-fn every_target_is_run() {
-    assert_eq!(
-        TARGETS.map(|target| target.name),
-        [
-            "request",
-            "routes",
-            "policies",
-            "bundle",
-            "grant",
-            "table",
-            "openapi",
-            "evaluation"
-        ]
-    );
-}
+fuzzed!(request, routes, policies, bundle, grant, table, openapi, evaluation);

@@ -1,10 +1,11 @@
 //! The manifest: what a bundle says of itself, and what is signed.
 
-use super::{Refused, Unbuildable};
-use crate::envelope::{Hash, SealBroken, from_cbor, to_cbor};
+use super::{KIND, Refused, Unbuildable};
+use crate::envelope::{Envelope, Hash, MAX_BLOBS, SealBroken, at_most, from_cbor, to_cbor};
 use crate::headers::HEADERS_FILE;
-use crate::modules::BREAK_GLASS_MODULE;
-use crate::schema::SCHEMA;
+use crate::modules::{BREAK_GLASS_MODULE, MODULES_FILE};
+use crate::routes::ROUTES_FILE;
+use crate::snapshot::MAX_TOTAL_BYTES;
 use hoplite_identity::TrustDomain;
 use minicbor::{Decode, Encode};
 use std::fmt;
@@ -55,7 +56,7 @@ pub struct Manifest {
     #[n(6)]
     pub min_engine: EngineVersion,
     /// Features that an engine must know to use it; sorted, distinct.
-    #[n(7)]
+    #[cbor(n(7), decode_with = "at_most::<_, _, MAX_CRITICAL>")]
     pub critical: Vec<String>,
     /// What it is for.
     #[n(8)]
@@ -65,7 +66,7 @@ pub struct Manifest {
     #[n(9)]
     pub schema: Hash,
     /// Its files, sorted by name.
-    #[n(10)]
+    #[cbor(n(10), decode_with = "at_most::<_, _, MAX_BLOBS>")]
     pub files: Vec<ManifestFile>,
     /// How many policies are in the files.
     #[n(11)]
@@ -124,7 +125,7 @@ struct Preface {
     format: u32,
     #[n(6)]
     min_engine: EngineVersion,
-    #[n(7)]
+    #[cbor(n(7), decode_with = "at_most::<_, _, MAX_CRITICAL>")]
     critical: Vec<String>,
 }
 
@@ -163,27 +164,20 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// When it was made.
-    pub fn created(&self) -> SystemTime {
-        instant(self.created)
-    }
-
-    /// From when it is stale.
-    pub fn expires(&self) -> SystemTime {
-        instant(self.expires)
-    }
-
-    /// Whether it was checked against the schema of this engine.
-    pub fn has_our_schema(&self) -> bool {
-        self.schema == Hash::of(SCHEMA.as_bytes())
-    }
-
     /// A manifest as the CA's history lists it, by itself. Nothing in it is verified.
     ///
     /// # Errors
     /// It is no manifest, or needs an engine newer than this.
     pub fn danger_read_unverified(bytes: &[u8]) -> Result<Self, Refused> {
         Self::read(bytes, EngineVersion::THIS, KNOWN_CRITICAL)
+    }
+
+    /// The manifest of a bundle that nobody has to believe, without a look at its files.
+    ///
+    /// # Errors
+    /// It is no bundle, or needs an engine newer than this.
+    pub fn danger_of_bundle(bytes: &[u8], max_bytes: usize) -> Result<Self, Refused> {
+        Self::danger_read_unverified(&Envelope::decode(KIND, bytes, max_bytes)?.body)
     }
 
     /// The bytes that are signed, without what stands before them.
@@ -228,6 +222,18 @@ impl Manifest {
         {
             return Err(format!(
                 "the note is empty, longer than {MAX_NOTE_BYTES} bytes or has control characters; write one line"
+            ));
+        }
+        if self.files.len() > MAX_BLOBS {
+            return Err(format!(
+                "it has more than {MAX_BLOBS} files; put several policies into one"
+            ));
+        }
+        // Many files may have one content, which is in the bundle once: what it amounts to is bounded here.
+        let bytes = self.files.iter().map(|file| file.bytes);
+        if bytes.fold(0, u64::saturating_add) > MAX_TOTAL_BYTES as u64 {
+            return Err(format!(
+                "its files have more than {MAX_TOTAL_BYTES} bytes together; remove policies"
             ));
         }
         if !self.files.is_sorted_by(|a, b| a.name < b.name) {
@@ -293,6 +299,8 @@ impl fmt::Display for EngineVersion {
     }
 }
 
+/// The files that are no policies.
+const TABLES: [&str; 3] = [ROUTES_FILE, MODULES_FILE, HEADERS_FILE];
 pub(super) const NAME_RULE: &str = "a name is `routes.toml`, `modules.toml`, `headers.toml`, `name.cedar` or `module/name.cedar` in letters, digits, `.`, `_` and `-`, starts with no dot and has at most 255 bytes; rename the file";
 
 /// A name that is safe on every disk: no way up or out, nothing hidden, at most one folder deep.
@@ -300,7 +308,7 @@ pub(super) fn is_file_name(name: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(word);
     let known = match name.split_once('/') {
-        None => part(name) && (name.ends_with(".cedar") || name.ends_with(".toml")),
+        None => part(name) && (name.ends_with(".cedar") || TABLES.contains(&name)),
         // What lies in the grants' folder answers to no module: only a grant, which two people signed, may put it there.
         Some((folder, file)) => folder != BREAK_GLASS_MODULE && part(folder) && part(file) && file.ends_with(".cedar"),
     };

@@ -8,7 +8,7 @@
 use super::{Case, Expected, Question, Wrong};
 use crate::decide::{Decision, decide_as_given};
 use crate::evaluate::Call;
-use crate::fault::position;
+use crate::fault::Text;
 use crate::headers::SelectedHeaders;
 use crate::schema::validator;
 use crate::snapshot::Snapshot;
@@ -54,12 +54,13 @@ enum WrittenDecision {
 pub(super) fn parse(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, Vec<Wrong>> {
     let validator = validator(headers).map_err(|reason| vec![(0, reason)])?;
     let tests: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| vec![said(text, 0, &error)])?;
+    let whole = Text::new("", text);
     let mut cases = Vec::with_capacity(tests.len());
     let mut wrong = Vec::new();
     for test in tests {
         // Both addresses are of the one text.
         let offset = test.get().as_ptr().addr().saturating_sub(text.as_ptr().addr());
-        let place = position(text, offset);
+        let place = whole.position(offset);
         match serde_json::from_str::<Written>(test.get()) {
             Ok(written) => match written.case(place, validator.schema()) {
                 Ok(case) => cases.push(case),
