@@ -16,8 +16,8 @@ const SOCKET_MODE: u32 = 0o666;
 /// A bundle of nothing has half as much.
 const BUNDLE_BYTES_LEAST: usize = 1 << 10;
 
-/// What still fits into one message to those that enforce it.
-const BUNDLE_BYTES_MOST: usize = 128 << 20;
+/// What those that enforce it take.
+const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
 
 /// What an agent must know to start. See [`Config::load`] for the file.
 #[derive(Debug, Clone, Deserialize)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hoplite_wire::policy::policies_server::Policies;
 use hoplite_wire::policy::{PolicyUpdate, WatchRequest};
+use prost::bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -18,6 +19,9 @@ use crate::workload_api::check_header;
 pub(crate) struct PolicyService {
     desk: Desk,
 }
+
+/// A bundle travels in pieces of this many bytes: a stream whose caller reads slowly holds a copy of one.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What a caller holds: what it said, then what it was told.
 #[derive(Debug)]
@@ -98,30 +102,27 @@ async fn push(
 // === impl Told ===
 
 impl Told {
-    /// What the caller lacks, which can be nothing; something before the first word. A bundle to a message, which is
-    /// long enough.
+    /// What the caller lacks, which can be nothing; something before the first word.
     fn news(&mut self, feed: &Feed) -> Vec<PolicyUpdate> {
         let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
-        let bytes = |held: &Option<Held>| held.as_ref().map(|held| held.bytes.clone());
         let base = PolicyUpdate {
             live: None,
             shadow: None,
             shadow_cleared: feed.shadow.is_none(),
             grants: feed.grants.iter().map(|grant| grant.clone().into()).collect(),
+            more: false,
         };
         let mut news = Vec::new();
-        if feed.live.is_some() && revision(&feed.live) != self.live {
-            self.live = revision(&feed.live);
-            news.push(PolicyUpdate {
-                live: bytes(&feed.live),
-                ..base.clone()
-            });
+        if let Some(live) = feed.live.as_ref().filter(|live| live.seen.revision != self.live) {
+            self.live = live.seen.revision;
+            news.extend(in_pieces(live, &base, |update, piece| update.live = Some(piece)));
         }
-        if feed.shadow.is_some() && revision(&feed.shadow) != self.shadow {
-            news.push(PolicyUpdate {
-                shadow: bytes(&feed.shadow),
-                ..base.clone()
-            });
+        if let Some(shadow) = feed
+            .shadow
+            .as_ref()
+            .filter(|shadow| shadow.seen.revision != self.shadow)
+        {
+            news.extend(in_pieces(shadow, &base, |update, piece| update.shadow = Some(piece)));
         }
         let same_shadow = revision(&feed.shadow) == self.shadow;
         if news.is_empty() && !(same_shadow && self.grants.as_ref() == Some(&feed.grants)) {
@@ -131,6 +132,24 @@ impl Told {
         self.grants = Some(feed.grants.clone());
         news
     }
+}
+
+/// A bundle in as many updates as it needs; the last one says all the rest.
+fn in_pieces(held: &Held, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)) -> Vec<PolicyUpdate> {
+    let mut rest = held.bytes.clone();
+    let mut pieces = Vec::with_capacity(rest.len() / PIECE_BYTES + 1);
+    while rest.len() > PIECE_BYTES {
+        let mut update = PolicyUpdate {
+            more: true,
+            ..PolicyUpdate::default()
+        };
+        put(&mut update, rest.split_to(PIECE_BYTES));
+        pieces.push(update);
+    }
+    let mut update = last.clone();
+    put(&mut update, rest);
+    pieces.push(update);
+    pieces
 }
 
 #[cfg(test)]
@@ -199,6 +218,34 @@ mod tests {
         assert!(update.live.is_none() && update.grants.len() == 1, "it holds that one");
         let mut old = client(&world);
         assert_eq!(next(&mut old, 1, 2).await.unwrap().live.unwrap()[..], three.bytes[..]);
+    }
+
+    #[tokio::test]
+    async fn a_large_bundle_comes_in_pieces_and_is_whole() {
+        let world = World::start();
+        world.publish([world.entry("/proxy", &[own()])]);
+        let mut feed = client(&world);
+        next(&mut feed, 0, 0).await.unwrap();
+        for bytes in [PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES + 7] {
+            let large: Vec<u8> = (0_u8..251).cycle().take(bytes).collect();
+            let seen = held(bytes as u64, Stage::Live).seen;
+            put(&world, |feed| {
+                feed.grants = vec![b"grant".to_vec()];
+                feed.live = Some(Held {
+                    seen,
+                    bytes: large.clone().into(),
+                });
+                feed.shadow = Some(Held {
+                    seen,
+                    bytes: large[1..].to_vec().into(),
+                });
+            });
+            let update = next(&mut feed, 0, 0).await.unwrap();
+            assert!(update.live.unwrap()[..] == large[..] && update.grants.len() == 1 && !update.more);
+            let update = next(&mut feed, 0, 0).await.unwrap();
+            assert!(update.shadow.unwrap()[..] == large[1..] && update.live.is_none());
+        }
+        assert!(is_silent(&mut feed).await);
     }
 
     #[tokio::test]

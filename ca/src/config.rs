@@ -19,8 +19,8 @@ const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// A bundle of nothing has half as much.
 const BUNDLE_BYTES_LEAST: usize = 1 << 10;
 
-/// What still fits into one message to those that enforce it.
-const BUNDLE_BYTES_MOST: usize = 128 << 20;
+/// What those that enforce it take.
+const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
 
 /// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
 #[derive(Debug, Clone, Deserialize)]

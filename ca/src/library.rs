@@ -4,7 +4,7 @@
 //! on the disk before a commit names it, and is removed after a commit stopped naming it: whenever the process dies, what
 //! is named is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,13 +15,15 @@ use hoplite_policy::Hash;
 const BUNDLE: &str = "bundle";
 const MANIFEST: &str = "manifest";
 
-/// Files kept in memory, since every agent asks for them at the same moment: the live bundle and the shadow.
-const CACHED: usize = 2;
+/// Bundles kept in memory, since every agent asks for them at the same moment: the live one, the shadow, and one that
+/// somebody looks at.
+const CACHED: usize = 3;
 
 /// The directory of one CA.
 pub(crate) struct Library {
     directory: PathBuf,
-    cache: Mutex<BTreeMap<Hash, Arc<Vec<u8>>>>,
+    /// The one that was used last at the end.
+    cache: Mutex<VecDeque<(Hash, Arc<Vec<u8>>)>>,
 }
 
 /// Why a file cannot be had.
@@ -72,15 +74,18 @@ impl Library {
 
     /// A bundle by its digest.
     pub(crate) fn bundle(&self, hash: &Hash) -> Result<Arc<Vec<u8>>, LibraryError> {
-        if let Some(found) = self.cache().get(hash) {
-            return Ok(Arc::clone(found));
-        }
-        let bytes = Arc::new(self.read(hash, BUNDLE)?);
+        // Held while the file is read: of ten thousand agents that ask after a restart, one makes a copy.
         let mut cache = self.cache();
-        while cache.len() >= CACHED {
-            cache.pop_first();
+        let found = cache.iter().position(|(cached, _)| cached == hash);
+        let used = match found.and_then(|at| cache.remove(at)) {
+            Some(used) => used,
+            None => (*hash, Arc::new(self.read(hash, BUNDLE)?)),
+        };
+        let bytes = Arc::clone(&used.1);
+        if cache.len() >= CACHED {
+            cache.pop_front();
         }
-        cache.insert(*hash, Arc::clone(&bytes));
+        cache.push_back(used);
         Ok(bytes)
     }
 
@@ -91,7 +96,7 @@ impl Library {
 
     /// Removes a bundle that nothing names any more; its manifest stays.
     pub(crate) fn remove_bundle(&self, hash: &Hash) {
-        self.cache().remove(hash);
+        self.cache().retain(|(cached, _)| cached != hash);
         if let Err(error) = fs::remove_file(self.path(hash, BUNDLE)) {
             tracing::warn!(%hash, %error, "cannot remove an old policy bundle");
         }
@@ -110,7 +115,7 @@ impl Library {
         self.directory.join(format!("{hash}.{kind}"))
     }
 
-    fn cache(&self) -> MutexGuard<'_, BTreeMap<Hash, Arc<Vec<u8>>>> {
+    fn cache(&self) -> MutexGuard<'_, VecDeque<(Hash, Arc<Vec<u8>>)>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,6 +136,19 @@ mod tests {
         assert_eq!(**library.bundle(&kept).unwrap(), *b"kept");
         assert!(library.bundle(&lost).is_err());
         assert_eq!(library.manifest(&Hash::of(b"m2")).unwrap(), b"m2");
+        let first = library.bundle(&kept).unwrap();
+        for n in [0_u8, 1, 2, 3] {
+            library.put(&[n], b"m").unwrap();
+            library.bundle(&Hash::of(&[n])).unwrap();
+            assert!(
+                Arc::ptr_eq(&first, &library.bundle(&kept).unwrap()),
+                "what is in use stays"
+            );
+        }
+        assert_eq!(library.cache().len(), CACHED);
+        library.remove_bundle(&kept);
+        assert!(library.bundle(&kept).is_err());
+
         let again = Library::open(dir.path()).unwrap();
         files::write_private(&again.path(&kept, BUNDLE), b"kepT").unwrap();
         let error = again.bundle(&kept).unwrap_err();

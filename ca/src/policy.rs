@@ -119,7 +119,7 @@ pub(crate) struct Publication {
     pub(crate) unnamed: Vec<Hash>,
 }
 
-/// Publishes a bundle, or finds that this very bundle was published.
+/// Publishes a bundle, or finds that this very bundle is in force.
 pub(crate) fn decide_publish(
     store: &dyn Store,
     published: &Published,
@@ -131,6 +131,7 @@ pub(crate) fn decide_publish(
     let key = bundle_key(published.revision);
     if let Some((there, _)) = read::<Published>(store, &key)?
         && there.bundle == published.bundle
+        && [head.live, head.shadow].contains(&Some(there.revision))
     {
         let answer = Publication {
             revision: there.revision,
@@ -213,7 +214,7 @@ pub(crate) fn decide_add_grant(
         if other.until <= record::unix_seconds(now) {
             batch = batch.delete(other_key);
         } else if other.id != grant.id {
-            others += 1;
+            others += usize::from(!other.revoked);
         } else if other.revoked {
             return Err(PolicyError::Revoked(other.id).into());
         } else if other.hash == grant.hash {
@@ -553,6 +554,8 @@ mod tests {
         assert!(!decide_clear_shadow(&ca.store).unwrap().answer);
         assert_eq!(ca.index.state(SystemTime::UNIX_EPOCH).shadow, None);
         check(ca.publish(&published(4, true), Some(5), 5), Err("does not follow 5"));
+        // It was in force once; who hears that it is published would believe that it is again.
+        check(ca.publish(&published(1, false), None, 0), Err("revision is 5"));
     }
 
     #[test]
@@ -643,6 +646,13 @@ mod tests {
             add(&mut ca, &grant("z", "6", 99), 21)
                 .unwrap_err()
                 .contains("64 grants")
+        );
+        let decision = decide_revoke_grant(&ca.store, "n1").unwrap();
+        ca.commit(decision);
+        assert_eq!(
+            add(&mut ca, &grant("z", "6", 99), 21),
+            Ok(GRANTS_MAX),
+            "what is revoked does not count"
         );
     }
 }

@@ -68,6 +68,8 @@ pub struct PolicyFeed {
     current: ArcSwap<InForce>,
     parts: Mutex<Parts>,
     epoch: watch::Sender<u64>,
+    /// Of its own, so that whoever asks does not wait for a compilation.
+    status: Mutex<PolicyStatus>,
     kept: Kept,
     trust: Option<BundleTrust>,
 }
@@ -82,7 +84,6 @@ struct Parts {
     grants: Vec<Grant>,
     /// The revision whose expiry was announced.
     expired: Option<u64>,
-    status: PolicyStatus,
 }
 
 // === impl BundleTrust ===
@@ -159,12 +160,12 @@ impl PolicyFeed {
                 shadow_seen: None,
                 grants: Vec::new(),
                 expired: None,
-                status: PolicyStatus {
-                    loaded_at: now,
-                    faults: Vec::new(),
-                    grants: Vec::new(),
-                    signed_by: Vec::new(),
-                },
+            }),
+            status: Mutex::new(PolicyStatus {
+                loaded_at: now,
+                faults: Vec::new(),
+                grants: Vec::new(),
+                signed_by: Vec::new(),
             }),
             epoch: watch::Sender::new(0),
             kept: Kept::new(state_dir),
@@ -197,7 +198,7 @@ impl PolicyFeed {
 
     /// For people.
     pub fn status(&self) -> PolicyStatus {
-        self.parts().status.clone()
+        self.told().clone()
     }
 
     /// The revisions of the live and the shadow bundle that are held; 0 for none.
@@ -421,7 +422,7 @@ impl PolicyFeed {
                 "policy rejected: {fault}"
             );
         }
-        parts.status.faults = faults;
+        self.told().faults = faults;
     }
 
     fn go_on_with_kept_bundle(&self, now: SystemTime) {
@@ -494,7 +495,7 @@ impl PolicyFeed {
             .iter()
             .map(|grant| (grant.policy_id(), grant.until()))
             .collect();
-        parts.status = PolicyStatus {
+        *self.told() = PolicyStatus {
             loaded_at: now,
             faults: Vec::new(),
             grants,
@@ -516,13 +517,17 @@ impl PolicyFeed {
             in_force = self.in_force().live.revision(),
             "policy rejected: {reason}"
         );
-        let mut parts = self.parts();
-        parts.status.faults.retain(|fault| fault.file != what);
-        parts.status.faults.push(Fault::whole(what, reason));
+        let mut status = self.told();
+        status.faults.retain(|fault| fault.file != what);
+        status.faults.push(Fault::whole(what, reason));
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, PolicyStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_wire::PolicyFeed as Stream;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use crate::feed::PolicyFeed;
 
@@ -60,6 +60,9 @@ async fn follow(feed: &Arc<PolicyFeed>, address: String) {
         let (live, shadow) = feed.revisions();
         match stream.next(live, shadow).await {
             Ok(update) => {
+                if wait >= WAIT_MAX {
+                    info!("the agent's policy feed is back");
+                }
                 wait = WAIT_MIN;
                 let feed = feed.clone();
                 // Verifying and compiling a large bundle takes seconds.
@@ -82,6 +85,10 @@ async fn follow(feed: &Arc<PolicyFeed>, address: String) {
             Err(error) => {
                 debug!(%error, "the agent's policy feed is away");
                 sleep(wait).await;
+                // Not worth a word when it is restarted; but a feed that never works is.
+                if wait < WAIT_MAX && wait * 2 >= WAIT_MAX {
+                    warn!(address, %error, "the agent's policy feed is away; what is in force stays so, and nothing new comes");
+                }
                 wait = (wait * 2).min(WAIT_MAX);
             }
         }

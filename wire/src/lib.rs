@@ -8,7 +8,7 @@ pub mod channel;
 mod policy_feed;
 mod workload_api;
 
-pub use policy_feed::{POLICY_MESSAGE_BYTES_MAX, PolicyFeed};
+pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use workload_api::{FetchError, Identity, WorkloadApi};
 
 /// The SPIFFE Workload API, as the standard's proto file defines it.

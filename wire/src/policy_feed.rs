@@ -2,6 +2,8 @@
 //!
 //! It carries signed documents and believes none of them: whoever enforces them opens them.
 
+use std::mem;
+
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Streaming};
 
@@ -10,14 +12,22 @@ use crate::policy::policies_client::PoliciesClient;
 use crate::policy::{PolicyUpdate, WatchRequest};
 use crate::workload_api::{FetchError, socket_path};
 
-/// The longest message with a policy bundle in it. Bundles have a bound of their own, which is settable; this one is
-/// above what anybody should set.
-pub const POLICY_MESSAGE_BYTES_MAX: usize = 256 << 20;
+/// The longest bundle, and what a message may add to it, that a client takes. Whoever opens it has a bound of their own,
+/// which is lower.
+pub const POLICY_BYTES_MAX: usize = 64 << 20;
 
 /// A stream of policy from an agent's socket that opens itself, and opens itself again after it broke.
 pub struct PolicyFeed {
     address: String,
     stream: Option<Streaming<PolicyUpdate>>,
+    pieces: Pieces,
+}
+
+/// What has come of bundles of which the rest is still to come.
+#[derive(Default)]
+struct Pieces {
+    live: Vec<u8>,
+    shadow: Vec<u8>,
 }
 
 // === impl PolicyFeed ===
@@ -29,6 +39,7 @@ impl PolicyFeed {
         Self {
             address: address.to_owned(),
             stream: None,
+            pieces: Pieces::default(),
         }
     }
 
@@ -38,17 +49,23 @@ impl PolicyFeed {
     /// # Errors
     /// The stream could not be opened or broke. The next call opens it anew: wait a little before that.
     pub async fn next(&mut self, live_revision: u64, shadow_revision: u64) -> Result<PolicyUpdate, FetchError> {
-        let stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => self.open(live_revision, shadow_revision).await?,
-        };
-        let stream = self.stream.insert(stream);
-        let next = stream.message().await.map_err(FetchError::from);
-        match next.and_then(|update| update.ok_or(FetchError::Closed)) {
-            Ok(update) => Ok(update),
-            Err(error) => {
-                self.stream = None;
-                Err(error)
+        if self.stream.is_none() {
+            self.stream = Some(self.open(live_revision, shadow_revision).await?);
+            self.pieces = Pieces::default();
+        }
+        let whole = self.whole().await;
+        if whole.is_err() {
+            self.stream = None;
+        }
+        whole
+    }
+
+    async fn whole(&mut self) -> Result<PolicyUpdate, FetchError> {
+        loop {
+            let stream = self.stream.as_mut().ok_or(FetchError::Closed)?;
+            let update = stream.message().await?.ok_or(FetchError::Closed)?;
+            if let Some(whole) = self.pieces.put(update)? {
+                return Ok(whole);
             }
         }
     }
@@ -66,10 +83,61 @@ impl PolicyFeed {
         request
             .metadata_mut()
             .insert("workload.spiffe.io", MetadataValue::from_static("true"));
-        let response = PoliciesClient::new(channel)
-            .max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX)
-            .watch(request)
-            .await?;
+        let response = PoliciesClient::new(channel).watch(request).await?;
         Ok(response.into_inner())
+    }
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    /// The update, with its bundle whole; none while there is more of it to come.
+    fn put(&mut self, mut update: PolicyUpdate) -> Result<Option<PolicyUpdate>, FetchError> {
+        for (before, piece) in [
+            (&mut self.live, &mut update.live),
+            (&mut self.shadow, &mut update.shadow),
+        ] {
+            let Some(bytes) = piece.take_if(|_| update.more || !before.is_empty()) else {
+                continue;
+            };
+            if before.len() + bytes.len() > POLICY_BYTES_MAX {
+                return Err(FetchError::TooLong);
+            }
+            before.extend_from_slice(&bytes);
+            if !update.more {
+                *piece = Some(mem::take(before).into());
+            }
+        }
+        Ok((!update.more).then_some(update))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(live: &[u8], more: bool) -> PolicyUpdate {
+        PolicyUpdate {
+            live: Some(live.to_vec().into()),
+            more,
+            ..PolicyUpdate::default()
+        }
+    }
+
+    #[test]
+    fn pieces_make_a_whole_within_bounds() {
+        let mut pieces = Pieces::default();
+        assert_eq!(pieces.put(piece(b"ab", false)).unwrap(), Some(piece(b"ab", false)));
+        assert_eq!(pieces.put(piece(b"a", true)).unwrap(), None);
+        assert_eq!(pieces.put(piece(b"b", true)).unwrap(), None);
+        assert_eq!(pieces.put(piece(b"c", false)).unwrap(), Some(piece(b"abc", false)));
+        assert_eq!(
+            pieces.put(PolicyUpdate::default()).unwrap(),
+            Some(PolicyUpdate::default())
+        );
+        let long = vec![0; POLICY_BYTES_MAX / 2];
+        pieces.put(piece(&long, true)).unwrap();
+        pieces.put(piece(&long, true)).unwrap();
+        assert!(matches!(pieces.put(piece(b"c", false)), Err(FetchError::TooLong)));
     }
 }

@@ -51,6 +51,9 @@ pub enum FetchError {
     /// The agent closed the stream.
     #[error("the Workload API closed the stream")]
     Closed,
+    /// A policy bundle of more bytes than any may have.
+    #[error("the agent sent a policy bundle that is too long")]
+    TooLong,
     /// The response carried no SVID, which the standard forbids.
     #[error("the Workload API sent a response without an SVID")]
     Empty,

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_host::config::Span;
 use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
-use hoplite_wire::POLICY_MESSAGE_BYTES_MAX;
+use hoplite_wire::POLICY_BYTES_MAX;
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{
     AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, ListAgentsRequest,
@@ -438,8 +438,8 @@ impl CaArgs {
             let client = connect(&socket).await?;
             // A policy bundle is longer than what gRPC takes by itself.
             let client = client
-                .max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(POLICY_MESSAGE_BYTES_MAX);
+                .max_decoding_message_size(POLICY_BYTES_MAX)
+                .max_encoding_message_size(POLICY_BYTES_MAX);
             rpc(client)
                 .await
                 .map_err(|status| anyhow::anyhow!("the CA refused: {}", status.message()))
