@@ -244,7 +244,8 @@ impl PolicyFeed {
             Err(refused) => return Err(refused.to_string()),
         };
         if shadow {
-            let snapshot = bundle.compile().map_err(first)?;
+            // It is mostly what is in force.
+            let snapshot = self.in_force().live.recompile(bundle.sources()).map_err(first)?;
             parts.shadow_seen = Some(bundle.seen());
             parts.shadow = Some(bundle);
             let in_force = self.in_force();
@@ -459,11 +460,14 @@ impl PolicyFeed {
             (None, Some(sources)) => sources,
             (None, None) => return Ok(Snapshot::deny_all("no policy has been loaded yet")),
         };
+        let before = self.in_force();
         if parts.grants.is_empty() {
-            return Snapshot::compile(sources);
+            return before.live.recompile(sources);
         }
         let grants = parts.grants.iter().map(Grant::policy_source);
-        Snapshot::compile(&sources.iter().cloned().chain(grants).collect::<Vec<_>>())
+        before
+            .live
+            .recompile(&sources.iter().cloned().chain(grants).collect::<Vec<_>>())
     }
 
     fn swap(&self, parts: &mut Parts, live: Arc<Snapshot>, shadow: Option<Arc<Snapshot>>, now: SystemTime) {

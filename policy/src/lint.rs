@@ -24,6 +24,7 @@
 //! child.
 
 use crate::anatomy::{Anatomy, Place};
+use crate::cedar::annotation;
 use crate::fault::{Fault, MAX_FAULTS, Text, enough};
 use crate::headers::SelectedHeaders;
 use crate::lookalike::{Lookalikes, imitation};
@@ -160,7 +161,7 @@ impl<'a> Review<'a> {
     }
 
     fn owner(&mut self) {
-        match self.policy.annotation("owner") {
+        match annotation(&self.policy, "owner") {
             Some(owner) if !owner.trim().is_empty() => {}
             Some(_) => self.fault(
                 self.anatomy.annotation("owner"),
@@ -174,7 +175,7 @@ impl<'a> Review<'a> {
     }
 
     fn scope(&mut self) {
-        if self.policy.effect() == Effect::Forbid || self.team.is_security(self.policy.annotation("owner")) {
+        if self.policy.effect() == Effect::Forbid || self.team.is_security(annotation(&self.policy, "owner")) {
             return;
         }
         let whom = match self.policy.principal_constraint() {

@@ -16,6 +16,7 @@
 
 use crate::anatomy::Anatomy;
 use crate::bundle::MAX_FILE_NAME_BYTES;
+use crate::cedar::annotation;
 use crate::fault::{Fault, Text};
 use crate::ids::MAX_ID_BYTES;
 use crate::routes::check_service_name;
@@ -217,7 +218,7 @@ impl Team<'_> {
         fault: &dyn Fn(usize, String) -> Fault,
     ) -> Vec<Fault> {
         let mut faults = Vec::new();
-        let id = policy.annotation("id").unwrap_or_default();
+        let id = annotation(policy, "id").unwrap_or_default();
         let reserved = id
             .split_once('/')
             // In lower case as ids are compared, or a grant could find its id taken.
@@ -246,7 +247,7 @@ impl Team<'_> {
             }
             Team::Module { name, owner, services } => (name, owner, services),
         };
-        let written = policy.annotation("owner");
+        let written = annotation(policy, "owner");
         if written != Some(owner) {
             let reason = match written {
                 None => format!("the policy has no `@owner`; put `@owner(\"{owner}\")` before it"),
