@@ -76,10 +76,10 @@ async fn measure(sizes: &[usize]) {
         took.sort();
         let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
         println!(
-            "{policies:>6} policies: p50 {:.0?}, p99 {:.0?}, most {:.0?}",
-            at(0.5),
-            at(0.99),
-            at(1.0)
+            "{policies:>6} policies: p50 {} ms, p99 {} ms, most {} ms",
+            at(0.5).as_millis(),
+            at(0.99).as_millis(),
+            at(1.0).as_millis()
         );
     }
     for proxy in proxies {

@@ -3,11 +3,11 @@
 //! The CA signs no policy and could not: what it keeps is what people signed, and whoever enforces it verifies that anew.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, TrustedSigners};
+use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Snapshot, TrustedSigners};
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
@@ -32,6 +32,8 @@ struct Shared {
     trust_domain: TrustDomain,
     signers: TrustedSigners,
     max_bytes: usize,
+    /// What was compiled last: the next publication is mostly the same.
+    compiled: Mutex<Snapshot>,
 }
 
 // === impl Publishing ===
@@ -60,6 +62,7 @@ impl Publishing {
             trust_domain,
             signers,
             max_bytes,
+            compiled: Mutex::new(Snapshot::deny_all("nothing is published yet")),
         }))
     }
 
@@ -97,7 +100,8 @@ impl Publishing {
         };
         let bundle =
             Bundle::open(bytes, &acceptance).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
-        bundle.compile().map_err(|faults| {
+        let mut compiled = self.0.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        *compiled = compiled.recompile(bundle.sources()).map_err(|faults| {
             let told: Vec<_> = faults.iter().take(FAULTS_TOLD).map(ToString::to_string).collect();
             let more = match faults.len().saturating_sub(FAULTS_TOLD) {
                 0 => String::new(),
@@ -108,6 +112,7 @@ impl Publishing {
                 "its policies cannot be enforced: {told}{more}; run `hoplite policy check`"
             ))
         })?;
+        drop(compiled);
         let manifest = bundle.manifest().encode();
         self.0.library.put(bytes, &manifest).map_err(|error| {
             tracing::error!(%error, "cannot keep a policy bundle");

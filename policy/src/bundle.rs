@@ -7,11 +7,10 @@
 mod manifest;
 
 use crate::envelope::{Envelope, Hash, SealBroken};
-use crate::fault::Fault;
 use crate::headers::HEADERS_FILE;
 use crate::schema::SCHEMA;
 use crate::signer::{BadSigner, SigningKey, TrustedSigners};
-use crate::snapshot::{Snapshot, Source};
+use crate::snapshot::Source;
 use crate::statement::statements;
 use hoplite_identity::TrustDomain;
 use std::collections::{BTreeMap, BTreeSet};
@@ -411,14 +410,6 @@ impl Bundle {
         timely(&manifest, Hash::of(&envelope.body))?;
         BundleContents::read(envelope, manifest).map(Self)
     }
-
-    /// What a proxy enforces of it.
-    ///
-    /// # Errors
-    /// As [`Snapshot::compile`].
-    pub fn compile(&self) -> Result<Snapshot, Vec<Fault>> {
-        Snapshot::compile(self.sources())
-    }
 }
 
 impl Deref for Bundle {
@@ -441,7 +432,7 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 mod tests {
     use super::*;
     use crate::signer::tests::{key, trusted};
-    use crate::snapshot::MAX_TOTAL_BYTES;
+    use crate::snapshot::{MAX_TOTAL_BYTES, Snapshot};
     use crate::snapshot::tests::sources;
     use proptest::prelude::*;
 
@@ -514,7 +505,13 @@ mod tests {
         assert_eq!(unverified.seen(), bundle.seen());
         assert!(!bundle.stale(instant(NOW + 59)) && bundle.stale(instant(NOW + 60)));
         let none = Bundle::build(&[], meta()).unwrap().sign(&[&key("alice")]).unwrap();
-        assert_eq!(open(&none, |_| ()).unwrap().compile().unwrap().policy_ids().len(), 0);
+        assert_eq!(
+            Snapshot::compile(open(&none, |_| ()).unwrap().sources())
+                .unwrap()
+                .policy_ids()
+                .len(),
+            0
+        );
         assert!(Bundle::build(&[], meta()).unwrap().sign(&[]).is_err());
     }
 
