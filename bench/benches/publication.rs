@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p hoplite-bench --bench publication [-- POLICIES…]`. A CA, an agent and 100 proxies with real sockets share this
 //! machine; through each goes a TCP connection that only the policy of before permits, and the proxy that enforces the
-//! new one ends it. Every proxy compiles the whole set for itself, which on as many nodes it would do at the same time.
+//! new one ends it. Every proxy compiles the set for itself: here one after the other on the cores there are, on
+//! as many nodes all at once.
 
 #![expect(
     clippy::unwrap_used,
