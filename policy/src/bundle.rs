@@ -432,8 +432,8 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 mod tests {
     use super::*;
     use crate::signer::tests::{key, trusted};
-    use crate::snapshot::{MAX_TOTAL_BYTES, Snapshot};
     use crate::snapshot::tests::sources;
+    use crate::snapshot::{MAX_TOTAL_BYTES, Snapshot};
     use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
