@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use hoplite_audit::{Outcome, Query};
 use hoplite_host::files;
 use hoplite_identity::TrustDomain;
-use hoplite_tests::{Caller, HttpApp, TRUST_DOMAIN, World, id, peers};
+use hoplite_tests::{Caller, HttpApp, TRUST_DOMAIN, World, id, peers, until};
 
 /// The client may read the service.
 const POLICY: &str = r#"
@@ -182,11 +182,19 @@ async fn s_client_gets_in_with_an_svid_and_not_without() {
         "{said}"
     );
 
-    let refusals = world.records(&Query {
+    // The client hears of a handshake that failed before the record of it is written.
+    let query = Query {
         outcome: vec![Outcome::Unauthenticated],
         ..Query::default()
+    };
+    let refusals = until("both refusals on record", async || {
+        Some(world.records(&query)).filter(|records| records.len() >= 2)
     });
-    let reasons: Vec<_> = refusals.iter().map(|record| record.reason.clone().unwrap()).collect();
+    let reasons: Vec<_> = refusals
+        .await
+        .into_iter()
+        .map(|record| record.reason.unwrap())
+        .collect();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert!(reasons[0].starts_with("no_certificate:"), "{reasons:?}");
     assert!(reasons[1].starts_with("handshake_failed:"), "{reasons:?}");
