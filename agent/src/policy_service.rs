@@ -14,14 +14,14 @@ use crate::server::{Connection, StreamPermit};
 use crate::session::{Desk, Session, Wake};
 use crate::workload_api::check_header;
 
+/// A bundle travels in pieces of this many bytes: a stream whose caller reads slowly holds a copy of one.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct PolicyService {
     desk: Desk,
 }
-
-/// A bundle travels in pieces of this many bytes: a stream whose caller reads slowly holds a copy of one.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// What a caller holds: what it said, then what it was told.
 #[derive(Debug)]

@@ -187,7 +187,7 @@ fn looks_at(expression: &Expr) -> Looks {
     looks
 }
 
-/// The value of a policy's annotation. Cedar's own way to ask parses the key: measured, 20 µs.
+/// The value of a policy's annotation. Cedar's own way to ask parses the key each time: in a profile, a tenth of compiling.
 pub(crate) fn annotation<'a>(policy: &'a Policy, key: &str) -> Option<&'a str> {
     policy
         .annotations()
