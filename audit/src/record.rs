@@ -141,7 +141,7 @@ pub struct Record {
     #[n(13)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
-    /// Cedar's own verdict: `allow` or `deny`.
+    /// Cedar's own answer: `allow` or `deny`.
     #[n(14)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cedar_decision: Option<String>,

@@ -153,7 +153,7 @@ impl DecisionPoint {
                 resource, "the evaluation of the policies panicked; the answer is no"
             );
         }
-        record.outcome = outcome(decision.outcome());
+        record.outcome = outcome(decision.verdict());
         record.cedar_decision = Some(if decision.cedar_allows() { "allow" } else { "deny" }.to_owned());
         record.determining = decision.determining().to_vec();
         record.errors = decision.errors().to_vec();
@@ -232,7 +232,7 @@ impl DecisionPoint {
             Ok(http) => {
                 let request = question.to(shadow, http.as_deref(), record.at);
                 let decision = guarded(|| policy::decide(shadow, &request));
-                let said = decision.as_ref().map(|decision| outcome(decision.outcome()));
+                let said = decision.as_ref().map(|decision| outcome(decision.verdict()));
                 (decision, said.unwrap_or(Outcome::Error))
             }
         };
@@ -357,12 +357,12 @@ fn broke_glass(record: &Record) -> bool {
     record.determining.iter().any(|id| id.starts_with(GRANT_IDS))
 }
 
-fn outcome(outcome: policy::Outcome) -> Outcome {
-    match outcome {
-        policy::Outcome::Allow => Outcome::Allow,
-        policy::Outcome::Forbid => Outcome::Forbid,
-        policy::Outcome::NoPermit => Outcome::NoPermit,
-        policy::Outcome::Error => Outcome::Error,
+fn outcome(verdict: policy::Verdict) -> Outcome {
+    match verdict {
+        policy::Verdict::Allow => Outcome::Allow,
+        policy::Verdict::Forbid => Outcome::Forbid,
+        policy::Verdict::NoPermit => Outcome::NoPermit,
+        policy::Verdict::Error => Outcome::Error,
     }
 }
 

@@ -251,8 +251,8 @@ impl Replayed {
             self.not_replayable += 1;
             return;
         }
-        let now = what_if.decision().outcome();
-        let flip = match (record.outcome == Outcome::Allow, now == hoplite_policy::Outcome::Allow) {
+        let now = what_if.decision().verdict();
+        let flip = match (record.outcome == Outcome::Allow, now == hoplite_policy::Verdict::Allow) {
             (true, false) => Flip::AllowedToDenied,
             (false, true) => Flip::DeniedToAllowed,
             _ if record.outcome.as_str() == now.as_str() => {

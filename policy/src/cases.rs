@@ -23,7 +23,7 @@ mod run_tests;
 
 use crate::ask::{Ask, Asked};
 use crate::canonical::{Ambiguous, CanonicalRequest};
-use crate::decide::{Decision, Outcome};
+use crate::decide::{Decision, Verdict};
 use crate::explain::Explanation;
 use crate::fault::{Fault, Text};
 use crate::headers::{HEADERS_FILE, SelectedHeaders};
@@ -108,7 +108,7 @@ enum Expected {
 /// The last word of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
-    Decided(Outcome),
+    Decided(Verdict),
     /// Refused with 400 before any policy is asked.
     Malformed,
 }
@@ -408,7 +408,7 @@ fn policies<'a>(
             by.wrong("does not belong here; after the outcome comes `by` with policies, or a comment after `#`")
         );
     }
-    if matches!(word, Word::Malformed | Word::Decided(Outcome::NoPermit)) {
+    if matches!(word, Word::Malformed | Word::Decided(Verdict::NoPermit)) {
         return Err(by.wrong(format!(
             "does not go with `{}`, which no policy decides; remove it",
             outcome.text
@@ -474,12 +474,12 @@ impl Word {
                           `error` (it cannot be decided) or `malformed` (refused before any policy)";
 
     fn parse(text: &str) -> Option<Self> {
-        let decided = [Outcome::Allow, Outcome::Forbid, Outcome::NoPermit, Outcome::Error];
+        let decided = [Verdict::Allow, Verdict::Forbid, Verdict::NoPermit, Verdict::Error];
         match text {
             "malformed" => Some(Self::Malformed),
             _ => decided
                 .into_iter()
-                .find(|outcome| outcome.as_str() == text)
+                .find(|verdict| verdict.as_str() == text)
                 .map(Self::Decided),
         }
     }
@@ -488,7 +488,7 @@ impl Word {
 impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Decided(outcome) => outcome.as_str(),
+            Self::Decided(verdict) => verdict.as_str(),
             Self::Malformed => "malformed",
         })
     }
@@ -549,8 +549,8 @@ impl Case {
 /// What nearly decided, as far as a table shows it.
 fn nearly(explanation: Explanation) -> Vec<String> {
     let mut lines = explanation.nearly();
-    let further = match explanation.what_if.decision().outcome() {
-        Outcome::NoPermit => explanation.further_misses,
+    let further = match explanation.what_if.decision().verdict() {
+        Verdict::NoPermit => explanation.further_misses,
         _ => 0,
     };
     let more = lines.len().saturating_sub(MAX_NEARLY) + further;
@@ -569,13 +569,13 @@ impl Expected {
         match self {
             Self::Word { word, by } => match (word, decision) {
                 (Word::Malformed, None) => true,
-                (Word::Decided(outcome), Some(decision)) => {
-                    *outcome == decision.outcome() && by.iter().all(|id| settled(decision).contains(&id.as_str()))
+                (Word::Decided(verdict), Some(decision)) => {
+                    *verdict == decision.verdict() && by.iter().all(|id| settled(decision).contains(&id.as_str()))
                 }
                 _ => false,
             },
             Self::Cedar { allow, reason, errors } => decision.is_some_and(|decision| {
-                *allow == (decision.outcome() == Outcome::Allow)
+                *allow == (decision.verdict() == Verdict::Allow)
                     && reason.iter().all(|id| decision.determining().contains(id))
                     && *errors == decision.errors().len()
             }),
@@ -588,9 +588,9 @@ impl Expected {
             return Word::Malformed.to_string();
         };
         match self {
-            Self::Word { .. } => words(decision.outcome(), &settled(decision)),
+            Self::Word { .. } => words(decision.verdict(), &settled(decision)),
             Self::Cedar { .. } => {
-                let allow = decision.outcome() == Outcome::Allow;
+                let allow = decision.verdict() == Verdict::Allow;
                 cedars_words(allow, decision.determining(), decision.errors().len())
             }
         }
@@ -608,7 +608,7 @@ impl fmt::Display for Expected {
 
 /// The policies that settled a decision: of an error those that could not be evaluated.
 fn settled(decision: &Decision) -> Vec<&str> {
-    if decision.outcome() == Outcome::Error {
+    if decision.verdict() == Verdict::Error {
         // An id holds no space, so the first colon and space end it.
         let errors = decision.errors().iter();
         errors.filter_map(|error| error.split(": ").next()).collect()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// What came out. Never just "denied".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub enum Verdict {
     /// At least one permit and no forbid applies.
     Allow,
     /// A forbid applies, and every forbid could be evaluated.
@@ -25,7 +25,7 @@ pub enum Outcome {
 /// The whole answer. There is no second one: it cannot be cloned.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decision {
-    outcome: Outcome,
+    verdict: Verdict,
     cedar_allows: bool,
     determining: Vec<String>,
     errors: Vec<String>,
@@ -54,7 +54,7 @@ pub struct Permit {
 
 /// A decision that did not allow.
 #[derive(Debug, thiserror::Error)]
-#[error("denied: {}", .0.outcome)]
+#[error("denied: {}", .0.verdict)]
 pub struct Denied(pub Decision);
 
 /// Asks Cedar about the policies whose scope covers the request, then applies what Cedar leaves open: an error in a
@@ -174,9 +174,9 @@ fn count(snapshot: &Snapshot, evaluator: &Evaluator, prepared: &Prepared, answer
     }
 }
 
-// === impl Outcome ===
+// === impl Verdict ===
 
-impl Outcome {
+impl Verdict {
     /// The stable word for records and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -188,7 +188,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -200,20 +200,20 @@ impl Decision {
     /// The evidence that forwarding needs.
     ///
     /// # Errors
-    /// [`Denied`], with the decision, unless the outcome is [`Outcome::Allow`].
+    /// [`Denied`], with the decision, unless the verdict is [`Verdict::Allow`].
     pub fn permit(self) -> Result<Permit, Denied> {
-        match self.outcome {
-            Outcome::Allow => Ok(Permit { decision: self }),
-            Outcome::Forbid | Outcome::NoPermit | Outcome::Error => Err(Denied(self)),
+        match self.verdict {
+            Verdict::Allow => Ok(Permit { decision: self }),
+            Verdict::Forbid | Verdict::NoPermit | Verdict::Error => Err(Denied(self)),
         }
     }
 
     /// What came out.
-    pub fn outcome(&self) -> Outcome {
-        self.outcome
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
     }
 
-    /// Cedar's own verdict, before the rule about errors. False where Cedar was not asked.
+    /// Cedar's own answer, before the rule about errors. False where Cedar was not asked.
     pub fn cedar_allows(&self) -> bool {
         self.cedar_allows
     }
@@ -228,7 +228,7 @@ impl Decision {
         &self.errors
     }
 
-    /// Why it could not be decided: present exactly when the outcome is [`Outcome::Error`].
+    /// Why it could not be decided: present exactly when the verdict is [`Verdict::Error`].
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
@@ -248,21 +248,21 @@ impl Decision {
         let parts = |d: &Self| {
             format!(
                 "{} (cedar {}) by {:?}, errors {:?}",
-                d.outcome,
+                d.verdict,
                 if d.cedar_allows { "allow" } else { "deny" },
                 d.determining,
                 d.errors
             )
         };
-        let same = (self.outcome, self.cedar_allows, &self.determining, &self.errors)
-            == (other.outcome, other.cedar_allows, &other.determining, &other.errors);
+        let same = (self.verdict, self.cedar_allows, &self.determining, &self.errors)
+            == (other.verdict, other.cedar_allows, &other.determining, &other.errors);
         (!same).then(|| format!("{} and not {}", parts(self), parts(other)))
     }
 
     /// Nothing could be asked.
     fn broken(snapshot: &Snapshot, reason: &str) -> Self {
         Self {
-            outcome: Outcome::Error,
+            verdict: Verdict::Error,
             cedar_allows: false,
             determining: Vec::new(),
             errors: Vec::new(),
@@ -272,7 +272,7 @@ impl Decision {
         }
     }
 
-    /// Turns what Cedar says into one of four outcomes.
+    /// Turns what Cedar says into one of four verdicts.
     fn weigh(snapshot: &Snapshot, answer: Answer) -> Self {
         let cedar_allows = answer.allows();
         let settled_by = if answer.forbids.is_empty() {
@@ -294,32 +294,32 @@ impl Decision {
         errors.sort();
         failed_forbids.sort();
 
-        let (outcome, reason) = if !failed_forbids.is_empty() {
+        let (verdict, reason) = if !failed_forbids.is_empty() {
             (
-                Outcome::Error,
+                Verdict::Error,
                 Some(format!(
                     "a forbid could not be evaluated: `{}`",
                     failed_forbids.join("`, `")
                 )),
             )
         } else if cedar_allows {
-            (Outcome::Allow, None)
+            (Verdict::Allow, None)
         } else if !determining.is_empty() {
-            (Outcome::Forbid, None)
+            (Verdict::Forbid, None)
         } else if !errors.is_empty() {
             (
-                Outcome::Error,
+                Verdict::Error,
                 Some("no permit applies, and not all could be evaluated".to_owned()),
             )
         } else {
-            (Outcome::NoPermit, None)
+            (Verdict::NoPermit, None)
         };
-        if outcome == Outcome::Error && cedar_allows {
+        if verdict == Verdict::Error && cedar_allows {
             // Permits did not settle a denial.
             determining.clear();
         }
         Self {
-            outcome,
+            verdict,
             cedar_allows,
             determining,
             errors,
@@ -384,9 +384,9 @@ mod tests {
         decide(&snapshot, &http(&snapshot, who, method, target))
     }
 
-    /// Asks `GET /accounts/7` as `/web`. The expectation is outcome, Cedar's verdict, determining, ids of errors.
+    /// Asks `GET /accounts/7` as `/web`. The expectation is verdict, Cedar's own answer, determining, ids of errors.
     #[track_caller]
-    fn check(policies: &str, expected: (Outcome, bool, &[&str], &[&str])) -> Decision {
+    fn check(policies: &str, expected: (Verdict, bool, &[&str], &[&str])) -> Decision {
         let decision = ask(policies, "/web", "GET", "/accounts/7");
         let errors: Vec<_> = decision
             .errors()
@@ -395,16 +395,16 @@ mod tests {
             .collect();
         let determining: Vec<_> = decision.determining().iter().map(String::as_str).collect();
         let found = (
-            decision.outcome(),
+            decision.verdict(),
             decision.cedar_allows(),
             determining.as_slice(),
             errors.as_slice(),
         );
         assert_eq!(found, expected, "{policies}\n{decision:?}");
-        assert_eq!(decision.reason().is_some(), decision.outcome() == Outcome::Error);
+        assert_eq!(decision.reason().is_some(), decision.verdict() == Verdict::Error);
         assert_eq!(
             ask(policies, "/web", "GET", "/accounts/7").permit().is_ok(),
-            decision.outcome() == Outcome::Allow
+            decision.verdict() == Verdict::Allow
         );
         decision
     }
@@ -416,24 +416,24 @@ mod tests {
     }
 
     #[test]
-    fn the_four_outcomes() {
+    fn the_four_verdicts() {
         let permit = &policy("p", "permit", "true");
         let other = &policy("a", "permit", "context.seg.n == 2");
         let forbid = &policy("f", "forbid", "context.host == \"ledger\"");
-        check("", (Outcome::NoPermit, false, &[], &[]));
+        check("", (Verdict::NoPermit, false, &[], &[]));
         check(
             &policy("p", "permit", "context.seg.n == 3"),
-            (Outcome::NoPermit, false, &[], &[]),
+            (Verdict::NoPermit, false, &[], &[]),
         );
-        check(permit, (Outcome::Allow, true, &["p"], &[]));
+        check(permit, (Verdict::Allow, true, &["p"], &[]));
         check(
             &[permit, other].map(String::as_str).concat(),
-            (Outcome::Allow, true, &["a", "p"], &[]),
+            (Verdict::Allow, true, &["a", "p"], &[]),
         );
-        check(forbid, (Outcome::Forbid, false, &["f"], &[]));
+        check(forbid, (Verdict::Forbid, false, &["f"], &[]));
         check(
             &[permit, forbid].map(String::as_str).concat(),
-            (Outcome::Forbid, false, &["f"], &[]),
+            (Verdict::Forbid, false, &["f"], &[]),
         );
     }
 
@@ -465,13 +465,13 @@ mod tests {
             assert_eq!(decision.differs(&decide_uncounted(&snapshot, &request)), None);
             decision
         };
-        assert_eq!(decided("POST", Some(&[])).outcome(), Outcome::Allow);
-        assert_eq!(decided("POST", Some(&[("x-debug", b"1")])).outcome(), Outcome::Forbid);
+        assert_eq!(decided("POST", Some(&[])).verdict(), Verdict::Allow);
+        assert_eq!(decided("POST", Some(&[("x-debug", b"1")])).verdict(), Verdict::Forbid);
         let unknown = decided("POST", None);
-        assert_eq!((unknown.outcome(), unknown.cedar_allows()), (Outcome::Error, false));
+        assert_eq!((unknown.verdict(), unknown.cedar_allows()), (Verdict::Error, false));
         assert!(unknown.reason().unwrap().contains("`x-debug`"), "{unknown:?}");
         // Where no policy looks at a header there is nothing to know.
-        assert_eq!(decided("GET", None).outcome(), Outcome::Allow);
+        assert_eq!(decided("GET", None).verdict(), Verdict::Allow);
     }
 
     #[test]
@@ -481,13 +481,13 @@ mod tests {
         let broken = &policy("broken", "forbid", OVERFLOW);
         let all = |parts: &[&String]| parts.iter().map(|p| p.as_str()).collect::<String>();
         // Cedar alone would let this one through.
-        let decision = check(&all(&[permit, broken]), (Outcome::Error, true, &[], &["broken"]));
+        let decision = check(&all(&[permit, broken]), (Verdict::Error, true, &[], &["broken"]));
         assert!(decision.reason().unwrap().contains("`broken`"), "{decision:?}");
         assert!(decision.errors()[0].contains("overflow"), "{decision:?}");
-        check(broken, (Outcome::Error, false, &[], &["broken"]));
+        check(broken, (Verdict::Error, false, &[], &["broken"]));
         check(
             &all(&[permit, forbid, broken]),
-            (Outcome::Error, false, &["f"], &["broken"]),
+            (Verdict::Error, false, &["f"], &["broken"]),
         );
     }
 
@@ -497,9 +497,9 @@ mod tests {
         let forbid = &policy("f", "forbid", "true");
         let broken = &policy("broken", "permit", OVERFLOW);
         let all = |parts: &[&String]| parts.iter().map(|p| p.as_str()).collect::<String>();
-        check(broken, (Outcome::Error, false, &[], &["broken"]));
-        check(&all(&[permit, broken]), (Outcome::Allow, true, &["p"], &["broken"]));
-        check(&all(&[forbid, broken]), (Outcome::Forbid, false, &["f"], &["broken"]));
+        check(broken, (Verdict::Error, false, &[], &["broken"]));
+        check(&all(&[permit, broken]), (Verdict::Allow, true, &["p"], &["broken"]));
+        check(&all(&[forbid, broken]), (Verdict::Forbid, false, &["f"], &["broken"]));
     }
 
     #[test]
@@ -507,8 +507,8 @@ mod tests {
         let snapshot = Snapshot::deny_all("`a.cedar` is broken");
         let decision = decide(&snapshot, &http(&snapshot, "/web", "GET", "/"));
         assert_eq!(
-            (decision.outcome(), decision.reason()),
-            (Outcome::Error, Some("`a.cedar` is broken"))
+            (decision.verdict(), decision.reason()),
+            (Verdict::Error, Some("`a.cedar` is broken"))
         );
         assert_eq!((decision.revision(), decision.cedar_allows()), ("none", false));
         assert!(decision.permit().is_err());
@@ -518,7 +518,7 @@ mod tests {
     fn a_question_that_cannot_be_asked_is_an_error() {
         let snapshot = snapshot(&policy("p", "permit", "true"));
         let decision = decide(&snapshot, &http(&snapshot, &"/a".repeat(65), "GET", "/"));
-        assert_eq!(decision.outcome(), Outcome::Error);
+        assert_eq!(decision.verdict(), Verdict::Error);
         assert!(decision.reason().unwrap().contains("path segments"));
     }
 
@@ -527,11 +527,11 @@ mod tests {
         let snapshot = snapshot(&policy("p", "permit", "true"));
         let request = http(&snapshot, "/web", "GET", "/");
         let decision = decide_by(&snapshot, |_| panic!("on purpose"));
-        assert_eq!(decision.outcome(), Outcome::Error);
+        assert_eq!(decision.verdict(), Verdict::Error);
         assert!(decision.reason().unwrap().contains("panicked") && decision.panicked());
         assert_eq!(decision.revision(), snapshot.revision());
         assert!(decision.permit().is_err());
-        assert_eq!(decide(&snapshot, &request).outcome(), Outcome::Allow);
+        assert_eq!(decide(&snapshot, &request).verdict(), Verdict::Allow);
     }
 
     #[test]
@@ -544,10 +544,10 @@ mod tests {
     fn allows(scope: &str, who: &str, method: &str, target: &str) -> bool {
         let decision = ask(&format!("@id(\"p\") permit ({scope});"), who, method, target);
         assert!(
-            matches!(decision.outcome(), Outcome::Allow | Outcome::NoPermit),
+            matches!(decision.verdict(), Verdict::Allow | Verdict::NoPermit),
             "{decision:?}"
         );
-        decision.outcome() == Outcome::Allow
+        decision.verdict() == Verdict::Allow
     }
 
     #[test]
@@ -647,9 +647,9 @@ mod tests {
         let policies = "@id(\"p\") permit (principal, action == Hoplite::Action::\"connect\", resource == Hoplite::Service::\"ledger\");";
         let snapshot = snapshot(policies);
         let caller = SpiffeId::parse("spiffe://prod.acme/web").unwrap();
-        for (service, expected) in [("ledger", Outcome::Allow), ("orders", Outcome::NoPermit)] {
+        for (service, expected) in [("ledger", Verdict::Allow), ("orders", Verdict::NoPermit)] {
             let request = AuthzRequest::connect(Caller::supposed(&caller), service, &connection(), now());
-            assert_eq!(decide(&snapshot, &request).outcome(), expected, "{service}");
+            assert_eq!(decide(&snapshot, &request).verdict(), expected, "{service}");
         }
     }
 
@@ -668,8 +668,8 @@ mod tests {
             ("context.seg has s2", false),
         ] {
             let decision = ask(&policy("p", "permit", condition), "/web", "GET", "/accounts/7");
-            let expected = if expected { Outcome::Allow } else { Outcome::NoPermit };
-            assert_eq!(decision.outcome(), expected, "{condition}\n{decision:?}");
+            let expected = if expected { Verdict::Allow } else { Verdict::NoPermit };
+            assert_eq!(decision.verdict(), expected, "{condition}\n{decision:?}");
         }
     }
 
@@ -680,7 +680,7 @@ mod tests {
         let (fast, slow) = (decide(&snapshot, &request), decide_by_reference(&snapshot, &request));
         assert_eq!(fast.differs(&slow), None);
         let other = Decision {
-            outcome: Outcome::NoPermit,
+            verdict: Verdict::NoPermit,
             ..decide(&snapshot, &request)
         };
         assert!(

@@ -4,7 +4,7 @@
 use crate::cedar::{Conjunct, conjuncts, stretch_of};
 use crate::evaluate::{Call, Evaluator};
 use crate::view::{Effect, Place, Places, PolicyView};
-use crate::{Ask, Outcome, Snapshot, WhatIf};
+use crate::{Ask, Snapshot, Verdict, WhatIf};
 use cedar_policy::{
     ActionConstraint, Context, EntityTypeName, EntityUid, EvalResult, Policy, PrincipalConstraint, Request,
     ResourceConstraint, eval_expression,
@@ -140,7 +140,7 @@ impl Explanation {
                 )
             }));
         }
-        if self.what_if.decision().outcome() == Outcome::NoPermit {
+        if self.what_if.decision().verdict() == Verdict::NoPermit {
             lines.extend(self.near_misses.iter().map(|near| {
                 let (id, place, part) = (&near.policy.id, at(&near.policy.place), near.miss.as_str());
                 let (scope, asked) = (near.scope(), &near.asked);
@@ -436,9 +436,9 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         let sources = sources();
         let snapshot = Snapshot::compile(&sources).unwrap();
         let places = Places::of(&sources);
-        let check = |ask: &Ask, outcome: Outcome, expected: &[&str]| {
+        let check = |ask: &Ask, verdict: Verdict, expected: &[&str]| {
             let explanation = snapshot.explain(ask, &places);
-            assert_eq!(explanation.what_if.decision().outcome(), outcome, "{ask:?}");
+            assert_eq!(explanation.what_if.decision().verdict(), verdict, "{ask:?}");
             let lines = lines(&explanation);
             assert_eq!(lines.len(), expected.len(), "{lines:#?}");
             for (line, expected) in lines.iter().zip(expected) {
@@ -456,7 +456,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
                 [192, 168, 0, 1],
                 3 * 86_400,
             ),
-            Outcome::Error,
+            Verdict::Error,
             &[
                 "a.cedar:14:1 forbid stop: failed … context.seg.n * 9223372036854775807 > 9 … (\"seg.n\", \"2\") … integer overflow",
                 "a.cedar:1:1 permit read: not a.cedar:4:30 context.seg.s1 == \"7\" [(\"seg.s1\", \"\\\"8\\\"\")]",
@@ -469,7 +469,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         // What comes after a failed test is not reached: no `s1` to speak of.
         check(
             &ask("spiffe://x/ns/web/shop", "GET", "/x", [10, 0, 0, 1], 0),
-            Outcome::NoPermit,
+            Verdict::NoPermit,
             &[
                 "stop: not … context.host == \"x\"",
                 "read: not a.cedar:3:8 context.seg.n == 2",
@@ -480,7 +480,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         );
         check(
             &ask("spiffe://x/ns/web/shop", "DELETE", "/x", [10, 0, 0, 1], 0),
-            Outcome::NoPermit,
+            Verdict::NoPermit,
             &[
                 "stop: not",
                 "near write Resource",
@@ -491,7 +491,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         );
         check(
             &ask("spiffe://x/ns/pay/a", "GET", "/x", [10, 0, 0, 1], 0),
-            Outcome::Allow,
+            Verdict::Allow,
             &["stop: not", "permit other: satisfied", "near read Principal"],
         );
     }

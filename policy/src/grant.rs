@@ -354,7 +354,7 @@ impl Grant {
 mod tests {
     use super::*;
     use crate::signer::tests::{key, trusted};
-    use crate::{AuthzRequest, Connection, Outcome, Snapshot, decide};
+    use crate::{AuthzRequest, Connection, Snapshot, Verdict, decide};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -491,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_grant_permits_within_its_time_and_scope_and_no_forbid_yields() {
-        let outcome = |grant: &Grant, extra: &str, caller: &str, service: &str, now: u64| {
+        let verdict = |grant: &Grant, extra: &str, caller: &str, service: &str, now: u64| {
             let mut sources = vec![grant.policy_source()];
             sources.push(Source {
                 name: "extra.cedar".to_owned(),
@@ -509,28 +509,28 @@ mod tests {
                     instant(now),
                 ),
             )
-            .outcome()
+            .verdict()
         };
         let grant = open_at(&both(&draft()), NOW).unwrap();
         let ops = "spiffe://prod.example/ns/ops/sa/anna";
-        assert_eq!(outcome(&grant, "", ops, "ledger", NOW), Outcome::Allow);
-        assert_eq!(outcome(&grant, "", ops, "ledger", NOW + 3599), Outcome::Allow);
-        assert_eq!(outcome(&grant, "", ops, "ledger", NOW + 3600), Outcome::NoPermit);
-        assert_eq!(outcome(&grant, "", ops, "ledger", NOW - 1), Outcome::NoPermit);
-        assert_eq!(outcome(&grant, "", ops, "orders", NOW), Outcome::NoPermit);
+        assert_eq!(verdict(&grant, "", ops, "ledger", NOW), Verdict::Allow);
+        assert_eq!(verdict(&grant, "", ops, "ledger", NOW + 3599), Verdict::Allow);
+        assert_eq!(verdict(&grant, "", ops, "ledger", NOW + 3600), Verdict::NoPermit);
+        assert_eq!(verdict(&grant, "", ops, "ledger", NOW - 1), Verdict::NoPermit);
+        assert_eq!(verdict(&grant, "", ops, "orders", NOW), Verdict::NoPermit);
         let other = "spiffe://prod.example/ns/ops2/sa/anna";
-        assert_eq!(outcome(&grant, "", other, "ledger", NOW), Outcome::NoPermit);
+        assert_eq!(verdict(&grant, "", other, "ledger", NOW), Verdict::NoPermit);
         let forbid = r#"@id("no") @owner("security") forbid (principal, action, resource);"#;
-        assert_eq!(outcome(&grant, forbid, ops, "ledger", NOW), Outcome::Forbid);
+        assert_eq!(verdict(&grant, forbid, ops, "ledger", NOW), Verdict::Forbid);
 
         let one = GrantDraft {
             principal: GrantScope::Workload(ops.to_owned()),
             ..draft()
         };
         let grant = open_at(&both(&one), NOW).unwrap();
-        assert_eq!(outcome(&grant, "", ops, "ledger", NOW), Outcome::Allow);
+        assert_eq!(verdict(&grant, "", ops, "ledger", NOW), Verdict::Allow);
         let below = format!("{ops}/below");
-        assert_eq!(outcome(&grant, "", &below, "ledger", NOW), Outcome::NoPermit);
+        assert_eq!(verdict(&grant, "", &below, "ledger", NOW), Verdict::NoPermit);
         assert_eq!(grant.policy_id(), "break-glass/ledger-down-1");
     }
 }

@@ -49,7 +49,7 @@ pub use canonical::{
 };
 pub use cases::{CaseResult, CaseTable, MAX_TABLE_BYTES};
 pub use counters::PolicyCounts;
-pub use decide::{Decision, Denied, Outcome, Permit, decide, decide_by_reference};
+pub use decide::{Decision, Denied, Permit, Verdict, decide, decide_by_reference};
 pub use envelope::{Hash, MAX_SIGNATURES, SealBroken};
 pub use explain::{Candidate, Explanation, Finding, MAX_NEAR_MISSES, Miss, NearMiss, Unmet};
 pub use fault::Fault;

@@ -73,7 +73,7 @@ impl Session {
     ) -> Self {
         let not_after = peer.not_after().min(generation.svid.leaf().not_after());
         let mut generations = identity.subscribe();
-        // The identity may have been replaced during the handshake; then its verdict is not the one in force.
+        // The identity may have been replaced during the handshake; then what it said of the peer is not what the one in force says.
         if *generations.borrow_and_update() != generation.number {
             generations.mark_changed();
         }

@@ -151,7 +151,7 @@ fn deed_of(deed: &str, host: Option<&str>) -> anyhow::Result<(String, Asked)> {
 /// Whether the outcome and what settled it are those of the log.
 fn reproduces(explanation: &Explanation, record: &Record) -> bool {
     let decision = explanation.what_if.decision();
-    decision.outcome().as_str() == record.outcome.as_str() && decision.determining() == record.determining.as_slice()
+    decision.verdict().as_str() == record.outcome.as_str() && decision.determining() == record.determining.as_slice()
 }
 
 fn page(
@@ -184,10 +184,10 @@ fn page(
         } else if same_revision {
             format!(
                 "decide {} — part of the answer is not in the log: a grant, or the last good policy",
-                decision.outcome()
+                decision.verdict()
             )
         } else {
-            format!("decide {}{}", decision.outcome(), by(decision.determining()))
+            format!("decide {}{}", decision.verdict(), by(decision.determining()))
         };
         let _ = writeln!(page, "{} are {which}; they {says}\n", directory.display());
     }
@@ -215,10 +215,10 @@ fn page(
         };
         let _ = writeln!(page, "  route {route}{hint}");
     }
-    let _ = write!(page, "\n{}", decision.outcome());
-    let _ = match (decision.outcome(), decision.reason()) {
+    let _ = write!(page, "\n{}", decision.verdict());
+    let _ = match (decision.verdict(), decision.reason()) {
         (_, Some(reason)) => writeln!(page, ": {reason}"),
-        (hoplite_policy::Outcome::NoPermit, None) => writeln!(page, ": nothing permits it"),
+        (hoplite_policy::Verdict::NoPermit, None) => writeln!(page, ": nothing permits it"),
         _ => writeln!(page, "{}", by(decision.determining())),
     };
 
@@ -231,7 +231,7 @@ fn page(
         show_candidate(&mut page, candidate);
     }
     // What was near explains why nothing permits it, and nothing else.
-    if decision.outcome() != hoplite_policy::Outcome::NoPermit {
+    if decision.verdict() != hoplite_policy::Verdict::NoPermit {
         return page;
     }
     if !explanation.near_misses.is_empty() {
@@ -349,7 +349,7 @@ fn as_json(explanation: &Explanation, ask: &Ask, record: Option<&Record>) -> Val
     json!({
         "record": record, "reproduced": record.map(|record| reproduces(explanation, record)),
         "principal": ask.principal.as_str(), "action": explanation.what_if.action(),
-        "resource": route_of(&explanation.what_if, ask), "outcome": decision.outcome().as_str(),
+        "resource": route_of(&explanation.what_if, ask), "outcome": decision.verdict().as_str(),
         "determining": decision.determining(), "reason": decision.reason(), "errors": decision.errors(),
         "policy_revision": decision.revision(), "candidates": candidates, "near_misses": near,
         "further_misses": explanation.further_misses,
