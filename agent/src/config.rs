@@ -8,7 +8,7 @@ use hoplite_decision::{OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 
 /// Any local user may connect: attestation decides what each gets.
 const SOCKET_MODE: u32 = 0o666;
@@ -24,7 +24,6 @@ const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The trust domain this node belongs to, for example `prod.example`.
-    #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: TrustDomain,
     /// Where the agent keeps its own key and SVID; made with mode 0700 when missing.
     pub data_dir: PathBuf,
@@ -42,7 +41,7 @@ pub struct Config {
     #[serde(default)]
     pub socket_mode: Option<u32>,
     /// Whose policy is taken: `["alice=ed25519:…"]`. Nobody's when left out.
-    #[serde(default, deserialize_with = "policy_signers")]
+    #[serde(default)]
     pub policy_signers: TrustedSigners,
     /// The longest policy bundle, in bytes; the CA's setting of this name is not above it.
     #[serde(default = "max_bundle_bytes")]
@@ -70,7 +69,6 @@ pub struct Authorization {
     #[serde(default)]
     pub on_stale_policy: OnStale,
     /// By service: the SPIFFE ID of the workload that may ask about it, because it is the one that serves it.
-    #[serde(deserialize_with = "services")]
     pub services: BTreeMap<String, SpiffeId>,
 }
 
@@ -202,22 +200,6 @@ impl Authorization {
         }
         Ok(())
     }
-}
-
-fn services<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, SpiffeId>, D::Error> {
-    let services = BTreeMap::<String, String>::deserialize(deserializer)?;
-    let parsed = services
-        .into_iter()
-        .map(|(service, id)| Ok((service, id.parse().map_err(de::Error::custom)?)));
-    parsed.collect()
-}
-
-fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
-    TrustDomain::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
-}
-
-fn policy_signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
-    TrustedSigners::parse(&Vec::<String>::deserialize(deserializer)?).map_err(de::Error::custom)
 }
 
 fn max_bundle_bytes() -> usize {

@@ -16,7 +16,6 @@ use crate::record;
 /// out. The one before stays good, for streams that began with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Agent {
-    #[serde(with = "record::spiffe_id")]
     pub(crate) spiffe_id: SpiffeId,
     /// Fingerprint of the key it joined with.
     pub(crate) joined_key: String,

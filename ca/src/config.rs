@@ -7,8 +7,7 @@ use std::time::Duration;
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 /// Shorter-lived certificates could not be renewed before they expire.
 pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
@@ -27,7 +26,6 @@ const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The trust domain it signs for. Fixed once the authority exists.
-    #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: TrustDomain,
     /// Where the key, the store and `bundle.pem` lie. Made, mode 0700, if it does not exist.
     pub data_dir: PathBuf,
@@ -45,7 +43,7 @@ pub struct Config {
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
     /// Who may publish policy: `["alice=ed25519:…"]`. Nobody when left out.
-    #[serde(default, deserialize_with = "policy_signers")]
+    #[serde(default)]
     pub policy_signers: TrustedSigners,
     /// The longest policy bundle, in bytes.
     #[serde(default = "max_bundle_bytes")]
@@ -110,15 +108,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    TrustDomain::parse(&name).map_err(D::Error::custom)
-}
-
-fn policy_signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
-    TrustedSigners::parse(&Vec::<String>::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 fn max_bundle_bytes() -> usize {

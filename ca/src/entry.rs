@@ -32,10 +32,8 @@ pub(crate) type EntryId = String;
 /// What is registered. Everything in it was checked when it was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    #[serde(with = "record::spiffe_id")]
     pub(crate) spiffe_id: SpiffeId,
     /// The agent that may have it.
-    #[serde(with = "record::spiffe_id")]
     pub(crate) parent_id: SpiffeId,
     /// A workload must have all of them. Never empty: an entry without selectors would be everybody's.
     pub(crate) selectors: BTreeSet<Selector>,

@@ -24,7 +24,6 @@ pub(crate) struct TokenText(Zeroizing<String>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
     /// Whom it admits.
-    #[serde(with = "record::spiffe_id")]
     pub(crate) agent_id: SpiffeId,
     /// Unix seconds.
     pub(crate) expires_at: u64,

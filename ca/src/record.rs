@@ -86,21 +86,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// SPIFFE IDs as their text, parsed when read.
-pub(crate) mod spiffe_id {
-    use hoplite_identity::SpiffeId;
-    use serde::de::Error as _;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(crate) fn serialize<S: Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(id.as_str())
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SpiffeId, D::Error> {
-        SpiffeId::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,10 +4,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// The longest SPIFFE ID that is accepted or made, in bytes (ID-4).
-const MAX_ID_LEN: usize = 2048;
+const ID_BYTES_MAX: usize = 2048;
 /// The longest trust domain name, in bytes (ID-4).
-const MAX_TRUST_DOMAIN_LEN: usize = 255;
+const TRUST_DOMAIN_BYTES_MAX: usize = 255;
 /// Lower case only: comparing stays a comparison of bytes (ID-5).
 const SCHEME: &str = "spiffe://";
 
@@ -114,7 +117,7 @@ impl TrustDomain {
         if !path.is_empty() && !path.starts_with('/') {
             return Err(InvalidSpiffeId::RelativePath(Excerpt::of(path)));
         }
-        if SCHEME.len() + self.0.len() + path.len() > MAX_ID_LEN {
+        if SCHEME.len() + self.0.len() + path.len() > ID_BYTES_MAX {
             return Err(InvalidSpiffeId::TooLong(Excerpt::of(path)));
         }
         check_path(path, path)?;
@@ -145,6 +148,18 @@ impl FromStr for TrustDomain {
     }
 }
 
+impl Serialize for TrustDomain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for TrustDomain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 // === impl SpiffeId ===
 
 impl SpiffeId {
@@ -154,7 +169,7 @@ impl SpiffeId {
     /// The rule of ID-1 to ID-5 that the text breaks.
     pub fn parse(uri: &str) -> Result<Self, InvalidSpiffeId> {
         // First of all, so that the work below is bounded.
-        if uri.len() > MAX_ID_LEN {
+        if uri.len() > ID_BYTES_MAX {
             return Err(InvalidSpiffeId::TooLong(Excerpt::of(uri)));
         }
         let Some(rest) = uri.strip_prefix(SCHEME) else {
@@ -217,11 +232,23 @@ impl FromStr for SpiffeId {
     }
 }
 
+impl Serialize for SpiffeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.uri)
+    }
+}
+
+impl<'de> Deserialize<'de> for SpiffeId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 /// ID-1, ID-2, ID-4, ID-5. `input` is what the message shows.
 fn check_trust_domain(name: &str, input: &str) -> Result<(), InvalidSpiffeId> {
     let broken = if name.is_empty() {
         InvalidSpiffeId::EmptyTrustDomain
-    } else if name.len() > MAX_TRUST_DOMAIN_LEN {
+    } else if name.len() > TRUST_DOMAIN_BYTES_MAX {
         InvalidSpiffeId::TrustDomainTooLong
     } else if name
         .bytes()
@@ -270,15 +297,15 @@ fn check_path(path: &str, input: &str) -> Result<(), InvalidSpiffeId> {
 // === impl Excerpt ===
 
 impl Excerpt {
-    const MAX_CHARS: usize = 80;
+    const CHARS_MAX: usize = 80;
 
     pub(crate) fn of(input: &str) -> Self {
         let mut shown: String = input
             .chars()
-            .take(Self::MAX_CHARS)
+            .take(Self::CHARS_MAX)
             .flat_map(char::escape_default)
             .collect();
-        if input.chars().nth(Self::MAX_CHARS).is_some() {
+        if input.chars().nth(Self::CHARS_MAX).is_some() {
             shown.push_str("...");
         }
         Self(shown)
@@ -387,14 +414,14 @@ mod tests {
 
     #[test]
     fn id_4_lengths() {
-        let longest = format!("spiffe://td/{}", "a".repeat(MAX_ID_LEN - "spiffe://td/".len()));
-        assert_eq!(SpiffeId::parse(&longest).unwrap().as_str().len(), MAX_ID_LEN);
+        let longest = format!("spiffe://td/{}", "a".repeat(ID_BYTES_MAX - "spiffe://td/".len()));
+        assert_eq!(SpiffeId::parse(&longest).unwrap().as_str().len(), ID_BYTES_MAX);
         refused(&format!("{longest}a"), InvalidSpiffeId::TooLong);
-        let name = "a".repeat(MAX_TRUST_DOMAIN_LEN);
+        let name = "a".repeat(TRUST_DOMAIN_BYTES_MAX);
         accepted(&format!("spiffe://{name}/a"), &name, "/a");
         refused(&format!("spiffe://{name}a/a"), InvalidSpiffeId::TrustDomainTooLong);
         let td = TrustDomain::parse("td").unwrap();
-        let path = format!("/{}", "a".repeat(MAX_ID_LEN - "spiffe://td/".len()));
+        let path = format!("/{}", "a".repeat(ID_BYTES_MAX - "spiffe://td/".len()));
         assert_eq!(td.member(&path).unwrap().as_str(), longest);
         assert!(matches!(
             td.member(&format!("{path}a")),
@@ -426,6 +453,21 @@ mod tests {
             let legal = lower || character.is_ascii_uppercase() || byte == b'/';
             assert_eq!(SpiffeId::parse(&uri).is_ok(), legal, "{uri:?}");
         }
+    }
+
+    #[test]
+    fn serde_reads_and_writes_the_text_and_names_what_it_refuses() {
+        let id: SpiffeId = serde_json::from_str(r#""spiffe://td/a""#).unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), r#""spiffe://td/a""#);
+        assert_eq!(serde_json::to_string(id.trust_domain()).unwrap(), r#""td""#);
+        let error = serde_json::from_str::<SpiffeId>(r#""https://td/a""#).unwrap_err();
+        assert!(
+            error.to_string().starts_with("`https://td/a` does not start"),
+            "{error}"
+        );
+        let error = serde_json::from_str::<TrustDomain>(r#""Prod!""#).unwrap_err();
+        assert!(error.to_string().starts_with("`Prod!` has a character"), "{error}");
+        assert!(serde_json::from_str::<SpiffeId>("7").is_err());
     }
 
     #[test]

@@ -6,6 +6,8 @@ use crate::envelope::MAX_SIGNATURES;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -195,6 +197,12 @@ impl TrustedSigners {
     pub(crate) fn verify(&self, name: &str, message: &[u8], signature: &[u8]) -> Option<bool> {
         let key = self.keys.get(name)?;
         Some(UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok())
+    }
+}
+
+impl<'de> Deserialize<'de> for TrustedSigners {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&Vec::<String>::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -9,7 +9,7 @@ use hoplite_decision::{BundleTrust, OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_policy::TrustedSigners;
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 
 /// More workers than this is a typing error.
 const WORKERS_MAX: usize = 64;
@@ -24,16 +24,16 @@ pub struct Config {
     pub workload_api: String,
     /// Which SVID to take when the agent gives several; it must be among them. Without it the first, which is the
     /// default identity.
-    #[serde(default, deserialize_with = "optional_spiffe_id")]
+    #[serde(default)]
     pub spiffe_id: Option<SpiffeId>,
     /// Directory of `*.cedar` files and `routes.toml`; followed while the proxy runs, until the agent sends a first
     /// signed bundle. Without it, everything is denied until then.
     pub policy_dir: Option<PathBuf>,
     /// Whose policy bundles and grants are believed: `name=ed25519:KEY` each. Empty means nobody's.
-    #[serde(default, deserialize_with = "signers")]
+    #[serde(default)]
     pub policy_signers: TrustedSigners,
     /// Whose policies these have to be. Needed with `policy_signers`, unless `spiffe_id` says it.
-    #[serde(default, deserialize_with = "optional_trust_domain")]
+    #[serde(default)]
     pub trust_domain: Option<TrustDomain>,
     /// What a bundle that has expired does: decide on, with `stale` in every record, or deny everything.
     #[serde(default)]
@@ -83,7 +83,6 @@ pub struct Outbound {
     /// The peer proxy's `host:port`.
     pub connect_to: String,
     /// The one identity the peer may have.
-    #[serde(deserialize_with = "spiffe_id")]
     pub expect: SpiffeId,
 }
 
@@ -246,16 +245,6 @@ impl Config {
     }
 }
 
-fn signers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustedSigners, D::Error> {
-    let texts = Vec::<String>::deserialize(deserializer)?;
-    TrustedSigners::parse(&texts).map_err(de::Error::custom)
-}
-
-fn optional_trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TrustDomain>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    TrustDomain::parse(&text).map(Some).map_err(de::Error::custom)
-}
-
 fn one() -> usize {
     1
 }
@@ -265,14 +254,6 @@ fn is_address(address: &str) -> bool {
     address
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
-}
-
-fn spiffe_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SpiffeId, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-}
-
-fn optional_spiffe_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SpiffeId>, D::Error> {
-    spiffe_id(deserializer).map(Some)
 }
 
 #[cfg(test)]
