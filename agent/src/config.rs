@@ -7,7 +7,8 @@ use hoplite_audit::is_recorder_name;
 use hoplite_decision::{OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
+use hoplite_policy::MAX_BUNDLE_BYTES;
+use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
 /// Any local user may connect: attestation decides what each gets.

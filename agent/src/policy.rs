@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{
-    Acceptance, Bundle, EngineVersion, Grant, Hash, KNOWN_CRITICAL, Refused, Seen, Stage, TrustedSigners,
-};
+use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Refused, Seen, Stage};
+use hoplite_seal::{Hash, TrustedSigners};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{FetchPolicyRequest, PolicyRef, PolicyState};
 use prost::bytes::Bytes;
@@ -240,7 +239,7 @@ impl Shelf {
             return Ok(());
         }
         if named.bytes > self.trust.max_bytes as u64 {
-            return Err(Refused::Seal(hoplite_policy::SealBroken::TooLarge {
+            return Err(Refused::Seal(hoplite_seal::SealBroken::TooLarge {
                 bytes: usize::try_from(named.bytes).unwrap_or(usize::MAX),
                 max: self.trust.max_bytes,
             })
@@ -469,7 +468,8 @@ impl fmt::Debug for Feed {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use hoplite_policy::{GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, SigningKey, Source};
+    use hoplite_policy::{GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source};
+    use hoplite_seal::SigningKey;
 
     /// A signer's key, always the same for the same name.
     pub(crate) fn key(name: &str) -> SigningKey {

@@ -338,7 +338,7 @@ pub(crate) mod testing {
     use hoplite_identity::TrustDomain;
     use hoplite_identity::testing::TestAuthority;
     use hoplite_identity::{BundleSet, X509Svid};
-    use hoplite_policy::TrustedSigners;
+    use hoplite_seal::TrustedSigners;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::watch;
     use tonic::transport::Channel;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{MAX_BUNDLE_BYTES, TrustedSigners};
+use hoplite_policy::MAX_BUNDLE_BYTES;
+use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
 /// Shorter-lived certificates could not be renewed before they expire.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hoplite_host::files::{self, FileError};
-use hoplite_policy::Hash;
+use hoplite_seal::Hash;
 
 const BUNDLE: &str = "bundle";
 const MANIFEST: &str = "manifest";

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hoplite_policy::{Bundle, BundleContents, Grant, GrantScope, Hash, Stage};
+use hoplite_policy::{Bundle, BundleContents, Grant, GrantScope, Stage};
+use hoplite_seal::Hash;
 use hoplite_store::{Batch, Condition, Revision, Store};
 use hoplite_wire::ca as wire;
 use serde::{Deserialize, Serialize};

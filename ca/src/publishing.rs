@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Snapshot, TrustedSigners};
+use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Snapshot};
+use hoplite_seal::TrustedSigners;
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
@@ -87,7 +88,7 @@ impl Publishing {
         Ok(done.revision)
     }
 
-    fn write(&self, bytes: &[u8], now: SystemTime) -> Result<(Published, Option<hoplite_policy::Hash>), Status> {
+    fn write(&self, bytes: &[u8], now: SystemTime) -> Result<(Published, Option<hoplite_seal::Hash>), Status> {
         let acceptance = Acceptance {
             signers: &self.0.signers,
             trust_domain: &self.0.trust_domain,

@@ -13,8 +13,9 @@ use arc_swap::ArcSwap;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
     Acceptance, Bundle, EngineVersion, Fault, Grant, GrantRefused, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest, Refused,
-    Seen, Snapshot, Source, Stage, TrustedSigners,
+    Seen, Snapshot, Source, Stage,
 };
+use hoplite_seal::TrustedSigners;
 use tokio::sync::watch;
 use tracing::{info, warn};
 

@@ -6,13 +6,12 @@
 
 mod manifest;
 
-use crate::envelope::{Envelope, Hash, SealBroken};
 use crate::headers::HEADERS_FILE;
 use crate::schema::SCHEMA;
-use crate::signer::{BadSigner, SigningKey, TrustedSigners};
 use crate::snapshot::Source;
 use crate::statement::statements;
 use hoplite_identity::TrustDomain;
+use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::time::SystemTime;
@@ -29,7 +28,9 @@ pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
 pub const MAX_BUNDLE_BYTES: usize = 32 * 1024 * 1024;
 
 /// What stands in the envelope, and before everything that is signed.
-const KIND: &str = "hoplite policy bundle v1";
+const KIND: Kind = Kind::new("hoplite policy bundle v1");
+/// One person publishes policy.
+const SIGNERS_NEEDED: usize = 1;
 
 /// What the publisher decides about a new bundle.
 #[derive(Debug, Clone)]
@@ -123,7 +124,7 @@ pub struct Bundle(BundleContents);
 #[non_exhaustive]
 pub enum Refused {
     /// Its size, form or signatures.
-    #[error("the bundle is refused: {0}")]
+    #[error("the bundle is refused: {0}; {remedy}", remedy = remedy(.0))]
     Seal(#[from] SealBroken),
     /// It is for somebody else.
     #[error("the bundle is refused: it is for the trust domain `{got}`, and this is `{own}`; publish it there")]
@@ -183,16 +184,16 @@ impl Draft {
 
     /// The digest that the next bundle names as its parent.
     pub fn manifest_hash(&self) -> Hash {
-        Hash::of(&self.envelope.body)
+        self.envelope.digest()
     }
 
     /// The bundle, signed by all of these, as it travels.
     ///
     /// # Errors
-    /// There is no key, there are more than [`MAX_SIGNATURES`](crate::MAX_SIGNATURES), or one cannot sign.
-    pub fn sign(mut self, keys: &[&SigningKey]) -> Result<Vec<u8>, BadSigner> {
+    /// There is no key, there are more than [`SIGNATURES_MAX`](hoplite_seal::SIGNATURES_MAX), or one cannot sign.
+    pub fn sign(mut self, keys: &[&SigningKey]) -> Result<Vec<u8>, NotSigned> {
         if keys.is_empty() {
-            return Err(BadSigner::Secret);
+            return Err(NotSigned::NoKey);
         }
         for key in keys {
             self.envelope.sign(key)?;
@@ -221,22 +222,19 @@ impl BundleContents {
     /// It is not whole, or needs an engine newer than this.
     pub fn danger_read_unverified(bytes: &[u8], max_bytes: usize) -> Result<Self, Refused> {
         let envelope = Envelope::decode(KIND, bytes, max_bytes)?;
-        let manifest = Manifest::read(&envelope.body, EngineVersion::THIS, KNOWN_CRITICAL)?;
+        let manifest = Manifest::read(envelope.body(), EngineVersion::THIS, KNOWN_CRITICAL)?;
         Self::read(envelope, manifest)
     }
 
     fn read(envelope: Envelope, manifest: Manifest) -> Result<Self, Refused> {
         let malformed = |why: &str| Refused::Seal(SealBroken::Malformed(why.to_owned()));
-        let hash = Hash::of(&envelope.body);
+        let hash = envelope.digest();
         let signed_by = envelope.signed_by().map(str::to_owned).collect();
-        let hashes: Vec<Hash> = envelope.blobs.iter().map(|blob| Hash::of(blob)).collect();
+        let hashes: Vec<Hash> = envelope.blobs().map(Hash::of).collect();
         if !hashes.is_sorted_by(|a, b| a < b) {
             return Err(malformed("its contents are out of order or doubled"));
         }
-        let blobs: BTreeMap<Hash, &[u8]> = hashes
-            .into_iter()
-            .zip(envelope.blobs.iter().map(|blob| blob.as_slice()))
-            .collect();
+        let blobs: BTreeMap<Hash, &[u8]> = hashes.into_iter().zip(envelope.blobs()).collect();
 
         let mut used = BTreeSet::new();
         let mut sources = Vec::with_capacity(manifest.files.len());
@@ -399,15 +397,15 @@ impl Bundle {
     ) -> Result<Self, Refused> {
         let envelope = Envelope::decode(KIND, bytes, acceptance.max_bytes)?;
         // INVARIANT: whatever follows was signed by somebody who is trusted.
-        envelope.verify(acceptance.signers)?;
-        let manifest = Manifest::read(&envelope.body, acceptance.engine_version, acceptance.known_critical)?;
+        envelope.verify(acceptance.signers, SIGNERS_NEEDED)?;
+        let manifest = Manifest::read(envelope.body(), acceptance.engine_version, acceptance.known_critical)?;
         if manifest.trust_domain != acceptance.trust_domain.as_str() {
             return Err(Refused::WrongTrustDomain {
                 own: acceptance.trust_domain.as_str().to_owned(),
                 got: manifest.trust_domain,
             });
         }
-        timely(&manifest, Hash::of(&envelope.body))?;
+        timely(&manifest, envelope.digest())?;
         BundleContents::read(envelope, manifest).map(Self)
     }
 }
@@ -417,6 +415,17 @@ impl Deref for Bundle {
 
     fn deref(&self) -> &BundleContents {
         &self.0
+    }
+}
+
+/// What to do about signed policy that cannot be believed.
+pub(crate) fn remedy(broken: &SealBroken) -> &'static str {
+    match broken {
+        SealBroken::TooLarge { .. } => "publish less, or raise the limit everywhere",
+        SealBroken::Unsigned => "sign it with a trusted key",
+        SealBroken::UnknownSigner(_) => "add the key to `policy_signers`, or have a trusted signer publish",
+        SealBroken::TooFewSigners { .. } => "have more of them sign it",
+        _ => "publish it again",
     }
 }
 
@@ -431,7 +440,7 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signer::tests::{key, trusted};
+    use crate::people::{key, trusted};
     use crate::snapshot::tests::sources;
     use crate::snapshot::{MAX_TOTAL_BYTES, Snapshot};
     use proptest::prelude::*;
@@ -600,10 +609,15 @@ mod tests {
         );
     }
 
+    /// The files of one bundle under another manifest.
+    fn with_body(envelope: &Envelope, body: Vec<u8>) -> Envelope {
+        Envelope::new(KIND, body, envelope.blobs().map(<[u8]>::to_vec))
+    }
+
     /// Signs whatever manifest and contents the test makes up.
     fn forged(change: impl FnOnce(&mut Manifest, &mut Vec<Vec<u8>>)) -> Result<Bundle, Refused> {
         let mut draft = Bundle::build(&some(), meta()).unwrap();
-        let mut blobs: Vec<Vec<u8>> = draft.envelope.blobs.iter().map(|blob| blob.to_vec()).collect();
+        let mut blobs: Vec<Vec<u8>> = draft.envelope.blobs().map(<[u8]>::to_vec).collect();
         change(&mut draft.manifest, &mut blobs);
         draft.envelope = Envelope::new(KIND, draft.manifest.encode(), blobs);
         open(&draft.sign(&[&key("alice")]).unwrap(), |_| ())
@@ -723,7 +737,7 @@ mod tests {
         // A manifest that keeps quiet about it.
         let mut draft = build(&with_headers, &[], Stage::Live).unwrap();
         draft.manifest.critical.clear();
-        draft.envelope.body = draft.manifest.encode();
+        draft.envelope = with_body(&draft.envelope, draft.manifest.encode());
         let refused = open(&draft.sign(&[&key("alice")]).unwrap(), |_| ())
             .unwrap_err()
             .to_string();
@@ -733,10 +747,11 @@ mod tests {
     #[test]
     fn a_manifest_has_one_text() {
         let mut draft = Bundle::build(&some(), meta()).unwrap();
-        let body = &mut draft.envelope.body;
+        let mut body = draft.envelope.body().to_vec();
         // One more entry, which a tolerant reader would skip.
         body[0] += 1;
         body.extend([0x18, 99, 0]);
+        draft.envelope = with_body(&draft.envelope, body);
         let bytes = draft.sign(&[&key("alice")]).unwrap();
         let error = open(&bytes, |_| ()).unwrap_err().to_string();
         assert!(error.contains("the one form"), "{error}");
@@ -767,8 +782,10 @@ mod tests {
         #[test]
         fn any_manifest_under_a_good_signature_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let mut draft = Bundle::build(&some(), meta()).unwrap();
-            let at = bytes.first().map_or(0, |&at| usize::from(at)) % draft.envelope.body.len();
-            draft.envelope.body.splice(at.., bytes);
+            let at = bytes.first().map_or(0, |&at| usize::from(at)) % draft.envelope.body().len();
+            let mut body = draft.envelope.body().to_vec();
+            body.splice(at.., bytes);
+            draft.envelope = with_body(&draft.envelope, body);
             let _ = open(&draft.sign(&[&key("alice")]).unwrap(), |_| ());
         }
 

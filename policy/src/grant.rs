@@ -3,13 +3,12 @@
 //! It rides beside a bundle and becomes one more permit, so what a forbid refuses stays refused. Its times are conditions
 //! of that permit: it begins and ends by itself, whether or not anybody can be reached.
 
-use crate::bundle::{LAST_SECOND, instant, rfc3339, seconds};
-use crate::envelope::{Envelope, Hash, SealBroken, from_cbor, to_cbor};
+use crate::bundle::{LAST_SECOND, instant, remedy, rfc3339, seconds};
 use crate::routes::check_service_name;
 use crate::schema::{VOCABULARY, uid};
-use crate::signer::{BadSigner, SigningKey, TrustedSigners};
 use crate::snapshot::Source;
 use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners, cbor};
 use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +23,7 @@ pub const GRANT_IDS: &str = "break-glass/";
 /// How far the clock of whoever wrote a grant may be ahead.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 
-const KIND: &str = "hoplite policy grant v1";
+const KIND: Kind = Kind::new("hoplite policy grant v1");
 const FORMAT: u32 = 1;
 /// One person's word opens no glass.
 const SIGNERS_NEEDED: usize = 2;
@@ -90,7 +89,7 @@ pub struct Grant {
 #[non_exhaustive]
 pub enum GrantRefused {
     /// Its size, form or signatures.
-    #[error("the grant is refused: {0}")]
+    #[error("the grant is refused: {0}; {remedy}", remedy = remedy(.0))]
     Seal(#[from] SealBroken),
     /// Only one person signed.
     #[error("the grant is refused: only `{0}` signed it; a second trusted person must sign it too")]
@@ -155,8 +154,8 @@ impl GrantDraft {
     ///
     /// # Errors
     /// The key cannot sign.
-    pub fn sign(&self, key: &SigningKey) -> Result<Vec<u8>, BadSigner> {
-        let mut envelope = Envelope::new(KIND, to_cbor(self), []);
+    pub fn sign(&self, key: &SigningKey) -> Result<Vec<u8>, NotSigned> {
+        let mut envelope = Envelope::new(KIND, cbor::encode(self), []);
         envelope.sign(key)?;
         Ok(envelope.encode())
     }
@@ -186,13 +185,10 @@ impl GrantDraft {
 
     fn read(envelope: &Envelope) -> Result<Self, GrantRefused> {
         let malformed = |why: String| GrantRefused::Seal(SealBroken::Malformed(why));
-        if !envelope.blobs.is_empty() {
+        if envelope.blobs().len() > 0 {
             return Err(malformed("a grant has no files".to_owned()));
         }
-        let draft: Self = from_cbor(&envelope.body).map_err(malformed)?;
-        if to_cbor(&draft) != envelope.body {
-            return Err(malformed("it is not in the one form that is accepted".to_owned()));
-        }
+        let draft: Self = cbor::decode(envelope.body()).map_err(|why| malformed(why.to_string()))?;
         draft.check().map_err(GrantRefused::Unusable)?;
         Ok(draft)
     }
@@ -266,13 +262,12 @@ impl Grant {
         now: SystemTime,
     ) -> Result<Self, GrantRefused> {
         let envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
-        envelope.verify(signers)?;
-        let signed_by: Vec<String> = envelope.signed_by().map(str::to_owned).collect();
-        // INVARIANT: names under an envelope are distinct, and `TrustedSigners` gives no two names one key, so two
-        // signatures that hold are two people's.
-        if signed_by.len() < SIGNERS_NEEDED {
-            return Err(GrantRefused::OneSigner(signed_by.concat()));
-        }
+        envelope
+            .verify(signers, SIGNERS_NEEDED)
+            .map_err(|broken| match broken {
+                SealBroken::TooFewSigners { signed_by, .. } => GrantRefused::OneSigner(signed_by.concat()),
+                broken => GrantRefused::Seal(broken),
+            })?;
         let draft = GrantDraft::read(&envelope)?;
         if draft.trust_domain != trust_domain.as_str() {
             return Err(GrantRefused::WrongTrustDomain {
@@ -288,8 +283,8 @@ impl Grant {
         }
         Ok(Self {
             draft,
-            hash: Hash::of(&envelope.body),
-            signed_by,
+            hash: envelope.digest(),
+            signed_by: envelope.signed_by().map(str::to_owned).collect(),
         })
     }
 
@@ -353,7 +348,7 @@ impl Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signer::tests::{key, trusted};
+    use crate::people::{key, trusted};
     use crate::{AuthzRequest, Connection, Snapshot, Verdict, decide};
 
     const NOW: u64 = 1_800_000_000;
@@ -436,7 +431,7 @@ mod tests {
             change(&mut bad);
             let error = bad.check().unwrap_err();
             assert!(error.contains(expected), "{error}");
-            let mut envelope = Envelope::new(KIND, to_cbor(&bad), []);
+            let mut envelope = Envelope::new(KIND, cbor::encode(&bad), []);
             envelope.sign(&key("alice")).unwrap();
             envelope.sign(&key("bob")).unwrap();
             assert!(open_at(&envelope.encode(), NOW).is_err(), "{error}");

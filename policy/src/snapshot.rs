@@ -3,7 +3,6 @@
 use crate::anatomy::Anatomy;
 use crate::cedar::{annotation, without_text};
 use crate::counters::{Counter, PolicyCounts};
-use crate::envelope::Hash;
 use crate::evaluate::Evaluator;
 use crate::fault::{Fault, MAX_FAULTS, Text, enough};
 use crate::headers::{HEADERS_FILE, SelectedHeaders};
@@ -13,6 +12,7 @@ use crate::routes::{ROUTES_FILE, RouteTable};
 use crate::schema::validator;
 use crate::statement::{Statement, statements};
 use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode, Validator};
+use hoplite_seal::Hash;
 use miette::Diagnostic;
 use ring::digest;
 use std::borrow::Cow;

@@ -8,7 +8,7 @@ use hoplite_audit::is_recorder_name;
 use hoplite_decision::{BundleTrust, OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_policy::TrustedSigners;
+use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
 /// More workers than this is a typing error.

@@ -1,8 +1,7 @@
-//! Who may sign what is enforced: people's Ed25519 keys, and the list of those that are trusted.
+//! Who may sign: people's Ed25519 keys, and the list of those that are trusted.
 //!
 //! A trusted signer is written `alice=ed25519:<base64 of the 32 bytes of the public key>`.
 
-use crate::envelope::MAX_SIGNATURES;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -14,8 +13,8 @@ use std::str::FromStr;
 use zeroize::Zeroizing;
 
 /// The most signers anybody trusts: a team, not a directory.
-pub const MAX_SIGNERS: usize = 256;
-const MAX_NAME_BYTES: usize = 64;
+pub const SIGNERS_MAX: usize = 256;
+const NAME_BYTES_MAX: usize = 64;
 const ALGORITHM: &str = "ed25519:";
 /// The base64 of 32 bytes.
 const KEY_DIGITS: usize = 44;
@@ -84,12 +83,9 @@ pub enum BadSigner {
     /// Two signers have one key.
     #[error("the signers `{0}` and `{1}` have the same key; each person needs a key of their own")]
     SameKey(String, String),
-    /// There are more than [`MAX_SIGNERS`].
-    #[error("`{0}` signers are more than {MAX_SIGNERS}; trust fewer people")]
+    /// There are more than [`SIGNERS_MAX`].
+    #[error("`{0}` signers are more than {SIGNERS_MAX}; trust fewer people")]
     TooMany(usize),
-    /// Another signature would be more than an envelope carries.
-    #[error("{MAX_SIGNATURES} people signed it already, and with more nobody reads it; sign with fewer keys")]
-    TooManySignatures,
     /// The secret is no Ed25519 key.
     #[error("this is not an Ed25519 private key in PKCS#8; make one with `hoplite policy key create`")]
     Secret,
@@ -104,7 +100,7 @@ impl Signer {
     /// The name is not 1 to 64 of `[a-z0-9._-]`, or the key is one for which anybody can sign.
     pub fn new(name: &str, key: [u8; 32]) -> Result<Self, BadSigner> {
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(word) {
+        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(word) {
             return Err(BadSigner::Name(name.escape_debug().take(80).collect()));
         }
         if is_small_order(key) {
@@ -165,7 +161,7 @@ impl TrustedSigners {
     /// These signers.
     ///
     /// # Errors
-    /// Two have one name or one key, or there are more than [`MAX_SIGNERS`].
+    /// Two have one name or one key, or there are more than [`SIGNERS_MAX`].
     pub fn new(signers: impl IntoIterator<Item = Signer>) -> Result<Self, BadSigner> {
         let mut keys: BTreeMap<String, [u8; 32]> = BTreeMap::new();
         for Signer { name, key } in signers {
@@ -176,7 +172,7 @@ impl TrustedSigners {
                 return Err(BadSigner::SameName(name));
             }
             keys.insert(name, key);
-            if keys.len() > MAX_SIGNERS {
+            if keys.len() > SIGNERS_MAX {
                 return Err(BadSigner::TooMany(keys.len()));
             }
         }
@@ -270,7 +266,7 @@ impl SigningKey {
         pem
     }
 
-    /// Whose key it is, with the public half: what others put in `policy_signers`.
+    /// Whose key it is, with the public half: what others put among those they trust.
     pub fn signer(&self) -> &Signer {
         &self.signer
     }

@@ -10,11 +10,9 @@ use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
 use hoplite_host::{files, logging};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_policy::{
-    Bundle, EngineVersion, GrantDraft, GrantScope, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Source, Stage,
-    TrustedSigners,
-};
+use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source, Stage};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
+use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{
     AddGrantRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, PublishPolicyRequest,

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Bundle, BundleContents, EngineVersion, GrantDraft, GrantScope, Hash, MAX_BUNDLE_BYTES, Meta, SigningKey, Source,
-    Stage, TrustedSigners,
+    Bundle, BundleContents, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source, Stage,
 };
+use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
     AddGrantRequest, ClearShadowRequest, FetchPolicyRequest, GetPolicyRequest, ListGrantsRequest, ListPoliciesRequest,
     PolicyState, PublishPolicyRequest, RevokeGrantRequest, ShowPolicyRequest, ShowPolicyResponse,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hoplite_ca::{Config, Running, StartError};
 use hoplite_host::config::Span;
 use hoplite_identity::{BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, TrustDomain, X509Svid, tls};
-use hoplite_policy::{SigningKey, TrustedSigners};
+use hoplite_seal::{SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hoplite_audit::{Options, Phase, Query, read_log};
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, Meta, SigningKey, Source, Stage, TrustedSigners};
+use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, Meta, Source, Stage};
+use hoplite_seal::{SigningKey, TrustedSigners};
 use zeroize::Zeroizing;
 
 use super::*;

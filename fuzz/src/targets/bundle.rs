@@ -2,9 +2,8 @@
 
 use std::time::SystemTime;
 
-use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, Hash, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest, TrustedSigners,
-};
+use hoplite_policy::{Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest};
+use hoplite_seal::{Hash, TrustedSigners};
 
 use super::signature;
 

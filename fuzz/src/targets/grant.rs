@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use hoplite_policy::{Grant, GrantDraft, MAX_GRANT, TrustedSigners};
+use hoplite_policy::{Grant, GrantDraft, MAX_GRANT};
+use hoplite_seal::TrustedSigners;
 
 use super::signature;
 

@@ -1,12 +1,13 @@
 //! The manifest: what a bundle says of itself, and what is signed.
 
 use super::{KIND, Refused, Unbuildable};
-use crate::envelope::{Envelope, Hash, MAX_BLOBS, SealBroken, at_most, from_cbor, to_cbor};
 use crate::headers::HEADERS_FILE;
 use crate::modules::{BREAK_GLASS_MODULE, MODULES_FILE};
 use crate::routes::ROUTES_FILE;
 use crate::snapshot::MAX_TOTAL_BYTES;
 use hoplite_identity::TrustDomain;
+use hoplite_seal::cbor::{self, at_most};
+use hoplite_seal::{BLOBS_MAX, Envelope, Hash, SealBroken};
 use minicbor::{Decode, Encode};
 use std::fmt;
 use std::str::FromStr;
@@ -66,7 +67,7 @@ pub struct Manifest {
     #[n(9)]
     pub schema: Hash,
     /// Its files, sorted by name.
-    #[cbor(n(10), decode_with = "at_most::<_, _, MAX_BLOBS>")]
+    #[cbor(n(10), decode_with = "at_most::<_, _, BLOBS_MAX>")]
     pub files: Vec<ManifestFile>,
     /// How many policies are in the files.
     #[n(11)]
@@ -135,7 +136,7 @@ impl Manifest {
     /// The manifest these bytes are, unless it needs what is not there.
     pub(super) fn read(body: &[u8], engine: EngineVersion, known_critical: &[&str]) -> Result<Self, Refused> {
         let malformed = |why: String| Refused::Seal(SealBroken::Malformed(why));
-        let preface: Preface = from_cbor(body).map_err(malformed)?;
+        let preface: Preface = cbor::decode_lenient(body).map_err(|why| malformed(why.to_string()))?;
         if preface.format > FORMAT {
             return Err(Refused::NewerFormat(preface.format));
         }
@@ -154,12 +155,12 @@ impl Manifest {
                 unknown.escape_debug().take(MAX_CRITICAL_BYTES).collect(),
             ));
         }
-        let manifest: Self = from_cbor(body).map_err(malformed)?;
-        if to_cbor(&manifest) != body {
-            return Err(malformed(
-                "its manifest is not in the one form that is accepted".to_owned(),
-            ));
-        }
+        let manifest: Self = cbor::decode(body).map_err(|why| {
+            malformed(match why {
+                cbor::Malformed::OtherForm => "its manifest is not in the one form that is accepted".to_owned(),
+                why => why.to_string(),
+            })
+        })?;
         manifest.check().map_err(malformed)?;
         Ok(manifest)
     }
@@ -177,12 +178,12 @@ impl Manifest {
     /// # Errors
     /// It is no bundle, or needs an engine newer than this.
     pub fn danger_of_bundle(bytes: &[u8], max_bytes: usize) -> Result<Self, Refused> {
-        Self::danger_read_unverified(&Envelope::decode(KIND, bytes, max_bytes)?.body)
+        Self::danger_read_unverified(&Envelope::decode(KIND, bytes, max_bytes)?.body())
     }
 
     /// The bytes that are signed, without what stands before them.
     pub fn encode(&self) -> Vec<u8> {
-        to_cbor(self)
+        cbor::encode(self)
     }
 
     /// The rules that need nothing else.
@@ -224,9 +225,9 @@ impl Manifest {
                 "the note is empty, longer than {MAX_NOTE_BYTES} bytes or has control characters; write one line"
             ));
         }
-        if self.files.len() > MAX_BLOBS {
+        if self.files.len() > BLOBS_MAX {
             return Err(format!(
-                "it has more than {MAX_BLOBS} files; put several policies into one"
+                "it has more than {BLOBS_MAX} files; put several policies into one"
             ));
         }
         // Many files may have one content, which is in the bundle once: what it amounts to is bounded here.

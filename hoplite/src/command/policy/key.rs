@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::SigningKey;
+use hoplite_seal::SigningKey;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 use zeroize::Zeroizing;

@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, Hash, KNOWN_CRITICAL, ManifestFile, Meta, Places, SigningKey,
-    Snapshot, Source, Stage, TrustedSigners, lint,
+    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Places, Snapshot, Source,
+    Stage, lint,
 };
+use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
     GetPolicyRequest, PublishPolicyRequest, PublishedPolicy, ShowPolicyRequest, ShowPolicyResponse,
 };
