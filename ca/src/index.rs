@@ -10,9 +10,9 @@ use hoplite_identity::SpiffeId;
 use hoplite_store::{Change, Revision, Snapshot};
 use ring::digest::{Context, SHA256};
 
-use crate::agent::Agent;
-use crate::entry::{Entry, EntryId};
-use crate::policy::{POLICY, PolicyIndex};
+use crate::agents::agent::Agent;
+use crate::entries::entry::{Entry, EntryId};
+use crate::policy::published::{POLICY, PolicyIndex};
 use crate::record::{self, BadRecord};
 
 /// Where entries lie in the store: this and the id.
@@ -239,7 +239,7 @@ fn digest<'a>(sorted: impl Iterator<Item = &'a Arc<Registered>>) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::tests::{parse, sample};
+    use crate::entries::entry::tests::{parse, sample};
     use hoplite_store::Mutation;
     use proptest::prelude::*;
 

@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::authority::{Authority, Serial};
-use crate::entry;
+use crate::authority::x509::{Authority, Serial};
+use crate::entries::entry;
 use crate::issuance::{MintError, SubjectKey, Template, mint};
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.

@@ -13,7 +13,7 @@ use hoplite_wire::ca as wire;
 use tonic::Status;
 
 use crate::library::{Library, LibraryError};
-use crate::policy::{
+use crate::policy::published::{
     GrantRecord, Published, decide_add_grant, decide_clear_shadow, decide_publish, decide_revoke_grant,
 };
 use crate::registry::{Registry, RegistryError};

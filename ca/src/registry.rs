@@ -16,13 +16,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tonic::Status;
 
-use crate::agent::{Agent, Denied, Issued};
-use crate::entry::{Entry, EntryId};
+use crate::agents::agent::{Agent, Denied, Issued};
+use crate::entries::entry::{Entry, EntryId};
 use crate::index::{AGENTS, ENTRIES, Index};
 use crate::issuance::{MintError, Minted};
-use crate::join::{self, JoinRefused, Token, TokenText};
-use crate::policy::PolicyError;
+use crate::policy::published::PolicyError;
 use crate::record::{self, BadRecord, hex};
+use crate::tokens::token::{JoinRefused, Token, TokenText, digest_of};
 
 /// Where tokens lie in the store: this and the token's digest.
 const TOKENS: &str = "token/";
@@ -143,7 +143,7 @@ impl Registry {
         now: SystemTime,
     ) -> Result<TokenText, RegistryError> {
         let text = TokenText::generate().ok_or(RegistryError::NoEntropy)?;
-        let key = format!("{TOKENS}{}", join::digest_of(&text.reveal()));
+        let key = format!("{TOKENS}{}", digest_of(&text.reveal()));
         self.write(move |store| {
             if read::<Agent>(store, &agent_key(&agent_id))?.is_some_and(|(agent, _)| agent.banned) {
                 return Err(RegistryError::Banned(agent_id.clone()));
@@ -169,7 +169,7 @@ impl Registry {
         now: SystemTime,
         mint: impl Fn(&SpiffeId) -> Result<Minted, MintError> + Send + 'static,
     ) -> Result<Minted, RegistryError> {
-        let token_key = format!("{TOKENS}{}", join::digest_of(token));
+        let token_key = format!("{TOKENS}{}", digest_of(token));
         self.write(move |store| {
             let (token, token_at) = read::<Token>(store, &token_key)?.ok_or(JoinRefused::Unknown)?;
             let agent_key = agent_key(&token.agent_id);
@@ -435,10 +435,10 @@ fn not_following(error: WatchError) -> RegistryError {
     RegistryError::NotFollowing
 }
 
-/// A name of the trust domain that [`crate::entry::is_agent`] accepts, from an operator's text.
+/// A name of the trust domain that [`crate::entries::entry::is_agent`] accepts, from an operator's text.
 pub(crate) fn parse_agent_id(text: &str, trust_domain: &TrustDomain) -> Result<SpiffeId, Status> {
     let id = SpiffeId::parse(text).map_err(|e| Status::invalid_argument(e.to_string()))?;
-    if id.trust_domain() != trust_domain || !crate::entry::is_agent(&id) {
+    if id.trust_domain() != trust_domain || !crate::entries::entry::is_agent(&id) {
         let text = format!("`{id}` is not an agent of `{trust_domain}`; `hoplite agent list` shows those that joined");
         return Err(Status::invalid_argument(text));
     }
@@ -543,8 +543,8 @@ impl From<RegistryError> for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::{Authority, Serial};
-    use crate::entry::tests::{parse, sample};
+    use crate::authority::x509::{Authority, Serial};
+    use crate::entries::entry::tests::{parse, sample};
     use crate::issuance::{SubjectKey, Template, mint};
     use hoplite_identity::Leaf;
     use hoplite_store::{MemoryStore, SledStore};

@@ -21,11 +21,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
 use crate::Config;
-use crate::admin::{self, Admin};
-use crate::authority::{Authority, AuthorityError};
+use crate::api::admin::{self, Admin};
+use crate::api::node::{Mint, Node};
+use crate::authority::x509::{Authority, AuthorityError};
 use crate::library::Library;
 use crate::listener::{self, ServerIdentity};
-use crate::node::{Mint, Node};
 use crate::publishing::Publishing;
 use crate::registry::{Follower, Registry};
 

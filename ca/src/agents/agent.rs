@@ -7,7 +7,7 @@ use hoplite_wire::ca as wire;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
-use crate::entry;
+use crate::entries::entry;
 use crate::record;
 
 /// An agent that has joined.
@@ -188,7 +188,7 @@ impl From<Denied> for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::{Authority, Serial};
+    use crate::authority::x509::{Authority, Serial};
     use crate::issuance::{SubjectKey, Template, mint};
     use hoplite_identity::TrustDomain;
     use std::time::{Duration, UNIX_EPOCH};

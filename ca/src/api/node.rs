@@ -15,8 +15,8 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::agent::{Denied, Issued, Standing, authorize};
-use crate::authority::{Authority, Serial};
+use crate::agents::agent::{Denied, Issued, Standing, authorize};
+use crate::authority::x509::{Authority, Serial};
 use crate::index::{Registered, Update};
 use crate::issuance::{BadCsr, MintError, Minted, SubjectKey, Template, mint};
 use crate::limit::Failures;

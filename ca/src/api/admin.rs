@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::entry::{self, Entry};
-use crate::join;
-use crate::node;
+use crate::api::node;
+use crate::entries::entry::{self, Entry};
 use crate::publishing::Publishing;
 use crate::record;
 use crate::registry::{Created, Registry, RegistryError, parse_agent_id};
+use crate::tokens::token::{TTL_DEFAULT, TTL_MAX};
 
 /// One commit stays a short pause for everybody else.
 const ITEMS_MAX: usize = 1000;
@@ -91,13 +91,13 @@ impl wire::admin_server::Admin for Admin {
             let agent_id =
                 entry::agent_id(&self.trust_domain, &node).map_err(|e| Status::invalid_argument(e.to_string()))?;
             let ttl = match ttl_seconds {
-                0 => join::TTL_DEFAULT,
+                0 => TTL_DEFAULT,
                 seconds => Duration::from_secs(seconds.into()),
             };
-            if ttl > join::TTL_MAX {
+            if ttl > TTL_MAX {
                 let text = format!(
                     "`ttl_seconds`: `{ttl_seconds}` is too long; at most {}",
-                    join::TTL_MAX.as_secs()
+                    TTL_MAX.as_secs()
                 );
                 return Err(Status::invalid_argument(text));
             }

@@ -8,7 +8,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::agent::Agent;
+use crate::agents::agent::Agent;
 use crate::record::{self, hex};
 
 /// Time enough to carry a token to a machine.
@@ -106,7 +106,7 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::Issued;
+    use crate::agents::agent::Issued;
 
     #[test]
     fn one_key_for_a_while() {

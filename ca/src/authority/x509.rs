@@ -19,8 +19,8 @@ use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::authority::signer::{Signer, SignerError};
 use crate::record::{self, BadRecord, hex};
-use crate::signer::{Signer, SignerError};
 
 /// Where the certificate lies in the store.
 const KEY: &[u8] = b"authority/x509";

@@ -1,0 +1,3 @@
+//! Registration entries: which workload on which agent is who.
+
+pub(crate) mod entry;

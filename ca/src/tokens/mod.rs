@@ -1,0 +1,3 @@
+//! Join tokens: secrets that admit an agent once.
+
+pub(crate) mod token;
