@@ -25,6 +25,7 @@ mod app;
 mod caller;
 mod load;
 pub mod peers;
+pub mod rpc;
 mod world;
 
 use std::time::{Duration, Instant};

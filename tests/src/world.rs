@@ -4,21 +4,26 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
 use hoplite_host::{files, logging};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{
+    BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, TrustDomain, X509Svid, tls,
+};
 use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source, Stage};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
+use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
-    AddGrantRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, PublishPolicyRequest,
-    Selector, ShowPolicyRequest,
+    AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, JoinRequest,
+    PublishPolicyRequest, Selector, ShowPolicyRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -240,6 +245,56 @@ impl World {
         self.admin().await.add_grant(AddGrantRequest { grant }).await.unwrap();
     }
 
+    /// Joins one more agent by token, and gives the SVID it would work with.
+    pub async fn join(&self, node: &str) -> X509Svid {
+        let request = CreateTokenRequest {
+            node: node.to_owned(),
+            ttl_seconds: 60,
+        };
+        let token = self
+            .admin()
+            .await
+            .create_token(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .token;
+        let pair = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&pair).unwrap();
+        let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([self.bundle()])).unwrap());
+        let ca = SpiffeId::parse(&id("/hoplite/ca")).unwrap();
+        let config = tls::client_config(None, verifier, ca, &[b"h2"]).unwrap();
+        let mut node = NodeClient::new(channel::tls(self.ca_address(), config).await.unwrap());
+        let request = JoinRequest {
+            token,
+            csr: csr.der().to_vec(),
+        };
+        let chain = node.join(request).await.unwrap().into_inner().chain;
+        let chain = chain.into_iter().map(CertificateDer::from).collect();
+        X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
+    }
+
+    /// Bans the agent of a node.
+    pub async fn ban(&self, node: &str) {
+        let spiffe_id = id(&format!("/hoplite/agent/{node}"));
+        self.admin().await.ban_agent(AgentRequest { spiffe_id }).await.unwrap();
+    }
+
+    /// The trust bundle.
+    pub fn bundle(&self) -> TrustBundle {
+        self.ca.as_ref().expect("the CA runs").bundle()
+    }
+
+    /// The CA's port, as `host:port`.
+    pub fn ca_address(&self) -> String {
+        self.ca_config.listen.to_string()
+    }
+
+    /// The CA's socket for operators.
+    pub fn admin_socket(&self) -> &Path {
+        &self.ca_config.admin_socket
+    }
+
     /// A proxy whose workload has the path `/<name>`, registered for this process when it starts.
     pub fn proxy(&self, name: &str) -> ProxyBuilder<'_> {
         let config = hoplite_proxy::Config {
@@ -457,6 +512,11 @@ impl Proxy {
     /// Where its decision log is.
     pub fn audit_dir(&self) -> PathBuf {
         self.config.audit_dir.clone()
+    }
+
+    /// Its socket for operators.
+    pub fn admin_socket(&self) -> &Path {
+        &self.config.admin_socket
     }
 
     /// Drains and ends it.
