@@ -8,6 +8,9 @@
 //! Path and digest say which program the process runs *now*. A socket can be shared with other processes of the same
 //! user, who could as well trace that program: where that matters, give each service its own user.
 
+pub(crate) mod launch;
+pub(crate) mod process;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -21,9 +24,9 @@ use hoplite_host::socket::Peer;
 use ring::digest;
 use tokio::sync::Semaphore;
 
-use crate::entry::Selector;
-use crate::launch::Launches;
-use crate::process::Process;
+use crate::attest::launch::Launches;
+use crate::attest::process::Process;
+use crate::supply::entry::Selector;
 
 /// Digests kept. A node runs fewer binaries than this.
 const DIGESTS_MAX: usize = 1024;

@@ -1,33 +1,20 @@
 //! One per node: attests itself and its workloads, and keeps them supplied.
 //!
-//! [`node`] joins the trust domain and renews the node's own SVID; [`sync`] follows what is registered under this node;
-//! [`supply`] has an SVID minted for each entry and renews it; [`attest`] says who calls, with what a supervisor said in
-//! [`launch`]; [`session`] brings caller and supply together; [`workload_api`] and [`sds`] say it in two protocols on the
-//! one socket of [`server`]. [`policy`] keeps the signed policies that [`policy_service`] hands to those who enforce them;
-//! [`authorizer`] decides with them for those who ask, by [`ext_authz`] or [`authzen`], each a [`call`]. The decisions in each are pure functions of values; the loops around them are thin.
+//! [`node`] joins the trust domain and renews the node's own SVID; [`supply`] follows what is registered under this node,
+//! has an SVID minted for each entry and renews it; [`attest`] says who calls; [`socket`] brings caller and supply
+//! together and serves both in the Workload API and in SDS; [`policy`] keeps the signed policies that the socket hands
+//! to those who enforce them; [`authorize`] decides with them for those who ask, by Envoy's ext_authz or AuthZEN. The
+//! decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
 mod authority;
-mod authorizer;
-mod authzen;
+mod authorize;
 mod backoff;
-mod call;
 mod config;
-mod entry;
-mod ext_authz;
-mod key;
-mod launch;
-mod link;
 mod node;
 mod policy;
-mod policy_service;
-mod process;
-mod sds;
-mod server;
-mod session;
+mod socket;
 mod supply;
-mod sync;
-mod workload_api;
 
 use std::fs;
 use std::io;
@@ -40,23 +27,23 @@ use std::time::{Duration, SystemTime};
 use hoplite_decision::BundleTrust;
 use hoplite_host::files::FileError;
 use hoplite_host::shutdown::{self, Stopper};
-use hoplite_host::socket::{self, BindError};
+use hoplite_host::socket::{self as unix_socket, BindError};
 use hoplite_identity::InvalidSpiffeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use authorizer::AuthorizerError;
+pub use attest::launch::{Launcher, LauncherError};
+pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
-pub use launch::{Launcher, LauncherError};
 pub use node::NodeError;
 
 use attest::Attestor;
-use authorizer::Authorizer;
-use launch::Launches;
-use link::CaLink;
+use attest::launch::Launches;
+use authorize::authorizer::Authorizer;
 use node::Keeper;
+use node::link::CaLink;
 use policy::{Shelf, Trust};
-use session::Desk;
+use socket::session::Desk;
 use supply::{Supplier, SupplyReceiver};
 
 /// Open calls are told to end; one that does not within this is cut off.
@@ -111,7 +98,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing is bound or half-written then. A CA that is away is no error: the agent keeps trying.
 pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Running, StartError> {
-    socket::ensure_peers_are_known().map_err(StartError::Kernel)?;
+    unix_socket::ensure_peers_are_known().map_err(StartError::Kernel)?;
     let keeper = Arc::new(Keeper::open(
         &config.data_dir,
         &config.trust_domain,
@@ -131,7 +118,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials())?;
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
-    let listener = socket::bind(&config.socket, config.socket_mode())?;
+    let listener = unix_socket::bind(&config.socket, config.socket_mode())?;
 
     let (stopper, stop) = shutdown::channel();
     let registrations = watch::Sender::new(None);
@@ -148,7 +135,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
     let policy = policy::run(shelf, link.clone(), states.subscribe(), stop.clone());
-    let sync = sync::run(
+    let sync = supply::sync::run(
         link.clone(),
         Arc::clone(&keeper),
         config.trust_domain,
@@ -172,7 +159,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
             "the policy for decisions"
         });
     }
-    let server = server::serve(listener, desk, authorizer, stop);
+    let server = socket::server::serve(listener, desk, authorizer, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

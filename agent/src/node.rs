@@ -1,5 +1,8 @@
 //! The node's own identity: joined with a one-time token, renewed at half life, kept on disk.
 
+pub(crate) mod key;
+pub(crate) mod link;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,8 +21,8 @@ use tokio::sync::watch;
 
 use crate::attest::hex;
 use crate::backoff::{Backoff, jitter, rests};
-use crate::key::Key;
-use crate::link::{self, CaError, CaLink, Credentials};
+use crate::node::key::Key;
+use crate::node::link::{CaError, CaLink, Credentials};
 
 /// The file in the data directory.
 const FILE: &str = "node.json";

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::backoff::{Backoff, jitter};
-use crate::link::{CaError, CaLink};
+use crate::node::link::{CaError, CaLink};
 
 /// Beside the bundles: what was accepted last, and the grants.
 const STATE_FILE: &str = "policy.json";

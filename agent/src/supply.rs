@@ -2,6 +2,9 @@
 //!
 //! Keys are made here and go to nobody but their workload. A renewal that fails keeps the SVID that is still valid.
 
+pub(crate) mod entry;
+pub(crate) mod sync;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,10 +18,10 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::backoff::{Backoff, jitter, rests};
-use crate::entry::{Entry, Selector};
-use crate::key::Key;
-use crate::link::{CaError, CaLink, Credentials};
-use crate::sync::Registrations;
+use crate::node::key::Key;
+use crate::node::link::{CaError, CaLink, Credentials};
+use crate::supply::entry::{Entry, Selector};
+use crate::supply::sync::Registrations;
 
 /// SVIDs asked for in one call: enough to make the round trip cheap, few enough to be answered at once.
 const BATCH: usize = 200;

@@ -24,10 +24,10 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Request, Response, Status};
 
-use crate::authorizer::{Authorizer, Verdict};
-use crate::call::{Call, Target, principal};
-use crate::server::Connection;
-use crate::session::Desk;
+use crate::authorize::authorizer::{Authorizer, Verdict};
+use crate::authorize::call::{Call, Target, principal};
+use crate::socket::server::Connection;
+use crate::socket::session::Desk;
 
 /// Where Envoy's configuration says about which service it asks.
 const SERVICE: &str = "hoplite.service";
@@ -176,7 +176,7 @@ fn metadata(decision: &DecisionId) -> Struct {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::testing::{World, own};
+    use crate::socket::server::testing::{World, own};
     use hoplite_audit::{Phase, Record};
     use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Request as Asked};
     use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
-use crate::process::Process;
+use crate::attest::process::Process;
 
 /// A supervisor launches a handful; this only keeps a broken one from filling the memory.
 const LAUNCHED_MAX: usize = 4096;

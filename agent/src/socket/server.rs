@@ -26,13 +26,13 @@ use tonic::transport::server::Connected;
 
 use crate::attest::Caller;
 use crate::authority::Repair;
-use crate::authorizer::Authorizer;
-use crate::authzen::{self, AuthZen};
-use crate::ext_authz::ExtAuthz;
-use crate::policy_service::PolicyService;
-use crate::sds::SdsService;
-use crate::session::Desk;
-use crate::workload_api::WorkloadApiService;
+use crate::authorize::authorizer::Authorizer;
+use crate::authorize::authzen::{self, AuthZen};
+use crate::authorize::ext_authz::ExtAuthz;
+use crate::socket::policy_service::PolicyService;
+use crate::socket::sds::SdsService;
+use crate::socket::session::Desk;
+use crate::socket::workload_api::WorkloadApiService;
 
 /// Open connections of all callers together: one descriptor and one pidfd each.
 const CONNECTIONS_MAX: usize = 8192;
@@ -326,11 +326,11 @@ impl Service<http::Request<Body>> for Services {
 pub(crate) mod testing {
     use super::*;
     use crate::attest::Attestor;
+    use crate::attest::launch::Launches;
     use crate::config::Authorization;
-    use crate::entry::Entry;
-    use crate::launch::Launches;
     use crate::policy::Feed;
     use crate::policy::tests::key;
+    use crate::supply::entry::Entry;
     use crate::supply::{Supplied, Supply, testing::entry};
     use hoplite_audit::{Query, Record, read_log};
     use hoplite_decision::{BundleTrust, OnStale};

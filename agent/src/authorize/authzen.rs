@@ -1,6 +1,6 @@
 //! OpenID AuthZEN 1.0, evaluation: whoever speaks HTTP and JSON asks here, over HTTP/1.1 or HTTP/2.
 //!
-//! Who may ask, what is decided and what is recorded are those of [`crate::authorizer`]. A status other than 200 speaks of
+//! Who may ask, what is decided and what is recorded are those of [`crate::authorize::authorizer`]. A status other than 200 speaks of
 //! the request; whatever is wrong with one question of it is the decision `false`, with a word why. The socket takes the
 //! place of the standard's TLS: the kernel says who asks.
 
@@ -20,10 +20,10 @@ use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::authorizer::{Authorizer, Verdict};
-use crate::call::{Call, Target, Unusable, principal};
-use crate::server::Connection;
-use crate::session::{Desk, Entitlement};
+use crate::authorize::authorizer::{Authorizer, Verdict};
+use crate::authorize::call::{Call, Target, Unusable, principal};
+use crate::socket::server::Connection;
+use crate::socket::session::{Desk, Entitlement};
 
 const EVALUATION: &str = "/access/v1/evaluation";
 const EVALUATIONS: &str = "/access/v1/evaluations";

@@ -28,8 +28,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::attest::hex;
-use crate::server::{Connection, StreamPermit};
-use crate::session::{Desk, Entitlement, Session, Wake};
+use crate::socket::server::{Connection, StreamPermit};
+use crate::socket::session::{Desk, Entitlement, Session, Wake};
 
 /// The only type this service has.
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -553,8 +553,8 @@ fn nonce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::testing::{World, own};
-    use crate::session::Identity;
+    use crate::socket::server::testing::{World, own};
+    use crate::socket::session::Identity;
     use hoplite_identity::BundleSet;
     use hoplite_identity::testing::TestAuthority;
     use hoplite_wire::sds::secret_discovery_service_client::SecretDiscoveryServiceClient;

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::key::KeyError;
+use crate::node::key::KeyError;
 
 /// Connecting and the handshake together; a CA that needs longer is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

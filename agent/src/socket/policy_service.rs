@@ -10,9 +10,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::policy::{Feed, Held};
-use crate::server::{Connection, StreamPermit};
-use crate::session::{Desk, Session, Wake};
-use crate::workload_api::check_header;
+use crate::socket::server::{Connection, StreamPermit};
+use crate::socket::session::{Desk, Session, Wake};
+use crate::socket::workload_api::check_header;
 
 /// A bundle travels in pieces of this many bytes: a stream whose caller reads slowly holds a copy of one.
 const PIECE_BYTES: usize = 1 << 20;
@@ -156,7 +156,7 @@ fn in_pieces(held: &Held, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)
 mod tests {
     use super::*;
     use crate::policy::tests::held;
-    use crate::server::testing::{World, own};
+    use crate::socket::server::testing::{World, own};
     use hoplite_policy::Stage;
     use hoplite_wire::policy::policies_client::PoliciesClient;
     use hoplite_wire::{FetchError, PolicyFeed};

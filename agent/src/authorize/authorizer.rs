@@ -19,10 +19,10 @@ use hoplite_policy::{Caller, Connection, Permit};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::call::{Call, Target, Unusable};
+use crate::authorize::call::{Call, Target, Unusable};
 use crate::config::Authorization;
 use crate::policy::{Feed, Held};
-use crate::session::Entitlement;
+use crate::socket::session::Entitlement;
 
 /// Decides for all who may ask on this node.
 pub(crate) struct Authorizer {

@@ -15,9 +15,9 @@ use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
 
 use crate::backoff::{Backoff, jitter};
-use crate::entry::{self, Entry, UnusableEntry};
-use crate::link::{CaError, CaLink, Credentials};
 use crate::node::Keeper;
+use crate::node::link::{CaError, CaLink, Credentials};
+use crate::supply::entry::{self, Entry, UnusableEntry};
 
 /// Room for some 100 000 entries in the first update.
 const UPDATE_BYTES_MAX: usize = 64 << 20;

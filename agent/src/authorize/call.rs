@@ -8,7 +8,7 @@ use hoplite_audit::Outcome;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::CanonicalRequest;
 
-use crate::session::Entitlement;
+use crate::socket::session::Entitlement;
 
 /// What is asked, as far as it can be read.
 #[derive(Debug)]

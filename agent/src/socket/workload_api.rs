@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::server::{Connection, StreamPermit};
-use crate::session::{Desk, Entitlement, Session, Wake};
+use crate::socket::server::{Connection, StreamPermit};
+use crate::socket::session::{Desk, Entitlement, Session, Wake};
 
 /// The header that a browser, tricked into calling a local socket, cannot send (W-4).
 const HEADER: &str = "workload.spiffe.io";
@@ -142,7 +142,7 @@ pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
 }
 
 fn svids(entitlement: &Entitlement) -> X509svidResponse {
-    let own = |identity: &crate::session::Identity| {
+    let own = |identity: &crate::socket::session::Identity| {
         entitlement
             .bundle(identity.svid.spiffe_id().trust_domain())
             .map(|bundle| bundle.to_der())
@@ -190,9 +190,9 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Entry;
-    use crate::server::testing::{World, own};
+    use crate::socket::server::testing::{World, own};
     use crate::supply::Supplied;
+    use crate::supply::entry::Entry;
     use hoplite_identity::X509Svid;
     use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     use std::sync::Arc;
