@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hoplite_policy::Stage;
-use hoplite_tests::{Caller, Proxy, TcpApp, World, id};
+use hoplite_tests::{Proxy, TcpApp, TestClient, World, id};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -89,7 +89,7 @@ async fn measure(sizes: &[usize]) {
 }
 
 /// A connection that carries something, as soon as the policy lets it.
-async fn open(caller: Arc<Caller>, proxy: SocketAddr, expect: String) -> TlsStream<TcpStream> {
+async fn open(caller: Arc<TestClient>, proxy: SocketAddr, expect: String) -> TlsStream<TcpStream> {
     let opened = timeout(PATIENCE, async {
         loop {
             if let Some(stream) = echo(&caller, proxy, &expect).await {
@@ -101,7 +101,7 @@ async fn open(caller: Arc<Caller>, proxy: SocketAddr, expect: String) -> TlsStre
     opened.await.expect("the policy that permits it in time")
 }
 
-async fn echo(caller: &Caller, proxy: SocketAddr, expect: &str) -> Option<TlsStream<TcpStream>> {
+async fn echo(caller: &TestClient, proxy: SocketAddr, expect: &str) -> Option<TlsStream<TcpStream>> {
     let mut stream = caller.connect(proxy, expect, &[]).await.ok()?;
     stream.write_all(b"ping").await.ok()?;
     stream.read_exact(&mut [0; 4]).await.ok()?;

@@ -29,7 +29,7 @@ use crate::handshake::Handshaker;
 use crate::headers;
 use crate::identity_feed::Layer;
 use crate::reading::{self, Unreadable, bounded};
-use crate::refusals::{Refusal, Tapped};
+use crate::refusals::{Tapped, Unparsed};
 use crate::session::{Event, Stop};
 use crate::upstream::Upstream;
 
@@ -54,7 +54,7 @@ pub(crate) struct Inbound {
 }
 
 /// One connection: what is true of all its requests.
-struct Caller {
+struct InboundConnection {
     inbound: Arc<Inbound>,
     peer: VerifiedPeer,
     source: String,
@@ -88,7 +88,7 @@ impl Inbound {
             return;
         };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let caller = Arc::new(Caller {
+        let caller = Arc::new(InboundConnection {
             peer: session.peer.clone(),
             source: remote.to_string(),
             connection: Connection::new(remote.ip()),
@@ -116,9 +116,9 @@ impl Inbound {
             tokio::select! {
                 ended = connection.as_mut() => break ended,
                 // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
-                Some(refusal) = refusals.recv() => {
-                    told |= matches!(refusal, Refusal::Head(_));
-                    caller.record_unparsed(&refusal).await;
+                Some(unparsed) = refusals.recv() => {
+                    told |= matches!(unparsed, Unparsed::Head(_));
+                    caller.record_unparsed(&unparsed).await;
                 }
                 reason = following.as_mut() => {
                     info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
@@ -133,9 +133,9 @@ impl Inbound {
                 }
             }
         };
-        while let Ok(refusal) = refusals.try_recv() {
-            told |= matches!(refusal, Refusal::Head(_));
-            caller.record_unparsed(&refusal).await;
+        while let Ok(unparsed) = refusals.try_recv() {
+            told |= matches!(unparsed, Unparsed::Head(_));
+            caller.record_unparsed(&unparsed).await;
         }
         if let Err(error) = ended {
             debug!(%remote, error, "connection ended badly");
@@ -162,9 +162,9 @@ fn fields(headers: &HeaderMap) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
     Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
 }
 
-// === impl Caller ===
+// === impl InboundConnection ===
 
-impl Caller {
+impl InboundConnection {
     /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let enforcer = &self.inbound.enforcer;

@@ -19,7 +19,7 @@ const WAITING_MAX: usize = 256;
 
 /// Something the peer sent that never becomes a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum Unparsed {
     /// A head of HTTP/1.1, and what is wrong with it. The library is about to answer it and to end the connection.
     Head(&'static str),
     /// A stream of HTTP/2, or all of them.
@@ -31,7 +31,7 @@ pub(crate) enum Refusal {
 pub(crate) struct Tapped<S> {
     stream: S,
     protocol: Protocol,
-    refusals: mpsc::Sender<Refusal>,
+    refusals: mpsc::Sender<Unparsed>,
 }
 
 #[derive(Debug)]
@@ -42,9 +42,9 @@ enum Protocol {
     Http2(Frames),
 }
 
-// === impl Refusal ===
+// === impl Unparsed ===
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Unparsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Head(reason) => f.write_str(reason),
@@ -59,7 +59,7 @@ impl fmt::Display for Refusal {
 // === impl Tapped ===
 
 impl<S> Tapped<S> {
-    pub(crate) fn new(stream: S, http2: bool) -> (Self, mpsc::Receiver<Refusal>) {
+    pub(crate) fn new(stream: S, http2: bool) -> (Self, mpsc::Receiver<Unparsed>) {
         let (refusals, received) = mpsc::channel(WAITING_MAX);
         let tapped = Self {
             stream,
@@ -77,7 +77,7 @@ impl<S> Tapped<S> {
         if let Protocol::Http2(frames) = &mut self.protocol {
             frames.see(bytes, |reset| {
                 // INVARIANT: what is lost here is beyond what the library lets one connection do.
-                let _ = self.refusals.try_send(Refusal::Reset(reset));
+                let _ = self.refusals.try_send(Unparsed::Reset(reset));
             });
         }
     }
@@ -87,7 +87,7 @@ impl<S> Tapped<S> {
             // Of a body that breaks off, whoever reads it hears.
             && let Some(Spoilt::Head(reason)) = heads.see(bytes)
         {
-            let _ = self.refusals.try_send(Refusal::Head(reason));
+            let _ = self.refusals.try_send(Unparsed::Head(reason));
         }
     }
 }

@@ -53,7 +53,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// One HTTP server, and our connections to it.
 pub(crate) struct Upstream {
     target: Target,
-    kept: Mutex<Vec<Connection>>,
+    kept: Mutex<Vec<UpstreamConnection>>,
     /// Held while a connection is made that others will share, so that a hundred requests make one connection.
     dialling: tokio::sync::Mutex<()>,
     /// Whether the last connection could be shared.
@@ -72,7 +72,7 @@ pub(crate) enum Target {
     Peer(Peer),
 }
 
-struct Connection {
+struct UpstreamConnection {
     sender: Sender,
     generation: u64,
     used: Instant,
@@ -143,7 +143,7 @@ impl Upstream {
     }
 
     /// A kept connection that can take a request now, or a new one.
-    async fn connection(&self) -> Result<Connection, UpstreamError> {
+    async fn connection(&self) -> Result<UpstreamConnection, UpstreamError> {
         if let Some(kept) = self.take_kept() {
             return Ok(kept);
         }
@@ -168,21 +168,21 @@ impl Upstream {
             .unwrap_or_else(|_| Err(UpstreamError::Timeout(self.name().to_owned())))
     }
 
-    fn take_kept(&self) -> Option<Connection> {
+    fn take_kept(&self) -> Option<UpstreamConnection> {
         let generation = self.generation();
         let now = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // What is dropped here finishes its streams and then closes.
         kept.retain(|connection| connection.is_usable(generation, now));
         // The last used first, so that what is not needed becomes idle.
-        let index = kept.iter().rposition(Connection::is_ready)?;
-        match kept.get(index).and_then(Connection::share) {
+        let index = kept.iter().rposition(UpstreamConnection::is_ready)?;
+        match kept.get(index).and_then(UpstreamConnection::share) {
             Some(shared) => Some(shared),
             None => Some(kept.swap_remove(index)),
         }
     }
 
-    fn give_back(&self, mut connection: Connection) {
+    fn give_back(&self, mut connection: UpstreamConnection) {
         connection.used = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // A shared connection that is kept already needs no second place.
@@ -194,16 +194,16 @@ impl Upstream {
         }
     }
 
-    async fn dial(&self) -> Result<Connection, UpstreamError> {
+    async fn dial(&self) -> Result<UpstreamConnection, UpstreamError> {
         let connection = match &self.target {
             Target::Service { address, http2 } => {
                 let stream = dial::service(address).await?;
-                Connection::open(stream, *http2, None, 0, address).await?
+                UpstreamConnection::open(stream, *http2, None, 0, address).await?
             }
             Target::Peer(peer) => {
                 let (stream, session, generation) = peer.dial(Layer::Http).await?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                Connection::open(stream, http2, Some(session), generation, &peer.address).await?
+                UpstreamConnection::open(stream, http2, Some(session), generation, &peer.address).await?
             }
         };
         self.shared
@@ -216,7 +216,7 @@ impl Upstream {
         &self,
         request: &mut Request<Body>,
         canonical: &CanonicalRequest,
-        connection: &Connection,
+        connection: &UpstreamConnection,
     ) -> Result<(), UpstreamError> {
         let broken = |error: &(dyn std::error::Error + 'static)| UpstreamError::broken(self.name(), error);
         let path = PathAndQuery::try_from(canonical.path_and_query()).map_err(|error| broken(&error))?;
@@ -258,9 +258,9 @@ impl Upstream {
     }
 }
 
-// === impl Connection ===
+// === impl UpstreamConnection ===
 
-impl Connection {
+impl UpstreamConnection {
     /// Speaks HTTP over a stream, and drives it on a task of its own until its end.
     async fn open<S>(
         stream: S,

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::caller::{CallError, exchange};
+use crate::client::{CallError, exchange};
 
 /// A plain HTTP service on loopback; HTTP/1.1, or HTTP/2 with prior knowledge. Stops when dropped.
 ///

@@ -22,7 +22,7 @@
 )]
 
 mod app;
-mod caller;
+mod client;
 mod load;
 pub mod peers;
 pub mod rpc;
@@ -31,7 +31,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 pub use app::{HttpApp, TcpApp};
-pub use caller::{Answer, CallError, Caller, PlainClient, exchange, get};
+pub use client::{Answer, CallError, PlainClient, TestClient, exchange, get};
 pub use load::{Load, Tally};
 pub use world::{Proxy, ProxyBuilder, TRUST_DOMAIN, World, id, own_selectors, policy_key};
 

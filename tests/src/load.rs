@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use tokio::task::JoinHandle;
 
-use crate::caller::PlainClient;
+use crate::client::PlainClient;
 
 /// Twenty a second: enough to hit every change, few enough to leave the machine to the tests beside this one.
 const EVERY: Duration = Duration::from_millis(50);

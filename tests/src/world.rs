@@ -29,7 +29,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 use crate::app::{HttpApp, TcpApp};
-use crate::caller::Caller;
+use crate::client::TestClient;
 use crate::until;
 
 /// The trust domain of every world.
@@ -320,16 +320,16 @@ impl World {
     }
 
     /// Registers this process as `path`, and gives the identity as soon as the agent does.
-    pub async fn caller(&self, path: &str) -> Caller {
+    pub async fn caller(&self, path: &str) -> TestClient {
         self.register(path, &own_selectors(), None).await;
         until("an SVID of our own", async || self.fetch(path).await.ok().flatten()).await
     }
 
     /// What the agent gives this process now under this path: none if it gives others only.
-    pub async fn fetch(&self, path: &str) -> Result<Option<Caller>, FetchError> {
+    pub async fn fetch(&self, path: &str) -> Result<Option<TestClient>, FetchError> {
         let identity = WorkloadApi::open(&self.workload_api()).await?.next().await?;
         let svid = identity.svids.into_iter().find(|svid| svid.spiffe_id().path() == path);
-        Ok(svid.map(|svid| Caller {
+        Ok(svid.map(|svid| TestClient {
             svid: Some(svid),
             bundles: identity.bundles,
         }))

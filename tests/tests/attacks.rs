@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hoplite_audit::{Outcome, Query};
 use hoplite_proxy::OutboundProtocol;
-use hoplite_tests::{Caller, HttpApp, Proxy, TcpApp, World, exchange, id, until};
+use hoplite_tests::{HttpApp, Proxy, TcpApp, TestClient, World, exchange, id, until};
 use http::{Request, StatusCode};
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
@@ -30,7 +30,7 @@ const POLICY: &str = r#"
 
 /// A proxy under attack, and an attacker with a good SVID: what is refused to it is refused to strangers long before.
 struct Scene {
-    client: Caller,
+    client: TestClient,
     backend: Proxy,
     world: World,
     _app: HttpApp,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hoplite_audit::{Outcome, Phase, Query};
-use hoplite_tests::Caller;
+use hoplite_tests::TestClient;
 use hoplite_tests::peers::{self, Process};
 use hoplite_tests::{HttpApp, Load, PlainClient, Proxy, TRUST_DOMAIN, World, get, id, until};
 use http::{Method, Request, StatusCode};
@@ -231,7 +231,7 @@ fn guide(values: &[(&str, &str)]) -> String {
 
 /// What `caller` is told by the Envoy before the ledger.
 async fn ask(
-    caller: &Caller,
+    caller: &TestClient,
     envoy: SocketAddr,
     method: Method,
     path: &str,
@@ -321,7 +321,7 @@ async fn an_envoy_without_our_proxy_asks_the_agent() {
 
     // A connection.
     let tcp = SocketAddr::from(([127, 0, 0, 1], tcp_port));
-    let connect = async |caller: &Caller| {
+    let connect = async |caller: &TestClient| {
         let stream = caller.connect(tcp, &id("/ledger"), &[]).await?;
         let request = Request::builder().uri("/tcp").header("host", "any.test");
         hoplite_tests::exchange(stream, false, request.body(Full::<Bytes>::default())?).await

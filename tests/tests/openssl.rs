@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use hoplite_audit::{Outcome, Query};
 use hoplite_host::files;
 use hoplite_identity::TrustDomain;
-use hoplite_tests::{Caller, HttpApp, TRUST_DOMAIN, World, id, peers, until};
+use hoplite_tests::{HttpApp, TRUST_DOMAIN, TestClient, World, id, peers, until};
 
 /// The client may read the service.
 const POLICY: &str = r#"
@@ -26,7 +26,7 @@ struct Files {
 }
 
 impl Files {
-    fn write(dir: &Path, caller: &Caller) -> Self {
+    fn write(dir: &Path, caller: &TestClient) -> Self {
         let files = Self {
             chain: dir.join("chain.pem"),
             key: dir.join("key.pem"),

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
-use hoplite_tests::{Caller, HttpApp, Proxy, World, id, own_selectors, peers, until};
+use hoplite_tests::{HttpApp, Proxy, TestClient, World, id, own_selectors, peers, until};
 use http::StatusCode;
 use serde_json::Value;
 use spiffe::transport::{GrpcStatusCode, TransportError};
@@ -180,7 +180,7 @@ async fn the_spiffe_crate_fetches_rotates_and_calls() {
         .copied()
         .collect();
     let bundle = TrustBundle::from_der(TrustDomain::parse("world.test").unwrap(), &authorities, 0).unwrap();
-    let caller = Caller {
+    let caller = TestClient {
         svid: Some(X509Svid::from_der(&chain, svid.private_key().as_ref()).unwrap()),
         bundles: [bundle].into_iter().collect::<BundleSet>(),
     };

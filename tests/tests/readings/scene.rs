@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hoplite_audit::{Outcome, Query, Record};
 use hoplite_proxy::InboundProtocol;
-use hoplite_tests::{Caller, Proxy, World, id, until};
+use hoplite_tests::{Proxy, TestClient, World, id, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -26,7 +26,7 @@ routes = ["GET /", "GET /{a}", "GET /a/{b}", "GET /{a}/b", "GET /a/{b}/{c}", "* 
 
 /// A proxy before a service that remembers every byte, and a caller with a good SVID.
 pub(crate) struct Scene {
-    pub(crate) client: Caller,
+    pub(crate) client: TestClient,
     pub(crate) backend: Proxy,
     pub(crate) world: World,
     pub(crate) app: RawApp,

@@ -49,7 +49,7 @@ pub struct PlainClient {
 
 /// A workload with an SVID, that calls by mutual TLS.
 #[derive(Debug)]
-pub struct Caller {
+pub struct TestClient {
     /// Its SVID; none for a client that has nothing to show.
     pub svid: Option<X509Svid>,
     /// What it verifies servers with.
@@ -150,9 +150,9 @@ impl PlainClient {
     }
 }
 
-// === impl Caller ===
+// === impl TestClient ===
 
-impl Caller {
+impl TestClient {
     /// One who trusts the same bundles and has nothing to show.
     pub fn stranger(&self) -> Self {
         Self {
