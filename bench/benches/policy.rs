@@ -16,7 +16,7 @@ use divan::{Bencher, black_box};
 use hoplite_bench::sources;
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, decide, decide_by_reference};
+use hoplite_policy::{AuthzRequest, CanonicalRequest, Snapshot, Transport, decide, decide_by_reference};
 
 /// Policies in the set, and how many of them concern the request.
 #[derive(Clone, Copy)]
@@ -61,7 +61,7 @@ fn snapshot(policies: usize) -> Arc<Snapshot> {
 
 static PEER: LazyLock<VerifiedPeer> = LazyLock::new(|| TestAuthority::new("prod.acme").peer("/ns/pay/sa/refunds"));
 
-fn request(snapshot: &Snapshot, prefix: &str, candidates: usize, connection: &Connection) -> AuthzRequest {
+fn request(snapshot: &Snapshot, prefix: &str, candidates: usize, transport: &Transport) -> AuthzRequest {
     let service = match candidates {
         2 => "two",
         20 => "twenty",
@@ -70,18 +70,18 @@ fn request(snapshot: &Snapshot, prefix: &str, candidates: usize, connection: &Co
     let service = format!("{prefix}{service}");
     let http = CanonicalRequest::parse("GET", &[service.as_bytes()], b"/accounts/7").unwrap();
     let route = snapshot.routes().route(&service, &http);
-    AuthzRequest::http(&*PEER, &service, &route, &http, connection, SystemTime::now())
+    AuthzRequest::http(&*PEER, &service, &route, &http, transport, SystemTime::now())
 }
 
-fn connection() -> Connection {
-    Connection::new([10, 0, 0, 7].into())
+fn transport() -> Transport {
+    Transport::new([10, 0, 0, 7].into())
 }
 
 /// A request of a caller and route seen before; one in four candidates looks at the context.
 #[divan::bench(args = SIZES)]
 fn cached(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
-    let request = request(&snapshot, "", size.candidates, &connection());
+    let request = request(&snapshot, "", size.candidates, &transport());
     bencher.bench_local(|| decide(&snapshot, black_box(&request)));
 }
 
@@ -89,22 +89,22 @@ fn cached(bencher: Bencher<'_, '_>, size: &Size) {
 #[divan::bench(args = SIZES)]
 fn cached_all_contextual(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
-    let request = request(&snapshot, "all-", size.candidates, &connection());
+    let request = request(&snapshot, "all-", size.candidates, &transport());
     bencher.bench_local(|| decide(&snapshot, black_box(&request)));
 }
 
 /// With all the request's own work: canonical form, route, context.
 #[divan::bench(args = SIZES)]
 fn cached_from_bytes(bencher: Bencher<'_, '_>, size: &Size) {
-    let (snapshot, connection) = (snapshot(size.policies), connection());
-    bencher.bench_local(|| decide(&snapshot, &request(&snapshot, "", size.candidates, &connection)));
+    let (snapshot, transport) = (snapshot(size.policies), transport());
+    bencher.bench_local(|| decide(&snapshot, &request(&snapshot, "", size.candidates, &transport)));
 }
 
 /// The first request of this caller on this route since the policy came in force.
 #[divan::bench(args = SIZES, sample_size = 1)]
 fn cold(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
-    let request = request(&snapshot, "", size.candidates, &connection());
+    let request = request(&snapshot, "", size.candidates, &transport());
     bencher
         .with_inputs(|| snapshot.forget_calls())
         .bench_local_values(|()| decide(&snapshot, black_box(&request)));
@@ -114,6 +114,6 @@ fn cold(bencher: Bencher<'_, '_>, size: &Size) {
 #[divan::bench(args = [size(10, 2), size(1_000, 20), size(10_000, 20), size(100_000, 20)], sample_count = 10, sample_size = 1)]
 fn plain_cedar(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);
-    let request = request(&snapshot, "", size.candidates, &connection());
+    let request = request(&snapshot, "", size.candidates, &transport());
     bencher.bench_local(|| decide_by_reference(&snapshot, black_box(&request)));
 }

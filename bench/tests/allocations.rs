@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use allocation_counter::{AllocationInfo, measure};
 use hoplite_bench::sources;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{AuthzRequest, CanonicalRequest, Connection, Snapshot, decide};
+use hoplite_policy::{AuthzRequest, CanonicalRequest, Snapshot, Transport, decide};
 
 /// What deciding allocates with this many policies, 20 of which cover the request: the first time, and afterwards.
 fn allocated(policies: usize) -> [AllocationInfo; 2] {
@@ -15,7 +15,7 @@ fn allocated(policies: usize) -> [AllocationInfo; 2] {
     let peer = TestAuthority::new("prod.acme").peer("/ns/pay/sa/refunds");
     let http = CanonicalRequest::parse("GET", &[b"twenty"], b"/accounts/7").unwrap();
     let route = snapshot.routes().route("twenty", &http);
-    let from = Connection::new([10, 0, 0, 7].into());
+    let from = Transport::new([10, 0, 0, 7].into());
     let request = AuthzRequest::http(&peer, "twenty", &route, &http, &from, SystemTime::now());
     // What is made once per process, and once per thread.
     decide(&snapshot, &request);

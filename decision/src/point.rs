@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
 use hoplite_policy::{
-    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Connection, Decision, GRANT_IDS, Permit,
-    Snapshot, decide_by_reference,
+    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Decision, GRANT_IDS, Permit, Snapshot,
+    Transport, decide_by_reference,
 };
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
@@ -35,7 +35,7 @@ pub struct Question<'a> {
     /// The service that is called.
     pub service: &'a str,
     /// Where the call comes from.
-    pub connection: &'a Connection,
+    pub connection: &'a Transport,
     /// The request; none for an L4 connection.
     pub http: Option<&'a CanonicalRequest>,
     /// The request's header fields as they are forwarded, all of them; none where they are not known. Only those that the

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Query, ReadError, Record, read_log};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, Connection, GRANT_IDS, SelectedHeaders, Snapshot, WhatIf};
+use hoplite_policy::{Ask, Asked, CanonicalRequest, GRANT_IDS, SelectedHeaders, Snapshot, Transport, WhatIf};
 use serde::Serialize;
 
 /// Threads that decide; one more reads.
@@ -222,7 +222,7 @@ impl Replayed {
         &mut self,
         record: &Record,
         snapshot: &Snapshot,
-        connections: &mut HashMap<IpAddr, Connection>,
+        connections: &mut HashMap<IpAddr, Transport>,
         examples: usize,
     ) {
         self.records += 1;
@@ -245,7 +245,7 @@ impl Replayed {
         }
         let connection = connections
             .entry(ask.source)
-            .or_insert_with(|| Connection::new(ask.source));
+            .or_insert_with(|| Transport::new(ask.source));
         let what_if = snapshot.what_if_on(&ask, connection);
         if what_if.lacks_a_header() {
             self.not_replayable += 1;

@@ -1,7 +1,7 @@
 //! Questions that open nothing: tests, explanations and replays ask what would be decided.
 
 use crate::decide::{Decision, decide_uncounted, unknown_header};
-use crate::request::{AuthzRequest, Caller, Connection};
+use crate::request::{AuthzRequest, Caller, Transport};
 use crate::{CanonicalRequest, Route, Snapshot};
 use hoplite_identity::SpiffeId;
 use std::net::IpAddr;
@@ -53,18 +53,18 @@ pub struct WhatIf {
 impl Snapshot {
     /// What would be decided. Nothing is counted.
     pub fn what_if(&self, ask: &Ask) -> WhatIf {
-        let connection = Connection::new(ask.source);
-        self.what_if_on(ask, &connection)
+        let transport = Transport::new(ask.source);
+        self.what_if_on(ask, &transport)
     }
 
-    /// The same for many questions from one address: a connection costs more than a decision.
-    pub fn what_if_on(&self, ask: &Ask, connection: &Connection) -> WhatIf {
+    /// What would be decided from an address whose transport is at hand, for many questions: making one costs more than a decision.
+    pub fn what_if_on(&self, ask: &Ask, transport: &Transport) -> WhatIf {
         let caller = Caller::supposed(&ask.principal);
         let (route, request) = match &ask.what {
-            Asked::Connect => (None, AuthzRequest::connect(caller, &ask.service, connection, ask.now)),
+            Asked::Connect => (None, AuthzRequest::connect(caller, &ask.service, transport, ask.now)),
             Asked::Http(http) => {
                 let route = self.routes().route(&ask.service, http);
-                let request = AuthzRequest::http(caller, &ask.service, &route, http, connection, ask.now);
+                let request = AuthzRequest::http(caller, &ask.service, &route, http, transport, ask.now);
                 (Some(route), request)
             }
         };

@@ -343,7 +343,7 @@ impl Permit {
 mod tests {
     use super::*;
     use crate::CanonicalRequest;
-    use crate::request::{Caller, Connection};
+    use crate::request::{Caller, Transport};
     use crate::snapshot::tests::sources;
     use hoplite_identity::SpiffeId;
     use std::time::{Duration, SystemTime};
@@ -356,8 +356,8 @@ mod tests {
         Snapshot::compile(&sources(&[("a.cedar", policies), ("routes.toml", ROUTES)])).unwrap()
     }
 
-    fn connection() -> Connection {
-        Connection::new([10, 20, 0, 1].into())
+    fn connection() -> Transport {
+        Transport::new([10, 20, 0, 1].into())
     }
 
     fn now() -> SystemTime {

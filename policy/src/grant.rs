@@ -349,7 +349,7 @@ impl Grant {
 mod tests {
     use super::*;
     use crate::people::{key, trusted};
-    use crate::{AuthzRequest, Connection, Snapshot, Verdict, decide};
+    use crate::{AuthzRequest, Snapshot, Transport, Verdict, decide};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -493,14 +493,14 @@ mod tests {
                 text: extra.to_owned(),
             });
             let snapshot = Snapshot::compile(&sources).unwrap();
-            let connection = Connection::new("10.0.0.1".parse().unwrap());
+            let transport = Transport::new("10.0.0.1".parse().unwrap());
             let caller = SpiffeId::parse(caller).unwrap();
             decide(
                 &snapshot,
                 &AuthzRequest::connect(
                     crate::request::Caller::supposed(&caller),
                     service,
-                    &connection,
+                    &transport,
                     instant(now),
                 ),
             )

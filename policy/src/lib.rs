@@ -60,7 +60,7 @@ pub use lint::lint;
 pub use modules::{BREAK_GLASS_MODULE, MODULES_FILE, SECURITY_OWNER};
 pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible};
-pub use request::{AuthzRequest, Caller, Connection, MAX_PATH_GROUPS};
+pub use request::{AuthzRequest, Caller, MAX_PATH_GROUPS, Transport};
 pub use routes::{MAX_ROUTES_PER_SERVICE, ROUTES_FILE, Route, RouteTable};
 pub use schema::{SCHEMA, schema};
 pub use snapshot::{MAX_CHAIN, MAX_NESTING, MAX_POLICY_BYTES, MAX_TOTAL_BYTES, Snapshot, Source};

@@ -3,7 +3,7 @@
 use crate::cedar::{Conjunct, conjuncts};
 use crate::evaluate::Call;
 use crate::explain::{Question, covers_deed};
-use crate::request::{AuthzRequest, Caller, Connection};
+use crate::request::{AuthzRequest, Caller, Transport};
 use crate::view::{Effect, Places, PolicyView};
 use crate::{CanonicalRequest, Route, Snapshot};
 use cedar_policy::{Context, EntityUid, ResourceConstraint};
@@ -73,7 +73,7 @@ impl Deed {
             Self::Request(service, http) => {
                 let route = snapshot.routes().route(service, http);
                 // Only of the path is anything asked, see `knows`.
-                let nowhere = Connection::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                let nowhere = Transport::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
                 let caller = Caller::supposed(principal);
                 AuthzRequest::http(caller, service, &route, http, &nowhere, SystemTime::UNIX_EPOCH)
             }

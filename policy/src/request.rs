@@ -21,9 +21,9 @@ pub struct Caller<'a> {
     id: &'a SpiffeId,
 }
 
-/// What is true of every request of a connection. Make it once for each: an address costs more than a decision.
+/// Where calls come from: what is true of every request of a connection. Make it once for each: an address costs more than a decision.
 #[derive(Debug, Clone)]
-pub struct Connection {
+pub struct Transport {
     src: Result<Value, String>,
 }
 
@@ -67,10 +67,10 @@ impl<'a> From<&'a VerifiedPeer> for Caller<'a> {
     }
 }
 
-// === impl Connection ===
+// === impl Transport ===
 
-impl Connection {
-    /// A connection from this address.
+impl Transport {
+    /// What comes from this address.
     pub fn new(source: IpAddr) -> Self {
         // An IPv4 peer of a dual-stack socket must be in the ranges policies write for IPv4.
         let address = RestrictedExpression::new_ip(source.to_canonical().to_string());
@@ -89,14 +89,14 @@ impl Connection {
 
 impl AuthzRequest {
     /// An L4 connection to a service.
-    pub fn connect<'a>(caller: impl Into<Caller<'a>>, service: &str, connection: &Connection, now: SystemTime) -> Self {
+    pub fn connect<'a>(caller: impl Into<Caller<'a>>, service: &str, transport: &Transport, now: SystemTime) -> Self {
         Self {
             principal: caller.into().id.clone(),
             action: "connect",
             resource: Resource::Service(service.to_owned()),
             at: now,
             headers: Vec::new(),
-            context: connection.value(now).map(|conn| context([("conn", conn)])),
+            context: transport.value(now).map(|conn| context([("conn", conn)])),
         }
     }
 
@@ -106,11 +106,11 @@ impl AuthzRequest {
         service: &str,
         route: &Route,
         request: &CanonicalRequest,
-        connection: &Connection,
+        transport: &Transport,
         now: SystemTime,
     ) -> Self {
         let context = if route.service() == service {
-            connection.value(now).map(|conn| {
+            transport.value(now).map(|conn| {
                 let known = [
                     ("conn", conn),
                     ("host", Value::string(request.host())),
@@ -320,8 +320,8 @@ mod tests {
         SpiffeId::parse("spiffe://prod.acme/ns/pay/sa/x").unwrap()
     }
 
-    fn connection(source: &str) -> Connection {
-        Connection::new(source.parse().unwrap())
+    fn connection(source: &str) -> Transport {
+        Transport::new(source.parse().unwrap())
     }
 
     fn now() -> SystemTime {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_decision::{self as decision, Fields, Question};
 use hoplite_identity::VerifiedPeer;
-use hoplite_policy::{CanonicalRequest, Connection, Permit};
+use hoplite_policy::{CanonicalRequest, Permit, Transport};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -58,7 +58,7 @@ struct InboundConnection {
     inbound: Arc<Inbound>,
     peer: VerifiedPeer,
     source: String,
-    connection: Connection,
+    connection: Transport,
     tls: String,
     client_cert: HeaderValue,
     not_after: SystemTime,
@@ -91,7 +91,7 @@ impl Inbound {
         let caller = Arc::new(InboundConnection {
             peer: session.peer.clone(),
             source: remote.to_string(),
-            connection: Connection::new(remote.ip()),
+            connection: Transport::new(remote.ip()),
             tls: session.tls.clone(),
             client_cert,
             not_after: session.not_after,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_decision::Question;
-use hoplite_policy::{Connection, Permit};
+use hoplite_policy::{Permit, Transport};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
@@ -71,7 +71,7 @@ impl TcpInbound {
         record.peer_not_after = Some(session.peer.not_after());
         record.source = Some(session.remote.to_string());
         record.tls = Some(session.tls.clone());
-        let connection = Connection::new(session.remote.ip());
+        let connection = Transport::new(session.remote.ip());
         let question = Question {
             caller: (&session.peer).into(),
             service: &self.service,

@@ -15,7 +15,7 @@ use hoplite_audit::{DecisionId, Options, Outcome, Phase, Record, Recorder, Recor
 use hoplite_decision::{BundleTrust, DecisionPoint, Fields, Follower, PolicyFeed, Question, Refusal};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Caller, Connection, Permit};
+use hoplite_policy::{Caller, Permit, Transport};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -229,7 +229,7 @@ impl Authorizer {
         let question = Question {
             caller: Caller::danger_vouched_for(&principal),
             service: &asker.service,
-            connection: &Connection::new(source.ip),
+            connection: &Transport::new(source.ip),
             http: http.as_deref(),
             fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
         };

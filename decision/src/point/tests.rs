@@ -96,7 +96,7 @@ impl World {
             }
         });
         let http = CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap();
-        let connection = Connection::new([10, 0, 0, 1].into());
+        let connection = Transport::new([10, 0, 0, 1].into());
         let mut record = Record::new(Phase::Request, Outcome::Error, "ledger");
         record.at = at;
         let question = Question {
