@@ -1,63 +1,128 @@
-//! What every store must do, run against each. `open` makes an empty store that keeps [`KEEP`] commits of history.
+//! What every store must do, for the tests of each store: see the macro [`conformance!`](crate::conformance!).
+//!
+//! `open` makes an empty store that keeps [`KEEP`] commits of history, a new one each time.
 
-use std::collections::BTreeMap;
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "these are tests: they fail by panicking"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
 use crate::{
-    BATCH_BYTES_MAX, Batch, Change, CommitError, Condition, KEY_BYTES_MAX, MemoryStore, Mutation, Revision, SledStore,
-    Store, Versioned, Watch, WatchError,
+    BATCH_BYTES_MAX, Batch, Change, CommitError, Condition, KEY_BYTES_MAX, LARGE_BYTES_MAX, LARGE_PER_KEY_MAX,
+    LargeError, LargeId, Mutation, Revision, Store, Versioned, Watch, WatchError,
 };
 
-/// Small, so that compaction is reached.
-pub(crate) const KEEP: u64 = 64;
+/// How many commits of history the store under test keeps: few, so that compaction is reached.
+pub const KEEP: u64 = 64;
 
 const NOW: Duration = Duration::ZERO;
 /// Longer than any commit takes; never waited for in a test that passes.
 const SOON: Duration = Duration::from_secs(30);
 
-macro_rules! on_every_store {
-    ($($name:ident)*) => {
-        mod memory {
-            $(#[test] fn $name() { super::$name(&mut || Box::new(super::MemoryStore::keeping(super::KEEP))); })*
-        }
-        mod sled {
-            $(#[test] fn $name() {
-                let directory = tempfile::tempdir().unwrap();
-                let mut opened = 0;
-                super::$name(&mut || {
-                    opened += 1;
-                    let directory = directory.path().join(opened.to_string());
-                    Box::new(super::SledStore::open_keeping(&directory, super::KEEP).unwrap())
-                });
-            })*
+/// Makes an empty store that keeps [`KEEP`] commits of history.
+pub type Open<'a> = &'a mut dyn FnMut() -> Box<dyn Store>;
+
+type Case = fn(Open<'_>);
+
+/// A module `$name` with one test for each thing that a store must do. `$open` is a closure that makes an empty store,
+/// which keeps [`KEEP`](crate::conformance::KEEP) commits of history; it is called several times.
+///
+/// ```
+/// use hoplite_store::MemoryStore;
+/// use hoplite_store::conformance::KEEP;
+///
+/// hoplite_store::conformance!(memory, || Box::new(MemoryStore::keeping(KEEP)));
+/// ```
+#[macro_export]
+macro_rules! conformance {
+    ($name:ident, $open:expr) => {
+        mod $name {
+            #[allow(
+                unused_imports,
+                clippy::allow_attributes,
+                reason = "what opens the store may need none of them"
+            )]
+            use super::*;
+            $crate::conformance_cases!(conformance_tests, $open);
         }
     };
 }
 
-on_every_store! {
-    begins_empty
-    revisions_have_no_gaps
-    preconditions_are_checked_before_the_batch
-    a_batch_is_all_or_nothing
-    the_last_word_on_a_key_counts
-    bounds_are_enforced
-    range_is_ordered_and_exact
-    values_come_back_byte_for_byte
-    a_watch_sees_what_was_and_what_comes
-    a_watch_waits_for_a_commit
-    compaction_is_said
-    the_future_is_an_error
-    a_watch_ends_with_its_store
-    every_watcher_sees_every_commit_of_concurrent_writers
-    one_of_many_wins_a_key
-    snapshots_are_of_one_revision
-    agrees_with_the_model
+/// The one list of cases: calls the macro `$then` with it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_cases {
+    ($then:ident, $with:expr) => {
+        $crate::$then! {
+            ($with)
+            begins_empty
+            revisions_have_no_gaps
+            preconditions_are_checked_before_the_batch
+            a_batch_is_all_or_nothing
+            the_last_word_on_a_key_counts
+            bounds_are_enforced
+            range_is_ordered_and_exact
+            values_come_back_byte_for_byte
+            a_watch_sees_what_was_and_what_comes
+            a_watch_waits_for_a_commit
+            compaction_is_said
+            the_future_is_an_error
+            a_watch_ends_with_its_store
+            every_watcher_sees_every_commit_of_concurrent_writers
+            one_of_many_wins_a_key
+            snapshots_are_of_one_revision
+            agrees_with_the_model
+            large_values_come_back
+            a_commit_names_only_what_is_there
+            a_large_value_stays_while_a_key_names_it
+            a_sweep_spares_what_was_put_lately
+            large_values_are_no_changes
+            a_sweep_takes_nothing_from_a_publisher
+            large_values_agree_with_the_model
+        }
+    };
 }
 
-type Open<'a> = &'a mut dyn FnMut() -> Box<dyn Store>;
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_tests {
+    (($open:expr) $($case:ident)*) => {
+        $(#[test] fn $case() { $crate::conformance::run(stringify!($case), &mut $open); })*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_table {
+    (($unused:expr) $($case:ident)*) => {
+        /// Every case by its name. A function that is not in the list is dead code, which the lints refuse.
+        const CASES: &[(&str, Case)] = &[$((stringify!($case), $case)),*];
+    };
+}
+
+conformance_cases!(conformance_table, ());
+
+/// Runs one case.
+///
+/// # Panics
+/// The store does not do what it must, or there is no such case.
+pub fn run(case: &str, open: Open<'_>) {
+    let (_, run) = CASES
+        .iter()
+        .find(|(name, _)| *name == case)
+        .expect("a case of this name");
+    run(open);
+}
 
 fn begins_empty(open: Open<'_>) {
     let store = open();
@@ -497,6 +562,231 @@ fn agrees_with_the_model(open: Open<'_>) {
             prop_assert_eq!(watch.next(NOW).unwrap(), Some(change));
         }
         prop_assert_eq!(watch.next(NOW).unwrap(), None);
+    });
+}
+
+/// When large values are put in these tests, and so many seconds later.
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+}
+
+fn large_values_come_back(open: Open<'_>) {
+    let store = open();
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(store.put_large(b"abc", at(0)).unwrap().to_string(), abc, "SHA-256");
+    for size in [0, 1, 65_536, BATCH_BYTES_MAX + 1] {
+        let value: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+        let id = store.put_large(&value, at(0)).unwrap();
+        assert_eq!(id, LargeId::of(&value));
+        assert!(store.large(&id).unwrap().unwrap() == value, "{size} bytes");
+        assert_eq!(store.put_large(&value, at(1)).unwrap(), id, "once more");
+        assert!(store.large(&id).unwrap().unwrap() == value, "{size} bytes");
+    }
+    assert_eq!(store.large(&LargeId::of(b"never put")).unwrap(), None);
+    let refused = store.put_large(&vec![0; LARGE_BYTES_MAX + 1], at(0));
+    assert!(matches!(refused, Err(LargeError::TooLarge(size)) if size == LARGE_BYTES_MAX + 1));
+}
+
+fn a_commit_names_only_what_is_there(open: Open<'_>) {
+    let store = open();
+    let there = store.put_large(b"there", at(0)).unwrap();
+    let absent = LargeId::of(b"absent");
+    let batch = Batch::new().put("a", "1").put_naming("b", "1", [there, absent]);
+    assert!(matches!(store.commit(batch), Err(CommitError::MissingLarge(id)) if id == absent));
+    assert_eq!((store.revision(), store.get(b"a").unwrap()), (0, None));
+    let batch = Batch::new()
+        .require("b", Condition::Present)
+        .put_naming("b", "1", [absent]);
+    assert!(
+        matches!(store.commit(batch), Err(CommitError::Precondition { .. })),
+        "what was read has changed: said first"
+    );
+    let batch = |count| Batch::new().put_naming("b", "1", vec![there; count]);
+    assert!(matches!(
+        store.commit(batch(LARGE_PER_KEY_MAX + 1)),
+        Err(CommitError::TooManyLarge(_))
+    ));
+    assert_eq!(store.commit(batch(LARGE_PER_KEY_MAX)).unwrap(), 1);
+    store.sweep_large(at(1)).unwrap();
+    assert!(store.large(&there).unwrap().is_some(), "named often, and there");
+    store.put_large(b"absent", at(0)).unwrap();
+    assert_eq!(store.sweep_large(at(1)).unwrap(), 1);
+    let refused = store.commit(Batch::new().put_naming("c", "1", [absent]));
+    assert!(matches!(refused, Err(CommitError::MissingLarge(_))), "swept since");
+}
+
+fn a_large_value_stays_while_a_key_names_it(open: Open<'_>) {
+    let store = open();
+    let id = store.put_large(b"shared", at(0)).unwrap();
+    let swept = || (store.sweep_large(at(9)).unwrap(), store.large(&id).unwrap().is_some());
+    store
+        .commit(Batch::new().put_naming("a", "1", [id]).put_naming("b", "1", [id]))
+        .unwrap();
+    assert_eq!(swept(), (0, true));
+    store.commit(Batch::new().delete("a")).unwrap();
+    assert_eq!(swept(), (0, true), "the other names it");
+    store.commit(Batch::new().put_naming("b", "2", [id])).unwrap();
+    assert_eq!(swept(), (0, true), "still");
+    store
+        .commit(Batch::new().put_naming("c", "1", [id]).put("b", "3"))
+        .unwrap();
+    assert_eq!(swept(), (0, true), "from one to another in one commit");
+    let refused = Batch::new().delete("c").require("a", Condition::Present);
+    store.commit(refused).unwrap_err();
+    assert_eq!(swept(), (0, true), "that did not happen");
+    let last = Batch::new().put_naming("c", "2", [id]).put("c", "3");
+    store.commit(last).unwrap();
+    assert_eq!(swept(), (1, false), "the last word on a key counts");
+    assert_eq!(swept(), (0, false));
+}
+
+fn a_sweep_spares_what_was_put_lately(open: Open<'_>) {
+    let store = open();
+    let (old, new) = (
+        store.put_large(b"old", at(0)).unwrap(),
+        store.put_large(b"new", at(5)).unwrap(),
+    );
+    assert_eq!(store.sweep_large(at(0)).unwrap(), 0);
+    store.put_large(b"old", at(5)).unwrap();
+    assert_eq!(store.sweep_large(at(5)).unwrap(), 0, "put again, so new again");
+    store.put_large(b"new", at(9)).unwrap();
+    assert_eq!(store.sweep_large(at(6)).unwrap(), 1);
+    assert_eq!(
+        (store.large(&old).unwrap(), store.large(&new).unwrap()),
+        (None, Some(b"new".to_vec()))
+    );
+}
+
+fn large_values_are_no_changes(open: Open<'_>) {
+    let store = open();
+    let mut watch = store.watch(0).unwrap();
+    let id = store.put_large(b"large", at(0)).unwrap();
+    assert_eq!((store.revision(), watch.next(NOW).unwrap()), (0, None));
+    store.commit(Batch::new().put_naming("a", "1", [id])).unwrap();
+    let mutations = vec![Mutation {
+        key: b"a".into(),
+        value: Some(b"1".into()),
+    }];
+    assert_eq!(watch.next(NOW).unwrap(), Some(Change { revision: 1, mutations }));
+    store.commit(Batch::new().delete("a")).unwrap();
+    assert_eq!(seen(&mut watch), [2]);
+    assert_eq!(store.sweep_large(at(1)).unwrap(), 1);
+    assert_eq!((store.revision(), watch.next(NOW).unwrap()), (2, None));
+    assert!(store.snapshot().unwrap().entries.is_empty());
+}
+
+fn a_sweep_takes_nothing_from_a_publisher(open: Open<'_>) {
+    const PUBLISHERS: u8 = 3;
+    const EACH: u8 = 12;
+    let store = open();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let mut swept = 0;
+            while !done.load(Ordering::Relaxed) {
+                // As unkind as can be: nothing is too new.
+                swept += store.sweep_large(at(1_000)).unwrap();
+            }
+            swept
+        });
+        let publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|publisher| {
+                let store = &store;
+                scope.spawn(move || {
+                    for turn in 0..EACH {
+                        // All publish the same values, so that one's is another's to sweep.
+                        let bytes = vec![turn; 4096];
+                        loop {
+                            let id = store.put_large(&bytes, at(0)).unwrap();
+                            match store.commit(Batch::new().put_naming([publisher], [turn], [id])) {
+                                Ok(_) => break,
+                                Err(CommitError::MissingLarge(missing)) => assert_eq!(missing, id),
+                                Err(other) => panic!("{other}"),
+                            }
+                        }
+                        let found = store.large(&LargeId::of(&bytes)).unwrap();
+                        assert!(found.is_some_and(|found| found == bytes), "what a key names is there");
+                    }
+                })
+            })
+            .collect();
+        for publisher in publishers {
+            publisher.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        sweeper.join().unwrap();
+    });
+    store.sweep_large(at(1_000)).unwrap();
+    for turn in 0..EACH {
+        let kept = store.large(&LargeId::of(&vec![turn; 4096])).unwrap();
+        assert_eq!(
+            kept.is_some(),
+            turn == EACH - 1,
+            "only what the last turn named: {turn}"
+        );
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Put(u8, u64),
+    Name(u8, Vec<u8>),
+    Delete(u8),
+    Sweep(u64),
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        (0..4u8, 0..20u64).prop_map(|(value, at)| Move::Put(value, at)),
+        (0..3u8, proptest::collection::vec(0..4u8, 0..3)).prop_map(|(key, names)| Move::Name(key, names)),
+        (0..3u8).prop_map(Move::Delete),
+        (0..20u64).prop_map(Move::Sweep),
+    ];
+    proptest::collection::vec(one, 1..40)
+}
+
+fn large_values_agree_with_the_model(open: Open<'_>) {
+    let open = std::cell::RefCell::new(open);
+    let config = ProptestConfig {
+        cases: 16,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(moves in moves())| {
+        let store = open.borrow_mut()();
+        let mut there: BTreeMap<u8, u64> = BTreeMap::new();
+        let mut named: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        for step in moves {
+            match step {
+                Move::Put(value, put) => {
+                    store.put_large(&[value], at(put)).unwrap();
+                    there.insert(value, put);
+                }
+                Move::Name(key, names) => {
+                    let ids = names.iter().map(|value| LargeId::of(&[*value]));
+                    let committed = store.commit(Batch::new().put_naming([key], "", ids));
+                    let missing = names.iter().any(|value| !there.contains_key(value));
+                    prop_assert_eq!(matches!(committed, Err(CommitError::MissingLarge(_))), missing);
+                    if committed.is_ok() {
+                        named.insert(key, names);
+                    }
+                }
+                Move::Delete(key) => {
+                    store.commit(Batch::new().delete([key])).unwrap();
+                    named.remove(&key);
+                }
+                Move::Sweep(before) => {
+                    let held: BTreeSet<u8> = named.values().flatten().copied().collect();
+                    let count = there.len();
+                    there.retain(|value, put| held.contains(value) || *put >= before);
+                    prop_assert_eq!(store.sweep_large(at(before)).unwrap(), count - there.len());
+                }
+            }
+            for value in 0..4 {
+                let found = store.large(&LargeId::of(&[value])).unwrap();
+                prop_assert_eq!(found, there.contains_key(&value).then(|| vec![value]));
+            }
+        }
     });
 }
 

@@ -1,21 +1,28 @@
 //! Bytes that survive: a small key-value trait with revisions, on sled or in memory.
 //!
 //! Every commit gets the next number of one gap-free, commit-ordered sequence. A commit that returned is durable.
-//! Watching from a revision yields every later change exactly once, in order, or says that it cannot.
+//! Watching from a revision yields every later change exactly once, in order, or says that it cannot. What is too large for
+//! a commit is put first, under its digest, and stays for as long as a key names it.
+//!
+//! A store on another machine is a crate of its own: docs/guide/add-a-store.md says what it implements, and the feature
+//! `conformance` holds what it must pass.
 
-mod feed;
+mod batch;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod large;
 mod memory;
 mod sled;
+mod watch;
 
-#[cfg(test)]
-mod conformance;
-
-use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
-pub use feed::Watch;
+pub use batch::{Batch, CommitError, Condition, Mutation, Write};
+pub use large::{LARGE_BYTES_MAX, LARGE_PER_KEY_MAX, LargeError, LargeId};
 pub use memory::MemoryStore;
 pub use sled::SledStore;
+pub use watch::{Announcer, History, Reach, Watch, WatchError};
 
 /// Position in the sequence of commits; 0 before the first.
 pub type Revision = u64;
@@ -39,40 +46,6 @@ pub struct Versioned {
     pub revision: Revision,
 }
 
-/// Writes that happen all or not at all.
-///
-/// ```
-/// # use hoplite_store::{Batch, Condition, MemoryStore, Store};
-/// let store = MemoryStore::new();
-/// let batch = Batch::new().require("token/7", Condition::Absent).put("token/7", "unused").delete("token/6");
-/// assert_eq!(store.commit(batch).unwrap(), 1);
-/// ```
-#[derive(Clone, Default)]
-pub struct Batch {
-    preconditions: Vec<(Vec<u8>, Condition)>,
-    mutations: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-}
-
-/// What must hold of a key, before the batch, for the batch to commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    /// The key has no value.
-    Absent,
-    /// The key has a value.
-    Present,
-    /// The key was last written by exactly this commit.
-    At(Revision),
-}
-
-/// One write: `None` deletes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Mutation {
-    /// What is written.
-    pub key: Vec<u8>,
-    /// Its new value, or `None` when it is deleted.
-    pub value: Option<Vec<u8>>,
-}
-
 /// One commit as watchers see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -94,6 +67,13 @@ pub struct Snapshot {
 /// The handful of verbs. Methods block, a commit for as long as the disk takes: call them where blocking is fine.
 ///
 /// Nothing that is not durable is ever shown: not by `get`, `range` or `revision`, and not to a watcher.
+///
+/// **Large values** lie beside the keys, each under its digest. [`put_large`](Self::put_large) makes one durable; a commit
+/// that [names](Batch::put_naming) it keeps it for as long as the key has that value; [`sweep_large`](Self::sweep_large)
+/// removes what no key names. A commit checks that what it names is there, and no sweep runs inside that check: so whatever
+/// a committed key names is there, however publishers and sweepers of all replicas interleave. A publisher whose value was
+/// swept before its commit is told so ([`CommitError::MissingLarge`]), and puts it again. The age that a sweep spares makes
+/// this rare; it is a kindness and no part of the argument, so no clock has to be right.
 pub trait Store: Send + Sync + 'static {
     /// The last commit; 0 when there was none.
     fn revision(&self) -> Revision;
@@ -111,11 +91,11 @@ pub trait Store: Send + Sync + 'static {
     fn range(&self, prefix: &[u8]) -> Result<Snapshot, StoreError>;
 
     /// Writes a batch, all or nothing, and returns its revision. Durable when it returns. Preconditions are checked
-    /// against the state just before it.
+    /// against the state just before it, and so is that the large values it names are there.
     ///
     /// # Errors
-    /// Nothing was written on [`CommitError::Precondition`], `Empty`, `KeyTooLong` and `TooLarge`. After
-    /// [`CommitError::Store`] the batch may or may not be there when the store is next opened.
+    /// After [`CommitError::Store`] the batch may or may not be there when the store is next opened; after any other error
+    /// nothing was written.
     fn commit(&self, batch: Batch) -> Result<Revision, CommitError>;
 
     /// Changes after `from`.
@@ -132,165 +112,67 @@ pub trait Store: Send + Sync + 'static {
     fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.range(b"")
     }
+
+    /// Keeps a large value and returns its digest. Durable when it returns, and kept until a sweep finds that no key names
+    /// it. One that is there already is made `now` old: it is written again, which mends it if it was damaged. Takes no
+    /// revision.
+    ///
+    /// # Errors
+    /// [`LargeError::TooLarge`] beyond [`LARGE_BYTES_MAX`]; [`LargeError::Store`] when it cannot be written. Commits go on
+    /// after either.
+    fn put_large(&self, bytes: &[u8], now: SystemTime) -> Result<LargeId, LargeError>;
+
+    /// A large value; `None` when it was never put or was swept. Its digest is checked on each read.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when what is there is not what was put, or a key names it and it is gone: putting it again
+    /// mends either.
+    fn large(&self, id: &LargeId) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Removes the large values that no key names and that were put before `put_before`; how many.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read or written. What a key names is there all the same.
+    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError>;
 }
 
-/// The store's own failures: the disk's or the operator's matter, never the caller's.
+/// The store's own failures: the disk's, the network's or the operator's matter, never the caller's.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Another process, or another part of this one, has the directory open.
-    #[error("store `{directory}` is in use: stop the process that holds it, or choose another directory")]
+    /// Another process, or another part of this one, has it open.
+    #[error("store `{location}` is in use: stop the process that holds it, or choose another location")]
     InUse {
-        /// The store's directory.
-        directory: String,
+        /// The directory, or the address of a server without its password.
+        location: String,
     },
-    /// What is on the disk is not what was written there.
+    /// What is there is not what was written there.
     #[error(
-        "store `{directory}` is damaged: {problem}; move the directory away and restore it from a backup, \
-         nothing in it is used as it is"
+        "store `{location}` is damaged: {problem}; set it aside and restore it from a backup, nothing in it is used as it is"
     )]
     Damaged {
-        /// The store's directory.
-        directory: String,
+        /// The directory, or the address of a server without its password.
+        location: String,
         /// What was found.
         problem: String,
     },
-    /// The operating system refused.
-    #[error("store `{directory}`: cannot {action}: {problem}; check its owner, its mode and the free space")]
+    /// The operating system, or a server, refused.
+    #[error("store `{location}`: cannot {action}: {problem}; {remedy}")]
     Io {
-        /// The store's directory.
-        directory: String,
+        /// The directory, or the address of a server without its password.
+        location: String,
         /// What was being done.
         action: &'static str,
-        /// What the system said.
+        /// What the system or the server said.
         problem: String,
+        /// What to look at: `check its owner, its mode and the free space`.
+        remedy: &'static str,
     },
     /// An earlier write failed half-way, so what is durable is not known until the store is opened again.
-    #[error("store `{directory}` stopped after a failed write: see the first error, mend it and restart")]
+    #[error("store `{location}` stopped after a failed write: see the first error, mend it and restart")]
     Stopped {
-        /// The store's directory.
-        directory: String,
+        /// The directory, or the address of a server without its password.
+        location: String,
     },
-}
-
-/// Why a batch did not commit.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CommitError {
-    /// A precondition did not hold; nothing was written.
-    #[error("precondition on key `{}` does not hold: read it again and decide anew", key.escape_ascii())]
-    Precondition {
-        /// The first key whose condition did not hold.
-        key: Vec<u8>,
-    },
-    /// The batch has no writes.
-    #[error("the batch is empty: a commit writes something")]
-    Empty,
-    /// A key is longer than [`KEY_BYTES_MAX`].
-    #[error("a key of {0} bytes is too long: at most {KEY_BYTES_MAX}")]
-    KeyTooLong(usize),
-    /// Keys and values together exceed [`BATCH_BYTES_MAX`].
-    #[error("a batch of {0} bytes is too large: at most {BATCH_BYTES_MAX}, split it")]
-    TooLarge(usize),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a watch cannot go on.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum WatchError {
-    /// The changes asked for are no longer kept.
-    #[error("history begins at revision {oldest}: take a snapshot and watch from its revision")]
-    Compacted {
-        /// The oldest change still kept.
-        oldest: Revision,
-    },
-    /// The revision asked for has not happened here.
-    #[error("revision {from} is in the future, the store is at {current}: take a snapshot, histories differ")]
-    Future {
-        /// What was asked for.
-        from: Revision,
-        /// Where the store is.
-        current: Revision,
-    },
-    /// The store is gone; there will be no more changes.
-    #[error("the store was closed: open it again")]
-    Closed,
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-// === impl Batch ===
-
-impl Batch {
-    /// Nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Commits only if `condition` holds of `key`, written by this batch or not.
-    #[must_use]
-    pub fn require(mut self, key: impl Into<Vec<u8>>, condition: Condition) -> Self {
-        self.preconditions.push((key.into(), condition));
-        self
-    }
-
-    /// Sets a value. The last word on a key counts.
-    #[must_use]
-    pub fn put(mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
-        self.mutations.insert(key.into(), Some(value.into()));
-        self
-    }
-
-    /// Removes a value, if there is one. The last word on a key counts.
-    #[must_use]
-    pub fn delete(mut self, key: impl Into<Vec<u8>>) -> Self {
-        self.mutations.insert(key.into(), None);
-        self
-    }
-
-    /// Whether it writes nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.mutations.is_empty()
-    }
-
-    /// Bounds first, then preconditions against the state that `written_at` shows; what is left is to be written.
-    fn check(
-        self,
-        written_at: impl Fn(&[u8]) -> Result<Option<Revision>, StoreError>,
-    ) -> Result<Vec<Mutation>, CommitError> {
-        if self.mutations.is_empty() {
-            return Err(CommitError::Empty);
-        }
-        let mut total = 0;
-        for (key, value) in &self.mutations {
-            if key.len() > KEY_BYTES_MAX {
-                return Err(CommitError::KeyTooLong(key.len()));
-            }
-            total += key.len() + value.as_ref().map_or(0, Vec::len);
-        }
-        if total > BATCH_BYTES_MAX {
-            return Err(CommitError::TooLarge(total));
-        }
-        for (key, condition) in self.preconditions {
-            let found = written_at(&key)?;
-            let holds = match condition {
-                Condition::Absent => found.is_none(),
-                Condition::Present => found.is_some(),
-                Condition::At(revision) => found == Some(revision),
-            };
-            if !holds {
-                return Err(CommitError::Precondition { key });
-            }
-        }
-        Ok(self
-            .mutations
-            .into_iter()
-            .map(|(key, value)| Mutation { key, value })
-            .collect())
-    }
 }
 
 // === Debug: values may be secrets, so only their size is shown ===
@@ -298,25 +180,5 @@ impl Batch {
 impl fmt::Debug for Versioned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Versioned({} bytes at {})", self.value.len(), self.revision)
-    }
-}
-
-impl fmt::Debug for Mutation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.value {
-            Some(value) => write!(f, "Put(`{}`, {} bytes)", self.key.escape_ascii(), value.len()),
-            None => write!(f, "Delete(`{}`)", self.key.escape_ascii()),
-        }
-    }
-}
-
-impl fmt::Debug for Batch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Batch({} preconditions, {} writes)",
-            self.preconditions.len(),
-            self.mutations.len()
-        )
     }
 }

@@ -1,26 +1,33 @@
 //! The store that forgets: for tests, and the simplest reading of what the trait promises.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
 
-use crate::feed::{Feed, History, Reach};
 use crate::{
-    Batch, Change, CommitError, HISTORY_COMMITS, Mutation, Revision, Snapshot, Store, StoreError, Versioned, Watch,
-    WatchError,
+    Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Reach, Revision,
+    Snapshot, Store, StoreError, Versioned, Watch, WatchError, Write,
 };
 
 /// Everything in memory, gone with the process. "Durable" here means: visible.
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-    feed: Arc<Feed>,
+    announcer: Announcer,
 }
 
 struct State {
     reach: Reach,
     keep: u64,
-    entries: BTreeMap<Vec<u8>, Versioned>,
+    entries: BTreeMap<Vec<u8>, Entry>,
     history: VecDeque<Change>,
+    /// Each with the time it was last put.
+    large: BTreeMap<LargeId, (Vec<u8>, SystemTime)>,
+}
+
+struct Entry {
+    versioned: Versioned,
+    names: Vec<LargeId>,
 }
 
 // === impl MemoryStore ===
@@ -32,16 +39,19 @@ impl MemoryStore {
         Self::keeping(HISTORY_COMMITS)
     }
 
-    pub(crate) fn keeping(keep: u64) -> Self {
+    /// An empty store that keeps so many commits of history.
+    #[must_use]
+    pub fn keeping(keep: u64) -> Self {
         let state = State {
             reach: Reach::START,
             keep,
             entries: BTreeMap::new(),
             history: VecDeque::new(),
+            large: BTreeMap::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
-            feed: Feed::new(Reach::START),
+            announcer: Announcer::new(Reach::START),
         }
     }
 }
@@ -52,19 +62,13 @@ impl Default for MemoryStore {
     }
 }
 
-impl Drop for MemoryStore {
-    fn drop(&mut self) {
-        self.feed.close();
-    }
-}
-
 impl Store for MemoryStore {
     fn revision(&self) -> Revision {
         lock(&self.state).reach.newest
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-        Ok(lock(&self.state).entries.get(key).cloned())
+        Ok(lock(&self.state).entries.get(key).map(|entry| entry.versioned.clone()))
     }
 
     fn range(&self, prefix: &[u8]) -> Result<Snapshot, StoreError> {
@@ -73,7 +77,7 @@ impl Store for MemoryStore {
             .entries
             .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, versioned)| (key.clone(), versioned.clone()))
+            .map(|(key, entry)| (key.clone(), entry.versioned.clone()))
             .collect();
         Ok(Snapshot {
             revision: state.reach.newest,
@@ -83,28 +87,56 @@ impl Store for MemoryStore {
 
     fn commit(&self, batch: Batch) -> Result<Revision, CommitError> {
         let mut state = lock(&self.state);
-        let mutations = batch.check(|key| Ok(state.entries.get(key).map(|found| found.revision)))?;
-        state.apply(mutations);
-        // Under the lock, so that revisions are published in their order.
-        self.feed.publish(state.reach);
+        let writes = batch.check(
+            |key| Ok(state.entries.get(key).map(|found| found.versioned.revision)),
+            |id| Ok(state.large.contains_key(id)),
+        )?;
+        state.apply(writes);
+        // Under the lock, so that revisions are announced in their order.
+        self.announcer.announce(state.reach);
         Ok(state.reach.newest)
     }
 
     fn watch(&self, from: Revision) -> Result<Watch, WatchError> {
         let history: Weak<Mutex<State>> = Arc::downgrade(&self.state);
-        self.feed.watch(from, history)
+        self.announcer.watch(from, history)
+    }
+
+    fn put_large(&self, bytes: &[u8], now: SystemTime) -> Result<LargeId, LargeError> {
+        let id = LargeId::of_bounded(bytes)?;
+        lock(&self.state).large.insert(id, (bytes.to_vec(), now));
+        Ok(id)
+    }
+
+    fn large(&self, id: &LargeId) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(lock(&self.state).large.get(id).map(|(bytes, _)| bytes.clone()))
+    }
+
+    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError> {
+        let mut state = lock(&self.state);
+        let State { entries, large, .. } = &mut *state;
+        let named: BTreeSet<&LargeId> = entries.values().flat_map(|entry| &entry.names).collect();
+        let before = large.len();
+        large.retain(|id, (_, put)| named.contains(id) || *put >= put_before);
+        Ok(before - large.len())
     }
 }
 
 // === impl State ===
 
 impl State {
-    fn apply(&mut self, mutations: Vec<Mutation>) {
+    fn apply(&mut self, writes: Vec<Write>) {
         self.reach = self.reach.grown(self.keep);
         let revision = self.reach.newest;
-        for Mutation { key, value } in mutations.iter().cloned() {
+        let mut mutations = Vec::with_capacity(writes.len());
+        for Write { mutation, names } in writes {
+            mutations.push(mutation.clone());
+            let Mutation { key, value } = mutation;
             match value {
-                Some(value) => self.entries.insert(key, Versioned { value, revision }),
+                Some(value) => {
+                    let versioned = Versioned { value, revision };
+                    self.entries.insert(key, Entry { versioned, names })
+                }
                 None => self.entries.remove(&key),
             };
         }

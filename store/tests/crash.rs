@@ -6,13 +6,13 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hoplite_store::{Batch, Mutation, SledStore, Store};
+use hoplite_store::{Batch, LargeId, Mutation, SledStore, Store};
 
 const DIRECTORY: &str = "HOPLITE_STORE_CRASH_DIRECTORY";
 const ROUNDS: u64 = 25;
@@ -45,6 +45,27 @@ fn mutations(revision: u64) -> Vec<Mutation> {
         .collect()
 }
 
+/// The large value that a write of this commit names; most name none.
+fn large(revision: u64, key: &[u8]) -> Option<Vec<u8>> {
+    let mut dice = Dice(revision ^ u64::from(crc(key)));
+    let size = dice.below(100_000) as usize;
+    (dice.below(10) == 0).then(|| {
+        revision
+            .to_be_bytes()
+            .iter()
+            .chain(key)
+            .copied()
+            .cycle()
+            .take(size)
+            .collect()
+    })
+}
+
+fn crc(key: &[u8]) -> u32 {
+    key.iter()
+        .fold(7, |sum: u32, byte| sum.rotate_left(5) ^ u32::from(*byte))
+}
+
 /// The process that is killed; does nothing in an ordinary run.
 #[test]
 fn child() {
@@ -55,11 +76,19 @@ fn child() {
     let mut out = std::io::stdout().lock();
     loop {
         let mut batch = Batch::new();
-        for Mutation { key, value } in mutations(store.revision() + 1) {
+        let next = store.revision() + 1;
+        for Mutation { key, value } in mutations(next) {
             batch = match value {
-                Some(value) => batch.put(key, value),
+                Some(value) => {
+                    let named = large(next, &key).map(|bytes| store.put_large(&bytes, SystemTime::now()).unwrap());
+                    batch.put_naming(key, value, named)
+                }
                 None => batch.delete(key),
             };
+        }
+        if next % 5 == 0 {
+            // What was put for the batch at hand is spared by its age.
+            store.sweep_large(SystemTime::now() - Duration::from_secs(60)).unwrap();
         }
         let revision = store.commit(batch).unwrap();
         writeln!(out, "acknowledged {revision}").unwrap();
@@ -136,6 +165,19 @@ fn judge(store: &SledStore, revision: u64) {
             };
         }
     }
+    // Whatever nobody names goes; what somebody names is there.
+    store.sweep_large(SystemTime::now() + Duration::from_secs(60)).unwrap();
+    let named = expected.iter().filter_map(|(key, (at, _))| large(*at, key));
+    let mut sizes = BTreeSet::new();
+    for bytes in named {
+        let found = store.large(&LargeId::of(&bytes)).unwrap();
+        assert!(
+            found.is_some_and(|found| found == bytes),
+            "a large value at revision {revision} differs"
+        );
+        sizes.insert(bytes.len());
+    }
+    assert!(sizes.len() > 3 || revision < 50, "some were named: {sizes:?}");
     let found: BTreeMap<_, _> = store
         .snapshot()
         .unwrap()

@@ -1,0 +1,133 @@
+//! The directory of a store on sled: its lock, what was acknowledged last, and how errors speak of it.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::format::{HEAD_BYTES, decode_head};
+use crate::{Revision, StoreError};
+
+/// sled's page cache, in bytes; its own default of 1 GiB is no bound at all.
+const CACHE_BYTES: u64 = 16 << 20;
+
+/// How long to wait for the sled of a store closed a moment ago in this process: its threads let go a little late.
+const SLED_LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// A directory for one store.
+#[derive(Clone)]
+pub(super) struct StoreDir(PathBuf);
+
+// === impl StoreDir ===
+
+impl StoreDir {
+    /// The directory, which is made (mode 0700) if it is not there.
+    pub(super) fn make(path: &Path) -> Result<Self, StoreError> {
+        let directory = Self(path.to_owned());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| directory.io("make the directory", &e))?;
+        Ok(directory)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn lock(&self) -> Result<File, StoreError> {
+        let head = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.0.join("head"))
+            .map_err(|e| self.io("open the head file", &e))?;
+        match head.try_lock() {
+            Ok(()) => Ok(head),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { location: self.text() }),
+            Err(TryLockError::Error(e)) => Err(self.io("lock the head file", &e)),
+        }
+    }
+
+    /// What was last acknowledged; `None` in a new directory.
+    pub(super) fn read_head(&self, head: &File) -> Result<Option<Revision>, StoreError> {
+        let length = head.metadata().map_err(|e| self.io("read the head file", &e))?.len();
+        if length == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; HEAD_BYTES];
+        let read = head
+            .read_exact_at(&mut bytes, 0)
+            .ok()
+            .and_then(|()| decode_head(&bytes));
+        read.map(Some)
+            .ok_or_else(|| self.damaged("the head file cannot be read".into()))
+    }
+
+    pub(super) fn open_sled(&self) -> Result<sled::Db, StoreError> {
+        let config = sled::Config::new()
+            .path(&self.0)
+            .cache_capacity(CACHE_BYTES)
+            // Every commit flushes, so the background flusher has nothing to do.
+            .flush_every_ms(None);
+        let started = Instant::now();
+        loop {
+            // Ours is the `head` lock, so nobody but a predecessor in this process can hold sled's.
+            match self.guarded("open", || config.open()) {
+                Err(StoreError::Io { problem, .. })
+                    if problem.contains("could not acquire lock") && started.elapsed() < SLED_LOCK_WAIT =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// sled panics on some damage where it could return an error; here both are an error.
+    pub(super) fn guarded<T>(
+        &self,
+        action: &'static str,
+        call: impl FnOnce() -> sled::Result<T>,
+    ) -> Result<T, StoreError> {
+        match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(sled::Error::Io(e))) => Err(self.io(action, &e)),
+            Ok(Err(other)) => Err(self.damaged(format!("cannot {action}: {other}"))),
+            Err(_panic) => Err(self.damaged(format!("sled gave up on an attempt to {action}"))),
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0.display().to_string()
+    }
+
+    pub(super) fn stopped(&self) -> StoreError {
+        StoreError::Stopped { location: self.text() }
+    }
+
+    pub(super) fn damaged(&self, problem: String) -> StoreError {
+        StoreError::Damaged {
+            location: self.text(),
+            problem,
+        }
+    }
+
+    pub(super) fn damaged_item(&self, name: &[u8]) -> StoreError {
+        self.damaged(format!("the checksum of item `{}` does not match", name.escape_ascii()))
+    }
+
+    pub(super) fn io(&self, action: &'static str, error: &io::Error) -> StoreError {
+        StoreError::Io {
+            location: self.text(),
+            action,
+            problem: error.to_string(),
+            remedy: "check its owner, its mode and the free space",
+        }
+    }
+}
