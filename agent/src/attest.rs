@@ -12,7 +12,6 @@ pub(crate) mod launch;
 pub(crate) mod process;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
 use hoplite_host::socket::Peer;
 use ring::digest;
 use tokio::sync::Semaphore;
@@ -244,20 +244,10 @@ fn hash(mut binary: &File) -> io::Result<String> {
     loop {
         let read = binary.read(&mut buffer)?;
         if read == 0 {
-            return Ok(hex(context.finish().as_ref()));
+            return Ok(HEXLOWER.encode(context.finish().as_ref()));
         }
         context.update(buffer.get(..read).unwrap_or_default());
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 /// An operating-system error without its number, for people.

@@ -7,19 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
-    CertificateDer, InvalidSvid, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain, X509Svid,
+    CertificateDer, InvalidSvid, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain, X509Svid, pem,
 };
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
 use ring::digest;
-use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::attest::hex;
 use crate::backoff::{Backoff, jitter, rests};
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials};
@@ -376,7 +375,7 @@ impl Keeper {
             return Ok(Key::from_pem(pem)?);
         }
         let key = Key::generate()?;
-        held.disk.joining_key = Some(key.to_pem());
+        held.disk.joining_key = Some(key.to_pem().to_string());
         if let Err(error) = self.write(&held) {
             held.disk.joining_key = None;
             return Err(CaError::Answer(format!("not asked, because {error}")));
@@ -539,11 +538,9 @@ fn svid(chain: Vec<CertificateDer<'static>>, key: PrivatePkcs8KeyDer<'static>) -
 }
 
 fn parse_svid(key: &str, chain: &str) -> Result<X509Svid, String> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|_| "its certificate chain is damaged".to_owned())?;
-    let key = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).map_err(|_| "its key is damaged".to_owned())?;
-    svid(chain, key).map_err(|e| format!("its SVID is damaged: {e}"))
+    let chain = pem::certificates(chain).map_err(|_| "its certificate chain is damaged".to_owned())?;
+    let key = pem::private_key(key).map_err(|_| "its key is damaged".to_owned())?;
+    svid(chain, key.to_vec().into()).map_err(|e| format!("its SVID is damaged: {e}"))
 }
 
 // === impl OnDisk ===
@@ -563,7 +560,7 @@ impl Token {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, bytes).as_ref())
+    HEXLOWER.encode(digest::digest(&digest::SHA256, bytes).as_ref())
 }
 
 #[cfg(test)]

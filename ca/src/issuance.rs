@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use hoplite_identity::{CertificateDer, Leaf, SpiffeId};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -221,7 +222,7 @@ impl SubjectKey {
 
     /// SHA-256 of the SubjectPublicKeyInfo, in hex.
     pub(crate) fn fingerprint(&self) -> String {
-        record::hex(digest(&SHA256, &self.spki).as_ref())
+        HEXLOWER.encode(digest(&SHA256, &self.spki).as_ref())
     }
 }
 

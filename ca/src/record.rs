@@ -1,6 +1,5 @@
 //! How values lie in the store: JSON with a format number, times as Unix seconds, digests as hex.
 
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -75,15 +74,6 @@ pub(crate) fn from_unix_seconds(seconds: u64) -> SystemTime {
 /// The protobuf form of a time.
 pub(crate) fn unix_i64(seconds: u64) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
-}
-
-/// Lower-case hex without separators.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
-    }
-    text
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_store::{Batch, CommitError, Condition, Revision, Store, StoreError, Versioned, Watch, WatchError};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -21,7 +22,7 @@ use crate::entries::entry::{Entry, EntryId};
 use crate::index::{AGENTS, ENTRIES, Index};
 use crate::issuance::{MintError, Minted};
 use crate::policy::published::PolicyError;
-use crate::record::{self, BadRecord, hex};
+use crate::record::{self, BadRecord};
 use crate::tokens::token::{JoinRefused, Token, TokenText, digest_of};
 
 /// Where tokens lie in the store: this and the token's digest.
@@ -427,7 +428,7 @@ fn new_id() -> Result<EntryId, RegistryError> {
     SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| RegistryError::NoEntropy)?;
-    Ok(hex(&bytes))
+    Ok(HEXLOWER.encode(&bytes))
 }
 
 fn not_following(error: WatchError) -> RegistryError {

@@ -1,7 +1,8 @@
 //! Trust bundles: the authorities that vouch for one trust domain, and sets of them that never mix.
 
+use crate::TrustDomain;
+use crate::pem::{self, InvalidPem};
 use crate::profile::{self, InvalidAuthority};
-use crate::{TrustDomain, pem};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub enum InvalidBundle {
     Der(TrustDomain, String),
     /// The text is not PEM certificates.
     #[error("the bundle of `{0}` is not PEM certificates: {1}")]
-    Pem(TrustDomain, String),
+    Pem(TrustDomain, #[source] InvalidPem),
     /// A certificate cannot vouch for others.
     #[error("certificate {position} of the bundle of `{trust_domain}` is no authority: {source}")]
     Authority {
@@ -92,10 +93,7 @@ impl TrustBundle {
 
     /// The authorities as PEM; the empty text if there are none.
     pub fn to_pem(&self) -> String {
-        self.authorities
-            .iter()
-            .map(|authority| pem::section("CERTIFICATE", authority))
-            .collect()
+        pem::write_certificates(&self.authorities)
     }
 
     /// The authorities as concatenated DER (W-8).

@@ -6,7 +6,7 @@
 //! the peer showed a certificate chain its *own* trust domain's bundle vouches for.
 
 mod bundle;
-mod pem;
+pub mod pem;
 mod profile;
 mod spiffe_id;
 mod svid;

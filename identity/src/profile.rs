@@ -1,6 +1,7 @@
 //! The X509-SVID profile: what a leaf and an authority must and must not say.
 
 use crate::{InvalidSvid, Leaf, SpiffeId};
+use data_encoding::HEXLOWER;
 use rustls::pki_types::CertificateDer;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::asn1_rs::Any;
@@ -207,7 +208,7 @@ fn serial_hex(mut serial: &[u8]) -> String {
     {
         serial = rest;
     }
-    serial.iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(serial)
 }
 
 #[cfg(test)]

@@ -196,10 +196,7 @@ impl X509Svid {
 
     /// The chain as PEM, leaf first.
     pub fn chain_pem(&self) -> String {
-        self.chain()
-            .iter()
-            .map(|certificate| pem::section("CERTIFICATE", certificate))
-            .collect()
+        pem::write_certificates(self.chain())
     }
 
     /// The key, PKCS#8. A secret: do not keep a copy that is not wiped.
@@ -209,7 +206,7 @@ impl X509Svid {
 
     /// The key as PEM, wiped when dropped.
     pub fn key_pem(&self) -> Zeroizing<String> {
-        Zeroizing::new(pem::section("PRIVATE KEY", self.key.secret_pkcs8_der()))
+        pem::write_private_key(self.key.secret_pkcs8_der())
     }
 
     /// When to fetch the next one: half life, earlier by up to a tenth of the life.

@@ -6,6 +6,7 @@
 )]
 
 use crate::{BundleSet, PeerRole, PeerVerifier, SpiffeId, TrustBundle, TrustDomain, VerifiedPeer, X509Svid};
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
@@ -319,12 +320,7 @@ fn authority_params(trust_domain: &TrustDomain, key: &KeyPair) -> CertificatePar
     params.not_before = (now - BACKDATE).into();
     params.not_after = (now + TestAuthority::LIFE).into();
     let digest = ring::digest::digest(&ring::digest::SHA256, key.der_bytes());
-    let name: String = digest
-        .as_ref()
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let name = HEXLOWER.encode(digest.as_ref().get(..4).unwrap_or_default());
     params.distinguished_name = common_name(&format!("{trust_domain} authority {name}"));
     params.subject_alt_names = vec![uri(trust_domain.id().as_str())];
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -12,6 +12,7 @@ use crate::routes::{ROUTES_FILE, RouteTable};
 use crate::schema::validator;
 use crate::statement::{Statement, statements};
 use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode, Validator};
+use data_encoding::HEXLOWER;
 use hoplite_seal::Hash;
 use miette::Diagnostic;
 use ring::digest;
@@ -302,13 +303,7 @@ fn revision(sources: &[&Source]) -> String {
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part.as_bytes());
     }
-    context
-        .finish()
-        .as_ref()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    HEXLOWER.encode(context.finish().as_ref().get(..6).unwrap_or_default())
 }
 
 /// Policies as they are gathered.

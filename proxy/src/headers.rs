@@ -1,8 +1,8 @@
 //! Header hygiene: what may cross a hop, what only a proxy may say, and what we say about the peer.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
+use data_encoding::HEXLOWER;
 use hoplite_decision::DECISION_HEADER;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
 use hoplite_policy::OVERRIDE_HEADERS;
@@ -185,10 +185,7 @@ pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
 
 /// What `x-forwarded-client-cert` says of a peer: `By=<own id>;Hash=<leaf>;URI=<peer id>`.
 pub(crate) fn client_cert(own: &SpiffeId, peer: &VerifiedPeer) -> Option<HeaderValue> {
-    let mut hash = String::with_capacity(64);
-    for byte in peer.leaf().fingerprint() {
-        let _ = write!(hash, "{byte:02x}");
-    }
+    let hash = HEXLOWER.encode(peer.leaf().fingerprint());
     // A SPIFFE ID holds neither `;` nor `"` nor control characters (ID-3, ID-4), so nothing needs quoting.
     HeaderValue::try_from(format!("By={own};Hash={hash};URI={}", peer.spiffe_id())).ok()
 }

@@ -1,5 +1,6 @@
 //! The SHA-256 digest by which signed documents and their blobs are named.
 
+use data_encoding::HEXLOWER;
 use minicbor::{Decode, Encode};
 use ring::digest;
 use std::fmt;
@@ -28,7 +29,7 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A trusted signer is written `alice=ed25519:<base64 of the 32 bytes of the public key>`.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use data_encoding::BASE64;
+use hoplite_identity::pem;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -42,8 +42,6 @@ const SEED_BYTES: usize = 32;
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
-const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const PEM_END: &str = "-----END PRIVATE KEY-----";
 
 /// A person who signs, by name and public key.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -126,7 +124,7 @@ impl FromStr for Signer {
         let (name, key) = text.split_once('=').ok_or_else(form)?;
         let key = key.strip_prefix(ALGORITHM).ok_or_else(form)?;
         // Their length first: a line may be any, and a key is short.
-        let key = (key.len() == KEY_DIGITS).then(|| STANDARD.decode(key).ok());
+        let key = (key.len() == KEY_DIGITS).then(|| BASE64.decode(key.as_bytes()).ok());
         let key = key.flatten().and_then(|key| key.try_into().ok());
         // The name first: it is what the other message speaks of.
         Self::new(name, [1; 32])?;
@@ -136,7 +134,7 @@ impl FromStr for Signer {
 
 impl fmt::Display for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={ALGORITHM}{}", self.name, STANDARD.encode(self.key))
+        write!(f, "{}={ALGORITHM}{}", self.name, BASE64.encode(&self.key))
     }
 }
 
@@ -239,15 +237,8 @@ impl SigningKey {
     ///
     /// # Errors
     /// As [`from_pkcs8`](Self::from_pkcs8).
-    pub fn from_pem(name: &str, pem: &str) -> Result<Self, BadSigner> {
-        let body = pem
-            .trim()
-            .strip_prefix(PEM_BEGIN)
-            .and_then(|rest| rest.strip_suffix(PEM_END))
-            .ok_or(BadSigner::Secret)?;
-        let mut digits = Zeroizing::new(String::with_capacity(body.len()));
-        digits.extend(body.split_ascii_whitespace());
-        let der = Zeroizing::new(STANDARD.decode(digits.as_bytes()).map_err(|_| BadSigner::Secret)?);
+    pub fn from_pem(name: &str, text: &str) -> Result<Self, BadSigner> {
+        let der = pem::private_key(text).map_err(|_| BadSigner::Secret)?;
         Self::from_pkcs8(name, &der)
     }
 
@@ -257,13 +248,7 @@ impl SigningKey {
         for (to, from) in der.iter_mut().zip(PKCS8_PREFIX.iter().chain(self.seed.iter())) {
             *to = *from;
         }
-        let digits = Zeroizing::new(STANDARD.encode(*der));
-        // The exact size: no buffer that was outgrown may stay behind with the key in it.
-        let mut pem = Zeroizing::new(String::with_capacity(
-            PEM_BEGIN.len() + digits.len() + PEM_END.len() + 3,
-        ));
-        pem.extend([PEM_BEGIN, "\n", digits.as_str(), "\n", PEM_END, "\n"]);
-        pem
+        pem::write_private_key(&*der)
     }
 
     /// Whose key it is, with the public half: what others put among those they trust.
@@ -330,7 +315,7 @@ pub(crate) mod tests {
             assert!(error.contains(expected), "{texts:?}: {error}");
         };
         let base64 = alice.split_once(':').unwrap().1;
-        let zeros = format!("z=ed25519:{}", STANDARD.encode([0; 32]));
+        let zeros = format!("z=ed25519:{}", BASE64.encode(&[0; 32]));
         check(&[""], "`` is not a signer; write");
         check(&["alice"], "`alice` is not a signer");
         check(&[&format!("alice={base64}")], "is not a signer; write `name=ed25519:`");

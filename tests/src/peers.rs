@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};
 
 /// A foreign process. Dropping it kills it.
@@ -75,11 +76,7 @@ pub fn free_port() -> u16 {
 pub fn selectors(program: &Path) -> Vec<String> {
     let path = program.canonicalize().expect("the program exists");
     let bytes = std::fs::read(&path).expect("the program can be read");
-    let sha256: String = digest(&SHA256, &bytes)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = HEXLOWER.encode(digest(&SHA256, &bytes).as_ref());
     vec![format!("unix:path:{}", path.display()), format!("unix:sha256:{sha256}")]
 }
 

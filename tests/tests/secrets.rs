@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use data_encoding::{BASE64, HEXLOWER};
 use hoplite_identity::X509Svid;
 use hoplite_tests::{HttpApp, World, get, id, until};
 use hoplite_wire::WorkloadApi;
@@ -45,7 +46,7 @@ impl<'a> MakeWriter<'a> for Kept {
 fn spellings(secret: &[u8]) -> Vec<String> {
     // Its middle: the ends of a key's encoding are the same for every key.
     let middle = &secret[secret.len() / 2 - 12..secret.len() / 2 + 12];
-    let hex: String = middle.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = HEXLOWER.encode(middle);
     let list = |separator: &str| {
         middle[..8]
             .iter()
@@ -54,17 +55,8 @@ fn spellings(secret: &[u8]) -> Vec<String> {
             .join(separator)
     };
     let mut spellings = vec![hex.to_uppercase(), hex, list(", "), list(",")];
-    spellings.extend((0..3).map(|skip| base64(&middle[skip..skip + 21])));
+    spellings.extend((0..3).map(|skip| BASE64.encode(&middle[skip..skip + 21])));
     spellings
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digits = bytes.chunks_exact(3).flat_map(|three| {
-        let all = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        [18, 12, 6, 0].map(|shift| char::from(ALPHABET[(all >> shift) as usize & 63]))
-    });
-    digits.collect()
 }
 
 #[test]
@@ -75,14 +67,11 @@ fn the_search_finds_a_key_in_each_spelling() {
             .iter()
             .any(|spelling| log.contains(spelling.as_str()))
     };
-    assert_eq!(base64(b"foobar"), "Zm9vYmFy");
     assert!(found(&format!("key={secret:?}")));
-    assert!(found(
-        &secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    ));
+    assert!(found(&HEXLOWER.encode(&secret)));
     for lead in 0..3 {
         let moved: Vec<u8> = std::iter::repeat_n(b'x', lead).chain(secret.iter().copied()).collect();
-        assert!(found(&base64(&moved)), "{lead} bytes before it");
+        assert!(found(&BASE64.encode(&moved)), "{lead} bytes before it");
     }
     assert!(!found("nothing of it"));
 }
@@ -183,27 +172,12 @@ fn keys_below(dir: &Path, secrets: &mut Vec<(String, Vec<u8>)>) {
         };
         let begin = b"-----BEGIN PRIVATE KEY-----";
         if let Some(at) = bytes.windows(begin.len()).position(|window| window == begin) {
-            let text = String::from_utf8_lossy(&bytes[at + begin.len()..]).into_owned();
+            // The agent's key lies in JSON, where a line feed is two characters.
+            let text = String::from_utf8_lossy(&bytes[at + begin.len()..]).replace("\\n", "\n");
             let base64: String = text.split("-----").next().unwrap().split_whitespace().collect();
-            secrets.push((path.display().to_string(), decoded(&base64)));
+            secrets.push((path.display().to_string(), BASE64.decode(base64.as_bytes()).unwrap()));
         } else if path.to_string_lossy().contains("key") {
             secrets.push((path.display().to_string(), bytes));
         }
     }
-}
-
-fn decoded(base64: &str) -> Vec<u8> {
-    let value = |digit: u8| match digit {
-        b'A'..=b'Z' => digit - b'A',
-        b'a'..=b'z' => digit - b'a' + 26,
-        b'0'..=b'9' => digit - b'0' + 52,
-        b'+' => 62,
-        _ => 63,
-    };
-    let digits: Vec<u8> = base64.bytes().filter(|digit| *digit != b'=').map(value).collect();
-    let bits = |four: &[u8]| four.iter().fold(0u32, |all, digit| all << 6 | u32::from(*digit));
-    digits
-        .chunks_exact(4)
-        .flat_map(|four| bits(four).to_be_bytes()[1..].to_vec())
-        .collect()
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use hoplite_identity::PrivatePkcs8KeyDer;
+use hoplite_identity::{PrivatePkcs8KeyDer, pem};
 use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
 
 /// A private key that has no certificate yet.
 pub(crate) struct Key(KeyPair);
@@ -26,12 +26,12 @@ impl Key {
     }
 
     pub(crate) fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
-        Self::from_pkcs8(&key)
+        let der = pem::private_key(pem).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
+        Self::from_pkcs8(&PrivatePkcs8KeyDer::from(der.as_slice()))
     }
 
-    pub(crate) fn to_pem(&self) -> String {
-        self.0.serialize_pem()
+    pub(crate) fn to_pem(&self) -> Zeroizing<String> {
+        pem::write_private_key(&Zeroizing::new(self.0.serialize_der()))
     }
 
     /// A certificate request in DER. The CA takes only the public key from it.

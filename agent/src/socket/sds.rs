@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_encoding::HEXLOWER;
 use hoplite_identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid};
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryService;
 use hoplite_wire::sds::{
@@ -27,7 +28,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::attest::hex;
 use crate::socket::server::{Connection, StreamPermit};
 use crate::socket::session::{Desk, Entitlement, Session, Wake};
 
@@ -509,7 +509,7 @@ fn validator(name: &str, entitlement: &Entitlement) -> Named {
 fn named(name: &str, public: Vec<u8>, content: secret::Type) -> Named {
     let mut context = Context::new(&SHA256);
     context.update(&public);
-    let version = hex(context.finish().as_ref().get(..16).unwrap_or_default());
+    let version = HEXLOWER.encode(context.finish().as_ref().get(..16).unwrap_or_default());
     Named {
         name: name.to_owned(),
         version,
@@ -547,7 +547,7 @@ fn any(type_url: &str, message: &impl Message) -> prost_types::Any {
 fn nonce() -> String {
     let mut bytes = [0; 8];
     let _ = SystemRandom::new().fill(&mut bytes);
-    hex(&bytes)
+    HEXLOWER.encode(&bytes)
 }
 
 #[cfg(test)]

@@ -6,11 +6,10 @@
 use std::path::Path;
 
 use hoplite_host::files::{self, FileError};
+use hoplite_identity::pem;
 use rcgen::{PublicKeyData, SigningKey};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 /// A P-256 key that signs. Its secret half cannot be read back out of it.
@@ -35,31 +34,31 @@ pub(crate) enum SignerError {
 impl Signer {
     /// Reads the key in `path`; `None` when there is no such file.
     pub(crate) fn load(path: &Path) -> Result<Option<Self>, SignerError> {
-        let pem = match files::read_private(path) {
-            Ok(pem) => Zeroizing::new(pem),
+        let text = match files::read_private(path) {
+            Ok(text) => Zeroizing::new(text),
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let not_a_key = || SignerError::NotAKey {
             path: path.display().to_string(),
         };
-        let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| not_a_key())?;
+        let text = std::str::from_utf8(&text).map_err(|_| not_a_key())?;
+        let der = pem::private_key(text).map_err(|_| not_a_key())?;
         Self::from_pkcs8(&der).map(Some).ok_or_else(not_a_key)
     }
 
     /// Makes a key and writes it to `path`, mode 0600. On the disk before this returns.
     pub(crate) fn generate(path: &Path) -> Result<Self, SignerError> {
         let key = rcgen::KeyPair::generate().map_err(|_| SignerError::Generate)?;
-        files::write_private(path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        files::write_private(
+            path,
+            pem::write_private_key(&Zeroizing::new(key.serialize_der())).as_bytes(),
+        )?;
         Self::load(path)?.ok_or(SignerError::Generate)
     }
 
-    fn from_pkcs8(der: &PrivatePkcs8KeyDer<'_>) -> Option<Self> {
-        let key = EcdsaKeyPair::from_pkcs8(
-            &ECDSA_P256_SHA256_ASN1_SIGNING,
-            der.secret_pkcs8_der(),
-            &SystemRandom::new(),
-        );
+    fn from_pkcs8(der: &[u8]) -> Option<Self> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der, &SystemRandom::new());
         key.ok().map(Self)
     }
 
@@ -67,7 +66,7 @@ impl Signer {
     #[cfg(test)]
     pub(crate) fn ephemeral() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
-        Self::from_pkcs8(&PrivatePkcs8KeyDer::from(key.serialize_der())).unwrap()
+        Self::from_pkcs8(&key.serialize_der()).unwrap()
     }
 }
 
@@ -118,10 +117,9 @@ mod tests {
     fn what_is_no_key_is_refused_by_path() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("authority.key");
-        let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384)
-            .unwrap()
-            .serialize_pem();
-        let good = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let pem = |key: rcgen::KeyPair| pem::write_private_key(&key.serialize_der());
+        let p384 = pem(rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap());
+        let good = pem(rcgen::KeyPair::generate().unwrap());
         for bad in ["", "secret", &p384, &good[..good.len() / 2]] {
             files::write_private(&path, bad.as_bytes()).unwrap();
             let error = Signer::load(&path).unwrap_err().to_string();

@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use hoplite_identity::{CertificateDer, InvalidBundle, TrustBundle, TrustDomain};
+use data_encoding::HEXLOWER;
+use hoplite_identity::{CertificateDer, InvalidBundle, TrustBundle, TrustDomain, pem};
 use hoplite_store::{Batch, CommitError, Condition, Revision, Store, StoreError};
 use rcgen::string::{Ia5String, PrintableString};
 use rcgen::{
@@ -15,12 +16,11 @@ use rcgen::{
     PublicKeyData, SanType,
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::signer::{Signer, SignerError};
-use crate::record::{self, BadRecord, hex};
+use crate::record::{self, BadRecord};
 
 /// Where the certificate lies in the store.
 const KEY: &[u8] = b"authority/x509";
@@ -149,8 +149,8 @@ impl Authority {
                         stored: stored.trust_domain,
                     });
                 }
-                let certificate = CertificateDer::from_pem_slice(stored.certificate.as_bytes())
-                    .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+                let certificate = pem::certificates(&stored.certificate).map_err(unbuildable)?.pop();
+                let certificate = certificate.ok_or_else(|| unbuildable("the store's record holds none"))?;
                 let authority = Self::from_parts(certificate, signer)?.ok_or(AuthorityError::KeyMismatch { path })?;
                 (authority, versioned.revision)
             }
@@ -324,7 +324,7 @@ impl Serial {
 
 impl std::fmt::Display for Serial {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&HEXLOWER.encode(&self.0))
     }
 }
 

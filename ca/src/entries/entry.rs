@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use hoplite_identity::{InvalidSpiffeId, SpiffeId, TrustDomain};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
@@ -10,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TTL_MIN;
-use crate::record::{self, hex};
+use crate::record;
 
 /// The first segment of what Hoplite's own parts are called. No workload gets such a name.
 const RESERVED: &str = "hoplite";
@@ -208,7 +209,7 @@ impl Entry {
             parts.extend([selector.kind.as_str(), selector.value.as_str()]);
         }
         // No part contains NUL: SPIFFE IDs cannot, selectors are printable.
-        hex(digest(&SHA256, parts.join("\0").as_bytes()).as_ref())
+        HEXLOWER.encode(digest(&SHA256, parts.join("\0").as_bytes()).as_ref())
     }
 
     /// Whether registering this again would change nothing.

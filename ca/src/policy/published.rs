@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
 use hoplite_policy::{Bundle, BundleContents, Grant, GrantScope, Stage};
 use hoplite_seal::Hash;
 use hoplite_store::{Batch, Condition, Revision, Store};
 use hoplite_wire::ca as wire;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{self, BadRecord, hex};
+use crate::record::{self, BadRecord};
 use crate::registry::{Decision, RegistryError, read};
 
 /// Where everything about policy lies in the store.
@@ -336,7 +337,7 @@ impl GrantRecord {
             until: draft.until,
             signed_by: grant.signed_by().to_vec(),
             hash: grant.hash().to_string(),
-            envelope: hex(envelope),
+            envelope: HEXLOWER.encode(envelope),
             revoked: false,
         }
     }
@@ -449,16 +450,9 @@ impl PolicyIndex {
     }
 }
 
-/// Bytes of an even number of hexadecimal digits; only what [`hex`] wrote is ever read.
+/// Bytes that this program wrote in hex.
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| match pair {
-            [high, low] => Some(digit(high)? << 4 | digit(low)?),
-            _ => None,
-        })
-        .collect()
+    HEXLOWER.decode(text.as_bytes()).ok()
 }
 
 #[cfg(test)]

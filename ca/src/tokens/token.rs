@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use hoplite_identity::SpiffeId;
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::agents::agent::Agent;
-use crate::record::{self, hex};
+use crate::record;
 
 /// Time enough to carry a token to a machine.
 pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(600);
@@ -53,7 +54,7 @@ impl TokenText {
     pub(crate) fn generate() -> Option<Self> {
         let mut bytes = Zeroizing::new([0; 32]);
         SystemRandom::new().fill(&mut *bytes).ok()?;
-        Some(Self(Zeroizing::new(hex(&*bytes))))
+        Some(Self(Zeroizing::new(HEXLOWER.encode(&*bytes))))
     }
 
     /// For the one answer that carries it.
@@ -65,7 +66,7 @@ impl TokenText {
 /// The name under which a token's record is stored: its SHA-256. With 256 bits of entropy nothing slower is needed,
 /// and a look-up by digest tells nothing by its timing.
 pub(crate) fn digest_of(token: &str) -> String {
-    hex(digest(&SHA256, token.as_bytes()).as_ref())
+    HEXLOWER.encode(digest(&SHA256, token.as_bytes()).as_ref())
 }
 
 // === impl Token ===
