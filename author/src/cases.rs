@@ -21,29 +21,26 @@
 
 mod run_tests;
 
-use crate::ask::{Ask, Asked};
-use crate::canonical::{Ambiguous, CanonicalRequest};
-use crate::decide::{Decision, Verdict};
-use crate::explain::Explanation;
-use crate::fault::{Fault, Text};
-use crate::headers::{HEADERS_FILE, SelectedHeaders};
-use crate::routes::check_service_name;
-use crate::snapshot::{Snapshot, Source};
+use crate::explain::{Explanation, explain};
 use crate::view::Places;
 use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::text::{Text, check_service_name};
+use hoplite_policy::{
+    Ambiguous, Ask, Asked, CanonicalRequest, Decision, Fault, HEADERS_FILE, SelectedHeaders, Snapshot, Source, Verdict,
+};
 use run_tests::GivenCase;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
 /// The longest table; some 50 000 cases.
-pub const MAX_TABLE_BYTES: usize = 4 * 1024 * 1024;
+pub const TABLE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The most faults told of one table.
-const MAX_TABLE_FAULTS: usize = 100;
+const TABLE_FAULTS_MAX: usize = 100;
 /// Cases that are explained, of those that fail: it takes a look at every policy.
-const MAX_EXPLAINED: usize = 100;
+const EXPLAINED_MAX: usize = 100;
 /// The most lines of what nearly decided one case.
-const MAX_NEARLY: usize = 8;
+const NEARLY_MAX: usize = 8;
 /// When a call is made unless the table says: 2026-01-05T12:00:00Z, a Monday.
 const DEFAULT_NOW: Duration = Duration::from_secs(1_767_614_400);
 
@@ -141,8 +138,8 @@ impl CaseTable {
     /// # Errors
     /// Every fault, in the order of the text. Nothing of a table with a fault can be run.
     pub fn parse(source: &Source, headers: &SelectedHeaders) -> Result<Self, Vec<Fault>> {
-        if source.text.len() > MAX_TABLE_BYTES {
-            let reason = format!("the table is longer than {MAX_TABLE_BYTES} bytes; split it");
+        if source.text.len() > TABLE_BYTES_MAX {
+            let reason = format!("the table is longer than {TABLE_BYTES_MAX} bytes; split it");
             return Err(vec![Fault::at(&source.name, "", 0, reason)]);
         }
         let cases = if source.name.ends_with(".json") {
@@ -157,7 +154,7 @@ impl CaseTable {
             }),
             Err(wrong) => {
                 let text = Text::new(&source.name, &source.text);
-                let told = wrong.into_iter().take(MAX_TABLE_FAULTS);
+                let told = wrong.into_iter().take(TABLE_FAULTS_MAX);
                 Err(told.map(|(offset, reason)| text.fault(offset, reason)).collect())
             }
         }
@@ -183,7 +180,7 @@ impl CaseTable {
     pub fn run(&self, snapshot: &Snapshot, places: &Places<'_>) -> Vec<CaseResult> {
         let mut failed = 0;
         let results = self.cases.iter().map(|case| {
-            let result = case.run(snapshot, (failed < MAX_EXPLAINED).then_some(places));
+            let result = case.run(snapshot, (failed < EXPLAINED_MAX).then_some(places));
             failed += usize::from(!result.passed);
             result
         });
@@ -513,7 +510,7 @@ impl Case {
             }
             Question::Given(case) => {
                 given = case.decide(snapshot);
-                Some(&given)
+                Some(given.decision())
             }
         };
         if let Some(decision) = decision {
@@ -529,7 +526,7 @@ impl Case {
         }
         let passed = self.expected.is(decision);
         if let (false, Question::Ask(ask), Some(places)) = (passed, &self.question, places) {
-            why.extend(nearly(snapshot.explain(ask, places)));
+            why.extend(nearly(explain(snapshot, ask, places)));
         }
         CaseResult {
             line: self.place.0,
@@ -553,8 +550,8 @@ fn nearly(explanation: Explanation) -> Vec<String> {
         Verdict::NoPermit => explanation.further_misses,
         _ => 0,
     };
-    let more = lines.len().saturating_sub(MAX_NEARLY) + further;
-    lines.truncate(MAX_NEARLY);
+    let more = lines.len().saturating_sub(NEARLY_MAX) + further;
+    lines.truncate(NEARLY_MAX);
     if more > 0 {
         lines.push(format!("and {more} more; `hoplite policy explain` shows them"));
     }

@@ -1,17 +1,16 @@
 //! Why a request is decided as it is: which policies were candidates, which of their conditions did not hold, and which
 //! permits were near.
 
-use crate::cedar::{Conjunct, conjuncts, stretch_of};
-use crate::evaluate::{Call, Evaluator};
+use crate::conjunct::{Conjunct, conjuncts, stretch_of};
 use crate::view::{Effect, Place, Places, PolicyView};
-use crate::{Ask, Snapshot, Verdict, WhatIf};
 use cedar_policy::{
     ActionConstraint, Context, EntityTypeName, EntityUid, EvalResult, Policy, PrincipalConstraint, Request,
     ResourceConstraint, eval_expression,
 };
+use hoplite_policy::{Ask, CallFacts, Snapshot, Verdict, WhatIf};
 
 /// The most near misses listed; what is further away explains nothing.
-pub const MAX_NEAR_MISSES: usize = 10;
+pub const NEAR_MISSES_MAX: usize = 10;
 
 /// Why a request would be decided as it would.
 #[derive(Debug)]
@@ -151,33 +150,28 @@ impl Explanation {
     }
 }
 
-// === impl Snapshot ===
-
-impl Snapshot {
-    /// Why this would be decided as it would. Nothing is counted.
-    pub fn explain(&self, ask: &Ask, places: &Places<'_>) -> Explanation {
-        let what_if = self.what_if(ask);
-        let (mut candidates, mut near_misses, mut further_misses) = (Vec::new(), Vec::new(), 0);
-        // Where any of these fails, the decision is an error that says so, and there is nothing to add.
-        if let (Ok(evaluator), Ok(call)) = (self.evaluator(), what_if.request.call()) {
-            if let Ok(context) = what_if.request.context() {
-                candidates = found(evaluator, &call, context, places);
-            }
-            (near_misses, further_misses) = misses(evaluator, &call, places);
+/// Why this would be decided as it would. Nothing is counted.
+pub fn explain(snapshot: &Snapshot, ask: &Ask, places: &Places<'_>) -> Explanation {
+    let what_if = snapshot.what_if(ask);
+    let (mut candidates, mut near_misses, mut further_misses) = (Vec::new(), Vec::new(), 0);
+    // Where any of these fails, the decision is an error that says so, and there is nothing to add.
+    if let Ok(call) = what_if.facts() {
+        if let Ok(context) = what_if.context() {
+            candidates = found(snapshot, &call, context, places);
         }
-        candidates.sort_by(|a, b| (b.effect, &a.id).cmp(&(a.effect, &b.id)));
-        Explanation {
-            what_if,
-            candidates,
-            near_misses,
-            further_misses,
-        }
+        (near_misses, further_misses) = misses(snapshot, &call, places);
+    }
+    candidates.sort_by(|a, b| (b.effect, &a.id).cmp(&(a.effect, &b.id)));
+    Explanation {
+        what_if,
+        candidates,
+        near_misses,
+        further_misses,
     }
 }
 
-fn found(evaluator: &Evaluator, call: &Call, context: Context, places: &Places<'_>) -> Vec<Candidate> {
-    let covering = evaluator.covering(call);
-    let policies = covering.into_iter().filter_map(|number| evaluator.policy(number));
+fn found(snapshot: &Snapshot, call: &CallFacts, context: Context, places: &Places<'_>) -> Vec<Candidate> {
+    let policies = snapshot.covering(call).into_iter();
     let question = Question::new(call, context);
     policies
         .map(|policy| Candidate {
@@ -190,9 +184,10 @@ fn found(evaluator: &Evaluator, call: &Call, context: Context, places: &Places<'
 }
 
 /// The nearest misses, and how many more there are.
-fn misses(evaluator: &Evaluator, call: &Call, places: &Places<'_>) -> (Vec<NearMiss>, usize) {
-    let permits = evaluator.policies().policies();
-    let permits = permits.filter(|policy| policy.effect() == cedar_policy::Effect::Permit);
+fn misses(snapshot: &Snapshot, call: &CallFacts, places: &Places<'_>) -> (Vec<NearMiss>, usize) {
+    let permits = snapshot
+        .policies()
+        .filter(|policy| policy.effect() == cedar_policy::Effect::Permit);
     let mut found: Vec<_> = permits
         .filter_map(|policy| {
             let misses = [
@@ -208,13 +203,13 @@ fn misses(evaluator: &Evaluator, call: &Call, places: &Places<'_>) -> (Vec<NearM
         })
         .collect();
     found.sort_by(|a, b| (a.0, a.2.id()).cmp(&(b.0, b.2.id())));
-    let further = found.len().saturating_sub(MAX_NEAR_MISSES);
+    let further = found.len().saturating_sub(NEAR_MISSES_MAX);
     let asked = |miss: Miss| match miss {
         Miss::Principal => &call.principal,
         Miss::Action => &call.action,
         Miss::Resource => &call.resource,
     };
-    let nearest = found.into_iter().take(MAX_NEAR_MISSES);
+    let nearest = found.into_iter().take(NEAR_MISSES_MAX);
     let nearest = nearest.map(|(_, miss, policy)| NearMiss {
         policy: PolicyView::of(policy, places),
         miss,
@@ -225,7 +220,7 @@ fn misses(evaluator: &Evaluator, call: &Call, places: &Places<'_>) -> (Vec<NearM
 
 /// Smaller is nearer: the same service's other route, then another action, then a caller of the same trust domain, then
 /// what is far away.
-fn nearness(policy: &Policy, miss: Miss, call: &Call) -> u8 {
+fn nearness(policy: &Policy, miss: Miss, call: &CallFacts) -> u8 {
     match miss {
         Miss::Resource => {
             let near = match policy.resource_constraint() {
@@ -257,7 +252,7 @@ fn service_of(uid: &EntityUid) -> String {
     id.split(':').next().unwrap_or_default().to_owned()
 }
 
-fn principal_covers(policy: &Policy, call: &Call) -> bool {
+fn principal_covers(policy: &Policy, call: &CallFacts) -> bool {
     match policy.principal_constraint() {
         PrincipalConstraint::Any => true,
         PrincipalConstraint::Is(name) => is(&call.principal, &name),
@@ -267,7 +262,7 @@ fn principal_covers(policy: &Policy, call: &Call) -> bool {
     }
 }
 
-fn action_covers(policy: &Policy, call: &Call) -> bool {
+fn action_covers(policy: &Policy, call: &CallFacts) -> bool {
     match policy.action_constraint() {
         ActionConstraint::Any => true,
         ActionConstraint::Eq(uid) => uid == call.action,
@@ -275,7 +270,7 @@ fn action_covers(policy: &Policy, call: &Call) -> bool {
     }
 }
 
-fn resource_covers(policy: &Policy, call: &Call) -> bool {
+fn resource_covers(policy: &Policy, call: &CallFacts) -> bool {
     match policy.resource_constraint() {
         ResourceConstraint::Any => true,
         ResourceConstraint::Is(name) => is(&call.resource, &name),
@@ -286,7 +281,7 @@ fn resource_covers(policy: &Policy, call: &Call) -> bool {
 }
 
 /// Whether the scope covers what is done, whoever does it.
-pub(crate) fn covers_deed(policy: &Policy, call: &Call) -> bool {
+pub(crate) fn covers_deed(policy: &Policy, call: &CallFacts) -> bool {
     action_covers(policy, call) && resource_covers(policy, call)
 }
 
@@ -295,20 +290,20 @@ fn is(uid: &EntityUid, name: &EntityTypeName) -> bool {
 }
 
 /// Cedar's `in`: everything is in itself.
-fn is_in(uid: &EntityUid, of: &EntityUid, call: &Call) -> bool {
+fn is_in(uid: &EntityUid, of: &EntityUid, call: &CallFacts) -> bool {
     uid == of || call.entities.is_ancestor_of(of, uid)
 }
 
 /// One request, of which conditions are asked one by one.
 pub(crate) struct Question<'a> {
-    call: &'a Call,
+    call: &'a CallFacts,
     request: Option<Request>,
 }
 
 // === impl Question ===
 
 impl<'a> Question<'a> {
-    pub(crate) fn new(call: &'a Call, context: Context) -> Self {
+    pub(crate) fn new(call: &'a CallFacts, context: Context) -> Self {
         let (principal, action, resource) = (call.principal.clone(), call.action.clone(), call.resource.clone());
         Self {
             call,
@@ -371,9 +366,10 @@ impl<'a> Question<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::tests::sources as files;
-    use crate::{Asked, CanonicalRequest, Deed, Source};
+    use crate::possible::{Deed, about};
+    use crate::samples::sources as files;
     use hoplite_identity::SpiffeId;
+    use hoplite_policy::{Asked, CanonicalRequest, Source};
     use std::time::{Duration, SystemTime};
 
     const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"POST /entries\"]";
@@ -437,7 +433,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         let snapshot = Snapshot::compile(&sources).unwrap();
         let places = Places::of(&sources);
         let check = |ask: &Ask, verdict: Verdict, expected: &[&str]| {
-            let explanation = snapshot.explain(ask, &places);
+            let explanation = explain(&snapshot, ask, &places);
             assert_eq!(explanation.what_if.decision().verdict(), verdict, "{ask:?}");
             let lines = lines(&explanation);
             assert_eq!(lines.len(), expected.len(), "{lines:#?}");
@@ -509,14 +505,14 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
             (Deed::Connect("ledger".to_owned()), "db"),
             (Deed::Request("ledger".to_owned(), entries), "entries"),
         ] {
-            let about = snapshot.about(&deed, &Places::default()).unwrap();
+            let about = about(&snapshot, &deed, &Places::default()).unwrap();
             let ids: Vec<_> = about.iter().map(|view| view.id.as_str()).collect();
             assert_eq!(ids, [expected], "{deed:?}");
         }
         // All of a scope but the resource, or but the action.
         let other = ask("spiffe://x/ns/pay/a", "POST", "/other", [10, 0, 0, 1], 0);
         assert_eq!(
-            lines(&snapshot.explain(&other, &Places::default())),
+            lines(&explain(&snapshot, &other, &Places::default())),
             [
                 "near entries Resource Hoplite::Route::\"ledger:unmatched\"",
                 "near db Action Hoplite::Action::\"POST\"",
@@ -528,9 +524,9 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
     fn without_sources_there_are_no_places() {
         let snapshot = Snapshot::compile(&sources()).unwrap();
         let ask = ask("spiffe://x/ns/pay/a", "GET", "/x", [10, 0, 0, 1], 0);
-        let explanation = snapshot.explain(&ask, &Places::default());
+        let explanation = explain(&snapshot, &ask, &Places::default());
         assert!(explanation.candidates.iter().all(|candidate| candidate.place.is_none()));
-        let explanation = Snapshot::deny_all("none").explain(&ask, &Places::default());
+        let explanation = explain(&Snapshot::deny_all("none"), &ask, &Places::default());
         assert_eq!(explanation.what_if.decision().reason(), Some("none"));
         assert!(explanation.candidates.is_empty() && explanation.near_misses.is_empty());
     }
@@ -549,8 +545,11 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
             ] {
                 for source in [[10, 0, 0, 1], [11, 0, 0, 1]] {
                     for day in 0..7 {
-                        let explanation =
-                            snapshot.explain(&ask(principal, method, path, source, day * 86_400), &Places::default());
+                        let explanation = explain(
+                            &snapshot,
+                            &ask(principal, method, path, source, day * 86_400),
+                            &Places::default(),
+                        );
                         let decision = explanation.what_if.decision();
                         let satisfied = |effect| -> Vec<&str> {
                             let candidates = explanation.candidates.iter();

@@ -1,10 +1,9 @@
 //! The one layout of a policy file, so that a change of policy is all that a diff shows.
 
-use crate::fault::Fault;
-use crate::snapshot::{COMPILE_STACK_BYTES, Source, on_stack, parse};
-use crate::statement::{Statement, statements};
 use cedar_policy::{PolicyId, pst};
 use cedar_policy_formatter::{Config, policies_str_to_pretty};
+use hoplite_policy::text::{COMPILE_STACK_BYTES, Statement, on_stack, parse, statements, token_length};
+use hoplite_policy::{Fault, Source};
 
 /// Cedar's own defaults, and so those of editors: a file is laid out alike by all of them.
 const LINE_WIDTH: usize = 80;
@@ -78,7 +77,7 @@ fn comments(text: &str) -> Vec<&str> {
             comments.extend(rest.get(..length).map(str::trim));
             length
         } else {
-            crate::statement::token_length(first, rest)
+            token_length(first, rest)
         };
         rest = rest.get(length..).unwrap_or_default();
     }

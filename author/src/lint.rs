@@ -1,6 +1,6 @@
 //! What is legal in a policy and still a mistake: faults for people, which fail a check and a publication, not a proxy.
 //!
-//! A proxy that has been given a policy set must enforce it or say that it cannot, so [`Snapshot::compile`](crate::Snapshot::compile) is strict about
+//! A proxy that has been given a policy set must enforce it or say that it cannot, so [`Snapshot::compile`](hoplite_policy::Snapshot::compile) is strict about
 //! what a policy *means* and silent about what is unwise. This is the rest:
 //!
 //! | what | why it fails a check |
@@ -17,33 +17,28 @@
 //! `in` a service or route; or its `principal` is not `==` or `in` anything, and its `resource` is more than the one
 //! route that it `==`s. So anybody may be let to `GET /health` by its team, and to a whole service by security alone.
 //! Conditions do not count: they can be wrong, and an index does not see them. Security is the owner of a module with
-//! `security = true`, or where there are no modules, [`SECURITY_OWNER`](crate::SECURITY_OWNER).
+//! `security = true`, or where there are no modules, [`SECURITY_OWNER`](hoplite_policy::SECURITY_OWNER).
 //!
 //! There is no lint for cycles among entities, because none can be written: a policy directory holds no entity data. What
 //! a request's principal and resource are in is worked out from their names (`request.rs`), each parent shorter than its
 //! child.
 
-use crate::anatomy::{Anatomy, Place};
-use crate::cedar::annotation;
-use crate::fault::{Fault, MAX_FAULTS, Text, enough};
-use crate::headers::SelectedHeaders;
 use crate::lookalike::{Lookalikes, imitation};
-use crate::modules::{BREAK_GLASS_MODULE, Modules, Team};
-use crate::routes::{ROUTES_FILE, RouteTable, check_service_name};
-use crate::schema::{VOCABULARY, validator};
-use crate::snapshot::{COMPILE_STACK_BYTES, Source, diagnosed, on_stack, parse};
-use crate::statement::{Statement, statements};
-use crate::unseen::hides;
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PatternElem, UnaryOp, Var};
 use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, ValidationMode,
     ValidationWarning, Validator,
 };
 use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::text::{
+    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation,
+    check_service_name, diagnosed, enough, hides, on_stack, parse, statements, validator,
+};
+use hoplite_policy::{BREAK_GLASS_MODULE, Fault, ROUTES_FILE, RouteTable, SelectedHeaders, Source};
 use std::borrow::Cow;
 
 /// Finds what is legal and still a mistake, in the order of sources and of their text. For sources that
-/// [`Snapshot::compile`](crate::Snapshot::compile) accepts; of others it says what it can. The first thousand are told.
+/// [`Snapshot::compile`](hoplite_policy::Snapshot::compile) accepts; of others it says what it can. The first thousand are told.
 pub fn lint(sources: &[Source]) -> Vec<Fault> {
     on_stack(COMPILE_STACK_BYTES, || lint_here(sources)).unwrap_or_else(|error| {
         let file = sources.first().map_or("", |source| &source.name);
@@ -81,7 +76,7 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
         if source.name.ends_with(".cedar") {
             let team = modules.team(&source.name).unwrap_or(Team::Anyone);
             for statement in statements(&source.text) {
-                if found.len() > MAX_FAULTS {
+                if found.len() > FAULTS_MAX {
                     break;
                 }
                 if let Some(mut review) = Review::new(&text, &statement, team) {
@@ -93,7 +88,7 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
         found.sort_by_key(|fault| (fault.line, fault.column));
         found.dedup();
         faults.append(&mut found);
-        if faults.len() > MAX_FAULTS {
+        if faults.len() > FAULTS_MAX {
             return enough(faults, &source.name);
         }
     }
@@ -104,7 +99,7 @@ fn lint_here(sources: &[Source]) -> Vec<Fault> {
 fn unseen(source: &Text<'_>) -> Vec<Fault> {
     let found = source.text.char_indices().filter(|&(_, c)| hides(c));
     found
-        .take(MAX_FAULTS + 1)
+        .take(FAULTS_MAX + 1)
         .map(|(at, c)| {
             let reason = format!(
                 "the character `{}` cannot be seen, or changes what is seen; remove it",
@@ -153,11 +148,11 @@ impl<'a> Review<'a> {
         self.cedar_s_warnings(validator);
     }
 
-    fn fault(&mut self, place: Option<Place>, message: impl AsRef<str>) {
-        let place = place.unwrap_or_else(|| self.anatomy.effect().unwrap_or(0..0));
-        let at = self.offset + place.start;
+    fn fault(&mut self, span: Option<Span>, message: impl AsRef<str>) {
+        let span = span.unwrap_or_else(|| self.anatomy.effect().unwrap_or(0..0));
+        let at = self.offset + span.start;
         let fault = self.source.fault(at, message);
-        self.faults.push(fault.spanning(place.len()));
+        self.faults.push(fault.spanning(span.len()));
     }
 
     fn owner(&mut self) {
@@ -249,7 +244,7 @@ impl<'a> Review<'a> {
     }
 
     fn raw_text(&mut self) {
-        let mut found: Vec<(Option<Place>, String)> = Vec::new();
+        let mut found: Vec<(Option<Span>, String)> = Vec::new();
         for clause in &self.conditions {
             let (Clause::When(condition) | Clause::Unless(condition)) = clause;
             visit(condition, &mut |expr| match expr {
@@ -276,8 +271,8 @@ impl<'a> Review<'a> {
                 _ => {}
             });
         }
-        for (place, message) in found {
-            self.fault(place, message);
+        for (span, message) in found {
+            self.fault(span, message);
         }
     }
 
@@ -529,7 +524,7 @@ fn visit<'a>(expr: &'a Expr, see: &mut dyn FnMut(&'a Expr)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Snapshot;
+    use hoplite_policy::Snapshot;
 
     const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"GET /health\"]";
     const WHO: &str = r#"principal in Hoplite::Path::"prod.acme/ns/pay""#;
@@ -861,5 +856,14 @@ mod tests {
             text: text.to_owned(),
         });
         assert_eq!(lint(&sources), []);
+    }
+
+    #[test]
+    fn no_more_faults_are_told_than_anybody_reads() {
+        let unseen = "\u{200b}\n".repeat(100_000);
+        assert_eq!(
+            lint(&crate::samples::sources(&[("a.cedar", &unseen)])).len(),
+            FAULTS_MAX + 1
+        );
     }
 }

@@ -3,11 +3,9 @@
 //! What a route cannot say is left out with a warning that says what to do, never approximated: a route that is wider
 //! than the document would let a policy permit more than its author read.
 
-use crate::canonical::{CanonicalPath, MAX_PATH_BYTES};
-use crate::fault::Fault;
-use crate::routes::{MAX_ROUTES_PER_SERVICE, RouteTable, check_route, check_service_name};
-use crate::snapshot::Source;
-use crate::yaml::{MAX_DOCUMENT_NODES, Node, Place, read};
+use crate::yaml::{DOCUMENT_NODES_MAX, Node, Position, read};
+use hoplite_policy::text::check_service_name;
+use hoplite_policy::{CanonicalPath, Fault, MAX_PATH_BYTES, MAX_ROUTES_PER_SERVICE, RouteTable, Source};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -15,16 +13,16 @@ use std::rc::Rc;
 /// The operations of a path item that become routes. `trace` is refused by every proxy.
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 /// The most warnings told: each costs a walk through the document to its place.
-const MAX_WARNINGS: usize = 100;
+const WARNINGS_MAX: usize = 100;
 /// The most entries looked at, those that references lead to counted each time: as many as a document without references
 /// can have.
-const MAX_STEPS: usize = MAX_DOCUMENT_NODES;
+const STEPS_MAX: usize = DOCUMENT_NODES_MAX;
 /// What one route costs, in entries looked at.
 const ROUTE_STEPS: usize = 20;
 /// The longest URL of a server, with its variables' values.
-const MAX_SERVER_BYTES: usize = MAX_PATH_BYTES;
+const SERVER_BYTES_MAX: usize = MAX_PATH_BYTES;
 /// The most references from one path item to the next.
-const MAX_REFERENCES: usize = 8;
+const REFERENCES_MAX: usize = 8;
 
 /// The routes of one service as a document describes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +40,8 @@ pub struct ImportedRoutes {
 /// # Errors
 /// The document cannot be read, is no OpenAPI 3.0 or 3.1, or describes no route, or too many.
 pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
-    let fault = |place: Place, reason: String| vec![place.fault(&document.name, &document.text, reason)];
-    check_service_name(service).map_err(|reason| fault(Place::START, reason))?;
+    let fault = |place: Position, reason: String| vec![place.fault(&document.name, &document.text, reason)];
+    check_service_name(service).map_err(|reason| fault(Position::START, reason))?;
     let root = read(&document.text).map_err(|(place, reason)| fault(place, reason))?;
     check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
     let mut import = Import {
@@ -55,7 +53,7 @@ pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedR
         steps: 0,
     };
     let whole = root.get("paths").map_or(Ok(()), |paths| import.paths(paths));
-    whole.map_err(|reason| fault(Place::START, reason))?;
+    whole.map_err(|reason| fault(Position::START, reason))?;
     let warnings = import.warnings.into_iter();
     let found = ImportedRoutes {
         service: service.to_owned(),
@@ -66,9 +64,9 @@ pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedR
     };
     if found.routes.is_empty() {
         let reason = "the document describes no route; is it the right one?".to_owned();
-        return Err([fault(Place::START, reason), found.warnings].concat());
+        return Err([fault(Position::START, reason), found.warnings].concat());
     }
-    // Cannot fail while every route passed `check_route`; the file that people get is what is checked.
+    // Cannot fail while every route passed `RouteTable::check_line`; the file that people get is what is checked.
     RouteTable::parse(&found.section())?;
     Ok(found)
 }
@@ -90,7 +88,7 @@ impl ImportedRoutes {
     }
 }
 
-fn check_version(root: &Node) -> Result<(), (Place, String)> {
+fn check_version(root: &Node) -> Result<(), (Position, String)> {
     if let Some(version) = root.get("swagger") {
         let reason = "this is Swagger 2.0; convert it to OpenAPI 3, for example with `swagger2openapi`".to_owned();
         return Err((version.place, reason));
@@ -126,7 +124,7 @@ struct Import<'a> {
     /// Routes already there, without the names of their parameters.
     seen: HashSet<String>,
     routes: Vec<String>,
-    warnings: Vec<(Place, String)>,
+    warnings: Vec<(Position, String)>,
     steps: usize,
 }
 
@@ -136,10 +134,10 @@ type TooMuch = String;
 // === impl Import ===
 
 impl Import<'_> {
-    fn warn(&mut self, place: Place, reason: impl Into<String>) {
-        let last = match self.warnings.len().cmp(&MAX_WARNINGS) {
+    fn warn(&mut self, place: Position, reason: impl Into<String>) {
+        let last = match self.warnings.len().cmp(&WARNINGS_MAX) {
             Ordering::Less => reason.into(),
-            Ordering::Equal => format!("and more; {MAX_WARNINGS} warnings are enough to begin with"),
+            Ordering::Equal => format!("and more; {WARNINGS_MAX} warnings are enough to begin with"),
             Ordering::Greater => return,
         };
         let warning = (place, last);
@@ -152,9 +150,9 @@ impl Import<'_> {
     /// is one more path for every operation.
     fn step(&mut self, steps: usize) -> Result<(), TooMuch> {
         self.steps = self.steps.saturating_add(steps);
-        if self.steps > MAX_STEPS {
+        if self.steps > STEPS_MAX {
             return Err(format!(
-                "the document amounts to more than can be read, about {MAX_STEPS} entries; split it, or leave out servers"
+                "the document amounts to more than can be read, about {STEPS_MAX} entries; split it, or leave out servers"
             ));
         }
         Ok(())
@@ -208,7 +206,7 @@ impl Import<'_> {
     /// The path item itself, or what it refers to within the document.
     fn resolved(&mut self, item: &Rc<Node>) -> Result<Option<Rc<Node>>, TooMuch> {
         let mut item = Rc::clone(item);
-        for _ in 0..MAX_REFERENCES {
+        for _ in 0..REFERENCES_MAX {
             let Some(reference) = item.get("$ref").cloned() else {
                 return Ok(Some(item));
             };
@@ -235,7 +233,7 @@ impl Import<'_> {
         }
         self.warn(
             item.place,
-            format!("more than {MAX_REFERENCES} `$ref`s lead from one to the next; shorten the chain"),
+            format!("more than {REFERENCES_MAX} `$ref`s lead from one to the next; shorten the chain"),
         );
         Ok(None)
     }
@@ -294,7 +292,7 @@ impl Import<'_> {
             defaults.extend(default.map(|default| (&*variable.key, default)));
         }
         let written = url.text().unwrap_or_default();
-        self.step(written.len().min(MAX_SERVER_BYTES))?;
+        self.step(written.len().min(SERVER_BYTES_MAX))?;
         let (text, taken) = match substituted(written, &defaults) {
             Ok(done) => done,
             Err(reason) => {
@@ -336,11 +334,11 @@ impl Import<'_> {
         Ok(Some(path.trim_end_matches('/').to_owned()))
     }
 
-    fn route(&mut self, method: &str, base: &str, path: &str, place: Place) -> Result<(), TooMuch> {
+    fn route(&mut self, method: &str, base: &str, path: &str, place: Position) -> Result<(), TooMuch> {
         let whole = format!("{base}{path}");
         match template(&whole).and_then(|template| {
             let route = format!("{} {template}", method.to_uppercase());
-            check_route(self.service, &route).map(|()| (route, template))
+            RouteTable::check_line(self.service, &route).map(|()| (route, template))
         }) {
             Ok((route, template)) => {
                 if self.seen.insert(format!("{method} {}", without_names(&template))) {
@@ -364,7 +362,7 @@ impl Import<'_> {
 fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(String, Vec<&'a str>), String> {
     let (mut text, mut taken) = (String::new(), Vec::new());
     let mut rest = url;
-    while text.len() + rest.len() <= MAX_SERVER_BYTES {
+    while text.len() + rest.len() <= SERVER_BYTES_MAX {
         let (before, slot) = rest
             .split_once('{')
             .map_or((rest, None), |(before, slot)| (before, Some(slot)));
@@ -374,7 +372,7 @@ fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(Stri
             .split_once('}')
             .and_then(|(name, after)| Some((name, *defaults.get(name)?, after)));
         rest = match known {
-            Some((_, default, _)) if default.len() > MAX_SERVER_BYTES => break,
+            Some((_, default, _)) if default.len() > SERVER_BYTES_MAX => break,
             Some((name, default, after)) => {
                 text.push_str(default);
                 if !taken.contains(&name) {
@@ -389,7 +387,7 @@ fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(Stri
         };
     }
     Err(format!(
-        "the server's `url` is longer than {MAX_SERVER_BYTES} bytes once its variables have their values; it is left out"
+        "the server's `url` is longer than {SERVER_BYTES_MAX} bytes once its variables have their values; it is left out"
     ))
 }
 

@@ -1,13 +1,11 @@
 //! What could be decided when not everything about a request is known: who can do something, what can somebody do.
 
-use crate::cedar::{Conjunct, conjuncts};
-use crate::evaluate::Call;
+use crate::conjunct::{Conjunct, conjuncts};
 use crate::explain::{Question, covers_deed};
-use crate::request::{AuthzRequest, Caller, Transport};
 use crate::view::{Effect, Places, PolicyView};
-use crate::{CanonicalRequest, Route, Snapshot};
 use cedar_policy::{Context, EntityUid, ResourceConstraint};
 use hoplite_identity::SpiffeId;
+use hoplite_policy::{Ask, Asked, CallFacts, CanonicalRequest, Route, Snapshot};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::SystemTime;
@@ -64,18 +62,25 @@ impl Deed {
         }
     }
 
-    fn request(&self, snapshot: &Snapshot, principal: &SpiffeId) -> AuthzRequest {
+    /// What Cedar would be asked, as far as it is known.
+    fn facts(&self, snapshot: &Snapshot, principal: &SpiffeId) -> Result<(CallFacts, Context), String> {
+        let named = |method, service, route| {
+            let facts = CallFacts::supposed(principal, method, service, route)?;
+            Ok((facts, Context::empty()))
+        };
         match self {
-            Self::Connect(service) => AuthzRequest::without_context(principal, None, service, None),
-            Self::Route(method, route) => {
-                AuthzRequest::without_context(principal, Some(method), route.service(), Some(route))
-            }
+            Self::Connect(service) => named(None, service.as_str(), None),
+            Self::Route(method, route) => named(Some(method.as_str()), route.service(), Some(route)),
             Self::Request(service, http) => {
-                let route = snapshot.routes().route(service, http);
-                // Only of the path is anything asked, see `knows`.
-                let nowhere = Transport::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-                let caller = Caller::supposed(principal);
-                AuthzRequest::http(caller, service, &route, http, &nowhere, SystemTime::UNIX_EPOCH)
+                let ask = Ask {
+                    principal: principal.clone(),
+                    service: service.clone(),
+                    what: Asked::Http(http.clone()),
+                    // Only of the path is anything asked, see `knows`.
+                    source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    now: SystemTime::UNIX_EPOCH,
+                };
+                ask.facts(snapshot)
             }
         }
     }
@@ -87,95 +92,92 @@ impl Deed {
     }
 }
 
-// === impl Snapshot ===
-
-impl Snapshot {
-    /// What could be decided if this caller did this. A condition on what is not known can go either way; that two
-    /// conditions may exclude each other is not noticed.
-    ///
-    /// # Errors
-    /// Why nothing can be decided at all: there is no policy, or the caller cannot be one.
-    pub fn possible(&self, principal: &SpiffeId, deed: &Deed) -> Result<Possible, String> {
-        let evaluator = self.evaluator().map_err(str::to_owned)?;
-        let request = deed.request(self, principal);
-        let call = request.call()?;
-        let context = request.context().unwrap_or_else(|_| Context::empty());
-        let (mut permits, mut forbids, mut sure, mut stopped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for policy in evaluator
-            .covering(&call)
-            .into_iter()
-            .filter_map(|number| evaluator.policy(number))
-        {
-            let (id, effect) = (policy.id().to_string(), Effect::from(policy.effect()));
-            let known = known(deed, &call, &context, &conjuncts(policy), effect);
-            let depends = |conditions| Depends {
-                id: id.clone(),
-                effect,
-                conditions,
-            };
-            match (effect, known) {
-                (_, Known::HoldsNot) => {}
-                (Effect::Forbid, Known::Holds) => stopped.push(id),
-                (Effect::Forbid, Known::Open(conditions)) => forbids.push(depends(conditions)),
-                (Effect::Permit, Known::Holds) => {
-                    permits.push(depends(Vec::new()));
-                    sure.push(id);
-                }
-                (Effect::Permit, Known::Open(conditions)) => permits.push(depends(conditions)),
+/// What could be decided if this caller did this. A condition on what is not known can go either way; that two
+/// conditions may exclude each other is not noticed.
+///
+/// # Errors
+/// Why nothing can be decided at all: there is no policy, or the caller cannot be one.
+pub fn possible(snapshot: &Snapshot, principal: &SpiffeId, deed: &Deed) -> Result<Possible, String> {
+    anything(snapshot)?;
+    let (call, context) = deed.facts(snapshot, principal)?;
+    let (mut permits, mut forbids, mut sure, mut stopped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for policy in snapshot.covering(&call) {
+        let (id, effect) = (policy.id().to_string(), Effect::from(policy.effect()));
+        let known = known(deed, &call, &context, &conjuncts(policy), effect);
+        let depends = |conditions| Depends {
+            id: id.clone(),
+            effect,
+            conditions,
+        };
+        match (effect, known) {
+            (_, Known::HoldsNot) => {}
+            (Effect::Forbid, Known::Holds) => stopped.push(id),
+            (Effect::Forbid, Known::Open(conditions)) => forbids.push(depends(conditions)),
+            (Effect::Permit, Known::Holds) => {
+                permits.push(depends(Vec::new()));
+                sure.push(id);
             }
+            (Effect::Permit, Known::Open(conditions)) => permits.push(depends(conditions)),
         }
-        stopped.sort();
-        sure.sort();
-        Ok(if !stopped.is_empty() || permits.is_empty() {
-            Possible::Never(stopped)
-        } else if !sure.is_empty() && forbids.is_empty() {
-            Possible::Always(sure)
-        } else {
-            let mut all: Vec<_> = permits.into_iter().chain(forbids).collect();
-            all.sort_by(|a, b| (a.effect, &a.id).cmp(&(b.effect, &b.id)));
-            Possible::Depends(all)
-        })
     }
+    stopped.sort();
+    sure.sort();
+    Ok(if !stopped.is_empty() || permits.is_empty() {
+        Possible::Never(stopped)
+    } else if !sure.is_empty() && forbids.is_empty() {
+        Possible::Always(sure)
+    } else {
+        let mut all: Vec<_> = permits.into_iter().chain(forbids).collect();
+        all.sort_by(|a, b| (a.effect, &a.id).cmp(&(b.effect, &b.id)));
+        Possible::Depends(all)
+    })
+}
 
-    /// The policies whose action and resource cover the deed, whoever does it; sorted by id.
-    ///
-    /// # Errors
-    /// Why nothing can be decided at all.
-    pub fn about(&self, deed: &Deed, places: &Places<'_>) -> Result<Vec<PolicyView>, String> {
-        let evaluator = self.evaluator().map_err(str::to_owned)?;
-        let anybody = SpiffeId::parse("spiffe://anybody").map_err(|error| error.to_string())?;
-        let call = deed.request(self, &anybody).call()?;
-        let policies = evaluator.policies().policies();
-        let mut views: Vec<_> = policies
-            .filter(|policy| covers_deed(policy, &call))
-            .map(|policy| PolicyView::of(policy, places))
-            .collect();
-        views.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(views)
-    }
+/// The policies whose action and resource cover the deed, whoever does it; sorted by id.
+///
+/// # Errors
+/// Why nothing can be decided at all.
+pub fn about(snapshot: &Snapshot, deed: &Deed, places: &Places<'_>) -> Result<Vec<PolicyView>, String> {
+    anything(snapshot)?;
+    let anybody = SpiffeId::parse("spiffe://anybody").map_err(|error| error.to_string())?;
+    let (call, _) = deed.facts(snapshot, &anybody)?;
+    let mut views: Vec<_> = snapshot
+        .policies()
+        .filter(|policy| covers_deed(policy, &call))
+        .map(|policy| PolicyView::of(policy, places))
+        .collect();
+    views.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(views)
+}
 
-    /// Every service that has routes or that a policy names, sorted.
-    pub fn services(&self) -> BTreeSet<String> {
-        let evaluator = self.evaluator().into_iter();
-        let policies = evaluator.flat_map(|evaluator| evaluator.policies().policies());
-        let named = policies.filter_map(|policy| match policy.resource_constraint() {
+/// Every service that has routes or that a policy names, sorted.
+pub fn services(snapshot: &Snapshot) -> BTreeSet<String> {
+    let named = snapshot
+        .policies()
+        .filter_map(|policy| match policy.resource_constraint() {
             ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => Some(uid),
             ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
         });
-        let service = |uid: &EntityUid| {
-            let id = uid.id().unescaped();
-            id.split(':').next().unwrap_or_default().to_owned()
-        };
-        named
-            .map(|uid| service(&uid))
-            .chain(self.routes().services().map(str::to_owned))
-            .collect()
-    }
+    let service = |uid: &EntityUid| {
+        let id = uid.id().unescaped();
+        id.split(':').next().unwrap_or_default().to_owned()
+    };
+    named
+        .map(|uid| service(&uid))
+        .chain(snapshot.routes().services().map(str::to_owned))
+        .collect()
+}
+
+/// Whether anything can be decided at all.
+fn anything(snapshot: &Snapshot) -> Result<(), String> {
+    snapshot
+        .deny_all_reason()
+        .map_or(Ok(()), |reason| Err(reason.to_owned()))
 }
 
 /// What can be said of conditions without knowing everything. A permit with one that surely fails never permits, whatever
 /// the others do. A forbid must be sure not to stumble over one before: a forbid that fails denies.
-fn known(deed: &Deed, call: &Call, context: &Context, conditions: &[Conjunct], effect: Effect) -> Known {
+fn known(deed: &Deed, call: &CallFacts, context: &Context, conditions: &[Conjunct], effect: Effect) -> Known {
     let question = Question::new(call, context.clone());
     let mut open = Vec::new();
     for conjunct in conditions {
@@ -201,7 +203,7 @@ fn known(deed: &Deed, call: &Call, context: &Context, conditions: &[Conjunct], e
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Source;
+    use hoplite_policy::Source;
 
     const POLICIES: &str = r#"
 @id("read") permit(principal in Hoplite::Path::"x/web", action in Hoplite::Action::"read", resource in Hoplite::Service::"ledger");
@@ -221,7 +223,7 @@ mod tests {
         };
         let routes = "[ledger]\nroutes = [\"* /a/{b}\"]";
         let snapshot = Snapshot::compile(&[source("a.cedar", POLICIES), source("routes.toml", routes)]).unwrap();
-        match snapshot.possible(&SpiffeId::parse(principal).unwrap(), deed).unwrap() {
+        match super::possible(&snapshot, &SpiffeId::parse(principal).unwrap(), deed).unwrap() {
             Possible::Always(by) => format!("always {}", by.join(" ")),
             Possible::Never(by) => format!("never {}", by.join(" ")),
             Possible::Depends(on) => on

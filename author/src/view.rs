@@ -1,10 +1,9 @@
 //! A policy as people see it: what its scope says, its conditions, and where in which file it stands.
 
-use crate::cedar::{Stretch, conjuncts, stretch_of};
-use crate::fault::Text;
-use crate::statement::statements;
-use crate::{Snapshot, Source};
+use crate::conjunct::{Stretch, conjuncts, stretch_of};
 use cedar_policy::{ActionConstraint, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
+use hoplite_policy::text::{Text, statements};
+use hoplite_policy::{Snapshot, Source};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -125,6 +124,13 @@ impl<'a> Places<'a> {
 // === impl PolicyView ===
 
 impl PolicyView {
+    /// Every policy of a snapshot, sorted by id. `places` may be of other sources or empty; then nothing is said of where.
+    pub fn all(snapshot: &Snapshot, places: &Places<'_>) -> Vec<Self> {
+        let mut views: Vec<_> = snapshot.policies().map(|policy| Self::of(policy, places)).collect();
+        views.sort_by(|a, b| a.id.cmp(&b.id));
+        views
+    }
+
     pub(crate) fn of(policy: &Policy, places: &Places<'_>) -> Self {
         let annotations = policy.annotations().filter(|(name, _)| *name != "id");
         Self {
@@ -147,35 +153,18 @@ impl PolicyView {
     }
 }
 
-// === impl Snapshot ===
-
-impl Snapshot {
-    /// Every policy, sorted by id. `places` may be of other sources or empty; then nothing is said of where.
-    pub fn policies(&self, places: &Places<'_>) -> Vec<PolicyView> {
-        let evaluator = self.evaluator().into_iter();
-        let policies = evaluator.flat_map(|evaluator| evaluator.policies().policies());
-        let mut views: Vec<_> = policies.map(|policy| PolicyView::of(policy, places)).collect();
-        views.sort_by(|a, b| a.id.cmp(&b.id));
-        views
-    }
-
-    /// What each policy means, by id: equal for two policies that differ only in spaces and comments.
-    pub fn meanings(&self) -> BTreeMap<String, String> {
-        let evaluator = self.evaluator().into_iter();
-        let policies = evaluator.flat_map(|evaluator| evaluator.policies().policies());
-        policies
-            .map(|policy| {
-                // What has no JSON is shown as it is written: two such are at worst called different.
-                let meaning = policy
-                    .to_json()
-                    .map_or_else(|_| policy.to_string(), |json| json.to_string());
-                (policy.id().to_string(), meaning)
-            })
-            .collect()
-    }
+/// What each policy of a snapshot means, by id: equal for two policies that differ only in spaces and comments.
+pub fn meanings(snapshot: &Snapshot) -> BTreeMap<String, String> {
+    let policies = snapshot.policies().map(|policy| {
+        let meaning = policy
+            .to_json()
+            .map_or_else(|_| policy.to_string(), |json| json.to_string());
+        (policy.id().to_string(), meaning)
+    });
+    policies.collect()
 }
 
-pub(crate) fn principal_scope(policy: &Policy) -> String {
+fn principal_scope(policy: &Policy) -> String {
     match policy.principal_constraint() {
         PrincipalConstraint::Any => "principal".to_owned(),
         PrincipalConstraint::Is(name) => format!("principal is {name}"),
@@ -185,7 +174,7 @@ pub(crate) fn principal_scope(policy: &Policy) -> String {
     }
 }
 
-pub(crate) fn action_scope(policy: &Policy) -> String {
+fn action_scope(policy: &Policy) -> String {
     match policy.action_constraint() {
         ActionConstraint::Any => "action".to_owned(),
         ActionConstraint::Eq(uid) => format!("action == {uid}"),
@@ -199,7 +188,7 @@ pub(crate) fn action_scope(policy: &Policy) -> String {
     }
 }
 
-pub(crate) fn resource_scope(policy: &Policy) -> String {
+fn resource_scope(policy: &Policy) -> String {
     match policy.resource_constraint() {
         ResourceConstraint::Any => "resource".to_owned(),
         ResourceConstraint::Is(name) => format!("resource is {name}"),
@@ -229,7 +218,7 @@ mod tests {
              when { context.seg.n == 2 &&\n  (context.host like \"l*\" && resource is Hoplite::Route in Hoplite::Service::\"ledger\") }\n\
              unless { context.host == // why\n \"b  c\n\" };\n@id(\"b\") forbid(principal, action, resource);",
         );
-        let [a, b] = <[_; 2]>::try_from(snapshot.policies(&Places::of(&sources))).unwrap();
+        let [a, b] = <[_; 2]>::try_from(PolicyView::all(&snapshot, &Places::of(&sources))).unwrap();
         assert_eq!(
             (a.effect, a.owner(), a.place.as_ref().unwrap().to_string().as_str()),
             (Effect::Permit, Some("pay"), "pay.cedar:2:1")
@@ -255,8 +244,7 @@ mod tests {
         );
         assert_eq!(b.place.unwrap().to_string(), "pay.cedar:11:1");
         assert!(
-            snapshot
-                .policies(&Places::default())
+            PolicyView::all(&snapshot, &Places::default())
                 .iter()
                 .all(|view| view.place.is_none())
         );
@@ -264,7 +252,7 @@ mod tests {
 
     #[test]
     fn spaces_and_comments_mean_nothing() {
-        let meaning = |text: &str| snapshot(text).0.meanings();
+        let meaning = |text: &str| meanings(&snapshot(text).0);
         let a = meaning("@id(\"a\") permit(principal, action, resource) when { context.conn.dow == \"Mon\" };");
         let check = |text: &str, same: bool| assert_eq!(meaning(text) == a, same, "{text}");
         check(

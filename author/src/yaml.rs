@@ -3,34 +3,33 @@
 //! Anchors are followed, so that a document that describes real services can be read; what a document *amounts to* once
 //! they are, is what the bounds count. "A billion laughs" is refused at the alias that is too much.
 
-use crate::canonical::MAX_PATH_BYTES;
-use crate::fault::Fault;
+use hoplite_policy::{Fault, MAX_PATH_BYTES};
 use saphyr_parser::{Event, Parser, Span};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// The longest document; the largest public descriptions of services have some 12 MB.
-pub(crate) const MAX_DOCUMENT_BYTES: usize = 16 * 1024 * 1024;
+pub(crate) const DOCUMENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The most values of a document, those that an alias stands for counted each time.
-pub(crate) const MAX_DOCUMENT_NODES: usize = 1_000_000;
+pub(crate) const DOCUMENT_NODES_MAX: usize = 1_000_000;
 /// The deepest nesting, aliases followed: a tree this deep is walked and dropped on any stack.
-pub(crate) const MAX_DOCUMENT_DEPTH: usize = 100;
+pub(crate) const DOCUMENT_DEPTH_MAX: usize = 100;
 
 /// The longest key: a merge gives a mapping the keys of others, each of which may be many times in a document.
-const MAX_KEY_BYTES: usize = MAX_PATH_BYTES;
+const KEY_BYTES_MAX: usize = MAX_PATH_BYTES;
 
 /// Where something stands: the number of characters before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place(usize);
+pub(crate) struct Position(usize);
 
 /// What is wrong with a document, and where.
-pub(crate) type Wrong = (Place, String);
+pub(crate) type Wrong = (Position, String);
 
 /// A value and where it stands.
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) place: Place,
+    pub(crate) place: Position,
     pub(crate) value: Value,
     /// How many values it amounts to, itself included.
     nodes: usize,
@@ -43,14 +42,14 @@ pub(crate) struct Node {
 pub(crate) enum Value {
     Scalar(String),
     Sequence(Vec<Rc<Node>>),
-    Mapping(Vec<Entry>),
+    Mapping(Vec<Pair>),
 }
 
 /// A key of a mapping and what it leads to.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct Pair {
     pub(crate) key: Rc<str>,
-    pub(crate) place: Place,
+    pub(crate) place: Position,
     pub(crate) node: Rc<Node>,
 }
 
@@ -59,19 +58,24 @@ pub(crate) struct Entry {
 /// # Errors
 /// The first fault: no YAML, more than one document, a bound, a key that is no text or comes twice.
 pub(crate) fn read(text: &str) -> Result<Rc<Node>, Wrong> {
-    if text.len() > MAX_DOCUMENT_BYTES {
-        let reason = format!("the document is longer than {MAX_DOCUMENT_BYTES} bytes; split it");
-        return Err((Place::START, reason));
+    if text.len() > DOCUMENT_BYTES_MAX {
+        let reason = format!("the document is longer than {DOCUMENT_BYTES_MAX} bytes; split it");
+        return Err((Position::START, reason));
     }
     let mut builder = Builder::default();
     for event in Parser::new_from_str(&without_surrogates(text)) {
         let (event, span) = event.map_err(|error| {
-            let place = Place(error.marker().index());
+            let place = Position(error.marker().index());
             (place, format!("this is neither YAML nor JSON: {}", error.info()))
         })?;
         builder.take(event, span)?;
     }
-    let empty = || (Place::START, "the document is empty; is it the right file?".to_owned());
+    let empty = || {
+        (
+            Position::START,
+            "the document is empty; is it the right file?".to_owned(),
+        )
+    };
     builder.root.ok_or_else(empty)
 }
 
@@ -119,7 +123,7 @@ struct Builder {
 
 /// A sequence or mapping whose end has not come.
 struct Open {
-    place: Place,
+    place: Position,
     anchor: usize,
     inner: Inner,
 }
@@ -127,17 +131,17 @@ struct Open {
 enum Inner {
     Sequence(Vec<Rc<Node>>),
     Mapping {
-        entries: Vec<Entry>,
-        key: Option<(Rc<str>, Place)>,
+        entries: Vec<Pair>,
+        key: Option<(Rc<str>, Position)>,
         keys: HashSet<Rc<str>>,
         /// What `<<` names.
         merged: Vec<Rc<Node>>,
     },
 }
 
-// === impl Place ===
+// === impl Position ===
 
-impl Place {
+impl Position {
     pub(crate) const START: Self = Self(0);
 
     /// The fault at this place of the text that was read.
@@ -159,7 +163,7 @@ impl Node {
     }
 
     /// The entries of a mapping, in the order of the text; none for anything else.
-    pub(crate) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Pair] {
         match &self.value {
             Value::Mapping(entries) => entries,
             Value::Scalar(_) | Value::Sequence(_) => &[],
@@ -187,7 +191,7 @@ impl Node {
 
 impl Builder {
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Wrong> {
-        let place = Place(span.start.index());
+        let place = Position(span.start.index());
         match event {
             Event::Scalar(text, _, anchor, _) => {
                 if self.is_key() {
@@ -260,11 +264,11 @@ impl Builder {
         )
     }
 
-    fn key(&mut self, text: &str, place: Place) -> Result<(), Wrong> {
-        if text.len() > MAX_KEY_BYTES {
+    fn key(&mut self, text: &str, place: Position) -> Result<(), Wrong> {
+        if text.len() > KEY_BYTES_MAX {
             return Err((
                 place,
-                format!("the key is longer than {MAX_KEY_BYTES} bytes; shorten it"),
+                format!("the key is longer than {KEY_BYTES_MAX} bytes; shorten it"),
             ));
         }
         let text: Rc<str> = text.into();
@@ -287,7 +291,7 @@ impl Builder {
         Ok(())
     }
 
-    fn begin(&mut self, place: Place, anchor: usize, inner: Inner) -> Result<(), Wrong> {
+    fn begin(&mut self, place: Position, anchor: usize, inner: Inner) -> Result<(), Wrong> {
         if self.is_key() {
             return Err((place, "a key must be text; write it as one word".to_owned()));
         }
@@ -296,7 +300,7 @@ impl Builder {
         Ok(())
     }
 
-    fn complete(&mut self, place: Place, anchor: usize, value: Value) -> Result<(), Wrong> {
+    fn complete(&mut self, place: Position, anchor: usize, value: Value) -> Result<(), Wrong> {
         self.bound(place, 1, 1)?;
         let below = |node: &Rc<Node>| (node.nodes, node.height);
         let below: Vec<_> = match &value {
@@ -318,14 +322,14 @@ impl Builder {
     }
 
     /// INVARIANT: whatever enters the tree is counted here first, an alias as all that it stands for.
-    fn bound(&mut self, place: Place, nodes: usize, height: usize) -> Result<(), Wrong> {
+    fn bound(&mut self, place: Position, nodes: usize, height: usize) -> Result<(), Wrong> {
         self.nodes = self.nodes.saturating_add(nodes);
-        if self.nodes > MAX_DOCUMENT_NODES {
-            let reason = format!("the document amounts to more than {MAX_DOCUMENT_NODES} values; split it");
+        if self.nodes > DOCUMENT_NODES_MAX {
+            let reason = format!("the document amounts to more than {DOCUMENT_NODES_MAX} values; split it");
             return Err((place, reason));
         }
-        if self.open.len().saturating_add(height) > MAX_DOCUMENT_DEPTH {
-            let reason = format!("the document nests deeper than {MAX_DOCUMENT_DEPTH} levels; flatten it");
+        if self.open.len().saturating_add(height) > DOCUMENT_DEPTH_MAX {
+            let reason = format!("the document nests deeper than {DOCUMENT_DEPTH_MAX} levels; flatten it");
             return Err((place, reason));
         }
         Ok(())
@@ -342,7 +346,7 @@ impl Builder {
                     merged.extend(node.items().iter().cloned());
                     merged.push(node);
                 }
-                Some((key, place)) => entries.push(Entry { key, place, node }),
+                Some((key, place)) => entries.push(Pair { key, place, node }),
                 None => {}
             },
         }
@@ -436,7 +440,7 @@ mod tests {
         refused(&ladder, "99:12…nests deeper than 100");
         refused(&"- ".repeat(200), "1:201…nests deeper than 100");
         refused(&"[".repeat(200), "1:101…nests deeper than 100");
-        refused(&"a".repeat(MAX_DOCUMENT_BYTES + 1), "1:1…is longer than");
+        refused(&"a".repeat(DOCUMENT_BYTES_MAX + 1), "1:1…is longer than");
     }
 
     proptest::proptest! {

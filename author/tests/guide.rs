@@ -7,7 +7,8 @@
     reason = "tests: a panic is how they fail"
 )]
 
-use hoplite_policy::{CaseTable, Places, Snapshot, Source, lint};
+use hoplite_author::{CaseTable, Places, lint};
+use hoplite_policy::{Snapshot, Source};
 use std::path::Path;
 
 /// A section of a page and its fenced blocks, each with its language.

@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes within the text of a policy.
-pub(crate) type Place = Range<usize>;
+pub type Span = Range<usize>;
 
 /// The words, strings and signs of one policy, in order, without comments.
-pub(crate) struct Anatomy<'a> {
+#[derive(Debug)]
+pub struct Anatomy<'a> {
     tokens: Vec<Token<'a>>,
 }
 
@@ -23,7 +24,7 @@ struct Token<'a> {
 
 impl<'a> Anatomy<'a> {
     /// Of the text of a policy that Cedar can parse; of any other the places mean nothing.
-    pub(crate) fn of(text: &'a str) -> Self {
+    pub fn of(text: &'a str) -> Self {
         let mut tokens = Vec::new();
         let mut rest = text;
         while let Some(first) = rest.chars().next() {
@@ -51,7 +52,7 @@ impl<'a> Anatomy<'a> {
     }
 
     /// An annotation, `@owner("team-pay")`, whole.
-    pub(crate) fn annotation(&self, name: &str) -> Option<Place> {
+    pub fn annotation(&self, name: &str) -> Option<Span> {
         let head = self.effect_index()?;
         let at = self
             .tokens
@@ -64,15 +65,15 @@ impl<'a> Anatomy<'a> {
     }
 
     /// `permit` or `forbid`.
-    pub(crate) fn effect(&self) -> Option<Place> {
-        self.tokens.get(self.effect_index()?).map(Token::place)
+    pub fn effect(&self) -> Option<Span> {
+        self.tokens.get(self.effect_index()?).map(Token::span)
     }
 
     /// The scope's words for `principal`, `action` or `resource`: the variable and its constraint.
-    pub(crate) fn scope(&self, variable: &str) -> Option<Place> {
+    pub fn scope(&self, variable: &str) -> Option<Span> {
         let tokens = self.tokens.get(self.effect_index()?..)?;
         let mut depth = 0_usize;
-        let mut found: Option<Place> = None;
+        let mut found: Option<Span> = None;
         for token in tokens {
             match token.text {
                 "(" | "[" => depth += 1,
@@ -81,9 +82,9 @@ impl<'a> Anatomy<'a> {
             }
             let ends = depth == 0 && token.text == ")" || depth == 1 && token.text == ",";
             match &mut found {
-                Some(place) if ends => return Some(place.clone()),
-                Some(place) => place.end = token.end(),
-                None if depth == 1 && token.text == variable => found = Some(token.place()),
+                Some(span) if ends => return Some(span.clone()),
+                Some(span) => span.end = token.end(),
+                None if depth == 1 && token.text == variable => found = Some(token.span()),
                 None if depth == 0 && token.text == ")" => return None,
                 None => {}
             }
@@ -92,7 +93,7 @@ impl<'a> Anatomy<'a> {
     }
 
     /// The name `Hoplite::Service::"ledger"` with this type, in this or another spelling of its string.
-    pub(crate) fn entity(&self, type_name: &str, id: &str) -> Option<Place> {
+    pub fn entity(&self, type_name: &str, id: &str) -> Option<Span> {
         let words = type_name.split("::").count() * 2;
         self.tokens.iter().enumerate().find_map(|(at, token)| {
             let start = at.checked_sub(words)?;
@@ -103,15 +104,15 @@ impl<'a> Anatomy<'a> {
     }
 
     /// The first string of this value, in this or another spelling.
-    pub(crate) fn string(&self, value: &str) -> Option<Place> {
+    pub fn string(&self, value: &str) -> Option<Span> {
         self.tokens
             .iter()
             .find(|token| string(token.text).as_deref() == Some(value))
-            .map(Token::place)
+            .map(Token::span)
     }
 
     /// The first `like "…"` with this pattern.
-    pub(crate) fn pattern(&self, value: &[pst::PatternElem]) -> Option<Place> {
+    pub fn pattern(&self, value: &[pst::PatternElem]) -> Option<Span> {
         self.tokens.windows(2).find_map(|pair| match pair {
             [like, string] if like.text == "like" => {
                 (pattern(string.text).as_deref() == Some(value)).then(|| like.offset..string.end())
@@ -121,18 +122,18 @@ impl<'a> Anatomy<'a> {
     }
 
     /// The `nth` of these signs or words, from 0, after the scope.
-    pub(crate) fn nth(&self, text: &str, nth: usize) -> Option<Place> {
+    pub fn nth(&self, text: &str, nth: usize) -> Option<Span> {
         let scope = self.scope("resource")?.end;
         self.tokens
             .iter()
             .filter(|token| token.offset >= scope && token.text == text)
             .nth(nth)
-            .map(Token::place)
+            .map(Token::span)
     }
 
     /// All of it in one line, one space where there are spaces or a comment. Strings stay as they are, but for characters
     /// that would end the line.
-    pub(crate) fn one_line(&self) -> String {
+    pub fn one_line(&self) -> String {
         let mut line = String::new();
         let mut end = None;
         for token in &self.tokens {
@@ -168,7 +169,7 @@ impl Token<'_> {
         self.offset + self.text.len()
     }
 
-    fn place(&self) -> Place {
+    fn span(&self) -> Span {
         self.offset..self.end()
     }
 }
@@ -229,7 +230,7 @@ forbid ( // resource
                 .collect();
             anatomy.pattern(&elements)
         };
-        for (place, expected) in [
+        for (span, expected) in [
             (anatomy.annotation("id"), Some(r#"@id ( "a" )"#)),
             (anatomy.annotation("owner"), None),
             (anatomy.effect(), Some("forbid")),
@@ -257,9 +258,9 @@ forbid ( // resource
             (anatomy.nth("+", 0), Some("+")),
             (anatomy.nth("+", 1), None),
         ] {
-            assert_eq!(place.map(|place| &POLICY[place]), expected);
+            assert_eq!(span.map(|span| &POLICY[span]), expected);
         }
-        let Place { start, .. } = anatomy.nth("principal", 0).unwrap();
+        let Span { start, .. } = anatomy.nth("principal", 0).unwrap();
         assert!(start > POLICY.find("when").unwrap());
     }
 

@@ -1,8 +1,10 @@
 //! Questions that open nothing: tests, explanations and replays ask what would be decided.
 
-use crate::decide::{Decision, decide_uncounted, unknown_header};
+use crate::decide::{Decision, decide_as_given, decide_uncounted, unknown_header};
+use crate::evaluate::CallFacts;
 use crate::request::{AuthzRequest, Caller, Transport};
 use crate::{CanonicalRequest, Route, Snapshot};
+use cedar_policy::Context;
 use hoplite_identity::SpiffeId;
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -42,11 +44,16 @@ pub enum Asked {
 /// ```
 #[derive(Debug)]
 pub struct WhatIf {
-    pub(crate) request: AuthzRequest,
+    request: AuthzRequest,
     decision: Decision,
     route: Option<Route>,
     lacks_a_header: bool,
 }
+
+/// What would be decided of a call whose entities and context somebody else gave. As [`WhatIf`], it never gives its decision
+/// away.
+#[derive(Debug)]
+pub struct WhatIfGiven(Decision);
 
 // === impl Snapshot ===
 
@@ -59,15 +66,7 @@ impl Snapshot {
 
     /// What would be decided from an address whose transport is at hand, for many questions: making one costs more than a decision.
     pub fn what_if_on(&self, ask: &Ask, transport: &Transport) -> WhatIf {
-        let caller = Caller::supposed(&ask.principal);
-        let (route, request) = match &ask.what {
-            Asked::Connect => (None, AuthzRequest::connect(caller, &ask.service, transport, ask.now)),
-            Asked::Http(http) => {
-                let route = self.routes().route(&ask.service, http);
-                let request = AuthzRequest::http(caller, &ask.service, &route, http, transport, ask.now);
-                (Some(route), request)
-            }
-        };
+        let (route, request) = ask.request(self, transport);
         let unknown = self
             .evaluator()
             .ok()
@@ -78,6 +77,37 @@ impl Snapshot {
             request,
             route,
         }
+    }
+
+    /// What would be decided of a call whose entities and context somebody else gives, as Cedar's own tests do: by every
+    /// policy, as it is written.
+    pub fn what_if_given(&self, facts: &CallFacts, context: &Context) -> WhatIfGiven {
+        WhatIfGiven(decide_as_given(self, facts, context))
+    }
+}
+
+// === impl Ask ===
+
+impl Ask {
+    fn request(&self, snapshot: &Snapshot, transport: &Transport) -> (Option<Route>, AuthzRequest) {
+        let caller = Caller::supposed(&self.principal);
+        match &self.what {
+            Asked::Connect => (None, AuthzRequest::connect(caller, &self.service, transport, self.now)),
+            Asked::Http(http) => {
+                let route = snapshot.routes().route(&self.service, http);
+                let request = AuthzRequest::http(caller, &self.service, &route, http, transport, self.now);
+                (Some(route), request)
+            }
+        }
+    }
+
+    /// What Cedar would be asked, without asking it.
+    ///
+    /// # Errors
+    /// Why no policy can be asked about this.
+    pub fn facts(&self, snapshot: &Snapshot) -> Result<(CallFacts, Context), String> {
+        let (_, request) = self.request(snapshot, &Transport::new(self.source));
+        Ok((request.call()?, request.context()?))
     }
 }
 
@@ -102,5 +132,30 @@ impl WhatIf {
     /// The route the request would have; none for a connection.
     pub fn route(&self) -> Option<&Route> {
         self.route.as_ref()
+    }
+
+    /// Who would do what to what, as Cedar is asked.
+    ///
+    /// # Errors
+    /// Why no policy can be asked: then the decision is an error that says so.
+    pub fn facts(&self) -> Result<CallFacts, String> {
+        self.request.call()
+    }
+
+    /// Under which circumstances, as Cedar is asked.
+    ///
+    /// # Errors
+    /// As [`facts`](Self::facts).
+    pub fn context(&self) -> Result<Context, String> {
+        self.request.context()
+    }
+}
+
+// === impl WhatIfGiven ===
+
+impl WhatIfGiven {
+    /// The decision that would be made.
+    pub fn decision(&self) -> &Decision {
+        &self.0
     }
 }

@@ -6,9 +6,8 @@
 
 mod manifest;
 
-use crate::headers::HEADERS_FILE;
 use crate::schema::SCHEMA;
-use crate::snapshot::Source;
+use crate::source::{HEADERS_FILE, Source};
 use crate::statement::statements;
 use hoplite_identity::TrustDomain;
 use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners};
@@ -17,8 +16,7 @@ use std::ops::Deref;
 use std::time::SystemTime;
 
 pub use manifest::{
-    CRITICAL_HEADERS, CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_FILE_NAME_BYTES, MAX_NOTE_BYTES, Manifest,
-    ManifestFile, Stage,
+    CRITICAL_HEADERS, CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_NOTE_BYTES, Manifest, ManifestFile, Stage,
 };
 use manifest::{FORMAT, NAME_RULE, is_file_name, shown};
 pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
@@ -441,8 +439,9 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 mod tests {
     use super::*;
     use crate::people::{key, trusted};
+    use crate::snapshot::Snapshot;
     use crate::snapshot::tests::sources;
-    use crate::snapshot::{MAX_TOTAL_BYTES, Snapshot};
+    use crate::source::TOTAL_BYTES_MAX;
     use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
@@ -658,7 +657,7 @@ mod tests {
         check(not_text, "`0.cedar` is not UTF-8");
         // One blob, which many files name: together they amount to more than anybody reads.
         let bomb = &|m: &mut Manifest, blobs: &mut Vec<Vec<u8>>| {
-            let text = vec![b' '; MAX_TOTAL_BYTES / 8];
+            let text = vec![b' '; TOTAL_BYTES_MAX / 8];
             let file = |number: usize| ManifestFile {
                 name: format!("0{number}.cedar"),
                 sha256: Hash::of(&text),

@@ -365,9 +365,12 @@ fn canonical_host(host: &str) -> Result<String, Ambiguous> {
 }
 
 /// A path in one spelling, and its segments as the service will decode them.
-pub(crate) struct CanonicalPath {
-    pub(crate) text: String,
-    pub(crate) segments: Vec<String>,
+#[derive(Debug)]
+pub struct CanonicalPath {
+    /// As it is forwarded.
+    pub text: String,
+    /// Its segments, decoded.
+    pub segments: Vec<String>,
 }
 
 /// One segment on its way: how it is forwarded, what it means, and whether a dot in it came from an escape.
@@ -382,7 +385,10 @@ struct Segment {
 
 impl CanonicalPath {
     /// Reads the path of a target: no query, no fragment.
-    pub(crate) fn parse(raw: &[u8]) -> Result<Self, Ambiguous> {
+    ///
+    /// # Errors
+    /// What two programs could read in two ways, or what is too long.
+    pub fn parse(raw: &[u8]) -> Result<Self, Ambiguous> {
         if raw.len() > MAX_PATH_BYTES {
             return Err(Ambiguous::TooLong);
         }

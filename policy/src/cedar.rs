@@ -1,17 +1,15 @@
 //! The few things taken from cedar-policy-core, below Cedar's public interface, each because the public way costs more
-//! than the decision. All that depends on the exact version of Cedar is in this file; the tests of [`evaluate`] compare
+//! than the decision. All that a decision needs of the exact version of Cedar is in this file; the tests of [`evaluate`] compare
 //! what comes of it with the untouched authorizer over untouched policies.
 //!
 //! [`evaluate`]: crate::evaluate
 
-use crate::anatomy::Anatomy;
-use cedar_policy::{Context, Entities, EntityUid, Expression, Policy, RestrictedExpression};
+use cedar_policy::{Context, Entities, EntityUid, Policy, RestrictedExpression};
 use cedar_policy_core::ast::{self, Expr, ExprKind, Var};
 use cedar_policy_core::entities::{self, NoEntitiesSchema, TCComputation};
 use cedar_policy_core::extensions::Extensions;
-use cedar_policy_core::parser::Loc;
 use smol_str::SmolStr;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// The attribute of the context that holds the selected headers.
@@ -34,27 +32,6 @@ pub(crate) struct Residual {
     pub(crate) contextual: bool,
     /// Whether they may look at a selected header.
     pub(crate) reads_headers: bool,
-}
-
-/// A stretch of a policy's text.
-#[derive(Debug, Clone)]
-pub(crate) struct Stretch {
-    /// All of the policy's text, as its file has it.
-    pub(crate) statement: Arc<str>,
-    /// Where in it the stretch starts, in bytes.
-    pub(crate) offset: usize,
-}
-
-/// One of the conditions that all have to hold: a part of a `when` between two `&&`, or a whole `unless`.
-#[derive(Debug, Clone)]
-pub(crate) struct Conjunct {
-    pub(crate) text: String,
-    pub(crate) place: Option<Stretch>,
-    pub(crate) expression: Expression,
-    /// What of the context it looks at, as `conn.src` or `hdr["x-tenant"]`; nothing longer of the same is left out.
-    pub(crate) looks_at: Vec<(String, Expression)>,
-    /// Whether it also looks at the context as a whole.
-    pub(crate) looks_at_all: bool,
 }
 
 // === impl Value ===
@@ -188,7 +165,7 @@ fn looks_at(expression: &Expr) -> Looks {
 }
 
 /// The value of a policy's annotation. Cedar's own way to ask parses the key each time: in a profile, a tenth of compiling.
-pub(crate) fn annotation<'a>(policy: &'a Policy, key: &str) -> Option<&'a str> {
+pub fn annotation<'a>(policy: &'a Policy, key: &str) -> Option<&'a str> {
     policy
         .annotations()
         .find_map(|(written, value)| (written == key).then_some(value))
@@ -200,102 +177,11 @@ pub(crate) fn without_text(policy: &Policy) -> Policy {
     ast.clone().into()
 }
 
-/// Where a policy stands, if it was made from text.
-pub(crate) fn stretch_of(policy: &Policy) -> Option<Stretch> {
+/// The text a policy was parsed from, which all that was taken from it share.
+#[cfg(test)]
+pub(crate) fn shared_text(policy: &Policy) -> Option<Arc<str>> {
     let ast: &ast::Policy = policy.as_ref();
-    ast.loc().map(Stretch::from)
-}
-
-/// The conditions of a policy in the order in which they are evaluated.
-pub(crate) fn conjuncts(policy: &Policy) -> Vec<Conjunct> {
-    let ast: &ast::Policy = policy.as_ref();
-    let mut found = Vec::new();
-    let mut left: Vec<&Expr> = ast.non_scope_constraints().into_iter().collect();
-    while let Some(expression) = left.pop() {
-        match expression.expr_kind() {
-            // `a is T in b` is two conditions to Cedar and one to whoever wrote it: both halves have its place.
-            ExprKind::And { left: first, right }
-                if right.source_loc().is_none() || right.source_loc() != expression.source_loc() =>
-            {
-                left.extend([&**right, &**first]);
-            }
-            _ => found.push(Conjunct::of(expression)),
-        }
-    }
-    found
-}
-
-// === impl Stretch ===
-
-impl From<&Loc> for Stretch {
-    fn from(loc: &Loc) -> Self {
-        Self {
-            statement: Arc::clone(&loc.src),
-            offset: loc.start(),
-        }
-    }
-}
-
-// === impl Conjunct ===
-
-impl Conjunct {
-    fn of(expression: &Expr) -> Self {
-        let text = expression.source_loc().and_then(Loc::snippet);
-        let text = text.map_or_else(|| expression.to_string(), str::to_owned);
-        let chains: BTreeMap<Vec<&str>, &Expr> = expression
-            .subexpressions()
-            .filter_map(|part| Some((chain(part)?, part)))
-            .collect();
-        let longer: BTreeSet<&[&str]> = chains
-            .keys()
-            .filter_map(|names| names.split_last().map(|(_, shorter)| shorter))
-            .collect();
-        let longest = chains.iter().filter(|(names, _)| !longer.contains(names.as_slice()));
-        let looks = looks_at(expression);
-        Self {
-            text: Anatomy::of(&text).one_line(),
-            place: expression.source_loc().map(Stretch::from),
-            looks_at: longest
-                .map(|(names, part)| (written(names), Expression::from((*part).clone())))
-                .collect(),
-            looks_at_all: looks.all > looks.values,
-            expression: expression.clone().into(),
-        }
-    }
-}
-
-/// `conn` and `src` for `context.conn.src`; nothing for what is no attribute of the context.
-fn chain(mut expression: &Expr) -> Option<Vec<&str>> {
-    let mut names = Vec::new();
-    loop {
-        match expression.expr_kind() {
-            ExprKind::GetAttr { expr, attr } => {
-                names.push(attr.as_str());
-                expression = expr;
-            }
-            ExprKind::Var(Var::Context) if !names.is_empty() => break,
-            _ => return None,
-        }
-    }
-    names.reverse();
-    Some(names)
-}
-
-/// `conn.src` and `hdr["x-tenant"]`, as a policy writes them after `context.`.
-fn written(names: &[&str]) -> String {
-    let mut text = String::new();
-    for name in names {
-        let is_word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        if !is_word {
-            text.push_str(&format!("[{name:?}]"));
-        } else {
-            if !text.is_empty() {
-                text.push('.');
-            }
-            text.push_str(name);
-        }
-    }
-    text
+    ast.loc().map(|loc| Arc::clone(&loc.src))
 }
 
 #[cfg(test)]
@@ -303,27 +189,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_condition_looks_at_is_told_or_is_all() {
-        for (condition, looks_at, all, headers) in [
-            ("context.host == \"a\"", vec!["host"], false, false),
-            ("context.conn.src.isIpv4()", vec!["conn.src"], false, false),
-            ("context.hdr has \"x-tenant\"", vec!["hdr"], false, true),
-            (
-                "context.hdr[\"x-tenant\"] == \"a\"",
-                vec!["hdr[\"x-tenant\"]"],
-                false,
-                true,
-            ),
-            ("context has host", vec![], true, false),
-            ("context has hdr.a", vec![], true, true),
-            ("context has host && context.host == \"a\"", vec!["host"], true, false),
-            ("principal == principal", vec![], false, false),
+    fn whoever_may_look_at_a_header_is_known_to() {
+        for (condition, headers) in [
+            ("context.host == \"a\"", false),
+            ("context.conn.src.isIpv4()", false),
+            ("context.hdr has \"x-tenant\"", true),
+            ("context.hdr[\"x-tenant\"] == \"a\"", true),
+            ("context has host", false),
+            ("context has hdr.a", true),
+            ("context has host && context.host == \"a\"", false),
+            ("principal == principal", false),
         ] {
             let text = format!("permit(principal, action, resource) when {{ ({condition}) || false }};");
             let policy: Policy = text.parse().unwrap();
-            let [conjunct] = <[_; 1]>::try_from(conjuncts(&policy)).ok().unwrap();
-            let found: Vec<_> = conjunct.looks_at.iter().map(|(name, _)| name.as_str()).collect();
-            assert_eq!((found, conjunct.looks_at_all), (looks_at, all), "{condition}");
             assert_eq!(Residual::of(&policy).reads_headers, headers, "{condition}");
         }
     }

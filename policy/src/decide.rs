@@ -1,6 +1,6 @@
 //! Decides whether a verified peer may do what it asks.
 
-use crate::evaluate::{Answer, Call, Evaluator, Prepared};
+use crate::evaluate::{Answer, CallFacts, Evaluator, Prepared};
 use crate::request::AuthzRequest;
 use crate::snapshot::Snapshot;
 use cedar_policy::{Context, PolicyId};
@@ -114,8 +114,8 @@ fn context(snapshot: &Snapshot, evaluator: &Evaluator, request: &AuthzRequest) -
     }
 }
 
-/// As [`decide_by_reference`], of a call whose entities somebody else gives.
-pub(crate) fn decide_as_given(snapshot: &Snapshot, call: &Call, context: &Context) -> Decision {
+/// As [`decide_by_reference`], of a call whose entities somebody else gives. Not public: a decision gives permits.
+pub(crate) fn decide_as_given(snapshot: &Snapshot, call: &CallFacts, context: &Context) -> Decision {
     decide_by(snapshot, |evaluator| evaluator.reference(call, context.clone()))
 }
 

@@ -38,11 +38,15 @@ pub(crate) struct Evaluator {
 
 /// Who does what to what: a request without its context. The entities are these three, and all their ancestors.
 #[derive(Debug, Clone)]
-pub(crate) struct Call {
-    pub(crate) principal: EntityUid,
-    pub(crate) action: EntityUid,
-    pub(crate) resource: EntityUid,
-    pub(crate) entities: Entities,
+pub struct CallFacts {
+    /// Who.
+    pub principal: EntityUid,
+    /// Does what.
+    pub action: EntityUid,
+    /// To what.
+    pub resource: EntityUid,
+    /// These three with all that they are in.
+    pub entities: Entities,
 }
 
 /// The names of a call, by which it is looked up.
@@ -64,7 +68,7 @@ struct CallKey {
 /// All that can be known about a call before its context is.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    call: Call,
+    call: CallFacts,
     candidates: Box<[Number]>,
     /// What the policies say that do not look at the context.
     settled: Answer,
@@ -113,7 +117,7 @@ impl Evaluator {
     pub(crate) fn prepared(
         &self,
         name: CallName<'_>,
-        call: impl FnOnce() -> Result<Call, String>,
+        call: impl FnOnce() -> Result<CallFacts, String>,
     ) -> Result<Arc<Prepared>, String> {
         if let Some(prepared) = self.calls.get(&name) {
             return Ok(prepared);
@@ -128,7 +132,7 @@ impl Evaluator {
         self.sets.clear();
     }
 
-    fn prepare(&self, call: Call) -> Result<Prepared, String> {
+    fn prepare(&self, call: CallFacts) -> Result<Prepared, String> {
         let candidates = self.covering(&call);
         let (open, settled): (Vec<Number>, Vec<Number>) = candidates
             .iter()
@@ -145,7 +149,7 @@ impl Evaluator {
     }
 
     /// Asks about permits and forbids apart, so that a forbid does not hide which permits are satisfied.
-    fn settle(&self, call: &Call, settled: &[Number]) -> Result<Answer, String> {
+    fn settle(&self, call: &CallFacts, settled: &[Number]) -> Result<Answer, String> {
         let mut answer = Answer::default();
         for effect in [Effect::Permit, Effect::Forbid] {
             let policies = settled.iter().filter_map(|&number| self.residual(number));
@@ -178,7 +182,7 @@ impl Evaluator {
     }
 
     /// The unmodified authorizer over every policy as it was written. Slow, and always right.
-    pub(crate) fn reference(&self, call: &Call, context: Context) -> Result<Answer, String> {
+    pub(crate) fn reference(&self, call: &CallFacts, context: Context) -> Result<Answer, String> {
         ask(&self.policies, call, context)
     }
 
@@ -188,7 +192,7 @@ impl Evaluator {
     }
 
     /// The policies whose scope covers the call, ascending.
-    pub(crate) fn covering(&self, call: &Call) -> Vec<Number> {
+    pub(crate) fn covering(&self, call: &CallFacts) -> Vec<Number> {
         self.index
             .covering(&call.principal, &call.action, &call.resource, &call.entities)
     }
@@ -215,7 +219,7 @@ pub(crate) fn collected<'a>(policies: impl Iterator<Item = &'a Policy>) -> Resul
     Ok(set)
 }
 
-fn ask(policies: &PolicySet, call: &Call, context: Context) -> Result<Answer, String> {
+fn ask(policies: &PolicySet, call: &CallFacts, context: Context) -> Result<Answer, String> {
     let (principal, action, resource) = (call.principal.clone(), call.action.clone(), call.resource.clone());
     // Not checked against the schema again: calls and contexts are made in one place, whose tests do check.
     let request = Request::new(principal, action, resource, context, None).map_err(|error| error.to_string())?;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 const SHOWN_AROUND: usize = 80;
 
 /// The most faults told of one set of sources: whoever made more mends these first.
-pub(crate) const MAX_FAULTS: usize = 1_000;
+pub const FAULTS_MAX: usize = 1_000;
 /// How much of a text is walked through to find a line and column in it.
 const STEP_BYTES: usize = 1_024;
 
@@ -32,9 +32,11 @@ pub struct Fault {
 
 /// A text in which places are found: the first costs a walk through all of it, every further one next to nothing.
 #[derive(Debug)]
-pub(crate) struct Text<'a> {
-    pub(crate) file: &'a str,
-    pub(crate) text: &'a str,
+pub struct Text<'a> {
+    /// The source's name.
+    pub file: &'a str,
+    /// All of it.
+    pub text: &'a str,
     /// One every [`STEP_BYTES`].
     marks: OnceLock<Vec<Mark>>,
 }
@@ -65,7 +67,7 @@ struct Excerpt {
 impl Fault {
     /// The fault at this byte of the text. The message is written as all of Hoplite's are, `what is wrong; what to do`,
     /// and is parted at the first semicolon that is in no backticks.
-    pub(crate) fn at(file: &str, text: &str, offset: usize, message: impl AsRef<str>) -> Self {
+    pub fn at(file: &str, text: &str, offset: usize, message: impl AsRef<str>) -> Self {
         Text::new(file, text).fault(offset, message)
     }
 
@@ -82,9 +84,10 @@ impl Fault {
         }
     }
 
-    /// The same fault with so many bytes underlined, as far as its line goes. Without this it is the word that starts
+    /// This fault with so many bytes underlined, as far as its line goes. Without this it is the word that starts
     /// there.
-    pub(crate) fn spanning(mut self, bytes: usize) -> Self {
+    #[must_use]
+    pub fn spanning(mut self, bytes: usize) -> Self {
         if let Some(excerpt) = &mut self.excerpt {
             excerpt.length = bytes;
         }
@@ -143,9 +146,9 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 /// These faults and that there are more.
-pub(crate) fn enough(mut faults: Vec<Fault>, file: &str) -> Vec<Fault> {
-    faults.truncate(MAX_FAULTS);
-    let message = format!("there are more than {MAX_FAULTS} faults up to this file; mend these first");
+pub fn enough(mut faults: Vec<Fault>, file: &str) -> Vec<Fault> {
+    faults.truncate(FAULTS_MAX);
+    let message = format!("there are more than {FAULTS_MAX} faults up to this file; mend these first");
     faults.push(Fault::whole(file, message));
     faults
 }
@@ -153,7 +156,8 @@ pub(crate) fn enough(mut faults: Vec<Fault>, file: &str) -> Vec<Fault> {
 // === impl Text ===
 
 impl<'a> Text<'a> {
-    pub(crate) fn new(file: &'a str, text: &'a str) -> Self {
+    /// The text of the source of this name.
+    pub fn new(file: &'a str, text: &'a str) -> Self {
         Self {
             file,
             text,
@@ -162,7 +166,7 @@ impl<'a> Text<'a> {
     }
 
     /// As [`Fault::at`].
-    pub(crate) fn fault(&self, offset: usize, message: impl AsRef<str>) -> Fault {
+    pub fn fault(&self, offset: usize, message: impl AsRef<str>) -> Fault {
         let mut fault = Fault::whole(self.file, message);
         (fault.line, fault.column) = self.position(offset);
         fault.excerpt = Excerpt::new(self.text, offset).map(Box::new);
@@ -170,7 +174,7 @@ impl<'a> Text<'a> {
     }
 
     /// Line and column, both from 1, of a byte offset; an offset past the end is the end.
-    pub(crate) fn position(&self, offset: usize) -> (usize, usize) {
+    pub fn position(&self, offset: usize) -> (usize, usize) {
         let marks = self.marks.get_or_init(|| marks(self.text));
         let after = marks.partition_point(|mark| mark.offset <= offset);
         let mark = after.checked_sub(1).and_then(|last| marks.get(last));

@@ -6,7 +6,7 @@
 use crate::bundle::{LAST_SECOND, instant, remedy, rfc3339, seconds};
 use crate::routes::check_service_name;
 use crate::schema::{VOCABULARY, uid};
-use crate::snapshot::Source;
+use crate::source::Source;
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners, cbor};
 use minicbor::{Decode, Encode};

@@ -12,14 +12,12 @@
 
 use crate::canonical::Ambiguous;
 use crate::fault::Fault;
-use crate::snapshot::Source;
+use crate::source::{HEADERS_FILE, Source};
 use serde::Deserialize;
 use std::ops::Range;
 use std::sync::Arc;
 use toml::Spanned;
 
-/// The name of the one source that selects headers.
-pub const HEADERS_FILE: &str = "headers.toml";
 /// The most headers a policy set may select: each is looked for in every request and stands in every record.
 pub const MAX_SELECTED_HEADERS: usize = 8;
 /// The longest value of a selected header. Longer ones are data, and belong into no record.
@@ -103,7 +101,7 @@ impl SelectedHeaders {
     ///
     /// # Errors
     /// As [`parse`](Self::parse).
-    pub(crate) fn of(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
+    pub fn of(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
         match sources.iter().find(|source| source.name == HEADERS_FILE) {
             Some(source) => Self::parse(&source.text),
             None => Ok(Self::default()),

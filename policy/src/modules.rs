@@ -15,13 +15,12 @@
 //! and the module's owner as `@owner`. A security module may speak of everything. Each service has one owner.
 
 use crate::anatomy::Anatomy;
-use crate::bundle::MAX_FILE_NAME_BYTES;
 use crate::cedar::annotation;
 use crate::fault::{Fault, Text};
 use crate::ids::MAX_ID_BYTES;
 use crate::routes::check_service_name;
 use crate::schema::VOCABULARY;
-use crate::snapshot::Source;
+use crate::source::{BREAK_GLASS_MODULE, FILE_NAME_BYTES_MAX, MODULES_FILE, Source};
 use crate::statement::Statement;
 use crate::unseen::is_unseen;
 use cedar_policy::{Effect, Policy, PrincipalConstraint, ResourceConstraint};
@@ -30,18 +29,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use toml::Spanned;
 
-/// The name of the one source that is a table of modules.
-pub const MODULES_FILE: &str = "modules.toml";
 /// The owner who may permit without a scope where there are no modules to say who that is.
 pub const SECURITY_OWNER: &str = "security";
 
-/// The folder that is nobody's module: the policies of break-glass grants, which are made from signed grants and stand
-/// beside the files of people. Ids that begin with it are theirs.
-pub const BREAK_GLASS_MODULE: &str = "break-glass";
-
 /// The modules of a policy set.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Modules {
+pub struct Modules {
     /// `None` where there is no `modules.toml`: then no file may be in a folder.
     by_name: Option<BTreeMap<String, Module>>,
 }
@@ -55,15 +48,18 @@ struct Module {
 
 /// On whose behalf a file speaks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Team<'a> {
+pub enum Team<'a> {
     /// There are no modules.
     Anyone,
     /// A grant's: a permit to somebody at one service.
     Grant,
     /// A module of this name with this owner, over everything or over these services.
     Module {
+        /// Its name.
         name: &'a str,
+        /// Who owns it.
         owner: &'a str,
+        /// What it is over; `None` is everything.
         services: Option<&'a BTreeSet<String>>,
     },
 }
@@ -84,7 +80,7 @@ impl Modules {
     ///
     /// # Errors
     /// As [`parse`](Self::parse).
-    pub(crate) fn of(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
+    pub fn of(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
         match sources.iter().find(|source| source.name == MODULES_FILE) {
             Some(source) => Self::parse(&source.text),
             None => Ok(Self::default()),
@@ -95,7 +91,7 @@ impl Modules {
     ///
     /// # Errors
     /// Every fault in it: bad TOML, unknown keys, malformed names, a module over nothing, a service with two owners.
-    pub(crate) fn parse(text: &str) -> Result<Self, Vec<Fault>> {
+    pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
         let source = Text::new(MODULES_FILE, text);
         let fault = |span: Range<usize>, reason: String| source.fault(span.start, reason).spanning(span.len());
         let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text).map_err(|error| {
@@ -164,7 +160,7 @@ impl Modules {
     ///
     /// # Errors
     /// In one sentence, why a policy file may not be called so.
-    pub(crate) fn team<'a>(&'a self, source: &'a str) -> Result<Team<'a>, String> {
+    pub fn team<'a>(&'a self, source: &'a str) -> Result<Team<'a>, String> {
         let (module, file) = match source.split_once('/') {
             Some((module, file)) => (Some(module), file),
             None => (None, source),
@@ -203,7 +199,7 @@ impl Modules {
 
 impl Team<'_> {
     /// Whether this owner may permit without a scope.
-    pub(crate) fn is_security(self, owner: Option<&str>) -> bool {
+    pub fn is_security(self, owner: Option<&str>) -> bool {
         match self {
             Team::Anyone | Team::Grant => owner == Some(SECURITY_OWNER),
             Team::Module { services, .. } => services.is_none(),
@@ -225,9 +221,9 @@ impl Team<'_> {
             .is_some_and(|(first, _)| first.to_lowercase() == BREAK_GLASS_MODULE);
         if !matches!(self, Team::Grant) && reserved {
             // It would be taken for a grant in every record, and keep a grant of that name out.
-            let place = Anatomy::of(statement.text).annotation("id").unwrap_or(0..0);
+            let span = Anatomy::of(statement.text).annotation("id").unwrap_or(0..0);
             let reason = format!("ids that begin with `{BREAK_GLASS_MODULE}/` are those of grants; write another");
-            faults.push(fault(place.start, reason));
+            faults.push(fault(span.start, reason));
         }
         let (name, owner, services) = match self {
             Team::Anyone => return faults,
@@ -253,19 +249,19 @@ impl Team<'_> {
                 None => format!("the policy has no `@owner`; put `@owner(\"{owner}\")` before it"),
                 Some(written) => format!("the module `{name}` is not `{written}`'s; write `@owner(\"{owner}\")`"),
             };
-            let place = Anatomy::of(statement.text).annotation("owner").unwrap_or(0..0);
-            let found = fault(place.start, reason);
-            faults.push(if place.is_empty() {
+            let span = Anatomy::of(statement.text).annotation("owner").unwrap_or(0..0);
+            let found = fault(span.start, reason);
+            faults.push(if span.is_empty() {
                 found
             } else {
-                found.spanning(place.len())
+                found.spanning(span.len())
             });
         }
         if let Some(services) = services
             && let Err(reason) = within(services, name, &policy.resource_constraint())
         {
-            let place = Anatomy::of(statement.text).scope("resource").unwrap_or(0..0);
-            faults.push(fault(place.start, reason).spanning(place.len()));
+            let span = Anatomy::of(statement.text).scope("resource").unwrap_or(0..0);
+            faults.push(fault(span.start, reason).spanning(span.len()));
         }
         faults
     }
@@ -303,7 +299,7 @@ fn within(services: &BTreeSet<String>, module: &str, resource: &ResourceConstrai
 /// Checks the name of a file or folder of policies.
 fn check_part(name: &str) -> Result<(), String> {
     let bad = |c: char| is_unseen(c) || c == '/' || c == '\\';
-    if name.is_empty() || name.starts_with('.') || name.len() > MAX_FILE_NAME_BYTES || name.chars().any(bad) {
+    if name.is_empty() || name.starts_with('.') || name.len() > FILE_NAME_BYTES_MAX || name.chars().any(bad) {
         let start: String = name.chars().take(80).collect();
         return Err(format!(
             "`{start}` cannot be a policy file or module; rename it, without `/`, `\\`, control characters and a dot in front"

@@ -1,7 +1,7 @@
 //! The authorization request: the one place where what the proxy knows becomes what policy sees.
 
 use crate::cedar::{HEADERS, Node, Value, context, entities};
-use crate::evaluate::{Call, CallName};
+use crate::evaluate::{CallFacts, CallName};
 use crate::schema::{VOCABULARY, uid};
 use crate::{CanonicalRequest, Route};
 use cedar_policy::{Context, RestrictedExpression};
@@ -134,12 +134,7 @@ impl AuthzRequest {
     }
 
     /// A call of which nothing but its name is known: to a route of a service, or to a service.
-    pub(crate) fn without_context(
-        principal: &SpiffeId,
-        method: Option<&str>,
-        service: &str,
-        route: Option<&Route>,
-    ) -> Self {
+    fn without_context(principal: &SpiffeId, method: Option<&str>, service: &str, route: Option<&Route>) -> Self {
         Self {
             principal: principal.clone(),
             action: method.map_or("connect", action_of),
@@ -194,7 +189,7 @@ impl AuthzRequest {
 
     /// The call with every entity it speaks of: the three of its name and all their ancestors. The context of our schema
     /// names no entities.
-    pub(crate) fn call(&self) -> Result<Call, String> {
+    pub(crate) fn call(&self) -> Result<CallFacts, String> {
         let principal = workload(&self.principal)?;
         let action = VOCABULARY
             .action(self.action)
@@ -211,12 +206,30 @@ impl AuthzRequest {
         // INVARIANT: all that policies can ask about is among the entities, with its groups. An action without its
         // entity is silently in no group.
         let nodes = [principal, resource, action.clone()].into_iter().chain(owner);
-        Ok(Call {
+        Ok(CallFacts {
             principal: uids.0,
             action: uids.1,
             resource: uids.2,
             entities: entities(nodes)?,
         })
+    }
+}
+
+// === impl CallFacts ===
+
+impl CallFacts {
+    /// What is known of a call by its name alone: who would do it, by which method to which route of a service, or, without
+    /// a route, that it is a connection to the service. Nothing can be forwarded for it.
+    ///
+    /// # Errors
+    /// Why no policy can be asked about such a call.
+    pub fn supposed(
+        principal: &SpiffeId,
+        method: Option<&str>,
+        service: &str,
+        route: Option<&Route>,
+    ) -> Result<Self, String> {
+        AuthzRequest::without_context(principal, method, service, route).call()
     }
 }
 

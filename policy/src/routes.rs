@@ -10,6 +10,7 @@
 
 use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
 use crate::fault::{Fault, Text};
+use crate::source::ROUTES_FILE;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -17,8 +18,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use toml::Spanned;
 
-/// The name of the one source that is a route table.
-pub const ROUTES_FILE: &str = "routes.toml";
 /// The most routes of one service: a request is compared with them one by one.
 pub const MAX_ROUTES_PER_SERVICE: usize = 1_000;
 
@@ -144,12 +143,20 @@ impl RouteTable {
     }
 
     /// Whether a request can be given the route of this name: one that is in the table, or the unmatched of any service.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         name.split_once(':').is_some_and(|(service, what)| {
             let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
             let unmatched = what == "unmatched" && check_service_name(service).is_ok();
             unmatched || templates.iter().any(|template| template.route.as_str() == name)
         })
+    }
+
+    /// Whether a table would take this line for a service.
+    ///
+    /// # Errors
+    /// In one sentence, why it would not.
+    pub fn check_line(service: &str, line: &str) -> Result<(), String> {
+        Template::parse(service, line).map(drop)
     }
 
     /// The services that have routes, in no order.
@@ -264,13 +271,11 @@ impl Template {
     }
 }
 
-/// Whether a route table would take this line.
-pub(crate) fn check_route(service: &str, route: &str) -> Result<(), String> {
-    Template::parse(service, route).map(drop)
-}
-
 /// A service's name becomes part of route names, where `:` ends it.
-pub(crate) fn check_service_name(name: &str) -> Result<(), String> {
+///
+/// # Errors
+/// In one sentence, why this is none.
+pub fn check_service_name(name: &str) -> Result<(), String> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if (1..=128).contains(&name.len()) && name.bytes().all(word) {
         return Ok(());

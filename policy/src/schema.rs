@@ -8,6 +8,7 @@ use crate::headers::SelectedHeaders;
 use cedar_policy::{Authorizer, Entity, EntityId, EntityTypeName, EntityUid, Schema, Validator};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
@@ -18,7 +19,7 @@ pub const SCHEMA: &str = include_str!("hoplite.cedarschema");
 const HTTP_CONTEXT: &str = "type HttpContext = { conn: Connection, host: String, seg: Segments };";
 
 /// The words of [`SCHEMA`], ready for use. A constant of the program; it is only too large to write as one.
-pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
+pub static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     #[expect(
         clippy::expect_used,
         reason = "a function of the constant SCHEMA alone, which every test of this crate uses"
@@ -26,20 +27,34 @@ pub(crate) static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     Vocabulary::new(SCHEMA).expect("the built-in schema is sound")
 });
 
-pub(crate) struct Vocabulary {
-    pub(crate) authorizer: Authorizer,
-    pub(crate) validator: Validator,
-    pub(crate) trust_domain: EntityTypeName,
-    pub(crate) path: EntityTypeName,
-    pub(crate) workload: EntityTypeName,
-    pub(crate) service: EntityTypeName,
-    pub(crate) route: EntityTypeName,
+/// The entity types by name, the actions, and what was made of the schema once.
+pub struct Vocabulary {
+    /// The reference authorizer.
+    pub authorizer: Authorizer,
+    /// The validator of policies that select no header.
+    pub validator: Validator,
+    /// `Hoplite::TrustDomain`.
+    pub trust_domain: EntityTypeName,
+    /// `Hoplite::Path`.
+    pub path: EntityTypeName,
+    /// `Hoplite::Workload`.
+    pub workload: EntityTypeName,
+    /// `Hoplite::Service`.
+    pub service: EntityTypeName,
+    /// `Hoplite::Route`.
+    pub route: EntityTypeName,
     /// Each action with all its groups. A request must carry its action's entity: without it
     /// `action in Hoplite::Action::"read"` is silently false.
     actions: HashMap<String, Node>,
 }
 
 // === impl Vocabulary ===
+
+impl fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vocabulary").finish_non_exhaustive()
+    }
+}
 
 impl Vocabulary {
     fn new(schema: &str) -> Result<Self, Box<dyn std::error::Error>> {
@@ -94,7 +109,7 @@ pub fn schema(headers: &SelectedHeaders) -> Cow<'static, str> {
 ///
 /// # Errors
 /// Cedar's, of a schema that we made.
-pub(crate) fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, String> {
+pub fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, String> {
     if headers.is_empty() {
         return Ok(Cow::Borrowed(&VOCABULARY.validator));
     }

@@ -3,48 +3,24 @@
 use crate::anatomy::Anatomy;
 use crate::cedar::{annotation, without_text};
 use crate::counters::{Counter, PolicyCounts};
-use crate::evaluate::Evaluator;
-use crate::fault::{Fault, MAX_FAULTS, Text, enough};
-use crate::headers::{HEADERS_FILE, SelectedHeaders};
+use crate::evaluate::{CallFacts, Evaluator};
+use crate::fault::{FAULTS_MAX, Fault, Text, enough};
+use crate::headers::SelectedHeaders;
 use crate::ids::Ids;
-use crate::modules::{MODULES_FILE, Modules, Team};
-use crate::routes::{ROUTES_FILE, RouteTable};
+use crate::modules::{Modules, Team};
+use crate::parse::{COMPILE_STACK_BYTES, diagnosed, on_stack, parse};
+use crate::routes::RouteTable;
 use crate::schema::validator;
+use crate::source::{HEADERS_FILE, MODULES_FILE, ROUTES_FILE, Source, TOTAL_BYTES_MAX};
 use crate::statement::{Statement, statements};
 use cedar_policy::{Effect, Policy, PolicyId, PolicySet, ValidationMode, Validator};
 use data_encoding::HEXLOWER;
 use hoplite_seal::Hash;
-use miette::Diagnostic;
 use ring::digest;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::thread;
-
-/// The longest policy; longer ones are several policies, or data. Amazon Verified Permissions draws the same line.
-pub const MAX_POLICY_BYTES: usize = 10_000;
-/// The most text of all sources together: some 100 000 policies of 300 bytes, and no less than a bundle carries.
-pub const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
-/// The deepest brackets within one policy. Cedar's parser follows them on the stack without a guard.
-pub const MAX_NESTING: usize = 32;
-/// The most operators one expression may chain, brackets followed inwards; well over a hundred conditions joined by
-/// `&&`. Cedar's validator gives up on what is too deep for its stack and then *passes* it.
-pub const MAX_CHAIN: usize = 400;
-/// The stack that sources are compiled on, so that no caller's own stack decides what is validated. The deepest policy
-/// within the bounds needs less than a quarter of it.
-pub(crate) const COMPILE_STACK_BYTES: usize = 16 * 1024 * 1024;
-
-/// One file of policies (`file.cedar`, or `module/file.cedar`), the route table (`routes.toml`), the table of modules
-/// (`modules.toml`), or the headers that are selected (`headers.toml`).
-#[derive(Debug, Clone)]
-pub struct Source {
-    /// The file's name, unique within a snapshot.
-    pub name: String,
-    /// All of its text.
-    pub text: String,
-}
 
 /// Everything a decision needs besides the request.
 pub struct Snapshot {
@@ -137,7 +113,7 @@ impl Snapshot {
                     policies
                         .add(text, &statement, team)
                         .unwrap_or_else(|found| faults.extend(found));
-                    if faults.len() > MAX_FAULTS {
+                    if faults.len() > FAULTS_MAX {
                         return Err(enough(faults, &source.name));
                     }
                 }
@@ -182,7 +158,7 @@ impl Snapshot {
     }
 
     /// Whether a policy has this `@id`.
-    pub(crate) fn has_policy(&self, id: &str) -> bool {
+    pub fn has_policy(&self, id: &str) -> bool {
         self.ids.binary_search_by(|known| known.as_str().cmp(id)).is_ok()
     }
 
@@ -219,6 +195,23 @@ impl Snapshot {
             Verdict::Ask(evaluator) => Ok(evaluator),
             Verdict::DenyAll(reason) => Err(reason),
         }
+    }
+
+    /// Every policy as it was written; none where everything is denied.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        let evaluator = self.evaluator().into_iter();
+        evaluator.flat_map(|evaluator| evaluator.policies().policies())
+    }
+
+    /// The policies whose scope covers a call, in the order of their numbers; none where everything is denied.
+    pub fn covering(&self, call: &CallFacts) -> Vec<&Policy> {
+        let evaluator = self.evaluator().into_iter();
+        evaluator
+            .flat_map(|evaluator| {
+                let numbers = evaluator.covering(call).into_iter();
+                numbers.filter_map(|number| evaluator.policy(number))
+            })
+            .collect()
     }
 
     /// How often each policy mattered, by id, in no order.
@@ -276,20 +269,12 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// Runs a computation on a stack of its own.
-pub(crate) fn on_stack<R: Send>(bytes: usize, compute: impl FnOnce() -> R + Send) -> io::Result<R> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(bytes).spawn_scoped(scope, compute)?;
-        thread.join().map_err(|_| io::Error::other("it panicked"))
-    })
-}
-
 fn check_size(sources: &[&Source]) -> Result<(), Vec<Fault>> {
     let mut total = 0_usize;
     for source in sources {
         total = total.saturating_add(source.text.len());
-        if total > MAX_TOTAL_BYTES {
-            let reason = format!("the sources up to this one exceed {MAX_TOTAL_BYTES} bytes; remove policies");
+        if total > TOTAL_BYTES_MAX {
+            let reason = format!("the sources up to this one exceed {TOTAL_BYTES_MAX} bytes; remove policies");
             return Err(vec![Fault::at(&source.name, "", 0, reason)]);
         }
     }
@@ -377,41 +362,6 @@ impl<'a> Policies<'a> {
     }
 }
 
-pub(crate) fn parse(statement: &Statement<'_>, fault: &dyn Fn(usize, String) -> Fault) -> Result<Policy, Vec<Fault>> {
-    // INVARIANT: the bounds come before Cedar, whose parser overflows the stack on what is too deep, and whose
-    // validator finds no fault in it.
-    if statement.text.len() > MAX_POLICY_BYTES {
-        let reason = format!("the policy is longer than {MAX_POLICY_BYTES} bytes; split it");
-        return Err(vec![fault(0, reason)]);
-    }
-    if statement.depth > MAX_NESTING {
-        return Err(vec![fault(
-            0,
-            format!("the policy nests deeper than {MAX_NESTING} brackets; flatten it"),
-        )]);
-    }
-    if statement.chain > MAX_CHAIN {
-        let reason = format!("the policy chains more than {MAX_CHAIN} operators; split it or use a set");
-        return Err(vec![fault(0, reason)]);
-    }
-    let set: PolicySet = statement.text.parse().map_err(|errors: cedar_policy::ParseErrors| {
-        errors.iter().map(|error| diagnosed(error, fault)).collect::<Vec<_>>()
-    })?;
-    if let Some(template) = set.templates().next() {
-        let slots: Vec<_> = template.slots().map(|slot| format!("`{slot}`")).collect();
-        let reason = format!(
-            "templates are not supported; write an entity in place of {}",
-            slots.join(" and ")
-        );
-        return Err(vec![fault(0, reason)]);
-    }
-    let mut policies = set.policies();
-    match (policies.next(), policies.next()) {
-        (Some(policy), None) => Ok(policy.clone()),
-        _ => Err(vec![fault(0, "this is not one policy; end each with `;`".to_owned())]),
-    }
-}
-
 /// What strict validation finds, in the order of the text; the validator itself keeps none.
 fn validate(policy: &Policy, validator: &Validator, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Fault> {
     let mut alone = PolicySet::new();
@@ -434,26 +384,10 @@ fn validate(policy: &Policy, validator: &Validator, fault: &dyn Fn(usize, String
     faults
 }
 
-/// Cedar's error as one sentence at the place it points to.
-pub(crate) fn diagnosed<E: Diagnostic>(error: &E, fault: &dyn Fn(usize, String) -> Fault) -> Fault {
-    let label = error.labels().and_then(|mut labels| labels.next());
-    let offset = label.as_ref().map_or(0, |label| label.offset());
-    let mut reason = error.to_string();
-    if let Some(text) = label.as_ref().and_then(|label| label.label()) {
-        reason.push_str(": ");
-        reason.push_str(text);
-    }
-    if let Some(help) = error.help() {
-        reason.push_str("; ");
-        reason.push_str(&help.to_string());
-    }
-    let fault = fault(offset, reason.split_whitespace().collect::<Vec<_>>().join(" "));
-    label.map_or(fault.clone(), |label| fault.spanning(label.len()))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::parse::{CHAIN_MAX, NESTING_MAX, POLICY_BYTES_MAX};
 
     const READ: &str = r#"@id("pay/read") permit (principal, action in Hoplite::Action::"read", resource);"#;
 
@@ -694,7 +628,7 @@ pub(crate) mod tests {
                 .policies()
                 .policy(&PolicyId::new(id))
                 .unwrap();
-            crate::cedar::stretch_of(policy).unwrap().statement
+            crate::cedar::shared_text(policy).unwrap()
         };
 
         let changed = two.replace("forbid", "permit");
@@ -753,11 +687,9 @@ pub(crate) mod tests {
     fn no_more_faults_are_told_than_anybody_reads() {
         let text = ";\n".repeat(100_000);
         let faults = Snapshot::compile(&sources(&[("a.cedar", &text)])).unwrap_err();
-        assert_eq!(faults.len(), MAX_FAULTS + 1);
-        assert!(faults[MAX_FAULTS - 1].to_string().starts_with("a.cedar:1000:1: "));
-        assert!(faults[MAX_FAULTS].to_string().contains("more than 1000 faults"));
-        let unseen = "\u{200b}\n".repeat(100_000);
-        assert_eq!(crate::lint(&sources(&[("a.cedar", &unseen)])).len(), MAX_FAULTS + 1);
+        assert_eq!(faults.len(), FAULTS_MAX + 1);
+        assert!(faults[FAULTS_MAX - 1].to_string().starts_with("a.cedar:1000:1: "));
+        assert!(faults[FAULTS_MAX].to_string().contains("more than 1000 faults"));
     }
 
     #[test]
@@ -775,19 +707,19 @@ pub(crate) mod tests {
     fn sizes_are_bounded() {
         let policy =
             |condition: &str| format!("@id(\"x\") permit (principal, action, resource) when {{ {condition} }};");
-        let long = policy(&format!("\"{}\" == \"\"", "a".repeat(MAX_POLICY_BYTES)));
+        let long = policy(&format!("\"{}\" == \"\"", "a".repeat(POLICY_BYTES_MAX)));
         faults(&[("a.cedar", &long)], &["a.cedar:1:1…longer than 10000 bytes"]);
-        let comment = format!("//{}", "a".repeat(MAX_TOTAL_BYTES / 2));
+        let comment = format!("//{}", "a".repeat(TOTAL_BYTES_MAX / 2));
         faults(
             &[("a.cedar", &comment), ("b.cedar", &comment)],
             &["b.cedar:1:1…exceed 33554432 bytes"],
         );
         let nested = |depth: usize| policy(&format!("{}true{}", "(".repeat(depth), ")".repeat(depth)));
         faults(
-            &[("a.cedar", &nested(MAX_NESTING))],
+            &[("a.cedar", &nested(NESTING_MAX))],
             &["a.cedar:1:1…nests deeper than 32"],
         );
-        Snapshot::compile(&sources(&[("a.cedar", &nested(MAX_NESTING - 1))])).unwrap();
+        Snapshot::compile(&sources(&[("a.cedar", &nested(NESTING_MAX - 1))])).unwrap();
     }
 
     #[test]
@@ -800,7 +732,7 @@ pub(crate) mod tests {
         };
         on_stack(COMPILE_STACK_BYTES / 4, || {
             // Each holds a fault at its very bottom. The operators leave room for the brackets around.
-            let links = MAX_CHAIN - 10;
+            let links = CHAIN_MAX - 10;
             for (start, link, count, end) in [
                 ("principal", ".a", links, ""),
                 ("principal.a", " + 1", links, " == 1"),
@@ -835,7 +767,7 @@ pub(crate) mod tests {
                 ("!(", ")"),
                 ("if (", ") then 1 else 2"),
             ] {
-                let depth = MAX_NESTING - 1;
+                let depth = NESTING_MAX - 1;
                 let result = compile(format!("{}principal.a{}", open.repeat(depth), close.repeat(depth)));
                 assert!(result.is_err(), "{open}");
             }

@@ -5,19 +5,20 @@
 /// The text of one policy within its file: from its first character that is no space or comment to its `;`, or to
 /// the end of the file when the `;` is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Statement<'a> {
+pub struct Statement<'a> {
     /// Where in the file it starts, in bytes.
-    pub(crate) offset: usize,
-    pub(crate) text: &'a str,
+    pub offset: usize,
+    /// Its text, its `;` included.
+    pub text: &'a str,
     /// How deep its brackets nest.
-    pub(crate) depth: usize,
+    pub depth: usize,
     /// An upper bound, within a factor, of the depth of its longest expression: operators between two commas or
     /// semicolons, brackets followed inwards.
-    pub(crate) chain: usize,
+    pub chain: usize,
 }
 
 /// The statements of a file, in order.
-pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
+pub fn statements(text: &str) -> Vec<Statement<'_>> {
     let mut found = Vec::new();
     let mut open: Option<Open> = None;
     let mut rest = text;
@@ -42,7 +43,7 @@ pub(crate) fn statements(text: &str) -> Vec<Statement<'_>> {
 }
 
 /// A whole string, or a single character of anything else.
-pub(crate) fn token_length(first: char, rest: &str) -> usize {
+pub fn token_length(first: char, rest: &str) -> usize {
     if first != '"' {
         return first.len_utf8();
     }

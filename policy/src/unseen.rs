@@ -10,7 +10,7 @@ pub(crate) fn is_unseen(c: char) -> bool {
 
 /// Whether a character may make a text look like another. Unicode's bidirectional controls (UAX #9), default ignorable
 /// and format characters (UAX #44), which no policy needs.
-pub(crate) fn hides(c: char) -> bool {
+pub fn hides(c: char) -> bool {
     reorders(c)
         || matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'

@@ -4,13 +4,14 @@
 //! the request; whatever is wrong with one question of it is the decision `false`, with a word why. The socket takes the
 //! place of the standard's TLS: the kernel says who asks.
 
+mod evaluation;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_audit::DecisionId;
 use hoplite_decision::trace_id;
 use hoplite_policy::Permit;
-use hoplite_policy::authzen::{Evaluation, Evaluations, Malformed, Semantic};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use self::evaluation::{Evaluation, Evaluations, Malformed, Semantic};
 use crate::authorize::authorizer::{Authorizer, Verdict};
 use crate::authorize::call::{Call, Target, Unusable, principal};
 use crate::socket::server::Connection;

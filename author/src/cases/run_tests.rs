@@ -6,13 +6,9 @@
 //! thing: a forbid that cannot be evaluated denies.
 
 use super::{Case, Expected, Question, Wrong};
-use crate::decide::{Decision, decide_as_given};
-use crate::evaluate::Call;
-use crate::fault::Text;
-use crate::headers::SelectedHeaders;
-use crate::schema::validator;
-use crate::snapshot::Snapshot;
 use cedar_policy::{Context, Entities, EntityUid, Request, Schema};
+use hoplite_policy::text::{Text, validator};
+use hoplite_policy::{CallFacts, SelectedHeaders, Snapshot, WhatIfGiven};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -20,7 +16,7 @@ use serde_json::value::RawValue;
 /// Request and entities of one test, checked against the schema.
 #[derive(Debug, Clone)]
 pub(super) struct GivenCase {
-    call: Call,
+    call: CallFacts,
     context: Context,
 }
 
@@ -125,7 +121,7 @@ impl Written {
             place,
             text: self.name.unwrap_or(text),
             question: Question::Given(Box::new(GivenCase {
-                call: Call {
+                call: CallFacts {
                     principal,
                     action,
                     resource,
@@ -154,8 +150,8 @@ fn with_causes(what: &str, error: &(dyn std::error::Error + 'static)) -> String 
 // === impl GivenCase ===
 
 impl GivenCase {
-    pub(super) fn decide(&self, snapshot: &Snapshot) -> Decision {
-        decide_as_given(snapshot, &self.call, &self.context)
+    pub(super) fn decide(&self, snapshot: &Snapshot) -> WhatIfGiven {
+        snapshot.what_if_given(&self.call, &self.context)
     }
 }
 

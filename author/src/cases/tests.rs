@@ -155,7 +155,7 @@ fn what_nearly_decided_is_told_of_what_fails() {
     assert!(nearly[1].iter().any(|line| line.starts_with(near)), "{nearly:?}");
 
     let snapshot = super::tests::snapshot();
-    let failing = "spiffe://prod.acme/ns/pay POST ledger /entries allow\n".repeat(MAX_EXPLAINED + 1);
+    let failing = "spiffe://prod.acme/ns/pay POST ledger /entries allow\n".repeat(EXPLAINED_MAX + 1);
     let results = parse("a.test", &failing, &snapshot)
         .unwrap()
         .run(&snapshot, &Places::default());
@@ -163,7 +163,7 @@ fn what_nearly_decided_is_told_of_what_fails() {
         "permit `pay/office` does not apply: context.conn.src.isInRange(ip(\"10.20.0.0/16\")), context.conn.src is ";
     let told = |result: &CaseResult| result.why.iter().any(|line| line.starts_with(office));
     assert!(told(&results[0]), "{:#?}", results[0]);
-    assert!(told(&results[MAX_EXPLAINED - 1]) && !told(&results[MAX_EXPLAINED]));
+    assert!(told(&results[EXPLAINED_MAX - 1]) && !told(&results[EXPLAINED_MAX]));
 }
 
 #[test]
@@ -287,9 +287,9 @@ web GET ledger / allow
             "4:33…does not belong here",
         ],
     );
-    faults(&"x".repeat(MAX_TABLE_BYTES + 1), &["1:1…is longer than"]);
+    faults(&"x".repeat(TABLE_BYTES_MAX + 1), &["1:1…is longer than"]);
     let many = parse("a.test", &"x\n".repeat(1_000), &snapshot()).unwrap_err();
-    assert_eq!(many.len(), MAX_TABLE_FAULTS);
+    assert_eq!(many.len(), TABLE_FAULTS_MAX);
 }
 
 #[test]

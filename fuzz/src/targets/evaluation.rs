@@ -1,6 +1,10 @@
 //! AuthZEN's requests: what is read is what a plain reading of the JSON says, and nothing is read twice in two ways.
 
-use hoplite_policy::authzen::{Evaluation, Evaluations, MAX_EVALUATIONS, Malformed, Semantic};
+/// The agent's own file, and no more of the agent: its crate would bring a server along.
+#[path = "../../../agent/src/authorize/authzen/evaluation.rs"]
+mod authzen;
+
+use authzen::{EVALUATIONS_MAX, Evaluation, Evaluations, Malformed, Semantic};
 
 use super::signature;
 
@@ -28,7 +32,7 @@ pub fn evaluation(input: &[u8]) -> String {
             "one".to_owned()
         }
         Ok(Evaluations::Many { semantic, items }) => {
-            assert!((1..=MAX_EVALUATIONS).contains(&items.len()));
+            assert!((1..=EVALUATIONS_MAX).contains(&items.len()));
             for item in items.iter().flatten() {
                 assert_eq!(read_again(item).as_ref(), Ok(item), "a second reading differs");
             }

@@ -1,6 +1,7 @@
 //! OpenAPI documents: what is imported is a route table.
 
-use hoplite_policy::{RouteTable, Source, routes_from_openapi};
+use hoplite_author::routes_from_openapi;
+use hoplite_policy::{RouteTable, Source};
 
 use super::signature;
 

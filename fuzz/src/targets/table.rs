@@ -1,6 +1,7 @@
 //! Test tables: what is read can be run, line by line, against a policy that permits nothing.
 
-use hoplite_policy::{CaseTable, Places, SelectedHeaders, Snapshot, Source};
+use hoplite_author::{CaseTable, Places};
+use hoplite_policy::{SelectedHeaders, Snapshot, Source};
 
 use super::{is_place, signature};
 

@@ -1,10 +1,9 @@
 //! The manifest: what a bundle says of itself, and what is signed.
 
 use super::{KIND, Refused, Unbuildable};
-use crate::headers::HEADERS_FILE;
-use crate::modules::{BREAK_GLASS_MODULE, MODULES_FILE};
-use crate::routes::ROUTES_FILE;
-use crate::snapshot::MAX_TOTAL_BYTES;
+use crate::source::{
+    BREAK_GLASS_MODULE, FILE_NAME_BYTES_MAX, HEADERS_FILE, MODULES_FILE, ROUTES_FILE, TOTAL_BYTES_MAX,
+};
 use hoplite_identity::TrustDomain;
 use hoplite_seal::cbor::{self, at_most};
 use hoplite_seal::{BLOBS_MAX, Envelope, Hash, SealBroken};
@@ -13,8 +12,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The longest name of a file in a bundle, its folder included.
-pub const MAX_FILE_NAME_BYTES: usize = 255;
 /// The longest note.
 pub const MAX_NOTE_BYTES: usize = 1_024;
 /// The feature that marks a bundle as a shadow: an engine that does not know it must not enforce such a bundle.
@@ -232,9 +229,9 @@ impl Manifest {
         }
         // Many files may have one content, which is in the bundle once: what it amounts to is bounded here.
         let bytes = self.files.iter().map(|file| file.bytes);
-        if bytes.fold(0, u64::saturating_add) > MAX_TOTAL_BYTES as u64 {
+        if bytes.fold(0, u64::saturating_add) > TOTAL_BYTES_MAX as u64 {
             return Err(format!(
-                "its files have more than {MAX_TOTAL_BYTES} bytes together; remove policies"
+                "its files have more than {TOTAL_BYTES_MAX} bytes together; remove policies"
             ));
         }
         if !self.files.is_sorted_by(|a, b| a.name < b.name) {
@@ -313,7 +310,7 @@ pub(super) fn is_file_name(name: &str) -> bool {
         // What lies in the grants' folder answers to no module: only a grant, which two people signed, may put it there.
         Some((folder, file)) => folder != BREAK_GLASS_MODULE && part(folder) && part(file) && file.ends_with(".cedar"),
     };
-    known && name.len() <= MAX_FILE_NAME_BYTES
+    known && name.len() <= FILE_NAME_BYTES_MAX
 }
 
 pub(super) fn shown(text: &str) -> String {

@@ -200,8 +200,8 @@ fn sets(answer: &Answer) -> (bool, BTreeSet<String>, BTreeSet<(String, String)>)
     )
 }
 
-fn call(principal: &str, name: &str, resource: &str, entities: &Entities) -> Call {
-    Call {
+fn call(principal: &str, name: &str, resource: &str, entities: &Entities) -> CallFacts {
+    CallFacts {
         principal: uid(principal),
         action: uid(&action(name)),
         resource: uid(resource),

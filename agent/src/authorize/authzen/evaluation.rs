@@ -10,30 +10,30 @@ use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Vi
 use serde_json::value::RawValue;
 
 /// The most questions in one request: each may wait for the disk.
-pub const MAX_EVALUATIONS: usize = 100;
+pub(crate) const EVALUATIONS_MAX: usize = 100;
 
 /// One question, as it was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evaluation {
+pub(crate) struct Evaluation {
     /// `subject.type` and `subject.id`: who calls.
-    pub subject: (String, String),
+    pub(crate) subject: (String, String),
     /// `action.name`.
-    pub action: String,
+    pub(crate) action: String,
     /// `resource.type` and `resource.id`: what is called.
-    pub resource: (String, String),
+    pub(crate) resource: (String, String),
     /// `resource.properties.path`, with its query if it has one.
-    pub path: Option<String>,
+    pub(crate) path: Option<String>,
     /// `resource.properties.host`.
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// `resource.properties.headers`: name and value of every header field that goes on, if all were told.
-    pub headers: Option<Vec<(String, String)>>,
+    pub(crate) headers: Option<Vec<(String, String)>>,
     /// `context.source`: the address from which the call comes.
-    pub source: Option<String>,
+    pub(crate) source: Option<String>,
 }
 
 /// A request with any number of questions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Evaluations {
+pub(crate) enum Evaluations {
     /// No list, or an empty one: the request is itself the question.
     One(Evaluation),
     /// A list. A question that cannot be read is one of them, since it gets an answer too: no.
@@ -47,7 +47,7 @@ pub enum Evaluations {
 
 /// After which answer the questions that follow are left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Semantic {
+pub(crate) enum Semantic {
     /// After none.
     #[default]
     ExecuteAll,
@@ -60,7 +60,7 @@ pub enum Semantic {
 /// Why a request, or one question of it, cannot be read. The text is for whoever sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Malformed(String);
+pub(crate) struct Malformed(String);
 
 #[derive(serde::Deserialize)]
 struct Request<'a> {
@@ -143,7 +143,7 @@ impl Evaluation {
     ///
     /// # Errors
     /// What is missing, or is not what it should be.
-    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Malformed> {
         Request::parse(body)?.parts()?.whole(None)
     }
 }
@@ -155,7 +155,7 @@ impl Evaluations {
     ///
     /// # Errors
     /// What is wrong with it as a whole, the defaults at its top included.
-    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Malformed> {
         let request = Request::parse(body)?;
         let defaults = request.parts()?;
         let semantic = match request.options {
@@ -168,9 +168,9 @@ impl Evaluations {
         if list.is_empty() {
             return defaults.whole(None).map(Self::One);
         }
-        if list.len() > MAX_EVALUATIONS {
+        if list.len() > EVALUATIONS_MAX {
             return Err(Malformed(format!(
-                "`evaluations` has {} questions; ask at most {MAX_EVALUATIONS} at once",
+                "`evaluations` has {} questions; ask at most {EVALUATIONS_MAX} at once",
                 list.len()
             )));
         }
@@ -508,9 +508,9 @@ mod tests {
         }
         assert_eq!(with(r#""evaluations":[]"#), Ok(Evaluations::One(one())));
         let many = |count: usize| with(&format!("\"evaluations\":[{}{{}}]", "{},".repeat(count - 1)));
-        assert!(many(MAX_EVALUATIONS).is_ok());
+        assert!(many(EVALUATIONS_MAX).is_ok());
         assert!(
-            many(MAX_EVALUATIONS + 1)
+            many(EVALUATIONS_MAX + 1)
                 .unwrap_err()
                 .to_string()
                 .contains("at most 100")

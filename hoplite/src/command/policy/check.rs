@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hoplite_policy::{Fault, Snapshot, lint};
+use hoplite_author::lint;
+use hoplite_policy::{Fault, Snapshot};
 use serde_json::{Value, json};
 
 use crate::output::{Output, print, print_json};

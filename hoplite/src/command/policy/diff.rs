@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Places, PolicyView, Snapshot, Source};
+use hoplite_author::{Places, PolicyView, meanings};
+use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Snapshot, Source};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, publish, replay, sources};
@@ -109,15 +110,15 @@ fn read(what: &str, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
 
 impl Difference {
     fn of((before, old): (&Snapshot, &Places<'_>), (after, new): (&Snapshot, &Places<'_>)) -> Self {
-        let (old_meanings, new_meanings) = (before.meanings(), after.meanings());
+        let (old_meanings, new_meanings) = (meanings(before), meanings(after));
         let mut difference = Self::default();
-        let old_views = before.policies(old);
+        let old_views = PolicyView::all(before, old);
         for view in &old_views {
             if !new_meanings.contains_key(&view.id) {
                 difference.removed.push(view.clone());
             }
         }
-        for view in after.policies(new) {
+        for view in PolicyView::all(after, new) {
             match old_views.binary_search_by(|old| old.id.cmp(&view.id)) {
                 Ok(at) if old_meanings.get(&view.id) != new_meanings.get(&view.id) => {
                     if let Some(old) = old_views.get(at) {

@@ -8,17 +8,15 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use hoplite_audit::{DecisionId, Query, Record, read_log};
+use hoplite_author::replay::{ask_of, route_of};
+use hoplite_author::{Candidate, Explanation, Finding, NearMiss, Place, Places, Unmet, explain};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{
-    Ask, Asked, Candidate, CanonicalRequest, Explanation, Finding, HEADERS_FILE, NearMiss, Places, SelectedHeaders,
-    Snapshot, Unmet,
-};
+use hoplite_policy::{Ask, Asked, CanonicalRequest, HEADERS_FILE, SelectedHeaders, Snapshot};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs};
 use crate::command::MeshDir;
 use crate::output::{Output, cut, print, print_json};
-use crate::replay::{ask_of, route_of};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -72,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         None => (asked(args, snapshot.headers())?, None),
     };
-    let explanation = snapshot.explain(&ask, &Places::of(&sources));
+    let explanation = explain(&snapshot, &ask, &Places::of(&sources));
     if args.output == Output::Json {
         print_json(&as_json(&explanation, &ask, record.as_ref()))?;
     } else {
@@ -312,7 +310,7 @@ fn show_near_miss(page: &mut String, near: &NearMiss) {
 
 fn as_json(explanation: &Explanation, ask: &Ask, record: Option<&Record>) -> Value {
     let decision = explanation.what_if.decision();
-    let place = |place: &Option<hoplite_policy::Place>| place.as_ref().map(ToString::to_string);
+    let place = |place: &Option<Place>| place.as_ref().map(ToString::to_string);
     let unmet = |unmet: &Unmet| {
         let values: serde_json::Map<_, _> = unmet
             .values

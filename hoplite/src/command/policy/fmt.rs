@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use hoplite_author::format;
 use hoplite_host::files;
-use hoplite_policy::format;
 use serde_json::json;
 
 use crate::output::{Output, print, print_json};

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use hoplite_author::replay::{Flip, Replayed, parts};
+use hoplite_author::{Places, lint};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Places, Snapshot, Source,
-    Stage, lint,
+    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Snapshot, Source, Stage,
 };
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
@@ -22,7 +23,6 @@ use super::test::{TestReport, tables};
 use super::{AuditArgs, history, replay, sources};
 use crate::command::admin::{CaArgs, ListArgs};
 use crate::output::{Output, print, print_json};
-use crate::replay::{Flip, Replayed, parts};
 
 /// The most groups that a refusal names for `--accept`, for each way an answer can flip.
 const UNACCEPTED_SHOWN: usize = 10;

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
+use hoplite_author::replay::{Flip, Group, Replayed, Who};
 use hoplite_policy::Snapshot;
 use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, sources};
 use crate::command::MeshDir;
 use crate::output::{Output, print, print_json};
-use crate::replay::{Flip, Group, Replayed, Who, replay};
+use crate::replay::replay;
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use hoplite_author::{ImportedRoutes, routes_from_openapi};
 use hoplite_host::files;
-use hoplite_policy::{Fault, ImportedRoutes, RouteTable, Source, routes_from_openapi};
+use hoplite_policy::{Fault, RouteTable, Source};
 use serde_json::json;
 use toml_edit::{Array, DocumentMut, Item, Table, Value};
 

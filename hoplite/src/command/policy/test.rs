@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use hoplite_author::{CaseResult, CaseTable, Places};
 use hoplite_host::files;
-use hoplite_policy::{CaseResult, CaseTable, Fault, Places, Snapshot, Source};
+use hoplite_policy::{Fault, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::output::{Output, cut, print, print_json};

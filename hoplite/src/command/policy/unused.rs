@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use hoplite_audit::{Query, ReadError, read_log};
-use hoplite_policy::{Effect, Places};
+use hoplite_author::{Effect, Places, PolicyView};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, ProxyArgs, compile, sources};
@@ -85,8 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         each.determined += part(policy, "/determining").as_u64().unwrap_or(0);
         each.candidate += part(policy, "/candidate").as_u64().unwrap_or(0);
     }
-    let unused: Vec<_> = snapshot
-        .policies(&Places::of(&sources))
+    let unused: Vec<_> = PolicyView::all(&snapshot, &Places::of(&sources))
         .into_iter()
         .map(|policy| (uses.get(&policy.id).cloned().unwrap_or_default(), policy))
         .filter(|(each, _)| each.determined == 0)

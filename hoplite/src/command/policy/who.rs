@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use hoplite_author::{Deed, Effect, Places, PolicyView, Possible, about, possible, services};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{CanonicalRequest, Deed, Effect, Places, PolicyView, Possible, Route, Snapshot, Source};
+use hoplite_policy::{CanonicalRequest, Route, Snapshot, Source};
 use serde_json::{Value, json};
 
 use super::{PoliciesArgs, compile};
@@ -116,7 +117,7 @@ fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], output: 
     let mut page = String::new();
     let mut last: Option<Vec<PolicyView>> = None;
     for deed in deeds {
-        let policies = snapshot.about(deed, &places).map_err(anyhow::Error::msg)?;
+        let policies = about(snapshot, deed, &places).map_err(anyhow::Error::msg)?;
         let _ = writeln!(page, "{}", name(deed));
         if last.as_ref() == Some(&policies) {
             page.push_str("  the same\n");
@@ -180,7 +181,7 @@ fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, output: Ou
     for workload in workloads {
         let id = SpiffeId::parse(&workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"))?;
         for deed in deeds {
-            let possible = snapshot.possible(&id, deed).map_err(anyhow::Error::msg)?;
+            let possible = possible(snapshot, &id, deed).map_err(anyhow::Error::msg)?;
             rows.push((workload.clone(), name(deed), possible));
         }
     }
@@ -205,12 +206,12 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
     let id = SpiffeId::parse(&args.principal).with_context(|| format!("`{}` is not a SPIFFE ID", args.principal))?;
     let snapshot = compile(&args.policies.sources(args.ca.mesh())?)?;
     let mut rows = Vec::new();
-    for service in snapshot.services() {
+    for service in services(&snapshot) {
         let connect = Deed::Connect(service.clone());
         rows.push((
             service.clone(),
             "connect".to_owned(),
-            snapshot.possible(&id, &connect).map_err(anyhow::Error::msg)?,
+            possible(&snapshot, &id, &connect).map_err(anyhow::Error::msg)?,
         ));
         let routes = snapshot.routes().of(&service);
         let routes = routes.map(|(route, method)| (route.clone(), method));
@@ -222,7 +223,7 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
                 .filter(|method| only.is_none_or(|only| action_of(only) == *method))
             {
                 let deed = Deed::Route(method.to_owned(), route.clone());
-                let possible = snapshot.possible(&id, &deed).map_err(anyhow::Error::msg)?;
+                let possible = possible(&snapshot, &id, &deed).map_err(anyhow::Error::msg)?;
                 match answers.iter_mut().find(|(_, other)| *other == possible) {
                     Some((methods, _)) => methods.push(method),
                     None => answers.push((vec![method], possible)),

@@ -1,0 +1,27 @@
+//! What authors of policy need: lint, layout, test tables, explanations, replay, and the steps of a publication.
+//!
+//! What decides is in `hoplite-policy`; a node needs nothing of this. Nothing in this crate reads a file, a clock or a
+//! socket: sources, records and the time are arguments. A question asked here opens nothing: all of them are
+//! [`WhatIf`](hoplite_policy::WhatIf)s.
+
+mod cases;
+mod conjunct;
+mod explain;
+mod format;
+mod lint;
+mod lookalike;
+mod openapi;
+mod possible;
+pub mod replay;
+#[cfg(test)]
+mod samples;
+mod view;
+mod yaml;
+
+pub use cases::{CaseResult, CaseTable, TABLE_BYTES_MAX};
+pub use explain::{Candidate, Explanation, Finding, Miss, NEAR_MISSES_MAX, NearMiss, Unmet, explain};
+pub use format::format;
+pub use lint::lint;
+pub use openapi::{ImportedRoutes, routes_from_openapi};
+pub use possible::{Deed, Depends, Possible, about, possible, services};
+pub use view::{Effect, Place, Places, PolicyView, meanings};
