@@ -8,6 +8,8 @@
 mod bundle;
 pub mod pem;
 mod profile;
+mod selector;
+mod service;
 mod spiffe_id;
 mod svid;
 pub mod tls;
@@ -19,6 +21,8 @@ pub mod testing;
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use profile::InvalidAuthority;
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, SelectorKind};
+pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};
 pub use spiffe_id::{Excerpt, InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use svid::{InvalidSvid, Leaf, X509Svid};
 pub use verify::{PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};
