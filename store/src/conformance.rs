@@ -677,7 +677,7 @@ fn large_values_are_no_changes(open: Open<'_>) {
 
 fn a_sweep_takes_nothing_from_a_publisher(open: Open<'_>) {
     const PUBLISHERS: u8 = 3;
-    const EACH: u8 = 12;
+    const EACH: u8 = 30;
     let store = open();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -710,11 +710,10 @@ fn a_sweep_takes_nothing_from_a_publisher(open: Open<'_>) {
                 })
             })
             .collect();
-        for publisher in publishers {
-            publisher.join().unwrap();
-        }
+        let published: Vec<_> = publishers.into_iter().map(|publisher| publisher.join()).collect();
         done.store(true, Ordering::Relaxed);
         sweeper.join().unwrap();
+        published.into_iter().for_each(|published| published.unwrap());
     });
     store.sweep_large(at(1_000)).unwrap();
     for turn in 0..EACH {
