@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_policy::Source;
 
-use crate::feed::PolicyFeed;
+use crate::current::PolicyFeed;
 use crate::policy_files::{Glance, describe, glance, read, sources};
 
 /// How often the directory is looked at: an edit is in force well under a second after it was saved.

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use crate::feed::PolicyFeed;
+use crate::current::PolicyFeed;
 
 /// How long to wait before the feed is opened again: at first, and at most.
 const WAIT_MIN: Duration = Duration::from_millis(50);

@@ -5,10 +5,10 @@
 //! ([`PolicyFeed`]); a [`Question`] goes to the [`DecisionPoint`], and a `Permit` comes back or does not.
 
 mod answer;
+mod current;
 mod directory;
-mod feed;
 mod follow;
-mod kept;
+mod keeper;
 mod metrics;
 mod point;
 mod policy_files;
@@ -18,8 +18,8 @@ mod strangers;
 mod trace;
 
 pub use answer::{DECISION_HEADER, refusal};
+pub use current::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use directory::Follower;
-pub use feed::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use follow::follow_bundles;
 pub use metrics::{Family, Metrics};
 pub use point::{DecisionPoint, Fields, Question, Refusal};

@@ -15,7 +15,7 @@ use hoplite_policy::{
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use crate::feed::{InForce, PolicyFeed};
+use crate::current::{InForce, PolicyFeed};
 use crate::metrics::Metrics;
 use crate::reference::Sampler;
 use crate::settings::OnStale;

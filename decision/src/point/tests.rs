@@ -10,7 +10,7 @@ use hoplite_seal::{SigningKey, TrustedSigners};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::feed::BundleTrust;
+use crate::current::BundleTrust;
 
 const PERMIT: &str = "@id(\"pay/read\") permit (principal, action in Hoplite::Action::\"read\", resource);";
 const FORBID: &str = "@id(\"no\") forbid (principal, action, resource);";

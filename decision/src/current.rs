@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::directory::{Directory, Follower};
-use crate::kept::Kept;
+use crate::keeper::Kept;
 use crate::policy_files::{has_policies, no_policies};
 
 /// Whose bundles are believed, and for what.
