@@ -22,15 +22,6 @@ pub const MAX_METHOD_BYTES: usize = 32;
 /// The longest host name (RFC 1035 §3.1, without the root).
 pub const MAX_HOST_BYTES: usize = 253;
 
-/// Headers that some servers obey instead of the request line: with them, what is done is not what was decided.
-pub const OVERRIDE_HEADERS: [&str; 5] = [
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-url",
-    "x-rewrite-url",
-];
-
 /// A request that can be read in one way only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanonicalRequest {
@@ -43,7 +34,7 @@ pub struct CanonicalRequest {
     headers: Vec<Header>,
 }
 
-/// Why a request is refused with 400 before any policy is asked. The text is safe to show to the peer.
+/// Why a request is refused before any policy is asked. The text is safe to show to the peer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ambiguous {
@@ -51,8 +42,8 @@ pub enum Ambiguous {
     #[error("the method is not an upper-case token")]
     Method,
     /// CONNECT would open a tunnel past policy, TRACE echoes headers to the caller.
-    #[error("`CONNECT` and `TRACE` are not served")]
-    RefusedMethod,
+    #[error("`CONNECT` and `TRACE` are not forwarded")]
+    MethodRefused,
     /// Neither a Host header nor an :authority, or an empty one; HTTP/1.0 included.
     #[error("the request names no host")]
     NoHost,
@@ -107,7 +98,7 @@ pub enum Ambiguous {
     )]
     HeaderTwice(Arc<str>),
     /// A selected header with a value that is not read alike by everybody.
-    #[error("the header `{0}`, which policy looks at, is not 1 to {max} characters of visible ASCII with spaces only inside", max = crate::headers::MAX_HEADER_VALUE_BYTES)]
+    #[error("the header `{0}`, which policy looks at, is not 1 to {max} characters of visible ASCII with spaces only inside", max = crate::headers::HEADER_VALUE_BYTES_MAX)]
     HeaderValue(Arc<str>),
 }
 
@@ -222,7 +213,7 @@ impl Ambiguous {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Method => "method",
-            Self::RefusedMethod => "refused_method",
+            Self::MethodRefused => "method_refused",
             Self::NoHost => "no_host",
             Self::Host => "host",
             Self::ConflictingHosts => "conflicting_hosts",
@@ -243,10 +234,22 @@ impl Ambiguous {
             Self::HeaderValue(_) => "header_value",
         }
     }
+
+    /// The HTTP status of the refusal, wherever the request was read.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::MethodRefused => 405,
+            _ => 400,
+        }
+    }
 }
 
-/// A method in the one spelling Hoplite accepts; also asked of the route table's methods.
-pub(crate) fn canonical_method(method: &str) -> Result<&str, Ambiguous> {
+/// A method in the one spelling Hoplite accepts, which is also that of the route table. CONNECT and TRACE are refused here
+/// and nowhere else.
+///
+/// # Errors
+/// [`Ambiguous::Method`] and [`Ambiguous::MethodRefused`].
+pub fn canonical_method(method: &str) -> Result<&str, Ambiguous> {
     let token = method
         .bytes()
         .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
@@ -254,7 +257,7 @@ pub(crate) fn canonical_method(method: &str) -> Result<&str, Ambiguous> {
         return Err(Ambiguous::Method);
     }
     if matches!(method, "CONNECT" | "TRACE") {
-        return Err(Ambiguous::RefusedMethod);
+        return Err(Ambiguous::MethodRefused);
     }
     Ok(method)
 }
@@ -762,8 +765,8 @@ mod tests {
         ] {
             assert_eq!(parse(method), Err(Ambiguous::Method), "{method:?}");
         }
-        assert_eq!(parse("CONNECT"), Err(Ambiguous::RefusedMethod));
-        assert_eq!(parse("TRACE"), Err(Ambiguous::RefusedMethod));
+        assert_eq!(parse("CONNECT"), Err(Ambiguous::MethodRefused));
+        assert_eq!(parse("TRACE"), Err(Ambiguous::MethodRefused));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 use crate::canonical::Ambiguous;
 use crate::fault::Fault;
+use crate::header_nature::{HeaderNature, KnownHeader, is_same_header};
 use crate::source::{HEADERS_FILE, Source};
 use serde::Deserialize;
 use std::ops::Range;
@@ -19,46 +20,12 @@ use std::sync::Arc;
 use toml::Spanned;
 
 /// The most headers a policy set may select: each is looked for in every request and stands in every record.
-pub const MAX_SELECTED_HEADERS: usize = 8;
+pub const SELECTED_HEADERS_MAX: usize = 8;
 /// The longest value of a selected header. Longer ones are data, and belong into no record.
-pub const MAX_HEADER_VALUE_BYTES: usize = 256;
+pub const HEADER_VALUE_BYTES_MAX: usize = 256;
 
-const MAX_NAME_BYTES: usize = 64;
+const NAME_BYTES_MAX: usize = 64;
 
-/// Why a header cannot be selected, and which: by their whole names.
-const REFUSED: [(&str, &[&str]); 4] = [
-    ("it is `context.host` already; leave it out", &["host"]),
-    (
-        "it belongs to one connection or says where a body ends, and does not reach the service as it came; leave it out",
-        &[
-            "connection",
-            "content-length",
-            "expect",
-            "http2-settings",
-            "keep-alive",
-            "proxy-authenticate",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "transfer-encoding",
-            "upgrade",
-        ],
-    ),
-    (
-        "a request that has it is refused before any policy; leave it out",
-        &[
-            "x-http-method",
-            "x-http-method-override",
-            "x-method-override",
-            "x-original-url",
-            "x-rewrite-url",
-        ],
-    ),
-    (SAID_BY_PROXIES, &["forwarded", "l5d-client-id"]),
-];
-const SAID_BY_PROXIES: &str = "what proxies say of callers and hosts is taken off or written by ours; policy knows who calls as `principal` and from where as \
-     `context.conn.src`";
-const SAID_BY_PROXIES_PREFIXES: [&str; 3] = ["x-forwarded-", "x-envoy-", "x-hoplite-"];
 /// Names that hold one of these hold a secret.
 const SECRET: [&str; 10] = [
     "api-key",
@@ -86,6 +53,24 @@ pub(crate) struct Header {
     pub(crate) name: Arc<str>,
     /// None where the request has no such header.
     pub(crate) value: Option<String>,
+}
+
+/// Why a header cannot be selected.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Unselectable {
+    #[error(
+        "more than {SELECTED_HEADERS_MAX} headers are selected; each stands in every record: keep those that policies need"
+    )]
+    TooMany,
+    #[error("`{0}` stands here twice; remove one")]
+    Twice(String),
+    #[error(
+        "`{0}` is not the name of a header that can be selected; write it like `x-tenant`: 1 to {NAME_BYTES_MAX} of a-z, 0-9 and \
+         `-`"
+    )]
+    NoName(String),
+    #[error("`{name}` cannot be selected: {reason}")]
+    Refused { name: String, reason: &'static str },
 }
 
 #[derive(Deserialize)]
@@ -129,21 +114,18 @@ impl SelectedHeaders {
         }
         let mut names: Vec<Arc<str>> = Vec::new();
         for (number, name) in table.headers.iter().enumerate() {
-            let checked = if number == MAX_SELECTED_HEADERS {
-                Err(format!(
-                    "more than {MAX_SELECTED_HEADERS} headers are selected; each stands in every record: keep those that \
-                     policies need"
-                ))
+            let checked = if number == SELECTED_HEADERS_MAX {
+                Err(Unselectable::TooMany)
             } else if names.iter().any(|other| **other == **name.as_ref()) {
-                Err(format!("`{}` stands here twice; remove one", name.as_ref()))
+                Err(Unselectable::Twice(name.as_ref().clone()))
             } else {
                 check_name(name.as_ref())
             };
             match checked {
                 Ok(()) => names.push(name.as_ref().as_str().into()),
-                Err(reason) => faults.push(fault(name.span(), reason)),
+                Err(unselectable) => faults.push(fault(name.span(), unselectable.to_string())),
             }
-            if number == MAX_SELECTED_HEADERS {
+            if number == SELECTED_HEADERS_MAX {
                 break;
             }
         }
@@ -185,7 +167,7 @@ impl SelectedHeaders {
             return Ok(headers);
         }
         for (field, value) in fields {
-            let Some(header) = headers.iter_mut().find(|header| is_taken_for(field, &header.name)) else {
+            let Some(header) = headers.iter_mut().find(|header| is_same_header(field, &header.name)) else {
                 continue;
             };
             let name = || Arc::clone(&header.name);
@@ -200,50 +182,50 @@ impl SelectedHeaders {
 }
 
 /// Whether a header of this name may be selected.
-fn check_name(name: &str) -> Result<(), String> {
-    let is_name = (1..=MAX_NAME_BYTES).contains(&name.len())
+fn check_name(name: &str) -> Result<(), Unselectable> {
+    let is_name = (1..=NAME_BYTES_MAX).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !is_name {
-        let shown: String = name.escape_debug().take(MAX_NAME_BYTES).collect();
-        return Err(format!(
-            "`{shown}` is not the name of a header that can be selected; write it like `x-tenant`: 1 to {MAX_NAME_BYTES} of \
-             a-z, 0-9 and `-`"
-        ));
+        return Err(Unselectable::NoName(name.escape_debug().take(NAME_BYTES_MAX).collect()));
     }
-    let whole = REFUSED.iter().find(|(_, names)| names.contains(&name));
-    let prefixed = SAID_BY_PROXIES_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    let refused = |reason: &str| Err(format!("`{name}` cannot be selected: {reason}"));
-    match whole {
-        Some((reason, _)) => refused(reason),
-        None if prefixed => refused(SAID_BY_PROXIES),
-        None if SECRET.iter().any(|word| name.contains(word)) => {
-            refused("by its name it holds a secret, and what is selected stands in every record; leave it out")
-        }
+    let reason = if SECRET.iter().any(|word| name.contains(word)) {
+        Some("by its name it holds a secret, and what is selected stands in every record; leave it out")
+    } else {
+        KnownHeader::of(name).and_then(|(known, _)| unselectable(known.nature))
+    };
+    match reason {
+        Some(reason) => Err(Unselectable::Refused {
+            name: name.to_owned(),
+            reason,
+        }),
         None => Ok(()),
     }
 }
 
-/// Whether a server may take a field for the header of this name: servers that hand headers to programs as variables (CGI,
-/// WSGI) see all that is neither letter nor digit as the same.
-fn is_taken_for(field: &str, name: &str) -> bool {
-    let folded = |b: u8| {
-        if b.is_ascii_alphanumeric() {
-            b.to_ascii_lowercase()
-        } else {
-            b'-'
-        }
-    };
-    field.len() == name.len() && field.bytes().map(folded).eq(name.bytes())
+/// Why headers of this nature cannot be selected, if so.
+fn unselectable(nature: HeaderNature) -> Option<&'static str> {
+    match nature {
+        HeaderNature::Host => Some("it is `context.host` already; leave it out"),
+        HeaderNature::Framing | HeaderNature::HopByHop | HeaderNature::AnsweredHere => Some(
+            "it belongs to one connection or says where a body ends, and does not reach the service as it came; leave it out",
+        ),
+        HeaderNature::Override => Some("a request that has it is refused before any policy; leave it out"),
+        HeaderNature::Identity | HeaderNature::Ours | HeaderNature::Account => Some(
+            "what proxies say of callers and hosts is taken off or written by ours; policy knows who calls as `principal` and \
+             from where as `context.conn.src`",
+        ),
+        HeaderNature::Ordinary => None,
+    }
 }
 
 /// A value that everybody reads alike: visible ASCII, with spaces only inside. Other bytes are UTF-8 to some and Latin-1 to
 /// others, space around a value is dropped by some, and an empty one is to some as good as none.
 fn canonical_value(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;
-    let good = (1..=MAX_HEADER_VALUE_BYTES).contains(&text.len())
+    let good = (1..=HEADER_VALUE_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
         && text.trim_matches(' ').len() == text.len();
     good.then_some(text)
@@ -294,13 +276,13 @@ mod tests {
             let names: Vec<_> = (0..count).map(|n| format!("\"h{n}\"")).collect();
             format!("headers = [{}]", names.join(", "))
         };
-        SelectedHeaders::parse(&many(MAX_SELECTED_HEADERS)).unwrap();
-        faults(&many(MAX_SELECTED_HEADERS + 5), &["1:60…more than 8 headers"]);
+        SelectedHeaders::parse(&many(SELECTED_HEADERS_MAX)).unwrap();
+        faults(&many(SELECTED_HEADERS_MAX + 5), &["1:60…more than 8 headers"]);
     }
 
     #[test]
     fn names_that_must_not_be_selected_say_why() {
-        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        let long = "x".repeat(NAME_BYTES_MAX + 1);
         for (names, reason) in [
             (
                 &[
@@ -409,7 +391,7 @@ mod tests {
             check(&[("x-tenant", b"a"), (disguised, b"b")], "header_twice");
         }
 
-        let long = [b'x'; MAX_HEADER_VALUE_BYTES + 1];
+        let long = [b'x'; HEADER_VALUE_BYTES_MAX + 1];
         for bad in [
             &b""[..],
             b" ",
@@ -425,7 +407,7 @@ mod tests {
         ] {
             check(&[("x-tenant", bad)], "header_value");
         }
-        assert_eq!(read(&[("x-tenant", &long[1..])]).len(), MAX_HEADER_VALUE_BYTES);
+        assert_eq!(read(&[("x-tenant", &long[1..])]).len(), HEADER_VALUE_BYTES_MAX);
         // What nobody selected may be anything.
         check(&[("x-other", b"\xff"), ("x-other", b",")], "absent");
     }

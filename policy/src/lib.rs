@@ -14,6 +14,7 @@ mod decide;
 mod evaluate;
 mod fault;
 mod grant;
+mod header_nature;
 mod headers;
 mod ids;
 mod index;
@@ -36,14 +37,15 @@ pub use bundle::{
 };
 pub use canonical::{
     Ambiguous, CanonicalPath, CanonicalRequest, MAX_HOST_BYTES, MAX_METHOD_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES,
-    MAX_SEGMENTS, OVERRIDE_HEADERS,
+    MAX_SEGMENTS, canonical_method,
 };
 pub use counters::PolicyCounts;
 pub use decide::{Decision, Denied, Permit, Verdict, decide, decide_by_reference};
 pub use evaluate::CallFacts;
 pub use fault::Fault;
 pub use grant::{GRANT_IDS, Grant, GrantDraft, GrantRefused, GrantScope, MAX_GRANT, MAX_GRANT_BYTES};
-pub use headers::{MAX_HEADER_VALUE_BYTES, MAX_SELECTED_HEADERS, SelectedHeaders};
+pub use header_nature::{HeaderNature, KNOWN_HEADERS, KnownHeader, Spelling};
+pub use headers::{HEADER_VALUE_BYTES_MAX, SELECTED_HEADERS_MAX, SelectedHeaders};
 pub use ids::MAX_ID_BYTES;
 pub use modules::SECURITY_OWNER;
 pub use request::{AuthzRequest, Caller, MAX_PATH_GROUPS, Transport};

@@ -123,7 +123,7 @@ fn sanitized(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderValue};
+    use http::{HeaderMap, HeaderName, HeaderValue};
 
     use super::*;
 
@@ -148,6 +148,12 @@ mod tests {
             "upgrade",
         ] {
             trailers.insert(name, HeaderValue::from_static("0"));
+        }
+        for known in hoplite_policy::KNOWN_HEADERS {
+            for sign in ["-", "_", "."] {
+                let name = known.name.replace('*', "x").replace('-', sign);
+                trailers.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("0"));
+            }
         }
         let left = sanitized(Frame::trailers(trailers)).into_trailers().unwrap();
         assert_eq!(left.keys().collect::<Vec<_>>(), ["grpc-status", "digest"]);

@@ -1,12 +1,10 @@
 //! Header hygiene: what may cross a hop, what only a proxy may say, and what we say about the peer.
 
-use std::borrow::Cow;
-
 use data_encoding::HEXLOWER;
 use hoplite_decision::DECISION_HEADER;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
-use hoplite_policy::OVERRIDE_HEADERS;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TE, TRANSFER_ENCODING, UPGRADE};
+use hoplite_policy::{HeaderNature, KnownHeader, Spelling};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 /// Stands in every answer of an inbound listener.
@@ -16,49 +14,6 @@ pub(crate) const DECISION: HeaderName = HeaderName::from_static(DECISION_HEADER)
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-
-/// Headers of one connection, not of the message (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 6] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// Headers by which proxies speak about identity, or about a host other than the one decided on. From outside they are
-/// lies.
-const IDENTITY: [&str; 2] = ["l5d-client-id", "forwarded"];
-
-/// The same, by prefix.
-const IDENTITY_PREFIXES: [&str; 3] = ["x-hoplite-", "x-envoy-", "x-forwarded-"];
-
-/// Whom earlier hops served: an account that services may read, and that speaks neither of the caller nor of the host.
-const ACCOUNT: &str = "x-forwarded-for";
-
-/// Fields that a request has once or not at all. Of two, one server takes the first and the next one the last.
-const SINGLE: [&str; 13] = [
-    "host",
-    "content-type",
-    "authorization",
-    "proxy-authorization",
-    "origin",
-    "referer",
-    "user-agent",
-    "from",
-    "range",
-    "if-range",
-    "if-modified-since",
-    "if-unmodified-since",
-    "max-forwards",
-];
-
-/// Fields that decide where a request ends. Written with `_`, a program behind a server may still obey them.
-const FRAMING: [&str; 3] = ["content-length", "transfer-encoding", "connection"];
-
-/// Fields that this hop answers for itself.
-const HANDLED_HERE: [&str; 3] = ["te", "expect", "http2-settings"];
 
 /// Why a message cannot be passed on in one reading, or its wish not be granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,68 +73,73 @@ pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean
     {
         return Err(Unclean::Upgrade);
     }
-    if headers
-        .keys()
-        .any(|name| OVERRIDE_HEADERS.contains(&dashed(name.as_str()).as_ref()))
-    {
-        return Err(Unclean::Override);
-    }
-    let twice = |name: &&str| headers.get_all(*name).iter().nth(1).is_some();
-    let disguised = |name: &HeaderName| {
-        let dashed = dashed(name.as_str());
-        dashed != name.as_str() && SINGLE.iter().chain(&FRAMING).any(|single| *single == dashed)
-    };
-    if SINGLE.iter().any(twice) || headers.keys().any(disguised) {
-        return Err(Unclean::Duplicate);
-    }
+    check_names(headers)?;
     match headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Unclean::Expectation),
         _ => Ok(()),
     }
 }
 
+/// What would be obeyed instead of what was decided, and what stands there twice or in disguise.
+fn check_names(headers: &HeaderMap) -> Result<(), Unclean> {
+    let mut duplicate = false;
+    for name in headers.keys() {
+        let Some((known, spelling)) = KnownHeader::of(name.as_str()) else {
+            continue;
+        };
+        if known.nature == HeaderNature::Override {
+            return Err(Unclean::Override);
+        }
+        let twice = || headers.get_all(name).iter().nth(1).is_some();
+        duplicate |= known.once && (spelling == Spelling::Disguised || twice());
+    }
+    if duplicate { Err(Unclean::Duplicate) } else { Ok(()) }
+}
+
 /// Removes from a request what belongs to the connection and what only proxies may say.
 pub(crate) fn sanitize_request(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
-    remove_hop_by_hop(headers);
+    remove_named_by_connection(headers);
     // The client hears `100 Continue` when its body is first asked for, which is after the decision.
-    for name in HANDLED_HERE {
-        headers.remove(name);
-    }
-    remove_identity(headers);
+    remove(headers, |known, spelling| match known.nature {
+        HeaderNature::HopByHop | HeaderNature::AnsweredHere | HeaderNature::Identity | HeaderNature::Ours => true,
+        HeaderNature::Account => spelling == Spelling::Disguised,
+        // What of these is in disguise has been refused.
+        HeaderNature::Host | HeaderNature::Framing | HeaderNature::Override | HeaderNature::Ordinary => false,
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
 }
 
-/// Removes from a response what belongs to the connection.
+/// Removes from a peer's response what belongs to the connection.
 pub(crate) fn sanitize_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+    remove_named_by_connection(headers);
+    remove(headers, |known, _| known.nature == HeaderNature::HopByHop);
 }
 
-/// Removes what only proxies may say, in any spelling that a server may take for it.
-fn remove_identity(headers: &mut HeaderMap) {
-    let lies: Vec<HeaderName> = headers
+/// Removes from the own service's response what belongs to the connection, and what only we may say.
+pub(crate) fn sanitize_service_response(headers: &mut HeaderMap) {
+    remove_named_by_connection(headers);
+    remove(headers, |known, _| {
+        matches!(known.nature, HeaderNature::HopByHop | HeaderNature::Ours)
+    });
+}
+
+/// Removes from trailers all that means something to somebody between two programs: nobody looks at trailers before they
+/// are passed on.
+pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, |_, _| true);
+}
+
+fn remove(headers: &mut HeaderMap, unfit: impl Fn(&KnownHeader, Spelling) -> bool) {
+    let unfit: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| speaks_of_identity(name.as_str()))
+        .filter(|name| KnownHeader::of(name.as_str()).is_some_and(|(known, spelling)| unfit(known, spelling)))
         .cloned()
         .collect();
-    for name in lies {
-        headers.remove(name);
-    }
-}
-
-/// Removes from trailers whatever a head may not have, has once, or is decided by: nobody looks at them before they are
-/// passed on.
-pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
-    let lists = [&HOP_BY_HOP[..], &SINGLE, &FRAMING, &OVERRIDE_HEADERS, &HANDLED_HERE];
-    let unfit = |name: &HeaderName| {
-        let name = dashed(name.as_str());
-        speaks_of_identity(&name) || lists.iter().any(|list| list.contains(&name.as_ref()))
-    };
-    let unfit: Vec<HeaderName> = trailers.keys().filter(|name| unfit(name)).cloned().collect();
     for name in unfit {
-        trailers.remove(name);
+        headers.remove(name);
     }
 }
 
@@ -205,7 +165,8 @@ pub(crate) fn trace_id(headers: &HeaderMap) -> Option<String> {
     hoplite_decision::trace_id(only.to_str().ok()?)
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes what `Connection` says is the connection's.
+fn remove_named_by_connection(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -213,28 +174,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|token| HeaderName::from_bytes(token.trim().as_bytes()).ok())
         // Framing and routing are not the peer's to remove.
-        .filter(|name| name != CONTENT_LENGTH && name != http::header::HOST)
+        .filter(|name| name != CONTENT_LENGTH && name != HOST)
         .collect();
     for name in named {
         headers.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-}
-
-fn speaks_of_identity(name: &str) -> bool {
-    let name = dashed(name);
-    IDENTITY.contains(&name.as_ref())
-        || (name != ACCOUNT && IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
-}
-
-/// Servers that hand headers to programs as variables (CGI, WSGI) see `_` and `-` as the same.
-fn dashed(name: &str) -> Cow<'_, str> {
-    if name.contains('_') {
-        name.replace('_', "-").into()
-    } else {
-        name.into()
     }
 }
 
@@ -246,6 +189,8 @@ fn has_token(value: &HeaderValue, token: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hoplite_policy::KNOWN_HEADERS;
+
     use super::*;
 
     fn map(lines: &[(&str, &str)]) -> HeaderMap {
@@ -300,6 +245,17 @@ mod tests {
             ],
             &["x-forwarded-for"],
         );
+        check(
+            &[
+                ("x.forwarded.host", "x"),
+                ("x!forwarded|for", "x"),
+                ("x.hoplite.decision", "x"),
+                ("keep_alive", "1"),
+                ("client-cert", "x"),
+                ("proxy-authorization", "x"),
+            ],
+            &[],
+        );
         check(&[("connection", "close, x-a"), ("x-a", "1"), ("x-b", "1")], &["x-b"]);
         check(
             &[
@@ -332,25 +288,33 @@ mod tests {
     /// Policy must not be told a value that the service is not.
     #[test]
     fn what_is_taken_off_or_written_here_cannot_be_selected() {
-        let (client_cert, proto, decision) = (CLIENT_CERT, FORWARDED_PROTO, DECISION);
-        let own = [client_cert.as_str(), proto.as_str(), decision.as_str(), ACCOUNT];
-        let others = ["content-length", "host"];
-        let lists = [
-            &HOP_BY_HOP[..],
-            &IDENTITY,
-            &OVERRIDE_HEADERS,
-            &FRAMING,
-            &HANDLED_HERE,
-            &own,
-            &others,
-        ];
-        for name in lists.into_iter().flatten() {
+        for known in KNOWN_HEADERS {
+            let name = known.name.replace('*', "x");
             let selected = hoplite_policy::SelectedHeaders::parse(&format!("headers = ['{name}']"));
-            assert!(selected.is_err(), "{name}");
+            let may = known.nature == HeaderNature::Ordinary && name != "authorization";
+            assert_eq!(selected.is_ok(), may, "{name}");
         }
-        for prefix in IDENTITY_PREFIXES {
-            assert!(hoplite_policy::SelectedHeaders::parse(&format!("headers = ['{prefix}x']")).is_err());
+        for own in [CLIENT_CERT, FORWARDED_PROTO, DECISION] {
+            let (known, _) = KnownHeader::of(own.as_str()).unwrap();
+            assert!(
+                matches!(known.nature, HeaderNature::Identity | HeaderNature::Ours),
+                "{own}"
+            );
         }
+    }
+
+    #[test]
+    fn a_service_cannot_speak_for_the_proxy() {
+        let mut headers = map(&[
+            ("x-hoplite-decision", "forged"),
+            ("x.hoplite_decision", "forged"),
+            ("connection", "close, x-a"),
+            ("x-a", "1"),
+            ("keep_alive", "1"),
+            ("x-envoy-upstream-service-time", "7"),
+        ]);
+        sanitize_service_response(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-envoy-upstream-service-time"]);
     }
 
     #[test]
@@ -404,7 +368,11 @@ mod tests {
         );
         check(&[("x-original-url", "/admin")], V::HTTP_2, Err(Unclean::Override));
         check(&[("x-original-uri", "/a")], V::HTTP_11, Ok(()));
-        for name in SINGLE {
+        for name in KNOWN_HEADERS
+            .iter()
+            .filter(|known| known.once && !["content-length", "transfer-encoding"].contains(&known.name))
+            .map(|known| known.name)
+        {
             check(&[(name, "a"), (name, "a")], V::HTTP_11, Err(Unclean::Duplicate));
             check(&[(name, "a")], V::HTTP_2, Ok(()));
         }

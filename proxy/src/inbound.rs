@@ -228,8 +228,7 @@ impl InboundConnection {
         match answered {
             Ok(response) => {
                 let mut response = response.map(|body| body.answering(answering));
-                headers::sanitize_response(response.headers_mut());
-                response.headers_mut().remove(headers::DECISION);
+                headers::sanitize_service_response(response.headers_mut());
                 set_decision(&mut response, &exchange.decision);
                 response
             }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use hoplite_policy::CanonicalRequest;
+use hoplite_policy::{Ambiguous, CanonicalRequest, canonical_method};
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, StatusCode};
+use http::{HeaderValue, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 
@@ -49,14 +49,8 @@ pub(crate) struct Unreadable {
 
 /// Reads a request in the only way it can be read.
 pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadable> {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
-        let reason = format!("{} is not forwarded", request.method());
-        return Err(Unreadable {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            code: "method_refused",
-            reason,
-        });
-    }
+    // Refused before anything else is looked at, so that the answer is one and the same whatever else is wrong.
+    let method = canonical_method(request.method().as_str())?;
     // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.
     if head_bytes(request) > HEADER_BYTES_MAX as usize || request.headers().len() > HEADERS_MAX {
         return Err(Unreadable {
@@ -85,11 +79,17 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadab
         .chain(uri.authority().map(|authority| authority.as_str().as_bytes()))
         .collect();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    CanonicalRequest::parse(request.method().as_str(), &hosts, target.as_bytes()).map_err(|ambiguous| Unreadable {
-        status: StatusCode::BAD_REQUEST,
-        code: ambiguous.code(),
-        reason: ambiguous.to_string(),
-    })
+    Ok(CanonicalRequest::parse(method, &hosts, target.as_bytes())?)
+}
+
+impl From<Ambiguous> for Unreadable {
+    fn from(ambiguous: Ambiguous) -> Self {
+        Self {
+            status: StatusCode::from_u16(ambiguous.status()).unwrap_or(StatusCode::BAD_REQUEST),
+            code: ambiguous.code(),
+            reason: ambiguous.to_string(),
+        }
+    }
 }
 
 /// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use hoplite_audit::Outcome;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::CanonicalRequest;
+use hoplite_policy::{Ambiguous, CanonicalRequest};
 
 use crate::socket::session::Entitlement;
 
@@ -128,14 +128,7 @@ impl Target {
 /// Refused and not rewritten: the asker has chosen what to do with it already, by the path that it has, and may be told
 /// to ignore what we would change.
 fn read(method: &str, host: &str, path: &str) -> Result<CanonicalRequest, Unusable> {
-    if matches!(method, "CONNECT" | "TRACE") {
-        return Err(Unusable {
-            status: 405,
-            ..Unusable::malformed("method_refused", format!("{method} is not forwarded"))
-        });
-    }
-    let canonical = CanonicalRequest::parse(method, &[host.as_bytes()], path.as_bytes())
-        .map_err(|ambiguous| Unusable::malformed(ambiguous.code(), ambiguous.to_string()))?;
+    let canonical = CanonicalRequest::parse(method, &[host.as_bytes()], path.as_bytes())?;
     let forwarded = path.split('?').next().unwrap_or_default();
     if !is_written(canonical.path(), forwarded) {
         return Err(Unusable::malformed(
@@ -181,6 +174,15 @@ impl Unusable {
             outcome: Outcome::Malformed,
             code,
             reason: reason.into(),
+        }
+    }
+}
+
+impl From<Ambiguous> for Unusable {
+    fn from(ambiguous: Ambiguous) -> Self {
+        Self {
+            status: ambiguous.status(),
+            ..Self::malformed(ambiguous.code(), ambiguous.to_string())
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hoplite_audit::{DecisionId, Outcome};
 use hoplite_decision::{DECISION_HEADER as DECISION, refusal, trace_id};
-use hoplite_policy::{OVERRIDE_HEADERS, Permit};
+use hoplite_policy::{HeaderNature, KNOWN_HEADERS, KnownHeader, Permit, Spelling};
 use hoplite_wire::ext_authz::address::Address;
 use hoplite_wire::ext_authz::attribute_context::Peer;
 use hoplite_wire::ext_authz::authorization_server::Authorization;
@@ -59,6 +59,7 @@ impl ExtAuthz {
         let AttributeContext { source, request, .. } = asked;
         let source = source.unwrap_or_default();
         let http = request.and_then(|request| request.http);
+        let unfit = http.as_ref().map(|http| unfit(http.headers.keys().map(String::as_str)));
         let call = Call {
             principal: principal(&source.principal, &who),
             source: address(source).map(Into::into),
@@ -75,9 +76,8 @@ impl ExtAuthz {
                 None => Target::Connection,
             },
         };
-        let for_http = matches!(call.target, Target::Http { .. });
         Ok(match self.authorizer.judge(&asker, call).await {
-            Verdict::Allowed { permit, decision } => allowed(permit, &decision, for_http),
+            Verdict::Allowed { permit, decision } => allowed(permit, &decision, unfit),
             Verdict::Refused {
                 status,
                 code,
@@ -111,16 +111,35 @@ fn address(peer: Peer) -> Option<SocketAddr> {
     Some(SocketAddr::new(socket.address.parse().ok()?, u16::try_from(port).ok()?))
 }
 
-/// Lets a request or a connection through. The permit is spent here.
-fn allowed(_permit: Permit, decision: &DecisionId, for_http: bool) -> CheckResponse {
+/// What Envoy takes off a permitted request that has these fields: what overrides the request line and what is ours,
+/// whether it was told of it or not, and every disguise that it told of. Other names that only a proxy may say are
+/// Envoy's own to write.
+fn unfit<'f>(fields: impl Iterator<Item = &'f str>) -> Vec<String> {
+    let overriding = KNOWN_HEADERS
+        .iter()
+        .filter(|known| known.nature == HeaderNature::Override)
+        .map(|known| known.name);
+    let told = fields.filter(|name| {
+        KnownHeader::of(name).is_some_and(|(known, spelling)| match (known.nature, spelling) {
+            (_, Spelling::Disguised) => true,
+            // What we answer takes the place of what the client wrote under our name.
+            (HeaderNature::Ours, Spelling::Own) => *name != DECISION,
+            (_, Spelling::Own) => false,
+        })
+    });
+    overriding.chain(told).map(str::to_owned).collect()
+}
+
+/// Lets through a request without those fields, or a connection. The permit is spent here.
+fn allowed(_permit: Permit, decision: &DecisionId, unfit: Option<Vec<String>>) -> CheckResponse {
     let named = vec![header(DECISION, decision.to_string())];
     CheckResponse {
         status: Some(Word::default()),
         dynamic_metadata: Some(metadata(decision)),
-        http_response: for_http.then(|| {
+        http_response: unfit.map(|headers_to_remove| {
             HttpResponse::OkResponse(OkHttpResponse {
                 headers: named.clone(),
-                headers_to_remove: OVERRIDE_HEADERS.map(str::to_owned).to_vec(),
+                headers_to_remove,
                 response_headers_to_add: named,
             })
         }),
@@ -321,7 +340,12 @@ mod tests {
         let Some(HttpResponse::OkResponse(ok)) = told.response.http_response else {
             panic!("no OK")
         };
-        assert_eq!(ok.headers_to_remove, OVERRIDE_HEADERS);
+        let overriding: Vec<_> = KNOWN_HEADERS
+            .iter()
+            .filter(|known| known.nature == HeaderNature::Override)
+            .map(|known| known.name)
+            .collect();
+        assert_eq!(ok.headers_to_remove, overriding);
 
         let told = envoy.ask(|asked| "/admin".clone_into(&mut http(asked).path)).await;
         let record = told.record.unwrap();
@@ -439,6 +463,60 @@ mod tests {
                 assert!(record.reason.unwrap().starts_with(code));
                 assert_eq!(record.principal.as_deref(), Some(WEB));
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn connect_and_trace_are_refused_whatever_else_is_wrong() {
+        let envoy = Envoy::start();
+        for method in ["CONNECT", "TRACE"] {
+            for (host, path) in [("ledger.test", "/accounts/7"), ("", "//a%2f"), ("ledger.test:443", "")] {
+                let told = envoy
+                    .ask(|asked| {
+                        let http = http(asked);
+                        (http.method, http.host, http.path) = (method.to_owned(), host.to_owned(), path.to_owned());
+                    })
+                    .await;
+                assert_eq!(told.status, 405, "{method} {host} {path}");
+                assert!(told.body.contains("\"error\":\"method_refused\""), "{}", told.body);
+            }
+        }
+    }
+
+    /// Whatever sign stands for `-`, Envoy takes off what a service might read as another's word.
+    #[tokio::test]
+    async fn what_is_in_disguise_is_taken_off() {
+        let envoy = Envoy::start();
+        let kept = [
+            "x-forwarded-client-cert",
+            "x-envoy-peer-metadata",
+            "x-mine",
+            "x_mine",
+            "content-type",
+        ];
+        let unfit = [
+            "x.original.url",
+            "x_http_method_override",
+            "x_forwarded_client_cert",
+            "x.forwarded.host",
+            "x-hoplite-caller",
+            "x_hoplite_decision",
+            "content_type",
+        ];
+        for all in [true, false] {
+            let told = envoy
+                .ask(|asked| {
+                    let names = kept.iter().chain(&unfit).chain(all.then_some(&":path"));
+                    http(asked).headers = names.map(|name| ((*name).to_owned(), "a".to_owned())).collect();
+                })
+                .await;
+            assert_eq!(told.status, 200);
+            let Some(HttpResponse::OkResponse(ok)) = told.response.http_response else {
+                panic!("no OK")
+            };
+            let removed = |name: &&str| ok.headers_to_remove.iter().any(|removed| removed == name);
+            assert!(unfit.iter().all(|name| removed(&name)), "{:?}", ok.headers_to_remove);
+            assert!(!kept.iter().any(|name| removed(&name)), "{:?}", ok.headers_to_remove);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The canonical request: what is accepted reads the same again, leads nowhere else and can be sent as it stands.
 
 use hoplite_policy::{
-    CanonicalRequest, MAX_HEADER_VALUE_BYTES, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS, SelectedHeaders,
+    CanonicalRequest, HEADER_VALUE_BYTES_MAX, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS, SelectedHeaders,
 };
 use http::uri::PathAndQuery;
 
@@ -104,7 +104,7 @@ fn headers(request: &CanonicalRequest, fields: &[u8]) -> String {
                     meant.len() == 1 && meant[0].1 == value.as_bytes(),
                     "`{name}` is not as it was sent"
                 );
-                assert!((1..=MAX_HEADER_VALUE_BYTES).contains(&value.len()));
+                assert!((1..=HEADER_VALUE_BYTES_MAX).contains(&value.len()));
                 assert!(value.bytes().all(|b| matches!(b, b' '..=b'~') && b != b','), "{value}");
                 assert_eq!(value, value.trim());
             }

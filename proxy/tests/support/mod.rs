@@ -445,8 +445,11 @@ async fn echo(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, hype
     for (name, value) in &parts.headers {
         seen.push_str(&format!("{name}: {}\n", value.to_str().unwrap_or("?")));
     }
-    let body = body.collect().await?.to_bytes();
-    seen.push_str(&format!("\n{}", String::from_utf8_lossy(&body)));
+    let body = body.collect().await?;
+    for (name, value) in body.trailers().into_iter().flatten() {
+        seen.push_str(&format!("trailer {name}: {}\n", value.to_str().unwrap_or("?")));
+    }
+    seen.push_str(&format!("\n{}", String::from_utf8_lossy(&body.to_bytes())));
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let body = Full::new(Bytes::from(seen)).map_err(|never| match never {});

@@ -325,6 +325,8 @@ async fn a_refusal_says_a_word_and_no_policy() {
     let nobody = r#""subject":{"type":"workload","id":"web"}"#;
     let bare = r#""resource":{"type":"service","id":"ledger"}"#;
     let verb = r#""action":{"name":"can_read"}"#;
+    let connect = r#""action":{"name":"CONNECT"}"#;
+    let trace = r#""action":{"name":"TRACE"}"#;
     for (parts, status, code, outcome) in [
         (vec![WEB, GET, ADMIN, FROM], "403", "denied", Outcome::Forbid),
         (vec![BOB, PUT, SEVEN, FROM], "403", "denied", Outcome::NoPermit),
@@ -355,6 +357,18 @@ async fn a_refusal_says_a_word_and_no_policy() {
         ),
         (vec![WEB, GET, bare, FROM], "400", "no_host", Outcome::Malformed),
         (vec![WEB, verb, SEVEN, FROM], "400", "method", Outcome::Malformed),
+        (
+            vec![WEB, connect, SEVEN, FROM],
+            "405",
+            "method_refused",
+            Outcome::Malformed,
+        ),
+        (
+            vec![WEB, trace, bare, FROM],
+            "405",
+            "method_refused",
+            Outcome::Malformed,
+        ),
         (
             vec![user, GET, SEVEN, FROM],
             "401",
