@@ -58,8 +58,12 @@ pub struct Config {
 pub struct Authorization {
     /// The recorder's name, `[a-z0-9.-]{1,64}`: it stands in every decision id, so no other recorder has it.
     pub name: String,
-    /// Directory of decision records, and of the policy that was last in force; this process is its only writer.
+    /// Directory of decision records; this process is its only writer.
     pub audit_dir: PathBuf,
+    /// Directory of what is kept for the next start: the policy that was last in force. Outside `audit_dir`; a file that
+    /// leaves it out means `authorization` in the agent's `data_dir`.
+    #[serde(default)]
+    pub state_dir: PathBuf,
     /// Directory of `*.cedar` files and `routes.toml`; followed until the first signed bundle.
     #[serde(default)]
     pub policy_dir: Option<PathBuf>,
@@ -98,7 +102,12 @@ impl Config {
     /// # Errors
     /// Names file, line or key, value and remedy.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = config::load(path)?;
+        let mut config: Self = config::load(path)?;
+        if let Some(authorization) = &mut config.authorization
+            && authorization.state_dir.as_os_str().is_empty()
+        {
+            authorization.state_dir = config.data_dir.join("authorization");
+        }
         config.check(path)?;
         Ok(config)
     }
@@ -175,6 +184,13 @@ impl Authorization {
                 "name",
                 &self.name,
                 "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
+            );
+        }
+        if self.state_dir.starts_with(&self.audit_dir) {
+            return fail(
+                "state_dir",
+                &self.state_dir.display(),
+                "the log's directory is the log's alone; choose a directory outside `audit_dir`",
             );
         }
         if self.policy_dir.is_none() && !takes_bundles {
@@ -271,6 +287,11 @@ mod tests {
             (1_000, OnStale::Keep)
         );
         assert_eq!(config.services["ledger"].path(), "/ledger");
+        assert_eq!(
+            config.state_dir,
+            Path::new("/d/authorization"),
+            "in the agent's own directory"
+        );
         for (from, to, expected) in [
             ("node-7", "Node", "authorization.name = \"Node\""),
             ("policy_dir = \"/p\"\n", "", "policy_signers"),
@@ -279,6 +300,11 @@ mod tests {
             ("/ledger\"", "\"", "a workload's SPIFFE ID has a path"),
             ("spiffe://prod", "https://prod", "https://prod"),
             ("policy_dir", "polcy_dir", "polcy_dir"),
+            (
+                "policy_dir",
+                "state_dir = \"/a/state\"\npolicy_dir",
+                "authorization.state_dir = \"/a/state\"",
+            ),
         ] {
             assert!(TABLE.contains(from), "{from}");
             let error = load(&format!("{GOOD}{}", TABLE.replace(from, to))).unwrap_err();

@@ -203,6 +203,11 @@ pub struct Record {
     #[cbor(default, skip_if = "BTreeMap::is_empty")]
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, Option<String>>,
+    /// SHA-256 of the manifest of the signed bundle that decided: what its signers signed; none for a policy directory.
+    #[n(29)]
+    #[cbor(with = "minicbor::bytes", default, skip_if = "Option::is_none")]
+    #[serde(serialize_with = "as_optional_hex", skip_serializing_if = "Option::is_none")]
+    pub bundle_manifest: Option<[u8; 32]>,
 }
 
 // === impl DecisionId ===
@@ -338,6 +343,7 @@ impl Record {
             shadow_determining: Vec::new(),
             vouched_by: None,
             headers: BTreeMap::new(),
+            bundle_manifest: None,
         }
     }
 
@@ -483,6 +489,11 @@ fn as_optional_text<S: Serializer>(value: &Option<impl fmt::Display>, serializer
         Some(value) => serializer.collect_str(value),
         None => serializer.serialize_none(),
     }
+}
+
+fn as_optional_hex<S: Serializer>(bytes: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
+    let hex = |bytes: &[u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    as_optional_text(&bytes.as_ref().map(hex), serializer)
 }
 
 fn as_rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -657,6 +668,7 @@ mod tests {
             stale in any::<bool>(),
             numbers in any::<(u64, u64)>(),
             headers in proptest::collection::btree_map(text(), proptest::option::of(text()), 0..4),
+            bundle_manifest in any::<Option<[u8; 32]>>(),
         ) -> Record {
             let mut optional = optional.into_iter();
             let mut next = || optional.next().unwrap();
@@ -690,6 +702,7 @@ mod tests {
                 shadow_determining: Vec::new(),
                 vouched_by: None,
                 headers,
+                bundle_manifest,
             }
         }
     }

@@ -48,6 +48,7 @@ pub struct InForce {
 #[derive(Debug, Clone, Copy)]
 struct BundleFacts {
     revision: u64,
+    manifest: [u8; 32],
     expires: SystemTime,
 }
 
@@ -129,6 +130,11 @@ impl InForce {
     /// The revision of the bundle it came in; none for a directory.
     pub fn bundle_revision(&self) -> Option<u64> {
         self.bundle.map(|bundle| bundle.revision)
+    }
+
+    /// SHA-256 of that bundle's manifest.
+    pub fn bundle_manifest(&self) -> Option<[u8; 32]> {
+        self.bundle.map(|bundle| bundle.manifest)
     }
 
     /// From when it is stale; never for a directory.
@@ -493,6 +499,7 @@ impl PolicyFeed {
         };
         let bundle = parts.live.as_ref().map(|bundle| BundleFacts {
             revision: bundle.manifest().revision,
+            manifest: bundle.seen().manifest.0,
             expires: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(bundle.manifest().expires),
         });
         let grants = parts

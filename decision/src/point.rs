@@ -110,6 +110,7 @@ impl DecisionPoint {
         let started = Instant::now();
         record.policy_revision = Some(live.revision().to_owned());
         record.bundle_revision = in_force.bundle_revision();
+        record.bundle_manifest = in_force.bundle_manifest();
         record.stale = in_force.stale(record.at);
         if let Some(http) = question.http {
             record.host = Some(http.host().to_owned());

@@ -43,6 +43,10 @@ pub struct Config {
     pub reference_check_every: u64,
     /// Directory of decision records; this process is its only writer.
     pub audit_dir: PathBuf,
+    /// Directory of what is kept for the next start: the policy that was last in force. Outside `audit_dir`; a file that
+    /// leaves it out means [`beside`] that.
+    #[serde(default)]
+    pub state_dir: PathBuf,
     /// Unix socket for `/status`, `/policies` and `/metrics`; only the own user may connect.
     pub admin_socket: PathBuf,
     /// Threads that carry traffic.
@@ -121,6 +125,10 @@ impl Config {
         if let Some(relative) = &mut config.policy_dir {
             *relative = base.join(&*relative);
         }
+        config.state_dir = match config.state_dir.as_os_str().is_empty() {
+            true => beside(&config.audit_dir),
+            false => base.join(&config.state_dir),
+        };
         config.validate(path)?;
         Ok(config)
     }
@@ -142,6 +150,13 @@ impl Config {
                 "name",
                 &self.name,
                 "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
+            );
+        }
+        if self.state_dir.starts_with(&self.audit_dir) {
+            return fail(
+                "state_dir",
+                &self.state_dir.display(),
+                "the log's directory is the log's alone; choose a directory outside `audit_dir`",
             );
         }
         let socket = self
@@ -245,6 +260,13 @@ impl Config {
     }
 }
 
+/// `/var/lib/hoplite/audit-state` for `/var/lib/hoplite/audit`.
+fn beside(audit_dir: &Path) -> PathBuf {
+    let mut name = audit_dir.file_name().unwrap_or_default().to_owned();
+    name.push("-state");
+    audit_dir.with_file_name(name)
+}
+
 fn one() -> usize {
     1
 }
@@ -298,6 +320,7 @@ expect = "spiffe://demo.hoplite/ledger"
             "relative to the file"
         );
         assert_eq!(config.audit_dir, Path::new("/var/audit"));
+        assert_eq!(config.state_dir, Path::new("/var/audit-state"), "beside the log");
         assert_eq!(config.outbound[0].expect.path(), "/ledger");
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use hoplite_audit::RecorderError;
 use hoplite_host::config::ConfigError;
+use hoplite_host::files::FileError;
 use hoplite_host::socket::BindError;
 
 /// The operator's to mend: one sentence each.
@@ -34,6 +35,9 @@ pub enum StartError {
         /// Why not.
         source: RecorderError,
     },
+    /// The directory for the policy that is kept cannot be used.
+    #[error("`state_dir`: {0}")]
+    State(#[from] FileError),
     /// The decision log can no longer be written: from there on every request would be refused.
     #[error(
         "the decision log `{dir}` can no longer be written, and nothing may be decided without a record; make room or mend the disk, then start again",

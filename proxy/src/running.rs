@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Options, Recorder};
 use hoplite_decision::{DecisionPoint, Follower, PolicyFeed, follow_bundles};
+use hoplite_host::files;
 use hoplite_host::process::{Hardening, harden};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket as unix_socket;
@@ -97,10 +98,11 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let workers = if traffic == Traffic::Threads { config.workers } else { 1 };
     let ports = bind(&config, workers)?;
     let recorder = open_log(&config)?;
+    files::private_dir(&config.state_dir)?;
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let policy = PolicyFeed::new(&config.audit_dir, config.bundle_trust(), SystemTime::now());
+    let policy = PolicyFeed::new(&config.state_dir, config.bundle_trust(), SystemTime::now());
     let policy = Arc::new(policy);
     let follower = config.policy_dir.clone().map(|dir| policy.follow(dir)).transpose();
     let follower = follower.map_err(|source| StartError::System {

@@ -307,6 +307,7 @@ impl World {
             on_stale_policy: Default::default(),
             reference_check_every: 7,
             audit_dir: self.dir.path().join("audit").join(name),
+            state_dir: self.dir.path().join("state").join(name),
             admin_socket: self.dir.path().join(format!("{name}.sock")),
             workers: 1,
             inbound: Vec::new(),
@@ -377,6 +378,7 @@ impl World {
         self.agent_config.authorization = Some(hoplite_agent::Authorization {
             name: NODE.to_owned(),
             audit_dir: self.dir.path().join("audit").join(NODE),
+            state_dir: self.dir.path().join("state").join(NODE),
             policy_dir: Some(self.dir.path().join("policies")),
             reference_check_every: 7,
             on_stale_policy: Default::default(),

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{DecisionId, Options, Outcome, Phase, Record, Recorder, RecorderError};
 use hoplite_decision::{BundleTrust, DecisionPoint, Fields, Follower, PolicyFeed, Question, Refusal};
+use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::{Caller, Permit, Transport};
@@ -69,6 +70,9 @@ pub enum AuthorizerError {
         /// Why not.
         source: RecorderError,
     },
+    /// The directory for the policy that is kept cannot be used.
+    #[error("`state_dir`: {0}")]
+    State(#[from] FileError),
     /// There is no thread for it.
     #[error("the policy directory cannot be followed: {0}")]
     Follow(#[from] io::Error),
@@ -97,7 +101,8 @@ impl Authorizer {
                 "the decision log has lost records that were on the disk"
             );
         }
-        let feed = Arc::new(PolicyFeed::new(&config.audit_dir, trust, now));
+        files::private_dir(&config.state_dir)?;
+        let feed = Arc::new(PolicyFeed::new(&config.state_dir, trust, now));
         let directory = config.policy_dir.clone().map(|dir| feed.follow(dir)).transpose()?;
         Ok(Self {
             point: DecisionPoint::new(

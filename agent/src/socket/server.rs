@@ -405,6 +405,7 @@ pub(crate) mod testing {
             let config = Authorization {
                 name: "node".to_owned(),
                 audit_dir: directory.path().join("audit"),
+                state_dir: directory.path().join("state"),
                 policy_dir: policies,
                 reference_check_every: 2,
                 on_stale_policy: OnStale::Deny,

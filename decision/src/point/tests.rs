@@ -5,7 +5,9 @@ use std::time::Duration;
 use hoplite_audit::{Options, Phase, Query, read_log};
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, Meta, Source, Stage};
+use hoplite_policy::{
+    Bundle, BundleContents, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Seen, Source, Stage,
+};
 use hoplite_seal::{SigningKey, TrustedSigners};
 use zeroize::Zeroizing;
 
@@ -42,12 +44,12 @@ fn world() -> World {
 }
 
 impl World {
-    fn publish(&self, revision: u64, stage: Stage, policies: &str, expires: Duration) {
-        self.publish_with(revision, stage, policies, &[], expires);
+    fn publish(&self, revision: u64, stage: Stage, policies: &str, expires: Duration) -> Seen {
+        self.publish_with(revision, stage, policies, &[], expires)
     }
 
     /// With headers that are selected.
-    fn publish_with(&self, revision: u64, stage: Stage, policies: &str, headers: &[&str], expires: Duration) {
+    fn publish_with(&self, revision: u64, stage: Stage, policies: &str, headers: &[&str], expires: Duration) -> Seen {
         let source = |name: &str, text: &str| Source {
             name: name.to_owned(),
             text: text.to_owned(),
@@ -70,6 +72,7 @@ impl World {
         let bundle = Bundle::build(&sources, meta).unwrap();
         let bytes = bundle.sign(&[&key("alice")]).unwrap();
         self.feed.offer(&bytes, SystemTime::now()).unwrap();
+        Seen::from(&BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap())
     }
 
     fn point(&self, every: u64, on_stale: OnStale) -> DecisionPoint {
@@ -125,9 +128,16 @@ async fn the_record_says_what_was_decided_by_what() {
     assert!(!allowed && record.outcome == Outcome::Error, "{record:?}");
     assert!(record.reason.unwrap().contains("no policy has been loaded"));
 
-    world.publish(3, Stage::Live, PERMIT, HOUR);
+    assert_eq!((record.bundle_revision, record.bundle_manifest), (None, None));
+
+    let published = world.publish(3, Stage::Live, PERMIT, HOUR);
     let (allowed, record) = world.ask(&point, SystemTime::now()).await;
     assert!(allowed);
+    assert_eq!(
+        record.bundle_manifest,
+        Some(published.manifest.0),
+        "the whole of what was signed"
+    );
     assert_eq!(
         (record.outcome, record.bundle_revision, record.stale),
         (Outcome::Allow, Some(3), false)

@@ -150,7 +150,7 @@ impl Layout {
         // Before anything is made: the longest of the sockets must be possible.
         socket::ensure_fits(&layout.socket("orders"))?;
         files::private_dir(dir)?;
-        for part in ["run", "config", "logs", "audit", "keys"] {
+        for part in ["run", "config", "logs", "audit", "state", "keys"] {
             files::private_dir(&dir.join(part))?;
         }
         for name in SIGNERS {
@@ -250,6 +250,7 @@ impl Layout {
                  policy_dir = \"{dir}/policies\"\n\
                  {signers}\
                  audit_dir = \"{dir}/audit/{name}\"\n\
+                 state_dir = \"{dir}/state/{name}\"\n\
                  admin_socket = \"{dir}/run/{name}.sock\"\n\n\
                  [[inbound]]\n\
                  listen = \"{}\"\n\

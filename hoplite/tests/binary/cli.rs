@@ -326,6 +326,13 @@ fn values_of_the_proxy() {
             &[("audit_dir = \"audit\"", "audit_dir = \"/proc/hoplite\"")],
             &["/proc/hoplite"],
         ),
+        (
+            &[(
+                "audit_dir = \"audit\"",
+                "audit_dir = \"audit\"\nstate_dir = \"audit/state\"",
+            )],
+            &["state_dir", "outside `audit_dir`"],
+        ),
         (&[("orders.sock", &long)], &["106", "shorter"]),
     ];
     for (replace, expected) in cases {

@@ -290,6 +290,7 @@ fn a_service_of_ones_own_joins_in() {
          workload_api = \"unix://{mesh}/run/agent.sock\"\n\
          policy_dir = \"{mesh}/policies\"\n\
          audit_dir = \"{mesh}/audit/billing\"\n\
+         state_dir = \"{mesh}/state/billing\"\n\
          admin_socket = \"{mesh}/run/billing.sock\"\n\
          [[inbound]]\n\
          listen = \"127.0.0.1:{listen}\"\n\

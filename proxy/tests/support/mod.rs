@@ -124,6 +124,7 @@ impl World {
             on_stale_policy: Default::default(),
             reference_check_every: 7,
             audit_dir: self.path(&format!("{name}-audit")),
+            state_dir: self.path(&format!("{name}-state")),
             admin_socket: self.path(&format!("{name}.sock")),
             workers: 1,
             inbound: Vec::new(),
