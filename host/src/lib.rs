@@ -3,9 +3,14 @@
 //! What the daemons share of the operating system, each thing in one place, so that a permission or an error text is
 //! decided once.
 
+pub mod accept;
 pub mod config;
 pub mod files;
+mod hpack;
+pub mod http_authority;
+pub mod local_connection;
 pub mod logging;
 pub mod process;
 pub mod shutdown;
+pub mod slots;
 pub mod socket;
