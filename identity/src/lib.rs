@@ -6,8 +6,10 @@
 //! the peer showed a certificate chain its *own* trust domain's bundle vouches for.
 
 mod bundle;
+mod entry;
 pub mod pem;
 mod profile;
+mod reserved;
 mod selector;
 mod service;
 mod spiffe_id;
@@ -19,7 +21,9 @@ mod verify;
 pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
+pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, entries_digest};
 pub use profile::InvalidAuthority;
+pub use reserved::{InvalidNode, NODE_NAME_BYTES_MAX, RESERVED};
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, SelectorKind};
 pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};

@@ -5,6 +5,7 @@
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force.
 
 pub mod channel;
+mod entry;
 mod policy_feed;
 mod workload_api;
 

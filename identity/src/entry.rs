@@ -1,0 +1,480 @@
+//! Registration entries: which selectors, under which agent, earn which SPIFFE ID. One type for CA, agent and wire.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+
+use crate::reserved::RESERVED;
+use crate::{Excerpt, InvalidSelector, InvalidSpiffeId, Selector, SpiffeId, TrustDomain};
+
+/// A process is described by a handful of facts; all of an entry's must be checked for each process.
+const SELECTORS_MAX: usize = 32;
+/// Each is copied into every certificate.
+const DNS_NAMES_MAX: usize = 32;
+/// A hint is a word for the workload.
+const HINT_BYTES_MAX: usize = 128;
+/// Room for more than the CA gives: 32 hexadecimal digits.
+const ENTRY_ID_BYTES_MAX: usize = 64;
+
+/// The name of a registered entry: 1 to 64 of `[a-z0-9-]`. The CA gives 128 random bits in hex.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId(Arc<str>);
+
+/// What is registered: a process with all these selectors on the node of this agent is this workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The name that is earned.
+    pub spiffe_id: SpiffeId,
+    /// The agent that may have it.
+    pub parent_id: SpiffeId,
+    /// A process must have all of them. Never empty once checked: an entry without selectors would be everybody's.
+    pub selectors: BTreeSet<Selector>,
+    /// The life of each certificate in seconds; 0 means what the CA's configuration says.
+    pub x509_ttl: u32,
+    /// A word that tells the workload's identities apart; empty for none.
+    pub hint: String,
+    /// Names that stand in the certificate besides.
+    pub dns_names: Vec<String>,
+    /// When it was registered, in Unix seconds.
+    pub created_at: u64,
+}
+
+/// An entry as the CA has it: with its name and the revision that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredEntry {
+    /// Its name.
+    pub id: EntryId,
+    /// What was registered.
+    pub entry: Entry,
+    /// The revision of the CA's store that wrote it.
+    pub revision: u64,
+}
+
+/// A text that is not the name of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an entry's id; `hoplite entry list` shows them")]
+pub struct InvalidEntryId(Excerpt);
+
+/// Why an entry cannot be registered or served. Each message begins with the field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidEntry {
+    /// It has a bad name; only of those that are registered.
+    #[error("`id`: {0}")]
+    Id(#[from] InvalidEntryId),
+    /// A text that is no SPIFFE ID.
+    #[error("`{field}`: {reason}")]
+    SpiffeId {
+        /// Of which field.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: InvalidSpiffeId,
+    },
+    /// A name of another trust domain.
+    #[error("`{field}`: `{id}` is not in the trust domain `{expected}`")]
+    OtherTrustDomain {
+        /// Of which field.
+        field: &'static str,
+        /// The name.
+        id: SpiffeId,
+        /// The trust domain it should be in.
+        expected: TrustDomain,
+    },
+    /// The trust domain's own name.
+    #[error("`spiffe_id`: `{0}` has no path; a workload's SPIFFE ID needs one")]
+    NoPath(SpiffeId),
+    /// A name of Hoplite's own parts. A workload that were `/hoplite/ca` could command every agent.
+    #[error("`spiffe_id`: `{0}` begins with `/{RESERVED}`, which is for Hoplite's own parts; choose another path")]
+    Reserved(SpiffeId),
+    /// The parent cannot have workloads.
+    #[error("`parent_id`: `{0}` is not an agent; write `spiffe://<trust domain>/{RESERVED}/agent/<node>`")]
+    NotAnAgent(SpiffeId),
+    /// Every process would have this identity.
+    #[error("`selectors`: none given; an entry without any would fit every process")]
+    NoSelectors,
+    /// More than are compared or copied.
+    #[error("`{field}`: {count} given; at most {max}")]
+    TooMany {
+        /// Of which field.
+        field: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// What no attestor finds out.
+    #[error("`selectors`: {0}")]
+    Selector(#[from] InvalidSelector),
+    /// A life that the CA cannot give.
+    #[error("`x509_ttl_seconds`: `{ttl}` is out of bounds; write 0 for the default, or from {min} to less than {max}")]
+    Ttl {
+        /// What was asked, in seconds.
+        ttl: u32,
+        /// The least.
+        min: u64,
+        /// What it must be less than.
+        max: u64,
+    },
+    /// A hint that nobody could show.
+    #[error("`hint`: not printable, or longer than {HINT_BYTES_MAX} bytes")]
+    Hint,
+    /// A name that certificates cannot hold.
+    #[error("`dns_names`: `{0}` is not a DNS name in lower case without wildcards")]
+    DnsName(String),
+}
+
+// === impl EntryId ===
+
+impl EntryId {
+    /// Checks a text.
+    ///
+    /// # Errors
+    /// It is empty, too long, or has another character than `[a-z0-9-]`.
+    pub fn parse(text: &str) -> Result<Self, InvalidEntryId> {
+        let is_legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if (1..=ENTRY_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_legal) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidEntryId(Excerpt::of(text)))
+        }
+    }
+
+    /// A new name from random bits.
+    pub fn from_entropy(bits: [u8; 16]) -> Self {
+        Self(HEXLOWER.encode(&bits).into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A map by id answers for a text too.
+impl Borrow<str> for EntryId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Whether it can be registered and served in this trust domain: names, selectors, hint and DNS names.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn check(&self, trust_domain: &TrustDomain) -> Result<(), InvalidEntry> {
+        for (field, id) in [("spiffe_id", &self.spiffe_id), ("parent_id", &self.parent_id)] {
+            if id.trust_domain() != trust_domain {
+                return Err(InvalidEntry::OtherTrustDomain {
+                    field,
+                    id: id.clone(),
+                    expected: trust_domain.clone(),
+                });
+            }
+        }
+        if self.spiffe_id.is_trust_domain() {
+            return Err(InvalidEntry::NoPath(self.spiffe_id.clone()));
+        }
+        if self.spiffe_id.is_reserved() {
+            return Err(InvalidEntry::Reserved(self.spiffe_id.clone()));
+        }
+        if !self.parent_id.is_agent() {
+            return Err(InvalidEntry::NotAnAgent(self.parent_id.clone()));
+        }
+        if self.selectors.is_empty() {
+            return Err(InvalidEntry::NoSelectors);
+        }
+        at_most("selectors", self.selectors.len(), SELECTORS_MAX)?;
+        if self.hint.len() > HINT_BYTES_MAX || self.hint.chars().any(char::is_control) {
+            return Err(InvalidEntry::Hint);
+        }
+        at_most("dns_names", self.dns_names.len(), DNS_NAMES_MAX)?;
+        match self.dns_names.iter().find(|name| !is_dns_name(name)) {
+            Some(name) => Err(InvalidEntry::DnsName(name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its own certificate life, if it has one, is within these bounds.
+    ///
+    /// # Errors
+    /// [`InvalidEntry::Ttl`].
+    pub fn check_ttl(&self, bounds: Range<Duration>) -> Result<(), InvalidEntry> {
+        if self.x509_ttl == 0 || bounds.contains(&Duration::from_secs(self.x509_ttl.into())) {
+            return Ok(());
+        }
+        Err(InvalidEntry::Ttl {
+            ttl: self.x509_ttl,
+            min: bounds.start.as_secs(),
+            max: bounds.end.as_secs(),
+        })
+    }
+
+    /// The life of its certificates.
+    pub fn ttl(&self, default: Duration) -> Duration {
+        match self.x509_ttl {
+            0 => default,
+            seconds => Duration::from_secs(seconds.into()),
+        }
+    }
+
+    /// What the entry is about: SHA-256 of SPIFFE ID, parent and selectors, in hex. Two entries with one subject would
+    /// say one thing twice. Selectors are a set in the order of their texts, so neither order nor repetition counts.
+    pub fn subject(&self) -> String {
+        let mut context = Context::new(&SHA256);
+        context.update(self.spiffe_id.as_str().as_bytes());
+        context.update(&[0]);
+        context.update(self.parent_id.as_str().as_bytes());
+        for selector in &self.selectors {
+            // No part contains NUL: neither SPIFFE IDs nor selectors can.
+            context.update(&[0]);
+            context.update(selector.to_string().as_bytes());
+        }
+        HEXLOWER.encode(context.finish().as_ref())
+    }
+
+    /// Whether registering this again would change nothing.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Self {
+            created_at: other.created_at,
+            ..self.clone()
+        } == *other
+    }
+
+    /// Whether an SVID minted for the one is right for the other.
+    pub fn has_same_certificate(&self, other: &Self) -> bool {
+        self.spiffe_id == other.spiffe_id && self.x509_ttl == other.x509_ttl && self.dns_names == other.dns_names
+    }
+}
+
+fn at_most(field: &'static str, count: usize, max: usize) -> Result<(), InvalidEntry> {
+    if count > max {
+        Err(InvalidEntry::TooMany { field, count, max })
+    } else {
+        Ok(())
+    }
+}
+
+/// RFC 1123 host names, lower case as certificates compare them.
+fn is_dns_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let ldh = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (1..=63).contains(&label.len()) && label.bytes().all(ldh) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    // A name whose last label is a number is an IPv4 address to some verifiers.
+    let numeric = name
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    name.len() <= 253 && name.split('.').all(label) && !numeric
+}
+
+// === impl RegisteredEntry ===
+
+/// A registered entry is an entry.
+impl Deref for RegisteredEntry {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+/// What CA and agent compare: SHA-256 over pairs of id and revision, sorted by id: `id NUL revision`, the revision as
+/// 8 bytes big-endian.
+pub fn entries_digest<'a>(sorted: impl IntoIterator<Item = (&'a EntryId, u64)>) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    for (id, revision) in sorted {
+        context.update(id.as_str().as_bytes());
+        context.update(&[0]);
+        context.update(&revision.to_be_bytes());
+    }
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(context.finish().as_ref());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(uri: &str) -> SpiffeId {
+        SpiffeId::parse(uri).unwrap()
+    }
+
+    fn sample() -> Entry {
+        Entry {
+            spiffe_id: id("spiffe://prod.example/orders"),
+            parent_id: id("spiffe://prod.example/hoplite/agent/n1"),
+            selectors: ["unix:uid:1000", "unix:path:/opt/orders"]
+                .map(|text| text.parse().unwrap())
+                .into(),
+            x509_ttl: 0,
+            hint: String::new(),
+            dns_names: Vec::new(),
+            created_at: 7,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut Entry), expected: &str) {
+        let mut entry = sample();
+        change(&mut entry);
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let bounds = Duration::from_secs(5)..Duration::from_secs(86400);
+        let result = entry.check(&domain).and_then(|()| entry.check_ttl(bounds));
+        let result = result.map_or_else(|error| error.to_string(), |()| "good".to_owned());
+        assert!(result.contains(expected), "expected `{expected}`, got `{result}`");
+    }
+
+    #[test]
+    fn names() {
+        check(|_| (), "good");
+        check(|e| e.spiffe_id = id("spiffe://prod.example/hoplites"), "good");
+        check(|e| e.spiffe_id = id("spiffe://prod.example"), "has no path");
+        check(
+            |e| e.spiffe_id = id("spiffe://other.example/a"),
+            "`spiffe_id`: `spiffe://other.example/a` is not in the trust domain `prod.example`",
+        );
+        for own in ["", "/ca", "/agent/n2"] {
+            check(
+                |e| e.spiffe_id = id(&format!("spiffe://prod.example/hoplite{own}")),
+                "Hoplite's own parts",
+            );
+        }
+        for other in ["/orders", "/hoplite/agent", "/hoplite/agent/a/b", "/hoplite/ca"] {
+            check(
+                |e| e.parent_id = id(&format!("spiffe://prod.example{other}")),
+                "is not an agent",
+            );
+        }
+        check(
+            |e| e.parent_id = id("spiffe://other.example/hoplite/agent/a"),
+            "`parent_id`",
+        );
+    }
+
+    #[test]
+    fn the_rest() {
+        check(|e| e.selectors.clear(), "every process");
+        let many = |count: u32| (0..count).map(|n| format!("unix:gid:{n}").parse().unwrap()).collect();
+        check(|e| e.selectors = many(32), "good");
+        check(|e| e.selectors = many(33), "`selectors`: 33 given; at most 32");
+        check(|e| e.x509_ttl = 4, "`x509_ttl_seconds`: `4`");
+        check(|e| e.x509_ttl = 5, "good");
+        check(|e| e.x509_ttl = 86399, "good");
+        check(|e| e.x509_ttl = 86400, "out of bounds");
+        check(|e| e.hint = "internal".into(), "good");
+        check(|e| e.hint = "a\nb".into(), "`hint`");
+        check(|e| e.hint = "a".repeat(129), "`hint`");
+        for good in ["orders", "orders.internal", "a-1.b"] {
+            check(|e| e.dns_names = vec![good.into()], "good");
+        }
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "*.a",
+            "A.b",
+            "-a",
+            "a-",
+            "a_b",
+            "10.0.0.1",
+            "a.",
+            "spiffe://a",
+            "é",
+        ] {
+            check(|e| e.dns_names = vec![bad.into()], "`dns_names`");
+        }
+        check(|e| e.dns_names = vec!["a".into(); 33], "`dns_names`: 33 given");
+    }
+
+    #[test]
+    fn one_subject_whatever_the_order_and_repetition() {
+        let base = sample();
+        let same = |change: &dyn Fn(&mut Entry), expected: bool| {
+            let mut other = base.clone();
+            change(&mut other);
+            assert_eq!(other.subject() == base.subject(), expected, "{other:?}");
+        };
+        let texts = ["unix:path:/opt/orders", "unix:uid:1000", "unix:path:/opt/orders"];
+        same(&|e| e.selectors = texts.map(|text| text.parse().unwrap()).into(), true);
+        same(&|e| e.hint = "h".into(), true);
+        same(&|e| e.x509_ttl = 60, true);
+        same(&|e| e.spiffe_id = id("spiffe://prod.example/a"), false);
+        same(&|e| e.parent_id = id("spiffe://prod.example/hoplite/agent/n2"), false);
+        same(&|e| drop(e.selectors.pop_first()), false);
+        // What looks alike when it is run together is still told apart.
+        same(
+            &|e| e.selectors = ["unix:path:/opt/ordersunix:uid:1000".parse().unwrap()].into(),
+            false,
+        );
+    }
+
+    #[test]
+    fn the_digest_sees_every_change() {
+        let digest = |entries: &[(&str, u64)]| {
+            let ids: Vec<_> = entries
+                .iter()
+                .map(|(id, n)| (EntryId::parse(id).unwrap(), *n))
+                .collect();
+            entries_digest(ids.iter().map(|(id, revision)| (id, *revision)))
+        };
+        let base = digest(&[("a", 1), ("b", 2)]);
+        for other in [
+            &[("a", 1)][..],
+            &[("a", 1), ("b", 3)],
+            &[("a", 1), ("c", 2)],
+            &[("a", 2), ("b", 1)],
+            &[],
+        ] {
+            assert_ne!(base, digest(other), "{other:?}");
+        }
+        assert_eq!(base, digest(&[("a", 1), ("b", 2)]));
+    }
+
+    #[test]
+    fn ids() {
+        let made = EntryId::from_entropy([0xab; 16]);
+        assert_eq!(made.as_str(), "ab".repeat(16));
+        for bad in ["", "A", "a/b", "a b", "é", &"a".repeat(65)] {
+            assert!(
+                EntryId::parse(bad).unwrap_err().to_string().contains("entry list"),
+                "{bad}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_reads_back(text in "[a-z0-9-]{0,70}|\\PC{0,9}", hint in "\\PC{0,9}", ttl: u32) {
+            if let Ok(id) = EntryId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+            let entry = Entry { hint, x509_ttl: ttl, ..sample() };
+            let json = serde_json::to_string(&entry).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What Hoplite's own parts are called: `/hoplite/ca`, `/hoplite/agent/<node>`. No workload gets such a name.
+
+use crate::{Excerpt, SpiffeId, TrustDomain};
+
+/// The first segment of the path of each of Hoplite's own parts.
+pub const RESERVED: &str = "hoplite";
+
+/// The longest name of a node, in bytes: the keys of the CA's store hold an agent's whole SPIFFE ID.
+pub const NODE_NAME_BYTES_MAX: usize = 128;
+
+const AGENT: &str = "agent";
+const CA: &str = "ca";
+
+/// A node name that cannot become an agent's SPIFFE ID.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a node name; use `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, at most {NODE_NAME_BYTES_MAX} of them")]
+pub struct InvalidNode(Excerpt);
+
+impl TrustDomain {
+    /// The SPIFFE ID of the agent on a node: `spiffe://<trust domain>/hoplite/agent/<node>`.
+    ///
+    /// # Errors
+    /// The name is empty, too long, or no path segment.
+    pub fn agent(&self, node: &str) -> Result<SpiffeId, InvalidNode> {
+        let invalid = || InvalidNode(Excerpt::of(node));
+        if node.is_empty() || node.len() > NODE_NAME_BYTES_MAX || node.contains('/') {
+            return Err(invalid());
+        }
+        self.member(&format!("/{RESERVED}/{AGENT}/{node}"))
+            .map_err(|_| invalid())
+    }
+
+    /// The SPIFFE ID of its CA: `spiffe://<trust domain>/hoplite/ca`.
+    pub fn ca(&self) -> SpiffeId {
+        // A trust domain has 255 bytes at most, so the whole is never too long.
+        self.member(&format!("/{RESERVED}/{CA}")).unwrap_or_else(|_| self.id())
+    }
+}
+
+impl SpiffeId {
+    /// Whether the name is kept for Hoplite's own parts.
+    pub fn is_reserved(&self) -> bool {
+        self.segments().next() == Some(RESERVED)
+    }
+
+    /// Whether the name is one that [`TrustDomain::agent`] makes.
+    pub fn is_agent(&self) -> bool {
+        let mut segments = self.segments();
+        let mut next = || segments.next();
+        next() == Some(RESERVED)
+            && next() == Some(AGENT)
+            && next().is_some_and(|node| node.len() <= NODE_NAME_BYTES_MAX)
+            && next().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_and_the_ca() {
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let agent = domain.agent("node-1.a_B").unwrap();
+        assert_eq!(agent.as_str(), "spiffe://prod.example/hoplite/agent/node-1.a_B");
+        assert_eq!(domain.ca().as_str(), "spiffe://prod.example/hoplite/ca");
+        let longest = TrustDomain::parse(&"a".repeat(255)).unwrap();
+        assert_eq!(longest.ca().path(), "/hoplite/ca");
+        assert!(domain.agent(&"a".repeat(NODE_NAME_BYTES_MAX)).is_ok());
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "ä",
+            "a\n",
+            &"a".repeat(NODE_NAME_BYTES_MAX + 1),
+        ] {
+            let error = domain.agent(bad).unwrap_err().to_string();
+            assert!(error.contains("is not a node name") && !error.contains('\n'), "{error}");
+        }
+        let check = |path: &str, reserved: bool, agent: bool| {
+            let id = domain.member(path).unwrap();
+            assert_eq!((id.is_reserved(), id.is_agent()), (reserved, agent), "{path}");
+        };
+        check("", false, false);
+        check("/orders", false, false);
+        check("/hoplites/agent/a", false, false);
+        check("/a/hoplite/agent", false, false);
+        check("/hoplite", true, false);
+        check("/hoplite/ca", true, false);
+        check("/hoplite/agent", true, false);
+        check("/hoplite/agent/n1", true, true);
+        check("/hoplite/agent/n1/x", true, false);
+        check("/hoplite/Agent/n1", true, false);
+        check(
+            &format!("/hoplite/agent/{}", "a".repeat(NODE_NAME_BYTES_MAX + 1)),
+            true,
+            false,
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! Registration entries on the wire: the protobuf messages, and the one type that CA and agent share.
+
+use std::collections::BTreeSet;
+
+use hoplite_identity::{Entry, EntryId, InvalidEntry, InvalidSelector, RegisteredEntry, Selector, SpiffeId};
+
+use crate::ca;
+
+impl TryFrom<ca::Selector> for Selector {
+    type Error = InvalidSelector;
+
+    fn try_from(message: ca::Selector) -> Result<Self, InvalidSelector> {
+        match message.kind.parse() {
+            Ok(kind) => Self::new(kind, &message.value),
+            // As one text: whoever parted it elsewhere is told the nearest that exists.
+            Err(unknown) => match Self::parse(&format!("{}:{}", message.kind, message.value)) {
+                Ok(_) => Err(unknown),
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+impl From<&Selector> for ca::Selector {
+    fn from(selector: &Selector) -> Self {
+        Self {
+            kind: selector.kind().as_str().to_owned(),
+            value: selector.value().to_owned(),
+        }
+    }
+}
+
+/// What an operator wants registered. `id` and `revision` in it mean nothing.
+impl TryFrom<ca::Entry> for Entry {
+    type Error = InvalidEntry;
+
+    fn try_from(message: ca::Entry) -> Result<Self, InvalidEntry> {
+        let id = |field, text: &str| SpiffeId::parse(text).map_err(|reason| InvalidEntry::SpiffeId { field, reason });
+        let selectors = message.selectors.into_iter().map(Selector::try_from);
+        Ok(Self {
+            spiffe_id: id("spiffe_id", &message.spiffe_id)?,
+            parent_id: id("parent_id", &message.parent_id)?,
+            selectors: selectors.collect::<Result<BTreeSet<_>, _>>()?,
+            x509_ttl: message.x509_ttl_seconds,
+            hint: message.hint,
+            dns_names: message.dns_names,
+            created_at: u64::try_from(message.created_at_unix).unwrap_or(0),
+        })
+    }
+}
+
+/// What the CA says is registered.
+impl TryFrom<ca::Entry> for RegisteredEntry {
+    type Error = InvalidEntry;
+
+    fn try_from(message: ca::Entry) -> Result<Self, InvalidEntry> {
+        Ok(Self {
+            id: EntryId::parse(&message.id)?,
+            revision: message.revision,
+            entry: message.try_into()?,
+        })
+    }
+}
+
+impl From<&RegisteredEntry> for ca::Entry {
+    fn from(registered: &RegisteredEntry) -> Self {
+        let entry = &registered.entry;
+        Self {
+            id: registered.id.to_string(),
+            spiffe_id: entry.spiffe_id.to_string(),
+            parent_id: entry.parent_id.to_string(),
+            selectors: entry.selectors.iter().map(ca::Selector::from).collect(),
+            x509_ttl_seconds: entry.x509_ttl,
+            hint: entry.hint.clone(),
+            dns_names: entry.dns_names.clone(),
+            revision: registered.revision,
+            created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_identity::SelectorKind;
+
+    fn message(selectors: &[(&str, &str)]) -> ca::Entry {
+        let selector = |(kind, value): &(&str, &str)| ca::Selector {
+            kind: (*kind).into(),
+            value: (*value).into(),
+        };
+        ca::Entry {
+            id: "e".into(),
+            spiffe_id: "spiffe://prod.example/a".into(),
+            parent_id: "spiffe://prod.example/hoplite/agent/n1".into(),
+            selectors: selectors.iter().map(selector).collect(),
+            created_at_unix: 7,
+            revision: 3,
+            ..ca::Entry::default()
+        }
+    }
+
+    #[test]
+    fn an_entry_comes_back_with_its_selectors_in_their_order() {
+        let sorted: Vec<Selector> = SelectorKind::ALL.map(|kind| kind.example().parse().unwrap()).into();
+        let mut texts: Vec<_> = sorted
+            .iter()
+            .map(|selector| (selector.kind().as_str(), selector.value()))
+            .collect();
+        let canonical = message(&texts);
+        texts.reverse();
+        texts.push(texts[0]);
+        let registered = RegisteredEntry::try_from(message(&texts)).unwrap();
+        assert_eq!(registered.selectors.iter().cloned().collect::<Vec<_>>(), sorted);
+        assert_eq!(ca::Entry::from(&registered), canonical);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_by_its_field() {
+        let check = |change: &dyn Fn(&mut ca::Entry), expected: &str| {
+            let mut message = message(&[("unix:uid", "1")]);
+            change(&mut message);
+            let error =
+                RegisteredEntry::try_from(message).map_or_else(|error| error.to_string(), |_| "good".to_owned());
+            assert!(error.contains(expected), "expected `{expected}`, got `{error}`");
+        };
+        let one = |kind: &'static str, value: &'static str| {
+            move |e: &mut ca::Entry| e.selectors = message(&[(kind, value)]).selectors
+        };
+        check(&|_| (), "good");
+        check(&|e| e.created_at_unix = -1, "good");
+        check(&|e| e.id.clear(), "`id`: `` is not an entry's id");
+        check(
+            &|e| e.spiffe_id = "nonsense".into(),
+            "`spiffe_id`: `nonsense` does not start",
+        );
+        check(&|e| e.parent_id.clear(), "`parent_id`: ``");
+        check(&one("", ""), "`selectors`: `` is no selector kind");
+        check(&one("unix:uidd", "1"), "did you mean `unix:uid:1`?");
+        check(&one("unix", "uidd:1"), "did you mean `unix:uid:1`?");
+        check(&one("uid", "0"), "did you mean `unix:uid:0`?");
+        // Parted in the wrong place: what is listed as `unix:uid:0` must be the selector that is attested.
+        check(&one("unix", "uid:0"), "`unix` is no selector kind");
+        check(&one("unix:uid", "root"), "did you mean `unix:user:root`?");
+        check(&one("unix:path", "./x"), "an absolute path");
+        check(&one("unix:uid", ""), "has no value");
+    }
+}
