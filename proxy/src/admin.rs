@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::Config;
+use crate::destination::DestinationFeed;
 use crate::enforce::Enforcer;
 use crate::identity_feed::IdentityFeed;
 use crate::metrics::Metrics;
@@ -64,7 +65,7 @@ pub(crate) struct Admin {
     pub(crate) config: Config,
     /// Where the listeners are, in the order of the configuration: inbound, then outbound.
     pub(crate) inbound: Vec<SocketAddr>,
-    pub(crate) outbound: Vec<SocketAddr>,
+    pub(crate) outbound: Vec<(SocketAddr, Arc<DestinationFeed>)>,
     pub(crate) enforcer: Arc<Enforcer>,
     /// Empty as long as the proxy waits for its first SVID.
     pub(crate) identity: OnceLock<Arc<IdentityFeed>>,
@@ -210,12 +211,13 @@ impl Admin {
             .outbound
             .iter()
             .zip(&self.outbound)
-            .map(|(outbound, listen)| {
+            .map(|(outbound, (listen, destination))| {
+                let destination = destination.current();
                 json!({
                     "name": outbound.name,
                     "listen": listen,
-                    "connect_to": outbound.connect_to,
-                    "expect": outbound.expect.as_str(),
+                    "connect_to": destination.address,
+                    "expect": destination.expect.as_str(),
                 })
             })
             .collect();

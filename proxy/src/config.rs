@@ -1,6 +1,7 @@
 //! The configuration file of a proxy: who it is, what it listens on, whom it forwards to.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,8 @@ use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
+
+use crate::destination::{BadDestination, Destination, is_address};
 
 /// More workers than this is a typing error.
 const WORKERS_MAX: usize = 64;
@@ -141,123 +144,174 @@ impl Config {
     }
 
     /// Checks what the types cannot say; `path` is named in errors.
+    ///
+    /// # Errors
+    /// The first key whose value cannot be used.
     pub fn validate(&self, path: &Path) -> Result<(), ConfigError> {
-        let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
-            Err(ConfigError::unusable(path, key, value, reason))
-        };
-        if !is_recorder_name(&self.name) {
-            return fail(
-                "name",
-                &self.name,
-                "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
-            );
-        }
-        if self.state_dir.starts_with(&self.audit_dir) {
-            return fail(
-                "state_dir",
-                &self.state_dir.display(),
-                "the log's directory is the log's alone; choose a directory outside `audit_dir`",
-            );
-        }
+        let checked = self
+            .check_process()
+            .and_then(|()| self.check_policy())
+            .and_then(|()| self.check_listeners());
+        checked.map_err(|Unusable { key, value, remedy }| ConfigError::unusable(path, key, &value, &remedy))
+    }
+
+    /// What the process itself needs.
+    fn check_process(&self) -> Result<(), Unusable> {
         let socket = self
             .workload_api
             .strip_prefix("unix://")
             .or_else(|| self.workload_api.strip_prefix("unix:"));
-        if !socket.unwrap_or(&self.workload_api).starts_with('/') {
-            return fail(
-                "workload_api",
-                &self.workload_api,
-                "write `unix:///absolute/path/to/agent.sock`",
-            );
-        }
-        if !(1..=WORKERS_MAX).contains(&self.workers) {
-            return fail(
-                "workers",
-                &self.workers,
-                "write a number from 1 to 64; 1 is right beside one service",
-            );
-        }
-        if !self.policy_signers.is_empty() && self.bundle_trust().is_none() {
-            return fail(
-                "trust_domain",
-                &"",
-                "bundles are signed for one trust domain; write its name, for example `prod.example`",
-            );
-        }
-        if self.policy_dir.is_none() && self.policy_signers.is_empty() {
-            return fail(
-                "policy_signers",
-                &"[]",
-                "say where policy comes from: name the keys that sign its bundles here, or a directory in `policy_dir`",
-            );
-        }
-        if self.inbound.is_empty() && self.outbound.is_empty() {
-            return fail(
-                "inbound",
-                &"[]",
-                "write at least one `[[inbound]]` or `[[outbound]]` table",
-            );
-        }
+        check(
+            is_recorder_name(&self.name),
+            "name",
+            &self.name,
+            "write 1 to 64 of `a-z`, `0-9`, `-`, `.`: the name stands in decision ids",
+        )?;
+        check(
+            !self.state_dir.starts_with(&self.audit_dir),
+            "state_dir",
+            &self.state_dir.display(),
+            "the log's directory is the log's alone; choose a directory outside `audit_dir`",
+        )?;
+        check(
+            socket.unwrap_or(&self.workload_api).starts_with('/'),
+            "workload_api",
+            &self.workload_api,
+            "write `unix:///absolute/path/to/agent.sock`",
+        )?;
+        check(
+            (1..=WORKERS_MAX).contains(&self.workers),
+            "workers",
+            &self.workers,
+            "write a number from 1 to 64; 1 is right beside one service",
+        )
+    }
+
+    /// Where policy comes from, and whose it has to be.
+    fn check_policy(&self) -> Result<(), Unusable> {
+        let signed = !self.policy_signers.is_empty();
+        check(
+            !signed || self.bundle_trust().is_some(),
+            "trust_domain",
+            &"",
+            "bundles are signed for one trust domain; write its name, for example `prod.example`",
+        )?;
+        check(
+            signed || self.policy_dir.is_some(),
+            "policy_signers",
+            &"[]",
+            "say where policy comes from: name the keys that sign its bundles here, or a directory in `policy_dir`",
+        )
+    }
+
+    fn check_listeners(&self) -> Result<(), Unusable> {
+        let some = !self.inbound.is_empty() || !self.outbound.is_empty();
+        check(
+            some,
+            "inbound",
+            &"[]",
+            "write at least one `[[inbound]]` or `[[outbound]]` table",
+        )?;
         let mut addresses = HashSet::new();
-        let mut names = HashSet::new();
         for inbound in &self.inbound {
-            if inbound.listen.port() != 0 && !addresses.insert(inbound.listen) {
-                return fail(
-                    "inbound.listen",
-                    &inbound.listen,
-                    "another listener has this address; choose a free port",
-                );
-            }
-            if !is_service_name(&inbound.service) {
-                return fail(
-                    "inbound.service",
-                    &inbound.service,
-                    "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`",
-                );
-            }
-            if !is_address(&inbound.forward_to) {
-                return fail(
-                    "inbound.forward_to",
-                    &inbound.forward_to,
-                    "write `host:port`, for example `127.0.0.1:8080`",
-                );
-            }
+            inbound.check(&mut addresses)?;
         }
+        let mut names = HashSet::new();
         for outbound in &self.outbound {
-            if !outbound.listen.ip().is_loopback() {
-                return fail(
-                    "outbound.listen",
-                    &outbound.listen,
-                    "whoever reaches this port speaks with this workload's identity; listen on `127.0.0.1` or `[::1]`",
-                );
-            }
-            if outbound.listen.port() != 0 && !addresses.insert(outbound.listen) {
-                return fail(
-                    "outbound.listen",
-                    &outbound.listen,
-                    "another listener has this address; choose a free port",
-                );
-            }
-            if !is_service_name(&outbound.name) || !names.insert(&outbound.name) {
-                return fail(
-                    "outbound.name",
-                    &outbound.name,
-                    "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once",
-                );
-            }
-            if !is_address(&outbound.connect_to) {
-                return fail(
-                    "outbound.connect_to",
-                    &outbound.connect_to,
-                    "write `host:port`, for example `10.0.0.7:7713`",
-                );
-            }
-            if outbound.expect.is_trust_domain() {
-                return fail("outbound.expect", &outbound.expect, "a workload's SPIFFE ID has a path");
-            }
+            outbound.check(&mut addresses, &mut names)?;
         }
         Ok(())
     }
+}
+
+// === impl Inbound ===
+
+impl Inbound {
+    /// Beside listeners with these addresses.
+    fn check(&self, addresses: &mut HashSet<SocketAddr>) -> Result<(), Unusable> {
+        check_free("inbound.listen", self.listen, addresses)?;
+        check(
+            is_service_name(&self.service),
+            "inbound.service",
+            &self.service,
+            "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`",
+        )?;
+        check(
+            is_address(&self.forward_to),
+            "inbound.forward_to",
+            &self.forward_to,
+            "write `host:port`, for example `127.0.0.1:8080`",
+        )
+    }
+}
+
+// === impl Outbound ===
+
+impl Outbound {
+    /// Whom it calls at first.
+    pub(crate) fn destination(&self) -> Result<Destination, BadDestination> {
+        Destination::new(&self.connect_to, &self.expect)
+    }
+
+    /// Beside listeners with these addresses, and upstreams of these names.
+    fn check<'c>(&'c self, addresses: &mut HashSet<SocketAddr>, names: &mut HashSet<&'c str>) -> Result<(), Unusable> {
+        check(
+            self.listen.ip().is_loopback(),
+            "outbound.listen",
+            &self.listen,
+            "whoever reaches this port speaks with this workload's identity; listen on `127.0.0.1` or `[::1]`",
+        )?;
+        check_free("outbound.listen", self.listen, addresses)?;
+        check(
+            is_service_name(&self.name) && names.insert(&self.name),
+            "outbound.name",
+            &self.name,
+            "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once",
+        )?;
+        match self.destination() {
+            Ok(_) => Ok(()),
+            Err(bad @ BadDestination::Address) => Err(Unusable::new("outbound.connect_to", &self.connect_to, bad)),
+            Err(bad @ BadDestination::TrustDomain) => Err(Unusable::new("outbound.expect", &self.expect, bad)),
+        }
+    }
+}
+
+/// A value that cannot be used, and what to write instead.
+struct Unusable {
+    key: &'static str,
+    value: String,
+    remedy: String,
+}
+
+// === impl Unusable ===
+
+impl Unusable {
+    fn new(key: &'static str, value: &dyn Display, remedy: impl Display) -> Self {
+        Self {
+            key,
+            value: value.to_string(),
+            remedy: remedy.to_string(),
+        }
+    }
+}
+
+fn check(good: bool, key: &'static str, value: &dyn Display, remedy: &str) -> Result<(), Unusable> {
+    if good {
+        Ok(())
+    } else {
+        Err(Unusable::new(key, value, remedy))
+    }
+}
+
+/// Port 0 takes a free one.
+fn check_free(key: &'static str, listen: SocketAddr, addresses: &mut HashSet<SocketAddr>) -> Result<(), Unusable> {
+    let free = listen.port() == 0 || addresses.insert(listen);
+    check(
+        free,
+        key,
+        &listen,
+        "another listener has this address; choose a free port",
+    )
 }
 
 /// `/var/lib/hoplite/audit-state` for `/var/lib/hoplite/audit`.
@@ -269,13 +323,6 @@ fn beside(audit_dir: &Path) -> PathBuf {
 
 fn one() -> usize {
     1
-}
-
-/// `host:port` with a port that can be dialled.
-fn is_address(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
+use crate::destination::{Destination, DestinationFeed};
 use crate::handshake::{describe, presented, tls_error};
 use crate::identity_feed::{IdentityFeed, Layer};
 use crate::session::Session;
@@ -32,9 +33,26 @@ const ALERT_RECEIVED: &str = "received fatal alert";
 /// A peer that must be who we expect.
 #[derive(Clone)]
 pub(crate) struct Peer {
-    pub(crate) address: String,
-    pub(crate) expect: SpiffeId,
+    /// Where it is, and who: as of each call.
+    pub(crate) destination: Arc<DestinationFeed>,
+    /// Who we are.
     pub(crate) identity: Arc<IdentityFeed>,
+}
+
+/// A connection to a peer that has proved who it is.
+pub(crate) struct Dialled {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) session: Session,
+    /// Where it leads.
+    pub(crate) address: String,
+    pub(crate) made_with: MadeWith,
+}
+
+/// As of which identity and destination a connection was made: when either is replaced, new calls take another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct MadeWith {
+    identity: u64,
+    destination: u64,
 }
 
 /// Why the other side was not reached, or broke. Callers hear the code, the log has the rest.
@@ -137,37 +155,51 @@ impl UpstreamError {
 
 impl Peer {
     /// Connects, and proves the peer's identity before anything is sent.
-    pub(crate) async fn dial(&self, layer: Layer) -> Result<(TlsStream<TcpStream>, Session, u64), UpstreamError> {
-        timeout(DIAL_MAX, self.connect(layer))
+    pub(crate) async fn dial(&self, layer: Layer) -> Result<Dialled, UpstreamError> {
+        let destination = self.destination.current();
+        timeout(DIAL_MAX, self.connect(&destination, layer))
             .await
-            .unwrap_or_else(|_| Err(UpstreamError::Timeout(self.address.clone())))
+            .unwrap_or_else(|_| Err(UpstreamError::Timeout(destination.address.clone())))
     }
 
-    async fn connect(&self, layer: Layer) -> Result<(TlsStream<TcpStream>, Session, u64), UpstreamError> {
+    /// What a connection that is made now is made with.
+    pub(crate) fn made_with(&self) -> MadeWith {
+        MadeWith {
+            identity: self.identity.number(),
+            destination: self.destination.number(),
+        }
+    }
+
+    async fn connect(&self, destination: &Destination, layer: Layer) -> Result<Dialled, UpstreamError> {
+        let Destination {
+            address,
+            expect,
+            number,
+        } = destination;
         let generation = self.identity.current();
         if !generation.is_valid(SystemTime::now()) {
             return Err(UpstreamError::OwnSvidExpired);
         }
         let untrusted = |reason: &str| UpstreamError::Untrusted {
-            address: self.address.clone(),
+            address: address.clone(),
             reason: reason.to_owned(),
         };
         let config = generation
-            .client(&self.expect, layer)
-            .ok_or_else(|| untrusted("no TLS configuration expects it"))?;
+            .client(expect, layer)
+            .map_err(|error| untrusted(&error.to_string()))?;
         let name = ServerName::try_from(PLACEHOLDER_NAME).map_err(|error| untrusted(&error.to_string()))?;
-        let (tcp, remote) = open(&self.address).await?;
+        let (tcp, remote) = open(address).await?;
         let stream = TlsConnector::from(config)
             .connect(name, tcp)
             .await
-            .map_err(|error| UpstreamError::handshake(&self.address, &self.expect, &error))?;
+            .map_err(|error| UpstreamError::handshake(address, expect, &error))?;
         let (_, connection) = stream.get_ref();
         let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Server, SystemTime::now())
             .map_err(|rejected| untrusted(&rejected.to_string()))?;
-        if *peer.spiffe_id() != self.expect {
+        if peer.spiffe_id() != expect {
             return Err(UpstreamError::UnexpectedPeer {
-                address: self.address.clone(),
-                expect: self.expect.clone(),
+                address: address.clone(),
+                expect: expect.clone(),
                 reason: format!("it is `{}`", peer.spiffe_id()),
             });
         }
@@ -180,7 +212,15 @@ impl Peer {
             self.identity.clone(),
             &generation,
         );
-        Ok((stream, session, generation.number))
+        Ok(Dialled {
+            stream,
+            session,
+            address: address.clone(),
+            made_with: MadeWith {
+                identity: generation.number,
+                destination: *number,
+            },
+        })
     }
 }
 

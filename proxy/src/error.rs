@@ -24,6 +24,14 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// An outbound listener has nobody to call; [`Config::validate`](crate::Config::validate) says so earlier.
+    #[error("`{name}` cannot be called: {reason}")]
+    Destination {
+        /// The upstream.
+        name: String,
+        /// What to write instead.
+        reason: String,
+    },
     /// The admin socket cannot be had.
     #[error(transparent)]
     Admin(#[from] BindError),

@@ -1,17 +1,17 @@
 //! Heads of HTTP/1.1 requests as they were sent, followed from one to the next over a connection's bytes.
 //!
 //! The library takes a bare line feed for a line's end, cuts a `#` off the target, and of a length and a transfer coding
-//! forgets the length. Each is allowed (RFC 9112, 2.2 and 6.3) and each has led two programs to two readings; here none of
-//! them is a request. Such a head is spoilt: the library then refuses it as it refuses any other that is none. So is a bare
-//! line feed between a body's chunks or in its trailers: who takes it for a line's end finds the next head elsewhere.
+//! forgets the length. Each is allowed (RFC 9112, 2.2 and 6.3) and each has led two programs to two readings; here each is
+//! refused. Such a head is spoilt, so that the library refuses it as malformed. A bare line feed between a body's chunks or in
+//! its trailers is spoilt too: whoever takes it for a line's end finds the next head elsewhere.
 
 /// As much of a line as tells what it is. A `content-length` that is longer is not one.
-const LINE_BYTES: usize = 64;
+const LINE_BYTES_MAX: usize = 64;
 
-/// Where in a connection's bytes we are.
+/// Follows the heads in a connection's bytes.
 #[derive(Debug)]
 pub(crate) struct Heads {
-    place: Place,
+    state: ParseState,
     /// The beginning of the current line.
     line: Vec<u8>,
     /// How long it is so far.
@@ -19,8 +19,9 @@ pub(crate) struct Heads {
     previous: u8,
 }
 
+/// What the next byte belongs to.
 #[derive(Debug)]
-enum Place {
+enum ParseState {
     Head(Head),
     /// So many bytes that are no head.
     Skip(u64, Next),
@@ -70,8 +71,8 @@ const LONG: &str = "a length is given in too many digits";
 impl Default for Heads {
     fn default() -> Self {
         Self {
-            place: Place::Head(Head::default()),
-            line: Vec::with_capacity(LINE_BYTES),
+            state: ParseState::Head(Head::default()),
+            line: Vec::with_capacity(LINE_BYTES_MAX),
             length: 0,
             previous: 0,
         }
@@ -82,16 +83,16 @@ impl Heads {
     /// Looks at the next bytes. What must not be read is spoilt in place, and that is said once.
     pub(crate) fn see(&mut self, mut bytes: &mut [u8]) -> Option<Spoilt> {
         loop {
-            if let Place::Skip(left, next) = &mut self.place {
+            if let ParseState::Skip(left, next) = &mut self.state {
                 let skipped = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= skipped as u64;
                 bytes = bytes.get_mut(skipped..).unwrap_or_default();
                 if *left > 0 {
                     return None;
                 }
-                self.place = match next {
-                    Next::Head => Place::Head(Head::default()),
-                    Next::Size => Place::Size,
+                self.state = match next {
+                    Next::Head => ParseState::Head(Head::default()),
+                    Next::Size => ParseState::Size,
                 };
             }
             let (byte, rest) = bytes.split_first_mut()?;
@@ -99,12 +100,12 @@ impl Heads {
             if let Some(reason) = self.take(*byte) {
                 // Neither a head nor a trailer holds a NUL, so the library stops here. A chunk's extension may hold it, but the
                 // library takes no bare line feed anywhere in that line (tests/tests/readings/framing.rs).
-                if !matches!(self.place, Place::Size) || reason != BARE {
+                if !matches!(self.state, ParseState::Size) || reason != BARE {
                     *byte = 0;
                 }
-                return Some(match std::mem::replace(&mut self.place, Place::End) {
-                    Place::Size | Place::Trailers => Spoilt::Body(reason),
-                    Place::Head(_) | Place::Skip(..) | Place::End => Spoilt::Head(reason),
+                return Some(match std::mem::replace(&mut self.state, ParseState::End) {
+                    ParseState::Size | ParseState::Trailers => Spoilt::Body(reason),
+                    ParseState::Head(_) | ParseState::Skip(..) | ParseState::End => Spoilt::Head(reason),
                 });
             }
         }
@@ -114,22 +115,27 @@ impl Heads {
     fn take(&mut self, byte: u8) -> Option<&'static str> {
         let previous = std::mem::replace(&mut self.previous, byte);
         if byte != b'\n' {
-            if let Place::Head(head) = &mut self.place {
+            if let ParseState::Head(head) = &mut self.state {
                 // The first line is the only one in which `#` is no ordinary character.
                 if byte == b'#' && !head.begun {
                     return Some(FRAGMENT);
                 }
             }
             self.length += 1;
-            if self.line.len() < LINE_BYTES {
+            if self.line.len() < LINE_BYTES_MAX {
                 self.line.push(byte);
             }
             return None;
         }
-        if previous != b'\r' && matches!(self.place, Place::Head(_) | Place::Size | Place::Trailers) {
+        if previous != b'\r'
+            && matches!(
+                self.state,
+                ParseState::Head(_) | ParseState::Size | ParseState::Trailers
+            )
+        {
             return Some(BARE);
         }
-        let whole = self.length <= LINE_BYTES;
+        let whole = self.length <= LINE_BYTES_MAX;
         let empty = self.length <= 1;
         let found = self.line_ends(whole, empty);
         self.line.clear();
@@ -138,24 +144,24 @@ impl Heads {
     }
 
     fn line_ends(&mut self, whole: bool, empty: bool) -> Option<&'static str> {
-        match &mut self.place {
-            // Empty lines before a head are none of it (RFC 9112, 2.2).
-            Place::Head(head) if empty && !head.begun => {}
-            Place::Head(head) if empty => {
+        match &mut self.state {
+            // Empty lines before a head do not belong to it (RFC 9112, 2.2).
+            ParseState::Head(head) if empty && !head.begun => {}
+            ParseState::Head(head) if empty => {
                 if head.lengths > 1 || (head.lengths > 0 && head.codings > 0) {
                     return Some(TWICE);
                 }
-                self.place = match (head.lengths, head.codings, head.body) {
-                    (_, 1.., _) => Place::Size,
-                    (0, 0, _) => Place::Head(Head::default()),
-                    (_, _, Some(length)) => Place::Skip(length, Next::Head),
-                    (_, _, None) => Place::End,
+                self.state = match (head.lengths, head.codings, head.body) {
+                    (_, 1.., _) => ParseState::Size,
+                    (0, 0, _) => ParseState::Head(Head::default()),
+                    (_, _, Some(length)) => ParseState::Skip(length, Next::Head),
+                    (_, _, None) => ParseState::End,
                 };
             }
             // Behind anything but a connection's beginning the library refuses it.
-            Place::Head(head) if !head.begun && self.line == HTTP2 => self.place = Place::End,
-            Place::Head(head) if !head.begun => head.begun = true,
-            Place::Head(head) => match field(&self.line) {
+            ParseState::Head(head) if !head.begun && self.line == HTTP2 => self.state = ParseState::End,
+            ParseState::Head(head) if !head.begun => head.begun = true,
+            ParseState::Head(head) => match field(&self.line) {
                 Some((name, value)) if name.eq_ignore_ascii_case(b"content-length") => {
                     if !whole {
                         return Some(LONG);
@@ -166,20 +172,20 @@ impl Heads {
                 Some((name, _)) if name.eq_ignore_ascii_case(b"transfer-encoding") => head.codings += 1,
                 _ => {}
             },
-            Place::Size => {
+            ParseState::Size => {
                 let digits = self.line.split(|b| !b.is_ascii_hexdigit()).next().unwrap_or_default();
-                if digits.len() == LINE_BYTES {
+                if digits.len() == LINE_BYTES_MAX {
                     return Some(LONG);
                 }
-                self.place = match number(digits, 16) {
-                    Some(0) => Place::Trailers,
+                self.state = match number(digits, 16) {
+                    Some(0) => ParseState::Trailers,
                     // And the line's end after the chunk.
-                    Some(size) => Place::Skip(size.saturating_add(2), Next::Size),
-                    None => Place::End,
+                    Some(size) => ParseState::Skip(size.saturating_add(2), Next::Size),
+                    None => ParseState::End,
                 };
             }
-            Place::Trailers if empty => self.place = Place::Head(Head::default()),
-            Place::Trailers | Place::Skip(..) | Place::End => {}
+            ParseState::Trailers if empty => self.state = ParseState::Head(Head::default()),
+            ParseState::Trailers | ParseState::Skip(..) | ParseState::End => {}
         }
         None
     }
@@ -255,9 +261,9 @@ mod tests {
         check(both, Some((Head(TWICE), both.len() - 1)));
         let twice = "POST / HTTP/1.1\r\ncontent-length: 5\r\nContent-Length: 5\r\n\r\n";
         check(twice, Some((Head(TWICE), twice.len() - 1)));
-        let long = format!("POST / HTTP/1.1\r\ncontent-length: {}5\r\n", " ".repeat(LINE_BYTES));
+        let long = format!("POST / HTTP/1.1\r\ncontent-length: {}5\r\n", " ".repeat(LINE_BYTES_MAX));
         check(&long, Some((Head(LONG), long.len() - 1)));
-        let zeros = "0".repeat(LINE_BYTES);
+        let zeros = "0".repeat(LINE_BYTES_MAX);
         let long = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{zeros}5\r\n");
         check(&long, Some((Body(LONG), long.len() - 1)));
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -14,6 +14,9 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
+
+/// Configurations for calling, of one generation. As many peers are rarely called; beyond, each is made again when needed.
+const CLIENTS_MAX: usize = 1_024;
 
 /// Application protocols of an HTTP connection, best first.
 const ALPN_HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
@@ -31,7 +34,8 @@ pub(crate) struct IdentityFeed {
     number: watch::Sender<u64>,
 }
 
-/// One SVID with its bundles, and every TLS configuration made from them, once.
+/// One SVID with its bundles, and every TLS configuration made from them, once: for accepting at the start, for calling a
+/// peer when it is first called.
 #[derive(Debug)]
 pub(crate) struct Generation {
     /// Counts up from 1.
@@ -42,7 +46,7 @@ pub(crate) struct Generation {
     pub(crate) verifier: Arc<PeerVerifier>,
     server_http: Arc<ServerConfig>,
     server_tcp: Arc<ServerConfig>,
-    clients: HashMap<SpiffeId, Client>,
+    clients: Mutex<HashMap<SpiffeId, Client>>,
 }
 
 #[derive(Debug)]
@@ -64,7 +68,6 @@ pub(crate) enum Layer {
 pub(crate) struct Source {
     address: String,
     wanted: Option<SpiffeId>,
-    expected: Vec<SpiffeId>,
     stream: Option<WorkloadApi>,
     number: u64,
     failures: u32,
@@ -153,12 +156,7 @@ impl IdentityFeed {
 // === impl Generation ===
 
 impl Generation {
-    fn new(
-        number: u64,
-        identity: Identity,
-        wanted: Option<&SpiffeId>,
-        expected: &[SpiffeId],
-    ) -> Result<Self, Unusable> {
+    fn new(number: u64, identity: Identity, wanted: Option<&SpiffeId>) -> Result<Self, Unusable> {
         let Identity { svids, bundles } = identity;
         let mut svids = svids.into_iter();
         let svid = match wanted {
@@ -169,26 +167,13 @@ impl Generation {
         };
         let verifier = Arc::new(PeerVerifier::new(bundles)?);
         let server = |alpn| tls::server_config(&svid, verifier.clone(), ClientAuth::Required, alpn);
-        let client = |expect: &SpiffeId, alpn| tls::client_config(Some(&svid), verifier.clone(), expect.clone(), alpn);
         let (server_http, server_tcp) = (server(ALPN_HTTP)?, server(&[])?);
-        let clients = expected
-            .iter()
-            .map(|id| {
-                Ok((
-                    id.clone(),
-                    Client {
-                        http: client(id, ALPN_HTTP)?,
-                        tcp: client(id, &[])?,
-                    },
-                ))
-            })
-            .collect::<Result<_, rustls::Error>>()?;
         Ok(Self {
             number,
             verifier,
             server_http,
             server_tcp,
-            clients,
+            clients: Mutex::default(),
             svid,
         })
     }
@@ -206,13 +191,24 @@ impl Generation {
         }
     }
 
-    /// For calling exactly this peer. None for an identity that no outbound listener names.
-    pub(crate) fn client(&self, expect: &SpiffeId, layer: Layer) -> Option<Arc<ClientConfig>> {
-        let client = self.clients.get(expect)?;
-        Some(match layer {
-            Layer::Http => client.http.clone(),
-            Layer::Tcp => client.tcp.clone(),
-        })
+    /// For calling exactly this peer.
+    ///
+    /// # Errors
+    /// The SVID cannot be used with TLS. It has been used for accepting, so that is not to be expected.
+    pub(crate) fn client(&self, expect: &SpiffeId, layer: Layer) -> Result<Arc<ClientConfig>, rustls::Error> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(expect) {
+            return Ok(client.of(layer));
+        }
+        let config = |alpn| tls::client_config(Some(&self.svid), self.verifier.clone(), expect.clone(), alpn);
+        let client = Client {
+            http: config(ALPN_HTTP)?,
+            tcp: config(&[])?,
+        };
+        if clients.len() >= CLIENTS_MAX {
+            clients.clear();
+        }
+        Ok(clients.entry(expect.clone()).or_insert(client).of(layer))
     }
 
     /// Whether nothing that matters differs: an agent that restarts sends the same again.
@@ -222,15 +218,24 @@ impl Generation {
     }
 }
 
+// === impl Client ===
+
+impl Client {
+    fn of(&self, layer: Layer) -> Arc<ClientConfig> {
+        match layer {
+            Layer::Http => self.http.clone(),
+            Layer::Tcp => self.tcp.clone(),
+        }
+    }
+}
+
 // === impl Source ===
 
 impl Source {
-    /// `expected` are all peers that will ever be called.
-    pub(crate) fn new(address: String, wanted: Option<SpiffeId>, expected: Vec<SpiffeId>) -> Self {
+    pub(crate) fn new(address: String, wanted: Option<SpiffeId>) -> Self {
         Self {
             address,
             wanted,
-            expected,
             stream: None,
             number: 0,
             failures: 0,
@@ -279,7 +284,7 @@ impl Source {
             empty => empty.insert(WorkloadApi::open(&self.address).await?),
         };
         let identity = stream.next().await?;
-        Generation::new(self.number + 1, identity, self.wanted.as_ref(), &self.expected)
+        Generation::new(self.number + 1, identity, self.wanted.as_ref())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the HTTP library refuses, or should, before it becomes a request: seen in the bytes themselves, for the log.
 //!
-//! The library answers a head that is none, resets a stream and ends a connection without asking the service. Some heads
+//! The library answers a malformed head, resets a stream and ends a connection without asking the service. Some heads
 //! that two programs could read in two ways it reads in one, and tells nobody; those are spoilt before it reads them.
 
 use std::fmt;

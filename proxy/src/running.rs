@@ -11,6 +11,7 @@ use hoplite_host::files;
 use hoplite_host::process::{Hardening, harden};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket as unix_socket;
+use hoplite_identity::SpiffeId;
 use tokio::runtime;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -19,6 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::config::Config;
+use crate::destination::{BadDestination, Destination, DestinationFeed};
 use crate::enforce::Enforcer;
 use crate::error::StartError;
 use crate::identity_feed::{IdentityFeed, Source};
@@ -30,14 +32,15 @@ use crate::worker::{Port, Shared, Worker};
 /// What is under way when the proxy stops may take this long to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// The same when nothing can be recorded any more: no new request can be answered, so the sooner it is over the better.
+/// … and only this long when nothing can be recorded any more: no new request can be answered, so the sooner it is over the
+/// better.
 const DRAIN_UNRECORDED_MAX: Duration = Duration::from_secs(1);
 
 /// A proxy that accepts. Dropping it stops it at once; [`Running::stop`] drains first.
 #[derive(Debug)]
 pub struct Running {
     inbound: Vec<(String, SocketAddr)>,
-    outbound: Vec<(String, SocketAddr)>,
+    outbound: Vec<(String, SocketAddr, Arc<DestinationFeed>)>,
     slots: Vec<Arc<Semaphore>>,
     recorder: Recorder,
     audit_dir: PathBuf,
@@ -48,6 +51,21 @@ pub struct Running {
     threads: Vec<std::thread::JoinHandle<()>>,
     _control: JoinSet<()>,
     _policy: Option<Follower>,
+}
+
+/// Why a listener cannot call that peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CannotRedirect {
+    /// No outbound listener has the name.
+    #[error("there is no upstream `{0}`; add an `[[outbound]]` table and start again")]
+    NoSuchUpstream(String),
+    /// Nothing can be dialled there.
+    #[error("`{0}` cannot be dialled; {remedy}", remedy = BadDestination::Address)]
+    Address(String),
+    /// A trust domain is no peer.
+    #[error("`{0}` is a trust domain; {remedy}", remedy = BadDestination::TrustDomain)]
+    TrustDomain(SpiffeId),
 }
 
 /// Where traffic runs.
@@ -119,10 +137,17 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let enforcer = Arc::new(Enforcer::new(point, metrics.clone()));
 
     // Status can be asked for while the proxy waits for its identity.
-    let named = |inbound: bool| ports.iter().filter(move |port| port.is_inbound() == inbound);
+    let inbound = || ports.iter().filter(|port| port.destination().is_none());
+    let outbound = || {
+        ports
+            .iter()
+            .filter_map(|port| Some((port, port.destination()?.clone())))
+    };
     let admin = Arc::new(Admin {
-        inbound: named(true).map(|port| port.address).collect(),
-        outbound: named(false).map(|port| port.address).collect(),
+        inbound: inbound().map(|port| port.address).collect(),
+        outbound: outbound()
+            .map(|(port, destination)| (port.address, destination))
+            .collect(),
         config: config.clone(),
         enforcer: enforcer.clone(),
         identity: OnceLock::new(),
@@ -132,8 +157,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     control.spawn(admin.clone().serve(admin_listener));
 
     // Identity. Nothing listens before there is one.
-    let expected = config.outbound.iter().map(|outbound| outbound.expect.clone()).collect();
-    let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone(), expected);
+    let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone());
     info!(workload_api = config.workload_api, "waiting for an identity");
     let identity = Arc::new(IdentityFeed::new(source.next(None).await));
     let _ = admin.identity.set(identity.clone());
@@ -150,15 +174,15 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     // Traffic.
     for port in &ports {
         port.listen()?;
-        info!(name = port.name(), address = %port.address, inbound = port.is_inbound(), "listening");
+        info!(name = port.name(), address = %port.address, inbound = port.destination().is_none(), "listening");
     }
     let (drain, drained) = shutdown::channel();
     let (close, closed) = shutdown::channel();
     let (ends, ended) = mpsc::unbounded_channel();
     let mut running = Running {
-        inbound: named(true).map(|port| (port.name().to_owned(), port.address)).collect(),
-        outbound: named(false)
-            .map(|port| (port.name().to_owned(), port.address))
+        inbound: inbound().map(|port| (port.name().to_owned(), port.address)).collect(),
+        outbound: outbound()
+            .map(|(port, destination)| (port.name().to_owned(), port.address, destination))
             .collect(),
         slots: ports.iter().map(|port| port.slots.clone()).collect(),
         recorder,
@@ -195,10 +219,13 @@ fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
         .inbound
         .iter()
         .map(|inbound| Port::bind_inbound(inbound.clone(), copies));
-    let outbound = config
-        .outbound
-        .iter()
-        .map(|outbound| Port::bind_outbound(outbound.clone(), copies));
+    let outbound = config.outbound.iter().map(|outbound| {
+        let destination = outbound.destination().map_err(|source| StartError::Destination {
+            name: outbound.name.clone(),
+            reason: source.to_string(),
+        })?;
+        Port::bind_outbound(outbound.clone(), destination, copies)
+    });
     inbound.chain(outbound).collect()
 }
 
@@ -236,10 +263,32 @@ impl Running {
 
     /// Where the listener for an upstream is.
     pub fn outbound(&self, name: &str) -> Option<SocketAddr> {
+        self.upstream(name).map(|(address, _)| address)
+    }
+
+    /// From the next call on, the listener of this upstream calls another peer: the one with the identity `expect`, at
+    /// `connect_to`. What is under way finishes where it is.
+    ///
+    /// # Errors
+    /// There is no such upstream, or nobody can be called there; then nothing has changed.
+    pub fn redirect(&self, name: &str, connect_to: &str, expect: &SpiffeId) -> Result<(), CannotRedirect> {
+        let (_, destination) = self
+            .upstream(name)
+            .ok_or_else(|| CannotRedirect::NoSuchUpstream(name.to_owned()))?;
+        let next = Destination::new(connect_to, expect).map_err(|bad| match bad {
+            BadDestination::Address => CannotRedirect::Address(connect_to.to_owned()),
+            BadDestination::TrustDomain => CannotRedirect::TrustDomain(expect.clone()),
+        })?;
+        info!(notice = true, upstream = name, connect_to, %expect, "upstream redirected");
+        destination.replace(&next);
+        Ok(())
+    }
+
+    fn upstream(&self, name: &str) -> Option<(SocketAddr, &DestinationFeed)> {
         self.outbound
             .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, address)| *address)
+            .find(|(known, ..)| known == name)
+            .map(|(_, address, destination)| (*address, &**destination))
     }
 
     /// Accepts nothing new, lets what is under way finish for a bounded time, then closes the rest.

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
-use crate::dial::{self, Peer};
+use crate::dial::{self, Dialled, Peer};
 use crate::enforce::Enforcer;
 use crate::handshake::Handshaker;
 use crate::identity_feed::Layer;
@@ -124,7 +124,9 @@ impl TcpInbound {
 impl TcpOutbound {
     /// One connection of the local service, on a TLS connection of its own.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, _remote: SocketAddr) {
-        let (stream, mut session, _) = match self.peer.dial(Layer::Tcp).await {
+        let Dialled {
+            stream, mut session, ..
+        } = match self.peer.dial(Layer::Tcp).await {
             Ok(dialled) => dialled,
             Err(error) => {
                 error.log(&self.name);

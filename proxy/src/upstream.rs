@@ -1,7 +1,7 @@
 //! HTTP to the other side, over connections that are kept: one idea for the service behind us and for peers.
 //!
 //! HTTP/2 shares a connection between requests, HTTP/1.1 takes one for each and gives it back. A connection is used for
-//! new requests only while the identity it was made with is in force and its end is not near. A request that was never
+//! new requests only while the identity and the destination it was made with are in force and its end is not near. A request that was never
 //! sent is sent again on another connection; one that may have been seen is not.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,12 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::body::Body;
-use crate::dial::{self, DIAL_MAX, Peer, UpstreamError};
+use crate::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
 use crate::identity_feed::Layer;
 use crate::session::{Event, Session};
 
 /// How often a request is sent that was never sent.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS_MAX: usize = 3;
 
 /// Streams on one HTTP/2 connection before another is opened: what RFC 9113 (6.5.2) asks every server to allow.
 const STREAMS_MAX: usize = 100;
@@ -74,7 +74,7 @@ pub(crate) enum Target {
 
 struct UpstreamConnection {
     sender: Sender,
-    generation: u64,
+    made_with: MadeWith,
     used: Instant,
     /// No new requests: its end is near.
     retired: Arc<AtomicBool>,
@@ -112,7 +112,7 @@ impl Upstream {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, UpstreamError> {
         let mut unsent = None;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..ATTEMPTS_MAX {
             let mut connection = self.connection().await?;
             self.address(&mut request, canonical, &connection)?;
             let stream = connection.streams.clone();
@@ -132,14 +132,14 @@ impl Upstream {
                 Err(failed) => failed,
             };
             let returned = failed.take_message();
-            let error = connection.failure(self.name(), failed.error());
+            let error = connection.failure(&self.name(), failed.error());
             match returned {
                 Some(returned) => request = returned,
                 None => return Err(error),
             }
             unsent = Some(error);
         }
-        Err(unsent.unwrap_or_else(|| UpstreamError::Timeout(self.name().to_owned())))
+        Err(unsent.unwrap_or_else(|| UpstreamError::Timeout(self.name())))
     }
 
     /// A kept connection that can take a request now, or a new one.
@@ -165,15 +165,15 @@ impl Upstream {
         };
         timeout(DIAL_MAX, made)
             .await
-            .unwrap_or_else(|_| Err(UpstreamError::Timeout(self.name().to_owned())))
+            .unwrap_or_else(|_| Err(UpstreamError::Timeout(self.name())))
     }
 
     fn take_kept(&self) -> Option<UpstreamConnection> {
-        let generation = self.generation();
+        let made_with = self.made_with();
         let now = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // What is dropped here finishes its streams and then closes.
-        kept.retain(|connection| connection.is_usable(generation, now));
+        kept.retain(|connection| connection.is_usable(made_with, now));
         // The last used first, so that what is not needed becomes idle.
         let index = kept.iter().rposition(UpstreamConnection::is_ready)?;
         match kept.get(index).and_then(UpstreamConnection::share) {
@@ -198,12 +198,17 @@ impl Upstream {
         let connection = match &self.target {
             Target::Service { address, http2 } => {
                 let stream = dial::service(address).await?;
-                UpstreamConnection::open(stream, *http2, None, 0, address).await?
+                UpstreamConnection::open(stream, *http2, None, MadeWith::default(), address).await?
             }
             Target::Peer(peer) => {
-                let (stream, session, generation) = peer.dial(Layer::Http).await?;
+                let Dialled {
+                    stream,
+                    session,
+                    address,
+                    made_with,
+                } = peer.dial(Layer::Http).await?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                UpstreamConnection::open(stream, http2, Some(session), generation, &peer.address).await?
+                UpstreamConnection::open(stream, http2, Some(session), made_with, &address).await?
             }
         };
         self.shared
@@ -218,7 +223,7 @@ impl Upstream {
         canonical: &CanonicalRequest,
         connection: &UpstreamConnection,
     ) -> Result<(), UpstreamError> {
-        let broken = |error: &(dyn std::error::Error + 'static)| UpstreamError::broken(self.name(), error);
+        let broken = |error: &(dyn std::error::Error + 'static)| UpstreamError::broken(&self.name(), error);
         let path = PathAndQuery::try_from(canonical.path_and_query()).map_err(|error| broken(&error))?;
         match connection.sender {
             Sender::Http1(_) => {
@@ -243,17 +248,18 @@ impl Upstream {
         Ok(())
     }
 
-    fn generation(&self) -> u64 {
+    fn made_with(&self) -> MadeWith {
         match &self.target {
-            Target::Service { .. } => 0,
-            Target::Peer(peer) => peer.identity.number(),
+            Target::Service { .. } => MadeWith::default(),
+            Target::Peer(peer) => peer.made_with(),
         }
     }
 
-    fn name(&self) -> &str {
+    /// For errors: where it is now.
+    fn name(&self) -> String {
         match &self.target {
-            Target::Service { address, .. } => address,
-            Target::Peer(peer) => &peer.address,
+            Target::Service { address, .. } => address.clone(),
+            Target::Peer(peer) => peer.destination.current().address.clone(),
         }
     }
 }
@@ -266,7 +272,7 @@ impl UpstreamConnection {
         stream: S,
         http2: bool,
         session: Option<Session>,
-        generation: u64,
+        made_with: MadeWith,
         address: &str,
     ) -> Result<Self, UpstreamError>
     where
@@ -307,7 +313,7 @@ impl UpstreamConnection {
         };
         Ok(Self {
             sender,
-            generation,
+            made_with,
             used: Instant::now(),
             retired,
             streams: Arc::default(),
@@ -315,13 +321,13 @@ impl UpstreamConnection {
         })
     }
 
-    fn is_usable(&self, generation: u64, now: Instant) -> bool {
+    fn is_usable(&self, made_with: MadeWith, now: Instant) -> bool {
         let idle = match &self.sender {
             Sender::Http1(sender) if !sender.is_closed() => now.saturating_duration_since(self.used),
             Sender::Http2(sender) if !sender.is_closed() => Duration::ZERO, // pings keep it
             _ => return false,
         };
-        self.generation == generation && idle < IDLE_MAX && !self.retired.load(Relaxed)
+        self.made_with == made_with && idle < IDLE_MAX && !self.retired.load(Relaxed)
     }
 
     fn is_ready(&self) -> bool {
@@ -338,7 +344,7 @@ impl UpstreamConnection {
         };
         Some(Self {
             sender: Sender::Http2(sender.clone()),
-            generation: self.generation,
+            made_with: self.made_with,
             used: self.used,
             retired: self.retired.clone(),
             streams: self.streams.clone(),

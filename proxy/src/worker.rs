@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as OutboundConfig, OutboundProtocol};
+use crate::destination::{Destination, DestinationFeed};
 use crate::dial::Peer;
 use crate::enforce::Enforcer;
 use crate::error::StartError;
@@ -36,7 +37,8 @@ pub(crate) struct Port {
 #[derive(Clone)]
 enum Kind {
     Inbound(InboundConfig),
-    Outbound(OutboundConfig),
+    /// And whom it calls now.
+    Outbound(OutboundConfig, Arc<DestinationFeed>),
 }
 
 /// What all workers share.
@@ -61,8 +63,13 @@ impl Port {
         Self::bind(Kind::Inbound(config), copies)
     }
 
-    pub(crate) fn bind_outbound(config: OutboundConfig, copies: usize) -> Result<Self, StartError> {
-        Self::bind(Kind::Outbound(config), copies)
+    pub(crate) fn bind_outbound(
+        config: OutboundConfig,
+        destination: Destination,
+        copies: usize,
+    ) -> Result<Self, StartError> {
+        let destination = Arc::new(DestinationFeed::new(destination));
+        Self::bind(Kind::Outbound(config, destination), copies)
     }
 
     fn bind(kind: Kind, copies: usize) -> Result<Self, StartError> {
@@ -105,8 +112,12 @@ impl Port {
         self.kind.name()
     }
 
-    pub(crate) fn is_inbound(&self) -> bool {
-        matches!(self.kind, Kind::Inbound(_))
+    /// Whom an outbound listener calls; none is an inbound one's.
+    pub(crate) fn destination(&self) -> Option<&Arc<DestinationFeed>> {
+        match &self.kind {
+            Kind::Inbound(_) => None,
+            Kind::Outbound(_, destination) => Some(destination),
+        }
     }
 }
 
@@ -116,14 +127,14 @@ impl Kind {
     fn listen(&self) -> SocketAddr {
         match self {
             Self::Inbound(inbound) => inbound.listen,
-            Self::Outbound(outbound) => outbound.listen,
+            Self::Outbound(outbound, _) => outbound.listen,
         }
     }
 
     fn name(&self) -> &str {
         match self {
             Self::Inbound(inbound) => &inbound.service,
-            Self::Outbound(outbound) => &outbound.name,
+            Self::Outbound(outbound, _) => &outbound.name,
         }
     }
 }
@@ -188,103 +199,101 @@ impl Worker {
 impl Shared {
     /// Builds what serves one listener, and accepts for it.
     fn accept(&self, kind: Kind, socket: Socket, slots: Arc<Semaphore>) -> impl Future<Output = ()> + Send + 'static {
-        let Self {
-            identity,
-            enforcer,
-            handshakes,
-            stop,
-        } = self.clone();
-        let metrics = enforcer.metrics().clone();
-        let handshaker = Handshaker {
-            identity: identity.clone(),
-            under_way: handshakes,
+        let server = match kind {
+            Kind::Inbound(config) => self.inbound(config),
+            Kind::Outbound(config, destination) => self.outbound(config, destination),
         };
-        let drain = stop.drain.clone();
-        let serve: Box<dyn Fn(TcpStream, SocketAddr) -> Serving + Send + Sync> = match kind {
-            Kind::Inbound(InboundConfig {
-                service,
-                protocol: InboundProtocol::Tcp,
-                forward_to,
-                ..
-            }) => {
-                let inbound = Arc::new(TcpInbound {
-                    service,
-                    forward_to,
-                    handshaker,
-                    enforcer,
-                    stop,
-                });
-                Box::new(move |tcp, remote| Box::pin(inbound.clone().serve(tcp, remote)))
-            }
-            Kind::Inbound(InboundConfig {
-                service,
-                protocol,
-                forward_to,
-                ..
-            }) => {
-                let target = Target::Service {
-                    address: forward_to,
-                    http2: protocol == InboundProtocol::Http2,
-                };
-                let inbound = Arc::new(Inbound {
-                    service,
-                    handshaker,
-                    enforcer,
-                    app: Upstream::new(target),
-                    turns: Semaphore::new(1),
-                    stop,
-                });
-                Box::new(move |tcp, remote| Box::pin(inbound.clone().serve(tcp, remote)))
-            }
-            Kind::Outbound(OutboundConfig {
-                name,
-                protocol,
-                connect_to,
-                expect,
-                ..
-            }) => {
-                let (peer, metrics) = (
-                    Peer {
-                        address: connect_to,
-                        expect,
-                        identity,
-                    },
-                    metrics.clone(),
-                );
-                match protocol {
-                    OutboundProtocol::Tcp => {
-                        let outbound = Arc::new(TcpOutbound {
-                            name,
-                            peer,
-                            metrics,
-                            stop,
-                        });
-                        Box::new(move |tcp, remote| Box::pin(outbound.clone().serve(tcp, remote)))
-                    }
-                    OutboundProtocol::Http => {
-                        let outbound = Arc::new(Outbound {
-                            name,
-                            upstream: Upstream::new(Target::Peer(peer)),
-                            metrics,
-                            stop,
-                        });
-                        Box::new(move |tcp, remote| Box::pin(outbound.clone().serve(tcp, remote)))
-                    }
-                }
-            }
-        };
-        listener::accept(socket, slots, drain, move |tcp, remote, slot| {
-            let (serving, counted) = (serve(tcp, remote), metrics.connection());
+        let metrics = self.enforcer.metrics().clone();
+        listener::accept(socket, slots, self.stop.drain.clone(), move |tcp, remote, slot| {
+            let (server, counted) = (server.clone(), metrics.connection());
             tokio::spawn(async move {
-                serving.await;
+                server.serve(tcp, remote).await;
                 drop((slot, counted));
             });
         })
     }
+
+    /// What serves peers.
+    fn inbound(&self, config: InboundConfig) -> Server {
+        let InboundConfig {
+            service,
+            protocol,
+            forward_to,
+            ..
+        } = config;
+        let (enforcer, stop) = (self.enforcer.clone(), self.stop.clone());
+        let handshaker = Handshaker {
+            identity: self.identity.clone(),
+            under_way: self.handshakes.clone(),
+        };
+        match protocol {
+            InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
+                service,
+                forward_to,
+                handshaker,
+                enforcer,
+                stop,
+            })),
+            InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
+                service,
+                handshaker,
+                enforcer,
+                app: Upstream::new(Target::Service {
+                    address: forward_to,
+                    http2: protocol == InboundProtocol::Http2,
+                }),
+                turns: Semaphore::new(1),
+                stop,
+            })),
+        }
+    }
+
+    /// What serves the own service.
+    fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>) -> Server {
+        let OutboundConfig { name, protocol, .. } = config;
+        let (metrics, stop) = (self.enforcer.metrics().clone(), self.stop.clone());
+        let peer = Peer {
+            destination,
+            identity: self.identity.clone(),
+        };
+        match protocol {
+            OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
+                name,
+                peer,
+                metrics,
+                stop,
+            })),
+            OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
+                name,
+                upstream: Upstream::new(Target::Peer(peer)),
+                metrics,
+                stop,
+            })),
+        }
+    }
 }
 
-/// One connection being served.
-type Serving = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What serves the connections of one listener on one worker.
+#[derive(Clone)]
+enum Server {
+    HttpInbound(Arc<Inbound>),
+    HttpOutbound(Arc<Outbound>),
+    TcpInbound(Arc<TcpInbound>),
+    TcpOutbound(Arc<TcpOutbound>),
+}
+
+// === impl Server ===
+
+impl Server {
+    async fn serve(self, tcp: TcpStream, remote: SocketAddr) {
+        match self {
+            Self::HttpInbound(inbound) => inbound.serve(tcp, remote).await,
+            Self::HttpOutbound(outbound) => outbound.serve(tcp, remote).await,
+            Self::TcpInbound(inbound) => inbound.serve(tcp, remote).await,
+            Self::TcpOutbound(outbound) => outbound.serve(tcp, remote).await,
+        }
+    }
+}
 
 /// Says that a worker has ended, however it did.
 struct SaysItsEnd(mpsc::UnboundedSender<()>);

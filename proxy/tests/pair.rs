@@ -14,6 +14,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{App, Proxy, World, decision, exchange, get, id, outbound, status};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const POLICY: &str = r#"
@@ -265,4 +266,78 @@ async fn without_a_valid_identity_nothing_is_said_and_nobody_let_in() {
                 .is_some_and(|reason| reason.starts_with("own_svid_expired"))
     });
     assert!(refused);
+}
+
+/// Whom a listener calls is a value and no constant: it changes under load, for HTTP on kept connections and for TCP.
+#[tokio::test]
+async fn an_upstream_is_redirected_while_the_proxy_runs() {
+    let (world, first, caller, callee) = pair(InboundProtocol::Http).await;
+    let second = App::http().await;
+    let agent = world.agent("other", &world.svid("/other")).await;
+    let mut config = world.config("other", &agent);
+    config
+        .inbound
+        .push(support::inbound("orders", InboundProtocol::Http, second.address));
+    let other = Proxy::start(config, agent).await;
+    let there = other.inbound("orders").to_string();
+
+    assert_eq!(status(&call(&caller, &get("/")).await), 200);
+    assert_eq!((first.count(), second.count()), (1, 0));
+    let redirect = |to: &str, expect: &str| caller.running.redirect("orders", to, &id(expect));
+    redirect(&there, "/other").unwrap();
+    for _ in 0..3 {
+        assert_eq!(status(&call(&caller, &get("/")).await), 200);
+    }
+    assert_eq!((first.count(), second.count()), (1, 3));
+    let told = &caller.status().await["outbound"][0];
+    assert_eq!(
+        (&told["connect_to"], &told["expect"]),
+        (&there.as_str().into(), &id("/other").as_str().into())
+    );
+
+    // Who is expected changes as the address does: the peer that answered just now is somebody else.
+    redirect(&there, "/orders").unwrap();
+    let answer = call(&caller, &get("/")).await;
+    assert_eq!(status(&answer), 502, "{answer}");
+    assert!(answer.contains("upstream_unexpected_peer"), "{answer}");
+    redirect(&callee.inbound("orders").to_string(), "/orders").unwrap();
+    assert_eq!(status(&call(&caller, &get("/")).await), 200);
+    assert_eq!((first.count(), second.count()), (2, 3));
+
+    // What cannot be called changes nothing.
+    redirect("nowhere", "/orders").unwrap_err();
+    let trust_domain = "spiffe://demo.hoplite".parse().unwrap();
+    caller.running.redirect("orders", &there, &trust_domain).unwrap_err();
+    caller
+        .running
+        .redirect("elsewhere", &there, &id("/orders"))
+        .unwrap_err();
+    assert_eq!(status(&call(&caller, &get("/")).await), 200);
+}
+
+#[tokio::test]
+async fn a_tcp_upstream_is_redirected_while_the_proxy_runs() {
+    let world = World::new();
+    world.policy("orders.cedar", r#"@id("all") permit (principal, action, resource);"#);
+    let (first, second) = (App::tcp_echo().await, App::tcp_echo().await);
+    let one = world.inbound("one", InboundProtocol::Tcp, first.address).await;
+    let two = world.inbound("two", InboundProtocol::Tcp, second.address).await;
+    let caller = world
+        .outbound("edge", OutboundProtocol::Tcp, "one", one.inbound("one"))
+        .await;
+    let echoed = async |stream: &mut TcpStream| {
+        stream.write_all(b"ping").await.unwrap();
+        let mut pong = [0; 4];
+        stream.read_exact(&mut pong).await.unwrap();
+    };
+    let mut before = TcpStream::connect(caller.outbound("one")).await.unwrap();
+    echoed(&mut before).await;
+    let there = two.inbound("two").to_string();
+    caller.running.redirect("one", &there, &id("/two")).unwrap();
+    let mut after = TcpStream::connect(caller.outbound("one")).await.unwrap();
+    echoed(&mut after).await;
+    assert_eq!((first.count(), second.count()), (1, 1));
+    // What was under way goes on where it was.
+    echoed(&mut before).await;
+    assert_eq!((first.count(), second.count()), (1, 1));
 }
