@@ -7,7 +7,7 @@ use hoplite_audit::is_recorder_name;
 use hoplite_decision::{OnStale, is_service_name};
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_policy::MAX_BUNDLE_BYTES;
+use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
@@ -18,7 +18,7 @@ const SOCKET_MODE: u32 = 0o666;
 const BUNDLE_BYTES_LEAST: usize = 1 << 10;
 
 /// What those that enforce it take.
-const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
+const BUNDLE_BYTES_MOST: usize = BUNDLE_BYTES_MAX;
 
 /// What an agent must know to start. See [`Config::load`] for the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -220,7 +220,7 @@ impl Authorization {
 }
 
 fn max_bundle_bytes() -> usize {
-    MAX_BUNDLE_BYTES
+    BUNDLE_BYTES_MAX
 }
 
 #[cfg(test)]

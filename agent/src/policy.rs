@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Refused, Seen, Stage};
+use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL, Refused, Seen, Stage};
+use hoplite_policy::grant::Grant;
 use hoplite_seal::{Hash, TrustedSigners};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{FetchPolicyRequest, PolicyRef, PolicyState};
@@ -468,7 +469,9 @@ impl fmt::Debug for Feed {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use hoplite_policy::{GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source};
+    use hoplite_policy::Source;
+    use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Meta};
+    use hoplite_policy::grant::{GrantDraft, GrantScope};
     use hoplite_seal::SigningKey;
 
     /// A signer's key, always the same for the same name.
@@ -518,7 +521,8 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn held_as(bytes: Vec<u8>) -> Held {
-        let contents = hoplite_policy::BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap();
+        let contents =
+            hoplite_policy::bundle::BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX).unwrap();
         Held {
             seen: contents.seen(),
             bytes: bytes.into(),
@@ -530,7 +534,7 @@ pub(crate) mod tests {
         let trust = Trust {
             trust_domain: TrustDomain::parse("prod.example").unwrap(),
             signers,
-            max_bytes: MAX_BUNDLE_BYTES,
+            max_bytes: BUNDLE_BYTES_MAX,
         };
         Shelf::open(directory, trust, at).unwrap()
     }

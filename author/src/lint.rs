@@ -17,7 +17,7 @@
 //! `in` a service or route; or its `principal` is not `==` or `in` anything, and its `resource` is more than the one
 //! route that it `==`s. So anybody may be let to `GET /health` by its team, and to a whole service by security alone.
 //! Conditions do not count: they can be wrong, and an index does not see them. Security is the owner of a module with
-//! `security = true`, or where there are no modules, [`SECURITY_OWNER`](hoplite_policy::SECURITY_OWNER).
+//! `security = true`, or where there are no modules, [`SECURITY_OWNER`](hoplite_policy::text::SECURITY_OWNER).
 //!
 //! There is no lint for cycles among entities, because none can be written: a policy directory holds no entity data. What
 //! a request's principal and resource are in is worked out from their names (`request.rs`), each parent shorter than its
@@ -30,11 +30,12 @@ use cedar_policy::{
     ValidationWarning, Validator,
 };
 use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_policy::files::{BREAK_GLASS_MODULE, ROUTES_FILE};
 use hoplite_policy::text::{
     Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation,
     check_service_name, diagnosed, enough, hides, on_stack, parse, statements, validator,
 };
-use hoplite_policy::{BREAK_GLASS_MODULE, Fault, ROUTES_FILE, RouteTable, SelectedHeaders, Source};
+use hoplite_policy::{Fault, RouteTable, SelectedHeaders, Source};
 use std::borrow::Cow;
 
 /// Finds what is legal and still a mistake, in the order of sources and of their text. For sources that

@@ -4,8 +4,10 @@
 //! than the document would let a policy permit more than its author read.
 
 use crate::yaml::{DOCUMENT_NODES_MAX, Node, Position, read};
+use hoplite_policy::limits::{PATH_BYTES_MAX, ROUTES_PER_SERVICE_MAX};
+use hoplite_policy::text::CanonicalPath;
 use hoplite_policy::text::check_service_name;
-use hoplite_policy::{CanonicalPath, Fault, MAX_PATH_BYTES, MAX_ROUTES_PER_SERVICE, RouteTable, Source};
+use hoplite_policy::{Fault, RouteTable, Source};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -20,7 +22,7 @@ const STEPS_MAX: usize = DOCUMENT_NODES_MAX;
 /// What one route costs, in entries looked at.
 const ROUTE_STEPS: usize = 20;
 /// The longest URL of a server, with its variables' values.
-const SERVER_BYTES_MAX: usize = MAX_PATH_BYTES;
+const SERVER_BYTES_MAX: usize = PATH_BYTES_MAX;
 /// The most references from one path item to the next.
 const REFERENCES_MAX: usize = 8;
 
@@ -240,7 +242,7 @@ impl Import<'_> {
 
     fn pointed(&mut self, pointer: &str) -> Result<Option<Rc<Node>>, TooMuch> {
         let mut node = Rc::clone(self.root);
-        if pointer.len() > MAX_PATH_BYTES {
+        if pointer.len() > PATH_BYTES_MAX {
             return Ok(None);
         }
         for step in pointer.split('/') {
@@ -347,9 +349,9 @@ impl Import<'_> {
             }
             Err(reason) => self.warn(place, format!("`{}` is left out: {reason}", shown(&whole))),
         }
-        if self.routes.len() > MAX_ROUTES_PER_SERVICE {
+        if self.routes.len() > ROUTES_PER_SERVICE_MAX {
             return Err(format!(
-                "the document describes more routes than the {MAX_ROUTES_PER_SERVICE} a service may have; split the service, \
+                "the document describes more routes than the {ROUTES_PER_SERVICE_MAX} a service may have; split the service, \
                  or leave out what nobody calls"
             ));
         }
@@ -689,7 +691,7 @@ components:
             "1:1…describes no route",
         );
         refused("just text", "1:1…no `openapi` version");
-        let many: String = (0..=MAX_ROUTES_PER_SERVICE)
+        let many: String = (0..=ROUTES_PER_SERVICE_MAX)
             .map(|n| format!("  /r{n}: {{get: {{}}}}\n"))
             .collect();
         refused(

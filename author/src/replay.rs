@@ -2,7 +2,8 @@
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Record};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, GRANT_IDS, SelectedHeaders, Snapshot, Transport, Verdict, WhatIf};
+use hoplite_policy::grant::GRANT_IDS;
+use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot, Transport, Verdict, WhatIf};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;

@@ -3,7 +3,8 @@
 //! Anchors are followed, so that a document that describes real services can be read; what a document *amounts to* once
 //! they are, is what the bounds count. "A billion laughs" is refused at the alias that is too much.
 
-use hoplite_policy::{Fault, MAX_PATH_BYTES};
+use hoplite_policy::Fault;
+use hoplite_policy::limits::PATH_BYTES_MAX;
 use saphyr_parser::{Event, Parser, Span};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -17,7 +18,7 @@ pub(crate) const DOCUMENT_NODES_MAX: usize = 1_000_000;
 pub(crate) const DOCUMENT_DEPTH_MAX: usize = 100;
 
 /// The longest key: a merge gives a mapping the keys of others, each of which may be many times in a document.
-const KEY_BYTES_MAX: usize = MAX_PATH_BYTES;
+const KEY_BYTES_MAX: usize = PATH_BYTES_MAX;
 
 /// Where something stands: the number of characters before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

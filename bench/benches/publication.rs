@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hoplite_policy::Stage;
+use hoplite_policy::bundle::Stage;
 use hoplite_tests::{Proxy, TcpApp, TestClient, World, id};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

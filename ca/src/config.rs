@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_identity::TrustDomain;
-use hoplite_policy::MAX_BUNDLE_BYTES;
+use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
@@ -20,7 +20,7 @@ const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 const BUNDLE_BYTES_LEAST: usize = 1 << 10;
 
 /// What those that enforce it take.
-const BUNDLE_BYTES_MOST: usize = MAX_BUNDLE_BYTES;
+const BUNDLE_BYTES_MOST: usize = BUNDLE_BYTES_MAX;
 
 /// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
 #[derive(Debug, Clone, Deserialize)]
@@ -112,7 +112,7 @@ impl Config {
 }
 
 fn max_bundle_bytes() -> usize {
-    MAX_BUNDLE_BYTES
+    BUNDLE_BYTES_MAX
 }
 
 fn one_hour() -> Span {

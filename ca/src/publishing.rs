@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{Acceptance, Bundle, EngineVersion, Grant, KNOWN_CRITICAL, Snapshot};
+use hoplite_policy::Snapshot;
+use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL};
+use hoplite_policy::grant::Grant;
 use hoplite_seal::TrustedSigners;
 use hoplite_wire::ca as wire;
 use tonic::Status;

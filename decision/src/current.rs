@@ -11,10 +11,11 @@ use std::{io, mem};
 
 use arc_swap::ArcSwap;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{
-    Acceptance, Bundle, EngineVersion, Fault, Grant, GrantRefused, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest, Refused,
-    Seen, Snapshot, Source, Stage,
+use hoplite_policy::bundle::{
+    Acceptance, BUNDLE_BYTES_MAX, Bundle, EngineVersion, KNOWN_CRITICAL, Manifest, Refused, Seen, Stage,
 };
+use hoplite_policy::grant::{Grant, GrantRefused};
+use hoplite_policy::{Fault, Snapshot, Source};
 use hoplite_seal::TrustedSigners;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -109,7 +110,7 @@ impl BundleTrust {
             now,
             engine_version: self.engine,
             known_critical: self.known_critical,
-            max_bytes: MAX_BUNDLE_BYTES,
+            max_bytes: BUNDLE_BYTES_MAX,
         }
     }
 }
@@ -238,7 +239,7 @@ impl PolicyFeed {
         )?;
         // INVARIANT: one offer at a time; what was seen last cannot change between the check and the swap.
         let mut parts = self.parts();
-        let claimed = Manifest::danger_of_bundle(bytes, MAX_BUNDLE_BYTES).map_err(|refused| refused.to_string())?;
+        let claimed = Manifest::danger_of_bundle(bytes, BUNDLE_BYTES_MAX).map_err(|refused| refused.to_string())?;
         let shadow = claimed.stage == Stage::Shadow;
         let seen = if shadow {
             parts.shadow_seen

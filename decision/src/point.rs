@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
+use hoplite_policy::grant::GRANT_IDS;
 use hoplite_policy::{
-    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Decision, GRANT_IDS, Permit, Snapshot,
-    Transport, decide_by_reference,
+    self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Decision, Permit, Snapshot, Transport,
+    decide_by_reference,
 };
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};

@@ -9,7 +9,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use hoplite_policy::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE, Source};
+use hoplite_policy::Source;
+use hoplite_policy::files::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE};
 
 /// A policy set larger than this is a mistake in `policy_dir`.
 const FILES_MAX: usize = 4096;

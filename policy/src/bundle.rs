@@ -4,29 +4,31 @@
 //! file with its digest, so what is signed covers every byte. Revisions only rise: going back to older policies is a new
 //! revision with the old content. Formats are refused, never guessed: one content has one text.
 
+mod engine;
 mod manifest;
+mod refused;
 
+use crate::calendar::seconds;
 use crate::schema::SCHEMA;
 use crate::source::{HEADERS_FILE, Source};
 use crate::statement::statements;
 use hoplite_identity::TrustDomain;
-use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners};
+use hoplite_seal::{Envelope, Hash, NotSigned, SigningKey, TrustedSigners};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::time::SystemTime;
 
-pub use manifest::{
-    CRITICAL_HEADERS, CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL, MAX_NOTE_BYTES, Manifest, ManifestFile, Stage,
-};
-use manifest::{FORMAT, NAME_RULE, is_file_name, shown};
-pub(crate) use manifest::{LAST_SECOND, instant, rfc3339, seconds};
+pub use engine::{BadVersion, CRITICAL_HEADERS, CRITICAL_SHADOW, EngineVersion, KNOWN_CRITICAL};
+use manifest::{KIND, is_file_name};
+pub use manifest::{Manifest, ManifestFile, Stage};
+pub(crate) use refused::remedy;
+use refused::shown;
+pub use refused::{BadContents, BadManifest, NOTE_BYTES_MAX, Refused, Unbuildable};
 
 /// The longest bundle that is accepted unless a setting says otherwise. The policy text a snapshot may hold, of which
 /// the manifest takes a little.
-pub const MAX_BUNDLE_BYTES: usize = 32 * 1024 * 1024;
+pub const BUNDLE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// What stands in the envelope, and before everything that is signed.
-const KIND: Kind = Kind::new("hoplite policy bundle v1");
 /// One person publishes policy.
 const SIGNERS_NEEDED: usize = 1;
 
@@ -60,21 +62,6 @@ pub struct Draft {
     envelope: Envelope,
 }
 
-/// Why no bundle can be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Unbuildable {
-    /// The name of a file cannot be used.
-    #[error("`{0}` cannot be in a bundle: {NAME_RULE}")]
-    FileName(String),
-    /// Two files have one name.
-    #[error("two files are named `{0}`; rename one")]
-    SameName(String),
-    /// Something in [`Meta`] cannot be used.
-    #[error("{0}")]
-    Meta(String),
-}
-
 /// What is known when a bundle arrives.
 #[derive(Debug, Clone, Copy)]
 pub struct Acceptance<'a> {
@@ -90,7 +77,7 @@ pub struct Acceptance<'a> {
     pub engine_version: EngineVersion,
     /// [`KNOWN_CRITICAL`], except in tests.
     pub known_critical: &'a [&'a str],
-    /// [`MAX_BUNDLE_BYTES`], or a setting.
+    /// [`BUNDLE_BYTES_MAX`], or a setting.
     pub max_bytes: usize,
 }
 
@@ -116,61 +103,6 @@ pub struct BundleContents {
 /// Made only by [`Bundle::open`] and [`Bundle::open_kept`].
 #[derive(Debug, Clone)]
 pub struct Bundle(BundleContents);
-
-/// Why a bundle is not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refused {
-    /// Its size, form or signatures.
-    #[error("the bundle is refused: {0}; {remedy}", remedy = remedy(.0))]
-    Seal(#[from] SealBroken),
-    /// It is for somebody else.
-    #[error("the bundle is refused: it is for the trust domain `{got}`, and this is `{own}`; publish it there")]
-    WrongTrustDomain {
-        /// This one.
-        own: String,
-        /// Its own.
-        got: String,
-    },
-    /// Something older than what is known. Somebody may be replaying it.
-    #[error(
-        "the bundle is refused: revision {got} is lower than {have}, which was accepted before; to go back, publish the old content as a new revision"
-    )]
-    LowerRevision {
-        /// The highest so far.
-        have: u64,
-        /// Its own.
-        got: u64,
-    },
-    /// Not a fault: this very bundle was accepted before.
-    #[error("the bundle of revision {0} is the one already accepted")]
-    AlreadyHave(u64),
-    /// Two different bundles claim one revision. Somebody signed twice.
-    #[error(
-        "the bundle is refused: another bundle of revision {0} was accepted before; find out who signed two, and publish the right one as a new revision"
-    )]
-    Conflict(u64),
-    /// It was stale before it came.
-    #[error("the bundle is refused: it expired at {at}; publish it again", at = rfc3339(*.0))]
-    Expired(u64),
-    /// It needs a feature that this engine does not know.
-    #[error("the bundle is refused: it needs `{0}`, which this engine does not know; upgrade this program first")]
-    UnknownCritical(String),
-    /// It needs a newer engine.
-    #[error("the bundle is refused: it needs engine {needs}, and this is {this}; upgrade this program first")]
-    NewerEngine {
-        /// The oldest that would do.
-        needs: EngineVersion,
-        /// This one.
-        this: EngineVersion,
-    },
-    /// Its manifest has a newer form.
-    #[error("the bundle is refused: its format {0} is newer than {FORMAT}; upgrade this program first")]
-    NewerFormat(u32),
-    /// A file's content is missing, is not the one that was signed, or nobody asked for it.
-    #[error("the bundle is refused: the content of `{0}` is missing or not the one that was signed; publish it again")]
-    BlobMismatch(String),
-}
 
 // === impl Draft ===
 
@@ -225,12 +157,11 @@ impl BundleContents {
     }
 
     fn read(envelope: Envelope, manifest: Manifest) -> Result<Self, Refused> {
-        let malformed = |why: &str| Refused::Seal(SealBroken::Malformed(why.to_owned()));
         let hash = envelope.digest();
         let signed_by = envelope.signed_by().map(str::to_owned).collect();
         let hashes: Vec<Hash> = envelope.blobs().map(Hash::of).collect();
         if !hashes.is_sorted_by(|a, b| a < b) {
-            return Err(malformed("its contents are out of order or doubled"));
+            return Err(BadContents::Order.into());
         }
         let blobs: BTreeMap<Hash, &[u8]> = hashes.into_iter().zip(envelope.blobs()).collect();
 
@@ -243,7 +174,7 @@ impl BundleContents {
                 .ok_or_else(|| Refused::BlobMismatch(name.clone()))?;
             used.insert(*sha256);
             let text = std::str::from_utf8(blob)
-                .map_err(|_| malformed(&format!("`{name}` is not UTF-8")))?
+                .map_err(|_| BadContents::NotUtf8(name.clone()))?
                 .to_owned();
             sources.push(Source {
                 name: name.clone(),
@@ -254,7 +185,7 @@ impl BundleContents {
             return Err(Refused::BlobMismatch(stray.to_string()));
         }
         if manifest.policies != count_policies(&sources) {
-            return Err(malformed("it has more or fewer policies than its manifest says"));
+            return Err(BadContents::PolicyCount.into());
         }
         Ok(Self {
             manifest,
@@ -323,7 +254,7 @@ impl Bundle {
             critical.insert(CRITICAL_HEADERS.to_owned());
         }
         let manifest = Manifest {
-            format: FORMAT,
+            format: engine::FORMAT,
             trust_domain: meta.trust_domain.as_str().to_owned(),
             revision: meta.revision,
             parent: meta.parent,
@@ -344,7 +275,7 @@ impl Bundle {
             policies: count_policies(sources.iter().copied()),
             note: meta.note,
         };
-        manifest.check().map_err(Unbuildable::Meta)?;
+        manifest.check()?;
         let blobs = sources.iter().map(|source| source.text.clone().into_bytes());
         let envelope = Envelope::new(KIND, manifest.encode(), blobs);
         Ok(Draft { manifest, envelope })
@@ -416,17 +347,6 @@ impl Deref for Bundle {
     }
 }
 
-/// What to do about signed policy that cannot be believed.
-pub(crate) fn remedy(broken: &SealBroken) -> &'static str {
-    match broken {
-        SealBroken::TooLarge { .. } => "publish less, or raise the limit everywhere",
-        SealBroken::Unsigned => "sign it with a trusted key",
-        SealBroken::UnknownSigner(_) => "add the key to `policy_signers`, or have a trusted signer publish",
-        SealBroken::TooFewSigners { .. } => "have more of them sign it",
-        _ => "publish it again",
-    }
-}
-
 fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
     sources
         .into_iter()
@@ -438,6 +358,7 @@ fn count_policies<'a>(sources: impl IntoIterator<Item = &'a Source>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calendar::instant;
     use crate::people::{key, trusted};
     use crate::snapshot::Snapshot;
     use crate::snapshot::tests::sources;
@@ -488,7 +409,7 @@ mod tests {
             now: instant(NOW),
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
-            max_bytes: MAX_BUNDLE_BYTES,
+            max_bytes: BUNDLE_BYTES_MAX,
         };
         change(&mut acceptance);
         Bundle::open(bytes, &acceptance)
@@ -507,9 +428,9 @@ mod tests {
         assert_eq!(bundle.sources()[2].text, READ);
         assert_eq!((manifest.policies, manifest.files[2].bytes), (1, READ.len() as u64));
         assert_eq!(manifest.schema, Hash::of(SCHEMA.as_bytes()));
-        assert_eq!(Manifest::danger_of_bundle(&bytes, MAX_BUNDLE_BYTES).unwrap(), manifest);
+        assert_eq!(Manifest::danger_of_bundle(&bytes, BUNDLE_BYTES_MAX).unwrap(), manifest);
         assert_eq!(Manifest::danger_read_unverified(&manifest.encode()).unwrap(), manifest);
-        let unverified = BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap();
+        let unverified = BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX).unwrap();
         assert_eq!(unverified.seen(), bundle.seen());
         assert!(!bundle.stale(instant(NOW + 59)) && bundle.stale(instant(NOW + 60)));
         let none = Bundle::build(&[], meta()).unwrap().sign(&[&key("alice")]).unwrap();
@@ -596,7 +517,7 @@ mod tests {
             now: instant(NOW + 9_999),
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
-            max_bytes: MAX_BUNDLE_BYTES,
+            max_bytes: BUNDLE_BYTES_MAX,
         };
         let kept = Bundle::open_kept(&good, &acceptance).unwrap();
         assert!(kept.stale(acceptance.now));
@@ -732,7 +653,7 @@ mod tests {
             );
         }
         let refused = build(&some(), &["headers"], Stage::Live).unwrap_err().to_string();
-        assert!(refused.contains("only such a one"), "{refused}");
+        assert!(refused.contains("and no other, has"), "{refused}");
         // A manifest that keeps quiet about it.
         let mut draft = build(&with_headers, &[], Stage::Live).unwrap();
         draft.manifest.critical.clear();

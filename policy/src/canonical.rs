@@ -7,20 +7,21 @@
 //! that hide a separator or a dot segment, merge slashes, resolve dots. Which headers are read, a policy set says
 //! (`headers.rs`).
 
+use crate::ambiguous::Ambiguous;
 use crate::headers::{Header, SelectedHeaders};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 /// The longest path, before and after canonicalisation. Common servers stop at 8 KiB too.
-pub const MAX_PATH_BYTES: usize = 8 * 1024;
+pub const PATH_BYTES_MAX: usize = 8 * 1024;
 /// The longest query; longer data belongs into a body.
-pub const MAX_QUERY_BYTES: usize = 8 * 1024;
+pub const QUERY_BYTES_MAX: usize = 8 * 1024;
 /// The most segments a canonical path may have: bounds the work of matching routes.
-pub const MAX_SEGMENTS: usize = 64;
+pub const SEGMENTS_MAX: usize = 64;
 /// The longest method; registered ones have at most 17 bytes.
-pub const MAX_METHOD_BYTES: usize = 32;
+pub const METHOD_BYTES_MAX: usize = 32;
 /// The longest host name (RFC 1035 §3.1, without the root).
-pub const MAX_HOST_BYTES: usize = 253;
+pub const HOST_BYTES_MAX: usize = 253;
 
 /// A request that can be read in one way only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,74 +33,6 @@ pub struct CanonicalRequest {
     query: Option<String>,
     /// By name; those of which nothing is known are not here.
     headers: Vec<Header>,
-}
-
-/// Why a request is refused before any policy is asked. The text is safe to show to the peer.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
-#[non_exhaustive]
-pub enum Ambiguous {
-    /// The method is empty, too long, or not an upper-case token (RFC 9110 §9.1).
-    #[error("the method is not an upper-case token")]
-    Method,
-    /// CONNECT would open a tunnel past policy, TRACE echoes headers to the caller.
-    #[error("`CONNECT` and `TRACE` are not forwarded")]
-    MethodRefused,
-    /// Neither a Host header nor an :authority, or an empty one; HTTP/1.0 included.
-    #[error("the request names no host")]
-    NoHost,
-    /// A Host or :authority that is not `name[:port]`.
-    #[error("the host is not a name or address with an optional port")]
-    Host,
-    /// Host headers, :authority or an absolute target that do not say the same.
-    #[error("the request names more than one host")]
-    ConflictingHosts,
-    /// Neither a path that starts with `/` nor a whole http URI.
-    #[error("the request target does not start with `/`")]
-    Target,
-    /// `*` asks about the whole server and goes with OPTIONS only (RFC 9112 §3.2.4).
-    #[error("the target `*` goes with `OPTIONS` only")]
-    Asterisk,
-    /// Path or query exceeds its bound.
-    #[error("the request target is too long")]
-    TooLong,
-    /// More than [`MAX_SEGMENTS`] segments.
-    #[error("the path has too many segments")]
-    TooManySegments,
-    /// NUL, another control character or a space, plain or encoded as far as the path goes.
-    #[error("the request target holds a control character or a space")]
-    ControlCharacter,
-    /// A `%` without two hexadecimal digits.
-    #[error("the path holds a `%` without two hexadecimal digits")]
-    BadEscape,
-    /// The target is not UTF-8 once decoded; overlong forms included.
-    #[error("the request target is not UTF-8")]
-    NotUtf8,
-    /// A plain `\`, which some servers read as `/`.
-    #[error("the path holds a backslash")]
-    Backslash,
-    /// `%2f` or `%5c`: a separator to some servers, a character to others.
-    #[error("the path holds an encoded slash or backslash")]
-    EncodedSeparator,
-    /// `%2e%2e` and its kin: a segment that becomes `.` or `..` only by decoding.
-    #[error("the path holds an encoded dot segment")]
-    EncodedDots,
-    /// More `..` than segments before it.
-    #[error("the path leads above the root")]
-    EscapesRoot,
-    /// `;`, which some servers cut off together with what follows.
-    #[error("the path holds a `;` parameter")]
-    PathParameter,
-    /// A `#`, which never belongs in a request target (RFC 9112 §3.2.1).
-    #[error("the request target holds a fragment")]
-    Fragment,
-    /// A selected header with more than one value, or under a name that some servers take for it.
-    #[error(
-        "the header `{0}`, which policy looks at, stands there more than once, holds a comma, or is spelt with another sign for `-`"
-    )]
-    HeaderTwice(Arc<str>),
-    /// A selected header with a value that is not read alike by everybody.
-    #[error("the header `{0}`, which policy looks at, is not 1 to {max} characters of visible ASCII with spaces only inside", max = crate::headers::HEADER_VALUE_BYTES_MAX)]
-    HeaderValue(Arc<str>),
 }
 
 // === impl CanonicalRequest ===
@@ -206,44 +139,6 @@ impl CanonicalRequest {
     }
 }
 
-// === impl Ambiguous ===
-
-impl Ambiguous {
-    /// The stable word for record and metric.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Method => "method",
-            Self::MethodRefused => "method_refused",
-            Self::NoHost => "no_host",
-            Self::Host => "host",
-            Self::ConflictingHosts => "conflicting_hosts",
-            Self::Target => "target",
-            Self::Asterisk => "asterisk",
-            Self::TooLong => "too_long",
-            Self::TooManySegments => "too_many_segments",
-            Self::ControlCharacter => "control_character",
-            Self::BadEscape => "bad_escape",
-            Self::NotUtf8 => "not_utf8",
-            Self::Backslash => "backslash",
-            Self::EncodedSeparator => "encoded_separator",
-            Self::EncodedDots => "encoded_dots",
-            Self::EscapesRoot => "escapes_root",
-            Self::PathParameter => "path_parameter",
-            Self::Fragment => "fragment",
-            Self::HeaderTwice(_) => "header_twice",
-            Self::HeaderValue(_) => "header_value",
-        }
-    }
-
-    /// The HTTP status of the refusal, wherever the request was read.
-    pub fn status(&self) -> u16 {
-        match self {
-            Self::MethodRefused => 405,
-            _ => 400,
-        }
-    }
-}
-
 /// A method in the one spelling Hoplite accepts, which is also that of the route table. CONNECT and TRACE are refused here
 /// and nowhere else.
 ///
@@ -253,7 +148,7 @@ pub fn canonical_method(method: &str) -> Result<&str, Ambiguous> {
     let token = method
         .bytes()
         .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-    if !token || !method.starts_with(|c: char| c.is_ascii_uppercase()) || method.len() > MAX_METHOD_BYTES {
+    if !token || !method.starts_with(|c: char| c.is_ascii_uppercase()) || method.len() > METHOD_BYTES_MAX {
         return Err(Ambiguous::Method);
     }
     if matches!(method, "CONNECT" | "TRACE") {
@@ -291,7 +186,7 @@ fn origin_form<'a>(target: &'a [u8], authority: &Authority) -> Result<&'a [u8], 
 }
 
 fn canonical_query(query: &[u8]) -> Result<String, Ambiguous> {
-    if query.len() > MAX_QUERY_BYTES {
+    if query.len() > QUERY_BYTES_MAX {
         return Err(Ambiguous::TooLong);
     }
     let query = std::str::from_utf8(query).map_err(|_| Ambiguous::NotUtf8)?;
@@ -361,7 +256,7 @@ fn canonical_host(host: &str) -> Result<String, Ambiguous> {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    if host.len() > MAX_HOST_BYTES || !host.split('.').all(label) {
+    if host.len() > HOST_BYTES_MAX || !host.split('.').all(label) {
         return Err(Ambiguous::Host);
     }
     Ok(host.to_ascii_lowercase())
@@ -392,7 +287,7 @@ impl CanonicalPath {
     /// # Errors
     /// What two programs could read in two ways, or what is too long.
     pub fn parse(raw: &[u8]) -> Result<Self, Ambiguous> {
-        if raw.len() > MAX_PATH_BYTES {
+        if raw.len() > PATH_BYTES_MAX {
             return Err(Ambiguous::TooLong);
         }
         let rest = raw.strip_prefix(b"/").ok_or(Ambiguous::Target)?;
@@ -416,7 +311,7 @@ impl CanonicalPath {
                 }
             }
         }
-        if kept.len() > MAX_SEGMENTS {
+        if kept.len() > SEGMENTS_MAX {
             return Err(Ambiguous::TooManySegments);
         }
         let mut text = String::with_capacity(raw.len());
@@ -427,7 +322,7 @@ impl CanonicalPath {
         if directory {
             text.push('/');
         }
-        if text.len() > MAX_PATH_BYTES {
+        if text.len() > PATH_BYTES_MAX {
             return Err(Ambiguous::TooLong);
         }
         Ok(Self {
@@ -736,14 +631,14 @@ mod tests {
     #[test]
     fn bounds() {
         path(
-            format!("/{}", "a".repeat(MAX_PATH_BYTES - 1)),
-            &format!("/{}", "a".repeat(MAX_PATH_BYTES - 1)),
+            format!("/{}", "a".repeat(PATH_BYTES_MAX - 1)),
+            &format!("/{}", "a".repeat(PATH_BYTES_MAX - 1)),
         );
-        refused(format!("/{}", "a".repeat(MAX_PATH_BYTES)), Ambiguous::TooLong);
-        refused(format!("/{}", "|".repeat(MAX_PATH_BYTES / 2)), Ambiguous::TooLong);
-        refused(format!("/?{}", "a".repeat(MAX_QUERY_BYTES + 1)), Ambiguous::TooLong);
-        assert!(get("/a".repeat(MAX_SEGMENTS)).is_ok());
-        refused("/a".repeat(MAX_SEGMENTS + 1), Ambiguous::TooManySegments);
+        refused(format!("/{}", "a".repeat(PATH_BYTES_MAX)), Ambiguous::TooLong);
+        refused(format!("/{}", "|".repeat(PATH_BYTES_MAX / 2)), Ambiguous::TooLong);
+        refused(format!("/?{}", "a".repeat(QUERY_BYTES_MAX + 1)), Ambiguous::TooLong);
+        assert!(get("/a".repeat(SEGMENTS_MAX)).is_ok());
+        refused("/a".repeat(SEGMENTS_MAX + 1), Ambiguous::TooManySegments);
     }
 
     #[test]
@@ -761,7 +656,7 @@ mod tests {
             "GÉT",
             "-GET",
             "1",
-            &"A".repeat(MAX_METHOD_BYTES + 1),
+            &"A".repeat(METHOD_BYTES_MAX + 1),
         ] {
             assert_eq!(parse(method), Err(Ambiguous::Method), "{method:?}");
         }

@@ -3,7 +3,8 @@
 //! It rides beside a bundle and becomes one more permit, so what a forbid refuses stays refused. Its times are conditions
 //! of that permit: it begins and ends by itself, whether or not anybody can be reached.
 
-use crate::bundle::{LAST_SECOND, instant, remedy, rfc3339, seconds};
+use crate::bundle::remedy;
+use crate::calendar::{LAST_SECOND, instant, rfc3339, seconds};
 use crate::routes::check_service_name;
 use crate::schema::{VOCABULARY, uid};
 use crate::source::Source;
@@ -13,9 +14,9 @@ use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
 
 /// The longest grant, from when it is written: a working day. What is needed for longer is a policy.
-pub const MAX_GRANT: Duration = Duration::from_secs(8 * 3600);
+pub const GRANT_MAX: Duration = Duration::from_secs(8 * 3600);
 /// The longest encoded grant: its texts at their longest, and eight signatures.
-pub const MAX_GRANT_BYTES: usize = 8 * 1024;
+pub const GRANT_BYTES_MAX: usize = 8 * 1024;
 
 /// What the `@id`s of grants' permits begin with.
 pub const GRANT_IDS: &str = "break-glass/";
@@ -27,8 +28,8 @@ const KIND: Kind = Kind::new("hoplite policy grant v1");
 const FORMAT: u32 = 1;
 /// One person's word opens no glass.
 const SIGNERS_NEEDED: usize = 2;
-const MAX_WORD_BYTES: usize = 64;
-const MAX_REASON_BYTES: usize = 512;
+const WORD_BYTES_MAX: usize = 64;
+const REASON_BYTES_MAX: usize = 512;
 
 /// To whom a grant gives access.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -122,7 +123,7 @@ impl GrantDraft {
     /// A grant that nobody signed yet.
     ///
     /// # Errors
-    /// A text that cannot be used, or a time longer than [`MAX_GRANT`].
+    /// A text that cannot be used, or a time longer than [`GRANT_MAX`].
     #[expect(clippy::too_many_arguments, reason = "each is one thing two people must agree on")]
     pub fn new(
         trust_domain: &TrustDomain,
@@ -165,7 +166,7 @@ impl GrantDraft {
     /// # Errors
     /// It is not whole, or asks for what no grant gives.
     pub fn danger_read_unverified(bytes: &[u8]) -> Result<(Self, Vec<String>), GrantRefused> {
-        let envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        let envelope = Envelope::decode(KIND, bytes, GRANT_BYTES_MAX)?;
         let signed_by = envelope.signed_by().map(str::to_owned).collect();
         Ok((Self::read(&envelope)?, signed_by))
     }
@@ -175,7 +176,7 @@ impl GrantDraft {
     /// # Errors
     /// It is no grant, or the key cannot sign.
     pub fn sign_too(bytes: &[u8], key: &SigningKey) -> Result<Vec<u8>, GrantRefused> {
-        let mut envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        let mut envelope = Envelope::decode(KIND, bytes, GRANT_BYTES_MAX)?;
         Self::read(&envelope)?;
         envelope
             .sign(key)
@@ -202,27 +203,27 @@ impl GrantDraft {
         }
         TrustDomain::parse(&self.trust_domain).map_err(|error| error.to_string())?;
         check_service_name(&self.service)?;
-        let sized = |text: &str| (1..=MAX_WORD_BYTES).contains(&text.len());
+        let sized = |text: &str| (1..=WORD_BYTES_MAX).contains(&text.len());
         let id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if !sized(&self.id) || !self.id.bytes().all(id) {
-            let shown: String = self.id.escape_debug().take(MAX_WORD_BYTES).collect();
+            let shown: String = self.id.escape_debug().take(WORD_BYTES_MAX).collect();
             return Err(format!(
                 "`{shown}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`"
             ));
         }
         let ticket = |b: u8| b.is_ascii_alphanumeric() || b"._#/-".contains(&b);
         if !sized(&self.ticket) || !self.ticket.bytes().all(ticket) {
-            let shown: String = self.ticket.escape_debug().take(MAX_WORD_BYTES).collect();
+            let shown: String = self.ticket.escape_debug().take(WORD_BYTES_MAX).collect();
             return Err(format!(
                 "`{shown}` is not a ticket; use 1 to 64 letters, digits, `.`, `_`, `#`, `/` and `-`"
             ));
         }
         if self.reason.trim().is_empty()
-            || self.reason.len() > MAX_REASON_BYTES
+            || self.reason.len() > REASON_BYTES_MAX
             || self.reason.chars().any(char::is_control)
         {
             return Err(format!(
-                "the reason is empty, longer than {MAX_REASON_BYTES} bytes or has control characters; write one line"
+                "the reason is empty, longer than {REASON_BYTES_MAX} bytes or has control characters; write one line"
             ));
         }
         let (text, id) = match &self.principal {
@@ -238,8 +239,8 @@ impl GrantDraft {
         // Counted from the earlier of the two, so that no grant is kept in a drawer for another day.
         let first = self.not_before.min(self.created);
         let length = self.until.saturating_sub(first);
-        if self.until <= self.not_before.max(self.created) || length > MAX_GRANT.as_secs() || self.until > LAST_SECOND {
-            let hours = MAX_GRANT.as_secs() / 3600;
+        if self.until <= self.not_before.max(self.created) || length > GRANT_MAX.as_secs() || self.until > LAST_SECOND {
+            let hours = GRANT_MAX.as_secs() / 3600;
             return Err(format!(
                 "a grant ends after it begins, and at most {hours} hours after it was written; choose another end"
             ));
@@ -261,7 +262,7 @@ impl Grant {
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, GrantRefused> {
-        let envelope = Envelope::decode(KIND, bytes, MAX_GRANT_BYTES)?;
+        let envelope = Envelope::decode(KIND, bytes, GRANT_BYTES_MAX)?;
         envelope
             .verify(signers, SIGNERS_NEEDED)
             .map_err(|broken| match broken {
@@ -420,7 +421,7 @@ mod tests {
     #[test]
     fn a_grant_is_no_bundle() {
         let grant = both(&draft());
-        let error = crate::BundleContents::danger_read_unverified(&grant, 9999).unwrap_err();
+        let error = crate::bundle::BundleContents::danger_read_unverified(&grant, 9999).unwrap_err();
         assert!(error.to_string().contains("another kind"), "{error}");
     }
 

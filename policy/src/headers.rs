@@ -10,7 +10,7 @@
 //! (RFC 9110 §5.3), and an Envoy makes the one of the other before it asks: so a selected header has one value, without
 //! comma.
 
-use crate::canonical::Ambiguous;
+use crate::ambiguous::{Ambiguous, HEADER_VALUE_BYTES_MAX};
 use crate::fault::Fault;
 use crate::header_nature::{HeaderNature, KnownHeader, is_same_header};
 use crate::source::{HEADERS_FILE, Source};
@@ -21,8 +21,6 @@ use toml::Spanned;
 
 /// The most headers a policy set may select: each is looked for in every request and stands in every record.
 pub const SELECTED_HEADERS_MAX: usize = 8;
-/// The longest value of a selected header. Longer ones are data, and belong into no record.
-pub const HEADER_VALUE_BYTES_MAX: usize = 256;
 
 const NAME_BYTES_MAX: usize = 64;
 

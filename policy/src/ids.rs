@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use unicode_security::GeneralSecurityProfile;
 
 /// The longest `@id`: it goes into every record it determines.
-pub const MAX_ID_BYTES: usize = 256;
+pub const ID_BYTES_MAX: usize = 256;
 
 /// Which ids are taken, and where each was first used.
 #[derive(Default)]
@@ -52,11 +52,11 @@ impl<'a> Ids<'a> {
 }
 
 fn check_id(id: &str) -> Result<(), String> {
-    if id.is_empty() || id.len() > MAX_ID_BYTES || id.chars().any(char::is_whitespace) {
+    if id.is_empty() || id.len() > ID_BYTES_MAX || id.chars().any(char::is_whitespace) {
         // A megabyte of it would be no help.
-        let start: String = id.chars().take(MAX_ID_BYTES).collect();
+        let start: String = id.chars().take(ID_BYTES_MAX).collect();
         return Err(format!(
-            "the `@id` `{}` must be 1 to {MAX_ID_BYTES} bytes without spaces; write one like `team/name`",
+            "the `@id` `{}` must be 1 to {ID_BYTES_MAX} bytes without spaces; write one like `team/name`",
             start.escape_debug()
         ));
     }

@@ -17,7 +17,7 @@
 use crate::anatomy::Anatomy;
 use crate::cedar::annotation;
 use crate::fault::{Fault, Text};
-use crate::ids::MAX_ID_BYTES;
+use crate::ids::ID_BYTES_MAX;
 use crate::routes::check_service_name;
 use crate::schema::VOCABULARY;
 use crate::source::{BREAK_GLASS_MODULE, FILE_NAME_BYTES_MAX, MODULES_FILE, Source};
@@ -111,10 +111,10 @@ impl Modules {
             }
             let owner = section.owner.as_ref();
             if owner.is_empty()
-                || owner.len() > MAX_ID_BYTES
+                || owner.len() > ID_BYTES_MAX
                 || owner.chars().any(|c| is_unseen(c) || c.is_whitespace())
             {
-                let reason = format!("an owner is 1 to {MAX_ID_BYTES} bytes without spaces; write one like `team-pay`");
+                let reason = format!("an owner is 1 to {ID_BYTES_MAX} bytes without spaces; write one like `team-pay`");
                 faults.push(fault(section.owner.span(), reason));
             }
             let services = match (section.services, section.security) {

@@ -1,5 +1,6 @@
 //! The authorization request: the one place where what the proxy knows becomes what policy sees.
 
+use crate::calendar::{LAST_SECOND, seconds};
 use crate::cedar::{HEADERS, Node, Value, context, entities};
 use crate::evaluate::{CallFacts, CallName};
 use crate::schema::{VOCABULARY, uid};
@@ -13,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 /// The most segments of a caller's SPIFFE path. Each is a group of its own; a caller with more is not decided on,
 /// since a policy about a group left out would not be asked.
-pub const MAX_PATH_GROUPS: usize = 64;
+pub const PATH_GROUPS_MAX: usize = 64;
 
 /// Who calls, and how that is known.
 #[derive(Debug, Clone, Copy)]
@@ -235,9 +236,9 @@ impl CallFacts {
 
 /// The caller with every group it is in. The groups need no entities of their own.
 fn workload(id: &SpiffeId) -> Result<Node, String> {
-    if id.segments().count() > MAX_PATH_GROUPS {
+    if id.segments().count() > PATH_GROUPS_MAX {
         return Err(format!(
-            "the caller's SPIFFE ID has more than {MAX_PATH_GROUPS} path segments"
+            "the caller's SPIFFE ID has more than {PATH_GROUPS_MAX} path segments"
         ));
     }
     let mut groups = vec![uid(&VOCABULARY.trust_domain, id.trust_domain().as_str())];
@@ -296,9 +297,7 @@ fn instant(now: SystemTime) -> Result<(Value, Value), String> {
 /// Seconds since 1970, in UTC, and the day of the week. A clock outside 1970…9999 is taken to its end.
 fn second(now: SystemTime) -> (u64, &'static str) {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"]; // 1 January 1970 was a Thursday
-    const LAST_SECOND: u64 = 253_402_300_799; // 9999-12-31T23:59:59Z
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs().min(LAST_SECOND);
+    let seconds = seconds(now).min(LAST_SECOND);
     let day = DAYS.into_iter().cycle().nth((seconds / 86_400 % 7) as usize);
     (seconds, day.unwrap_or_default())
 }
@@ -473,7 +472,7 @@ mod tests {
         let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledgers"));
         let foreign = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
         assert!(foreign.context().unwrap_err().contains("does not belong"));
-        let deep = SpiffeId::parse(&format!("spiffe://prod.acme{}", "/a".repeat(MAX_PATH_GROUPS + 1))).unwrap();
+        let deep = SpiffeId::parse(&format!("spiffe://prod.acme{}", "/a".repeat(PATH_GROUPS_MAX + 1))).unwrap();
         let deep = AuthzRequest::connect(Caller::supposed(&deep), "ledger", &from, now());
         assert!(deep.call().unwrap_err().contains("64 path segments"));
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use toml::Spanned;
 
 /// The most routes of one service: a request is compared with them one by one.
-pub const MAX_ROUTES_PER_SERVICE: usize = 1_000;
+pub const ROUTES_PER_SERVICE_MAX: usize = 1_000;
 
 /// A route's name, for example `ledger:GET /accounts/{id}` or `ledger:unmatched`. Made by a [`RouteTable`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -111,8 +111,8 @@ impl RouteTable {
                 faults.push(fault(Some(service.span()), reason));
                 continue;
             }
-            if section.routes.len() > MAX_ROUTES_PER_SERVICE {
-                let reason = format!("`{}` has more than {MAX_ROUTES_PER_SERVICE} routes", service.as_ref());
+            if section.routes.len() > ROUTES_PER_SERVICE_MAX {
+                let reason = format!("`{}` has more than {ROUTES_PER_SERVICE_MAX} routes", service.as_ref());
                 faults.push(fault(Some(service.span()), reason));
                 continue;
             }

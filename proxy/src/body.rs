@@ -149,7 +149,7 @@ mod tests {
         ] {
             trailers.insert(name, HeaderValue::from_static("0"));
         }
-        for known in hoplite_policy::KNOWN_HEADERS {
+        for known in hoplite_policy::header_nature::KNOWN_HEADERS {
             for sign in ["-", "_", "."] {
                 let name = known.name.replace('*', "x").replace('-', sign);
                 trailers.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("0"));

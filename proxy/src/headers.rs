@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER;
 use hoplite_decision::DECISION_HEADER;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
-use hoplite_policy::{HeaderNature, KnownHeader, Spelling};
+use hoplite_policy::header_nature::{HeaderNature, KnownHeader, Spelling};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -189,7 +189,7 @@ fn has_token(value: &HeaderValue, token: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use hoplite_policy::KNOWN_HEADERS;
+    use hoplite_policy::header_nature::KNOWN_HEADERS;
 
     use super::*;
 

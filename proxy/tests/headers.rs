@@ -5,7 +5,7 @@ mod support;
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use hoplite_policy::{HeaderNature, KNOWN_HEADERS, KnownHeader};
+use hoplite_policy::header_nature::{HeaderNature, KNOWN_HEADERS, KnownHeader};
 use hoplite_proxy::InboundProtocol;
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::combinators::BoxBody;

@@ -13,7 +13,9 @@ use hoplite_host::{files, logging};
 use hoplite_identity::{
     BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, TrustDomain, X509Svid, tls,
 };
-use hoplite_policy::{Bundle, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source, Stage};
+use hoplite_policy::Source;
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, EngineVersion, Meta, Stage};
+use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
@@ -113,7 +115,7 @@ impl World {
             agent_ttl: Span(HOUR),
             authority_ttl: Span(24 * HOUR),
             policy_signers: policy_signers(),
-            policy_max_bytes: MAX_BUNDLE_BYTES,
+            policy_max_bytes: BUNDLE_BYTES_MAX,
         };
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
         // So that it comes back where its agent looks for it.
@@ -127,7 +129,7 @@ impl World {
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
             policy_signers: policy_signers(),
-            policy_max_bytes: MAX_BUNDLE_BYTES,
+            policy_max_bytes: BUNDLE_BYTES_MAX,
             authorization: None,
         };
         let mut world = Self {

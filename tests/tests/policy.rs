@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use hoplite_audit::{Outcome, Phase, Query};
-use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Stage};
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents, Stage};
 use hoplite_tests::{HttpApp, World, own_selectors, until};
 use hoplite_wire::policy::PolicyUpdate;
 use hoplite_wire::{FetchError, PolicyFeed};
@@ -42,7 +42,7 @@ impl Enforcer {
         let next = tokio::time::timeout(PATIENCE, self.feed.next(self.live, self.shadow));
         let update = next.await.expect("a word in time")?;
         let revision = |bytes: &[u8]| {
-            let contents = BundleContents::danger_read_unverified(bytes, MAX_BUNDLE_BYTES).unwrap();
+            let contents = BundleContents::danger_read_unverified(bytes, BUNDLE_BYTES_MAX).unwrap();
             contents.manifest().revision
         };
         if let Some(live) = &update.live {

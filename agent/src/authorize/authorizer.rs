@@ -206,7 +206,7 @@ impl Authorizer {
                 request,
                 headers,
             } => {
-                record.action = if method.len() <= hoplite_policy::MAX_METHOD_BYTES {
+                record.action = if method.len() <= hoplite_policy::limits::METHOD_BYTES_MAX {
                     method
                 } else {
                     "other".to_owned()

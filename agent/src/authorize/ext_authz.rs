@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use hoplite_audit::{DecisionId, Outcome};
 use hoplite_decision::{DECISION_HEADER as DECISION, refusal, trace_id};
-use hoplite_policy::{HeaderNature, KNOWN_HEADERS, KnownHeader, Permit, Spelling};
+use hoplite_policy::Permit;
+use hoplite_policy::header_nature::{HeaderNature, KNOWN_HEADERS, KnownHeader, Spelling};
 use hoplite_wire::ext_authz::address::Address;
 use hoplite_wire::ext_authz::attribute_context::Peer;
 use hoplite_wire::ext_authz::authorization_server::Authorization;

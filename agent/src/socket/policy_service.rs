@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::policy::tests::held;
     use crate::socket::server::testing::{World, own};
-    use hoplite_policy::Stage;
+    use hoplite_policy::bundle::Stage;
     use hoplite_wire::policy::policies_client::PoliciesClient;
     use hoplite_wire::{FetchError, PolicyFeed};
     use std::time::Duration;

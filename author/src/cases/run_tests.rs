@@ -5,20 +5,13 @@
 //! Cedar's authorizer over every policy; `decision` is what Hoplite would enforce, which differs from Cedar's own in one
 //! thing: a forbid that cannot be evaluated denies.
 
-use super::{Case, Expected, Question, Wrong};
+use super::case::{Case, Expected, GivenCase, Question, Wrong};
 use cedar_policy::{Context, Entities, EntityUid, Request, Schema};
 use hoplite_policy::text::{Text, validator};
-use hoplite_policy::{CallFacts, SelectedHeaders, Snapshot, WhatIfGiven};
+use hoplite_policy::{CallFacts, SelectedHeaders};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-
-/// Request and entities of one test, checked against the schema.
-#[derive(Debug, Clone)]
-pub(super) struct GivenCase {
-    call: CallFacts,
-    context: Context,
-}
 
 /// A test as it is written. Other fields are passed over, as Cedar does.
 #[derive(Deserialize)]
@@ -145,14 +138,6 @@ fn with_causes(what: &str, error: &(dyn std::error::Error + 'static)) -> String 
     texts.dedup();
     let text = texts.join(": ").split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{what}: {text}; `hoplite policy schema` prints it")
-}
-
-// === impl GivenCase ===
-
-impl GivenCase {
-    pub(super) fn decide(&self, snapshot: &Snapshot) -> WhatIfGiven {
-        snapshot.what_if_given(&self.call, &self.context)
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
-use hoplite_policy::{Bundle, BundleContents, Grant, GrantScope, Stage};
+use hoplite_policy::bundle::{Bundle, BundleContents, Stage};
+use hoplite_policy::grant::{Grant, GrantScope};
 use hoplite_seal::Hash;
 use hoplite_store::{Batch, Condition, Revision, Store};
 use hoplite_wire::ca as wire;

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{
-    Bundle, BundleContents, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Source, Stage,
-};
+use hoplite_policy::Source;
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Stage};
+use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
     AddGrantRequest, ClearShadowRequest, FetchPolicyRequest, GetPolicyRequest, ListGrantsRequest, ListPoliciesRequest,
@@ -44,7 +44,7 @@ pub(crate) fn bundle(meta: Meta, id: &str, by: &SigningKey) -> Vec<u8> {
 }
 
 fn contents(bytes: &[u8]) -> BundleContents {
-    BundleContents::danger_read_unverified(bytes, MAX_BUNDLE_BYTES).unwrap()
+    BundleContents::danger_read_unverified(bytes, BUNDLE_BYTES_MAX).unwrap()
 }
 
 impl World {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use hoplite_policy::{Draft, GrantDraft, GrantScope, Meta};
+use hoplite_policy::bundle::{Draft, Meta};
+use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::SigningKey;
 use zeroize::Zeroizing;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 use hoplite_audit::{Options, Phase, Query, read_log};
 use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_policy::{
-    Bundle, BundleContents, EngineVersion, GrantDraft, GrantScope, MAX_BUNDLE_BYTES, Meta, Seen, Source, Stage,
-};
+use hoplite_policy::Source;
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Seen, Stage};
+use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::{SigningKey, TrustedSigners};
 use zeroize::Zeroizing;
 
@@ -72,7 +72,7 @@ impl World {
         let bundle = Bundle::build(&sources, meta).unwrap();
         let bytes = bundle.sign(&[&key("alice")]).unwrap();
         self.feed.offer(&bytes, SystemTime::now()).unwrap();
-        Seen::from(&BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES).unwrap())
+        Seen::from(&BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX).unwrap())
     }
 
     fn point(&self, every: u64, on_stale: OnStale) -> DecisionPoint {

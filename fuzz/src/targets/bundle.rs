@@ -2,7 +2,9 @@
 
 use std::time::SystemTime;
 
-use hoplite_policy::{Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, MAX_BUNDLE_BYTES, Manifest};
+use hoplite_policy::bundle::{
+    Acceptance, BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, Manifest,
+};
 use hoplite_seal::{Hash, TrustedSigners};
 
 use super::signature;
@@ -12,7 +14,7 @@ pub fn bundle(input: &[u8]) -> String {
     if let Ok(manifest) = Manifest::danger_read_unverified(input) {
         assert_eq!(manifest.encode(), input, "one manifest has two forms");
     }
-    let contents = match BundleContents::danger_read_unverified(input, MAX_BUNDLE_BYTES) {
+    let contents = match BundleContents::danger_read_unverified(input, BUNDLE_BYTES_MAX) {
         Ok(contents) => contents,
         Err(refused) => return signature(&refused.to_string()),
     };
@@ -38,7 +40,7 @@ pub fn bundle(input: &[u8]) -> String {
             now: SystemTime::UNIX_EPOCH,
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
-            max_bytes: MAX_BUNDLE_BYTES,
+            max_bytes: BUNDLE_BYTES_MAX,
         };
         assert!(
             Bundle::open(input, &acceptance).is_err(),

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use hoplite_policy::{Grant, GrantDraft, MAX_GRANT};
+use hoplite_policy::grant::{GRANT_MAX, Grant, GrantDraft};
 use hoplite_seal::TrustedSigners;
 
 use super::signature;
@@ -17,7 +17,7 @@ pub fn grant(input: &[u8]) -> String {
         .until
         .checked_sub(draft.not_before)
         .expect("it ends after it begins");
-    assert!((1..=MAX_GRANT.as_secs()).contains(&length), "{draft:?}");
+    assert!((1..=GRANT_MAX.as_secs()).contains(&length), "{draft:?}");
     assert!(!draft.reason.chars().any(char::is_control), "{draft:?}");
     assert!(
         signed_by.is_sorted_by(|a, b| a < b),

@@ -1,7 +1,8 @@
 //! Policy sources: what compiles is what Cedar reads in the same text, whatever the order of the files.
 
 use cedar_policy::PolicySet;
-use hoplite_policy::{MAX_ID_BYTES, Snapshot, Source};
+use hoplite_policy::limits::ID_BYTES_MAX;
+use hoplite_policy::{Snapshot, Source};
 
 use super::{is_place, signature};
 
@@ -45,7 +46,7 @@ pub fn policies(input: &[u8]) -> String {
     let ids: Vec<&str> = snapshot.policy_ids().collect();
     assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
     assert!(
-        ids.iter().all(|id| !id.is_empty() && id.len() <= MAX_ID_BYTES),
+        ids.iter().all(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX),
         "{ids:?}"
     );
     let mut read = 0;

@@ -1,8 +1,7 @@
 //! The canonical request: what is accepted reads the same again, leads nowhere else and can be sent as it stands.
 
-use hoplite_policy::{
-    CanonicalRequest, HEADER_VALUE_BYTES_MAX, MAX_PATH_BYTES, MAX_QUERY_BYTES, MAX_SEGMENTS, SelectedHeaders,
-};
+use hoplite_policy::limits::{HEADER_VALUE_BYTES_MAX, PATH_BYTES_MAX, QUERY_BYTES_MAX, SEGMENTS_MAX};
+use hoplite_policy::{CanonicalRequest, SelectedHeaders};
 use http::uri::PathAndQuery;
 
 /// What parts the target from the fields, and one field from the next.
@@ -33,7 +32,7 @@ pub fn request(input: &[u8]) -> String {
     assert_eq!(again.as_ref(), Ok(&once), "a second reading differs");
 
     let path = once.path();
-    assert!(path.len() <= MAX_PATH_BYTES && once.query().is_none_or(|query| query.len() <= MAX_QUERY_BYTES));
+    assert!(path.len() <= PATH_BYTES_MAX && once.query().is_none_or(|query| query.len() <= QUERY_BYTES_MAX));
     assert!(
         path.bytes().all(|b| b.is_ascii_graphic() && !b"\\;#?".contains(&b)),
         "{path}"
@@ -56,7 +55,7 @@ pub fn request(input: &[u8]) -> String {
         let written = path.split('/').filter(|segment| !segment.is_empty()).map(decoded);
         assert!(once.segments().map(|s| s.as_bytes().to_vec()).eq(written), "{path}");
     }
-    assert!(once.segments().len() <= MAX_SEGMENTS);
+    assert!(once.segments().len() <= SEGMENTS_MAX);
     for segment in once.segments() {
         assert!(!segment.is_empty() && segment != "." && segment != ".." && !segment.contains(['/', '\\', '\0']));
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use hoplite_policy::{CanonicalRequest, ROUTES_FILE, RouteTable};
+use hoplite_policy::files::ROUTES_FILE;
+use hoplite_policy::{CanonicalRequest, RouteTable};
 use serde::Deserialize;
 
 use super::{is_place, signature};

@@ -19,7 +19,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_policy::{HEADERS_FILE, SelectedHeaders, Snapshot, Source};
+use hoplite_policy::files::HEADERS_FILE;
+use hoplite_policy::{SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;

@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use hoplite_author::{Places, PolicyView, meanings};
-use hoplite_policy::{BundleContents, MAX_BUNDLE_BYTES, Snapshot, Source};
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
+use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, publish, replay, sources};
@@ -102,7 +103,7 @@ fn read(what: &str, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
         publish::kept(ca, revision)?
     };
     // Only shown; nothing is enforced by what is read here.
-    let bundle = BundleContents::danger_read_unverified(&bytes, MAX_BUNDLE_BYTES)?;
+    let bundle = BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX)?;
     Ok(bundle.sources().to_vec())
 }
 

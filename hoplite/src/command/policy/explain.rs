@@ -11,7 +11,8 @@ use hoplite_audit::{DecisionId, Query, Record, read_log};
 use hoplite_author::replay::{ask_of, route_of};
 use hoplite_author::{Candidate, Explanation, Finding, NearMiss, Place, Places, Unmet, explain};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, HEADERS_FILE, SelectedHeaders, Snapshot};
+use hoplite_policy::files::HEADERS_FILE;
+use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs};

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use hoplite_host::files;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{GrantDraft, GrantScope};
+use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantRequest};
 use serde_json::{Value, json};
 
@@ -208,7 +208,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     opened
-        .take(hoplite_policy::MAX_GRANT_BYTES as u64 + 1)
+        .take(hoplite_policy::grant::GRANT_BYTES_MAX as u64 + 1)
         .read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use hoplite_author::replay::{Flip, Replayed, parts};
 use hoplite_author::{Places, lint};
 use hoplite_identity::TrustDomain;
-use hoplite_policy::{
-    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Snapshot, Source, Stage,
+use hoplite_policy::bundle::{
+    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Stage,
 };
+use hoplite_policy::{Snapshot, Source};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
     GetPolicyRequest, PublishPolicyRequest, PublishedPolicy, ShowPolicyRequest, ShowPolicyResponse,
@@ -397,7 +398,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
             now: SystemTime::now(),
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
-            max_bytes: hoplite_policy::MAX_BUNDLE_BYTES,
+            max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
         },
     )
     .context("if somebody else signed that revision, say who with --trust NAME=ed25519:KEY")?;
@@ -464,7 +465,8 @@ fn may_equal(one: &PublishedPolicy, other: &PublishedPolicy) -> bool {
 /// The files of a revision, by name and digest.
 fn content(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<ManifestFile>> {
     // Only which revision is meant hangs on it: that one is verified before it is signed.
-    let bundle = BundleContents::danger_read_unverified(&kept(ca, revision)?, hoplite_policy::MAX_BUNDLE_BYTES)?;
+    let bundle =
+        BundleContents::danger_read_unverified(&kept(ca, revision)?, hoplite_policy::bundle::BUNDLE_BYTES_MAX)?;
     Ok(bundle.manifest().files.clone())
 }
 
