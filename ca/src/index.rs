@@ -1,50 +1,29 @@
 //! Everything agents are answered from, in memory, at one revision.
 //!
-//! Pure: it is built from a snapshot and told of changes. What an agent lacks is computed from the revision it holds,
-//! so a slow agent costs nothing while it is slow: many changes become one update when it asks again.
+//! Pure: it is built from a snapshot and told of changes. Each noun keeps its own part. What an agent lacks is computed
+//! from the revision it holds, so a slow agent costs nothing while it is slow: many changes become one update when it
+//! asks again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{SpiffeId, TrustBundle};
 use hoplite_store::{Change, Revision, Snapshot};
-use ring::digest::{Context, SHA256};
 
-use crate::agents::agent::Agent;
-use crate::entries::entry::{Entry, EntryId};
-use crate::policy::published::{POLICY, PolicyIndex};
-use crate::record::{self, BadRecord};
+use crate::agents::index::AgentIndex;
+use crate::authority::index::AuthorityIndex;
+use crate::entries::entry::EntryId;
+use crate::entries::index::{EntryIndex, Registered, digest};
+use crate::policy::index::PolicyIndex;
+use crate::record::{BadRecord, Mutation};
 
-/// Where entries lie in the store: this and the id.
-pub(crate) const ENTRIES: &str = "entry/";
-/// Where agents lie in the store: this and the SPIFFE ID.
-pub(crate) const AGENTS: &str = "agent/";
-
-/// Deleted entries remembered, for agents that were away; those away for longer get everything anew.
-const TOMBSTONES_MAX: usize = 65_536;
-
-/// Entries and agents at one revision.
+/// All that is stored, at one revision.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     revision: Revision,
-    entries: BTreeMap<EntryId, Arc<Registered>>,
-    /// By parent. Kept when empty: its agent must still learn what went.
-    assigned: HashMap<SpiffeId, Assigned>,
-    agents: BTreeMap<String, Arc<Agent>>,
-    policy: PolicyIndex,
-    /// In the order of deletion.
-    tombstones: VecDeque<Tombstone>,
-    /// Deletions up to here may have been forgotten.
-    horizon: Revision,
-}
-
-/// An entry in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Registered {
-    pub(crate) id: EntryId,
-    pub(crate) entry: Entry,
-    /// The commit that wrote it.
-    pub(crate) revision: Revision,
+    pub(crate) agents: AgentIndex,
+    pub(crate) entries: EntryIndex,
+    pub(crate) authority: AuthorityIndex,
+    pub(crate) policy: PolicyIndex,
 }
 
 /// What an agent at an older revision lacks.
@@ -55,37 +34,25 @@ pub(crate) struct Update {
     pub(crate) full: bool,
     pub(crate) upserts: Vec<Arc<Registered>>,
     pub(crate) deletes: Vec<EntryId>,
-    /// Over all the agent now holds.
+    /// Over all entries the agent now holds.
     pub(crate) digest: [u8; 32],
-}
-
-#[derive(Debug, Default)]
-struct Assigned {
-    entries: BTreeSet<EntryId>,
-    /// When anything of it last changed.
-    changed: Revision,
-}
-
-#[derive(Debug)]
-struct Tombstone {
-    revision: Revision,
-    parent_id: SpiffeId,
-    id: EntryId,
+    /// The trust bundle, when it changed.
+    pub(crate) bundle: Option<Arc<TrustBundle>>,
 }
 
 // === impl Index ===
 
 impl Index {
     /// From all that is stored.
-    pub(crate) fn new(snapshot: Snapshot) -> Result<Self, BadRecord> {
+    pub(crate) fn new(snapshot: &Snapshot) -> Result<Self, BadRecord> {
         let mut index = Self {
-            horizon: snapshot.revision,
+            entries: EntryIndex::beginning_at(snapshot.revision),
             ..Self::default()
         };
-        for (key, versioned) in snapshot.entries {
-            index.put(&key, Some(&versioned.value), versioned.revision)?;
+        for (key, versioned) in &snapshot.entries {
+            index.put(key, Some(&versioned.value), versioned.revision)?;
         }
-        index.revision = snapshot.revision;
+        index.settle(snapshot.revision)?;
         Ok(index)
     }
 
@@ -94,8 +61,7 @@ impl Index {
         for mutation in &change.mutations {
             self.put(&mutation.key, mutation.value.as_deref(), change.revision)?;
         }
-        self.revision = change.revision;
-        Ok(())
+        self.settle(change.revision)
     }
 
     /// The last change that is in it.
@@ -103,36 +69,12 @@ impl Index {
         self.revision
     }
 
-    /// One entry.
-    pub(crate) fn entry(&self, id: &str) -> Option<&Arc<Registered>> {
-        self.entries.get(id)
-    }
-
-    /// All entries, by id.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = &Arc<Registered>> {
-        self.entries.values()
-    }
-
-    /// One agent.
-    pub(crate) fn agent(&self, id: &SpiffeId) -> Option<&Arc<Agent>> {
-        self.agents.get(id.as_str())
-    }
-
-    /// All agents, by SPIFFE ID.
-    pub(crate) fn agents(&self) -> impl Iterator<Item = &Arc<Agent>> {
-        self.agents.values()
-    }
-
-    /// What was published.
-    pub(crate) fn policy(&self) -> &PolicyIndex {
-        &self.policy
-    }
-
     /// Whether anything an agent holds has changed after `from`.
     pub(crate) fn has_changed(&self, agent: &SpiffeId, from: Revision) -> bool {
         self.must_be_full(from)
-            || self.policy.changed > from
-            || self.assigned.get(agent).is_some_and(|assigned| assigned.changed > from)
+            || self.authority.changed() > from
+            || self.policy.changed() > from
+            || self.entries.has_changed(agent, from)
     }
 
     /// What an agent that holds revision `from` lacks, which can be nothing.
@@ -141,122 +83,100 @@ impl Index {
     /// that has not happened here.
     pub(crate) fn update(&self, agent: &SpiffeId, from: Option<Revision>) -> Update {
         let from = from.filter(|from| !self.must_be_full(*from));
-        let assigned = self.assigned.get(agent);
-        let held = || {
-            let ids = assigned.into_iter().flat_map(|assigned| &assigned.entries);
-            ids.filter_map(|id| self.entries.get(id))
-        };
-        let is_held = |id: &EntryId| assigned.is_some_and(|assigned| assigned.entries.contains(id));
-        let deletes = match from {
-            None => Vec::new(),
-            Some(from) => {
-                let since = self.tombstones.partition_point(|tombstone| tombstone.revision <= from);
-                let later = self.tombstones.range(since..);
-                later
-                    .filter(|t| t.parent_id == *agent && !is_held(&t.id))
-                    .map(|t| t.id.clone())
-                    .collect()
-            }
-        };
+        let is_news = |changed: Revision| from.is_none_or(|from| changed > from);
+        let held = || self.entries.of(agent);
         Update {
             revision: self.revision,
             full: from.is_none(),
             upserts: held()
-                .filter(|registered| from.is_none_or(|from| registered.revision > from))
+                .filter(|registered| is_news(registered.revision))
                 .cloned()
                 .collect(),
-            deletes,
+            deletes: from.map(|from| self.entries.gone(agent, from)).unwrap_or_default(),
             digest: digest(held()),
+            bundle: self
+                .authority
+                .bundle()
+                .filter(|_| is_news(self.authority.changed()))
+                .cloned(),
         }
     }
 
     fn must_be_full(&self, from: Revision) -> bool {
-        from < self.horizon || from > self.revision
+        !self.entries.remembers(from) || from > self.revision
     }
 
     fn put(&mut self, key: &[u8], value: Option<&[u8]>, revision: Revision) -> Result<(), BadRecord> {
-        let Ok(name) = std::str::from_utf8(key) else {
-            return Ok(());
+        let Ok(key) = std::str::from_utf8(key) else {
+            return Ok(()); // no key of ours
         };
-        if let Some(id) = name.strip_prefix(ENTRIES) {
-            let entry = value.map(|value| record::decode(key, value)).transpose()?;
-            self.put_entry(id, entry, revision);
-        } else if let Some(id) = name.strip_prefix(AGENTS) {
-            match value {
-                Some(value) => self.agents.insert(id.to_owned(), Arc::new(record::decode(key, value)?)),
-                None => self.agents.remove(id),
-            };
-        } else if name.starts_with(POLICY) {
-            self.policy.put(name, value, revision)?;
-        }
+        let mutation = Mutation { key, value, revision };
+        self.agents.put(mutation)?;
+        self.entries.put(mutation)?;
+        self.authority.put(mutation)?;
+        self.policy.put(mutation)
+    }
+
+    /// After all of a commit is in it.
+    fn settle(&mut self, revision: Revision) -> Result<(), BadRecord> {
+        self.authority.settle()?;
+        self.revision = revision;
         Ok(())
     }
-
-    fn put_entry(&mut self, id: &str, entry: Option<Entry>, revision: Revision) {
-        if let Some(old) = self.entries.remove(id) {
-            let parent_id = old.entry.parent_id.clone();
-            let assigned = self.assigned.entry(parent_id.clone()).or_default();
-            assigned.entries.remove(id);
-            assigned.changed = revision;
-            self.tombstones.push_back(Tombstone {
-                revision,
-                parent_id,
-                id: id.to_owned(),
-            });
-            while self.tombstones.len() > TOMBSTONES_MAX
-                && let Some(forgotten) = self.tombstones.pop_front()
-            {
-                self.horizon = self.horizon.max(forgotten.revision);
-            }
-        }
-        if let Some(entry) = entry {
-            let assigned = self.assigned.entry(entry.parent_id.clone()).or_default();
-            assigned.entries.insert(id.to_owned());
-            assigned.changed = assigned.changed.max(revision);
-            let registered = Registered {
-                id: id.to_owned(),
-                entry,
-                revision,
-            };
-            self.entries.insert(id.to_owned(), Arc::new(registered));
-        }
-    }
-}
-
-/// SHA-256 over the pairs of id and revision, sorted by id: `id NUL revision`, the revision as 8 bytes big-endian.
-fn digest<'a>(sorted: impl Iterator<Item = &'a Arc<Registered>>) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    for registered in sorted {
-        context.update(registered.id.as_bytes());
-        context.update(&[0]);
-        context.update(&registered.revision.to_be_bytes());
-    }
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(context.finish().as_ref());
-    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::trust::{Trust, Trusted};
+    use crate::entries::entry::Entry;
     use crate::entries::entry::tests::{parse, sample};
+    use crate::entries::index::TOMBSTONES_MAX;
+    use crate::record::{self, Record};
+    use hoplite_identity::TrustDomain;
+    use hoplite_identity::testing::TestAuthority;
     use hoplite_store::Mutation;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::sync::LazyLock;
 
     fn agent(node: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://prod.example/hoplite/agent/{node}")).unwrap()
     }
 
+    fn put<R: Record>(name: &str, record: Option<&R>) -> Mutation {
+        let key = record::key::<R>(name);
+        Mutation {
+            value: record.map(|record| record::encode(&key, record).unwrap()),
+            key: key.into_bytes(),
+        }
+    }
+
     /// A commit that puts (`Some(node)`) or deletes (`None`) one entry.
     fn change(revision: Revision, id: &str, node: Option<&str>) -> Change {
-        let key = format!("{ENTRIES}{id}").into_bytes();
-        let value = node.map(|node| {
-            let entry = parse(sample("/orders", node)).unwrap();
-            record::encode(&key, &entry).unwrap()
-        });
+        let entry = node.map(|node| parse(sample("/orders", node)).unwrap());
         Change {
             revision,
-            mutations: vec![Mutation { key, value }],
+            mutations: vec![put::<Entry>(id, entry.as_ref())],
+        }
+    }
+
+    /// A commit that puts or deletes one of three authorities.
+    fn trusting(revision: Revision, which: usize, is_trusted: bool) -> Change {
+        static AUTHORITIES: LazyLock<[TestAuthority; 3]> =
+            LazyLock::new(|| [(); 3].map(|()| TestAuthority::new("prod.example")));
+        let trust_domain = TrustDomain::parse("prod.example").unwrap();
+        let certificate = AUTHORITIES[which].bundle().authorities()[0].clone();
+        let name = Trusted::name_of(&certificate);
+        let trusted = is_trusted.then(|| Trusted::new(&trust_domain, &certificate).unwrap());
+        let trust = Trust {
+            trust_domain,
+            sequence: revision,
+            signing: name.clone(),
+        };
+        Change {
+            revision,
+            mutations: vec![put("", Some(&trust)), put(&name, trusted.as_ref())],
         }
     }
 
@@ -303,7 +223,7 @@ mod tests {
     #[test]
     fn what_was_before_a_restart_is_given_anew() {
         let entries = vec![];
-        let index = Index::new(Snapshot { revision: 7, entries }).unwrap();
+        let index = Index::new(&Snapshot { revision: 7, entries }).unwrap();
         assert!(index.update(&agent("n1"), Some(6)).full);
         assert!(!index.update(&agent("n1"), Some(7)).full);
     }
@@ -317,20 +237,50 @@ mod tests {
             index.apply(&change(revision + 2, "b", None)).unwrap();
             revision += 2;
         }
-        assert_eq!(index.tombstones.len(), TOMBSTONES_MAX);
+        assert_eq!(index.entries.tombstones(), TOMBSTONES_MAX);
         assert!(index.update(&agent("n1"), Some(1)).full);
         assert!(!index.has_changed(&agent("n1"), revision));
     }
 
+    #[test]
+    fn the_bundle_is_told_when_it_changes() {
+        let mut index = index(&[("a", Some("n1"))]);
+        assert_eq!(
+            index.update(&agent("n1"), None).bundle,
+            None,
+            "no authority was founded"
+        );
+        index.apply(&trusting(2, 0, true)).unwrap();
+        assert!(index.has_changed(&agent("n2"), 1), "of whomever");
+        index.apply(&change(3, "b", Some("n1"))).unwrap();
+        let check = |from: Option<Revision>, sequence: Option<u64>| {
+            let bundle = index.update(&agent("n1"), from).bundle;
+            assert_eq!(bundle.map(|bundle| bundle.sequence()), sequence, "{from:?}");
+        };
+        check(None, Some(2));
+        check(Some(1), Some(2));
+        check(Some(2), None);
+        check(Some(9), Some(2));
+        assert!(!index.has_changed(&agent("n2"), 2));
+    }
+
     proptest! {
         #[test]
-        fn an_agent_that_applies_updates_holds_what_is_assigned(
-            steps in proptest::collection::vec((0..4usize, proptest::option::of(0..3usize), any::<bool>()), 1..40),
+        fn an_agent_that_applies_updates_holds_what_is_assigned_and_the_bundle(
+            steps in proptest::collection::vec(
+                (0..5usize, proptest::option::of(0..3usize), 0..3usize, any::<bool>()),
+                1..40,
+            ),
         ) {
             let (ids, nodes) = (["a", "b", "c", "d"], ["n1", "n2", "n3"]);
-            let (mut index, mut held, mut at) = (Index::default(), BTreeMap::new(), None);
-            for (n, (id, node, asks)) in steps.into_iter().enumerate() {
-                index.apply(&change(n as u64 + 1, ids[id], node.map(|node| nodes[node]))).unwrap();
+            let (mut index, mut held, mut bundle, mut at) = (Index::default(), BTreeMap::new(), None, None);
+            for (n, (what, node, which, asks)) in steps.into_iter().enumerate() {
+                let revision = n as u64 + 1;
+                let change = match ids.get(what) {
+                    Some(id) => change(revision, id, node.map(|node| nodes[node])),
+                    None => trusting(revision, which, node.is_some()),
+                };
+                index.apply(&change).unwrap();
                 if !asks {
                     continue; // it is slow, and gets several changes at once
                 }
@@ -346,10 +296,13 @@ mod tests {
                         held.insert(registered.id.clone(), Arc::clone(registered));
                     }
                     prop_assert_eq!(digest(held.values()), update.digest);
+                    bundle = update.bundle.or(bundle);
                     at = Some(update.revision);
                 }
-                let assigned: Vec<_> = index.entries().filter(|r| r.entry.parent_id == agent("n1")).cloned().collect();
+                let assigned: Vec<_> =
+                    index.entries.iter().filter(|r| r.entry.parent_id == agent("n1")).cloned().collect();
                 prop_assert_eq!(held.values().cloned().collect::<Vec<_>>(), assigned);
+                prop_assert_eq!(bundle.as_ref(), index.authority.bundle());
             }
         }
     }

@@ -78,7 +78,8 @@ pub(crate) enum BadCsr {
 
 /// Why there is no certificate. Never the requester's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum MintError {
+#[non_exhaustive]
+pub enum MintError {
     /// The authority is not valid now.
     #[error("the authority is not valid at this time; check the CA's clock, or make a new authority")]
     AuthorityNotValid,

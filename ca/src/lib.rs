@@ -1,17 +1,20 @@
 //! The trust domain's signer: authority, registration, node attestation, issuance.
 //!
-//! The core is pure: `issuance` makes a certificate of values, `index` says what an agent is entitled to, `entries`,
-//! `agents`, `tokens` and `policy` decide. `registry` keeps their decisions in the store and reads from memory;
-//! `library` keeps the published bundles. The shell is two
-//! gRPC services in `api`: `node` for agents over TLS, `admin` for operators on a Unix socket. `server` puts them together.
+//! Each noun has a folder: `agents`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
+//! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
+//! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
+//! by `issuance`. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for operators on a Unix
+//! socket; `server` puts all of it together.
 
 mod agents;
 mod api;
 mod authority;
 mod config;
+mod door;
 mod entries;
 mod index;
 mod issuance;
+mod issuer;
 mod library;
 mod limit;
 mod listener;
@@ -21,7 +24,15 @@ mod record;
 mod registry;
 mod server;
 mod tokens;
+mod write;
 
 pub use authority::x509::AuthorityError;
 pub use config::Config;
+pub use door::DoorError;
+pub use issuance::MintError;
+pub use record::BadRecord;
+pub use registry::FollowError;
 pub use server::{Running, StartError, start};
+
+#[cfg(feature = "testing")]
+pub use server::TrustFailed;

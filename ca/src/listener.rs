@@ -1,4 +1,4 @@
-//! The agents' door: TCP, TLS with the CA's own SVID, and who is at the other end.
+//! Where agents come in: TCP, TLS with the CA's own SVID, and who is at the other end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,9 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::tls::{self, ClientAuth};
-use hoplite_identity::{PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustDomain, VerifiedPeer, X509Svid};
-use rustls::ServerConfig;
+use hoplite_identity::{PeerRole, VerifiedPeer, tls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -19,9 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::authority::x509::{Authority, Serial};
+use crate::door::Door;
 use crate::entries::entry;
-use crate::issuance::{MintError, SubjectKey, Template, mint};
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,103 +38,27 @@ const EXPIRED_STAYS: Duration = Duration::from_secs(5);
 /// When the system has no more file descriptors, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two renewals of the CA's own certificate, or attempts at it; half of its life is left for trying.
-const RENEW_PAUSE: Duration = Duration::from_secs(1);
-
 /// Who called, as far as the handshake showed it.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
+pub(crate) struct AgentCaller {
     /// None for a client that showed no certificate. Its standing is checked at each call.
     pub(crate) peer: Option<VerifiedPeer>,
     pub(crate) address: SocketAddr,
 }
 
 /// A connection after its handshake. It reads as ended once its time is up.
-pub(crate) struct Connection {
+pub(crate) struct TlsConnection {
     stream: TlsStream<TcpStream>,
-    caller: Caller,
+    caller: AgentCaller,
     ends: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,
-}
-
-/// Why the CA has no certificate of its own.
-#[derive(Debug, thiserror::Error)]
-#[error("the CA cannot make its own certificate: {0}")]
-pub(crate) struct NoIdentity(String);
-
-/// What the listener shows and whom it believes. Renewed at half life, without the listener noticing.
-#[derive(Clone)]
-pub(crate) struct ServerIdentity {
-    authority: Arc<Authority>,
-    trust_domain: TrustDomain,
-    verifier: Arc<PeerVerifier>,
-    ttl: Duration,
-}
-
-// === impl ServerIdentity ===
-
-impl ServerIdentity {
-    pub(crate) fn new(
-        authority: Arc<Authority>,
-        trust_domain: TrustDomain,
-        verifier: Arc<PeerVerifier>,
-        ttl: Duration,
-    ) -> Self {
-        Self {
-            authority,
-            trust_domain,
-            verifier,
-            ttl,
-        }
-    }
-
-    /// A fresh key and certificate, as a TLS configuration, and when to replace them.
-    pub(crate) fn renewed(&self, now: SystemTime) -> Result<(Arc<ServerConfig>, SystemTime), NoIdentity> {
-        let failed = |error: &dyn std::fmt::Display| NoIdentity(error.to_string());
-        let id = self.trust_domain.member("/hoplite/ca").map_err(|e| failed(&e))?;
-        let pair = rcgen::KeyPair::generate().map_err(|e| failed(&e))?;
-        let template = Template {
-            spiffe_id: &id,
-            dns_names: &[],
-            ttl: self.ttl,
-        };
-        let serial = Serial::random().map_err(|e| failed(&e))?;
-        let minted = mint(&self.authority, &template, &SubjectKey::of_pair(&pair), serial, now)
-            .map_err(|e: MintError| failed(&e))?;
-        let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
-        let svid = X509Svid::from_parts(vec![minted.der], key).map_err(|e| failed(&e))?;
-        let config = tls::server_config(&svid, Arc::clone(&self.verifier), ClientAuth::Optional, &[b"h2"]);
-        Ok((config.map_err(|e| failed(&e))?, svid.renew_at(0.0)))
-    }
-
-    /// Replaces the configuration at half life, for ever.
-    pub(crate) async fn keep_renewed(self, mut renew_at: SystemTime, configs: watch::Sender<Arc<ServerConfig>>) {
-        loop {
-            let now = SystemTime::now();
-            // Timers do not see the clock being set: look at it at least once a minute.
-            let wait = renew_at.duration_since(now).unwrap_or_default();
-            if !wait.is_zero() {
-                sleep(wait.min(Duration::from_secs(60))).await;
-                continue;
-            }
-            match self.renewed(now) {
-                Ok((config, next)) => {
-                    configs.send_replace(config);
-                    renew_at = next;
-                }
-                Err(error) => tracing::error!(%error, "trying again"),
-            }
-            sleep(RENEW_PAUSE).await;
-        }
-    }
 }
 
 /// Accepts until the shutdown, and hands over the connections whose handshake succeeded.
 pub(crate) async fn accept(
     listener: TcpListener,
-    configs: watch::Receiver<Arc<ServerConfig>>,
-    verifier: Arc<PeerVerifier>,
-    accepted: mpsc::Sender<io::Result<Connection>>,
+    door: watch::Receiver<Door>,
+    accepted: mpsc::Sender<io::Result<TlsConnection>>,
     mut shutdown: Shutdown,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -164,10 +85,9 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let config = Arc::clone(&configs.borrow());
-        let (verifier, accepted) = (Arc::clone(&verifier), accepted.clone());
+        let (door, accepted) = (door.borrow().clone(), accepted.clone());
         tokio::spawn(async move {
-            match timeout(HANDSHAKE_TIMEOUT, greet(tcp, address, config, &verifier, place)).await {
+            match timeout(HANDSHAKE_TIMEOUT, greet(tcp, address, door, place)).await {
                 Ok(Ok(connection)) => {
                     let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
                 }
@@ -186,22 +106,21 @@ pub(crate) async fn accept(
 async fn greet(
     tcp: TcpStream,
     address: SocketAddr,
-    config: Arc<ServerConfig>,
-    verifier: &PeerVerifier,
+    door: Door,
     place: OwnedSemaphorePermit,
-) -> io::Result<Connection> {
+) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
-    let stream = TlsAcceptor::from(config).accept(tcp).await?;
+    let stream = TlsAcceptor::from(door.config).accept(tcp).await?;
     let (_, tls) = stream.get_ref();
     let now = SystemTime::now();
     let peer = match tls.peer_certificates() {
         None | Some([]) => None,
-        Some(_) => Some(tls::verified_peer(verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
+        Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
     };
     let ends = Box::pin(sleep_until(Instant::now() + stays(peer.as_ref(), now)));
-    Ok(Connection {
+    Ok(TlsConnection {
         stream,
-        caller: Caller { peer, address },
+        caller: AgentCaller { peer, address },
         ends,
         _place: place,
     })
@@ -217,17 +136,17 @@ fn stays(peer: Option<&VerifiedPeer>, now: SystemTime) -> Duration {
     }
 }
 
-// === impl Connection ===
+// === impl TlsConnection ===
 
-impl Connected for Connection {
-    type ConnectInfo = Caller;
+impl Connected for TlsConnection {
+    type ConnectInfo = AgentCaller;
 
-    fn connect_info(&self) -> Caller {
+    fn connect_info(&self) -> AgentCaller {
         self.caller.clone()
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for TlsConnection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ends.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(())); // nothing read: the end of the stream
@@ -236,7 +155,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for TlsConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }

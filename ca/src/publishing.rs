@@ -7,23 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hoplite_identity::TrustDomain;
-use hoplite_policy::Snapshot;
-use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL};
-use hoplite_policy::grant::Grant;
-use hoplite_seal::TrustedSigners;
-use hoplite_wire::ca as wire;
-use tonic::Status;
+use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL, Refused};
+use hoplite_policy::grant::{Grant, GrantRefused};
+use hoplite_policy::{Fault, Snapshot};
+use hoplite_seal::{Hash, TrustedSigners};
 
 use crate::library::{Library, LibraryError};
-use crate::policy::published::{
-    GrantRecord, Published, decide_add_grant, decide_clear_shadow, decide_publish, decide_revoke_grant,
-};
-use crate::registry::{Registry, RegistryError};
+use crate::policy::grant::GrantRecord;
+use crate::policy::published::Published;
+use crate::policy::writes::{AddGrant, PolicyError, Publish};
+use crate::registry::Registry;
+use crate::write::WriteError;
 
 /// Faults told to the publisher; the rest is for `hoplite policy check`.
-const FAULTS_TOLD: usize = 5;
-const LIST_DEFAULT: u32 = 100;
-const LIST_MAX: u32 = 1_000;
+const FAULTS_TOLD_MAX: usize = 5;
 
 /// Who may publish here, and where what they published lies. Clones are the same one.
 #[derive(Clone)]
@@ -34,9 +31,42 @@ struct Shared {
     library: Library,
     trust_domain: TrustDomain,
     signers: TrustedSigners,
-    max_bytes: usize,
+    bytes_max: usize,
     /// What was compiled last: the next publication is mostly the same.
     compiled: Mutex<Snapshot>,
+}
+
+/// What is left of a published bundle.
+pub(crate) enum Contents {
+    Bundle(Arc<Vec<u8>>),
+    /// The bundle itself is no longer kept.
+    Manifest(Vec<u8>),
+}
+
+/// Why nothing was published, or what was published cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    #[error(
+        "this CA trusts nobody to sign policy; put the output of `hoplite policy key create` into `policy_signers` and restart it"
+    )]
+    NoSigners,
+    #[error(transparent)]
+    Bundle(#[from] Refused),
+    #[error(transparent)]
+    Grant(#[from] GrantRefused),
+    #[error("its policies cannot be enforced: {}; run `hoplite policy check`", told(.0))]
+    Faults(Vec<Fault>),
+    #[error("there is no policy of revision `{0}`; `hoplite policy history` shows those there are")]
+    NoSuchPolicy(u64),
+    #[error(transparent)]
+    Write(#[from] WriteError<PolicyError>),
+    #[error("the files of a policy bundle: {0}")]
+    Library(#[from] LibraryError),
+    /// The store's record of it is not what this program writes.
+    #[error("the store's record of the policy of revision `{0}` names no file; restore the store from a backup")]
+    Unnamed(u64),
+    #[error("the work on a policy bundle died")]
+    Died,
 }
 
 // === impl Publishing ===
@@ -48,11 +78,11 @@ impl Publishing {
         library: Library,
         trust_domain: TrustDomain,
         signers: TrustedSigners,
-        max_bytes: usize,
+        bytes_max: usize,
     ) -> Self {
         let (bundles, manifests): (BTreeSet<_>, BTreeSet<_>) = {
             let index = registry.index();
-            let history = || index.policy().history();
+            let history = || index.policy.history();
             (
                 history().filter(|p| p.kept).filter_map(|p| p.bundle_hash()).collect(),
                 history().filter_map(|p| p.manifest_hash()).collect(),
@@ -64,33 +94,46 @@ impl Publishing {
             library,
             trust_domain,
             signers,
-            max_bytes,
+            bytes_max,
             compiled: Mutex::new(Snapshot::deny_all("nothing is published yet")),
         }))
     }
 
+    /// Whose policies these are.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.0.trust_domain
+    }
+
+    /// Who may publish here.
+    pub(crate) fn signers(&self) -> &TrustedSigners {
+        &self.0.signers
+    }
+
+    /// The longest bundle, in bytes.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.0.bytes_max
+    }
+
     /// Verifies a bundle, checks that its policies can be enforced, and puts it in force.
-    pub(crate) async fn publish(&self, bytes: Vec<u8>, expected: u64) -> Result<u64, Status> {
+    pub(crate) async fn publish(&self, bytes: Vec<u8>, expected: u64) -> Result<u64, PublishError> {
         self.somebody_may()?;
         let (this, now) = (self.clone(), SystemTime::now());
         // Compiling takes seconds for tens of thousands of policies, and writing waits for the disk.
         let written = tokio::task::spawn_blocking(move || this.write(&bytes, now));
-        let (published, parent) = written.await.map_err(|_| failed())??;
-
-        let history: Vec<_> = self.0.registry.index().policy().history().cloned().collect();
-        let record = published.clone();
-        let done = self
-            .0
-            .registry
-            .write(move |store| decide_publish(store, &record, parent, expected, &history))
-            .await?;
+        let (published, parent) = written.await.map_err(|_| PublishError::Died)??;
+        let publish = Publish {
+            published,
+            parent,
+            expected,
+        };
+        let done = self.0.registry.write(publish).await?;
         for bundle in done.unnamed {
             self.0.library.remove_bundle(&bundle);
         }
         Ok(done.revision)
     }
 
-    fn write(&self, bytes: &[u8], now: SystemTime) -> Result<(Published, Option<hoplite_seal::Hash>), Status> {
+    fn write(&self, bytes: &[u8], now: SystemTime) -> Result<(Published, Option<Hash>), PublishError> {
         let acceptance = Acceptance {
             signers: &self.0.signers,
             trust_domain: &self.0.trust_domain,
@@ -99,156 +142,88 @@ impl Publishing {
             now,
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
-            max_bytes: self.0.max_bytes,
+            max_bytes: self.0.bytes_max,
         };
-        let bundle =
-            Bundle::open(bytes, &acceptance).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+        let bundle = Bundle::open(bytes, &acceptance)?;
         let mut compiled = self.0.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        *compiled = compiled.recompile(bundle.sources()).map_err(|faults| {
-            let told: Vec<_> = faults.iter().take(FAULTS_TOLD).map(ToString::to_string).collect();
-            let more = match faults.len().saturating_sub(FAULTS_TOLD) {
-                0 => String::new(),
-                more => format!("; and {more} more"),
-            };
-            let told = told.join("; ");
-            Status::invalid_argument(format!(
-                "its policies cannot be enforced: {told}{more}; run `hoplite policy check`"
-            ))
-        })?;
+        *compiled = compiled.recompile(bundle.sources()).map_err(PublishError::Faults)?;
         drop(compiled);
         let manifest = bundle.manifest().encode();
-        self.0.library.put(bytes, &manifest).map_err(|error| {
-            tracing::error!(%error, "cannot keep a policy bundle");
-            failed()
-        })?;
+        self.0.library.put(bytes, &manifest).map_err(LibraryError::from)?;
         Ok((Published::new(&bundle, bytes, now), bundle.manifest().parent))
     }
 
-    pub(crate) fn show(&self) -> wire::ShowPolicyResponse {
-        wire::ShowPolicyResponse {
-            trust_domain: self.0.trust_domain.to_string(),
-            signers: self.0.signers.names().map(str::to_owned).collect(),
-            max_bundle_bytes: self.0.max_bytes as u64,
-            ..self.0.registry.index().policy().show()
-        }
-    }
-
-    pub(crate) fn list(&self, limit: u32, before: u64) -> Vec<wire::PublishedPolicy> {
-        let limit = if limit == 0 { LIST_DEFAULT } else { limit.min(LIST_MAX) };
-        let index = self.0.registry.index();
-        let policy = index.policy();
-        let older = policy.history().rev().filter(|p| before == 0 || p.revision < before);
-        older.take(limit as usize).map(|p| policy.to_wire(p)).collect()
-    }
-
-    pub(crate) async fn get(&self, revision: u64) -> Result<wire::GetPolicyResponse, Status> {
-        let (published, policy) = {
-            let index = self.0.registry.index();
-            let found = index.policy().published(revision).cloned();
-            let published = found.ok_or_else(|| no_such(revision))?;
-            let policy = index.policy().to_wire(&published);
-            (published, Some(policy))
-        };
+    /// What is left of a bundle of the history.
+    pub(crate) async fn contents(&self, published: &Published) -> Result<Contents, PublishError> {
         if published.kept {
-            let bundle = self.bytes(&published).await?.to_vec();
-            return Ok(wire::GetPolicyResponse {
-                policy,
-                bundle,
-                manifest: Vec::new(),
-            });
+            return Ok(Contents::Bundle(self.bundle(published).await?));
         }
         let this = self.clone();
-        let hash = published.manifest_hash().ok_or_else(failed)?;
+        let hash = published
+            .manifest_hash()
+            .ok_or(PublishError::Unnamed(published.revision))?;
         let read = tokio::task::spawn_blocking(move || this.0.library.manifest(&hash));
-        let manifest = read.await.map_err(|_| failed())?.map_err(unreadable)?;
-        Ok(wire::GetPolicyResponse {
-            policy,
-            bundle: Vec::new(),
-            manifest,
-        })
+        Ok(Contents::Manifest(read.await.map_err(|_| PublishError::Died)??))
     }
 
     /// A bundle that is in force, for an agent.
-    pub(crate) async fn current(&self, revision: u64) -> Result<Arc<Vec<u8>>, Status> {
+    pub(crate) async fn current(&self, revision: u64) -> Result<Arc<Vec<u8>>, PublishError> {
         let published = {
             let index = self.0.registry.index();
-            let policy = index.policy();
-            let found = policy.published(revision).filter(|_| policy.is_current(revision));
-            found.cloned().ok_or_else(|| no_such(revision))?
+            let is_current = index.policy.head().is_current(revision);
+            let found = index.policy.published(revision).filter(|_| is_current);
+            found.cloned().ok_or(PublishError::NoSuchPolicy(revision))?
         };
-        self.bytes(&published).await
+        self.bundle(&published).await
     }
 
-    async fn bytes(&self, published: &Published) -> Result<Arc<Vec<u8>>, Status> {
+    async fn bundle(&self, published: &Published) -> Result<Arc<Vec<u8>>, PublishError> {
         let this = self.clone();
-        let hash = published.bundle_hash().ok_or_else(failed)?;
+        let hash = published
+            .bundle_hash()
+            .ok_or(PublishError::Unnamed(published.revision))?;
         let read = tokio::task::spawn_blocking(move || this.0.library.bundle(&hash));
-        read.await.map_err(|_| failed())?.map_err(unreadable)
+        Ok(read.await.map_err(|_| PublishError::Died)??)
     }
 
-    pub(crate) async fn clear_shadow(&self) -> Result<bool, RegistryError> {
-        self.0.registry.write(decide_clear_shadow).await
-    }
-
-    pub(crate) async fn add_grant(&self, bytes: &[u8]) -> Result<wire::Grant, Status> {
+    /// Verifies a grant, and puts it in force.
+    pub(crate) async fn add_grant(&self, bytes: &[u8]) -> Result<GrantRecord, PublishError> {
         self.somebody_may()?;
         let now = SystemTime::now();
-        let grant = Grant::open(bytes, &self.0.signers, &self.0.trust_domain, now)
-            .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
-        let record = GrantRecord::new(&grant, bytes);
-        let message = record.to_wire();
-        self.0
-            .registry
-            .write(move |store| decide_add_grant(store, &record, now))
-            .await?;
-        let draft = grant.draft();
+        let signed = Grant::open(bytes, &self.0.signers, &self.0.trust_domain, now)?;
+        let grant = GrantRecord::new(&signed, bytes);
+        let add = AddGrant {
+            grant: grant.clone(),
+            now,
+        };
+        self.0.registry.write(add).await?;
         tracing::warn!(
             target: "hoplite::audit",
-            grant = draft.id,
-            ticket = draft.ticket,
-            reason = draft.reason,
-            service = draft.service,
-            signed_by = ?grant.signed_by(),
-            until = message.until_unix,
+            grant = grant.id,
+            ticket = grant.ticket,
+            reason = grant.reason,
+            service = grant.service,
+            signed_by = ?grant.signed_by,
+            until = grant.until,
             "break-glass: access is granted"
         );
-        Ok(message)
+        Ok(grant)
     }
 
-    pub(crate) fn grants(&self) -> Vec<wire::Grant> {
-        let index = self.0.registry.index();
-        let grants = index.policy().current_grants(SystemTime::now());
-        grants.map(|grant| grant.to_wire()).collect()
-    }
-
-    pub(crate) async fn revoke_grant(&self, id: String) -> Result<(), RegistryError> {
-        self.0
-            .registry
-            .write(move |store| decide_revoke_grant(store, &id))
-            .await
-    }
-
-    fn somebody_may(&self) -> Result<(), Status> {
+    fn somebody_may(&self) -> Result<(), PublishError> {
         if self.0.signers.is_empty() {
-            return Err(Status::failed_precondition(
-                "this CA trusts nobody to sign policy; put the output of `hoplite policy key create` into `policy_signers` and restart it",
-            ));
+            return Err(PublishError::NoSigners);
         }
         Ok(())
     }
 }
 
-fn no_such(revision: u64) -> Status {
-    Status::not_found(format!(
-        "there is no policy of revision `{revision}`; `hoplite policy history` shows those there are"
-    ))
-}
-
-fn unreadable(error: LibraryError) -> Status {
-    tracing::error!(%error, "a policy bundle cannot be read");
-    failed()
-}
-
-fn failed() -> Status {
-    Status::unavailable("the CA cannot do this now; its log says why")
+/// The first few faults, and how many there are beyond them.
+fn told(faults: &[Fault]) -> String {
+    let told: Vec<_> = faults.iter().take(FAULTS_TOLD_MAX).map(ToString::to_string).collect();
+    let more = match faults.len().saturating_sub(FAULTS_TOLD_MAX) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    told.join("; ") + &more
 }

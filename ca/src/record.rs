@@ -1,26 +1,71 @@
-//! How values lie in the store: JSON with a format number, times as Unix seconds, digests as hex.
+//! How records lie in the store: JSON with a format number, times as Unix seconds.
 
+use std::cmp::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hoplite_store::Revision;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Changes when a value's meaning does; an unknown one is refused, for it may restrict what the old one allowed.
-const FORMAT: u32 = 1;
+/// A kind of record. Each belongs to one noun, which says where it lies and what its format is.
+pub(crate) trait Record: Serialize + DeserializeOwned {
+    /// Where records of this kind lie: their keys are this and their name. A kind of one record has it for its key.
+    const PREFIX: &'static str;
+    /// Changes when the meaning does; an unknown one is refused, for it may restrict what the old one allowed.
+    const FORMAT: u32 = 1;
+    /// Whether decisions depend on all records of the kind together, which makes each write of one a little longer.
+    const COUNTED: bool = false;
+}
 
 /// A stored value that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadRecord {
+#[non_exhaustive]
+pub enum BadRecord {
     /// It is not what this program writes.
     #[error("the store's record `{key}` cannot be read ({reason}); restore the store from a backup")]
-    Malformed { key: String, reason: String },
+    Malformed {
+        /// Where it lies.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A newer program wrote it.
-    #[error("the store's record `{key}` has format {found}, this program knows {FORMAT}; run the newer program")]
-    Newer { key: String, found: u32 },
+    #[error("the store's record `{key}` has format {found}, this program knows {known}; run the newer program")]
+    Newer {
+        /// Where it lies.
+        key: String,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// An older program wrote it.
+    #[error(
+        "the store's record `{key}` has format {found}, this program begins with {known}; run the older program, or \
+         move the data directory away to begin with a new authority that every agent must join anew"
+    )]
+    Older {
+        /// Where it lies.
+        key: String,
+        /// Its format.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+}
+
+/// What became of one key, as whoever keeps an index is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mutation<'a> {
+    pub(crate) key: &'a str,
+    /// `None` when it was deleted.
+    pub(crate) value: Option<&'a [u8]>,
+    /// The commit that did it.
+    pub(crate) revision: Revision,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Record<T> {
+struct Stored<T> {
     format: u32,
     #[serde(flatten)]
     value: T,
@@ -32,29 +77,58 @@ struct FormatOnly {
     format: u32,
 }
 
-/// The bytes of a value.
-pub(crate) fn encode<T: Serialize>(key: &[u8], value: &T) -> Result<Vec<u8>, BadRecord> {
-    serde_json::to_vec(&Record { format: FORMAT, value }).map_err(|e| malformed(key, &e))
+/// Where the record with this name lies.
+pub(crate) fn key<R: Record>(name: &str) -> String {
+    format!("{}{name}", R::PREFIX)
 }
 
-/// The value of bytes that were read under `key`.
-pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, BadRecord> {
-    let FormatOnly { format } = serde_json::from_slice(bytes).map_err(|e| malformed(key, &e))?;
-    if format != FORMAT {
-        return Err(BadRecord::Newer {
-            key: key.escape_ascii().to_string(),
-            found: format,
-        });
+/// The bytes of a record.
+pub(crate) fn encode<R: Record>(key: &str, record: &R) -> Result<Vec<u8>, BadRecord> {
+    let format = R::FORMAT;
+    serde_json::to_vec(&Stored { format, value: record }).map_err(|e| malformed(key, &e))
+}
+
+/// The record of bytes that were read under `key`.
+pub(crate) fn decode<R: Record>(key: &str, bytes: &[u8]) -> Result<R, BadRecord> {
+    let FormatOnly { format: found } = serde_json::from_slice(bytes).map_err(|e| malformed(key, &e))?;
+    let known = R::FORMAT;
+    let key = || key.escape_debug().to_string();
+    match found.cmp(&known) {
+        Ordering::Greater => Err(BadRecord::Newer {
+            key: key(),
+            found,
+            known,
+        }),
+        Ordering::Less => Err(BadRecord::Older {
+            key: key(),
+            found,
+            known,
+        }),
+        Ordering::Equal => {
+            let stored: Stored<R> = serde_json::from_slice(bytes).map_err(|e| malformed(&key(), &e))?;
+            Ok(stored.value)
+        }
     }
-    let record: Record<T> = serde_json::from_slice(bytes).map_err(|e| malformed(key, &e))?;
-    Ok(record.value)
 }
 
-fn malformed(key: &[u8], error: &serde_json::Error) -> BadRecord {
+// === impl Mutation ===
+
+impl<'a> Mutation<'a> {
+    /// The name, and the record unless it was deleted; `None` when it is of another kind.
+    pub(crate) fn of<R: Record>(&self) -> Result<Option<(&'a str, Option<R>)>, BadRecord> {
+        let Some(name) = self.key.strip_prefix(R::PREFIX) else {
+            return Ok(None);
+        };
+        let record = self.value.map(|value| decode(self.key, value)).transpose()?;
+        Ok(Some((name, record)))
+    }
+}
+
+fn malformed(key: &str, error: &serde_json::Error) -> BadRecord {
     // Of the error only the place: its text could quote a value.
     let reason = format!("{:?} error at column {}", error.classify(), error.column());
     BadRecord::Malformed {
-        key: key.escape_ascii().to_string(),
+        key: key.escape_debug().to_string(),
         reason,
     }
 }
@@ -71,11 +145,6 @@ pub(crate) fn from_unix_seconds(seconds: u64) -> SystemTime {
         .unwrap_or(UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX)))
 }
 
-/// The protobuf form of a time.
-pub(crate) fn unix_i64(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,23 +154,29 @@ mod tests {
         name: String,
     }
 
+    impl Record for Sample {
+        const PREFIX: &'static str = "k";
+        const FORMAT: u32 = 2;
+    }
+
     #[test]
     fn values_come_back_and_strangers_are_refused() {
         let sample = Sample { name: "a".into() };
-        assert_eq!(decode::<Sample>(b"k", &encode(b"k", &sample).unwrap()).unwrap(), sample);
-        let newer = br#"{"format":2,"title":"a"}"#;
-        assert_eq!(
-            decode::<Sample>(b"k", newer),
-            Err(BadRecord::Newer {
-                key: "k".into(),
-                found: 2
-            })
+        assert_eq!(decode::<Sample>("k", &encode("k", &sample).unwrap()).unwrap(), sample);
+        let check = |text: &str, expected: &str| {
+            let error = decode::<Sample>("k", text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("`k`") && error.contains(expected), "{text}: {error}");
+        };
+        check(
+            r#"{"format":3,"title":"a"}"#,
+            "has format 3, this program knows 2; run the newer",
         );
-        for bad in ["", "{}", "null", r#"{"format":1}"#, r#"{"format":1,"name":3}"#] {
-            assert!(
-                matches!(decode::<Sample>(b"k", bad.as_bytes()), Err(BadRecord::Malformed { .. })),
-                "{bad}"
-            );
+        check(
+            r#"{"format":1,"title":"a"}"#,
+            "has format 1, this program begins with 2",
+        );
+        for bad in ["", "{}", "null", r#"{"format":2}"#, r#"{"format":2,"name":3}"#] {
+            check(bad, "cannot be read");
         }
     }
 }

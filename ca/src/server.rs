@@ -10,7 +10,7 @@ use hoplite_host::config::ConfigError;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
-use hoplite_identity::{BundleSet, PeerVerifier, TrustBundle};
+use hoplite_identity::TrustBundle;
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_wire::ca::admin_server::AdminServer;
 use hoplite_wire::ca::node_server::NodeServer;
@@ -22,12 +22,14 @@ use tonic::transport::Server;
 
 use crate::Config;
 use crate::api::admin::{self, Admin};
-use crate::api::node::{Mint, Node};
+use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
+use crate::door::{Door, DoorError, Doorkeeper};
+use crate::issuer::Issuer;
 use crate::library::Library;
-use crate::listener::{self, ServerIdentity};
+use crate::listener;
 use crate::publishing::Publishing;
-use crate::registry::{Follower, Registry};
+use crate::registry::{FollowError, Follower, Registry};
 
 /// Calls that have begun may end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -45,12 +47,15 @@ const ADMIN_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 const STREAMS_MAX: u32 = 64;
 
 /// Connections that wait to be served; they wait in the kernel's queue otherwise.
-const BACKLOG: usize = 16;
+const BACKLOG_MAX: usize = 16;
+
+/// The trust bundle for those who set up agents, in the data directory.
+const BUNDLE_FILE: &str = "bundle.pem";
 
 /// A CA that serves. Dropping it stops it without waiting.
 pub struct Running {
     node_address: SocketAddr,
-    bundle: TrustBundle,
+    registry: Registry,
     admin_socket: PathBuf,
     stopper: Stopper,
     parts: JoinSet<&'static str>,
@@ -84,12 +89,12 @@ pub enum StartError {
     /// There is no authority to sign with.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// What is registered cannot be read.
-    #[error("{0}")]
-    Registry(String),
+    /// What is stored cannot be followed.
+    #[error(transparent)]
+    Registry(#[from] FollowError),
     /// The CA's own certificate, or its verifier of others, cannot be made.
-    #[error("{0}")]
-    Identity(String),
+    #[error(transparent)]
+    Identity(#[from] DoorError),
 }
 
 /// Starts a CA: makes the authority on the first start, and serves when this returns.
@@ -107,42 +112,29 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let now = SystemTime::now();
     let store: Arc<dyn Store> = Arc::new(SledStore::open(config.data_dir.join("store"))?);
-    let (authority, sequence) = Authority::open(
+    let authority = Authority::open(
         &*store,
         &config.data_dir,
         &config.trust_domain,
         config.authority_ttl.0,
         now,
     )?;
-    let authority = Arc::new(authority);
-    let identity_error = |e: &dyn std::fmt::Display| StartError::Identity(e.to_string());
-    let bundle = authority
-        .bundle(&config.trust_domain, sequence)
-        .map_err(|e| identity_error(&e))?;
-    files::write_public(&config.data_dir.join("bundle.pem"), bundle.to_pem().as_bytes())?;
-
-    let verifier = PeerVerifier::new(BundleSet::from_iter([bundle.clone()])).map_err(|e| identity_error(&e))?;
-    let verifier = Arc::new(verifier);
-    let identity = ServerIdentity::new(
-        Arc::clone(&authority),
-        config.trust_domain.clone(),
-        Arc::clone(&verifier),
-        config.x509_ttl.0,
-    );
-    let (tls, renew_at) = identity.renewed(now).map_err(|e| identity_error(&e))?;
-    let (configs, tls) = watch::channel(tls);
+    let issuer = Issuer::new(Arc::new(authority), config.agent_ttl.0, config.x509_ttl.0);
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
     let library = Library::open(&config.data_dir)?;
-    // Last, because it begins to follow the store, which stays open as long as that goes on.
-    let (registry, follower) = Registry::open(store).map_err(|e| StartError::Registry(e.to_string()))?;
+    // It begins to follow the store, which stays open as long as that goes on.
+    let (registry, follower) = Registry::open(store)?;
+    let door = door(&config, &registry, issuer.clone(), now);
+    let (doorkeeper, door) = match door {
+        Ok(door) => door,
+        Err(error) => {
+            let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
+            return Err(error);
+        }
+    };
 
     // From here on nothing fails.
     let (stopper, shutdown) = shutdown::channel();
-    let mint = Mint {
-        authority,
-        agent_ttl: config.agent_ttl.0,
-        x509_ttl: config.x509_ttl.0,
-    };
     let publishing = Publishing::new(
         registry.clone(),
         library,
@@ -150,24 +142,20 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         config.policy_signers,
         config.policy_max_bytes,
     );
-    let node = Node::new(
-        registry.clone(),
-        mint,
-        bundle.clone(),
-        publishing.clone(),
-        shutdown.clone(),
-    );
-    let admin = Admin::new(registry.clone(), bundle.clone(), config.authority_ttl.0, publishing);
-    let (agents, agents_accepted) = mpsc::channel(BACKLOG);
-    let (operators, operators_accepted) = mpsc::channel(BACKLOG);
+    let node = Node::new(registry.clone(), issuer, publishing.clone(), shutdown.clone());
+    let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing);
+    let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
+    let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
 
     let mut parts = JoinSet::new();
-    let accepting = listener::accept(listener, tls, verifier, agents, shutdown.clone());
+    let (doors, door) = watch::channel(door);
+    let accepting = listener::accept(listener, door, agents, shutdown.clone());
     parts.spawn(part("node listener", accepting));
     let accepting = admin::accept(admin_listener, operators, shutdown.clone());
     parts.spawn(part("admin listener", accepting));
-    let renewing = identity.keep_renewed(renew_at, configs);
-    parts.spawn(part("identity", until(shutdown.clone(), renewing)));
+    parts.spawn(part("identity", until(shutdown.clone(), doorkeeper.keep(doors))));
+    let writing = keep_bundle_file(config.data_dir.join(BUNDLE_FILE), registry.bundles());
+    parts.spawn(part("bundle file", until(shutdown.clone(), writing)));
     let mut revisions = registry.revisions();
     let following = async move { while revisions.changed().await.is_ok() {} };
     parts.spawn(part("follower", until(shutdown.clone(), following)));
@@ -195,12 +183,39 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tracing::info!(trust_domain = %config.trust_domain, %node_address, admin_socket = %config.admin_socket.display(), "the CA serves");
     Ok(Running {
         node_address,
-        bundle,
+        registry,
         admin_socket: config.admin_socket,
         stopper,
         parts,
         follower,
     })
+}
+
+/// What the first agent sees. `bundle.pem` is there before it.
+fn door(
+    config: &Config,
+    registry: &Registry,
+    issuer: Issuer,
+    now: SystemTime,
+) -> Result<(Doorkeeper, Door), StartError> {
+    let bundles = registry.bundles();
+    write_bundle(&config.data_dir.join(BUNDLE_FILE), &bundles.borrow())?;
+    Ok(Doorkeeper::new(issuer, bundles, now)?)
+}
+
+fn write_bundle(path: &Path, bundle: &TrustBundle) -> Result<(), FileError> {
+    files::write_public(path, bundle.to_pem().as_bytes())
+}
+
+/// For those who set up the next agent: the file says what the store says, for ever.
+async fn keep_bundle_file(path: PathBuf, mut bundles: watch::Receiver<Arc<TrustBundle>>) {
+    while bundles.changed().await.is_ok() {
+        let bundle = Arc::clone(&bundles.borrow_and_update());
+        if let Err(error) = write_bundle(&path, &bundle) {
+            tracing::error!(%error, "agents that join from now on may not trust each authority");
+        }
+    }
+    std::future::pending().await // the CA no longer follows its store: another part says so, and ends the CA
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -234,6 +249,12 @@ fn report(served: Result<(), tonic::transport::Error>) {
     }
 }
 
+/// Why a test's authority is not in the trust bundle.
+#[cfg(feature = "testing")]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TrustFailed(String);
+
 // === impl Running ===
 
 impl Running {
@@ -242,9 +263,23 @@ impl Running {
         self.node_address
     }
 
-    /// What peers of this trust domain are verified with.
+    /// What peers of this trust domain are verified with now.
     pub fn bundle(&self) -> TrustBundle {
-        self.bundle.clone()
+        TrustBundle::clone(&self.registry.bundles().borrow())
+    }
+
+    /// Has peers verified with one more authority, which does not sign here. Returns the trust bundle's sequence number
+    /// once it is in force at the CA. No operator can ask for it yet.
+    ///
+    /// # Errors
+    /// Why the certificate was not taken.
+    #[cfg(feature = "testing")]
+    pub async fn trust(&self, certificate: hoplite_identity::CertificateDer<'static>) -> Result<u64, TrustFailed> {
+        let trusting = crate::authority::writes::Trusting { certificate };
+        self.registry
+            .write(trusting)
+            .await
+            .map_err(|error| TrustFailed(error.to_string()))
     }
 
     /// Stops serving, and returns when all parts have ended and the store is closed. Calls that have begun get
@@ -255,6 +290,7 @@ impl Running {
             stopper,
             mut parts,
             follower,
+            registry,
             ..
         } = self;
         stopper.stop();
@@ -265,6 +301,7 @@ impl Running {
         parts.shutdown().await;
         // The follower last: writes that have begun wait for it.
         let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
+        drop(registry); // the last that holds the store
         let _ = std::fs::remove_file(&admin_socket); // a stale one is replaced by the next start anyway
     }
 

@@ -1,14 +1,12 @@
-//! Agents as the CA knows them: which of their certificates count, and whether they may speak at all.
+//! An agent as the CA knows it: which of its certificates count, and whether it may speak at all.
 
 use std::time::SystemTime;
 
 use hoplite_identity::{Leaf, SpiffeId};
-use hoplite_wire::ca as wire;
 use serde::{Deserialize, Serialize};
-use tonic::Status;
 
-use crate::entries::entry;
-use crate::record;
+use crate::entries::entry::is_agent;
+use crate::record::{self, Record};
 
 /// An agent that has joined.
 ///
@@ -132,16 +130,15 @@ impl Agent {
         }
     }
 
-    /// What operators see: the newest certificate.
-    pub(crate) fn to_wire(&self) -> wire::Agent {
-        let newest = self.next.as_ref().unwrap_or(&self.active);
-        wire::Agent {
-            spiffe_id: self.spiffe_id.to_string(),
-            serial: newest.serial.clone(),
-            expires_at_unix: record::unix_i64(newest.not_after),
-            banned: self.banned,
-        }
+    /// The newest certificate, used or not.
+    pub(crate) fn newest(&self) -> &Issued {
+        self.next.as_ref().unwrap_or(&self.active)
     }
+}
+
+impl Record for Agent {
+    /// Their names are their SPIFFE IDs.
+    const PREFIX: &'static str = "agent/";
 }
 
 /// Whether the owner of a verified certificate may speak as an agent. Asked at every call and on every turn of a
@@ -151,7 +148,7 @@ pub(crate) fn authorize(agent: Option<&Agent>, shown: &Leaf, now: SystemTime) ->
     if now >= shown.not_after() {
         return Err(Denied::Expired);
     }
-    if !entry::is_agent(id) {
+    if !is_agent(id) {
         return Err(Denied::NotAnAgent(id.clone()));
     }
     let agent = agent.ok_or_else(|| Denied::Unknown(id.clone()))?;
@@ -168,19 +165,6 @@ impl From<&Leaf> for Issued {
         Self {
             serial: leaf.serial().to_owned(),
             not_after: record::unix_seconds(leaf.not_after()),
-        }
-    }
-}
-
-// === impl Denied ===
-
-impl From<Denied> for Status {
-    /// `Unauthenticated` asks for another certificate, `PermissionDenied` says that none will help.
-    fn from(denied: Denied) -> Self {
-        let text = denied.to_string();
-        match denied {
-            Denied::NoCertificate | Denied::Expired | Denied::Superseded => Self::unauthenticated(text),
-            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
         }
     }
 }

@@ -1,3 +1,5 @@
-//! Agents: what the CA keeps of each, and which of their certificates count.
+//! Agents: what the CA keeps of each, and what operators and the agents themselves change of it.
 
 pub(crate) mod agent;
+pub(crate) mod index;
+pub(crate) mod writes;

@@ -5,22 +5,34 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{TrustBundle, TrustDomain};
+use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::api::node;
+use crate::agents::writes::{Ban, Evict};
+use crate::api::messages::{self, unix_i64};
+use crate::api::status::ours;
 use crate::entries::entry::{self, Entry};
-use crate::publishing::Publishing;
+use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
+use crate::policy::writes::{ClearShadow, RevokeGrant};
+use crate::publishing::{Contents, PublishError, Publishing};
 use crate::record;
-use crate::registry::{Created, Registry, RegistryError, parse_agent_id};
-use crate::tokens::token::{TTL_DEFAULT, TTL_MAX};
+use crate::registry::Registry;
+use crate::tokens::token::{TTL_DEFAULT, TTL_MAX, TokenText, digest_of};
+use crate::tokens::writes::CreateToken;
 
 /// One commit stays a short pause for everybody else.
 const ITEMS_MAX: usize = 1000;
+
+/// Policies listed when it is not said how many.
+const LIST_DEFAULT: u32 = 100;
+
+/// Policies listed in one call.
+const LIST_MAX: u32 = 1_000;
 
 /// When the system has no more file descriptors, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,7 +41,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Admin {
     registry: Registry,
     trust_domain: TrustDomain,
-    bundle: TrustBundle,
     /// An entry's own TTL is below this.
     ttl_limit: Duration,
     publishing: Publishing,
@@ -68,14 +79,24 @@ fn may_call(uid: u32, own_uid: u32) -> bool {
 // === impl Admin ===
 
 impl Admin {
-    pub(crate) fn new(registry: Registry, bundle: TrustBundle, ttl_limit: Duration, publishing: Publishing) -> Self {
+    pub(crate) fn new(registry: Registry, ttl_limit: Duration, publishing: Publishing) -> Self {
         Self {
             registry,
-            trust_domain: bundle.trust_domain().clone(),
-            bundle,
+            trust_domain: publishing.trust_domain().clone(),
             ttl_limit,
             publishing,
         }
+    }
+
+    /// An agent of the trust domain, from an operator's text.
+    fn agent_id(&self, text: &str) -> Result<SpiffeId, Status> {
+        let id = SpiffeId::parse(text).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if id.trust_domain() != &self.trust_domain || !entry::is_agent(&id) {
+            let domain = &self.trust_domain;
+            let text = format!("`{id}` is not an agent of `{domain}`; `hoplite agent list` shows those that joined");
+            return Err(Status::invalid_argument(text));
+        }
+        Ok(id)
     }
 }
 
@@ -85,7 +106,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
-        let call = Call::new(&request, "create token");
+        let call = AdminCall::new(&request, "create token");
         let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
         call.answer(&node, async {
             let agent_id =
@@ -103,11 +124,18 @@ impl wire::admin_server::Admin for Admin {
             }
             let now = SystemTime::now();
             let expires_at = record::unix_seconds(now) + ttl.as_secs();
-            let token = self.registry.create_token(agent_id.clone(), expires_at, now).await?;
+            let token = TokenText::generate().ok_or_else(no_entropy)?.reveal();
+            let create = CreateToken {
+                digest: digest_of(&token),
+                agent_id: agent_id.clone(),
+                expires_at,
+                now,
+            };
+            self.registry.write(create).await?;
             Ok(wire::CreateTokenResponse {
-                token: token.reveal(),
+                token,
                 agent_id: agent_id.to_string(),
-                expires_at_unix: record::unix_i64(expires_at),
+                expires_at_unix: unix_i64(expires_at),
             })
         })
         .await
@@ -117,26 +145,34 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
-        let call = Call::new(&request, "list agents");
-        let agents = self.registry.index().agents().map(|agent| agent.to_wire()).collect();
+        let call = AdminCall::new(&request, "list agents");
+        let agents = self
+            .registry
+            .index()
+            .agents
+            .iter()
+            .map(|agent| wire::Agent::from(&**agent))
+            .collect();
         call.answer("", async { Ok(wire::ListAgentsResponse { agents }) }).await
     }
 
     async fn ban_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = Call::new(&request, "ban agent");
+        let call = AdminCall::new(&request, "ban agent");
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
-            self.registry.ban(&parse_agent_id(&text, &self.trust_domain)?).await?;
+            let id = self.agent_id(&text)?;
+            self.registry.write(Ban { id }).await?;
             Ok(wire::AgentResponse {})
         })
         .await
     }
 
     async fn evict_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = Call::new(&request, "evict agent");
+        let call = AdminCall::new(&request, "evict agent");
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
-            self.registry.evict(&parse_agent_id(&text, &self.trust_domain)?).await?;
+            let id = self.agent_id(&text)?;
+            self.registry.write(Evict { id }).await?;
             Ok(wire::AgentResponse {})
         })
         .await
@@ -146,7 +182,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateEntriesRequest>,
     ) -> Result<Response<wire::CreateEntriesResponse>, Status> {
-        let call = Call::new(&request, "create entries");
+        let call = AdminCall::new(&request, "create entries");
         let messages = request.into_inner().entries;
         let subject = format!("{} entries", messages.len());
         call.answer(&subject, async {
@@ -154,11 +190,12 @@ impl wire::admin_server::Admin for Admin {
             let now = SystemTime::now();
             let parse = |message| Entry::from_wire(message, &self.trust_domain, self.ttl_limit, now);
             let parsed: Vec<_> = messages.into_iter().map(parse).collect();
-            let good: Vec<_> = parsed
-                .iter()
-                .filter_map(|parsed| parsed.as_ref().ok().cloned())
-                .collect();
-            let mut created = self.registry.create_entries(good).await?.into_iter();
+            let mut entries = Vec::with_capacity(parsed.len());
+            for entry in parsed.iter().flatten() {
+                entries.push((entry::new_id().ok_or_else(no_entropy)?, entry.clone()));
+            }
+            let (created, revision) = self.registry.write_at(CreateEntries { entries }).await?;
+            let mut created = created.into_iter();
             let mut results = Vec::with_capacity(parsed.len());
             for parsed in parsed {
                 results.push(match parsed {
@@ -166,7 +203,10 @@ impl wire::admin_server::Admin for Admin {
                         error: invalid.to_string(),
                         ..wire::EntryResult::default()
                     },
-                    Ok(_) => result(call.uid, created.next().ok_or(RegistryError::Contention)?),
+                    Ok(_) => {
+                        let created = created.next().ok_or_else(|| ours(&"an entry has no answer"))?;
+                        result(call.uid, created, revision)
+                    }
                 });
             }
             Ok(wire::CreateEntriesResponse { results })
@@ -178,8 +218,8 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
-        let call = Call::new(&request, "list entries");
-        let registered: Vec<_> = self.registry.index().entries().map(Arc::clone).collect();
+        let call = AdminCall::new(&request, "list entries");
+        let registered: Vec<_> = self.registry.index().entries.iter().map(Arc::clone).collect();
         let entries = registered.iter().map(|r| r.entry.to_wire(&r.id, r.revision)).collect();
         call.answer("", async { Ok(wire::ListEntriesResponse { entries }) })
             .await
@@ -189,17 +229,16 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::DeleteEntriesRequest>,
     ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
-        let call = Call::new(&request, "delete entries");
+        let call = AdminCall::new(&request, "delete entries");
         let ids = request.into_inner().ids;
         let subject = format!("{ids:?}");
         call.answer(&subject, async {
             at_most(ids.len())?;
             let is_id = |id: &String| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-            let known = self
-                .registry
-                .delete_entries(ids.iter().filter(|id| is_id(id)).cloned().collect())
-                .await?;
-            let mut known = known.into_iter();
+            let delete = DeleteEntries {
+                ids: ids.iter().filter(|id| is_id(id)).cloned().collect(),
+            };
+            let mut known = self.registry.write(delete).await?.into_iter();
             let mut errors = Vec::with_capacity(ids.len());
             for id in &ids {
                 let was_there = is_id(id) && known.next().unwrap_or(false);
@@ -214,16 +253,16 @@ impl wire::admin_server::Admin for Admin {
     }
 
     async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Result<Response<wire::Bundle>, Status> {
-        Call::new(&request, "show bundle")
-            .answer("", async { Ok(node::bundle(&self.bundle)) })
-            .await
+        let call = AdminCall::new(&request, "show bundle");
+        let bundle = self.registry.bundles().borrow().clone();
+        call.answer("", async { Ok(messages::bundle(&bundle)) }).await
     }
 
     async fn publish_policy(
         &self,
         request: Request<wire::PublishPolicyRequest>,
     ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
-        let call = Call::new(&request, "publish policy");
+        let call = AdminCall::new(&request, "publish policy");
         let wire::PublishPolicyRequest {
             bundle,
             expected_revision,
@@ -240,18 +279,31 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ShowPolicyRequest>,
     ) -> Result<Response<wire::ShowPolicyResponse>, Status> {
-        Call::new(&request, "show policy")
-            .answer("", async { Ok(self.publishing.show()) })
-            .await
+        let call = AdminCall::new(&request, "show policy");
+        let shown = wire::ShowPolicyResponse {
+            trust_domain: self.trust_domain.to_string(),
+            signers: self.publishing.signers().names().map(str::to_owned).collect(),
+            max_bundle_bytes: self.publishing.bytes_max() as u64,
+            ..messages::present_policy(&self.registry.index().policy)
+        };
+        call.answer("", async { Ok(shown) }).await
     }
 
     async fn list_policies(
         &self,
         request: Request<wire::ListPoliciesRequest>,
     ) -> Result<Response<wire::ListPoliciesResponse>, Status> {
-        let call = Call::new(&request, "list policies");
+        let call = AdminCall::new(&request, "list policies");
         let wire::ListPoliciesRequest { limit, before_revision } = request.into_inner();
-        let policies = self.publishing.list(limit, before_revision);
+        let limit = if limit == 0 { LIST_DEFAULT } else { limit.min(LIST_MAX) };
+        let policies = {
+            let index = self.registry.index();
+            let is_older = |revision: u64| before_revision == 0 || revision < before_revision;
+            let older = index.policy.history().rev().filter(|p| is_older(p.revision));
+            let page = older.take(limit as usize);
+            page.map(|published| messages::published(&index.policy, published))
+                .collect()
+        };
         call.answer("", async { Ok(wire::ListPoliciesResponse { policies }) })
             .await
     }
@@ -260,35 +312,60 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::GetPolicyRequest>,
     ) -> Result<Response<wire::GetPolicyResponse>, Status> {
-        let call = Call::new(&request, "get policy");
+        let call = AdminCall::new(&request, "get policy");
         let revision = request.into_inner().revision;
-        call.answer(&revision.to_string(), self.publishing.get(revision)).await
+        call.answer(&revision.to_string(), async {
+            let (published, policy) = {
+                let index = self.registry.index();
+                let found = index.policy.published(revision).cloned();
+                let published = found.ok_or(PublishError::NoSuchPolicy(revision))?;
+                let policy = messages::published(&index.policy, &published);
+                (published, Some(policy))
+            };
+            let (bundle, manifest) = match self.publishing.contents(&published).await? {
+                Contents::Bundle(bundle) => (bundle.to_vec(), Vec::new()),
+                Contents::Manifest(manifest) => (Vec::new(), manifest),
+            };
+            Ok(wire::GetPolicyResponse {
+                policy,
+                bundle,
+                manifest,
+            })
+        })
+        .await
     }
 
     async fn clear_shadow(
         &self,
         request: Request<wire::ClearShadowRequest>,
     ) -> Result<Response<wire::ClearShadowResponse>, Status> {
-        Call::new(&request, "clear shadow")
+        AdminCall::new(&request, "clear shadow")
             .answer("", async {
-                let cleared = self.publishing.clear_shadow().await?;
+                let cleared = self.registry.write(ClearShadow).await?;
                 Ok(wire::ClearShadowResponse { cleared })
             })
             .await
     }
 
     async fn add_grant(&self, request: Request<wire::AddGrantRequest>) -> Result<Response<wire::Grant>, Status> {
-        let call = Call::new(&request, "add grant");
+        let call = AdminCall::new(&request, "add grant");
         let grant = request.into_inner().grant;
-        call.answer("", self.publishing.add_grant(&grant)).await
+        call.answer("", async {
+            Ok(wire::Grant::from(&self.publishing.add_grant(&grant).await?))
+        })
+        .await
     }
 
     async fn list_grants(
         &self,
         request: Request<wire::ListGrantsRequest>,
     ) -> Result<Response<wire::ListGrantsResponse>, Status> {
-        let call = Call::new(&request, "list grants");
-        let grants = self.publishing.grants();
+        let call = AdminCall::new(&request, "list grants");
+        let grants = {
+            let index = self.registry.index();
+            let grants = index.policy.current_grants(SystemTime::now());
+            grants.map(|grant| wire::Grant::from(&**grant)).collect()
+        };
         call.answer("", async { Ok(wire::ListGrantsResponse { grants }) }).await
     }
 
@@ -296,10 +373,10 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::RevokeGrantRequest>,
     ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
-        let call = Call::new(&request, "revoke grant");
+        let call = AdminCall::new(&request, "revoke grant");
         let id = request.into_inner().id;
         call.answer(&id, async {
-            self.publishing.revoke_grant(id.clone()).await?;
+            self.registry.write(RevokeGrant { id: id.clone() }).await?;
             Ok(wire::RevokeGrantResponse {})
         })
         .await
@@ -315,36 +392,39 @@ fn at_most(items: usize) -> Result<(), Status> {
     Ok(())
 }
 
-fn result(uid: Option<u32>, created: Created) -> wire::EntryResult {
-    let (id, entry, revision, existed, error) = match created {
-        Created::New { id, entry, revision } => {
+fn no_entropy() -> Status {
+    ours(&"the system gives no random numbers")
+}
+
+/// The answer for one entry of a call that committed `revision`.
+fn result(uid: Option<u32>, created: Created, revision: Revision) -> wire::EntryResult {
+    let Created { id, entry, fate, .. } = &created;
+    let error = match fate {
+        Fate::New => {
             tracing::info!(target: "hoplite::audit", uid, entry = id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, outcome = "created", "create entry");
-            (id, entry, revision, false, String::new())
+            String::new()
         }
-        Created::Existed { id, entry, revision } => (id, entry, revision, true, String::new()),
-        Created::Differs { id, entry, revision } => {
-            let error = format!(
-                "entry `{id}` has the same SPIFFE ID, parent and selectors, but another TTL, hint or other DNS names; delete it first"
-            );
-            (id, entry, revision, false, error)
-        }
+        Fate::Existed => String::new(),
+        Fate::Differs => format!(
+            "entry `{id}` has the same SPIFFE ID, parent and selectors, but another TTL, hint or other DNS names; delete it first"
+        ),
     };
     wire::EntryResult {
-        entry: Some(entry.to_wire(&id, revision)),
+        entry: Some(entry.to_wire(id, created.revision.unwrap_or(revision))),
         error,
-        existed,
+        existed: *fate == Fate::Existed,
     }
 }
 
 /// One call and its line in the log.
-struct Call {
+struct AdminCall {
     action: &'static str,
     uid: Option<u32>,
 }
 
-// === impl Call ===
+// === impl AdminCall ===
 
-impl Call {
+impl AdminCall {
     fn new<T>(request: &Request<T>, action: &'static str) -> Self {
         let credentials = request
             .extensions()

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{SpiffeId, TrustBundle, VerifiedPeer};
@@ -16,19 +16,25 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
-use crate::authority::x509::{Authority, Serial};
-use crate::index::{Registered, Update};
-use crate::issuance::{BadCsr, MintError, Minted, SubjectKey, Template, mint};
+use crate::agents::writes::{Activate, Renew};
+use crate::api::messages;
+use crate::entries::index::Registered;
+use crate::index::Update;
+use crate::issuance::{Minted, SubjectKey};
+use crate::issuer::Issuer;
 use crate::limit::Failures;
-use crate::listener::Caller;
+use crate::listener::AgentCaller;
+use crate::policy::index::InForce;
 use crate::publishing::Publishing;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::Registry;
+use crate::tokens::token::digest_of;
+use crate::tokens::writes::Join;
 
 /// The piece of a policy bundle in one message: well below what any gRPC client takes.
-const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 /// Pieces that wait for a slow agent.
-const CHUNKS_WAITING: usize = 2;
+const CHUNKS_WAITING_MAX: usize = 2;
 
 /// One call's work stays short beside other agents' calls.
 const ISSUE_ITEMS_MAX: usize = 500;
@@ -39,20 +45,10 @@ pub(crate) struct Node(Arc<Shared>);
 
 struct Shared {
     registry: Registry,
-    mint: Mint,
-    bundle: TrustBundle,
+    issuer: Issuer,
     publishing: Publishing,
     failures: Mutex<Failures>,
     shutdown: Shutdown,
-}
-
-/// The one place that takes the authority, the clock and entropy together.
-#[derive(Clone)]
-pub(crate) struct Mint {
-    pub(crate) authority: Arc<Authority>,
-    pub(crate) agent_ttl: Duration,
-    /// Of entries that do not say.
-    pub(crate) x509_ttl: Duration,
 }
 
 /// The stream of an agent's updates. It computes the next one when it is asked for it, so that nothing queues for a
@@ -77,17 +73,10 @@ struct Watcher {
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(
-        registry: Registry,
-        mint: Mint,
-        bundle: TrustBundle,
-        publishing: Publishing,
-        shutdown: Shutdown,
-    ) -> Self {
+    pub(crate) fn new(registry: Registry, issuer: Issuer, publishing: Publishing, shutdown: Shutdown) -> Self {
         Self(Arc::new(Shared {
             registry,
-            mint,
-            bundle,
+            issuer,
             publishing,
             failures: Mutex::default(),
             shutdown,
@@ -102,7 +91,11 @@ impl Node {
         })?;
         if standing == Standing::FirstUse {
             // When this cannot be noted now, the next call notes it: the certificate is good either way.
-            if let Err(error) = self.0.registry.activate(peer.spiffe_id(), peer.serial()).await {
+            let activate = Activate {
+                id: peer.spiffe_id().clone(),
+                serial: peer.serial().to_owned(),
+            };
+            if let Err(error) = self.0.registry.write(activate).await {
                 tracing::warn!(agent = %peer.spiffe_id(), %error, "cannot note the use of a new agent certificate");
             }
         }
@@ -112,7 +105,7 @@ impl Node {
     fn standing(&self, peer: &VerifiedPeer) -> Result<Standing, Denied> {
         let index = self.0.registry.index();
         authorize(
-            index.agent(peer.spiffe_id()).map(Arc::as_ref),
+            index.agents.get(peer.spiffe_id()).map(Arc::as_ref),
             peer.leaf(),
             SystemTime::now(),
         )
@@ -124,41 +117,44 @@ impl Node {
 
     async fn try_join(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
-        let mint = self.0.mint.clone();
-        let (fingerprint, now) = (key.fingerprint(), SystemTime::now());
-        let minted = self
-            .0
-            .registry
-            .join(&request.token, fingerprint, now, move |agent| {
-                mint.agent(agent, &key, now)
-            })
-            .await?;
+        let (issuer, now) = (self.0.issuer.clone(), SystemTime::now());
+        let join = Join {
+            digest: digest_of(&request.token),
+            key: key.fingerprint(),
+            now,
+            mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
+        };
+        let minted = self.0.registry.write(join).await?;
         Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
+    }
+
+    /// What members of the trust domain are verified with now.
+    fn bundle(&self) -> Option<Arc<TrustBundle>> {
+        self.0.registry.index().authority.bundle().cloned()
     }
 
     fn svid(&self, minted: &Minted) -> wire::SvidResponse {
         wire::SvidResponse {
             chain: vec![minted.der.to_vec()],
-            bundle: Some(bundle(&self.0.bundle)),
+            bundle: self.bundle().as_deref().map(messages::bundle),
         }
     }
 
-    fn update(&self, update: Update, from: Option<Revision>, policy: Option<wire::PolicyState>) -> wire::Update {
-        let is_new = update.full || from.is_none_or(|from| from < self.0.bundle.sequence());
+    fn update(&self, update: Update, policy: Option<&InForce>) -> wire::Update {
         wire::Update {
             revision: update.revision,
             full: update.full,
             upserts: update.upserts.iter().map(|registered| self.entry(registered)).collect(),
             deletes: update.deletes,
-            bundle: is_new.then(|| bundle(&self.0.bundle)),
+            bundle: update.bundle.as_deref().map(messages::bundle),
             digest: update.digest.to_vec(),
-            policy,
+            policy: policy.map(wire::PolicyState::from),
         }
     }
 
     /// Agents see the life a certificate will have, not that the entry leaves it open.
     fn entry(&self, registered: &Registered) -> wire::Entry {
-        let ttl = registered.entry.ttl(self.0.mint.x509_ttl).as_secs();
+        let ttl = self.0.issuer.ttl(&registered.entry).as_secs();
         let mut message = registered.entry.to_wire(&registered.id, registered.revision);
         message.x509_ttl_seconds = u32::try_from(ttl).unwrap_or(u32::MAX);
         message
@@ -191,15 +187,13 @@ impl wire::node_server::Node for Node {
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let peer = self.agent(&request).await?;
         let key = SubjectKey::from_csr(&request.into_inner().csr)?;
-        let minted = self
-            .0
-            .mint
-            .agent(peer.spiffe_id(), &key, SystemTime::now())
-            .map_err(RegistryError::from)?;
-        self.0
-            .registry
-            .renewed(peer.spiffe_id(), peer.serial(), Issued::from(&minted.leaf))
-            .await?;
+        let minted = self.0.issuer.agent(peer.spiffe_id(), &key, SystemTime::now())?;
+        let renew = Renew {
+            id: peer.spiffe_id().clone(),
+            shown: peer.serial().to_owned(),
+            issued: Issued::from(&minted.leaf),
+        };
+        self.0.registry.write(renew).await?;
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), serial = minted.leaf.serial(), outcome = "issued", "renew");
         Ok(Response::new(self.svid(&minted)))
     }
@@ -234,15 +228,15 @@ impl wire::node_server::Node for Node {
             let own = |registered: &&Arc<Registered>| registered.entry.parent_id == *peer.spiffe_id();
             items
                 .into_iter()
-                .map(|item| (index.entry(&item.entry_id).filter(own).cloned(), item.csr))
+                .map(|item| (index.entries.get(&item.entry_id).filter(own).cloned(), item.csr))
                 .collect()
         };
-        let (mint, now) = (self.0.mint.clone(), SystemTime::now());
+        let (issuer, now) = (self.0.issuer.clone(), SystemTime::now());
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
             items
                 .iter()
-                .map(|(registered, csr)| mint.item(peer.spiffe_id(), registered.as_deref(), csr, now))
+                .map(|(registered, csr)| issued(&issuer, peer.spiffe_id(), registered.as_deref(), csr, now))
                 .collect()
         });
         let results = signing
@@ -259,9 +253,9 @@ impl wire::node_server::Node for Node {
     ) -> Result<Response<Self::FetchPolicyStream>, Status> {
         self.agent(&request).await?;
         let bundle = self.0.publishing.current(request.into_inner().revision).await?;
-        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
         tokio::spawn(async move {
-            for data in bundle.chunks(CHUNK_BYTES) {
+            for data in bundle.chunks(CHUNK_BYTES_MAX) {
                 let chunk = wire::PolicyChunk { data: data.to_vec() };
                 if sender.send(Ok(chunk)).await.is_err() {
                     return; // the agent hung up
@@ -272,94 +266,54 @@ impl wire::node_server::Node for Node {
     }
 }
 
-fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+fn caller<T>(request: &Request<T>) -> Result<&AgentCaller, Status> {
     request
         .extensions()
         .get()
         .ok_or_else(|| Status::internal("the connection has no caller"))
 }
 
-/// The wire's form of a bundle.
-pub(crate) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
-    wire::Bundle {
-        trust_domain: bundle.trust_domain().to_string(),
-        authorities: bundle
-            .authorities()
-            .iter()
-            .map(|authority| authority.to_vec())
-            .collect(),
-        sequence: bundle.sequence(),
-    }
-}
-
-// === impl Mint ===
-
-impl Mint {
-    fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        let template = Template {
-            spiffe_id: id,
-            dns_names: &[],
-            ttl: self.agent_ttl,
-        };
-        mint(&self.authority, &template, key, serial()?, now)
-    }
-
-    fn workload(&self, registered: &Registered, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        let entry = &registered.entry;
-        let template = Template {
-            spiffe_id: &entry.spiffe_id,
-            dns_names: &entry.dns_names,
-            ttl: entry.ttl(self.x509_ttl),
-        };
-        mint(&self.authority, &template, key, serial()?, now)
-    }
-
-    /// One answer of an issue call, and its line in the log.
-    fn item(
-        &self,
-        agent: &SpiffeId,
-        registered: Option<&Registered>,
-        csr: &[u8],
-        now: SystemTime,
-    ) -> wire::IssueResult {
-        let refused = |error: String| {
-            let entry = registered.map(|registered| registered.id.as_str());
-            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason = error, "issue");
-            wire::IssueResult {
-                chain: Vec::new(),
-                error,
-            }
-        };
-        let Some(registered) = registered else {
-            return refused("no such entry is registered under this agent".into());
-        };
-        let key = match SubjectKey::from_csr(csr) {
-            Ok(key) => key,
-            Err(error) => return refused(error.to_string()),
-        };
-        match self.workload(registered, &key, now) {
-            Ok(Minted { der, leaf }) => {
-                tracing::info!(
-                    target: "hoplite::audit",
-                    %agent,
-                    entry = registered.id,
-                    spiffe_id = %leaf.spiffe_id(),
-                    serial = leaf.serial(),
-                    outcome = "issued",
-                    "issue"
-                );
-                wire::IssueResult {
-                    chain: vec![der.to_vec()],
-                    error: String::new(),
-                }
-            }
-            Err(error) => refused(error.to_string()),
+/// One answer of an issue call, and its line in the log.
+fn issued(
+    issuer: &Issuer,
+    agent: &SpiffeId,
+    registered: Option<&Registered>,
+    csr: &[u8],
+    now: SystemTime,
+) -> wire::IssueResult {
+    let refused = |error: String| {
+        let entry = registered.map(|registered| registered.id.as_str());
+        tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason = error, "issue");
+        wire::IssueResult {
+            chain: Vec::new(),
+            error,
         }
+    };
+    let Some(registered) = registered else {
+        return refused("no such entry is registered under this agent".into());
+    };
+    let key = match SubjectKey::from_csr(csr) {
+        Ok(key) => key,
+        Err(error) => return refused(error.to_string()),
+    };
+    match issuer.workload(&registered.entry, &key, now) {
+        Ok(Minted { der, leaf }) => {
+            tracing::info!(
+                target: "hoplite::audit",
+                %agent,
+                entry = registered.id,
+                spiffe_id = %leaf.spiffe_id(),
+                serial = leaf.serial(),
+                outcome = "issued",
+                "issue"
+            );
+            wire::IssueResult {
+                chain: vec![der.to_vec()],
+                error: String::new(),
+            }
+        }
+        Err(error) => refused(error.to_string()),
     }
-}
-
-fn serial() -> Result<Serial, MintError> {
-    Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()))
 }
 
 // === impl Watcher ===
@@ -386,15 +340,14 @@ impl Watcher {
                         .held
                         .is_none_or(|held| index.has_changed(self.peer.spiffe_id(), held));
                 // Always in the first: an agent may have been told of a bundle, and broken off before it had it.
-                let has_policy = self.first || self.held.is_none_or(|held| index.policy().changed > held);
-                let policy = has_policy.then(|| index.policy().state(SystemTime::now()));
+                let has_policy = self.first || self.held.is_none_or(|held| index.policy.changed() > held);
+                let policy = has_policy.then(|| index.policy.in_force(SystemTime::now()));
                 is_news.then(|| (index.update(self.peer.spiffe_id(), self.held), policy))
             };
             if let Some((update, policy)) = update {
-                let message = self.node.update(update, self.held, policy);
-                self.held = Some(message.revision);
+                self.held = Some(update.revision);
                 self.first = false;
-                return Ok(message);
+                return Ok(self.node.update(update, policy.as_ref()));
             }
             let left = self
                 .peer
@@ -426,13 +379,5 @@ impl Stream for Updates {
         let (result, watcher) = ready!(turn.as_mut().poll(cx));
         self.0 = result.is_ok().then(|| Box::pin(watcher.next()) as Turn);
         Poll::Ready(Some(result))
-    }
-}
-
-// === Blame ===
-
-impl From<BadCsr> for Status {
-    fn from(error: BadCsr) -> Self {
-        Self::invalid_argument(error.to_string())
     }
 }

@@ -1,4 +1,7 @@
-//! The keys that sign for the trust domain, and their certificates.
+//! The authorities of the trust domain: the one that signs here, and all that its members are verified with.
 
+pub(crate) mod index;
 pub(crate) mod signer;
+pub(crate) mod trust;
+pub(crate) mod writes;
 pub(crate) mod x509;

@@ -1,4 +1,4 @@
-//! The trust domain's X.509 authority: a self-signed P-256 certificate, made on the first start and kept.
+//! The X.509 authority that signs here: a self-signed P-256 certificate, made on the first start and kept.
 //!
 //! The key lies in a file, the certificate in the store. The key is written first, so a crash between the two leaves a
 //! key that nothing depends on yet, and the next start takes it. The other way round there would be a root nobody can
@@ -8,22 +8,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
-use hoplite_identity::{CertificateDer, InvalidBundle, TrustBundle, TrustDomain, pem};
-use hoplite_store::{Batch, CommitError, Condition, Revision, Store, StoreError};
+use hoplite_identity::{CertificateDer, TrustDomain};
+use hoplite_store::Store;
 use rcgen::string::{Ia5String, PrintableString};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyUsagePurpose,
     PublicKeyData, SanType,
 };
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::signer::{Signer, SignerError};
+use crate::authority::trust::{Trust, Trusted};
+use crate::authority::writes::Found;
 use crate::record::{self, BadRecord};
-
-/// Where the certificate lies in the store.
-const KEY: &[u8] = b"authority/x509";
+use crate::write::{self, ReadError, View};
 
 /// Machines whose clocks are this much behind ours accept the new root at once.
 const BACK_DATED: Duration = Duration::from_secs(300);
@@ -70,7 +69,7 @@ pub enum AuthorityError {
         /// What the configuration says.
         configured: TrustDomain,
         /// What the store says.
-        stored: String,
+        stored: TrustDomain,
     },
     /// The clock is wrong, or the certificate is from the future.
     #[error("the clock says {now}, but the authority is valid only from {not_before}; set the clock")]
@@ -102,61 +101,47 @@ pub enum AuthorityError {
     Store(String),
 }
 
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    trust_domain: String,
-    certificate: String,
-}
-
 // === impl Authority ===
 
 impl Authority {
-    /// The authority of `data_dir`, made if this is the first start. Also the revision at which it was last written.
+    /// The authority of `data_dir` that signs here, made if this is the first start.
     pub(crate) fn open(
         store: &dyn Store,
         data_dir: &Path,
         trust_domain: &TrustDomain,
         ttl: Duration,
         now: SystemTime,
-    ) -> Result<(Self, Revision), AuthorityError> {
+    ) -> Result<Self, AuthorityError> {
         let path = data_dir.join("authority.key");
         let signer = Signer::load(&path)?;
-        let (authority, revision) = match (store.get(KEY)?, signer) {
+        let authority = match (stored(store)?, signer) {
             (None, signer) => {
                 let signer = match signer {
                     Some(signer) => signer,
                     None => Signer::generate(&path)?,
                 };
                 let made = Self::self_signed(trust_domain, signer, Serial::random()?, now, ttl)?;
-                let stored = Stored {
-                    trust_domain: trust_domain.to_string(),
-                    certificate: made.pem(trust_domain)?,
+                let found = Found {
+                    trust_domain: trust_domain.clone(),
+                    certificate: made.certificate.clone(),
                 };
-                let batch = Batch::new()
-                    .require(KEY, Condition::Absent)
-                    .put(KEY, record::encode(KEY, &stored)?);
-                let revision = store.commit(batch)?;
+                write::commit(store, &found).map_err(|e| AuthorityError::Store(e.to_string()))?;
                 tracing::info!(%trust_domain, not_after = %rfc3339(made.not_after), "made a new authority");
-                (made, revision)
+                made
             }
             (Some(_), None) => return Err(AuthorityError::KeyMissing { path }),
-            (Some(versioned), Some(signer)) => {
-                let stored: Stored = record::decode(KEY, &versioned.value)?;
-                if stored.trust_domain != trust_domain.as_str() {
-                    let configured = trust_domain.clone();
+            (Some((trust, certificate)), Some(signer)) => {
+                if trust.trust_domain != *trust_domain {
                     return Err(AuthorityError::OtherTrustDomain {
-                        configured,
-                        stored: stored.trust_domain,
+                        configured: trust_domain.clone(),
+                        stored: trust.trust_domain,
                     });
                 }
-                let certificate = pem::certificates(&stored.certificate).map_err(unbuildable)?.pop();
-                let certificate = certificate.ok_or_else(|| unbuildable("the store's record holds none"))?;
-                let authority = Self::from_parts(certificate, signer)?.ok_or(AuthorityError::KeyMismatch { path })?;
-                (authority, versioned.revision)
+                Self::from_parts(certificate, signer)?.ok_or(AuthorityError::KeyMismatch { path })?
             }
         };
         authority.check_clock(now)?;
-        Ok((authority, revision))
+        Ok(authority)
     }
 
     fn self_signed(
@@ -236,11 +221,6 @@ impl Authority {
         Ok(())
     }
 
-    /// What others verify with.
-    pub(crate) fn bundle(&self, trust_domain: &TrustDomain, sequence: Revision) -> Result<TrustBundle, InvalidBundle> {
-        TrustBundle::new(trust_domain.clone(), vec![self.certificate.clone()], sequence)
-    }
-
     /// The certificate.
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -261,18 +241,23 @@ impl Authority {
         Issuer::from_params(&self.params, &self.signer)
     }
 
-    fn pem(&self, trust_domain: &TrustDomain) -> Result<String, AuthorityError> {
-        let bundle = self
-            .bundle(trust_domain, 0)
-            .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
-        Ok(bundle.to_pem())
-    }
-
     /// An authority that nothing stores.
     #[cfg(test)]
     pub(crate) fn ephemeral(trust_domain: &TrustDomain, now: SystemTime, ttl: Duration) -> Self {
         Self::self_signed(trust_domain, Signer::ephemeral(), Serial::random().unwrap(), now, ttl).unwrap()
     }
+}
+
+/// The trust bundle's record, and the certificate of the authority that signs.
+fn stored(store: &dyn Store) -> Result<Option<(Trust, CertificateDer<'static>)>, AuthorityError> {
+    let mut view = View::new(store);
+    let Some(trust) = view.one::<Trust>("")? else {
+        return Ok(None);
+    };
+    let signing = view.one::<Trusted>(&trust.signing)?;
+    let certificate = signing.ok_or_else(|| AuthorityError::Certificate("it is not there".to_owned()))?;
+    let certificate = certificate.certificate(&trust.signing)?;
+    Ok(Some((trust, certificate)))
 }
 
 /// What an authority's certificate and an issuer have in common. The serial number makes the subject unique, so that
@@ -336,14 +321,8 @@ impl From<SignerError> for AuthorityError {
     }
 }
 
-impl From<StoreError> for AuthorityError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error.to_string())
-    }
-}
-
-impl From<CommitError> for AuthorityError {
-    fn from(error: CommitError) -> Self {
+impl From<ReadError> for AuthorityError {
+    fn from(error: ReadError) -> Self {
         Self::Store(error.to_string())
     }
 }
@@ -357,7 +336,10 @@ impl From<BadRecord> for AuthorityError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hoplite_store::MemoryStore;
+    use crate::authority::writes::{AUTHORITIES_MAX, TrustError, Trusting};
+    use crate::index::Index;
+    use crate::write::WriteError;
+    use hoplite_store::{Batch, MemoryStore};
     use std::time::UNIX_EPOCH;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -366,7 +348,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000)
     }
 
-    fn open(store: &dyn Store, dir: &Path, at: SystemTime) -> Result<(Authority, Revision), AuthorityError> {
+    fn open(store: &dyn Store, dir: &Path, at: SystemTime) -> Result<Authority, AuthorityError> {
         Authority::open(store, dir, &TrustDomain::parse("prod.example").unwrap(), DAY, at)
     }
 
@@ -397,17 +379,75 @@ mod tests {
     #[test]
     fn it_is_made_once() {
         let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
-        let (first, sequence) = open(&store, dir.path(), now()).unwrap();
-        let (second, same) = open(&store, dir.path(), now() + Duration::from_secs(1)).unwrap();
+        let first = open(&store, dir.path(), now()).unwrap();
+        let revision = store.revision();
+        let second = open(&store, dir.path(), now() + Duration::from_secs(1)).unwrap();
         assert_eq!(first.certificate(), second.certificate());
-        assert_eq!(sequence, same);
+        assert_eq!(store.revision(), revision);
+        let bundle = Index::new(&store.snapshot().unwrap())
+            .unwrap()
+            .authority
+            .bundle()
+            .cloned()
+            .unwrap();
+        assert_eq!(
+            (bundle.authorities(), bundle.sequence()),
+            (&[first.certificate().clone()][..], 1)
+        );
+    }
+
+    /// What an older program wrote there would look like nothing, and a new root in silence would cut every agent off.
+    #[test]
+    fn the_authority_of_an_older_program_is_not_overlooked() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let old = br#"{"format":1,"trust_domain":"prod.example","certificate":"-----BEGIN CERTIFICATE-----"}"#;
+        store.commit(Batch::new().put("authority/x509", &old[..])).unwrap();
+        let error = open(&store, dir.path(), now()).unwrap_err().to_string();
+        assert!(error.contains("format 1") && error.contains("older program"), "{error}");
+    }
+
+    #[test]
+    fn another_authority_joins_the_bundle_once() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let first = open(&store, dir.path(), now()).unwrap();
+        let trusting = |certificate: &CertificateDer<'static>| {
+            let certificate = certificate.clone();
+            write::commit(&store, &Trusting { certificate }).map(|(sequence, _)| sequence)
+        };
+        let second = Authority::ephemeral(&domain, now(), DAY);
+        assert_eq!(trusting(second.certificate()).unwrap(), 2);
+        assert_eq!(trusting(second.certificate()).unwrap(), 2, "it is there");
+        assert_eq!(trusting(first.certificate()).unwrap(), 2);
+        let error = trusting(&CertificateDer::from(vec![0x30, 0])).unwrap_err();
+        assert!(
+            matches!(error, WriteError::Refused(TrustError::Certificate(_))),
+            "{error}"
+        );
+        let bundle = Index::new(&store.snapshot().unwrap())
+            .unwrap()
+            .authority
+            .bundle()
+            .cloned()
+            .unwrap();
+        assert_eq!((bundle.authorities().len(), bundle.sequence()), (2, 2));
+        // The one that signs is the one it was.
+        assert_eq!(
+            open(&store, dir.path(), now()).unwrap().certificate(),
+            first.certificate()
+        );
+        for _ in 2..AUTHORITIES_MAX {
+            trusting(Authority::ephemeral(&domain, now(), DAY).certificate()).unwrap();
+        }
+        let error = trusting(Authority::ephemeral(&domain, now(), DAY).certificate()).unwrap_err();
+        assert!(matches!(error, WriteError::Refused(TrustError::TooMany)), "{error}");
     }
 
     #[test]
     fn a_crash_between_key_and_certificate_is_harmless() {
         let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
         let signer = Signer::generate(&dir.path().join("authority.key")).unwrap();
-        let (authority, _) = open(&store, dir.path(), now()).unwrap();
+        let authority = open(&store, dir.path(), now()).unwrap();
         assert_eq!(authority.signer.der_bytes(), signer.der_bytes());
     }
 

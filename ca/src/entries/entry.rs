@@ -8,6 +8,7 @@ use hoplite_identity::{InvalidSpiffeId, SpiffeId, TrustDomain};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
 use ring::digest::{SHA256, digest};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TTL_MIN;
@@ -115,6 +116,13 @@ pub(crate) fn is_agent(id: &SpiffeId) -> bool {
     matches!(segments.as_slice(), [RESERVED, "agent", node] if node.len() <= AGENT_NAME_BYTES_MAX)
 }
 
+/// An id that no other entry has; none when the system gives no random numbers.
+pub(crate) fn new_id() -> Option<EntryId> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    Some(HEXLOWER.encode(&bytes))
+}
+
 // === impl Entry ===
 
 impl Entry {
@@ -189,7 +197,7 @@ impl Entry {
             hint: self.hint.clone(),
             dns_names: self.dns_names.clone(),
             revision,
-            created_at_unix: record::unix_i64(self.created_at),
+            created_at_unix: i64::try_from(self.created_at).unwrap_or(i64::MAX),
         }
     }
 

@@ -1,3 +1,4 @@
 //! Join tokens: secrets that admit an agent once.
 
 pub(crate) mod token;
+pub(crate) mod writes;

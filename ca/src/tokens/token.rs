@@ -9,8 +9,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::agents::agent::Agent;
-use crate::record;
+use crate::record::{self, Record};
 
 /// Time enough to carry a token to a machine.
 pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(600);
@@ -86,15 +85,16 @@ impl Token {
         record::unix_seconds(now) >= self.expires_at
     }
 
-    /// The token after this key used it. The same key may try again: an answer can be lost.
-    pub(crate) fn admit(self, key: &str, agent: Option<&Agent>, now: SystemTime) -> Result<Self, JoinRefused> {
+    /// The token after this key used it, unless the agent it is for is banned. A key that used it may try again: an
+    /// answer can be lost.
+    pub(crate) fn admit(self, key: &str, is_banned: bool, now: SystemTime) -> Result<Self, JoinRefused> {
         if self.is_expired(now) {
             return Err(JoinRefused::Expired);
         }
         if self.used_by.as_deref().is_some_and(|used_by| used_by != key) {
             return Err(JoinRefused::OtherKey);
         }
-        if agent.is_some_and(|agent| agent.banned) {
+        if is_banned {
             return Err(JoinRefused::Banned(self.agent_id));
         }
         Ok(Self {
@@ -104,27 +104,27 @@ impl Token {
     }
 }
 
+impl Record for Token {
+    /// Their names are the digests of their texts.
+    const PREFIX: &'static str = "token/";
+    const COUNTED: bool = true;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agents::agent::Issued;
 
     #[test]
     fn one_key_for_a_while() {
         let id = SpiffeId::parse("spiffe://prod.example/hoplite/agent/n1").unwrap();
         let fresh = Token::new(id.clone(), 100);
         let at = record::from_unix_seconds;
-        let used = fresh.clone().admit("a", None, at(10)).unwrap();
-        assert_eq!(used.clone().admit("a", None, at(99)).unwrap(), used, "a retry");
-        assert_eq!(used.clone().admit("b", None, at(10)), Err(JoinRefused::OtherKey));
-        assert_eq!(used.admit("a", None, at(100)), Err(JoinRefused::Expired));
-        assert_eq!(fresh.clone().admit("a", None, at(100)), Err(JoinRefused::Expired));
-        let issued = Issued {
-            serial: "1".into(),
-            not_after: 0,
-        };
-        let banned = Agent::joined(None, id.clone(), "a".into(), issued).banned();
-        assert_eq!(fresh.admit("a", Some(&banned), at(10)), Err(JoinRefused::Banned(id)));
+        let used = fresh.clone().admit("a", false, at(10)).unwrap();
+        assert_eq!(used.clone().admit("a", false, at(99)).unwrap(), used, "a retry");
+        assert_eq!(used.clone().admit("b", false, at(10)), Err(JoinRefused::OtherKey));
+        assert_eq!(used.admit("a", false, at(100)), Err(JoinRefused::Expired));
+        assert_eq!(fresh.clone().admit("a", false, at(100)), Err(JoinRefused::Expired));
+        assert_eq!(fresh.admit("a", true, at(10)), Err(JoinRefused::Banned(id)));
     }
 
     #[test]

@@ -1,0 +1,116 @@
+//! The CA's words as protobuf has them.
+
+use data_encoding::HEXLOWER;
+use hoplite_identity::TrustBundle;
+use hoplite_policy::bundle::Stage;
+use hoplite_wire::ca as wire;
+
+use crate::agents::agent::Agent;
+use crate::policy::grant::GrantRecord;
+use crate::policy::index::{InForce, PolicyIndex};
+use crate::policy::published::Published;
+
+/// The protobuf form of a time.
+pub(super) fn unix_i64(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+/// The trust bundle.
+pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
+    wire::Bundle {
+        trust_domain: bundle.trust_domain().to_string(),
+        authorities: bundle
+            .authorities()
+            .iter()
+            .map(|authority| authority.to_vec())
+            .collect(),
+        sequence: bundle.sequence(),
+    }
+}
+
+impl From<&Agent> for wire::Agent {
+    /// What operators see: the newest certificate.
+    fn from(agent: &Agent) -> Self {
+        let newest = agent.newest();
+        Self {
+            spiffe_id: agent.spiffe_id.to_string(),
+            serial: newest.serial.clone(),
+            expires_at_unix: unix_i64(newest.not_after),
+            banned: agent.banned,
+        }
+    }
+}
+
+impl From<&InForce> for wire::PolicyState {
+    fn from(state: &InForce) -> Self {
+        let reference = |published: &Option<_>| published.as_deref().map(wire::PolicyRef::from);
+        Self {
+            live: reference(&state.live),
+            shadow: reference(&state.shadow),
+            grants: state.grants.iter().filter_map(|grant| grant.envelope()).collect(),
+        }
+    }
+}
+
+impl From<&Published> for wire::PolicyRef {
+    fn from(published: &Published) -> Self {
+        Self {
+            revision: published.revision,
+            manifest_sha256: manifest_sha256(published),
+            bytes: published.bytes,
+        }
+    }
+}
+
+impl From<&GrantRecord> for wire::Grant {
+    fn from(grant: &GrantRecord) -> Self {
+        Self {
+            id: grant.id.clone(),
+            ticket: grant.ticket.clone(),
+            reason: grant.reason.clone(),
+            principal: grant.principal.clone(),
+            service: grant.service.clone(),
+            not_before_unix: unix_i64(grant.not_before),
+            until_unix: unix_i64(grant.until),
+            signed_by: grant.signed_by.clone(),
+            revoked: grant.revoked,
+        }
+    }
+}
+
+/// A bundle of the history, and whether it is in force.
+pub(super) fn published(policy: &PolicyIndex, published: &Published) -> wire::PublishedPolicy {
+    wire::PublishedPolicy {
+        revision: published.revision,
+        stage: if published.shadow { Stage::Shadow } else { Stage::Live }.to_string(),
+        signed_by: published.signed_by.clone(),
+        created_at_unix: unix_i64(published.created),
+        expires_at_unix: unix_i64(published.expires),
+        published_at_unix: unix_i64(published.published),
+        manifest_sha256: manifest_sha256(published),
+        note: published.note.clone().unwrap_or_default(),
+        policies: published.policies,
+        files: published.files,
+        bytes: published.bytes,
+        kept: published.kept,
+        current: policy.head().is_current(published.revision),
+    }
+}
+
+fn manifest_sha256(published: &Published) -> Vec<u8> {
+    HEXLOWER.decode(published.manifest.as_bytes()).unwrap_or_default()
+}
+
+/// Live, shadow and the newest of all, of either stage.
+pub(super) fn present_policy(policy: &PolicyIndex) -> wire::ShowPolicyResponse {
+    let head = policy.head();
+    let one = |revision: Option<u64>| Some(published(policy, policy.published(revision?)?));
+    let newest = policy.published(head.highest);
+    wire::ShowPolicyResponse {
+        live: one(head.live),
+        shadow: one(head.shadow),
+        highest_revision: head.highest,
+        highest_manifest_sha256: newest.map(|newest| manifest_sha256(newest)).unwrap_or_default(),
+        ..wire::ShowPolicyResponse::default()
+    }
+}

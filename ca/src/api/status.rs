@@ -1,0 +1,113 @@
+//! What callers are told when something fails, by blame. What is ours is logged here and not told.
+
+use std::convert::Infallible;
+use std::fmt::Display;
+
+use hoplite_store::CommitError;
+use tonic::Status;
+
+use crate::agents::agent::Denied;
+use crate::agents::writes::AgentError;
+use crate::issuance::{BadCsr, MintError};
+use crate::policy::writes::PolicyError;
+use crate::publishing::PublishError;
+use crate::tokens::writes::TokenError;
+use crate::write::WriteError;
+
+/// A noun's error, as its caller is told.
+pub(crate) trait Blame: Display {
+    fn status(&self) -> Status;
+}
+
+/// The CA's own fault: the text is for its log.
+pub(super) fn ours(error: &dyn Display) -> Status {
+    tracing::error!(%error, "the CA failed");
+    Status::unavailable("the CA cannot do this now; its log says why")
+}
+
+impl<E: Blame> From<WriteError<E>> for Status {
+    fn from(error: WriteError<E>) -> Self {
+        match &error {
+            WriteError::Refused(refused) => refused.status(),
+            WriteError::Commit(CommitError::TooLarge(_)) => Self::invalid_argument("too much for one call; split it"),
+            WriteError::Contention => Self::aborted(error.to_string()),
+            WriteError::Read(_) | WriteError::Commit(_) | WriteError::NotFollowing => ours(&error),
+        }
+    }
+}
+
+impl Blame for Infallible {
+    fn status(&self) -> Status {
+        match *self {}
+    }
+}
+
+impl Blame for AgentError {
+    fn status(&self) -> Status {
+        match self {
+            Self::NoSuchAgent(_) => Status::not_found(self.to_string()),
+            Self::Denied(denied) => denied.clone().into(),
+        }
+    }
+}
+
+impl Blame for TokenError {
+    fn status(&self) -> Status {
+        match self {
+            Self::Banned(_) => Status::failed_precondition(self.to_string()),
+            Self::Refused(_) => Status::permission_denied(self.to_string()),
+            Self::Mint(error) => ours(error),
+        }
+    }
+}
+
+impl Blame for PolicyError {
+    fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::Outdated { .. } => Status::aborted(text),
+            Self::NoSuchGrant(_) => Status::not_found(text),
+            Self::Revision { .. }
+            | Self::Parent { .. }
+            | Self::Revoked(_)
+            | Self::GrantTaken(_)
+            | Self::TooManyGrants => Status::failed_precondition(text),
+        }
+    }
+}
+
+impl From<Denied> for Status {
+    /// `Unauthenticated` asks for another certificate, `PermissionDenied` says that none will help.
+    fn from(denied: Denied) -> Self {
+        let text = denied.to_string();
+        match denied {
+            Denied::NoCertificate | Denied::Expired | Denied::Superseded => Self::unauthenticated(text),
+            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
+        }
+    }
+}
+
+impl From<BadCsr> for Status {
+    fn from(error: BadCsr) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+impl From<MintError> for Status {
+    fn from(error: MintError) -> Self {
+        ours(&error)
+    }
+}
+
+impl From<PublishError> for Status {
+    fn from(error: PublishError) -> Self {
+        let text = error.to_string();
+        match error {
+            PublishError::NoSigners => Self::failed_precondition(text),
+            PublishError::Bundle(_) | PublishError::Grant(_) | PublishError::Faults(_) => Self::invalid_argument(text),
+            PublishError::NoSuchPolicy(_) => Self::not_found(text),
+            PublishError::Write(error) => error.into(),
+            PublishError::Library(_) | PublishError::Unnamed(_) | PublishError::Died => ours(&text),
+        }
+    }
+}

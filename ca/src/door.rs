@@ -1,0 +1,134 @@
+//! What agents see in the handshake, and whom the CA believes there: its own SVID and the trust bundle of now.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_identity::tls::{self, ClientAuth};
+use hoplite_identity::{
+    BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle,
+    X509Svid,
+};
+use rustls::ServerConfig;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::issuance::{MintError, SubjectKey};
+use crate::issuer::Issuer;
+
+/// Between two renewals of the CA's own certificate, or attempts at it; half of its life is left for trying.
+const RENEW_PAUSE: Duration = Duration::from_secs(1);
+
+/// Timers do not see the clock being set: it is looked at no less often.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// For the handshakes of now. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) config: Arc<ServerConfig>,
+    /// The one in `config`.
+    pub(crate) verifier: Arc<PeerVerifier>,
+}
+
+/// Makes the door anew at half life of the SVID and with each new trust bundle, without the listener noticing.
+pub(crate) struct Doorkeeper {
+    issuer: Issuer,
+    /// The CA's own.
+    id: SpiffeId,
+    svid: X509Svid,
+    bundles: watch::Receiver<Arc<TrustBundle>>,
+}
+
+/// Why the CA cannot show a certificate of its own, or not verify those of others.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DoorError {
+    /// The trust domain's name is too long.
+    #[error("the CA cannot be named: {0}; choose a shorter `trust_domain`")]
+    Name(#[from] InvalidSpiffeId),
+    /// A key could not be made.
+    #[error("cannot make a key: the system gives no random numbers")]
+    Key,
+    /// No certificate was made.
+    #[error("the CA cannot make its own certificate: {0}")]
+    Mint(#[from] MintError),
+    /// What was made is no SVID.
+    #[error("the CA cannot make its own certificate: {0}")]
+    Svid(#[from] InvalidSvid),
+    /// Nobody can be verified.
+    #[error("the CA cannot verify agents: {0}")]
+    Bundle(#[from] InvalidBundle),
+    /// There is no TLS 1.3.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+// === impl Doorkeeper ===
+
+impl Doorkeeper {
+    /// With a fresh key and certificate.
+    pub(crate) fn new(
+        issuer: Issuer,
+        mut bundles: watch::Receiver<Arc<TrustBundle>>,
+        now: SystemTime,
+    ) -> Result<(Self, Door), DoorError> {
+        let id = bundles.borrow_and_update().trust_domain().member("/hoplite/ca")?;
+        let svid = mint(&issuer, &id, now)?;
+        let keeper = Self {
+            issuer,
+            id,
+            svid,
+            bundles,
+        };
+        let door = keeper.door()?;
+        Ok((keeper, door))
+    }
+
+    fn door(&self) -> Result<Door, DoorError> {
+        let bundles = BundleSet::from_iter([Arc::clone(&self.bundles.borrow())]);
+        let verifier = Arc::new(PeerVerifier::new(bundles)?);
+        let config = tls::server_config(&self.svid, Arc::clone(&verifier), ClientAuth::Optional, &[b"h2"])?;
+        Ok(Door { config, verifier })
+    }
+
+    /// Keeps the door right, for ever.
+    pub(crate) async fn keep(mut self, door: watch::Sender<Door>) {
+        let mut renewed = false;
+        loop {
+            let left = self
+                .svid
+                .renew_at(0.0)
+                .duration_since(SystemTime::now())
+                .unwrap_or_default();
+            let least = if renewed { RENEW_PAUSE } else { Duration::ZERO };
+            let is_new = tokio::select! {
+                changed = self.bundles.changed() => match changed {
+                    Ok(()) => true,
+                    // The CA no longer follows its store: another part says so, and ends the CA.
+                    Err(_) => std::future::pending().await,
+                },
+                () = sleep(left.clamp(least, SLEEP_MAX)) => false,
+            };
+            let now = SystemTime::now();
+            renewed = self.svid.renew_at(0.0) <= now;
+            if renewed {
+                match mint(&self.issuer, &self.id, now) {
+                    Ok(svid) => self.svid = svid,
+                    Err(error) => tracing::error!(%error, "trying again"),
+                }
+            }
+            if renewed || is_new {
+                match self.door() {
+                    Ok(next) => drop(door.send_replace(next)),
+                    Err(error) => tracing::error!(%error, "agents see what they saw before"),
+                }
+            }
+        }
+    }
+}
+
+fn mint(issuer: &Issuer, id: &SpiffeId, now: SystemTime) -> Result<X509Svid, DoorError> {
+    let pair = rcgen::KeyPair::generate().map_err(|_| DoorError::Key)?;
+    let minted = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
+    let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
+    Ok(X509Svid::from_parts(vec![minted.der], key)?)
+}

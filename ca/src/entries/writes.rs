@@ -1,0 +1,143 @@
+//! What is written of registration entries: new ones and deletions, many in one commit.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use hoplite_store::Revision;
+use serde::{Deserialize, Serialize};
+
+use crate::entries::entry::{Entry, EntryId};
+use crate::record::Record;
+use crate::write::{Changes, ReadError, View, Write};
+
+/// Registers entries, all in one commit, and answers for each in order.
+pub(crate) struct CreateEntries {
+    /// Each with the id it has if it is new.
+    pub(crate) entries: Vec<(EntryId, Entry)>,
+}
+
+/// Deletes entries, all in one commit. For each in order: whether it was there.
+pub(crate) struct DeleteEntries {
+    pub(crate) ids: Vec<EntryId>,
+}
+
+/// What became of one entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Created {
+    pub(crate) id: EntryId,
+    pub(crate) entry: Entry,
+    /// The commit that wrote it; `None` for the one that is being put together.
+    pub(crate) revision: Option<Revision>,
+    pub(crate) fate: Fate,
+}
+
+/// Whether an entry was registered, and if not, why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is new.
+    New,
+    /// The entry that is asked for was there already.
+    Existed,
+    /// Its SPIFFE ID, parent and selectors are taken by an entry that differs in the rest.
+    Differs,
+}
+
+/// What makes an entry unique: no two have one subject, whose digest is the name of this.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    id: EntryId,
+}
+
+/// An entry with its id and the commit that wrote it.
+type Found = (EntryId, Entry, Revision);
+
+// === impl CreateEntries ===
+
+impl Write for CreateEntries {
+    /// For each entry in order: the one there is with its subject.
+    type Reads = Vec<Option<Found>>;
+    type Answer = Vec<Created>;
+    type Error = Infallible;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        let find = |(_, entry): &(EntryId, Entry)| {
+            let Some(Subject { id }) = view.one(&entry.subject())? else {
+                return Ok(None);
+            };
+            // Both are written and deleted in one commit; between two readings it may have been deleted.
+            let found = view.one_at::<Entry>(&id)?;
+            Ok(found.map(|(entry, revision)| (id, entry, revision)))
+        };
+        self.entries.iter().map(find).collect()
+    }
+
+    fn decide(&self, found: Self::Reads) -> Result<(Changes, Vec<Created>), Infallible> {
+        let mut changes = Changes::none();
+        let mut answers = Vec::with_capacity(self.entries.len());
+        // A batch may say one thing twice; the first is then what the second finds.
+        let mut new = BTreeMap::<String, (&EntryId, &Entry)>::new();
+        for ((id, entry), found) in self.entries.iter().zip(found) {
+            let subject = entry.subject();
+            let earlier = new
+                .get(&subject)
+                .map(|(id, entry)| ((*id).clone(), (*entry).clone(), None));
+            let found = earlier.or_else(|| found.map(|(id, entry, revision)| (id, entry, Some(revision))));
+            answers.push(match found {
+                None => {
+                    changes = changes.put(&subject, &Subject { id: id.clone() }).put(id, entry);
+                    new.insert(subject, (id, entry));
+                    Created {
+                        id: id.clone(),
+                        entry: entry.clone(),
+                        revision: None,
+                        fate: Fate::New,
+                    }
+                }
+                Some((id, there, revision)) => Created {
+                    fate: match there.is_same(entry) {
+                        true => Fate::Existed,
+                        false => Fate::Differs,
+                    },
+                    id,
+                    entry: there,
+                    revision,
+                },
+            });
+        }
+        Ok((changes, answers))
+    }
+}
+
+// === impl DeleteEntries ===
+
+impl Write for DeleteEntries {
+    type Reads = Vec<Option<Entry>>;
+    type Answer = Vec<bool>;
+    type Error = Infallible;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        self.ids.iter().map(|id| view.one(id)).collect()
+    }
+
+    fn decide(&self, found: Self::Reads) -> Result<(Changes, Vec<bool>), Infallible> {
+        let answers = found.iter().map(Option::is_some).collect();
+        let there = self
+            .ids
+            .iter()
+            .zip(&found)
+            .filter_map(|(id, entry)| Some((id, entry.as_ref()?)));
+        let changes = there.fold(Changes::none(), |changes, (id, entry)| {
+            changes.delete::<Subject>(&entry.subject()).delete::<Entry>(id)
+        });
+        Ok((changes, answers))
+    }
+}
+
+impl Record for Entry {
+    /// Their names are their ids.
+    const PREFIX: &'static str = "entry/";
+}
+
+impl Record for Subject {
+    const PREFIX: &'static str = "entry-subject/";
+}

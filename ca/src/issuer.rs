@@ -1,0 +1,69 @@
+//! Who gets a certificate, and for how long: the one place that mints.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hoplite_identity::SpiffeId;
+
+use crate::authority::x509::{Authority, Serial};
+use crate::entries::entry::Entry;
+use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
+
+/// The authority that signs here, and how long lives what it signs. It alone takes the two and entropy together.
+/// Clones are the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Issuer {
+    authority: Arc<Authority>,
+    agent_ttl: Duration,
+    /// Of entries that do not say, and of the CA itself.
+    x509_ttl: Duration,
+}
+
+// === impl Issuer ===
+
+impl Issuer {
+    pub(crate) fn new(authority: Arc<Authority>, agent_ttl: Duration, x509_ttl: Duration) -> Self {
+        Self {
+            authority,
+            agent_ttl,
+            x509_ttl,
+        }
+    }
+
+    /// For an agent.
+    pub(crate) fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
+        self.mint(id, &[], self.agent_ttl, key, now)
+    }
+
+    /// For a workload: every field from its entry.
+    pub(crate) fn workload(&self, entry: &Entry, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
+        self.mint(&entry.spiffe_id, &entry.dns_names, self.ttl(entry), key, now)
+    }
+
+    /// For the CA's own server.
+    pub(crate) fn own(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
+        self.mint(id, &[], self.x509_ttl, key, now)
+    }
+
+    /// The life of a workload's certificates.
+    pub(crate) fn ttl(&self, entry: &Entry) -> Duration {
+        entry.ttl(self.x509_ttl)
+    }
+
+    fn mint(
+        &self,
+        spiffe_id: &SpiffeId,
+        dns_names: &[String],
+        ttl: Duration,
+        key: &SubjectKey,
+        now: SystemTime,
+    ) -> Result<Minted, MintError> {
+        let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()))?;
+        let template = Template {
+            spiffe_id,
+            dns_names,
+            ttl,
+        };
+        mint(&self.authority, &template, key, serial, now)
+    }
+}

@@ -1,0 +1,446 @@
+//! What is written of policy: a publication, the end of a shadow, a grant and its revocation.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::SystemTime;
+
+use hoplite_seal::Hash;
+
+use crate::policy::grant::GrantRecord;
+use crate::policy::published::{Head, Published};
+use crate::record;
+use crate::write::{Changes, ReadError, View, Write};
+
+/// Bundles of each stage whose files are kept, for going back and for comparing; of older ones the manifest stays.
+const KEPT_MAX: usize = 50;
+/// Grants at one time: break-glass is for emergencies, and every agent holds all of them.
+const GRANTS_MAX: usize = 64;
+/// How far one publication may move the revision on. A leap is needed after the CA was restored from a backup; one to the
+/// end of the numbers would leave no place for a later one.
+const LEAP_MAX: u64 = 1_000_000;
+
+/// Why policy was not changed. All of it is the operator's to mend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PolicyError {
+    #[error(
+        "the current policy revision is {current}, and this bundle was made when it was {expected}; look at what changed and publish again"
+    )]
+    Outdated { current: u64, expected: u64 },
+    #[error("revision {got} does not follow {current}; number the bundle {next}", next = .current.saturating_add(1))]
+    Revision { current: u64, got: u64 },
+    #[error(
+        "the bundle does not name the manifest of revision {current} as its parent; make it anew from the current one"
+    )]
+    Parent { current: u64 },
+    #[error("the grant `{0}` was revoked; make a new one with another id if it is still needed")]
+    Revoked(String),
+    #[error("there is another grant `{0}`; choose another id")]
+    GrantTaken(String),
+    #[error("there are {GRANTS_MAX} grants already; revoke some, or write a policy")]
+    TooManyGrants,
+    #[error("there is no grant `{0}`; `hoplite policy grant list` shows those there are")]
+    NoSuchGrant(String),
+}
+
+/// What a publication did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Publication {
+    pub(crate) revision: u64,
+    /// Bundles whose files nothing names any more.
+    pub(crate) unnamed: Vec<Hash>,
+}
+
+/// Publishes a bundle, or finds that this very bundle is in force.
+pub(crate) struct Publish {
+    pub(crate) published: Published,
+    /// The manifest that the bundle names as the one before.
+    pub(crate) parent: Option<Hash>,
+    /// The revision that its maker believed to be the highest.
+    pub(crate) expected: u64,
+}
+
+/// Ends the shadow. Answers whether there was one.
+pub(crate) struct ClearShadow;
+
+/// Takes a grant in, and forgets those that are over.
+pub(crate) struct AddGrant {
+    pub(crate) grant: GrantRecord,
+    pub(crate) now: SystemTime,
+}
+
+/// Ends a grant.
+pub(crate) struct RevokeGrant {
+    pub(crate) id: String,
+}
+
+// === impl Publish ===
+
+impl Write for Publish {
+    /// What is in force, and all that was published.
+    type Reads = (Option<Head>, BTreeMap<String, Published>);
+    type Answer = Publication;
+    type Error = PolicyError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        Ok((view.one("")?, view.all()?))
+    }
+
+    fn decide(&self, (head, history): Self::Reads) -> Result<(Changes, Publication), PolicyError> {
+        let (head, new) = (head.unwrap_or_default(), &self.published);
+        let there = history.get(&Published::name_of(new.revision));
+        if there.is_some_and(|there| there.bundle == new.bundle && head.is_current(there.revision)) {
+            let unnamed = Vec::new();
+            let revision = new.revision;
+            return Ok((Changes::none(), Publication { revision, unnamed }));
+        }
+        self.check_order(&head, &history)?;
+
+        let mut head = Head {
+            highest: new.revision,
+            ..head
+        };
+        match new.shadow {
+            true => head.shadow = Some(new.revision),
+            false => head.live = Some(new.revision),
+        }
+        let name = Published::name_of(new.revision);
+        let mut changes = Changes::none().put("", &head).put(&name, new);
+        let mut unnamed = Vec::new();
+        let stage = |old: &&Published| old.kept && old.shadow == new.shadow && old.revision != new.revision;
+        let old = history.values().rev().filter(stage).skip(KEPT_MAX - 1);
+        for old in old.filter(|old| !head.is_current(old.revision)) {
+            let dropped = Published {
+                kept: false,
+                ..old.clone()
+            };
+            changes = changes.put(&Published::name_of(old.revision), &dropped);
+            unnamed.extend(old.bundle_hash());
+        }
+        let revision = new.revision;
+        Ok((changes, Publication { revision, unnamed }))
+    }
+}
+
+impl Publish {
+    /// Whether the bundle follows the one that its maker believed to be the newest, and that one is the newest.
+    fn check_order(&self, head: &Head, history: &BTreeMap<String, Published>) -> Result<(), PolicyError> {
+        let (current, expected, got) = (head.highest, self.expected, self.published.revision);
+        if current != expected {
+            return Err(PolicyError::Outdated { current, expected });
+        }
+        if got <= current || got - current > LEAP_MAX {
+            return Err(PolicyError::Revision { current, got });
+        }
+        let newest = history.get(&Published::name_of(current));
+        if self.parent.map(|parent| parent.to_string()).as_ref() != newest.map(|newest| &newest.manifest) {
+            return Err(PolicyError::Parent { current });
+        }
+        Ok(())
+    }
+}
+
+// === impl ClearShadow ===
+
+impl Write for ClearShadow {
+    type Reads = Option<Head>;
+    type Answer = bool;
+    type Error = Infallible;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        view.one("")
+    }
+
+    fn decide(&self, head: Self::Reads) -> Result<(Changes, bool), Infallible> {
+        let head = head.unwrap_or_default();
+        if head.shadow.is_none() {
+            return Ok((Changes::none(), false));
+        }
+        let head = Head { shadow: None, ..head };
+        Ok((Changes::none().put("", &head), true))
+    }
+}
+
+// === impl AddGrant ===
+
+impl Write for AddGrant {
+    type Reads = BTreeMap<String, GrantRecord>;
+    type Answer = ();
+    type Error = PolicyError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        view.all()
+    }
+
+    fn decide(&self, there: Self::Reads) -> Result<(Changes, ()), PolicyError> {
+        let (grant, now) = (&self.grant, record::unix_seconds(self.now));
+        let mut changes = Changes::none();
+        let mut others = 0;
+        for (name, other) in there {
+            if other.until <= now {
+                changes = changes.delete::<GrantRecord>(&name);
+            } else if other.id != grant.id {
+                others += usize::from(!other.revoked);
+            } else if other.revoked {
+                return Err(PolicyError::Revoked(other.id));
+            } else if other.hash == grant.hash {
+                return Ok((Changes::none(), ()));
+            } else {
+                return Err(PolicyError::GrantTaken(other.id));
+            }
+        }
+        if others >= GRANTS_MAX {
+            return Err(PolicyError::TooManyGrants);
+        }
+        Ok((changes.put(&GrantRecord::name_of(&grant.id), grant), ()))
+    }
+}
+
+// === impl RevokeGrant ===
+
+impl Write for RevokeGrant {
+    type Reads = Option<GrantRecord>;
+    type Answer = ();
+    type Error = PolicyError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        view.one(&GrantRecord::name_of(&self.id))
+    }
+
+    fn decide(&self, grant: Self::Reads) -> Result<(Changes, ()), PolicyError> {
+        let no_such = || PolicyError::NoSuchGrant(self.id.escape_debug().take(80).collect());
+        let grant = grant.ok_or_else(no_such)?;
+        if grant.revoked {
+            return Ok((Changes::none(), ()));
+        }
+        let grant = GrantRecord { revoked: true, ..grant };
+        Ok((Changes::none().put(&GrantRecord::name_of(&grant.id), &grant), ()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::index::PolicyIndex;
+    use crate::record::Mutation;
+    use crate::write::commit;
+    use hoplite_store::{Batch, CommitError, MemoryStore, Store};
+
+    fn published(revision: u64, shadow: bool) -> Published {
+        Published {
+            revision,
+            manifest: manifest(revision).to_string(),
+            bundle: Hash::of(format!("bundle {revision}").as_bytes()).to_string(),
+            bytes: 1,
+            shadow,
+            signed_by: vec!["alice".into()],
+            created: 1,
+            expires: 2,
+            published: 1,
+            note: None,
+            policies: 1,
+            files: 1,
+            kept: true,
+        }
+    }
+
+    struct Ca {
+        store: MemoryStore,
+        index: PolicyIndex,
+    }
+
+    impl Ca {
+        fn new() -> Self {
+            Self {
+                store: MemoryStore::new(),
+                index: PolicyIndex::default(),
+            }
+        }
+
+        fn write<W: Write>(&mut self, write: &W) -> Result<W::Answer, String>
+        where
+            W::Error: std::fmt::Display,
+        {
+            let (answer, _) = commit(&self.store, write).map_err(|e| e.to_string())?;
+            self.index = PolicyIndex::default();
+            for (key, versioned) in self.store.snapshot().unwrap().entries {
+                let mutation = Mutation {
+                    key: std::str::from_utf8(&key).unwrap(),
+                    value: Some(&versioned.value),
+                    revision: versioned.revision,
+                };
+                self.index.put(mutation).unwrap();
+            }
+            Ok(answer)
+        }
+
+        fn publish(&mut self, new: &Published, parent: Option<u64>, expected: u64) -> Result<Publication, String> {
+            self.write(&Publish {
+                published: new.clone(),
+                parent: parent.map(manifest),
+                expected,
+            })
+        }
+
+        fn grants(&self, now: u64) -> Vec<Vec<u8>> {
+            let grants = self.index.in_force(record::from_unix_seconds(now)).grants;
+            grants.iter().map(|grant| grant.envelope().unwrap()).collect()
+        }
+    }
+
+    fn manifest(revision: u64) -> Hash {
+        Hash::of(&revision.to_be_bytes())
+    }
+
+    #[test]
+    fn revisions_follow_each_other() {
+        let mut ca = Ca::new();
+        let check = |result: Result<Publication, String>, expected: Result<u64, &str>| match (result, expected) {
+            (Ok(done), Ok(revision)) => assert_eq!(done.revision, revision),
+            (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
+            (result, expected) => panic!("{result:?} is not {expected:?}"),
+        };
+        check(ca.publish(&published(1, false), Some(7), 0), Err("as its parent"));
+        check(
+            ca.publish(&published(1, false), None, 3),
+            Err("revision is 0, and this bundle was made when it was 3"),
+        );
+        check(
+            ca.publish(&published(LEAP_MAX + 1, false), None, 0),
+            Err("does not follow 0"),
+        );
+        check(ca.publish(&published(1, false), None, 0), Ok(1));
+        check(ca.publish(&published(1, false), None, 0), Ok(1)); // the answer was lost, so it was sent again
+        let twin = Published {
+            bundle: Hash::of(b"twin").to_string(),
+            ..published(1, false)
+        };
+        check(ca.publish(&twin, None, 0), Err("revision is 1"));
+        check(
+            ca.publish(&twin, None, 1),
+            Err("revision 1 does not follow 1; number the bundle 2"),
+        );
+        check(ca.publish(&published(2, true), None, 1), Err("as its parent"));
+        check(ca.publish(&published(2, true), Some(1), 1), Ok(2));
+        check(ca.publish(&published(5, false), Some(2), 2), Ok(5));
+        let state = ca.index.in_force(SystemTime::UNIX_EPOCH);
+        assert_eq!((state.live.unwrap().revision, state.shadow.unwrap().revision), (5, 2));
+        assert!(ca.write(&ClearShadow).unwrap());
+        assert!(!ca.write(&ClearShadow).unwrap());
+        assert_eq!(ca.index.in_force(SystemTime::UNIX_EPOCH).shadow, None);
+        check(ca.publish(&published(4, true), Some(5), 5), Err("does not follow 5"));
+        // It was in force once; who hears that it is published would believe that it is again.
+        check(ca.publish(&published(1, false), None, 0), Err("revision is 5"));
+    }
+
+    #[test]
+    fn a_decision_on_what_was_does_not_commit() {
+        let mut ca = Ca::new();
+        ca.publish(&published(1, true), None, 0).unwrap();
+        let store = &ca.store;
+        fn batch<W: Write<Error: std::fmt::Debug>>(store: &MemoryStore, write: &W) -> Batch {
+            let mut view = View::new(store);
+            let (changes, _) = write.decide(write.read(&mut view).unwrap()).unwrap();
+            view.batch(changes).unwrap()
+        }
+        let publish = |revision: u64| Publish {
+            published: published(revision, false),
+            parent: Some(manifest(1)),
+            expected: 1,
+        };
+        // All looked before any wrote, and the revisions differ.
+        let (one, other) = (batch(store, &publish(2)), batch(store, &publish(3)));
+        let cleared = batch(store, &ClearShadow);
+        store.commit(one).unwrap();
+        for late in [other, cleared] {
+            let error = store.commit(late).unwrap_err();
+            assert!(matches!(error, CommitError::Precondition { .. }), "{error}");
+        }
+        // Two grants at one time could be more than there may be.
+        let add = |id: &str| AddGrant {
+            grant: grant(id, id, 10),
+            now: record::from_unix_seconds(1),
+        };
+        let (one, other) = (batch(store, &add("a")), batch(store, &add("b")));
+        store.commit(one).unwrap();
+        assert!(matches!(store.commit(other), Err(CommitError::Precondition { .. })));
+    }
+
+    #[test]
+    fn the_last_fifty_are_kept_and_what_is_in_force() {
+        let mut ca = Ca::new();
+        let mut unnamed = Vec::new();
+        for revision in 1..=60 {
+            let parent = (revision > 1).then(|| revision - 1);
+            let done = ca
+                .publish(&published(revision, revision == 1), parent, revision - 1)
+                .unwrap();
+            unnamed.extend(done.unnamed);
+        }
+        let kept: Vec<u64> = ca.index.history().filter(|p| p.kept).map(|p| p.revision).collect();
+        let expected: Vec<u64> = [1].into_iter().chain(11..=60).collect();
+        assert_eq!(kept, expected, "the shadow and fifty live ones");
+        assert_eq!(ca.index.history().count(), 60);
+        assert_eq!(unnamed.len(), 9);
+    }
+
+    fn grant(id: &str, hash: &str, until: u64) -> GrantRecord {
+        GrantRecord {
+            id: id.into(),
+            ticket: "t".into(),
+            reason: "r".into(),
+            principal: "p".into(),
+            service: "s".into(),
+            not_before: 0,
+            until,
+            signed_by: Vec::new(),
+            hash: hash.into(),
+            envelope: "00ff".into(),
+            revoked: false,
+        }
+    }
+
+    #[test]
+    fn a_revoked_grant_does_not_come_back() {
+        let mut ca = Ca::new();
+        let add = |ca: &mut Ca, grant: &GrantRecord, now: u64| {
+            ca.write(&AddGrant {
+                grant: grant.clone(),
+                now: record::from_unix_seconds(now),
+            })?;
+            Ok::<_, String>(ca.grants(now).len())
+        };
+        let revoke = |ca: &mut Ca, id: &str| ca.write(&RevokeGrant { id: id.to_owned() });
+        assert_eq!(add(&mut ca, &grant("a", "1", 10), 1), Ok(1));
+        assert_eq!(add(&mut ca, &grant("a", "1", 10), 1), Ok(1), "the same again");
+        assert!(
+            add(&mut ca, &grant("a", "2", 10), 1)
+                .unwrap_err()
+                .contains("another grant")
+        );
+        assert_eq!(add(&mut ca, &grant("b", "3", 20), 1), Ok(2));
+        revoke(&mut ca, "a").unwrap();
+        assert_eq!(ca.grants(1), [vec![0, 0xff]]);
+        assert!(
+            add(&mut ca, &grant("a", "1", 10), 9)
+                .unwrap_err()
+                .contains("was revoked")
+        );
+        assert!(revoke(&mut ca, "c/../a").is_err());
+        assert_eq!(add(&mut ca, &grant("a", "4", 30), 10), Ok(2), "its time is over");
+        assert_eq!(ca.grants(20).len(), 1);
+        for n in 1..GRANTS_MAX {
+            let _ = add(&mut ca, &grant(&format!("n{n}"), "5", 99), 21);
+        }
+        assert!(
+            add(&mut ca, &grant("z", "6", 99), 21)
+                .unwrap_err()
+                .contains("64 grants")
+        );
+        revoke(&mut ca, "n1").unwrap();
+        assert_eq!(
+            add(&mut ca, &grant("z", "6", 99), 21),
+            Ok(GRANTS_MAX),
+            "what is revoked does not count"
+        );
+    }
+}

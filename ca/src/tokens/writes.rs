@@ -1,0 +1,95 @@
+//! What is written of join tokens: a new one, and the join that uses it.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use hoplite_identity::SpiffeId;
+
+use crate::agents::agent::{Agent, Issued};
+use crate::issuance::{MintError, Minted};
+use crate::tokens::token::{JoinRefused, Token};
+use crate::write::{Changes, ReadError, View, Write};
+
+/// Why there is no token, or no join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error("`{0}` is banned; evict it before it may join anew")]
+    Banned(SpiffeId),
+    #[error(transparent)]
+    Refused(#[from] JoinRefused),
+    #[error(transparent)]
+    Mint(#[from] MintError),
+}
+
+/// A new join token. Forgets those that have expired.
+pub(crate) struct CreateToken {
+    /// Of its text.
+    pub(crate) digest: String,
+    pub(crate) agent_id: SpiffeId,
+    /// Unix seconds.
+    pub(crate) expires_at: u64,
+    pub(crate) now: SystemTime,
+}
+
+/// Admits a key by a token, once. `mint` makes the certificate of the agent that the token names.
+pub(crate) struct Join<F> {
+    /// Of the token's text.
+    pub(crate) digest: String,
+    /// The fingerprint.
+    pub(crate) key: String,
+    pub(crate) now: SystemTime,
+    pub(crate) mint: F,
+}
+
+// === impl CreateToken ===
+
+impl Write for CreateToken {
+    type Reads = (Option<Agent>, BTreeMap<String, Token>);
+    type Answer = ();
+    type Error = TokenError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        Ok((view.one(self.agent_id.as_str())?, view.passing()?))
+    }
+
+    fn decide(&self, (agent, tokens): Self::Reads) -> Result<(Changes, ()), TokenError> {
+        if agent.is_some_and(|agent| agent.banned) {
+            return Err(TokenError::Banned(self.agent_id.clone()));
+        }
+        let token = Token::new(self.agent_id.clone(), self.expires_at);
+        let expired = tokens.iter().filter(|(_, token)| token.is_expired(self.now));
+        let changes = expired.fold(Changes::none(), |changes, (name, _)| changes.delete::<Token>(name));
+        Ok((changes.put(&self.digest, &token), ()))
+    }
+}
+
+// === impl Join ===
+
+impl<F> Write for Join<F>
+where
+    F: Fn(&SpiffeId) -> Result<Minted, MintError> + Send + 'static,
+{
+    /// The token, and the agent it is for.
+    type Reads = Option<(Token, Option<Agent>)>;
+    type Answer = Minted;
+    type Error = TokenError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        let Some(token) = view.one::<Token>(&self.digest)? else {
+            return Ok(None);
+        };
+        let agent = view.one(token.agent_id.as_str())?;
+        Ok(Some((token, agent)))
+    }
+
+    fn decide(&self, found: Self::Reads) -> Result<(Changes, Minted), TokenError> {
+        let (token, agent) = found.ok_or(JoinRefused::Unknown)?;
+        let is_banned = agent.as_ref().is_some_and(|agent| agent.banned);
+        let token = token.admit(&self.key, is_banned, self.now)?;
+        let id = token.agent_id.clone();
+        let minted = (self.mint)(&id)?;
+        let agent = Agent::joined(agent, id.clone(), self.key.clone(), Issued::from(&minted.leaf));
+        let changes = Changes::none().put(&self.digest, &token).put(id.as_str(), &agent);
+        Ok((changes, minted))
+    }
+}
