@@ -1,4 +1,4 @@
-//! What happened: decision records in hash-chained segments, their query and their verification.
+//! What happened: decisions, and records of other kinds, in hash-chained segments; their query and their verification.
 //!
 //! One process writes one log directory. A record is chained to the one before it (across segments and boots), framed
 //! with a checksum, and appended; it is durable when `durable` says so. No runtime, no async: readers and writers are
@@ -8,6 +8,11 @@
 //! after it is found, and so is a cut end. Somebody who may write the directory and rewrites all of it, `head` too, is
 //! not found by this crate alone; that takes a copy of a hash kept elsewhere.
 
+mod event;
+mod fields;
+mod id;
+mod kind;
+mod mend;
 mod query;
 mod record;
 mod recorder;
@@ -17,7 +22,11 @@ mod verify;
 #[cfg(test)]
 mod testing;
 
-pub use query::{Query, ReadError, Tail, find_logs, read_log};
-pub use record::{DecisionId, InvalidDecisionId, InvalidOutcome, Outcome, Phase, Record, is_recorder_name};
-pub use recorder::{Appended, Class, Options, Recorder, RecorderError, Repair};
+pub use event::{Control, Heartbeat, Issuance, Loss};
+pub use id::{BootId, DecisionId, InvalidDecisionId, is_recorder_name};
+pub use kind::{Entry, Kind, Recordable};
+pub use mend::Repair;
+pub use query::{Decisions, Entries, Query, ReadError, Tail, find_logs, read_entries, read_log};
+pub use record::{InvalidOutcome, Outcome, Phase, Record};
+pub use recorder::{Appended, Class, Options, Recorder, RecorderError};
 pub use verify::{Finding, Report, verify_log};

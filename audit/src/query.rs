@@ -4,8 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::record::{DecisionId, Outcome, Record};
-use crate::segment::{self, HEADER_BYTES, Head, Header, Piece, Segment, SegmentName};
+use crate::id::DecisionId;
+use crate::kind::Entry;
+use crate::record::{Outcome, Record};
+use crate::segment::{self, FORMAT, HEADER_BYTES, Head, Header, Piece, Segment, SegmentName};
 
 /// How deep below a directory logs are looked for: `<mesh>/<node>/<recorder>` and some room.
 const DEPTH_MAX: usize = 8;
@@ -52,6 +54,16 @@ pub enum ReadError {
         /// The decision id of the first record that cannot be read, or the header.
         place: String,
     },
+    /// A segment is in a format that this version does not read.
+    #[error(
+        "segment `{segment}` is in format {found}, and this version reads format {FORMAT}: read it with the version that wrote it"
+    )]
+    OtherFormat {
+        /// The segment's file.
+        segment: String,
+        /// Its format.
+        found: u8,
+    },
 }
 
 /// Follows a log directory: each call gives what was written since the last one, through rotations and restarts.
@@ -61,12 +73,21 @@ pub struct Tail {
     current: Option<(Header, u64)>,
     /// Damage behind the records that the last call gave.
     damage: Option<ReadError>,
+    unknown: u64,
 }
 
-/// Reads one log directory from its first segment to its last.
-struct Reader {
-    directory: PathBuf,
+/// Matching decisions of one log directory, in the log's order: see [`read_log`].
+pub struct Decisions {
+    entries: Entries,
     query: Query,
+    unknown: u64,
+}
+
+/// Records of every kind of one log directory, in the log's order: see [`read_entries`].
+pub struct Entries {
+    directory: PathBuf,
+    since: Option<SystemTime>,
+    until: Option<SystemTime>,
     head: Option<Head>,
     segments: std::iter::Peekable<std::vec::IntoIter<SegmentName>>,
     current: Option<Open>,
@@ -137,26 +158,44 @@ pub fn find_logs(root: &Path) -> Result<Vec<PathBuf>, ReadError> {
     Ok(found)
 }
 
-/// Matching records of one log directory in order. A torn tail ends the log without an error. Damage elsewhere is an
-/// error that names segment and record, and reading goes on behind it.
+/// Matching decisions of one log directory in order. A torn tail ends the log without an error. Damage elsewhere is an
+/// error that names segment and record, and reading goes on behind it. Segments whose records are all before `since` or
+/// all from `until` on are not opened. Records that this program does not know are counted: [`Decisions::unknown`].
 ///
 /// # Errors
-/// [`ReadError::Io`] when the directory cannot be read.
-pub fn read_log(
-    directory: &Path,
-    query: &Query,
-) -> Result<impl Iterator<Item = Result<Record, ReadError>> + Send + use<>, ReadError> {
-    // The head first: what it says was durable is then surely in what is read after it. A damaged one is for verify.
-    let head = Head::read(directory)
-        .map_err(|e| io_error(directory, &e))?
-        .and_then(Result::ok);
-    let (mut segments, _) = segment::list(directory).map_err(|e| io_error(directory, &e))?;
+/// [`ReadError::Io`] when the directory cannot be read, [`ReadError::OtherFormat`] when another version wrote it.
+pub fn read_log(directory: &Path, query: &Query) -> Result<Decisions, ReadError> {
+    let mut entries = read_entries(directory, query.since, query.until)?;
     if let Some(id) = &query.id {
-        segments.retain(|name| name.boot == id.boot);
+        entries.only(id);
     }
-    Ok(Reader {
-        directory: directory.to_owned(),
+    Ok(Decisions {
+        entries,
         query: query.clone(),
+        unknown: 0,
+    })
+}
+
+/// Records of every kind, those of segments that may have some between `since` and `until`.
+///
+/// # Errors
+/// As [`read_log`].
+pub fn read_entries(
+    directory: &Path,
+    since: Option<SystemTime>,
+    until: Option<SystemTime>,
+) -> Result<Entries, ReadError> {
+    let io = |e| io_error(directory, &e);
+    // The head first: what it says was durable is then surely in what is read after it. A damaged one is for verify.
+    let head = Head::read(directory).map_err(io)?.and_then(Result::ok);
+    let (segments, strangers) = segment::list(directory).map_err(io)?;
+    if let Some((segment, found)) = segment::other_format(directory, &[], &strangers).map_err(io)? {
+        return Err(ReadError::OtherFormat { segment, found });
+    }
+    Ok(Entries {
+        directory: directory.to_owned(),
+        since,
+        until,
         head,
         segments: segments.into_iter().peekable(),
         current: None,
@@ -164,15 +203,44 @@ pub fn read_log(
     })
 }
 
-// === impl Reader ===
+// === impl Decisions ===
 
-impl Iterator for Reader {
+impl Decisions {
+    /// Records met so far that are of a kind or version that this program does not know. They are in the log, their
+    /// chain can be verified, and whether they match cannot be said.
+    #[must_use]
+    pub fn unknown(&self) -> u64 {
+        self.unknown
+    }
+}
+
+impl Iterator for Decisions {
     type Item = Result<Record, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.entries.next()? {
+                Ok(Entry::Decision(record)) if self.query.matches(&record) => return Some(Ok(*record)),
+                Ok(Entry::Unknown { .. }) => self.unknown += 1,
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+// === impl Entries ===
+
+impl Iterator for Entries {
+    type Item = Result<Entry, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let Some(open) = &mut self.current else {
                 let name = self.segments.next()?;
+                if self.skips(name) {
+                    continue;
+                }
                 if let Err(error) = self.open(name) {
                     return Some(Err(error));
                 }
@@ -184,12 +252,10 @@ impl Iterator for Reader {
             };
             let at = std::mem::replace(&mut open.at, piece.end());
             match piece {
-                Piece::Frame(frame) => match frame.record(&open.header) {
-                    Some(record) => {
-                        open.next_seq = record.id.seq.saturating_add(1);
-                        if self.query.matches(&record) {
-                            return Some(Ok(record));
-                        }
+                Piece::Frame(frame) => match frame.entry(&open.header) {
+                    Some(entry) => {
+                        open.next_seq = entry.id().seq.saturating_add(1);
+                        return Some(Ok(entry));
                     }
                     None => return Some(Err(open.damaged())),
                 },
@@ -204,12 +270,51 @@ impl Iterator for Reader {
     }
 }
 
-impl Reader {
+impl Entries {
+    /// Leaves the segments in which a record may be, by their names.
+    fn only(&mut self, id: &DecisionId) {
+        let segments: Vec<_> = self.segments.by_ref().collect();
+        let ends_before = |index: usize| {
+            let (here, next) = (segments.get(index), segments.get(index + 1));
+            here.zip(next).is_some_and(|(here, next)| {
+                next.boot == here.boot && next.first_seq > here.first_seq && next.first_seq <= id.seq
+            })
+        };
+        let kept: Vec<_> = segments
+            .iter()
+            .enumerate()
+            .filter(|(index, name)| name.boot == id.boot && name.first_seq <= id.seq && !ends_before(*index))
+            .map(|(_, name)| *name)
+            .collect();
+        self.segments = kept.into_iter().peekable();
+    }
+
+    /// Whether the header of the next segment says that this one has nothing that is wanted.
+    fn skips(&mut self, name: SegmentName) -> bool {
+        let (since, until) = (self.since, self.until);
+        if since.is_none() && until.is_none() {
+            return false;
+        }
+        let Some(next) = self.segments.peek() else { return false };
+        // What cannot be read says nothing, and will be told of when its turn comes.
+        let Ok(Some(next)) = Header::read(&self.directory, *next) else {
+            return false;
+        };
+        let before = &next.before;
+        (before.boot, before.first_seq) == (name.boot, name.first_seq) && before.span.misses(since, until)
+    }
+
     fn open(&mut self, name: SegmentName) -> Result<(), ReadError> {
         let path = self.directory.join(name.file_name());
         let segment = Segment::read(&self.directory, name).map_err(|e| io_error(&path, &e))?;
         if self.segments.peek().is_none() && segment.is_unborn(self.head.as_ref()) {
             return Ok(());
+        }
+        if let Some(found) = segment.other_format() {
+            return Err(ReadError::OtherFormat {
+                segment: name.file_name(),
+                found,
+            });
         }
         let damaged = ReadError::Damaged {
             segment: name.file_name(),
@@ -220,12 +325,7 @@ impl Reader {
         // before it whose.
         let header = segment.header.clone().or_else(|| {
             let recorder = self.recorder.clone()?;
-            Some(Header {
-                recorder,
-                name,
-                records_before: 0,
-                previous: [0; 32],
-            })
+            Some(Header::unreadable(recorder, name))
         });
         if let Some(header) = header {
             self.recorder = Some(header.recorder.clone());
@@ -243,6 +343,8 @@ impl Reader {
         Err(damaged)
     }
 }
+
+// === impl Open ===
 
 impl Open {
     /// The next record cannot be read; count it as one.
@@ -272,6 +374,7 @@ impl Tail {
             directory: directory.to_owned(),
             current: None,
             damage: None,
+            unknown: 0,
         };
         let segments = tail.segments_from(None)?;
         if from_end
@@ -284,11 +387,18 @@ impl Tail {
             // Neither records nor damage of the past are asked for.
             tail.poll()?;
             tail.damage = None;
+            tail.unknown = 0;
         }
         Ok(tail)
     }
 
-    /// What was written since the last call, at most the rest of one segment: call again until it gives nothing, then
+    /// Records met so far that are of a kind or version that this program does not know.
+    #[must_use]
+    pub fn unknown(&self) -> u64 {
+        self.unknown
+    }
+
+    /// The decisions written since the last call, at most the rest of one segment: call again until it gives nothing, then
     /// wait a little.
     ///
     /// # Errors
@@ -324,13 +434,14 @@ impl Tail {
                 None if later.peek().is_none() && segment.is_unborn(None) => return Ok(Vec::new()),
                 None => {
                     // Passed over once: the next call begins behind it.
-                    let header = Header {
-                        recorder: String::new(),
-                        name,
-                        records_before: 0,
-                        previous: [0; 32],
-                    };
+                    let header = Header::unreadable(String::new(), name);
                     self.current = Some((header, segment.len() as u64));
+                    if let Some(found) = segment.other_format() {
+                        return Err(ReadError::OtherFormat {
+                            segment: name.file_name(),
+                            found,
+                        });
+                    }
                     return Err(ReadError::Damaged {
                         segment: name.file_name(),
                         place: "its header".into(),
@@ -351,12 +462,14 @@ impl Tail {
                 break;
             }
             read = piece.end();
-            let record = match piece {
-                Piece::Frame(frame) => frame.record(header),
+            let entry = match piece {
+                Piece::Frame(frame) => frame.entry(header),
                 Piece::Bad { .. } => None,
             };
-            match record {
-                Some(record) => records.push(record),
+            match entry {
+                Some(Entry::Decision(record)) => records.push(*record),
+                Some(Entry::Unknown { .. }) => self.unknown += 1,
+                Some(_) => {}
                 None => {
                     let place = match records.last() {
                         Some(last) => format!("what follows {}", last.id),
@@ -374,7 +487,11 @@ impl Tail {
     }
 
     fn segments_from(&self, after: Option<SegmentName>) -> Result<Vec<SegmentName>, ReadError> {
-        let (mut segments, _) = segment::list(&self.directory).map_err(|e| io_error(&self.directory, &e))?;
+        let io = |e| io_error(&self.directory, &e);
+        let (mut segments, strangers) = segment::list(&self.directory).map_err(io)?;
+        if let Some((segment, found)) = segment::other_format(&self.directory, &[], &strangers).map_err(io)? {
+            return Err(ReadError::OtherFormat { segment, found });
+        }
         segments.retain(|name| after.is_none_or(|after| *name > after));
         Ok(segments)
     }
@@ -399,7 +516,7 @@ mod tests {
     #[test]
     fn every_filter_must_match() {
         let mut found = record(3);
-        found.id = "ledger-1-3".parse().unwrap();
+        found.id = "ledger-0000000000000001-3".parse().unwrap();
         found.principal = Some("spiffe://example.org/ns/orders".into());
         found.route = Some("ledger:GET /accounts/{id}".into());
         found.determining = vec!["forbid-night".into()];
@@ -548,7 +665,7 @@ mod tests {
             (
                 "id",
                 Query {
-                    id: "ledger-1-3".parse().ok(),
+                    id: "ledger-0000000000000001-3".parse().ok(),
                     ..query()
                 },
                 true,
@@ -556,7 +673,7 @@ mod tests {
             (
                 "other id",
                 Query {
-                    id: "ledger-1-4".parse().ok(),
+                    id: "ledger-0000000000000001-4".parse().ok(),
                     ..query()
                 },
                 false,
@@ -599,6 +716,64 @@ mod tests {
         assert_eq!(found, [written[6].clone()]);
     }
 
+    /// Segments of other times, and of other records, are not opened: that something else stands in their place goes
+    /// unnoticed.
+    #[test]
+    fn segments_without_what_is_wanted_are_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        // Records 0–2 and 3–5 and 6 of one boot, one a second, and of another boot the same times again.
+        let written = write(directory.path(), &[7, 7]);
+        let all = files(directory.path());
+        assert_eq!(all.len(), 3 + 3 + 1, "{all:?}");
+        let harm = |kept: &[usize]| {
+            let copy = crate::testing::copy(directory.path());
+            for (index, name) in all.iter().enumerate().filter(|(_, name)| *name != "head") {
+                if !kept.contains(&index) {
+                    // Its header stays, for the segment before it; no record can be read.
+                    let bytes = fs::read(copy.path().join(name)).unwrap();
+                    fs::write(copy.path().join(name), [&bytes[..HEADER_BYTES], &[7; 50]].concat()).unwrap();
+                }
+            }
+            copy
+        };
+        let found = |directory: &Path, query: &Query| -> Vec<Result<u64, String>> {
+            let seq = |record: Record| record.id.seq;
+            let found = read_log(directory, query).unwrap();
+            found.map(|found| found.map(seq).map_err(|e| e.to_string())).collect()
+        };
+        let (at, second) = (|n: usize| Some(written[n].at), Duration::from_secs(1));
+        let sound = |seqs: &[u64]| seqs.iter().copied().map(Ok::<u64, String>).collect::<Vec<_>>();
+        // The newest segment is always read: nobody has said yet what it holds.
+        let between = Query {
+            since: at(3),
+            until: at(5),
+            ..Query::default()
+        };
+        assert_eq!(found(harm(&[1, 4, 5]).path(), &between), sound(&[3, 4, 3, 4]));
+        let early = Query {
+            until: at(3),
+            ..Query::default()
+        };
+        assert_eq!(found(harm(&[0, 3, 5]).path(), &early), sound(&[0, 1, 2, 0, 1, 2]));
+        let late = Query {
+            since: at(6),
+            ..Query::default()
+        };
+        assert_eq!(found(harm(&[2, 5]).path(), &late), sound(&[6, 6]));
+        let never = Query {
+            since: written[6].at.checked_add(second),
+            ..Query::default()
+        };
+        assert_eq!(found(harm(&[5]).path(), &never), sound(&[]));
+        let one = Query {
+            id: Some(written[4].id.clone()),
+            ..Query::default()
+        };
+        assert_eq!(found(harm(&[1]).path(), &one), sound(&[4]));
+        // Without a bound everything is read, and the harm is found.
+        assert!(found(harm(&[]).path(), &Query::default()).iter().any(Result::is_err));
+    }
+
     #[test]
     fn damage_is_named_and_the_rest_is_read() {
         let directory = tempfile::tempdir().unwrap();
@@ -610,7 +785,10 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let mut found = read_log(directory.path(), &Query::default()).unwrap();
         let error = found.next().unwrap().unwrap_err().to_string();
-        assert!(error.contains(&name) && error.contains("ledger-1-0"), "{error}");
+        assert!(
+            error.contains(&name) && error.contains("ledger-0000000000000001-0"),
+            "{error}"
+        );
         assert_eq!(found.map(Result::unwrap).collect::<Vec<_>>(), written[1..]);
     }
 

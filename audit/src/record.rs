@@ -3,30 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use minicbor::{Decode, Encode};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-/// Longest name of a recorder, in bytes.
-pub(crate) const NAME_BYTES_MAX: usize = 64;
-
-/// Names one record for ever: which recorder wrote it, in which of its boots, at which place.
-/// Text form `<recorder>-<boot>-<seq>`, e.g. `orders-3-42`; the recorder name may itself contain `-`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct DecisionId {
-    /// The recorder's name: `[a-z0-9.-]{1,64}`.
-    pub recorder: String,
-    /// Which start of the recorder, from 1.
-    pub boot: u64,
-    /// Place within the boot, from 0, without gaps.
-    pub seq: u64,
-}
-
-/// A text that is no decision id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a decision id: expected `<recorder>-<boot>-<seq>`, for example `orders-3-42`")]
-pub struct InvalidDecisionId(String);
+use crate::fields::{
+    as_optional_hex, as_optional_rfc3339, as_optional_text, as_rfc3339, as_text, micros, optional_micros, revision,
+    seq_only, whole_micros,
+};
+use crate::id::DecisionId;
+use crate::kind::{Kind, Recordable};
 
 /// A text that is no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,6 +146,7 @@ pub struct Record {
     pub reason: Option<String>,
     /// The revision of the policy that decided.
     #[n(18)]
+    #[cbor(with = "revision", has_nil)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy_revision: Option<String>,
     /// Whether the policy was older than it should have been.
@@ -183,6 +171,7 @@ pub struct Record {
     pub bundle_revision: Option<u64>,
     /// The revision of the shadow policy that was tried beside the one that decided.
     #[n(24)]
+    #[cbor(with = "revision", has_nil)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow_revision: Option<String>,
     /// What the shadow policy would have answered.
@@ -208,41 +197,6 @@ pub struct Record {
     #[cbor(with = "minicbor::bytes", default, skip_if = "Option::is_none")]
     #[serde(serialize_with = "as_optional_hex", skip_serializing_if = "Option::is_none")]
     pub bundle_manifest: Option<[u8; 32]>,
-}
-
-// === impl DecisionId ===
-
-impl fmt::Display for DecisionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}-{}", self.recorder, self.boot, self.seq)
-    }
-}
-
-impl FromStr for DecisionId {
-    type Err = InvalidDecisionId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDecisionId> {
-        let parse = || {
-            let (rest, seq) = text.rsplit_once('-')?;
-            let (recorder, boot) = rest.rsplit_once('-')?;
-            let id = Self {
-                recorder: recorder.to_owned(),
-                boot: boot.parse().ok()?,
-                seq: seq.parse().ok()?,
-            };
-            // One text per id: no leading zeros, no plus signs.
-            (is_recorder_name(recorder) && id.to_string() == text).then_some(id)
-        };
-        parse().ok_or_else(|| InvalidDecisionId(text.to_owned()))
-    }
-}
-
-/// Whether a recorder may be called so: `[a-z0-9.-]{1,64}`, since the name stands in its decision ids.
-pub fn is_recorder_name(name: &str) -> bool {
-    (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
 }
 
 // === impl Outcome ===
@@ -352,205 +306,47 @@ impl Record {
     pub fn shadow_differs(&self) -> bool {
         self.shadow_outcome.is_some_and(|outcome| outcome != self.outcome)
     }
-
-    #[expect(
-        clippy::expect_used,
-        reason = "a Vec takes every write, and no field's encoder has an error of its own"
-    )]
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        minicbor::to_vec(self).expect("a Vec takes every write")
-    }
-
-    /// `None` when the bytes are no record.
-    pub(crate) fn decode(payload: &[u8], recorder: &str, boot: u64) -> Option<Self> {
-        let mut decoder = minicbor::Decoder::new(payload);
-        let mut record: Self = decoder.decode().ok()?;
-        record.id.recorder = recorder.to_owned();
-        record.id.boot = boot;
-        (decoder.position() == payload.len()).then_some(record)
-    }
 }
 
-// === Encoding of fields ===
+impl Recordable for Record {
+    const KIND: Kind = Kind::Decision;
 
-/// The id as its sequence number.
-mod seq_only {
-    use super::DecisionId;
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error, Write};
-    use minicbor::{Decoder, Encoder};
-
-    pub(super) fn encode<C, W: Write>(
-        id: &DecisionId,
-        encoder: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), Error<W::Error>> {
-        encoder.u64(id.seq)?.ok()
+    fn stamp(&mut self, id: DecisionId) {
+        self.id = id;
+        self.at = whole_micros(self.at);
+        self.peer_not_after = self.peer_not_after.map(whole_micros);
     }
 
-    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<DecisionId, DecodeError> {
-        Ok(DecisionId {
-            seq: decoder.u64()?,
-            ..DecisionId::default()
-        })
-    }
-}
-
-/// Microseconds since 1970, negative before.
-mod micros {
-    use super::{from_micros, to_micros};
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error, Write};
-    use minicbor::{Decoder, Encoder};
-    use std::time::SystemTime;
-
-    pub(super) fn encode<C, W: Write>(
-        at: &SystemTime,
-        encoder: &mut Encoder<W>,
-        _: &mut C,
-    ) -> Result<(), Error<W::Error>> {
-        encoder.i64(to_micros(*at))?.ok()
+    fn id(&self) -> &DecisionId {
+        &self.id
     }
 
-    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, _: &mut C) -> Result<SystemTime, DecodeError> {
-        from_micros(decoder.i64()?).ok_or_else(|| DecodeError::message("time out of range"))
-    }
-}
-
-/// The same, null when there is none.
-mod optional_micros {
-    use super::{from_micros, to_micros};
-    use minicbor::decode::Error as DecodeError;
-    use minicbor::encode::{Error, Write};
-    use minicbor::{Decoder, Encoder};
-    use std::time::SystemTime;
-
-    pub(super) fn encode<C, W: Write>(
-        at: &Option<SystemTime>,
-        encoder: &mut Encoder<W>,
-        context: &mut C,
-    ) -> Result<(), Error<W::Error>> {
-        minicbor::Encode::encode(&at.map(to_micros), encoder, context)
-    }
-
-    pub(super) fn decode<C>(decoder: &mut Decoder<'_>, context: &mut C) -> Result<Option<SystemTime>, DecodeError> {
-        let micros: Option<i64> = minicbor::Decode::decode(decoder, context)?;
-        match micros {
-            None => Ok(None),
-            Some(micros) => from_micros(micros)
-                .map(Some)
-                .ok_or_else(|| DecodeError::message("time out of range")),
-        }
-    }
-
-    /// Lets the field be left out.
-    pub(super) fn nil<T>() -> Option<Option<T>> {
-        Some(None)
-    }
-
-    /// Lets the encoder leave it out.
-    pub(super) fn is_nil(at: &Option<SystemTime>) -> bool {
-        at.is_none()
-    }
-}
-
-/// Saturates some 292 000 years from 1970.
-fn to_micros(at: SystemTime) -> i64 {
-    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    match at.duration_since(UNIX_EPOCH) {
-        Ok(after) => micros(after),
-        // Rounded down like times after 1970, so that rounding twice changes nothing.
-        Err(before) => -micros(before.duration() + Duration::from_nanos(999)),
-    }
-}
-
-fn from_micros(micros: i64) -> Option<SystemTime> {
-    let distance = Duration::from_micros(micros.unsigned_abs());
-    if micros < 0 {
-        UNIX_EPOCH.checked_sub(distance)
-    } else {
-        UNIX_EPOCH.checked_add(distance)
-    }
-}
-
-/// What the disk keeps of a time.
-pub(crate) fn whole_micros(at: SystemTime) -> SystemTime {
-    from_micros(to_micros(at)).unwrap_or(at)
-}
-
-// === JSON of fields ===
-
-fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-fn as_optional_text<S: Serializer>(value: &Option<impl fmt::Display>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(value),
-        None => serializer.serialize_none(),
-    }
-}
-
-fn as_optional_hex<S: Serializer>(bytes: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
-    let hex = |bytes: &[u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    as_optional_text(&bytes.as_ref().map(hex), serializer)
-}
-
-fn as_rfc3339<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    // Formatting fails outside the years 1970 to 9999: such a clock is shown as the nearest of the two.
-    let latest = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    serializer.collect_str(&humantime::format_rfc3339_micros((*at).clamp(UNIX_EPOCH, latest)))
-}
-
-fn as_optional_rfc3339<S: Serializer>(at: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
-    match at {
-        Some(at) => as_rfc3339(at, serializer),
-        None => serializer.serialize_none(),
+    fn at(&self) -> SystemTime {
+        self.at
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fields::from_micros;
+    use crate::id::BootId;
+    use crate::kind::{decode, encode};
 
-    #[test]
-    fn decision_ids_have_one_text_each() {
-        let id = |recorder: &str, boot, seq| DecisionId {
-            recorder: recorder.into(),
-            boot,
+    fn id(seq: u64) -> DecisionId {
+        DecisionId {
+            recorder: "ledger".into(),
+            boot: BootId::from_bits(3),
             seq,
-        };
-        let long = "x".repeat(NAME_BYTES_MAX);
-        let cases = [
-            ("orders-3-42", Some(id("orders", 3, 42))),
-            ("orders-in-3-42", Some(id("orders-in", 3, 42))),
-            ("a.b-0-0", Some(id("a.b", 0, 0))),
-            ("--1-2", Some(id("-", 1, 2))),
-            (
-                "o-18446744073709551615-18446744073709551615",
-                Some(id("o", u64::MAX, u64::MAX)),
-            ),
-            (&format!("{long}-1-2"), Some(id(&long, 1, 2))),
-            (&format!("{long}x-1-2"), None),
-            ("", None),
-            ("orders", None),
-            ("orders-3", None),
-            ("-3-42", None),
-            ("orders-03-42", None),
-            ("orders-3-+42", None),
-            ("orders-3-", None),
-            ("orders-3-42 ", None),
-            ("Orders-3-42", None),
-            ("orders-3-18446744073709551616", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(text.parse::<DecisionId>().ok(), expected, "`{text}`");
-            if let Some(id) = expected {
-                assert_eq!(id.to_string(), text);
-            }
         }
+    }
+
+    fn decoded(payload: &[u8]) -> Option<Record> {
+        decode(payload, &id(0))
     }
 
     #[test]
@@ -571,13 +367,9 @@ mod tests {
     #[test]
     fn json_is_flat_and_leaves_out_what_is_not_known() {
         let mut record = Record::new(Phase::Request, Outcome::NoPermit, "ledger");
-        record.id = DecisionId {
-            recorder: "ledger".into(),
-            boot: 3,
-            seq: 42,
-        };
+        record.id = id(42);
         record.at = UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_001);
-        let expected = r#"{"id":"ledger-3-42","at":"2023-11-14T22:13:20.000001Z","phase":"request","outcome":"no_permit","service":"ledger","action":"","determining":[],"errors":[],"stale":false,"suppressed":0,"eval_micros":0}"#;
+        let expected = r#"{"id":"ledger-0000000000000003-42","at":"2023-11-14T22:13:20.000001Z","phase":"request","outcome":"no_permit","service":"ledger","action":"","determining":[],"errors":[],"stale":false,"suppressed":0,"eval_micros":0}"#;
         assert_eq!(serde_json::to_string(&record).unwrap(), expected);
         record.peer_not_after = Some(record.at);
         record.principal = Some("spiffe://example.org/orders".into());
@@ -596,14 +388,14 @@ mod tests {
     #[test]
     fn headers_take_no_room_where_there_are_none() {
         let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger");
-        record.at = UNIX_EPOCH;
-        let bytes = record.encode();
+        (record.id, record.at) = (id(0), UNIX_EPOCH);
+        let bytes = encode(&record);
         let before = minicbor::Decoder::new(&bytes).map().unwrap().unwrap();
         record.headers.insert("a".into(), None);
-        let with = record.encode();
+        let with = encode(&record);
         assert_eq!(minicbor::Decoder::new(&with).map().unwrap(), Some(before + 1));
         assert_eq!(with.len(), bytes.len() + b"\x18\x1c\xa1\x61a\xf6".len());
-        assert_eq!(Record::decode(&with, "", 0), Some(record));
+        assert_eq!(decoded(&with), Some(record));
     }
 
     #[test]
@@ -641,13 +433,9 @@ mod tests {
             .unwrap()
             .bool(true)
             .unwrap();
-        let found = Record::decode(encoder.writer(), "ledger", 3).unwrap();
+        let found = decoded(encoder.writer()).unwrap();
         let mut expected = Record::new(Phase::Connect, Outcome::NoPermit, "ledger");
-        expected.id = DecisionId {
-            recorder: "ledger".into(),
-            boot: 3,
-            seq: 7,
-        };
+        expected.id = id(7);
         expected.at = UNIX_EPOCH + Duration::from_secs(1);
         assert_eq!(found, expected);
     }
@@ -673,7 +461,7 @@ mod tests {
             let mut optional = optional.into_iter();
             let mut next = || optional.next().unwrap();
             Record {
-                id: DecisionId { recorder: "r".into(), boot: 1, seq },
+                id: id(seq),
                 at: from_micros(times.0).unwrap(),
                 phase,
                 outcome,
@@ -712,15 +500,15 @@ mod tests {
 
         #[test]
         fn records_come_back(record in records()) {
-            let payload = record.encode();
-            prop_assert_eq!(Record::decode(&payload, "r", 1), Some(record));
-            prop_assert_eq!(Record::decode(&payload[..payload.len() - 1], "r", 1), None);
-            prop_assert_eq!(Record::decode(&[&payload[..], &[0]].concat(), "r", 1), None);
+            let payload = encode(&record);
+            prop_assert_eq!(decoded(&payload), Some(record));
+            prop_assert_eq!(decoded(&payload[..payload.len() - 1]), None);
+            prop_assert_eq!(decoded(&[&payload[..], &[0]].concat()), None);
         }
 
         #[test]
         fn arbitrary_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Record::decode(&bytes, "r", 1);
+            let _ = decoded(&bytes);
         }
 
         #[test]

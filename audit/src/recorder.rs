@@ -1,4 +1,4 @@
-//! The writer: appends records, chains them, makes them durable, and repairs its own torn tail.
+//! The writer: appends records of any kind, chains them and makes them durable.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,9 +13,12 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::record::{DecisionId, Record, is_recorder_name, whole_micros};
+use crate::fields::to_micros;
+use crate::id::{BootId, DecisionId, is_recorder_name};
+use crate::kind::{self, Kind, Recordable};
+use crate::mend::{Mended, Repair, mend};
 use crate::segment::{
-    self, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, Piece, SEGMENT_BYTES_MAX, Segment, SegmentName,
+    Before, FORMAT, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentName, Span,
 };
 
 /// How much a record must have survived before the answer may go out.
@@ -34,17 +37,6 @@ pub struct Options {
     pub segment_bytes_max: u64,
     /// The longest a record of [`Class::Full`] stays unflushed.
     pub flush_after: Duration,
-}
-
-/// What opening found and mended.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Repair {
-    /// Bytes of an unfinished last record, never acknowledged, that were cut off.
-    pub torn_bytes: u64,
-    /// Records the head file says were durable but that are gone or cannot be read. `verify_log` names them.
-    pub missing: u64,
-    /// The segment that was cut, or removed because it had no record yet.
-    pub segment: Option<PathBuf>,
 }
 
 /// A record that is written, and not yet known to be durable.
@@ -78,6 +70,21 @@ pub enum RecorderError {
         /// Who wanted to write.
         wanted: String,
     },
+    /// The directory holds a log that another version wrote.
+    #[error(
+        "log directory `{directory}` holds a log in format {found} (`{segment}`), and this version writes format {FORMAT}: move the directory aside (`mv {directory} {directory}-format{found}`), or choose another; the version that wrote it reads it"
+    )]
+    OtherFormat {
+        /// The log directory.
+        directory: String,
+        /// The file that says so.
+        segment: String,
+        /// Its format.
+        found: u8,
+    },
+    /// The system gives no randomness to name a boot with.
+    #[error("the system gives no random bytes to name this start of the log with: check `/dev/urandom`")]
+    NoRandomness,
     /// The operating system refused. For an append this is final: open the recorder again.
     #[error("log directory `{directory}`: cannot {action}: {problem}; check its owner, its mode and the free space")]
     Io {
@@ -111,7 +118,8 @@ struct Owner {
 
 struct Shared {
     name: String,
-    boot: u64,
+    place: u64,
+    boot: BootId,
     directory: PathBuf,
     options: Options,
     head: File,
@@ -128,6 +136,8 @@ struct State {
     file: Arc<File>,
     /// Where the segment ends.
     end: u64,
+    /// From when to when its records are.
+    span: Span,
     /// The last link.
     hash: Hash,
     /// Records of this boot that are written; the next one's sequence number.
@@ -152,14 +162,6 @@ struct Waiting {
 /// A sequence number that no record gets: who waits for it hears of a failure only.
 const NEVER: u64 = u64::MAX;
 
-/// What is left of an earlier boot.
-struct Past {
-    segment: SegmentName,
-    /// How many records its boot had.
-    records: u64,
-    hash: Hash,
-}
-
 struct Durable<'a> {
     shared: &'a Shared,
     seq: u64,
@@ -181,13 +183,26 @@ impl Default for Options {
 // === impl Recorder ===
 
 impl Recorder {
-    /// Opens the log in `directory`, made (mode 0700) if it is not there, mends its torn tail and begins a new boot.
+    /// Opens the log in `directory`, made (mode 0700) if it is not there, mends its torn tail and begins a new boot under
+    /// a random name.
     /// `name` is `[a-z0-9.-]{1,64}`: it stands in every decision id. Damage does not keep it from writing: see
     /// [`crate::verify_log`].
     ///
     /// # Errors
-    /// [`RecorderError::InvalidName`], `InUse`, `OtherRecorder`, or `Io` when the system refuses.
+    /// [`RecorderError::InvalidName`], `InUse`, `OtherRecorder`, `OtherFormat`, or `NoRandomness` or `Io` when the system
+    /// refuses.
     pub fn open(directory: &Path, name: &str, options: Options) -> Result<(Self, Repair), RecorderError> {
+        let boot = BootId::random().ok_or(RecorderError::NoRandomness)?;
+        Self::open_as(directory, name, options, boot)
+    }
+
+    /// As [`Recorder::open`], with the name of the boot.
+    pub(crate) fn open_as(
+        directory: &Path,
+        name: &str,
+        options: Options,
+        boot: BootId,
+    ) -> Result<(Self, Repair), RecorderError> {
         if !is_recorder_name(name) {
             return Err(RecorderError::InvalidName(name.to_owned()));
         }
@@ -210,14 +225,17 @@ impl Recorder {
             }
             Err(TryLockError::Error(e)) => return Err(io("lock the lock file")(e)),
         }
-        let (past, repair) = mend(directory, name)?;
+        let Mended { before, place, repair } = mend(directory, name)?;
 
-        let boot = past.segment.boot.saturating_add(1);
+        let place = place.saturating_add(1);
         let header = Header {
             recorder: name.to_owned(),
-            name: SegmentName { boot, first_seq: 0 },
-            records_before: past.records,
-            previous: past.hash,
+            name: SegmentName {
+                place,
+                boot,
+                first_seq: 0,
+            },
+            before,
         };
         let file = create_segment(directory, &header).map_err(io("begin a segment"))?;
         let head = private()
@@ -228,6 +246,7 @@ impl Recorder {
             segment: header.name,
             file: Arc::new(file),
             end: HEADER_BYTES as u64,
+            span: Span::EMPTY,
             hash: header.hash(),
             written: 0,
             durable: 0,
@@ -238,11 +257,12 @@ impl Recorder {
             failed: None,
             closing: false,
         };
-        write_head(&head, &state.head(boot))
+        write_head(&head, &state.head())
             .and_then(|()| head.sync_all())
             .map_err(io("write the head file"))?;
         let shared = Arc::new(Shared {
             name: name.to_owned(),
+            place,
             boot,
             directory: directory.to_owned(),
             options,
@@ -270,30 +290,29 @@ impl Recorder {
         ))
     }
 
-    /// Gives the record its id and writes it. `at` is rounded down to the microsecond.
+    /// Gives the record, of whatever kind, its id and writes it. Times are rounded down to the microsecond.
     ///
     /// # Errors
     /// [`RecorderError::Io`] is final: every later append fails too, so that the caller fails closed.
     /// [`RecorderError::TooLarge`] concerns this record only.
-    pub fn append(&self, record: &mut Record, class: Class) -> Result<Appended, RecorderError> {
+    pub fn append<R: Recordable>(&self, record: &mut R, class: Class) -> Result<Appended, RecorderError> {
         let shared = &self.owner.shared;
         let mut state = shared.lock();
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
         let seq = state.written;
-        record.id = DecisionId {
+        let id = DecisionId {
             recorder: shared.name.clone(),
             boot: shared.boot,
             seq,
         };
-        record.at = whole_micros(record.at);
-        record.peer_not_after = record.peer_not_after.map(whole_micros);
-        let payload = record.encode();
+        record.stamp(id.clone());
+        let payload = kind::encode(record);
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(RecorderError::TooLarge(payload.len()));
         }
-        if let Err((action, e)) = shared.write(&mut state, &payload) {
+        if let Err((action, e)) = shared.write(&mut state, R::KIND, &payload, to_micros(record.at())) {
             return Err(shared.fail(&mut state, action, &e));
         }
         if class == Class::Must {
@@ -306,10 +325,7 @@ impl Recorder {
         if newly_dirty || class == Class::Must {
             shared.work.notify_one();
         }
-        Ok(Appended {
-            id: record.id.clone(),
-            seq,
-        })
+        Ok(Appended { id, seq })
     }
 
     /// Ready when the record is on the disk (group commit). A plain std future: works on any runtime, and may be
@@ -326,7 +342,7 @@ impl Recorder {
         .await
     }
 
-    /// The same, blocking.
+    /// Blocks until the record is on the disk.
     ///
     /// # Errors
     /// As [`Recorder::durable`].
@@ -361,9 +377,9 @@ impl Recorder {
         &self.owner.shared.name
     }
 
-    /// Which start of this recorder it is, from 1.
+    /// The name of this start of the recorder.
     #[must_use]
-    pub fn boot(&self) -> u64 {
+    pub fn boot(&self) -> BootId {
         self.owner.shared.boot
     }
 }
@@ -448,12 +464,12 @@ impl Shared {
         None
     }
 
-    fn write(&self, state: &mut State, payload: &[u8]) -> Result<(), (&'static str, io::Error)> {
-        let (mut frame, mut hash) = Frame::encode(&state.hash, payload);
+    fn write(&self, state: &mut State, kind: Kind, payload: &[u8], at: i64) -> Result<(), (&'static str, io::Error)> {
+        let (mut frame, mut hash) = Frame::encode(&state.hash, kind, payload);
         let max = self.options.segment_bytes_max.min(SEGMENT_BYTES_MAX);
         if state.end > HEADER_BYTES as u64 && state.end + frame.len() as u64 > max {
             self.rotate(state).map_err(|e| ("begin a segment", e))?;
-            (frame, hash) = Frame::encode(&state.hash, payload);
+            (frame, hash) = Frame::encode(&state.hash, kind, payload);
         }
         if let Err(e) = state.file.write_all_at(&frame, state.end) {
             // Whatever part of it got there is no record. When this fails too, opening finds a torn tail.
@@ -462,25 +478,33 @@ impl Shared {
         }
         state.end += frame.len() as u64;
         state.hash = hash;
+        state.span.include(at);
         state.written += 1;
         Ok(())
     }
 
     fn rotate(&self, state: &mut State) -> io::Result<()> {
         state.file.sync_data()?;
-        self.made_durable(state, state.head(self.boot))?;
+        self.made_durable(state, state.head())?;
         let header = Header {
             recorder: self.name.clone(),
             name: SegmentName {
+                place: self.place,
                 boot: self.boot,
                 first_seq: state.written,
             },
-            records_before: state.written,
-            previous: state.hash,
+            before: Before {
+                boot: self.boot,
+                first_seq: state.segment.first_seq,
+                records: state.written,
+                span: state.span,
+                hash: state.hash,
+            },
         };
         state.file = Arc::new(create_segment(&self.directory, &header)?);
         state.segment = header.name;
         state.end = HEADER_BYTES as u64;
+        state.span = Span::EMPTY;
         state.hash = header.hash();
         Ok(())
     }
@@ -516,7 +540,7 @@ impl Shared {
                     .0;
                 continue;
             }
-            let (file, head) = (Arc::clone(&state.file), state.head(self.boot));
+            let (file, head) = (Arc::clone(&state.file), state.head());
             state.dirty_since = None;
             drop(state);
             let flushed = file.sync_data();
@@ -555,13 +579,14 @@ impl Shared {
 // === impl State ===
 
 impl State {
-    fn head(&self, boot: u64) -> Head {
-        let (segment_first_seq, end) = (self.segment.first_seq, self.end);
+    fn head(&self) -> Head {
+        let SegmentName { place, boot, first_seq } = self.segment;
         Head {
+            place,
             boot,
             records: self.written,
-            segment_first_seq,
-            end,
+            segment_first_seq: first_seq,
+            end: self.end,
             hash: self.hash,
         }
     }
@@ -577,100 +602,7 @@ impl State {
     }
 }
 
-// === Opening ===
-
-/// Cuts the torn tail and finds what the next boot continues.
-fn mend(directory: &Path, name: &str) -> Result<(Past, Repair), RecorderError> {
-    let io = |action| move |e: io::Error| io_error(directory, action, &e);
-    let head = Head::read(directory)
-        .map_err(io("read the head file"))?
-        .and_then(Result::ok);
-    let (mut segments, _) = segment::list(directory).map_err(io("list the segments"))?;
-    let mut repair = Repair::default();
-    let nothing = SegmentName { boot: 0, first_seq: 0 };
-    let mut past = Past {
-        segment: nothing,
-        records: 0,
-        hash: segment::genesis(name),
-    };
-    while let Some(last) = segments.pop() {
-        let segment = Segment::read(directory, last).map_err(io("read the last segment"))?;
-        let path = directory.join(last.file_name());
-        if segment.is_unborn(head.as_ref()) {
-            std::fs::remove_file(&path).map_err(io("remove an unfinished segment"))?;
-            repair.torn_bytes += segment.len() as u64;
-            repair.segment = Some(path);
-            continue;
-        }
-        if let Some(header) = &segment.header
-            && header.recorder != name
-        {
-            return Err(RecorderError::OtherRecorder {
-                directory: directory.display().to_string(),
-                found: header.recorder.clone(),
-                wanted: name.to_owned(),
-            });
-        }
-        let (records, hash, torn) = survey(&segment, head.as_ref());
-        let file = private().open(&path).map_err(io("open the last segment"))?;
-        if let Some(at) = torn {
-            repair.torn_bytes += (segment.len() - at) as u64;
-            repair.segment = Some(path);
-            file.set_len(at as u64).map_err(io("cut an unfinished record"))?;
-        }
-        // What a killed process wrote is not on the disk yet, and is about to be built upon.
-        file.sync_all().map_err(io("flush the last segment"))?;
-        past = Past {
-            segment: last,
-            records,
-            hash,
-        };
-        break;
-    }
-    if let Some(head) = head {
-        let segment = SegmentName {
-            boot: head.boot,
-            first_seq: head.segment_first_seq,
-        };
-        let here = if head.boot == past.segment.boot {
-            past.records
-        } else {
-            0
-        };
-        let ahead = (head.boot, head.records) > (past.segment.boot, past.records);
-        // In the same place the two agree, unless what the log says there is damaged.
-        if ahead || (segment, head.records) == (past.segment, past.records) {
-            // Continue what was there, not what is left: so the hole stays visible for ever.
-            repair.missing = head.records.saturating_sub(here);
-            past = Past {
-                segment,
-                records: head.records,
-                hash: head.hash,
-            };
-        }
-    }
-    Ok((past, repair))
-}
-
-/// How many records the boot had at the end of this segment, the last link, and where a torn tail begins.
-fn survey(segment: &Segment, head: Option<&Head>) -> (u64, Hash, Option<usize>) {
-    let mut records = segment.name.first_seq;
-    let mut hash = segment.header.as_ref().map_or([0; 32], Header::hash);
-    let mut torn = None;
-    for piece in segment.pieces() {
-        match piece {
-            Piece::Frame(frame) => {
-                // The record's own number, so that damage before it does not shift the count.
-                let seq = Record::decode(frame.payload, "", 0).map_or(records, |record| record.id.seq);
-                records = seq.saturating_add(1);
-                hash = frame.hash;
-            }
-            Piece::Bad { at, end, .. } if segment.is_torn(at, end, head) => torn = Some(at),
-            Piece::Bad { .. } => {}
-        }
-    }
-    (records, hash, torn)
-}
+// === Files ===
 
 /// On the disk, with its name, when it returns.
 fn create_segment(directory: &Path, header: &Header) -> io::Result<File> {
@@ -687,13 +619,13 @@ fn write_head(file: &File, head: &Head) -> io::Result<()> {
     file.write_all_at(&head.encode(), 0)
 }
 
-fn private() -> OpenOptions {
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).truncate(false).mode(0o600);
     options
 }
 
-fn io_error(directory: &Path, action: &'static str, error: &io::Error) -> RecorderError {
+pub(crate) fn io_error(directory: &Path, action: &'static str, error: &io::Error) -> RecorderError {
     RecorderError::Io {
         directory: directory.display().to_string(),
         action,
@@ -708,8 +640,8 @@ mod tests {
     use std::thread::Thread;
 
     use super::*;
-    use crate::testing::{SMALL, files, open, read, record, write};
-    use crate::verify_log;
+    use crate::testing::{SMALL, copy, files, open, read, record, write};
+    use crate::{Query, ReadError, Record, Tail, read_log, verify_log};
 
     fn findings(directory: &Path) -> usize {
         verify_log(directory).unwrap().findings.len()
@@ -727,7 +659,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let written = write(directory.path(), &[7, 0, 2]);
         let ids: Vec<String> = written.iter().map(|record| record.id.to_string()).collect();
-        let expected = ["1-0", "1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "3-0", "3-1"].map(|id| format!("ledger-{id}"));
+        let expected = ["1-0", "1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "3-0", "3-1"]
+            .map(|id| format!("ledger-000000000000000{id}"));
         assert_eq!(ids, expected);
         assert_eq!(read(directory.path()), (written, 0));
         let segments = files(directory.path())
@@ -736,6 +669,67 @@ mod tests {
             .count();
         assert_eq!(segments, 3 + 1 + 1);
         assert_eq!(findings(directory.path()), 0);
+    }
+
+    /// Yesterday's copy is put back and written on: nothing gets a name that something else has.
+    #[test]
+    fn a_restored_directory_repeats_no_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let boot = |directory: &Path| {
+            let (recorder, repair) = Recorder::open(directory, "ledger", SMALL).unwrap();
+            assert_eq!(repair, Repair::default());
+            (0..5).map(|n| append(&recorder, n, Class::Full).id).collect::<Vec<_>>()
+        };
+        boot(directory.path());
+        let restored = copy(directory.path());
+        let lost = boot(directory.path());
+        let (mut all, findings) = (boot(restored.path()), findings(restored.path()));
+        assert_eq!(findings, 0, "what a copy lacks cannot be seen in it alone");
+        all.extend(lost);
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), 10, "{all:?}");
+        // Both in one directory are told apart, and told of.
+        for name in files(restored.path()).into_iter().filter(|name| name != "head") {
+            std::fs::copy(restored.path().join(&name), directory.path().join(&name)).unwrap();
+        }
+        let report = verify_log(directory.path()).unwrap();
+        assert!(report.findings[0].problem.contains("both have place 2"), "{report:?}");
+    }
+
+    /// The log of the version before: neither continued nor taken for an empty one.
+    #[test]
+    fn another_format_is_refused_with_a_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = "0000000001-00000000000000000000.seg";
+        std::fs::write(directory.path().join(old), [&b"hopseg\x00\x01"[..], &[0; 124]].concat()).unwrap();
+        let error = Recorder::open(directory.path(), "ledger", SMALL)
+            .unwrap_err()
+            .to_string();
+        for part in ["format 1", "format 2", old, "mv "] {
+            assert!(error.contains(part), "`{part}` is missing from `{error}`");
+        }
+        assert_eq!(files(directory.path()), [old], "nothing is touched");
+        let read = read_log(directory.path(), &Query::default()).map(|_| ());
+        assert!(matches!(read, Err(ReadError::OtherFormat { found: 1, .. })), "{read:?}");
+        let tail = Tail::open(directory.path(), false).map(|mut tail| tail.poll()).err();
+        assert!(matches!(tail, Some(ReadError::OtherFormat { found: 1, .. })));
+        let report = verify_log(directory.path()).unwrap();
+        assert!(
+            report
+                .findings
+                .iter()
+                .any(|finding| finding.problem.contains("format 1")),
+            "{report:?}"
+        );
+        // The next version's, under a name of ours.
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &[1]);
+        let newest = directory.path().join(files(directory.path())[0].clone());
+        let mut bytes = std::fs::read(&newest).unwrap();
+        bytes[7] = FORMAT + 1;
+        std::fs::write(newest, bytes).unwrap();
+        let error = Recorder::open(directory.path(), "ledger", SMALL).unwrap_err();
+        assert!(matches!(error, RecorderError::OtherFormat { found: 3, .. }), "{error}");
     }
 
     #[test]
@@ -758,7 +752,7 @@ mod tests {
         drop(clone);
         let error = Recorder::open(directory.path(), "orders", SMALL).unwrap_err();
         assert!(matches!(error, RecorderError::OtherRecorder { .. }), "{error}");
-        assert_eq!(open(directory.path()).0.boot(), 2);
+        assert_eq!(open(directory.path()).0.boot(), BootId::from_bits(2));
     }
 
     #[test]

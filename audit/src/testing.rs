@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::id::BootId;
+use crate::segment::{self, Head};
 use crate::{Class, Options, Outcome, Phase, Query, Record, Recorder, Repair, read_log};
 
 /// A few records to a segment.
 pub(crate) const SMALL: Options = Options {
-    segment_bytes_max: 440,
+    segment_bytes_max: 480,
     flush_after: Duration::from_secs(3600),
 };
 
@@ -23,8 +25,22 @@ pub(crate) fn record(n: u64) -> Record {
     record
 }
 
+/// The next boot, named by its place, so that names are the same in each run.
 pub(crate) fn open(directory: &Path) -> (Recorder, Repair) {
-    Recorder::open(directory, "ledger", SMALL).unwrap()
+    let named = |boot| Recorder::open_as(directory, "ledger", SMALL, BootId::from_bits(boot)).unwrap();
+    // Mending may remove a segment that was just begun, and then its place is free again.
+    let head = Head::read(directory).ok().flatten().and_then(Result::ok);
+    let segments = segment::list(directory)
+        .map(|(segments, _)| segments)
+        .unwrap_or_default();
+    let mut place = head.map_or(0, |head| head.place);
+    for name in segments {
+        let segment = segment::Segment::read(directory, name).unwrap();
+        if !segment.is_unborn(head.as_ref()) {
+            place = place.max(name.place);
+        }
+    }
+    named(place + 1)
 }
 
 /// One boot after another with so many records each, every one closed cleanly; what was written.

@@ -35,7 +35,9 @@ pub struct Replayed {
     pub by_grant: u64,
     /// Records that cannot be read, and the first reason.
     pub damaged: u64,
-    /// Why the first of them cannot be.
+    /// Records of a kind or version that this program does not know; whether they are decisions is not known either.
+    pub unknown: u64,
+    /// Why the first of those that cannot be read cannot be.
     pub damage: Option<String>,
     /// Flips that are in no group, because there were too many.
     pub ungrouped: Flips,
@@ -223,6 +225,7 @@ impl Replayed {
         self.not_replayable += other.not_replayable;
         self.by_grant += other.by_grant;
         self.damaged += other.damaged;
+        self.unknown += other.unknown;
         self.ungrouped += other.ungrouped;
         if self.damage.is_none() {
             self.damage = other.damage;

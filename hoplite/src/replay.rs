@@ -43,10 +43,11 @@ pub(crate) fn replay(
             let mut damage = Replayed::default();
             for (number, log) in logs.iter().enumerate() {
                 let mut pile = Vec::with_capacity(PILE);
-                for record in read_log(log, &query)? {
+                let mut decisions = read_log(log, &query)?;
+                for record in decisions.by_ref() {
                     match record {
                         Ok(record) => pile.push(record),
-                        Err(error @ ReadError::Damaged { .. }) => {
+                        Err(error @ (ReadError::Damaged { .. } | ReadError::OtherFormat { .. })) => {
                             damage.damaged += 1;
                             damage.damage.get_or_insert_with(|| error.to_string());
                         }
@@ -57,6 +58,7 @@ pub(crate) fn replay(
                     }
                 }
                 hand_over(&mut pile, number, &send, &mut progress);
+                damage.unknown += decisions.unknown();
             }
             Ok(damage)
         })();
@@ -195,7 +197,11 @@ mod tests {
             .groups()
             .into_iter()
             .map(|(who, group)| {
-                let examples: Vec<_> = group.examples.iter().map(|(_, id)| id.to_string()).collect();
+                let examples: Vec<_> = group
+                    .examples
+                    .iter()
+                    .map(|(_, id)| format!("{}-{}", id.recorder, id.seq))
+                    .collect();
                 format!(
                     "{} {who}: {} {:?} {:?} {:?} {examples:?}",
                     who.flip.as_str(),
@@ -209,12 +215,12 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r#"denied → allowed spiffe://x/web/a × ledger:GET /accounts/{id}: 2 {"allow": 2} {} {"read"} ["ledger-1-3", "ledger-1-4"]"#,
-                r#"denied → allowed spiffe://x/web/b × ledger:unmatched: 1 {"allow": 1} {} {"read"} ["ledger-1-5"]"#,
-                r#"allowed → denied spiffe://x/web/a × ledger:POST /entries: 2 {"no_permit": 2} {"write"} {} ["ledger-1-1", "ledger-1-2"]"#,
-                r#"allowed → denied spiffe://x/pay × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {"break-glass/inc-1", "pay"} {} ["ledger-1-15"]"#,
-                r#"allowed → denied spiffe://x/web/a × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {} {} ["ledger-1-9"]"#,
-                r#"allowed → denied spiffe://x/web/old × connect db: 1 {"forbid": 1} {} {"stop"} ["ledger-1-6"]"#,
+                r#"denied → allowed spiffe://x/web/a × ledger:GET /accounts/{id}: 2 {"allow": 2} {} {"read"} ["ledger-3", "ledger-4"]"#,
+                r#"denied → allowed spiffe://x/web/b × ledger:unmatched: 1 {"allow": 1} {} {"read"} ["ledger-5"]"#,
+                r#"allowed → denied spiffe://x/web/a × ledger:POST /entries: 2 {"no_permit": 2} {"write"} {} ["ledger-1", "ledger-2"]"#,
+                r#"allowed → denied spiffe://x/pay × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {"break-glass/inc-1", "pay"} {} ["ledger-15"]"#,
+                r#"allowed → denied spiffe://x/web/a × ledger:GET /accounts/{id}: 1 {"no_permit": 1} {} {} ["ledger-9"]"#,
+                r#"allowed → denied spiffe://x/web/old × connect db: 1 {"forbid": 1} {} {"stop"} ["ledger-6"]"#,
             ]
         );
         assert_eq!((replayed.records, replayed.flips.total(), replayed.same), (17, 8, 2));

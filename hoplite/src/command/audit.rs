@@ -1,5 +1,6 @@
 //! `hoplite audit`: query, follow and verify decision logs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ pub(crate) enum AuditCommand {
     /// Find decisions
     #[command(
         after_help = "Examples:\n  hoplite audit query --since 10m --outcome forbid --outcome no_permit\n  \
-        hoplite audit query --id ledger-1-42 --output json\n  hoplite audit query --principal spiffe://demo.hoplite/shop/ --service ledger"
+        hoplite audit query --id ledger-9f3c2a7be1d04455-42 --output json\n  hoplite audit query --principal spiffe://demo.hoplite/shop/ --service ledger"
     )]
     Query(QueryArgs),
     /// Follow decisions as they are made
@@ -117,12 +118,19 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         ..args.filter.into_query()
     };
     let mut records = Vec::new();
+    let mut unknown = 0;
     for log in logs {
-        for record in read_log(&log, &query)? {
+        let mut decisions = read_log(&log, &query)?;
+        for record in decisions.by_ref() {
             records.push(record?);
         }
+        unknown += decisions.unknown();
     }
-    records.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+    if unknown > 0 {
+        eprintln!("{}", passed_over(unknown));
+    }
+    // Stable: of one moment they stay in their log's order, which no id tells.
+    records.sort_by_key(|record| record.at);
     let surplus = records.len().saturating_sub(args.limit);
     if surplus > 0 {
         eprintln!("{surplus} earlier records are not shown; --limit shows more");
@@ -145,6 +153,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
     let root = args.log.root()?;
     let mut tails: Vec<(PathBuf, Tail)> = Vec::new();
     let mut from_end = true;
+    let mut told = 0;
     loop {
         // A log that appears while we follow is read from its beginning.
         for log in find_logs(&root)? {
@@ -157,6 +166,11 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         let mut records = Vec::new();
         for (_, tail) in &mut tails {
             records.extend(tail.poll()?.into_iter().filter(|record| query.matches(record)));
+        }
+        let unknown = tails.iter().map(|(_, tail)| tail.unknown()).sum();
+        if unknown > told {
+            eprintln!("{}", passed_over(unknown));
+            told = unknown;
         }
         records.sort_by_key(|record| record.at);
         for record in &records {
@@ -173,6 +187,11 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         }
         std::thread::sleep(TAIL_INTERVAL);
     }
+}
+
+/// Says what is not shown, so that nobody takes it for all there is.
+fn passed_over(unknown: u64) -> String {
+    format!("{unknown} records are passed over, because this version does not know them; a newer `hoplite` does")
 }
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
@@ -192,8 +211,9 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                     .iter()
                     .map(|f| json!({"segment": f.segment, "id": f.id, "problem": f.problem}))
                     .collect();
+                let kinds: BTreeMap<&str, u64> = report.kinds.iter().map(|(kind, n)| (kind.as_str(), *n)).collect();
                 json!({
-                    "log": log, "records": report.records, "segments": report.segments, "boots": report.boots,
+                    "log": log, "records": report.records, "kinds": kinds, "unknown": report.unknown, "segments": report.segments, "boots": report.boots,
                     "torn_bytes": report.torn_bytes, "findings": findings,
                 })
             })
@@ -213,6 +233,13 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 report.segments,
                 report.boots
             ))?;
+            if report.unknown > 0 {
+                print(&format!(
+                    "  {} of the records are of a kind or version that this `hoplite` does not know: their chain was checked, \
+                     what they say was not\n",
+                    report.unknown
+                ))?;
+            }
             for finding in &report.findings {
                 let id = finding.id.as_deref().unwrap_or("-");
                 print(&format!("  {}  {id}  {}\n", finding.segment, finding.problem))?;

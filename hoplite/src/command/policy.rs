@@ -50,7 +50,7 @@ pub(crate) enum PolicyCommand {
     Routes(routes::RoutesCommand),
     /// Say why a request was, or would be, decided as it is: which policies, which conditions, and what was near
     #[command(
-        after_help = "Examples:\n  hoplite policy explain ledger-1-42\n  hoplite policy explain --as spiffe://demo.hoplite/shop \\\n    \
+        after_help = "Examples:\n  hoplite policy explain ledger-9f3c2a7be1d04455-42\n  hoplite policy explain --as spiffe://demo.hoplite/shop \\\n    \
         --do 'GET ledger /accounts/7' --policies policies"
     )]
     Explain(explain::Args),

@@ -19,6 +19,8 @@ const WEB: &str = "spiffe://prod.acme/shop/web";
 struct Place {
     dir: tempfile::TempDir,
     ca: Child,
+    /// The id of the one decision in the log.
+    decision: String,
 }
 
 impl Place {
@@ -51,6 +53,7 @@ impl Place {
         record.determining = vec!["ledger/reads".to_owned()];
         recorder.append(&mut record, Class::Must).unwrap();
         drop(recorder);
+        let decision = record.id.to_string();
         let ca = Command::new(env!("CARGO_BIN_EXE_hoplite"))
             .args(["ca", "run", "--config"])
             .arg(at("ca.toml"))
@@ -59,7 +62,7 @@ impl Place {
             .spawn()
             .unwrap();
         until("the CA's socket", || at("ca.sock").exists().then_some(()));
-        Self { dir, ca }
+        Self { dir, ca, decision }
     }
 
     fn at(&self, name: &str) -> String {
@@ -158,7 +161,7 @@ fn a_change_is_published_step_by_step_and_taken_back() {
     says(
         &place.publish(&narrow, "bob.key", &[]),
         1,
-        &["replay   FAILED", "now no_permit", "ledger-1-0", &accept],
+        &["replay   FAILED", "now no_permit", &place.decision, &accept],
     );
     says(
         &place.publish(&narrow, "bob.key", &["--accept", "deny * × orders:*"]),
@@ -385,10 +388,10 @@ fn a_decision_is_explained_by_its_conditions() {
     let narrow = place.policies("policies", &narrow, None);
     let narrow = narrow.to_str().unwrap();
     says(
-        &place.policy(&["explain", "ledger-1-0"]),
+        &place.policy(&["explain", &place.decision]),
         0,
         &[
-            "ledger-1-0, ",
+            &format!("{}, ", place.decision),
             "allow by ledger/reads",
             "other policies",
             "they decide no_permit",
@@ -396,10 +399,11 @@ fn a_decision_is_explained_by_its_conditions() {
             "context.conn.src is ip(\"10.0.0.1\")",
         ],
     );
+    let other = place.decision.replace("ledger-", "orders-");
     says(
-        &place.policy(&["explain", "ledger-1-1"]),
+        &place.policy(&["explain", &other]),
         1,
-        &["there is no decision `ledger-1-1`"],
+        &[&format!("there is no decision `{other}`")],
     );
     let asked = [
         "explain",

@@ -192,6 +192,10 @@ pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
             replayed.damaged,
             "cannot be read; `hoplite audit verify` has the findings",
         ),
+        (
+            replayed.unknown,
+            "passed over: records that this version does not know; a newer `hoplite` does",
+        ),
     ] {
         if count > 0 {
             let _ = writeln!(page, "  {} {what}", thousands(count));
@@ -270,6 +274,7 @@ pub(crate) fn as_json(replayed: &Replayed, snapshot: &Snapshot, since: SystemTim
         "policy_revision": snapshot.revision(), "since": humantime::format_rfc3339_seconds(since).to_string(),
         "records": replayed.records, "same": replayed.same, "other_denial": replayed.other_denial,
         "by_grant": replayed.by_grant, "not_replayable": replayed.not_replayable, "damaged": replayed.damaged,
+        "unknown": replayed.unknown,
         "replayed": replayed.replayed(), "flips": replayed.flips.total(),
         "denied_to_allowed": replayed.flips.denied_to_allowed, "allowed_to_denied": replayed.flips.allowed_to_denied,
         "ungrouped": replayed.ungrouped.total(), "groups": groups,

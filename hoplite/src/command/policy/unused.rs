@@ -57,12 +57,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut records = 0_u64;
     let (mut damaged, mut damage) = (0_u64, None);
+    let mut unknown = 0_u64;
     for log in args.audit.logs(&args.dir)? {
-        for record in read_log(&log, &query)? {
+        let mut decisions = read_log(&log, &query)?;
+        for record in decisions.by_ref() {
             let record = match record {
                 Ok(record) => record,
                 // What it would have said is not known; the others still count.
-                Err(error @ ReadError::Damaged { .. }) => {
+                Err(error @ (ReadError::Damaged { .. } | ReadError::OtherFormat { .. })) => {
                     damaged += 1;
                     damage.get_or_insert(error);
                     continue;
@@ -74,6 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 uses.entry(id).or_default().determined += 1;
             }
         }
+        unknown += decisions.unknown();
     }
     let Counted { answers, away } = counted(args)?;
     let policies = answers.iter().filter_map(|answer| part(answer, "/policies").as_array());
@@ -104,7 +107,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             })
             .collect();
         print_json(&json!({
-            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "damaged": damaged, "proxies": proxies, "away": away,
+            "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "damaged": damaged, "unknown": unknown, "proxies": proxies, "away": away,
             "unused": listed,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -123,6 +126,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(damage) = damage {
         print(&format!(
             "Not counted, because they cannot be read: {damaged} records ({damage}); `hoplite audit verify` has the findings\n"
+        ))?;
+    }
+    if unknown > 0 {
+        print(&format!(
+            "Not counted, because this version does not know them: {unknown} records; a newer `hoplite` does\n"
         ))?;
     }
     if !away.is_empty() {
