@@ -187,7 +187,7 @@ impl Supplier {
             let own = credentials.borrow_and_update().clone();
             let sleep = async {
                 match (registered, own) {
-                    (Some(registered), Some(own)) => self.fill(&registered, &own, &registrations).await,
+                    (Some(registered), Some(own)) => self.fill(&registered, &own, &registrations, &credentials).await,
                     _ => SLEEP_MAX,
                 }
             };
@@ -213,6 +213,7 @@ impl Supplier {
         registered: &Registrations,
         own: &Credentials,
         registrations: &watch::Receiver<Option<Arc<Registrations>>>,
+        credentials: &watch::Receiver<Option<Arc<Credentials>>>,
     ) -> Duration {
         self.stock.want(registered.entries.clone());
         self.stock.trust(&own.bundle, &own.verifier, SystemTime::now());
@@ -222,7 +223,9 @@ impl Supplier {
             self.publish();
         }
         let mut wait = None;
-        while wait.is_none() && !registrations.has_changed().unwrap_or(true) {
+        // What is news is handed out first, between two batches: an entry that went, a trust bundle with another authority.
+        let is_news = || registrations.has_changed().unwrap_or(true) || credentials.has_changed().unwrap_or(true);
+        while wait.is_none() && !is_news() {
             let due = self.stock.due(SystemTime::now());
             if due.is_empty() {
                 break;

@@ -22,7 +22,7 @@ use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
     AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, JoinRequest,
-    PublishPolicyRequest, Selector, ShowPolicyRequest,
+    PublishPolicyRequest, Selector, ShowBundleRequest, ShowPolicyRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use rcgen::{CertificateParams, KeyPair};
@@ -285,6 +285,19 @@ impl World {
     /// The trust bundle.
     pub fn bundle(&self) -> TrustBundle {
         self.ca.as_ref().expect("the CA runs").bundle()
+    }
+
+    /// Has everybody verify with one more authority. Gives the trust bundle's sequence number.
+    pub async fn trust(&self, certificate: CertificateDer<'static>) -> u64 {
+        let ca = self.ca.as_ref().expect("the CA runs");
+        ca.trust(certificate).await.unwrap()
+    }
+
+    /// How many authorities the admin API shows, and the sequence number.
+    pub async fn shown_bundle(&self) -> (usize, u64) {
+        let shown = self.admin().await.show_bundle(ShowBundleRequest {}).await;
+        let shown = shown.unwrap().into_inner();
+        (shown.authorities.len(), shown.sequence)
     }
 
     /// The CA's port, as `host:port`.
