@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
@@ -42,7 +42,7 @@ const PASSWD_BYTES_MAX: u64 = 16 << 20;
 
 /// The process at the other end of a connection.
 #[derive(Debug)]
-pub(crate) struct Caller {
+pub(crate) struct LocalProcess {
     pub(crate) pid: i32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -96,15 +96,15 @@ struct Users {
     names: HashMap<u32, String>,
 }
 
-// === impl Caller ===
+// === impl LocalProcess ===
 
-impl Caller {
-    pub(crate) fn new(peer: Peer) -> io::Result<Self> {
+impl LocalProcess {
+    pub(crate) fn new(peer: &Peer) -> io::Result<Self> {
         Ok(Self {
             pid: peer.pid,
             uid: peer.uid,
             gid: peer.gid,
-            process: Process::new(peer.pidfd)?,
+            process: Process::new(Arc::clone(&peer.pidfd))?,
         })
     }
 
@@ -145,7 +145,7 @@ impl Attestor {
     }
 
     /// Everything that can be said of the caller now.
-    pub(crate) async fn attest(&self, caller: &Caller) -> Result<Attestation, Exited> {
+    pub(crate) async fn attest(&self, caller: &LocalProcess) -> Result<Attestation, Exited> {
         let mut seen = Attestation::default();
         seen.add("unix", "uid", Ok(caller.uid.to_string()));
         seen.add("unix", "gid", Ok(caller.gid.to_string()));
@@ -331,14 +331,14 @@ mod tests {
     use rustix::process::{Pid, PidfdFlags};
     use std::process::{Child, Command, Stdio};
 
-    fn caller(pid: u32) -> Caller {
+    fn caller(pid: u32) -> LocalProcess {
         let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        Caller::new(Peer {
+        LocalProcess::new(&Peer {
             pid: pid.as_raw_nonzero().get(),
             uid: 4_000_000,
             gid: 7,
-            pidfd,
+            pidfd: Arc::new(pidfd),
         })
         .unwrap()
     }

@@ -7,7 +7,6 @@
 //! decisions in each are pure functions of values; the loops around them are thin.
 
 mod attest;
-mod authority;
 mod authorize;
 mod backoff;
 mod config;
@@ -15,6 +14,8 @@ mod node;
 mod policy;
 mod socket;
 mod supply;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fs;
 use std::io;
@@ -43,7 +44,7 @@ use authorize::authorizer::Authorizer;
 use node::Keeper;
 use node::link::CaLink;
 use policy::{Shelf, Trust};
-use socket::session::Desk;
+use socket::session::Sessions;
 use supply::{Supplier, SupplyReceiver};
 
 /// Open calls are told to end; one that does not within this is cut off.
@@ -124,13 +125,13 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let registrations = watch::Sender::new(None);
     let supply = watch::Sender::new(None);
     let launches = Launches::default();
-    let desk = Desk {
+    let sessions = Sessions {
         attestor: Arc::new(Attestor::new(launches.clone())),
         supply: supply.subscribe(),
-        policy: shelf.feed(),
         shutdown: stop.clone(),
     };
 
+    let feed = shelf.feed();
     let mut parts = JoinSet::new();
     let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
@@ -146,20 +147,22 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let node = node::run(keeper, link, config.join_token_file, stop.clone());
     let running = Running {
         socket: config.socket,
-        supply: desk.supply.clone(),
+        supply: sessions.supply.clone(),
         stopper,
         parts: JoinSet::new(),
         authorizer: authorizer.clone(),
     };
     let mut stopping = stop.clone();
     if let Some(authorizer) = authorizer.clone() {
-        let following = authorizer.follow(desk.policy.clone(), stop.clone());
+        let following = authorizer.follow(feed.clone(), stop.clone());
         parts.spawn(async {
             following.await;
             "the policy for decisions"
         });
     }
-    let server = socket::server::serve(listener, desk, authorizer, stop);
+    let routes = authorize::routes(&sessions, authorizer.as_ref());
+    let routes = socket::with_services(routes, &sessions, feed);
+    let server = socket::server::serve(listener, routes, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

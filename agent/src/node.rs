@@ -917,7 +917,7 @@ mod tests {
             Some(&state("SECRET", &other.chain_pem())),
             "key is damaged",
         );
-        check(Some(&good), Some(&state(&other.key_pem(), "x")), "SVID is damaged");
+        check(Some(&good), Some(&state(&other.key_pem(), "x")), "chain is damaged");
         check(
             Some(&good),
             Some(&state(&other.key_pem(), &other.chain_pem())),

@@ -3,16 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::accept::{Acceptor, WhenFull};
 use hoplite_host::shutdown::Shutdown;
+use hoplite_host::slots::{Bounds, Slot, Slots, Source};
 use hoplite_identity::{PeerRole, VerifiedPeer, tls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -26,17 +27,20 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at once: each costs a signature of ours, some kilobytes and the attention of a stranger.
 const HANDSHAKES_MAX: usize = 512;
 
+/// Handshakes at once from one address: a stranger with one address cannot keep the others waiting.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = HANDSHAKES_MAX / 4;
+
 /// Connections at once: an agent needs one.
 const CONNECTIONS_MAX: usize = 20_000;
+
+/// Connections at once from one address, behind which a whole site may be.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4;
 
 /// How long a stranger, or a workload, may stay: joining takes one call, and there is nothing here for workloads.
 const STRANGER_STAYS: Duration = Duration::from_secs(60);
 
 /// After a certificate's end its streams end with a word; then the connection ends without one.
 const EXPIRED_STAYS: Duration = Duration::from_secs(5);
-
-/// When the system has no more file descriptors, trying again at once would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who called, as far as the handshake showed it.
 #[derive(Debug, Clone)]
@@ -51,7 +55,7 @@ pub(crate) struct TlsConnection {
     stream: TlsStream<TcpStream>,
     caller: AgentCaller,
     ends: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 /// Accepts until the shutdown, and hands over the connections whose handshake succeeded.
@@ -61,33 +65,28 @@ pub(crate) async fn accept(
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
     mut shutdown: Shutdown,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let slots = Slots::new(Bounds::network(CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX));
+    let handshakes = Slots::new(Bounds::network(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX));
+    // The rest waits in the kernel's queue, which is bounded too.
+    let mut acceptor = Acceptor::new(listener, "agents", slots, WhenFull::Wait, shutdown.clone());
     loop {
-        let next = async {
-            // Both before accepting: the rest waits in the kernel's queue, which is bounded too.
-            let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-            let handshake = Arc::clone(&handshakes)
-                .acquire_owned()
-                .await
-                .map_err(io::Error::other)?;
-            Ok::<_, io::Error>((listener.accept().await?, place, handshake))
-        };
-        let next = tokio::select! {
-            next = next => next,
+        let handshake = tokio::select! {
+            handshake = handshakes.reserve() => handshake,
             () = shutdown.wait() => return,
         };
-        let ((tcp, address), place, handshake) = match next {
-            Ok(next) => next,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                sleep(ACCEPT_PAUSE).await;
+        let Some(((tcp, address), slot)) = acceptor.next().await else {
+            return;
+        };
+        let handshake = match handshake.claim(&[Source::address(address.ip())]) {
+            Ok(handshake) => handshake,
+            Err(full) => {
+                tracing::debug!(%address, "no handshake: {full}");
                 continue;
             }
         };
         let (door, accepted) = (door.borrow().clone(), accepted.clone());
         tokio::spawn(async move {
-            match timeout(HANDSHAKE_TIMEOUT, greet(tcp, address, door, place)).await {
+            match timeout(HANDSHAKE_TIMEOUT, greet(tcp, address, door, slot)).await {
                 Ok(Ok(connection)) => {
                     let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
                 }
@@ -103,13 +102,7 @@ pub(crate) async fn accept(
     }
 }
 
-async fn greet(
-    tcp: TcpStream,
-    address: SocketAddr,
-    door: Door,
-    place: OwnedSemaphorePermit,
-) -> io::Result<TlsConnection> {
-    tcp.set_nodelay(true)?;
+async fn greet(tcp: TcpStream, address: SocketAddr, door: Door, slot: Slot) -> io::Result<TlsConnection> {
     let stream = TlsAcceptor::from(door.config).accept(tcp).await?;
     let (_, tls) = stream.get_ref();
     let now = SystemTime::now();
@@ -122,7 +115,7 @@ async fn greet(
         stream,
         caller: AgentCaller { peer, address },
         ends,
-        _place: place,
+        _slot: slot,
     })
 }
 

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +17,7 @@ const READ_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub struct LocalConnection {
     stream: UnixStream,
-    peer: Arc<Peer>,
+    peer: Peer,
     mender: HttpAuthorityMender,
     /// Mended, and not read yet from `read` on.
     mended: Vec<u8>,
@@ -34,7 +33,7 @@ impl LocalConnection {
     /// The peer has exited already, or the kernel cannot say.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         Ok(Self {
-            peer: Arc::new(socket::peer(&stream)?),
+            peer: socket::peer(&stream)?,
             stream,
             mender: HttpAuthorityMender::default(),
             mended: Vec::new(),
@@ -43,7 +42,7 @@ impl LocalConnection {
     }
 
     /// The process at the other end.
-    pub fn peer(&self) -> &Arc<Peer> {
+    pub fn peer(&self) -> &Peer {
         &self.peer
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
@@ -48,7 +49,7 @@ pub enum BindError {
 }
 
 /// The process at the other end of a Unix socket, as it was when it connected.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Peer {
     /// Its process id in our pid namespace.
     pub pid: i32,
@@ -57,7 +58,7 @@ pub struct Peer {
     /// Its effective group id.
     pub gid: u32,
     /// Stays with this very process: when it has exited the descriptor polls readable, and its pid may be anybody's.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
 }
 
 /// Fails if a path is too long for [`bind`], so that a daemon can say so before it makes anything.
@@ -115,7 +116,7 @@ pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
         pid: credentials.pid(),
         uid: credentials.uid(),
         gid: credentials.gid(),
-        pidfd,
+        pidfd: Arc::new(pidfd),
     })
 }
 

@@ -177,7 +177,7 @@ impl Launches {
         let raw = pid.as_raw_nonzero().get();
         let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
-            .and_then(Process::new)
+            .and_then(|pidfd| Process::new(Arc::new(pidfd)))
             .map_err(|e| format!("cannot watch process {raw}: {e}"))?;
         if !process.is_alive() {
             return Err(format!("process {raw} has exited"));

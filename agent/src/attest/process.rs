@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
@@ -9,15 +10,15 @@ use tokio::io::unix::AsyncFd;
 
 /// A process that was alive once, and whether it still is.
 #[derive(Debug)]
-pub(crate) struct Process(AsyncFd<OwnedFd>);
+pub(crate) struct Process(AsyncFd<Arc<OwnedFd>>);
 
 // === impl Process ===
 
 impl Process {
-    pub(crate) fn new(pidfd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(pidfd: Arc<OwnedFd>) -> io::Result<Self> {
         #[expect(
             deprecated,
-            reason = "its successor is `unsafe` for types whose descriptor could change; an `OwnedFd` that is never lent out mutably cannot"
+            reason = "its successor is `unsafe` for types whose descriptor could change; an `OwnedFd` that is shared, and so never lent out mutably, cannot"
         )]
         AsyncFd::with_interest(pidfd, Interest::READABLE).map(Self)
     }

@@ -24,8 +24,8 @@ use tonic::{Code, Status};
 use self::evaluation::{Evaluation, Evaluations, Malformed, Semantic};
 use crate::authorize::authorizer::{Authorizer, Verdict};
 use crate::authorize::call::{Call, Target, Unusable, principal};
-use crate::socket::server::Connection;
-use crate::socket::session::{Desk, Entitlement};
+use crate::socket::admission::admit;
+use crate::socket::session::{Entitlement, Sessions};
 
 const EVALUATION: &str = "/access/v1/evaluation";
 const EVALUATIONS: &str = "/access/v1/evaluations";
@@ -58,7 +58,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct AuthZen {
-    desk: Desk,
+    sessions: Sessions,
     authorizer: Arc<Authorizer>,
 }
 
@@ -85,8 +85,8 @@ pub(crate) fn not_found(why: &str) -> Response<Body> {
 // === impl AuthZen ===
 
 impl AuthZen {
-    pub(crate) fn new(desk: Desk, authorizer: Arc<Authorizer>) -> Self {
-        Self { desk, authorizer }
+    pub(crate) fn new(sessions: Sessions, authorizer: Arc<Authorizer>) -> Self {
+        Self { sessions, authorizer }
     }
 
     /// Answers any request to a path of this service.
@@ -132,8 +132,8 @@ impl AuthZen {
 
     async fn evaluations(&self, request: Request<Body>) -> Result<Value, Fault> {
         // Who asks.
-        let (caller, _held) = Connection::admit(request.extensions())?;
-        let who = self.desk.session(&caller).entitlement().await?;
+        let (caller, _held) = admit(request.extensions())?;
+        let who = self.sessions.session(&caller).entitlement().await?;
 
         // What.
         let (parts, body) = request.into_parts();

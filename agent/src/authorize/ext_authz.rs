@@ -27,8 +27,8 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::authorize::authorizer::{Authorizer, Verdict};
 use crate::authorize::call::{Call, Target, principal};
-use crate::socket::server::Connection;
-use crate::socket::session::Desk;
+use crate::socket::admission::admit;
+use crate::socket::session::Sessions;
 
 /// Where Envoy's configuration says about which service it asks.
 const SERVICE: &str = "hoplite.service";
@@ -39,21 +39,21 @@ const METADATA: &str = "decision";
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct ExtAuthz {
-    desk: Desk,
+    sessions: Sessions,
     authorizer: Arc<Authorizer>,
 }
 
 // === impl ExtAuthz ===
 
 impl ExtAuthz {
-    pub(crate) fn new(desk: Desk, authorizer: Arc<Authorizer>) -> Self {
-        Self { desk, authorizer }
+    pub(crate) fn new(sessions: Sessions, authorizer: Arc<Authorizer>) -> Self {
+        Self { sessions, authorizer }
     }
 
     /// The error is why this process gets no decision at all.
     async fn answer(&self, request: Request<CheckRequest>) -> Result<CheckResponse, Status> {
-        let (caller, _held) = Connection::admit(request.extensions())?;
-        let who = self.desk.session(&caller).entitlement().await?;
+        let (caller, _held) = admit(request.extensions())?;
+        let who = self.sessions.session(&caller).entitlement().await?;
         let asked = request.into_inner().attributes.unwrap_or_default();
         let named = asked.context_extensions.get(SERVICE).map(String::as_str);
         let asker = self.authorizer.asker(&who, named).map_err(Status::permission_denied)?;
@@ -196,7 +196,7 @@ fn metadata(decision: &DecisionId) -> Struct {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket::server::testing::{World, own};
+    use crate::testing::{World, own};
     use hoplite_audit::{Phase, Record};
     use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Request as Asked};
     use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hoplite_host::slots::Slot;
 use hoplite_wire::policy::policies_server::Policies;
 use hoplite_wire::policy::{PolicyUpdate, WatchRequest};
 use prost::bytes::Bytes;
@@ -10,9 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::policy::{Feed, Held};
-use crate::socket::server::{Connection, StreamPermit};
-use crate::socket::session::{Desk, Session, Wake};
-use crate::socket::workload_api::check_header;
+use crate::socket::admission::{Responses, admit, check_header};
+use crate::socket::session::{Session, Sessions, Wake};
 
 /// A bundle travels in pieces of this many bytes: a stream whose caller reads slowly holds a copy of one.
 const PIECE_BYTES: usize = 1 << 20;
@@ -20,7 +20,8 @@ const PIECE_BYTES: usize = 1 << 20;
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct PolicyService {
-    desk: Desk,
+    sessions: Sessions,
+    policy: watch::Receiver<Arc<Feed>>,
 }
 
 /// What a caller holds: what it said, then what it was told.
@@ -35,19 +36,19 @@ struct Told {
 // === impl PolicyService ===
 
 impl PolicyService {
-    pub(crate) fn new(desk: Desk) -> Self {
-        Self { desk }
+    pub(crate) fn new(sessions: Sessions, policy: watch::Receiver<Arc<Feed>>) -> Self {
+        Self { sessions, policy }
     }
 }
 
 #[tonic::async_trait]
 impl Policies for PolicyService {
-    type WatchStream = ReceiverStream<Result<PolicyUpdate, Status>>;
+    type WatchStream = Responses<PolicyUpdate>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         check_header(&request)?;
-        let (caller, permit) = Connection::admit(request.extensions())?;
-        let mut session = self.desk.session(&caller);
+        let (caller, slot) = admit(request.extensions())?;
+        let mut session = self.sessions.session(&caller);
         // Who may do what is nobody's business who has no name here.
         session.entitlement().await?;
         let WatchRequest {
@@ -60,14 +61,14 @@ impl Policies for PolicyService {
             grants: None,
         };
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(push(session, permit, self.desk.policy.clone(), sender, told));
+        tokio::spawn(push(session, slot, self.policy.clone(), sender, told));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
 async fn push(
     mut session: Session,
-    _permit: StreamPermit,
+    _slot: Slot,
     mut feed: watch::Receiver<Arc<Feed>>,
     sender: mpsc::Sender<Result<PolicyUpdate, Status>>,
     mut told: Told,
@@ -156,7 +157,7 @@ fn in_pieces(held: &Held, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)
 mod tests {
     use super::*;
     use crate::policy::tests::held;
-    use crate::socket::server::testing::{World, own};
+    use crate::testing::{World, own};
     use hoplite_policy::bundle::Stage;
     use hoplite_wire::policy::policies_client::PoliciesClient;
     use hoplite_wire::{FetchError, PolicyFeed};

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
+use hoplite_host::slots::Slot;
 use hoplite_identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid};
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryService;
 use hoplite_wire::sds::{
@@ -28,8 +29,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::socket::server::{Connection, StreamPermit};
-use crate::socket::session::{Desk, Entitlement, Session, Wake};
+use crate::socket::admission::{Responses, admit};
+use crate::socket::session::{Entitlement, Session, Sessions, Wake};
 
 /// The only type this service has.
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -50,7 +51,7 @@ const WILDCARD: &str = "*";
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct SdsService {
-    desk: Desk,
+    sessions: Sessions,
 }
 
 /// A secret under the name it was asked for, and a version that changes when, and only when, its content does.
@@ -98,25 +99,25 @@ enum Reaction {
 // === impl SdsService ===
 
 impl SdsService {
-    pub(crate) fn new(desk: Desk) -> Self {
-        Self { desk }
+    pub(crate) fn new(sessions: Sessions) -> Self {
+        Self { sessions }
     }
 }
 
 #[tonic::async_trait]
 impl SecretDiscoveryService for SdsService {
-    type StreamSecretsStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaSecretsStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type StreamSecretsStream = Responses<DiscoveryResponse>;
+    type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
 
     async fn stream_secrets(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let (caller, permit) = Connection::admit(request.extensions())?;
+        let (caller, slot) = admit(request.extensions())?;
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
-            session: self.desk.session(&caller),
-            _permit: permit,
+            session: self.sessions.session(&caller),
+            _slot: slot,
             sender,
         };
         tokio::spawn(protocol.run(request.into_inner(), WorldStream::default()));
@@ -127,11 +128,11 @@ impl SecretDiscoveryService for SdsService {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let (caller, permit) = Connection::admit(request.extensions())?;
+        let (caller, slot) = admit(request.extensions())?;
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
-            session: self.desk.session(&caller),
-            _permit: permit,
+            session: self.sessions.session(&caller),
+            _slot: slot,
             sender,
         };
         tokio::spawn(protocol.run(request.into_inner(), DeltaStream::default()));
@@ -139,10 +140,10 @@ impl SecretDiscoveryService for SdsService {
     }
 
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-        let (caller, _permit) = Connection::admit(request.extensions())?;
+        let (caller, _slot) = admit(request.extensions())?;
         let mut stream = WorldStream::default();
         stream.request(request.into_inner(), caller.pid)?;
-        let entitlement = self.desk.session(&caller).entitlement().await?;
+        let entitlement = self.sessions.session(&caller).entitlement().await?;
         stream
             .answer(&entitlement, true)
             .map(Response::new)
@@ -165,7 +166,7 @@ trait Protocol {
 /// One stream and its two ends.
 struct Conversation<T> {
     session: Session,
-    _permit: StreamPermit,
+    _slot: Slot,
     sender: mpsc::Sender<Result<T, Status>>,
 }
 
@@ -553,8 +554,8 @@ fn nonce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket::server::testing::{World, own};
     use crate::socket::session::Identity;
+    use crate::testing::{World, own};
     use hoplite_identity::BundleSet;
     use hoplite_identity::testing::TestAuthority;
     use hoplite_wire::sds::secret_discovery_service_client::SecretDiscoveryServiceClient;

@@ -10,23 +10,21 @@ use ring::digest::{Context, SHA256};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
-use crate::attest::{Attestor, Caller};
-use crate::policy::Feed;
+use crate::attest::{Attestor, LocalProcess};
 use crate::supply::{Supply, SupplyReceiver};
 
-/// What sessions share.
+/// Begins sessions, and has what they share.
 #[derive(Debug, Clone)]
-pub(crate) struct Desk {
+pub(crate) struct Sessions {
     pub(crate) attestor: Arc<Attestor>,
     pub(crate) supply: SupplyReceiver,
-    pub(crate) policy: watch::Receiver<Arc<Feed>>,
     pub(crate) shutdown: Shutdown,
 }
 
 /// One call of one process.
 #[derive(Debug)]
 pub(crate) struct Session {
-    caller: Arc<Caller>,
+    caller: Arc<LocalProcess>,
     attestor: Arc<Attestor>,
     supply: SupplyReceiver,
     launches: watch::Receiver<()>,
@@ -58,10 +56,10 @@ pub(crate) enum Wake {
     End,
 }
 
-// === impl Desk ===
+// === impl Sessions ===
 
-impl Desk {
-    pub(crate) fn session(&self, caller: &Arc<Caller>) -> Session {
+impl Sessions {
+    pub(crate) fn session(&self, caller: &Arc<LocalProcess>) -> Session {
         Session {
             caller: Arc::clone(caller),
             attestor: Arc::clone(&self.attestor),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use hoplite_host::slots::Slot;
 use hoplite_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
 use hoplite_wire::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -11,25 +12,20 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::socket::server::{Connection, StreamPermit};
-use crate::socket::session::{Desk, Entitlement, Session, Wake};
-
-/// The header that a browser, tricked into calling a local socket, cannot send (W-4).
-const HEADER: &str = "workload.spiffe.io";
+use crate::socket::admission::{Responses, admit, check_header};
+use crate::socket::session::{Entitlement, Session, Sessions, Wake};
 
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkloadApiService {
-    desk: Desk,
+    sessions: Sessions,
 }
-
-type ResponseStream<T> = ReceiverStream<Result<T, Status>>;
 
 // === impl WorkloadApiService ===
 
 impl WorkloadApiService {
-    pub(crate) fn new(desk: Desk) -> Self {
-        Self { desk }
+    pub(crate) fn new(sessions: Sessions) -> Self {
+        Self { sessions }
     }
 
     /// The first message at once, then the full state at each change, and at each change only (W-7).
@@ -37,20 +33,20 @@ impl WorkloadApiService {
         &self,
         request: &Request<Q>,
         message: fn(&Entitlement) -> T,
-    ) -> Result<Response<ResponseStream<T>>, Status> {
+    ) -> Result<Response<Responses<T>>, Status> {
         check_header(request)?;
-        let (caller, permit) = Connection::admit(request.extensions())?;
-        let mut session = self.desk.session(&caller);
+        let (caller, slot) = admit(request.extensions())?;
+        let mut session = self.sessions.session(&caller);
         let first = session.entitlement().await?;
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(push(session, permit, sender, first, message));
+        tokio::spawn(push(session, slot, sender, first, message));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
 async fn push<T>(
     mut session: Session,
-    _permit: StreamPermit,
+    _slot: Slot,
     sender: mpsc::Sender<Result<T, Status>>,
     first: Entitlement,
     message: fn(&Entitlement) -> T,
@@ -87,9 +83,9 @@ async fn push<T>(
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for WorkloadApiService {
-    type FetchX509SVIDStream = ResponseStream<X509svidResponse>;
-    type FetchX509BundlesStream = ResponseStream<X509BundlesResponse>;
-    type FetchJWTBundlesStream = ResponseStream<JwtBundlesResponse>;
+    type FetchX509SVIDStream = Responses<X509svidResponse>;
+    type FetchX509BundlesStream = Responses<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Responses<JwtBundlesResponse>;
 
     async fn fetch_x509svid(
         &self,
@@ -129,16 +125,6 @@ fn no_jwt<Q, T>(request: &Request<Q>) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(
         "this agent does not serve JWT-SVIDs yet; use X.509-SVIDs",
     ))
-}
-
-pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
-    let mut values = request.metadata().get_all(HEADER).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) if value == "true" => Ok(()),
-        _ => Err(Status::invalid_argument(
-            "the metadata `workload.spiffe.io: true` is missing; a SPIFFE client sends it once",
-        )),
-    }
 }
 
 fn svids(entitlement: &Entitlement) -> X509svidResponse {
@@ -190,9 +176,10 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::socket::server::testing::{World, own};
+    use crate::socket::admission::HEADER;
     use crate::supply::Supplied;
     use crate::supply::entry::Entry;
+    use crate::testing::{World, own};
     use hoplite_identity::X509Svid;
     use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     use std::sync::Arc;

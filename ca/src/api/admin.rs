@@ -4,13 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
+use hoplite_host::slots::{Bounds, Slot, Slots};
 use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_store::Revision;
-use hoplite_wire::ca as wire;
-use tokio::net::{UnixListener, UnixStream};
+use hoplite_wire::{Served, ca as wire};
+use tokio::net::UnixListener;
 use tokio::sync::mpsc;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
@@ -34,8 +36,14 @@ const LIST_DEFAULT: u32 = 100;
 /// Policies listed in one call.
 const LIST_MAX: u32 = 1_000;
 
-/// When the system has no more file descriptors, trying again at once would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections at once. A command line needs one, for a moment.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Those of one process.
+const CONNECTIONS_PER_PROCESS_MAX: usize = 64;
+
+/// Those of one user: the CA's own and root never keep each other out.
+const CONNECTIONS_PER_USER_MAX: usize = CONNECTIONS_MAX / 2;
 
 /// The service.
 pub(crate) struct Admin {
@@ -46,28 +54,33 @@ pub(crate) struct Admin {
     publishing: Publishing,
 }
 
+/// An operator's process, as the kernel names it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operator {
+    uid: u32,
+}
+
 /// Accepts until the shutdown, and hands over the connections of those who may call.
 pub(crate) async fn accept(
     listener: UnixListener,
-    accepted: mpsc::Sender<io::Result<UnixStream>>,
-    mut shutdown: Shutdown,
+    accepted: mpsc::Sender<io::Result<Served<LocalConnection, Operator, Slot>>>,
+    shutdown: Shutdown,
 ) {
     let own_uid = rustix::process::geteuid().as_raw();
-    loop {
-        let next = tokio::select! {
-            next = listener.accept() => next,
-            () = shutdown.wait() => return,
-        };
-        let admitted = next.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream)));
-        match admitted {
-            Ok((uid, stream)) if may_call(uid, own_uid) => {
-                let _ = accepted.send(Ok(stream)).await; // nobody listens any more while stopping
-            }
-            Ok((uid, _)) => tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin connection"),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection on the admin socket");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+    let slots = Slots::new(Bounds::local(
+        CONNECTIONS_MAX,
+        CONNECTIONS_PER_PROCESS_MAX,
+        CONNECTIONS_PER_USER_MAX,
+    ));
+    let mut acceptor = Acceptor::new(listener, "admin", slots, WhenFull::Close, shutdown);
+    while let Some((connection, slot)) = acceptor.next().await {
+        let uid = connection.peer().uid;
+        if may_call(uid, own_uid) {
+            let operator = Operator { uid };
+            let connection = Served::new(connection, operator).holding(slot);
+            let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
+        } else {
+            tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin connection");
         }
     }
 }
@@ -426,13 +439,10 @@ struct AdminCall {
 
 impl AdminCall {
     fn new<T>(request: &Request<T>, action: &'static str) -> Self {
-        let credentials = request
-            .extensions()
-            .get::<UdsConnectInfo>()
-            .and_then(|info| info.peer_cred);
+        let operator = request.extensions().get::<Operator>();
         Self {
             action,
-            uid: credentials.map(|credentials| credentials.uid()),
+            uid: operator.map(|operator| operator.uid),
         }
     }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use super::*;
 use crate::policy::Feed;
 use crate::policy::tests::{bundle_of, held_as, key};
-use crate::socket::server::testing::{World, own};
+use crate::testing::{World, own};
 use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Meta, Stage};

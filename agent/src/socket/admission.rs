@@ -1,0 +1,77 @@
+//! Who calls, and what one process may hold: what the services know of the connection that a request came on.
+
+use std::io;
+use std::sync::Arc;
+
+use hoplite_host::slots::{Bounds, Slot, Slots, Source};
+use hoplite_host::socket::Peer;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http;
+use tonic::{Request, Status};
+
+use crate::attest::LocalProcess;
+
+/// Open streams of one process. Envoy opens one for each secret it is configured with.
+pub(crate) const STREAMS_PER_PROCESS_MAX: usize = 256;
+
+/// Open streams of all processes together: of none of them it is the bound that matters.
+const STREAMS_MAX: usize = 1 << 24;
+
+/// The header that a browser, tricked into calling a local socket, cannot send (W-4).
+pub(crate) const HEADER: &str = "workload.spiffe.io";
+
+/// A stream of answers.
+pub(crate) type Responses<T> = ReceiverStream<Result<T, Status>>;
+
+/// What each request carries of its connection.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionInfo {
+    caller: Arc<LocalProcess>,
+    streams: Slots,
+    /// The connection's own place, given back when the last request has ended too.
+    _slot: Arc<Slot>,
+}
+
+/// Places for the streams of all connections.
+pub(crate) fn stream_slots() -> Slots {
+    Slots::new(Bounds::local(STREAMS_MAX, STREAMS_PER_PROCESS_MAX, STREAMS_MAX))
+}
+
+/// Who calls, and a place for one more stream of that process.
+pub(crate) fn admit(extensions: &http::Extensions) -> Result<(Arc<LocalProcess>, Slot), Status> {
+    let info = extensions
+        .get::<ConnectionInfo>()
+        .ok_or_else(|| Status::internal("the caller of this connection is not known"))?;
+    let slot = info
+        .streams
+        .take(&[Source::Process(info.caller.pid)])
+        .map_err(|_full| {
+            Status::resource_exhausted(format!(
+                "this process has {STREAMS_PER_PROCESS_MAX} streams open; close some"
+            ))
+        })?;
+    Ok((Arc::clone(&info.caller), slot))
+}
+
+/// Lets through what no browser can have sent (W-4).
+pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
+    let mut values = request.metadata().get_all(HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if value == "true" => Ok(()),
+        _ => Err(Status::invalid_argument(
+            "the metadata `workload.spiffe.io: true` is missing; a SPIFFE client sends it once",
+        )),
+    }
+}
+
+// === impl ConnectionInfo ===
+
+impl ConnectionInfo {
+    pub(crate) fn new(peer: &Peer, slot: Slot, streams: Slots) -> io::Result<Self> {
+        Ok(Self {
+            caller: Arc::new(LocalProcess::new(peer)?),
+            streams,
+            _slot: Arc::new(slot),
+        })
+    }
+}
