@@ -632,7 +632,7 @@ fn a_log_that_fails_leaves_no_allow() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         return runtime.block_on(ask_until_the_log_fails());
     }
-    let name = "authzen::tests::a_log_that_fails_leaves_no_allow";
+    let name = "authorize::authzen::tests::a_log_that_fails_leaves_no_allow";
     let ran = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 32; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
