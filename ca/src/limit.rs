@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Failures at once, before the rate counts: a fleet behind one address may have a bad day.
-const BURST: u32 = 20;
+use hoplite_host::bucket::{Bucket, Rate};
 
-/// One more failure is forgiven after this.
-const REFILL: Duration = Duration::from_secs(1);
+/// Failures at once, before the rate counts: a fleet behind one address may have a bad day. One more is forgiven in each
+/// second.
+const FORGIVEN: Rate = Rate {
+    burst: 20,
+    every: Duration::from_secs(1),
+};
 
 /// Addresses remembered. When there are more, those forgiven are forgotten; then everybody shares one.
 const ADDRESSES_MAX: usize = 8192;
@@ -16,8 +19,8 @@ const ADDRESSES_MAX: usize = 8192;
 /// Failures by address.
 #[derive(Debug, Default)]
 pub(crate) struct Failures {
-    /// When the last failure of an address will be forgiven.
-    forgiven_at: HashMap<Source, Instant>,
+    /// One that lacks nothing need not be remembered.
+    by_source: HashMap<Source, Bucket>,
 }
 
 /// IPv6 hands out whole networks, so a source is one of them.
@@ -34,18 +37,16 @@ impl Failures {
     /// Whether an attempt from this address may be made now.
     pub(crate) fn may_try(&self, address: IpAddr, now: Instant) -> bool {
         let source = self.source(address);
-        self.forgiven_at
-            .get(&source)
-            .is_none_or(|at| *at <= now + REFILL * (BURST - 1))
+        self.by_source.get(&source).is_none_or(|bucket| bucket.has_token(now))
     }
 
     /// An attempt failed.
     pub(crate) fn failed(&mut self, address: IpAddr, now: Instant) {
-        if self.forgiven_at.len() >= ADDRESSES_MAX {
-            self.forgiven_at.retain(|_, at| *at > now);
+        if self.by_source.len() >= ADDRESSES_MAX {
+            self.by_source.retain(|_, bucket| !bucket.is_full(now));
         }
-        let at = self.forgiven_at.entry(self.source(address)).or_insert(now);
-        *at = (*at).max(now) + REFILL;
+        let bucket = self.by_source.entry(self.source(address));
+        bucket.or_insert_with(|| Bucket::new(FORGIVEN, now)).charge(now);
     }
 
     fn source(&self, address: IpAddr) -> Source {
@@ -56,8 +57,8 @@ impl Failures {
                 Source::V6Network([a, b, c, d])
             }
         };
-        let is_known = self.forgiven_at.contains_key(&source);
-        if is_known || self.forgiven_at.len() < ADDRESSES_MAX {
+        let is_known = self.by_source.contains_key(&source);
+        if is_known || self.by_source.len() < ADDRESSES_MAX {
             source
         } else {
             Source::Overflow
@@ -73,7 +74,7 @@ mod tests {
     fn failures_are_forgiven_one_by_one() {
         let (mut failures, start) = (Failures::default(), Instant::now());
         let guesser: IpAddr = "10.0.0.1".parse().unwrap();
-        for n in 0..BURST {
+        for n in 0..FORGIVEN.burst {
             assert!(failures.may_try(guesser, start), "failure {n}");
             failures.failed(guesser, start);
         }
@@ -86,21 +87,21 @@ mod tests {
             failures.may_try("10.0.0.2".parse().unwrap(), start),
             "another one is not held up"
         );
-        assert!(failures.may_try(guesser, start + REFILL));
-        failures.failed(guesser, start + REFILL);
-        assert!(!failures.may_try(guesser, start + REFILL));
+        assert!(failures.may_try(guesser, start + FORGIVEN.every));
+        failures.failed(guesser, start + FORGIVEN.every);
+        assert!(!failures.may_try(guesser, start + FORGIVEN.every));
     }
 
     #[test]
     fn a_network_is_one_source_and_memory_is_bounded() {
         let (mut failures, now) = (Failures::default(), Instant::now());
-        for n in 0..BURST {
+        for n in 0..FORGIVEN.burst {
             failures.failed(format!("2001:db8::{n:x}").parse().unwrap(), now);
         }
         assert!(!failures.may_try("2001:db8::ffff".parse().unwrap(), now));
         for n in 0..20_000u32 {
             failures.failed(IpAddr::from(n.to_be_bytes()), now);
         }
-        assert!(failures.forgiven_at.len() <= ADDRESSES_MAX + 1);
+        assert!(failures.by_source.len() <= ADDRESSES_MAX + 1);
     }
 }

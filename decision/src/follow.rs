@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_wire::PolicyFeed as Stream;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -11,8 +12,7 @@ use tracing::{debug, info, warn};
 use crate::current::PolicyFeed;
 
 /// How long to wait before the feed is opened again: at first, and at most.
-const WAIT_MIN: Duration = Duration::from_millis(50);
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// The clock that ends a grant, or a bundle, may be set while we wait: it is looked at this often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -55,15 +55,15 @@ async fn end_what_is_over(feed: &Arc<PolicyFeed>) {
 
 async fn follow(feed: &Arc<PolicyFeed>, address: String) {
     let mut stream = Stream::new(&address);
-    let mut wait = WAIT_MIN;
+    let mut backoff = RETRY;
     loop {
         let (live, shadow) = feed.revisions();
         match stream.next(live, shadow).await {
             Ok(update) => {
-                if wait >= WAIT_MAX {
+                if backoff.is_at_longest() {
                     info!("the agent's policy feed is back");
                 }
-                wait = WAIT_MIN;
+                backoff.succeeded();
                 let feed = feed.clone();
                 // Verifying and compiling a large bundle takes seconds.
                 let offered = spawn_blocking(move || {
@@ -84,12 +84,12 @@ async fn follow(feed: &Arc<PolicyFeed>, address: String) {
             }
             Err(error) => {
                 debug!(%error, "the agent's policy feed is away");
-                sleep(wait).await;
+                let was_at_longest = backoff.is_at_longest();
+                sleep(backoff.failed(jitter())).await;
                 // Not worth a word when it is restarted; but a feed that never works is.
-                if wait < WAIT_MAX && wait * 2 >= WAIT_MAX {
+                if !was_at_longest && backoff.is_at_longest() {
                     warn!(address, %error, "the agent's policy feed is away; what is in force stays so, and nothing new comes");
                 }
-                wait = (wait * 2).min(WAIT_MAX);
             }
         }
     }

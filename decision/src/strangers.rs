@@ -3,21 +3,23 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Refusals that are recorded one by one: this many at once …
-const BURST: u32 = 1_000;
+use hoplite_host::bucket::{Bucket, Rate};
 
-/// … and one more in each of these. The rest is counted: whoever has no identity must not be able to fill our disk.
-const EVERY: Duration = Duration::from_millis(10);
+/// Refusals that are recorded one by one. The rest is counted: whoever has no identity must not be able to fill our
+/// disk.
+const ONE_BY_ONE: Rate = Rate {
+    burst: 1_000,
+    every: Duration::from_millis(10),
+};
 
 /// Says which refusals of strangers are recorded.
 #[derive(Debug)]
-pub(crate) struct Strangers(Mutex<Bucket>);
+pub(crate) struct Strangers(Mutex<Counted>);
 
-/// A token bucket that counts what it held back.
+/// A token bucket, and how many it held back.
 #[derive(Debug)]
-struct Bucket {
-    tokens: u32,
-    refilled: Instant,
+struct Counted {
+    bucket: Bucket,
     suppressed: u64,
 }
 
@@ -25,9 +27,8 @@ struct Bucket {
 
 impl Strangers {
     pub(crate) fn new(now: Instant) -> Self {
-        Self(Mutex::new(Bucket {
-            tokens: BURST,
-            refilled: now,
+        Self(Mutex::new(Counted {
+            bucket: Bucket::new(ONE_BY_ONE, now),
             suppressed: 0,
         }))
     }
@@ -38,31 +39,15 @@ impl Strangers {
     }
 }
 
-// === impl Bucket ===
+// === impl Counted ===
 
-impl Bucket {
+impl Counted {
     fn admit(&mut self, now: Instant) -> Option<u64> {
-        let passed = now.saturating_duration_since(self.refilled);
-        let fresh = passed.as_nanos() / EVERY.as_nanos();
-        if fresh > 0 {
-            let fresh = u32::try_from(fresh).unwrap_or(BURST).min(BURST);
-            self.tokens = self.tokens.saturating_add(fresh).min(BURST);
-            // What is left of the last interval still counts towards the next token.
-            self.refilled = if self.tokens == BURST {
-                now
-            } else {
-                self.refilled + EVERY * fresh
-            };
-        }
-        match self.tokens.checked_sub(1) {
-            Some(left) => {
-                self.tokens = left;
-                Some(std::mem::take(&mut self.suppressed))
-            }
-            None => {
-                self.suppressed += 1;
-                None
-            }
+        if self.bucket.take(now) {
+            Some(std::mem::take(&mut self.suppressed))
+        } else {
+            self.suppressed += 1;
+            None
         }
     }
 }
@@ -74,9 +59,9 @@ mod tests {
     #[test]
     fn strangers_are_bounded_and_counted() {
         let start = Instant::now();
-        let mut bucket = Bucket {
-            tokens: 2,
-            refilled: start,
+        let rate = Rate { burst: 2, ..ONE_BY_ONE };
+        let mut bucket = Counted {
+            bucket: Bucket::new(rate, start),
             suppressed: 0,
         };
         let after = |millis| start + Duration::from_millis(millis);
@@ -91,7 +76,11 @@ mod tests {
         );
         assert_eq!(bucket.admit(after(19)), None);
         assert_eq!(bucket.admit(after(20)), Some(1), "half an interval was not lost");
-        bucket.admit(after(1_000_000));
-        assert_eq!(bucket.tokens, BURST - 1, "a quiet day saves no more than the burst");
+        let after_a_quiet_day = [(); 3].map(|()| bucket.admit(after(1_000_000)));
+        assert_eq!(
+            after_a_quiet_day,
+            [Some(0), Some(0), None],
+            "it saves no more than the burst"
+        );
     }
 }

@@ -4,6 +4,8 @@
 //! decided once.
 
 pub mod accept;
+pub mod backoff;
+pub mod bucket;
 pub mod config;
 pub mod files;
 mod hpack;

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_identity::tls::{self, ClientAuth};
 use hoplite_identity::{InvalidBundle, PeerVerifier, SpiffeId, X509Svid};
 use hoplite_wire::{FetchError, Identity, WorkloadApi};
@@ -21,11 +21,8 @@ const CLIENTS_MAX: usize = 1_024;
 /// Application protocols of an HTTP connection, best first.
 const ALPN_HTTP: &[&[u8]] = &[b"h2", b"http/1.1"];
 
-/// The first wait after the agent went away.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-
-/// The longest: an agent that is back is found within this time.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The first wait after the agent went away, and the longest: an agent that is back is found within this time.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// The identity in force. It cannot exist without one: whoever holds it can show an SVID.
 #[derive(Debug)]
@@ -70,7 +67,7 @@ pub(crate) struct Source {
     wanted: Option<SpiffeId>,
     stream: Option<WorkloadApi>,
     number: u64,
-    failures: u32,
+    backoff: Backoff,
 }
 
 /// Why what the agent sent is not used.
@@ -238,7 +235,7 @@ impl Source {
             wanted,
             stream: None,
             number: 0,
-            failures: 0,
+            backoff: RETRY,
         }
     }
 
@@ -249,9 +246,9 @@ impl Source {
         loop {
             match self.receive().await {
                 Ok(next) => {
-                    if self.failures > 0 {
+                    if self.backoff.is_failing() {
                         info!(workload_api = self.address, "the agent is back");
-                        self.failures = 0;
+                        self.backoff.succeeded();
                     }
                     if current.is_some_and(|current| current.says_the_same_as(&next)) {
                         continue;
@@ -261,8 +258,9 @@ impl Source {
                 }
                 Err(error) => {
                     self.stream = None;
-                    let wait = backoff(self.failures);
-                    if self.failures == 0 {
+                    let is_news = !self.backoff.is_failing();
+                    let wait = self.backoff.failed(jitter());
+                    if is_news {
                         warn!(
                             workload_api = self.address,
                             error = &error as &dyn Error,
@@ -271,7 +269,6 @@ impl Source {
                     } else {
                         debug!(error = &error as &dyn Error, ?wait, "still no identity from the agent");
                     }
-                    self.failures = self.failures.saturating_add(1);
                     sleep(wait).await;
                 }
             }
@@ -285,26 +282,5 @@ impl Source {
         };
         let identity = stream.next().await?;
         Generation::new(self.number + 1, identity, self.wanted.as_ref())
-    }
-}
-
-/// Doubles up to the bound, then takes between half and all of it, so that proxies do not come back in step.
-fn backoff(failures: u32) -> Duration {
-    let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
-    let random = RandomState::new().build_hasher().finish() % 1000;
-    full / 2 + full.mul_f64(random as f64 / 2000.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_grows_and_is_bounded() {
-        for failures in [0, 1, 5, 10, u32::MAX] {
-            let full = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
-            let wait = backoff(failures);
-            assert!(wait >= full / 2 && wait <= full, "{failures}: {wait:?}");
-        }
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use hoplite_agent::Launcher;
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -24,8 +25,7 @@ use tokio::task::JoinSet;
 use crate::output::{part, plain};
 
 /// A child that dies again and again is started more and more slowly…
-const RESTART_AFTER_MIN: Duration = Duration::from_millis(100);
-const RESTART_AFTER_MAX: Duration = Duration::from_secs(5);
+const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 /// …and one that lived this long has a clean slate.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// A little more than a proxy takes to drain; then it is killed.
@@ -164,7 +164,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self) {
-        let mut pause = RESTART_AFTER_MIN;
+        let mut backoff = RESTART;
         loop {
             let started = Instant::now();
             let ended = match self.run().await {
@@ -179,15 +179,14 @@ impl Keeper {
                 return;
             }
             if started.elapsed() > STABLE_AFTER {
-                pause = RESTART_AFTER_MIN;
+                backoff.succeeded();
             }
             self.events
                 .say(&self.spec.name, "WARN", &format!("{ended}; starting it again"));
             tokio::select! {
                 () = self.shutdown.wait() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(backoff.failed(jitter())) => {}
             }
-            pause = (pause * 2).min(RESTART_AFTER_MAX);
         }
     }
 
