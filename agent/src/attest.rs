@@ -21,12 +21,12 @@ use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
 use hoplite_host::socket::Peer;
+use hoplite_identity::{Selector, SelectorKind};
 use ring::digest;
 use tokio::sync::Semaphore;
 
 use crate::attest::launch::Launches;
 use crate::attest::process::Process;
-use crate::supply::entry::Selector;
 
 /// Digests kept. A node runs fewer binaries than this.
 const DIGESTS_MAX: usize = 1024;
@@ -117,12 +117,13 @@ impl LocalProcess {
 // === impl Attestation ===
 
 impl Attestation {
-    fn add(&mut self, kind: &str, key: &str, value: Result<String, String>) {
-        match value {
-            Ok(value) => {
-                self.selectors.insert(Selector::new(kind, format!("{key}:{value}")));
+    /// INVARIANT: the only way to a selector here, so that what is attested could also be registered.
+    fn add(&mut self, kind: SelectorKind, value: Result<String, String>) {
+        match value.and_then(|value| Selector::new(kind, &value).map_err(|error| error.to_string())) {
+            Ok(selector) => {
+                self.selectors.insert(selector);
             }
-            Err(reason) => self.unknown.push(format!("{kind}:{key} ({reason})")),
+            Err(reason) => self.unknown.push(format!("{kind} ({reason})")),
         }
     }
 }
@@ -147,21 +148,21 @@ impl Attestor {
     /// Everything that can be said of the caller now.
     pub(crate) async fn attest(&self, caller: &LocalProcess) -> Result<Attestation, Exited> {
         let mut seen = Attestation::default();
-        seen.add("unix", "uid", Ok(caller.uid.to_string()));
-        seen.add("unix", "gid", Ok(caller.gid.to_string()));
-        seen.add("unix", "user", self.user(Path::new("/etc/passwd"), caller.uid));
+        seen.add(SelectorKind::UnixUid, Ok(caller.uid.to_string()));
+        seen.add(SelectorKind::UnixGid, Ok(caller.gid.to_string()));
+        seen.add(SelectorKind::UnixUser, self.user(Path::new("/etc/passwd"), caller.uid));
         match open_binary(caller.pid) {
             Ok((binary, link)) => {
-                seen.add("unix", "path", path_of(&binary, &link));
-                seen.add("unix", "sha256", self.sha256(binary).await);
+                seen.add(SelectorKind::UnixPath, path_of(&binary, &link));
+                seen.add(SelectorKind::UnixSha256, self.sha256(binary).await);
             }
             Err(reason) => {
-                seen.add("unix", "path", Err(reason.clone()));
-                seen.add("unix", "sha256", Err(reason));
+                seen.add(SelectorKind::UnixPath, Err(reason.clone()));
+                seen.add(SelectorKind::UnixSha256, Err(reason));
             }
         }
         if let Some(name) = self.launches.name_of(caller.pid) {
-            seen.add("launch", "name", Ok(name));
+            seen.add(SelectorKind::LaunchName, Ok(name.to_string()));
         }
         // INVARIANT: the last thing done. While the process lives its pid is its own, so all of the above was its.
         if caller.process.is_alive() {
@@ -314,8 +315,7 @@ fn parse_passwd(text: &str) -> HashMap<u32, String> {
     for line in text.lines() {
         let mut fields = line.split(':');
         if let (Some(name), Some(_), Some(uid), Some(_)) = (fields.next(), fields.next(), fields.next(), fields.next())
-            && !name.is_empty()
-            && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'+'))
+            && Selector::new(SelectorKind::UnixUser, name).is_ok()
             && let Ok(uid) = uid.parse()
         {
             names.entry(uid).or_insert_with(|| name.to_owned());
@@ -348,9 +348,8 @@ mod tests {
     }
 
     fn value<'a>(seen: &'a Attestation, key: &str) -> Option<&'a str> {
-        seen.selectors
-            .iter()
-            .find_map(|s| s.value.strip_prefix(key)?.strip_prefix(':'))
+        let is_it = |selector: &&Selector| selector.kind().as_str().rsplit(':').next() == Some(key);
+        seen.selectors.iter().find(is_it).map(Selector::value)
     }
 
     fn end(mut child: Child) {
@@ -381,6 +380,58 @@ mod tests {
             "{:?}",
             seen.unknown
         );
+    }
+
+    /// Who finds out a kind. A new row of the table does not compile without one, and `every_kind_has_its_attestor`
+    /// fails until it does so.
+    fn attestor_of(kind: SelectorKind) -> &'static str {
+        match kind {
+            SelectorKind::UnixUid | SelectorKind::UnixGid => "the kernel, of the peer of the socket",
+            SelectorKind::UnixUser => "the user database, by the uid",
+            SelectorKind::UnixPath | SelectorKind::UnixSha256 => "/proc, of the program that runs",
+            SelectorKind::LaunchName => "the launcher's channel",
+        }
+    }
+
+    #[tokio::test]
+    async fn every_kind_has_its_attestor() {
+        let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let launches = Launches::default();
+        launches.note("edge", child.id());
+        let mut caller = caller(child.id());
+        caller.uid = 0;
+        let seen = Attestor::new(launches).attest(&caller).await.unwrap();
+        for kind in SelectorKind::ALL {
+            let found = seen.selectors.iter().find(|selector| selector.kind() == kind);
+            let found = found.unwrap_or_else(|| panic!("{kind} is not attested by {}: {seen:?}", attestor_of(kind)));
+            assert_eq!(
+                Selector::parse(&found.to_string()),
+                Ok(found.clone()),
+                "it can be registered"
+            );
+        }
+        assert_eq!(seen.selectors.len(), SelectorKind::ALL.len());
+        end(child);
+    }
+
+    #[test]
+    fn what_cannot_be_registered_is_not_attested() {
+        let mut seen = Attestation::default();
+        for (kind, value) in [
+            (SelectorKind::UnixUid, "4294967295"),
+            (SelectorKind::UnixPath, "/opt/a\nb"),
+            (SelectorKind::UnixPath, "/opt/program (deleted)/"),
+            (SelectorKind::UnixUser, "+nis"),
+        ] {
+            seen.add(kind, Ok(value.to_owned()));
+        }
+        assert!(seen.selectors.is_empty());
+        assert!(
+            seen.unknown[0].starts_with("unix:uid (`4294967295` is no value of"),
+            "{:?}",
+            seen.unknown
+        );
+        assert_eq!(seen.unknown.len(), 4);
     }
 
     #[tokio::test]

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hoplite_audit::is_recorder_name;
-use hoplite_decision::{OnStale, is_service_name};
+use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
@@ -208,8 +208,8 @@ impl Authorization {
             );
         }
         for (service, asker) in &self.services {
-            if !is_service_name(service) {
-                return fail("services", service, "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`");
+            if let Err(invalid) = ServiceName::check(service) {
+                return fail("services", service, &invalid.to_string());
             }
             if asker.is_trust_domain() {
                 return fail("services", asker, "a workload's SPIFFE ID has a path");

@@ -8,7 +8,6 @@
 
 mod attest;
 mod authorize;
-mod backoff;
 mod config;
 mod node;
 mod policy;
@@ -29,7 +28,6 @@ use hoplite_decision::BundleTrust;
 use hoplite_host::files::FileError;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
-use hoplite_identity::InvalidSpiffeId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -80,9 +78,6 @@ pub enum StartError {
     /// The socket for workloads.
     #[error(transparent)]
     Socket(#[from] BindError),
-    /// The trust domain's name is so long that its CA could have no SPIFFE ID.
-    #[error("the CA can have no SPIFFE ID in this trust domain: {0}")]
-    CaId(#[from] InvalidSpiffeId),
     /// The launcher channel is no Unix socket.
     #[error(
         "standard input is no Unix socket ({0}); leave out `--launcher-stdin` unless a supervisor starts the agent"
@@ -117,7 +112,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         Authorizer::open(authorization, trust, SystemTime::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;
-    let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials())?;
+    let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let listener = unix_socket::bind(&config.socket, config.socket_mode())?;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
+use hoplite_host::backoff::jitter;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
@@ -19,15 +20,11 @@ use ring::digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::backoff::{Backoff, jitter, rests};
 use crate::node::key::Key;
-use crate::node::link::{CaError, CaLink, Credentials};
+use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 
 /// The file in the data directory.
 const FILE: &str = "node.json";
-
-/// Agents live under this path of their trust domain.
-const AGENT_PATH: &str = "/hoplite/agent/";
 
 /// A CA that needs longer to sign one certificate is stuck.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -135,7 +132,7 @@ struct Token(String);
 
 /// Keeps the node's identity until the agent stops.
 pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<PathBuf>, mut shutdown: Shutdown) {
-    let mut backoff = Backoff::default();
+    let mut backoff = RETRY;
     let mut facts = Facts {
         svid: keeper.validity(),
         ..Facts::default()
@@ -225,7 +222,7 @@ fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
 
 impl Facts {
     fn next(&self, now: SystemTime) -> Step {
-        let resting = self.retry_at.filter(|at| rests(*at, now));
+        let resting = self.retry_at.filter(|at| RETRY.rests(*at, now));
         let Some(svid) = self.svid.filter(|svid| now < svid.not_after) else {
             return match (self.token, resting) {
                 (false, _) => Step::NeedToken,
@@ -391,8 +388,7 @@ impl Keeper {
             .map(|message| link::parse_bundle(message, &self.trust_domain))
             .transpose()?;
         let mut held = self.held();
-        let is_agent =
-            svid.spiffe_id().trust_domain() == &self.trust_domain && svid.spiffe_id().path().starts_with(AGENT_PATH);
+        let is_agent = svid.spiffe_id().trust_domain() == &self.trust_domain && svid.spiffe_id().is_agent();
         let renewed_as_other = token.is_none()
             && held
                 .svid
@@ -634,7 +630,7 @@ mod tests {
             token: true,
             ..Facts::default()
         };
-        let (mut backoff, mut now) = (Backoff::default(), start);
+        let (mut backoff, mut now) = (RETRY, start);
         let (mut joins, mut renewals, mut failures, mut without) = (0u32, 0u32, 0u32, Duration::ZERO);
         while now < start + DAY * 365 {
             let before = now;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::backoff::jitter;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::TrustDomain;
@@ -20,8 +21,7 @@ use prost::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::backoff::{Backoff, jitter};
-use crate::node::link::{CaError, CaLink};
+use crate::node::link::{CaError, CaLink, RETRY};
 
 /// Beside the bundles: what was accepted last, and the grants.
 const STATE_FILE: &str = "policy.json";
@@ -105,7 +105,7 @@ pub(crate) async fn run(
     mut states: watch::Receiver<Option<Arc<PolicyState>>>,
     mut shutdown: Shutdown,
 ) {
-    let mut backoff = Backoff::default();
+    let mut backoff = RETRY;
     let mut retry = false;
     loop {
         let wait = backoff_or_forever(retry.then(|| backoff.failed(jitter())));
@@ -683,7 +683,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let domain = TrustDomain::parse("prod.example").unwrap();
         let credentials = watch::Sender::new(None);
-        let link = CaLink::new("127.0.0.1:1".into(), &domain, credentials.subscribe()).unwrap();
+        let link = CaLink::new("127.0.0.1:1".into(), &domain, credentials.subscribe());
         let mut shelf = open(dir.path());
         let named = PolicyRef {
             revision: 3,

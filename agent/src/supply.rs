@@ -2,7 +2,6 @@
 //!
 //! Keys are made here and go to nobody but their workload. A renewal that fails keeps the SVID that is still valid.
 
-pub(crate) mod entry;
 pub(crate) mod sync;
 
 use std::cmp::Reverse;
@@ -10,17 +9,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{BundleSet, InvalidSvid, PeerRejected, PeerRole, PeerVerifier, SpiffeId, TrustBundle, X509Svid};
+use hoplite_identity::{
+    BundleSet, EntryId, InvalidSvid, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, Selector, SpiffeId,
+    TrustBundle, X509Svid,
+};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{IssueItem, IssueRequest};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::backoff::{Backoff, jitter, rests};
 use crate::node::key::Key;
-use crate::node::link::{CaError, CaLink, Credentials};
-use crate::supply::entry::{Entry, Selector};
+use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::sync::Registrations;
 
 /// SVIDs asked for in one call: enough to make the round trip cheap, few enough to be answered at once.
@@ -44,7 +45,7 @@ pub(crate) struct Supply {
 /// An entry and its SVID.
 #[derive(Debug, Clone)]
 pub(crate) struct Supplied {
-    pub(crate) entry: Arc<Entry>,
+    pub(crate) entry: Arc<RegisteredEntry>,
     /// None while it is being minted, or when it expired while the CA was away.
     pub(crate) svid: Option<Arc<X509Svid>>,
 }
@@ -64,16 +65,16 @@ pub(crate) struct Supplier {
 /// The pure part: what is wanted, what is there, what is due.
 #[derive(Debug, Default)]
 struct Stock {
-    wanted: BTreeMap<String, Arc<Entry>>,
-    minted: HashMap<String, Minted>,
-    failed: HashMap<String, Failed>,
+    wanted: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    minted: HashMap<EntryId, Minted>,
+    failed: HashMap<EntryId, Failed>,
     bundle: Option<Arc<TrustBundle>>,
 }
 
 /// An SVID and the entry it was minted for.
 #[derive(Debug)]
 struct Minted {
-    entry: Arc<Entry>,
+    entry: Arc<RegisteredEntry>,
     svid: Arc<X509Svid>,
     renew_at: SystemTime,
 }
@@ -105,7 +106,7 @@ impl Supply {
     /// comes the entry with the most selectors, the most specific one; then the oldest; then by SPIFFE ID.
     pub(crate) fn new(mut entries: Vec<Supplied>, bundles: BundleSet) -> Self {
         entries.sort_by(|a, b| {
-            let key = |s: &Supplied| (Reverse(s.entry.selectors.len()), s.entry.created);
+            let key = |s: &Supplied| (Reverse(s.entry.selectors.len()), s.entry.created_at);
             key(a)
                 .cmp(&key(b))
                 .then_with(|| (&a.entry.spiffe_id, &a.entry.id).cmp(&(&b.entry.spiffe_id, &b.entry.id)))
@@ -171,7 +172,7 @@ impl Supplier {
             channel: None,
             stock: Stock::default(),
             supply,
-            away: Backoff::default(),
+            away: RETRY,
         }
     }
 
@@ -244,13 +245,13 @@ impl Supplier {
     }
 
     /// One batch. Fails as a whole only when the CA cannot be reached.
-    async fn mint(&mut self, own: &Credentials, due: &[Arc<Entry>]) -> Result<(), CaError> {
+    async fn mint(&mut self, own: &Credentials, due: &[Arc<RegisteredEntry>]) -> Result<(), CaError> {
         let mut keys = Vec::with_capacity(due.len());
         let mut items = Vec::with_capacity(due.len());
         for entry in due {
             let key = Key::generate()?;
             items.push(IssueItem {
-                entry_id: entry.id.clone(),
+                entry_id: entry.id.to_string(),
                 csr: key.csr()?,
             });
             keys.push(key);
@@ -286,7 +287,7 @@ impl Supplier {
                 Err(error) => {
                     self.stock.failed(entry, now, jitter());
                     let expires = self.stock.expires(entry, now).map(humantime);
-                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = entry.id, expires, "no new SVID");
+                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.id, expires, "no new SVID");
                 }
             }
         }
@@ -307,7 +308,7 @@ impl Supplier {
 
 /// Believes nothing that can be checked: the key is ours, the name is the entry's, the trust bundle vouches for it.
 fn accept(
-    entry: &Entry,
+    entry: &RegisteredEntry,
     chain: Vec<Vec<u8>>,
     key: Key,
     verifier: &PeerVerifier,
@@ -333,7 +334,7 @@ fn humantime(left: Duration) -> String {
 
 impl Stock {
     /// What is registered now. What is no longer is forgotten, its key with it.
-    fn want(&mut self, wanted: BTreeMap<String, Arc<Entry>>) {
+    fn want(&mut self, wanted: BTreeMap<EntryId, Arc<RegisteredEntry>>) {
         self.minted.retain(|id, minted| {
             wanted
                 .get(id)
@@ -354,16 +355,16 @@ impl Stock {
     }
 
     /// The next batch of entries to have minted.
-    fn due(&self, now: SystemTime) -> Vec<Arc<Entry>> {
-        let missing = |entry: &Entry| {
+    fn due(&self, now: SystemTime) -> Vec<Arc<RegisteredEntry>> {
+        let missing = |entry: &RegisteredEntry| {
             self.minted
                 .get(&entry.id)
-                .is_none_or(|minted| minted.renew_at <= now || !minted.entry.same_certificate(entry))
+                .is_none_or(|minted| minted.renew_at <= now || !minted.entry.has_same_certificate(entry))
         };
-        let resting = |entry: &Entry| {
+        let resting = |entry: &RegisteredEntry| {
             self.failed
                 .get(&entry.id)
-                .is_some_and(|failed| rests(failed.retry_at, now))
+                .is_some_and(|failed| failed.backoff.rests(failed.retry_at, now))
         };
         self.wanted
             .values()
@@ -373,7 +374,7 @@ impl Stock {
             .collect()
     }
 
-    fn minted(&mut self, entry: &Arc<Entry>, svid: X509Svid, now: SystemTime, jitter: f64) {
+    fn minted(&mut self, entry: &Arc<RegisteredEntry>, svid: X509Svid, now: SystemTime, jitter: f64) {
         self.failed.remove(&entry.id);
         // However much a CA back-dates: what has just been minted is not due at once.
         let left = svid.leaf().not_after().duration_since(now).unwrap_or_default();
@@ -388,16 +389,16 @@ impl Stock {
         );
     }
 
-    fn failed(&mut self, entry: &Entry, now: SystemTime, jitter: f64) {
+    fn failed(&mut self, entry: &RegisteredEntry, now: SystemTime, jitter: f64) {
         let failed = self.failed.entry(entry.id.clone()).or_insert(Failed {
-            backoff: Backoff::default(),
+            backoff: RETRY,
             retry_at: now,
         });
         failed.retry_at = now + failed.backoff.failed(jitter);
     }
 
     /// How long the SVID at hand will still do.
-    fn expires(&self, entry: &Entry, now: SystemTime) -> Option<Duration> {
+    fn expires(&self, entry: &RegisteredEntry, now: SystemTime) -> Option<Duration> {
         self.minted
             .get(&entry.id)?
             .svid
@@ -446,30 +447,37 @@ impl Stock {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
+    use hoplite_identity::Entry;
 
-    /// An entry with selectors like `unix:uid:0`.
-    pub(crate) fn entry(id: &str, spiffe_id: &SpiffeId, selectors: &[String]) -> Entry {
-        let selectors = selectors.iter().map(|text| {
-            let (kind, value) = text.split_once(':').unwrap();
-            Selector::new(kind, value)
-        });
-        Entry {
-            id: id.to_owned(),
-            spiffe_id: spiffe_id.clone(),
-            selectors: selectors.collect(),
-            ttl: Duration::from_secs(3600),
-            hint: String::new(),
-            dns_names: Vec::new(),
+    /// An entry with selectors like `unix:uid:0`, named like its path.
+    pub(crate) fn entry(id: &str, spiffe_id: &SpiffeId, selectors: &[String]) -> RegisteredEntry {
+        RegisteredEntry {
+            id: EntryId::parse(&id.replace('/', "-")).unwrap(),
+            entry: Entry {
+                spiffe_id: spiffe_id.clone(),
+                parent_id: spiffe_id.trust_domain().agent("n1").unwrap(),
+                selectors: selectors.iter().map(|text| text.parse().unwrap()).collect(),
+                x509_ttl: 3600,
+                hint: String::new(),
+                dns_names: Vec::new(),
+                created_at: 0,
+            },
             revision: 1,
-            created: SystemTime::UNIX_EPOCH,
         }
+    }
+
+    /// The entry with this difference.
+    pub(crate) fn with(mut registered: RegisteredEntry, change: impl FnOnce(&mut Entry)) -> RegisteredEntry {
+        change(&mut registered.entry);
+        registered
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::testing::entry;
+    use super::testing::{entry, with};
     use super::*;
+    use hoplite_identity::Entry;
     use hoplite_identity::testing::TestAuthority;
     use proptest::prelude::*;
 
@@ -479,29 +487,28 @@ mod tests {
         SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap()
     }
 
-    fn wanted(entries: impl IntoIterator<Item = Entry>) -> BTreeMap<String, Arc<Entry>> {
+    fn wanted(entries: impl IntoIterator<Item = RegisteredEntry>) -> BTreeMap<EntryId, Arc<RegisteredEntry>> {
         entries
             .into_iter()
             .map(|entry| (entry.id.clone(), Arc::new(entry)))
             .collect()
     }
 
-    fn ids(entries: &[Arc<Entry>]) -> Vec<&str> {
+    fn ids(entries: &[Arc<RegisteredEntry>]) -> Vec<&str> {
         entries.iter().map(|entry| entry.id.as_str()).collect()
     }
 
     #[test]
     fn w_10_the_default_identity_is_an_explicit_rule() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let make = |name: &str, path: &str, selectors: &[&str], created| Supplied {
-            entry: Arc::new(Entry {
-                created: at(created),
-                ..entry(
+            entry: Arc::new(with(
+                entry(
                     name,
                     &id(path),
                     &selectors.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
-                )
-            }),
+                ),
+                |entry| entry.created_at = created,
+            )),
             svid: None,
         };
         let supply = Supply::new(
@@ -515,12 +522,12 @@ mod tests {
             BundleSet::default(),
         );
         let check = |selectors: &[&str], expected: &[&str]| {
-            let selectors = selectors
+            let selectors = selectors.iter().map(|text| text.parse().unwrap()).collect();
+            let found: Vec<_> = supply
+                .matching(&selectors)
                 .iter()
-                .map(|s| s.split_once(':').unwrap())
-                .map(|(k, v)| Selector::new(k, v))
+                .map(|s| s.entry.id.to_string())
                 .collect();
-            let found: Vec<_> = supply.matching(&selectors).iter().map(|s| s.entry.id.clone()).collect();
             assert_eq!(found, expected, "{selectors:?}");
         };
         check(
@@ -540,14 +547,14 @@ mod tests {
             entries in proptest::collection::vec(proptest::collection::btree_set(0u8..8, 1..4), 0..20),
             caller in proptest::collection::btree_set(0u8..8, 0..8),
         ) {
-            let selector = |n: &u8| Selector::new("k", n.to_string());
+            let selector = |n: &u8| Selector::parse(&format!("unix:gid:{n}")).unwrap();
             let supplied = entries.iter().enumerate().map(|(n, set)| Supplied {
-                entry: Arc::new(Entry { selectors: set.iter().map(selector).collect(), ..entry(&n.to_string(), &id("/a"), &[]) }),
+                entry: Arc::new(with(entry(&n.to_string(), &id("/a"), &[]), |entry| entry.selectors = set.iter().map(selector).collect())),
                 svid: None,
             });
             let supply = Supply::new(supplied.collect(), BundleSet::default());
             let selectors: BTreeSet<_> = caller.iter().map(selector).collect();
-            let found: BTreeSet<_> = supply.matching(&selectors).iter().map(|s| s.entry.id.clone()).collect();
+            let found: BTreeSet<_> = supply.matching(&selectors).iter().map(|s| s.entry.id.to_string()).collect();
             let expected = entries.iter().enumerate().filter(|(_, set)| set.is_subset(&caller)).map(|(n, _)| n.to_string());
             prop_assert_eq!(found, expected.collect::<BTreeSet<_>>());
         }
@@ -614,11 +621,8 @@ mod tests {
                 SystemTime::now(),
                 0.0,
             );
-            let mut changed = Entry {
-                revision: 2,
-                ..original.clone()
-            };
-            change(&mut changed);
+            let mut changed = with(original.clone(), change);
+            changed.revision = 2;
             stock.want(wanted([changed]));
             let now = SystemTime::now();
             assert_eq!(
@@ -629,7 +633,7 @@ mod tests {
         check(&|_| {}, true, false);
         check(&|e| e.hint = "h".into(), true, false);
         check(&|e| e.selectors.clear(), true, false);
-        check(&|e| e.ttl = HOUR * 2, true, true);
+        check(&|e| e.x509_ttl = 7200, true, true);
         check(&|e| e.dns_names = vec!["a".into()], true, true);
         check(&|e| e.spiffe_id = id("/b"), false, true);
     }

@@ -13,7 +13,6 @@ use crate::policy::tests::key;
 use crate::socket::server::serve;
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
-use crate::supply::entry::Entry;
 use crate::supply::{Supplied, Supply, testing::entry};
 use hoplite_audit::{Query, Record, read_log};
 use hoplite_decision::{BundleTrust, OnStale};
@@ -21,7 +20,7 @@ use hoplite_host::shutdown::{Stopper, channel};
 use hoplite_host::socket;
 use hoplite_identity::TrustDomain;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_identity::{BundleSet, X509Svid};
+use hoplite_identity::{BundleSet, RegisteredEntry, X509Svid};
 use hoplite_seal::TrustedSigners;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -160,12 +159,12 @@ impl World {
         Some(Arc::new(self.authority.svid(path, Duration::from_secs(3600))))
     }
 
-    pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> Entry {
+    pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> RegisteredEntry {
         entry(path, &self.authority.trust_domain().member(path).unwrap(), selectors)
     }
 
     /// Publishes these entries with fresh SVIDs, and both trust domains' bundles.
-    pub(crate) fn publish(&self, entries: impl IntoIterator<Item = Entry>) {
+    pub(crate) fn publish(&self, entries: impl IntoIterator<Item = RegisteredEntry>) {
         let supplied = entries.into_iter().map(|entry| {
             let svid = self.svid(entry.spiffe_id.path());
             Supplied {

@@ -24,9 +24,9 @@ mod run_tests;
 
 use crate::view::Places;
 use case::{Case, Expected, Question, Word, Wrong};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::files::HEADERS_FILE;
-use hoplite_policy::text::{Text, check_service_name};
+use hoplite_policy::text::Text;
 use hoplite_policy::{Ask, Asked, CanonicalRequest, Fault, SelectedHeaders, Snapshot, Source, Verdict};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -261,7 +261,7 @@ impl Settings {
         let principal = self.caller(caller)?;
         let action = rest.next().ok_or_else(|| missing("method"))?;
         let service = rest.next().ok_or_else(|| missing("service"))?;
-        check_service_name(service.text).map_err(|reason| (service.offset, reason))?;
+        ServiceName::check(service.text).map_err(|invalid| (service.offset, invalid.to_string()))?;
         let mut last = service;
         let what = if action.text == "connect" {
             Ok(Asked::Connect)

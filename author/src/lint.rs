@@ -29,11 +29,11 @@ use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, ValidationMode,
     ValidationWarning, Validator,
 };
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::files::{BREAK_GLASS_MODULE, ROUTES_FILE};
 use hoplite_policy::text::{
-    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation,
-    check_service_name, diagnosed, enough, hides, on_stack, parse, statements, validator,
+    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation, diagnosed,
+    enough, hides, on_stack, parse, statements, validator,
 };
 use hoplite_policy::{Fault, RouteTable, SelectedHeaders, Source};
 use std::borrow::Cow;
@@ -426,7 +426,7 @@ fn check_name(uid: &EntityUid, routes: &RouteTable) -> Result<(), String> {
             .map_err(|reason| with_help(reason, "write its bare name, `prod.acme`"));
     }
     if *kind == VOCABULARY.service {
-        return check_service_name(id);
+        return ServiceName::check(id).map_err(|invalid| invalid.to_string());
     }
     if *kind == VOCABULARY.route && !routes.has(id) {
         return Err(format!(

@@ -4,9 +4,9 @@
 //! than the document would let a policy permit more than its author read.
 
 use crate::yaml::{DOCUMENT_NODES_MAX, Node, Position, read};
+use hoplite_identity::ServiceName;
 use hoplite_policy::limits::{PATH_BYTES_MAX, ROUTES_PER_SERVICE_MAX};
 use hoplite_policy::text::CanonicalPath;
-use hoplite_policy::text::check_service_name;
 use hoplite_policy::{Fault, RouteTable, Source};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -43,7 +43,7 @@ pub struct ImportedRoutes {
 /// The document cannot be read, is no OpenAPI 3.0 or 3.1, or describes no route, or too many.
 pub fn routes_from_openapi(service: &str, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
     let fault = |place: Position, reason: String| vec![place.fault(&document.name, &document.text, reason)];
-    check_service_name(service).map_err(|reason| fault(Position::START, reason))?;
+    ServiceName::check(service).map_err(|invalid| fault(Position::START, invalid.to_string()))?;
     let root = read(&document.text).map_err(|(place, reason)| fault(place, reason))?;
     check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
     let mut import = Import {

@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_identity::tls::{self, ClientAuth};
 use hoplite_identity::{
-    BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle,
-    X509Svid,
+    BundleSet, InvalidBundle, InvalidSvid, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, X509Svid,
 };
 use rustls::ServerConfig;
 use tokio::sync::watch;
@@ -42,9 +41,6 @@ pub(crate) struct Doorkeeper {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DoorError {
-    /// The trust domain's name is too long.
-    #[error("the CA cannot be named: {0}; choose a shorter `trust_domain`")]
-    Name(#[from] InvalidSpiffeId),
     /// A key could not be made.
     #[error("cannot make a key: the system gives no random numbers")]
     Key,
@@ -71,7 +67,7 @@ impl Doorkeeper {
         mut bundles: watch::Receiver<Arc<TrustBundle>>,
         now: SystemTime,
     ) -> Result<(Self, Door), DoorError> {
-        let id = bundles.borrow_and_update().trust_domain().member("/hoplite/ca")?;
+        let id = bundles.borrow_and_update().trust_domain().ca();
         let svid = mint(&issuer, &id, now)?;
         let keeper = Self {
             issuer,

@@ -6,13 +6,12 @@
 
 use std::sync::Arc;
 
-use hoplite_identity::{SpiffeId, TrustBundle};
+use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle, entries_digest};
 use hoplite_store::{Change, Revision, Snapshot};
 
 use crate::agents::index::AgentIndex;
 use crate::authority::index::AuthorityIndex;
-use crate::entries::entry::EntryId;
-use crate::entries::index::{EntryIndex, Registered, digest};
+use crate::entries::index::EntryIndex;
 use crate::policy::index::PolicyIndex;
 use crate::record::{BadRecord, Mutation};
 
@@ -32,7 +31,7 @@ pub(crate) struct Update {
     pub(crate) revision: Revision,
     /// Whether `upserts` is all there is.
     pub(crate) full: bool,
-    pub(crate) upserts: Vec<Arc<Registered>>,
+    pub(crate) upserts: Vec<Arc<RegisteredEntry>>,
     pub(crate) deletes: Vec<EntryId>,
     /// Over all entries the agent now holds.
     pub(crate) digest: [u8; 32],
@@ -93,7 +92,7 @@ impl Index {
                 .cloned()
                 .collect(),
             deletes: from.map(|from| self.entries.gone(agent, from)).unwrap_or_default(),
-            digest: digest(held()),
+            digest: entries_digest(held().map(|registered| (&registered.id, registered.revision))),
             bundle: self
                 .authority
                 .bundle()
@@ -129,12 +128,11 @@ impl Index {
 mod tests {
     use super::*;
     use crate::authority::trust::{Trust, Trusted};
-    use crate::entries::entry::Entry;
     use crate::entries::entry::tests::{parse, sample};
     use crate::entries::index::TOMBSTONES_MAX;
     use crate::record::{self, Record};
-    use hoplite_identity::TrustDomain;
     use hoplite_identity::testing::TestAuthority;
+    use hoplite_identity::{Entry, TrustDomain};
     use hoplite_store::Mutation;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -201,7 +199,8 @@ mod tests {
             let update = index.update(&agent(node), from);
             let ids: Vec<_> = update.upserts.iter().map(|registered| registered.id.as_str()).collect();
             assert_eq!((update.full, &ids[..]), (full, upserts), "{node} from {from:?}");
-            assert_eq!(update.deletes, deletes, "{node} from {from:?}");
+            let gone: Vec<_> = update.deletes.iter().map(EntryId::as_str).collect();
+            assert_eq!(gone, deletes, "{node} from {from:?}");
             let is_news = full || !upserts.is_empty() || !deletes.is_empty();
             assert_eq!(
                 from.is_none_or(|from| index.has_changed(&agent(node), from)),
@@ -295,7 +294,7 @@ mod tests {
                     for registered in &update.upserts {
                         held.insert(registered.id.clone(), Arc::clone(registered));
                     }
-                    prop_assert_eq!(digest(held.values()), update.digest);
+                    prop_assert_eq!(entries_digest(held.values().map(|r| (&r.id, r.revision))), update.digest);
                     bundle = update.bundle.or(bundle);
                     at = Some(update.revision);
                 }

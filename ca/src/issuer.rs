@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{Entry, SpiffeId};
 
 use crate::authority::x509::{Authority, Serial};
-use crate::entries::entry::Entry;
 use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
 
 /// The authority that signs here, and how long lives what it signs. It alone takes the two and entropy together.

@@ -19,7 +19,6 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::door::Door;
-use crate::entries::entry;
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,7 +121,7 @@ async fn greet(tcp: TcpStream, address: SocketAddr, door: Door, slot: Slot) -> i
 /// How long a connection may last. Only an agent's lasts: others could take up all places.
 fn stays(peer: Option<&VerifiedPeer>, now: SystemTime) -> Duration {
     match peer {
-        Some(peer) if entry::is_agent(peer.spiffe_id()) => {
+        Some(peer) if peer.spiffe_id().is_agent() => {
             peer.not_after().duration_since(now).unwrap_or_default() + EXPIRED_STAYS
         }
         _ => STRANGER_STAYS,

@@ -202,7 +202,6 @@ mod tests {
     use crate::authority::writes::{Found, Trusting};
     use crate::authority::x509::Authority;
     use crate::entries::entry::tests::{parse, sample};
-    use crate::entries::entry::{Entry, EntryId};
     use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
     use crate::issuance::{MintError, Minted, SubjectKey};
     use crate::issuer::Issuer;
@@ -210,6 +209,7 @@ mod tests {
     use crate::tokens::token::{JoinRefused, Token, TokenText, digest_of};
     use crate::tokens::writes::{CreateToken, Join, TokenError};
     use crate::write::View;
+    use hoplite_identity::{Entry, EntryId};
     use hoplite_identity::{Leaf, SpiffeId, TrustDomain};
     use hoplite_store::{MemoryStore, SledStore};
     use std::time::{SystemTime, UNIX_EPOCH};
@@ -451,15 +451,16 @@ mod tests {
             hint: "h".into(),
             ..a.clone()
         };
+        let id = |text: &str| EntryId::parse(text).unwrap();
         let mut ids = 0..;
         let mut create = async |entries: &[&Entry]| {
-            let with_id = |entry: &&Entry| (EntryId::from(format!("id{}", ids.next().unwrap())), Entry::clone(entry));
+            let with_id = |entry: &&Entry| (id(&format!("id{}", ids.next().unwrap())), Entry::clone(entry));
             let entries = entries.iter().map(with_id).collect();
             registry.write_at(CreateEntries { entries }).await.unwrap()
         };
         let (first, revision) = create(&[&a, &b, &a, &other_hint]).await;
         let created = |id: &str, entry: &Entry, revision: Option<Revision>, fate: Fate| Created {
-            id: id.into(),
+            id: EntryId::parse(id).unwrap(),
             entry: entry.clone(),
             revision,
             fate,
@@ -474,7 +475,7 @@ mod tests {
         let (again, nothing) = create(&[&a]).await;
         assert_eq!(again, [created("id0", &a, Some(revision), Fate::Existed)]);
         assert_eq!(nothing, 0);
-        let ids = ["id0", "no such", "id0"].map(EntryId::from).to_vec();
+        let ids = ["id0", "no-such", "id0"].map(id).to_vec();
         assert_eq!(
             registry.write(DeleteEntries { ids }).await.unwrap(),
             [true, false, true]

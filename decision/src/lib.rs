@@ -24,5 +24,5 @@ pub use follow::follow_bundles;
 pub use metrics::{Family, Metrics};
 pub use point::{DecisionPoint, Fields, Question, Refusal};
 pub use policy_files::read_policies;
-pub use settings::{OnStale, is_service_name, reference_every};
+pub use settings::{OnStale, reference_every};
 pub use trace::trace_id;

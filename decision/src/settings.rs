@@ -18,11 +18,3 @@ pub enum OnStale {
 pub fn reference_every() -> u64 {
     1_000
 }
-
-/// Whether a configuration may call a service so: `[a-z0-9._-]{1,64}`.
-pub fn is_service_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_'))
-}

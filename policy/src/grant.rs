@@ -5,10 +5,9 @@
 
 use crate::bundle::remedy;
 use crate::calendar::{LAST_SECOND, instant, rfc3339, seconds};
-use crate::routes::check_service_name;
 use crate::schema::{VOCABULARY, uid};
 use crate::source::Source;
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners, cbor};
 use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
@@ -202,7 +201,7 @@ impl GrantDraft {
             ));
         }
         TrustDomain::parse(&self.trust_domain).map_err(|error| error.to_string())?;
-        check_service_name(&self.service)?;
+        ServiceName::check(&self.service).map_err(|error| error.to_string())?;
         let sized = |text: &str| (1..=WORD_BYTES_MAX).contains(&text.len());
         let id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if !sized(&self.id) || !self.id.bytes().all(id) {

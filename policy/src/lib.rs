@@ -71,7 +71,6 @@ pub mod text {
     pub use crate::fault::{FAULTS_MAX, Text, enough};
     pub use crate::modules::{Modules, SECURITY_OWNER, Team};
     pub use crate::parse::{COMPILE_STACK_BYTES, diagnosed, on_stack, parse};
-    pub use crate::routes::check_service_name;
     pub use crate::schema::{SCHEMA, VOCABULARY, Vocabulary, validator};
     pub use crate::statement::{Statement, statements, token_length};
     pub use crate::unseen::hides;

@@ -18,12 +18,12 @@ use crate::anatomy::Anatomy;
 use crate::cedar::annotation;
 use crate::fault::{Fault, Text};
 use crate::ids::ID_BYTES_MAX;
-use crate::routes::check_service_name;
 use crate::schema::VOCABULARY;
 use crate::source::{BREAK_GLASS_MODULE, FILE_NAME_BYTES_MAX, MODULES_FILE, Source};
 use crate::statement::Statement;
 use crate::unseen::is_unseen;
 use cedar_policy::{Effect, Policy, PrincipalConstraint, ResourceConstraint};
+use hoplite_identity::ServiceName;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -121,8 +121,8 @@ impl Modules {
                 (None, true) => None,
                 (Some(services), false) if !services.is_empty() => {
                     for service in &services {
-                        if let Err(reason) = check_service_name(service.as_ref()) {
-                            faults.push(fault(service.span(), reason));
+                        if let Err(invalid) = ServiceName::check(service.as_ref()) {
+                            faults.push(fault(service.span(), invalid.to_string()));
                         }
                         let first = owners.entry(service.as_ref().clone()).or_insert_with(|| owner.clone());
                         if first != owner {

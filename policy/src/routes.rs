@@ -11,6 +11,7 @@
 use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
 use crate::fault::{Fault, Text};
 use crate::source::ROUTES_FILE;
+use hoplite_identity::ServiceName;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -107,8 +108,8 @@ impl RouteTable {
         let mut faults = Vec::new();
         let mut services = HashMap::new();
         for (service, section) in sections {
-            if let Err(reason) = check_service_name(service.as_ref()) {
-                faults.push(fault(Some(service.span()), reason));
+            if let Err(invalid) = ServiceName::check(service.as_ref()) {
+                faults.push(fault(Some(service.span()), invalid.to_string()));
                 continue;
             }
             if section.routes.len() > ROUTES_PER_SERVICE_MAX {
@@ -146,7 +147,7 @@ impl RouteTable {
     pub fn has(&self, name: &str) -> bool {
         name.split_once(':').is_some_and(|(service, what)| {
             let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
-            let unmatched = what == "unmatched" && check_service_name(service).is_ok();
+            let unmatched = what == "unmatched" && ServiceName::check(service).is_ok();
             unmatched || templates.iter().any(|template| template.route.as_str() == name)
         })
     }
@@ -269,21 +270,6 @@ impl Template {
     fn precedence(&self) -> (&[Pattern], bool, Option<&str>) {
         (&self.pattern, self.method.is_none(), self.method.as_deref())
     }
-}
-
-/// A service's name becomes part of route names, where `:` ends it.
-///
-/// # Errors
-/// In one sentence, why this is none.
-pub fn check_service_name(name: &str) -> Result<(), String> {
-    let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    if (1..=128).contains(&name.len()) && name.bytes().all(word) {
-        return Ok(());
-    }
-    Err(format!(
-        "`{}` is not a service name; use 1 to 128 letters, digits, `-`, `_` and `.`",
-        name.escape_debug()
-    ))
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hoplite_audit::is_recorder_name;
-use hoplite_decision::{BundleTrust, OnStale, is_service_name};
+use hoplite_decision::{BundleTrust, OnStale};
 use hoplite_host::config::{self, ConfigError};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
@@ -231,7 +231,7 @@ impl Inbound {
     fn check(&self, addresses: &mut HashSet<SocketAddr>) -> Result<(), Unusable> {
         check_free("inbound.listen", self.listen, addresses)?;
         check(
-            is_service_name(&self.service),
+            ServiceName::check(&self.service).is_ok(),
             "inbound.service",
             &self.service,
             "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`",
@@ -263,7 +263,7 @@ impl Outbound {
         )?;
         check_free("outbound.listen", self.listen, addresses)?;
         check(
-            is_service_name(&self.name) && names.insert(&self.name),
+            ServiceName::check(&self.name).is_ok() && names.insert(&self.name),
             "outbound.name",
             &self.name,
             "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once",

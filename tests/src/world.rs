@@ -11,7 +11,8 @@ use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
 use hoplite_host::{files, logging};
 use hoplite_identity::{
-    BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, TrustDomain, X509Svid, tls,
+    BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, Selector, SpiffeId, TrustBundle, TrustDomain,
+    X509Svid, tls,
 };
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, EngineVersion, Meta, Stage};
@@ -22,7 +23,7 @@ use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
     AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, JoinRequest,
-    PublishPolicyRequest, Selector, ShowBundleRequest, ShowPolicyRequest,
+    PublishPolicyRequest, ShowBundleRequest, ShowPolicyRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use rcgen::{CertificateParams, KeyPair};
@@ -157,17 +158,11 @@ impl World {
 
     /// Registers a workload, and gives its entry's id. Selectors are written as operators write them, `unix:uid:1000`.
     pub async fn register(&self, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
-        let selectors = selectors.iter().map(|text| {
-            let (kind, value) = text.split_once(':').unwrap();
-            Selector {
-                kind: kind.to_owned(),
-                value: value.to_owned(),
-            }
-        });
+        let selectors = selectors.iter().map(|text| text.parse::<Selector>().unwrap());
         let entry = Entry {
             spiffe_id: id(path),
             parent_id: id(&format!("/hoplite/agent/{NODE}")),
-            selectors: selectors.collect(),
+            selectors: selectors.map(|selector| (&selector).into()).collect(),
             x509_ttl_seconds: ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs()).unwrap()),
             ..Entry::default()
         };

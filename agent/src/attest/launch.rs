@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hoplite_identity::ServiceName;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -54,7 +55,7 @@ pub(crate) struct Launches {
 
 #[derive(Debug)]
 struct Launched {
-    name: String,
+    name: ServiceName,
     process: Arc<Process>,
 }
 
@@ -91,7 +92,7 @@ impl Launcher {
     }
 
     /// Says that the process `pid`, which the caller launched and has not reaped, is the service `name`
-    /// (`[a-z0-9-]{1,64}`). When this returns, the process can be attested as `launch:name:<name>`.
+    /// (a [`ServiceName`]). When this returns, the process can be attested as `launch:name:<name>`.
     /// Blocks until the agent has answered, at most 5 seconds.
     ///
     /// # Errors
@@ -148,7 +149,7 @@ impl Launches {
 
     /// The name under which the live process with this pid was launched. That it is the caller must be asked of the
     /// caller's own pidfd afterwards: two live processes with one pid are one process.
-    pub(crate) fn name_of(&self, pid: i32) -> Option<String> {
+    pub(crate) fn name_of(&self, pid: i32) -> Option<ServiceName> {
         let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         processes
             .get(&pid)
@@ -164,12 +165,7 @@ impl Launches {
     fn request(&self, line: &[u8]) -> Result<(), String> {
         let Request::Launch(LaunchRequest { name, pid }) =
             serde_json::from_slice(line).map_err(|e| format!("this is no launch request: {e}"))?;
-        if !is_service_name(&name) {
-            return Err(format!(
-                "`{}` is no service name; use 1 to 64 of `a-z`, `0-9` and `-`",
-                name.escape_default()
-            ));
-        }
+        let name = ServiceName::parse(&name).map_err(|e| e.to_string())?;
         let pid = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
@@ -185,13 +181,13 @@ impl Launches {
         self.insert(raw, name, Arc::new(process))
     }
 
-    fn insert(&self, pid: i32, name: String, process: Arc<Process>) -> Result<(), String> {
+    fn insert(&self, pid: i32, name: ServiceName, process: Arc<Process>) -> Result<(), String> {
         {
             let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
             if processes.len() >= LAUNCHED_MAX && !processes.contains_key(&pid) {
                 return Err(format!("{LAUNCHED_MAX} launched processes are alive; stop some first"));
             }
-            tracing::info!(pid, name, "launched");
+            tracing::info!(pid, %name, "launched");
             processes.insert(
                 pid,
                 Launched {
@@ -217,10 +213,6 @@ impl Launches {
         });
         Ok(())
     }
-}
-
-fn is_service_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 #[cfg(test)]
@@ -269,7 +261,10 @@ mod tests {
         let pid = |child: &Child| i32::try_from(child.id()).unwrap();
         let (launcher, result) = launch(launcher, "edge", edge.id()).await;
         result.unwrap();
-        assert_eq!(launches.name_of(pid(&edge)).as_deref(), Some("edge"));
+        assert_eq!(
+            launches.name_of(pid(&edge)).as_ref().map(ServiceName::as_str),
+            Some("edge")
+        );
         assert_eq!(launches.name_of(pid(&orders)), None);
         let gone = pid(&edge);
         end(edge);
@@ -281,13 +276,19 @@ mod tests {
         served.await.unwrap().unwrap(); // the supervisor is gone, and that is an orderly end
     }
 
+    impl Launches {
+        /// What the supervisor's line does.
+        pub(crate) fn note(&self, name: &str, pid: u32) {
+            let line = format!("{{\"launch\":{{\"name\":\"{name}\",\"pid\":{pid}}}}}");
+            self.request(line.as_bytes()).unwrap();
+        }
+    }
+
     #[tokio::test]
     async fn an_exited_process_is_forgotten() {
         let launches = Launches::default();
         let child = sleeper();
-        launches
-            .request(format!("{{\"launch\":{{\"name\":\"a\",\"pid\":{}}}}}", child.id()).as_bytes())
-            .unwrap();
+        launches.note("a", child.id());
         end(child);
         while !launches.processes.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
@@ -314,7 +315,7 @@ mod tests {
         for name in ["", "Edge", "a b", "a:b", "é", &"a".repeat(65)] {
             check(
                 &format!(r#"{{"launch":{{"name":"{name}","pid":{own}}}}}"#),
-                "no service name",
+                "not a service name",
             );
         }
     }

@@ -4,9 +4,10 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hoplite_host::backoff::Backoff;
 use hoplite_identity::{
-    BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle,
-    TrustDomain, X509Svid, tls,
+    BundleSet, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain, X509Svid,
+    tls,
 };
 use hoplite_wire::{ca, channel};
 use tokio::sync::{Notify, watch};
@@ -14,6 +15,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::node::key::KeyError;
+
+/// How soon what failed at the CA is tried again. A CA that comes back should have its agents back within the longest.
+pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
 
 /// Connecting and the handshake together; a CA that needs longer is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,18 +88,18 @@ pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> R
 // === impl CaLink ===
 
 impl CaLink {
-    /// Fails only when the trust domain's name leaves no room for the CA's SPIFFE ID.
+    /// To the CA at this address, with the node's SVID of the moment.
     pub(crate) fn new(
         address: String,
         trust_domain: &TrustDomain,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
-    ) -> Result<Self, InvalidSpiffeId> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             address,
-            ca_id: trust_domain.member("/hoplite/ca")?,
+            ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
-        })
+        }
     }
 
     pub(crate) fn credentials(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
@@ -210,7 +214,7 @@ mod tests {
     #[tokio::test]
     async fn a_ca_that_is_away_is_named() {
         let authority = TestAuthority::new("prod.example");
-        let link = CaLink::new("127.0.0.1:1".into(), &authority.trust_domain(), watch::channel(None).1).unwrap();
+        let link = CaLink::new("127.0.0.1:1".into(), &authority.trust_domain(), watch::channel(None).1);
         let verifier = verifier(&Arc::new(authority.bundle())).unwrap();
         let error = link.dial(None, verifier).await.unwrap_err().to_string();
         assert!(

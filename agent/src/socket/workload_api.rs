@@ -178,12 +178,11 @@ mod tests {
     use super::*;
     use crate::socket::admission::HEADER;
     use crate::supply::Supplied;
-    use crate::supply::entry::Entry;
+    use crate::supply::testing::with;
     use crate::testing::{World, own};
     use hoplite_identity::X509Svid;
     use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     use std::sync::Arc;
-    use std::time::{Duration, SystemTime};
     use tonic::transport::Channel;
     use tonic::{Code, Streaming};
 
@@ -358,10 +357,11 @@ mod tests {
     #[tokio::test]
     async fn w_9_hints_are_unique_and_the_first_keeps_it() {
         let world = World::start();
-        let make = |path: &str, created: u64, hint: &str| Entry {
-            hint: hint.to_owned(),
-            created: SystemTime::UNIX_EPOCH + Duration::from_secs(created),
-            ..world.entry(path, &[own()])
+        let make = |path: &str, created: u64, hint: &str| {
+            with(world.entry(path, &[own()]), |entry| {
+                entry.hint = hint.to_owned();
+                entry.created_at = created;
+            })
         };
         world.publish([
             make("/b", 1, "x"),

@@ -8,16 +8,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::TrustDomain;
+use hoplite_identity::{EntryId, InvalidEntryId, RegisteredEntry, TrustDomain, entries_digest};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
 
-use crate::backoff::{Backoff, jitter};
 use crate::node::Keeper;
-use crate::node::link::{CaError, CaLink, Credentials};
-use crate::supply::entry::{self, Entry, UnusableEntry};
+use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 
 /// Room for some 100 000 entries in the first update.
 const UPDATE_BYTES_MAX: usize = 64 << 20;
@@ -32,7 +31,7 @@ const STEADY: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Registrations {
     /// By entry id.
-    pub(crate) entries: BTreeMap<String, Arc<Entry>>,
+    pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
 }
 
 /// The pure part: what the CA said so far.
@@ -43,14 +42,14 @@ struct View {
     seen: u64,
     /// Whether `entries` is what the CA said at `seen`; else only a full update will do.
     sound: bool,
-    entries: BTreeMap<String, Held>,
+    entries: BTreeMap<EntryId, HeldEntry>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct HeldEntry {
     revision: u64,
     /// None for one that this agent cannot serve; it counts in the digest all the same.
-    entry: Option<Arc<Entry>>,
+    entry: Option<Arc<RegisteredEntry>>,
 }
 
 /// Why an update was not taken.
@@ -66,6 +65,8 @@ enum BadUpdate {
     Differs { revision: u64 },
     #[error("the CA sent changes to a state that this agent does not hold; asking for everything anew")]
     NoBase,
+    #[error("the CA sent an entry that cannot be named: {0}")]
+    Id(#[from] InvalidEntryId),
 }
 
 /// Follows the CA until the agent stops.
@@ -79,7 +80,7 @@ pub(crate) async fn run(
 ) {
     let mut view = View::new(trust_domain);
     let mut credentials = link.credentials();
-    let mut backoff = Backoff::default();
+    let mut backoff = RETRY;
     loop {
         let own = async {
             credentials
@@ -204,15 +205,17 @@ impl View {
         if !update.full && !self.sound {
             return Err(BadUpdate::NoBase);
         }
+        // Until the digest says otherwise, and if this ends early.
+        self.sound = false;
         if update.full {
             self.entries.clear();
         }
         for message in update.upserts {
-            let held = self.parse(message);
-            self.entries.insert(held.0, held.1);
+            let (id, held) = self.parse(message)?;
+            self.entries.insert(id, held);
         }
         for id in &update.deletes {
-            self.entries.remove(id);
+            self.entries.remove(id.as_str());
         }
         self.seen = update.revision;
         self.sound = self.digest().as_slice() == update.digest;
@@ -225,21 +228,24 @@ impl View {
         }
     }
 
-    fn parse(&self, message: ca::Entry) -> (String, Held) {
-        let (id, revision) = (message.id.clone(), message.revision);
-        let entry = Entry::parse(message, &self.trust_domain)
-            .inspect_err(|error: &UnusableEntry| tracing::error!(entry = id, %error, "this entry is not served"))
+    /// Fail closed: what this agent does not understand it does not hand out.
+    fn parse(&self, message: ca::Entry) -> Result<(EntryId, HeldEntry), InvalidEntryId> {
+        let (id, revision) = (EntryId::parse(&message.id)?, message.revision);
+        let checked = RegisteredEntry::try_from(message)
+            .and_then(|registered| registered.check(&self.trust_domain).map(|()| registered));
+        let entry = checked
+            .inspect_err(|error| tracing::error!(entry = %id, %error, "this entry is not served"))
             .ok()
             .map(Arc::new);
-        (id, Held { revision, entry })
+        Ok((id, HeldEntry { revision, entry }))
     }
 
     fn digest(&self) -> [u8; 32] {
-        entry::digest(self.entries.iter().map(|(id, held)| (id.as_str(), held.revision)))
+        entries_digest(self.entries.iter().map(|(id, held)| (id, held.revision)))
     }
 
     fn registrations(&self) -> Registrations {
-        let usable = |(id, held): (&String, &Held)| Some((id.clone(), Arc::clone(held.entry.as_ref()?)));
+        let usable = |(id, held): (&EntryId, &HeldEntry)| Some((id.clone(), Arc::clone(held.entry.as_ref()?)));
         Registrations {
             entries: self.entries.iter().filter_map(usable).collect(),
         }
@@ -255,9 +261,10 @@ mod tests {
         ca::Entry {
             id: id.to_owned(),
             spiffe_id: format!("spiffe://prod.example/{id}"),
+            parent_id: "spiffe://prod.example/hoplite/agent/n1".to_owned(),
             selectors: vec![ca::Selector {
-                kind: "unix".into(),
-                value: "uid:1".into(),
+                kind: "unix:uid".into(),
+                value: "1".into(),
             }],
             revision,
             ..ca::Entry::default()
@@ -277,9 +284,14 @@ mod tests {
             upserts: upserts.iter().map(|(id, revision)| message(id, *revision)).collect(),
             deletes: deletes.iter().map(|id| (*id).to_owned()).collect(),
             bundle: None,
-            digest: entry::digest(held.iter().copied()).to_vec(),
+            digest: digest(held),
             policy: None,
         }
+    }
+
+    fn digest(held: &[(&str, u64)]) -> Vec<u8> {
+        let held: Vec<_> = held.iter().map(|(id, n)| (EntryId::parse(id).unwrap(), *n)).collect();
+        entries_digest(held.iter().map(|(id, revision)| (id, *revision))).to_vec()
     }
 
     fn view() -> View {
@@ -287,7 +299,11 @@ mod tests {
     }
 
     fn ids(view: &View) -> Vec<String> {
-        view.registrations().entries.into_keys().collect()
+        view.registrations()
+            .entries
+            .into_keys()
+            .map(|id| id.to_string())
+            .collect()
     }
 
     #[test]
@@ -344,11 +360,34 @@ mod tests {
 
     #[test]
     fn entries_that_cannot_be_served_count_but_are_not_handed_out() {
+        let check = |change: &dyn Fn(&mut ca::Entry), served: bool| {
+            let mut view = view();
+            let mut first = update(1, true, &[("a", 1), ("b", 1)], &[], &[("a", 1), ("b", 1)]);
+            change(&mut first.upserts[0]);
+            view.apply(first).unwrap();
+            let expected: &[&str] = if served { &["a", "b"] } else { &["b"] };
+            assert_eq!(ids(&view), expected);
+        };
+        check(&|_| (), true);
+        check(&|e| e.created_at_unix = -1, true);
+        check(&|e| e.spiffe_id = "spiffe://prod.example/hoplites".into(), true);
+        check(&|e| e.selectors.clear(), false);
+        check(&|e| e.selectors[0].kind = "unix:uidd".into(), false);
+        check(&|e| e.selectors[0].value = "root".into(), false);
+        check(&|e| e.spiffe_id = "spiffe://prod.example".into(), false);
+        check(&|e| e.spiffe_id = "spiffe://other.example/a".into(), false);
+        check(&|e| e.spiffe_id = "spiffe://prod.example/hoplite/ca".into(), false);
+        check(&|e| e.spiffe_id = "spiffe://prod.example/hoplite/agent/n".into(), false);
+        check(&|e| e.spiffe_id = "nonsense".into(), false);
+    }
+
+    #[test]
+    fn an_entry_without_a_name_is_an_update_not_taken() {
         let mut view = view();
-        let mut first = update(1, true, &[("a", 1), ("b", 1)], &[], &[("a", 1), ("b", 1)]);
-        first.upserts[0].selectors.clear();
-        view.apply(first).unwrap();
-        assert_eq!(ids(&view), ["b"]);
+        let mut first = update(1, true, &[("a", 1)], &[], &[("a", 1)]);
+        first.upserts[0].id = "a b".into();
+        assert!(matches!(view.apply(first), Err(BadUpdate::Id(_))));
+        assert_eq!(view.revision(), 0, "the next watch asks for everything");
     }
 
     proptest! {

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 use hoplite_identity::{Leaf, SpiffeId};
 use serde::{Deserialize, Serialize};
 
-use crate::entries::entry::is_agent;
 use crate::record::{self, Record};
 
 /// An agent that has joined.
@@ -148,7 +147,7 @@ pub(crate) fn authorize(agent: Option<&Agent>, shown: &Leaf, now: SystemTime) ->
     if now >= shown.not_after() {
         return Err(Denied::Expired);
     }
-    if !is_agent(id) {
+    if !id.is_agent() {
         return Err(Denied::NotAnAgent(id.clone()));
     }
     let agent = agent.ok_or_else(|| Denied::Unknown(id.clone()))?;

@@ -8,7 +8,7 @@ use hoplite_host::accept::{Acceptor, WhenFull};
 use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustDomain};
 use hoplite_store::Revision;
 use hoplite_wire::{Served, ca as wire};
 use tokio::net::UnixListener;
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use crate::agents::writes::{Ban, Evict};
 use crate::api::messages::{self, unix_i64};
 use crate::api::status::ours;
-use crate::entries::entry::{self, Entry};
+use crate::entries::entry;
 use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::publishing::{Contents, PublishError, Publishing};
@@ -104,7 +104,7 @@ impl Admin {
     /// An agent of the trust domain, from an operator's text.
     fn agent_id(&self, text: &str) -> Result<SpiffeId, Status> {
         let id = SpiffeId::parse(text).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        if id.trust_domain() != &self.trust_domain || !entry::is_agent(&id) {
+        if id.trust_domain() != &self.trust_domain || !id.is_agent() {
             let domain = &self.trust_domain;
             let text = format!("`{id}` is not an agent of `{domain}`; `hoplite agent list` shows those that joined");
             return Err(Status::invalid_argument(text));
@@ -122,8 +122,10 @@ impl wire::admin_server::Admin for Admin {
         let call = AdminCall::new(&request, "create token");
         let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
         call.answer(&node, async {
-            let agent_id =
-                entry::agent_id(&self.trust_domain, &node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let agent_id = self
+                .trust_domain
+                .agent(&node)
+                .map_err(|e| Status::invalid_argument(e.to_string()))?;
             let ttl = match ttl_seconds {
                 0 => TTL_DEFAULT,
                 seconds => Duration::from_secs(seconds.into()),
@@ -201,7 +203,7 @@ impl wire::admin_server::Admin for Admin {
         call.answer(&subject, async {
             at_most(messages.len())?;
             let now = SystemTime::now();
-            let parse = |message| Entry::from_wire(message, &self.trust_domain, self.ttl_limit, now);
+            let parse = |message| entry::parse(message, &self.trust_domain, self.ttl_limit, now);
             let parsed: Vec<_> = messages.into_iter().map(parse).collect();
             let mut entries = Vec::with_capacity(parsed.len());
             for entry in parsed.iter().flatten() {
@@ -233,7 +235,10 @@ impl wire::admin_server::Admin for Admin {
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let call = AdminCall::new(&request, "list entries");
         let registered: Vec<_> = self.registry.index().entries.iter().map(Arc::clone).collect();
-        let entries = registered.iter().map(|r| r.entry.to_wire(&r.id, r.revision)).collect();
+        let entries = registered
+            .iter()
+            .map(|registered| wire::Entry::from(&**registered))
+            .collect();
         call.answer("", async { Ok(wire::ListEntriesResponse { entries }) })
             .await
     }
@@ -247,14 +252,14 @@ impl wire::admin_server::Admin for Admin {
         let subject = format!("{ids:?}");
         call.answer(&subject, async {
             at_most(ids.len())?;
-            let is_id = |id: &String| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+            let parsed: Vec<_> = ids.iter().map(|id| EntryId::parse(id).ok()).collect();
             let delete = DeleteEntries {
-                ids: ids.iter().filter(|id| is_id(id)).cloned().collect(),
+                ids: parsed.iter().flatten().cloned().collect(),
             };
             let mut known = self.registry.write(delete).await?.into_iter();
             let mut errors = Vec::with_capacity(ids.len());
-            for id in &ids {
-                let was_there = is_id(id) && known.next().unwrap_or(false);
+            for (id, parsed) in ids.iter().zip(parsed) {
+                let was_there = parsed.is_some() && known.next().unwrap_or(false);
                 errors.push(match was_there {
                     true => String::new(),
                     false => format!("there is no entry `{id}`; `hoplite entry list` shows what there is"),
@@ -411,10 +416,15 @@ fn no_entropy() -> Status {
 
 /// The answer for one entry of a call that committed `revision`.
 fn result(uid: Option<u32>, created: Created, revision: Revision) -> wire::EntryResult {
-    let Created { id, entry, fate, .. } = &created;
+    let Created {
+        id,
+        entry,
+        fate,
+        revision: written,
+    } = created;
     let error = match fate {
         Fate::New => {
-            tracing::info!(target: "hoplite::audit", uid, entry = id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, outcome = "created", "create entry");
+            tracing::info!(target: "hoplite::audit", uid, entry = %id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, outcome = "created", "create entry");
             String::new()
         }
         Fate::Existed => String::new(),
@@ -422,10 +432,15 @@ fn result(uid: Option<u32>, created: Created, revision: Revision) -> wire::Entry
             "entry `{id}` has the same SPIFFE ID, parent and selectors, but another TTL, hint or other DNS names; delete it first"
         ),
     };
+    let registered = RegisteredEntry {
+        id,
+        entry,
+        revision: written.unwrap_or(revision),
+    };
     wire::EntryResult {
-        entry: Some(entry.to_wire(id, created.revision.unwrap_or(revision))),
+        entry: Some(wire::Entry::from(&registered)),
         error,
-        existed: *fate == Fate::Existed,
+        existed: fate == Fate::Existed,
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime};
 
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{SpiffeId, TrustBundle, VerifiedPeer};
+use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
 use tokio::sync::{mpsc, watch};
@@ -18,7 +18,6 @@ use tonic::{Request, Response, Status};
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::writes::{Activate, Renew};
 use crate::api::messages;
-use crate::entries::index::Registered;
 use crate::index::Update;
 use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
@@ -145,7 +144,7 @@ impl Node {
             revision: update.revision,
             full: update.full,
             upserts: update.upserts.iter().map(|registered| self.entry(registered)).collect(),
-            deletes: update.deletes,
+            deletes: update.deletes.iter().map(ToString::to_string).collect(),
             bundle: update.bundle.as_deref().map(messages::bundle),
             digest: update.digest.to_vec(),
             policy: policy.map(wire::PolicyState::from),
@@ -153,9 +152,9 @@ impl Node {
     }
 
     /// Agents see the life a certificate will have, not that the entry leaves it open.
-    fn entry(&self, registered: &Registered) -> wire::Entry {
+    fn entry(&self, registered: &RegisteredEntry) -> wire::Entry {
         let ttl = self.0.issuer.ttl(&registered.entry).as_secs();
-        let mut message = registered.entry.to_wire(&registered.id, registered.revision);
+        let mut message = wire::Entry::from(registered);
         message.x509_ttl_seconds = u32::try_from(ttl).unwrap_or(u32::MAX);
         message
     }
@@ -225,7 +224,7 @@ impl wire::node_server::Node for Node {
         let items: Vec<_> = {
             let index = self.0.registry.index();
             // An agent can mint only what is registered under it, whatever it asks for.
-            let own = |registered: &&Arc<Registered>| registered.entry.parent_id == *peer.spiffe_id();
+            let own = |registered: &&Arc<RegisteredEntry>| registered.entry.parent_id == *peer.spiffe_id();
             items
                 .into_iter()
                 .map(|item| (index.entries.get(&item.entry_id).filter(own).cloned(), item.csr))
@@ -277,7 +276,7 @@ fn caller<T>(request: &Request<T>) -> Result<&AgentCaller, Status> {
 fn issued(
     issuer: &Issuer,
     agent: &SpiffeId,
-    registered: Option<&Registered>,
+    registered: Option<&RegisteredEntry>,
     csr: &[u8],
     now: SystemTime,
 ) -> wire::IssueResult {
@@ -301,7 +300,7 @@ fn issued(
             tracing::info!(
                 target: "hoplite::audit",
                 %agent,
-                entry = registered.id,
+                entry = %registered.id,
                 spiffe_id = %leaf.spiffe_id(),
                 serial = leaf.serial(),
                 outcome = "issued",

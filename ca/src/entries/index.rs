@@ -3,11 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{Entry, EntryId, RegisteredEntry, SpiffeId};
 use hoplite_store::Revision;
-use ring::digest::{Context, SHA256};
 
-use crate::entries::entry::{Entry, EntryId};
 use crate::record::{BadRecord, Mutation};
 
 /// Deleted entries remembered, for agents that were away; those away for longer get everything anew.
@@ -16,22 +14,13 @@ pub(crate) const TOMBSTONES_MAX: usize = 65_536;
 /// All entries, at one revision.
 #[derive(Debug, Default)]
 pub(crate) struct EntryIndex {
-    entries: BTreeMap<EntryId, Arc<Registered>>,
+    entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
     /// By parent. Kept when empty: its agent must still learn what went.
     assigned: HashMap<SpiffeId, Assigned>,
     /// In the order of deletion.
     tombstones: VecDeque<Tombstone>,
     /// Deletions up to here may have been forgotten.
     horizon: Revision,
-}
-
-/// An entry in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Registered {
-    pub(crate) id: EntryId,
-    pub(crate) entry: Entry,
-    /// The commit that wrote it.
-    pub(crate) revision: Revision,
 }
 
 #[derive(Debug, Default)]
@@ -69,20 +58,24 @@ impl EntryIndex {
             self.bury(&old, revision);
         }
         if let Some(entry) = entry {
+            let id = EntryId::parse(id).map_err(|error| BadRecord::Malformed {
+                key: mutation.key.escape_debug().to_string(),
+                reason: error.to_string(),
+            })?;
             let assigned = self.assigned.entry(entry.parent_id.clone()).or_default();
-            assigned.entries.insert(id.to_owned());
+            assigned.entries.insert(id.clone());
             assigned.changed = assigned.changed.max(revision);
-            let registered = Registered {
-                id: id.to_owned(),
+            let registered = RegisteredEntry {
+                id: id.clone(),
                 entry,
                 revision,
             };
-            self.entries.insert(id.to_owned(), Arc::new(registered));
+            self.entries.insert(id, Arc::new(registered));
         }
         Ok(())
     }
 
-    fn bury(&mut self, old: &Registered, revision: Revision) {
+    fn bury(&mut self, old: &RegisteredEntry, revision: Revision) {
         let parent_id = old.entry.parent_id.clone();
         let assigned = self.assigned.entry(parent_id.clone()).or_default();
         assigned.entries.remove(&old.id);
@@ -100,12 +93,12 @@ impl EntryIndex {
     }
 
     /// One entry.
-    pub(crate) fn get(&self, id: &str) -> Option<&Arc<Registered>> {
+    pub(crate) fn get(&self, id: &str) -> Option<&Arc<RegisteredEntry>> {
         self.entries.get(id)
     }
 
     /// All entries, by id.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Registered>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
         self.entries.values()
     }
 
@@ -120,7 +113,7 @@ impl EntryIndex {
     }
 
     /// The agent's entries, by id.
-    pub(crate) fn of(&self, agent: &SpiffeId) -> impl Iterator<Item = &Arc<Registered>> {
+    pub(crate) fn of(&self, agent: &SpiffeId) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
         let ids = self
             .assigned
             .get(agent)
@@ -145,17 +138,4 @@ impl EntryIndex {
     pub(crate) fn tombstones(&self) -> usize {
         self.tombstones.len()
     }
-}
-
-/// SHA-256 over the pairs of id and revision, sorted by id: `id NUL revision`, the revision as 8 bytes big-endian.
-pub(crate) fn digest<'a>(sorted: impl Iterator<Item = &'a Arc<Registered>>) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    for registered in sorted {
-        context.update(registered.id.as_bytes());
-        context.update(&[0]);
-        context.update(&registered.revision.to_be_bytes());
-    }
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(context.finish().as_ref());
-    bytes
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
+use hoplite_identity::{Entry, EntryId};
 use hoplite_store::Revision;
 use serde::{Deserialize, Serialize};
 
-use crate::entries::entry::{Entry, EntryId};
 use crate::record::Record;
 use crate::write::{Changes, ReadError, View, Write};
 
@@ -136,6 +136,8 @@ impl Write for DeleteEntries {
 impl Record for Entry {
     /// Their names are their ids.
     const PREFIX: &'static str = "entry/";
+    /// The first had selectors of any kind, parted anywhere.
+    const FORMAT: u32 = 2;
 }
 
 impl Record for Subject {

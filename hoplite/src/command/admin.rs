@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_host::config::Span;
-use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
+use hoplite_identity::{CertificateDer, Selector, TrustBundle, TrustDomain};
 use hoplite_wire::POLICY_BYTES_MAX;
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{
     AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, ListAgentsRequest,
-    ListEntriesRequest, Selector, ShowBundleRequest,
+    ListEntriesRequest, ShowBundleRequest,
 };
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
@@ -104,7 +104,7 @@ pub(crate) struct CreateEntryArgs {
     parent: String,
     /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
     #[arg(long = "selector", required = true, value_name = "KIND:VALUE")]
-    selectors: Vec<String>,
+    selectors: Vec<Selector>,
     /// How long each SVID lives [default: the CA's]
     #[arg(long, value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
@@ -164,7 +164,7 @@ struct EntryFile {
 struct EntryText {
     spiffe_id: String,
     parent: String,
-    selectors: Vec<String>,
+    selectors: Vec<Selector>,
     ttl: Option<Span>,
     #[serde(default)]
     dns_names: Vec<String>,
@@ -407,17 +407,6 @@ pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel
     Ok(AdminClient::new(channel))
 }
 
-/// A selector in its text form `kind:value`; the kind is all before the first colon.
-pub(crate) fn selector(text: &str) -> anyhow::Result<Selector> {
-    match text.split_once(':') {
-        Some((kind, value)) if !kind.is_empty() && !value.is_empty() => Ok(Selector {
-            kind: kind.to_owned(),
-            value: value.to_owned(),
-        }),
-        _ => bail!("`{text}` is not a selector; write for example `unix:uid:1000`"),
-    }
-}
-
 // === impl CaArgs ===
 
 impl CaArgs {
@@ -454,11 +443,7 @@ impl EntryText {
         Ok(Entry {
             spiffe_id: self.spiffe_id,
             parent_id: self.parent,
-            selectors: self
-                .selectors
-                .iter()
-                .map(|text| selector(text))
-                .collect::<anyhow::Result<_>>()?,
+            selectors: self.selectors.iter().map(Into::into).collect(),
             x509_ttl_seconds: self.ttl.map_or(Ok(0), |ttl| seconds(ttl.0))?,
             hint: self.hint,
             dns_names: self.dns_names,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hoplite_host::files;
+use hoplite_identity::{Selector, SelectorKind};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, Entry};
 use hoplite_wire::{FetchError, WorkloadApi};
@@ -15,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::layout::{CALLS, Layout, NODE, Ports, SERVICES, TRUST_DOMAIN, spiffe_id, visitor_id};
 use super::supervisor::{Role, Spec, Supervisor};
-use crate::command::admin::{connect, selector};
+use crate::command::admin::connect;
 use crate::output::part;
 
 /// How long each step of starting may take before it counts as failed.
@@ -248,7 +249,7 @@ fn entry(spiffe_id: &str, launched_as: &str) -> anyhow::Result<Entry> {
     Ok(Entry {
         spiffe_id: spiffe_id.to_owned(),
         parent_id: format!("spiffe://{TRUST_DOMAIN}/hoplite/agent/{NODE}"),
-        selectors: vec![selector(&format!("launch:name:{launched_as}"))?],
+        selectors: vec![(&Selector::new(SelectorKind::LaunchName, launched_as)?).into()],
         ..Entry::default()
     })
 }
