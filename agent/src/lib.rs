@@ -25,7 +25,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_decision::BundleTrust;
+use hoplite_host::config::ConfigError;
+use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::FileError;
+use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
 use tokio::sync::watch;
@@ -63,6 +66,9 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The kernel cannot say which process connected.
     #[error("workloads cannot be attested: {0}")]
     Kernel(#[source] io::Error),
@@ -83,9 +89,6 @@ pub enum StartError {
         "standard input is no Unix socket ({0}); leave out `--launcher-stdin` unless a supervisor starts the agent"
     )]
     Launcher(#[source] io::Error),
-    /// The system lets no signals be handled.
-    #[error("cannot wait for signals: {0}")]
-    Signals(#[source] io::Error),
 }
 
 /// Starts an agent. When this returns its socket is bound; calls are answered `Unavailable` until the first word from
@@ -195,26 +198,38 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     Ok(Running { parts, ..running })
 }
 
-/// Runs an agent until SIGINT, SIGTERM or the end of the launcher channel. The process should have been hardened by its
-/// `main` (`Hardening::Sealed`): it holds the node's key and those of its workloads.
+/// What an agent is started with, as `hoplite-agent run` and as `hoplite agent run`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Arguments {
+    /// As every daemon.
+    #[command(flatten)]
+    pub daemon: daemon::Arguments,
+    /// Standard input is a Unix socket on which a supervisor says what it launched; its end stops the agent
+    #[arg(long)]
+    pub launcher_stdin: bool,
+}
+
+/// Runs an agent until SIGINT, SIGTERM or the end of the launcher channel.
+///
+/// Two threads, because a bundle that is compiled, a key that is made and a program that is digested must not hold up
+/// those who wait for a decision. Sealed, because it holds the node's key and those of its workloads.
 ///
 /// # Errors
-/// As [`start`].
-pub async fn run(config: Config, launcher: Option<UnixStream>) -> Result<(), StartError> {
-    let mut running = start(config, launcher).await?;
-    let ended = tokio::select! {
-        terminated = shutdown::terminated() => terminated.map_err(StartError::Signals),
-        ended = running.wait() => ended,
+/// As [`start`], and what the system refuses.
+pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
+    let process = Process {
+        hardening: Hardening::Sealed,
+        threads: Threads::Two,
     };
-    running.stop().await;
-    ended
+    daemon::run(&arguments.daemon, process, || async {
+        let config = Config::load(&arguments.daemon.config)?;
+        let launcher = arguments.launcher_stdin.then(launcher_on_stdin).transpose()?;
+        start(config, launcher).await
+    })
 }
 
 /// The launcher channel, when a supervisor made it the standard input of this process.
-///
-/// # Errors
-/// [`StartError::Launcher`] when standard input is no Unix socket.
-pub fn launcher_on_stdin() -> Result<UnixStream, StartError> {
+fn launcher_on_stdin() -> Result<UnixStream, StartError> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(StartError::Launcher)?);
     stream.peer_addr().map_err(StartError::Launcher)?;
     Ok(stream)
@@ -226,6 +241,18 @@ fn into_async(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
 }
 
 // === impl Running ===
+
+impl Daemon for Running {
+    type Error = StartError;
+
+    async fn ended(&mut self) -> Result<(), StartError> {
+        self.wait().await
+    }
+
+    async fn stop(self, _why: &Result<(), StartError>) {
+        self.stop().await;
+    }
+}
 
 impl Running {
     /// The socket for workloads.

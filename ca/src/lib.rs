@@ -32,7 +32,7 @@ pub use door::DoorError;
 pub use issuance::MintError;
 pub use record::BadRecord;
 pub use registry::FollowError;
-pub use server::{Running, StartError, start};
+pub use server::{Running, StartError, run, start};
 
 #[cfg(feature = "testing")]
 pub use server::TrustFailed;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::config::ConfigError;
+use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::{self, FileError};
+use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::TrustBundle;
@@ -66,6 +68,9 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// A part of it died, which should not happen.
+    #[error("a part of the CA stopped; the log says why")]
+    PartEnded,
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -255,7 +260,36 @@ fn report(served: Result<(), tonic::transport::Error>) {
 #[error("{0}")]
 pub struct TrustFailed(String);
 
+/// Runs a CA until SIGTERM or SIGINT.
+///
+/// Two threads: signing for one agent must not hold up the others. Sealed, because it holds the trust domain's key.
+///
+/// # Errors
+/// As [`start`], and what the system refuses.
+pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
+    let process = Process {
+        hardening: Hardening::Sealed,
+        threads: Threads::Two,
+    };
+    daemon::run(arguments, process, || async {
+        start(Config::load(&arguments.config)?).await
+    })
+}
+
 // === impl Running ===
+
+impl Daemon for Running {
+    type Error = StartError;
+
+    async fn ended(&mut self) -> Result<(), StartError> {
+        self.wait().await;
+        Err(StartError::PartEnded)
+    }
+
+    async fn stop(self, _why: &Result<(), StartError>) {
+        self.stop().await;
+    }
+}
 
 impl Running {
     /// Where agents connect.

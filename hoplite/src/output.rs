@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::ValueEnum;
+use hoplite_host::daemon;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -66,15 +67,7 @@ pub(crate) fn cut(text: &str) -> String {
 
 /// An error and its causes in one line, each cause once.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string().replace('\n', ", ");
-        if !text.contains(&cause) {
-            let separator = if text.is_empty() { "" } else { ": " };
-            let _ = write!(text, "{separator}{cause}");
-        }
-    }
-    text
+    daemon::one_line(error.as_ref())
 }
 
 // === impl Table ===

@@ -7,6 +7,7 @@ pub mod accept;
 pub mod backoff;
 pub mod bucket;
 pub mod config;
+pub mod daemon;
 pub mod files;
 mod hpack;
 pub mod http_authority;

@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Options, Recorder};
 use hoplite_decision::{DecisionPoint, Follower, PolicyFeed, follow_bundles};
+use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
-use hoplite_host::process::{Hardening, harden};
+use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket as unix_socket;
 use hoplite_identity::SpiffeId;
-use tokio::runtime;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -78,30 +78,18 @@ enum Traffic {
 }
 
 /// Runs until SIGTERM or SIGINT: control on this thread, traffic on `workers` threads of their own.
-pub fn run(config: Config) -> Result<(), StartError> {
-    let refused = |what| move |source| StartError::System { what, source };
-    harden(Hardening::NoCore).map_err(refused("hardening"))?;
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(refused("a runtime"))?;
-    runtime.block_on(async {
-        let mut terminated = std::pin::pin!(shutdown::terminated());
-        let mut running = tokio::select! {
-            started = start_with(config, Traffic::Threads) => started?,
-            stopped = terminated.as_mut() => return stopped.map_err(refused("signals")),
-        };
-        let outcome = tokio::select! {
-            stopped = terminated.as_mut() => stopped.map_err(refused("signals")),
-            fault = running.wait() => Err(fault),
-        };
-        info!("stopping");
-        let drain = match outcome {
-            Err(StartError::Log { .. }) => DRAIN_UNRECORDED_MAX,
-            _ => DRAIN_MAX,
-        };
-        running.stop_within(drain).await;
-        outcome
+///
+/// Not sealed: an agent without root must still be able to read which program a proxy is.
+///
+/// # Errors
+/// As [`start`], and what the system refuses.
+pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
+    let process = Process {
+        hardening: Hardening::NoCore,
+        threads: daemon::Threads::One,
+    };
+    daemon::run(arguments, process, || async {
+        start_with(Config::load(&arguments.config)?, Traffic::Threads).await
     })
 }
 
@@ -251,6 +239,22 @@ fn open_log(config: &Config) -> Result<Recorder, StartError> {
 }
 
 // === impl Running ===
+
+impl Daemon for Running {
+    type Error = StartError;
+
+    async fn ended(&mut self) -> Result<(), StartError> {
+        Err(self.wait().await)
+    }
+
+    async fn stop(self, why: &Result<(), StartError>) {
+        let drain = match why {
+            Err(StartError::Log { .. }) => DRAIN_UNRECORDED_MAX,
+            _ => DRAIN_MAX,
+        };
+        self.stop_within(drain).await;
+    }
+}
 
 impl Running {
     /// Where the listener of a service is.

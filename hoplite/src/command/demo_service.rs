@@ -47,10 +47,7 @@ struct Service {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.supervised {
-        std::thread::spawn(|| {
-            hoplite_host::process::wait_for_stdin_to_end();
-            std::process::exit(0);
-        });
+        hoplite_host::daemon::end_with_stdin()?;
     }
     let mut calls = BTreeMap::new();
     for call in args.calls {
