@@ -8,6 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::shutdown::Shutdown;
+use hoplite_host::slots::{Bounds, Slots};
 use hoplite_policy::Snapshot;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -16,7 +19,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -28,6 +30,9 @@ use crate::metrics::Metrics;
 
 /// People asking at a time.
 const CONNECTIONS_MAX: usize = 16;
+
+/// Those of one process.
+const CONNECTIONS_PER_PROCESS_MAX: usize = 8;
 
 /// One question and its answer.
 const EXCHANGE_MAX: Duration = Duration::from_secs(5);
@@ -124,21 +129,15 @@ async fn ask(socket: &Path, path: &'static str, bytes_max: usize) -> Result<Valu
 // === impl Admin ===
 
 impl Admin {
-    /// Answers for as long as it is polled.
-    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                return;
-            };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    debug!(%error, "cannot accept on the admin socket");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
+    /// Answers until the shutdown.
+    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener, shutdown: Shutdown) {
+        let slots = Slots::new(Bounds::local(
+            CONNECTIONS_MAX,
+            CONNECTIONS_PER_PROCESS_MAX,
+            CONNECTIONS_MAX,
+        ));
+        let mut acceptor = Acceptor::new(listener, "admin", slots, WhenFull::Wait, shutdown);
+        while let Some((stream, slot)) = acceptor.next().await {
             let admin = self.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(admin.answer(&request))));

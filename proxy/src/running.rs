@@ -142,7 +142,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         metrics,
     });
     let mut control = JoinSet::new();
-    control.spawn(admin.clone().serve(admin_listener));
+    let (close, closed) = shutdown::channel();
+    control.spawn(admin.clone().serve(admin_listener, closed.clone()));
 
     // Identity. Nothing listens before there is one.
     let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone());
@@ -165,7 +166,6 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         info!(name = port.name(), address = %port.address, inbound = port.destination().is_none(), "listening");
     }
     let (drain, drained) = shutdown::channel();
-    let (close, closed) = shutdown::channel();
     let (ends, ended) = mpsc::unbounded_channel();
     let mut running = Running {
         inbound: inbound().map(|port| (port.name().to_owned(), port.address)).collect(),

@@ -282,3 +282,42 @@ async fn a_workload_with_a_wrong_uid_or_binary_is_refused_and_told_what_was_seen
     let (code, lines, errors) = run(&right).await;
     assert_eq!(code, Some(0), "the same file as the right user: {lines:?} {errors}");
 }
+
+/// gRPC's C core names a Unix socket in `:authority` by its escaped path, grpc-java by its raw one. Both get in everywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_client_may_name_a_socket_as_it_likes() {
+    let Some(python) = peers::python("a_grpc_client_may_name_a_socket_as_it_likes") else {
+        return;
+    };
+    let world = World::start().await;
+    world.register("/client", &own_selectors()[..1], None).await;
+    let agent = world.agent_socket().to_str().unwrap();
+    let admin = world.admin_socket().to_str().unwrap();
+    for (socket, method) in [
+        (admin, "hoplite.ca.v1.Admin/ListAgents"),
+        (agent, "SpiffeWorkloadAPI/FetchX509SVID"),
+    ] {
+        until("every call is answered", async || {
+            let escaped = socket.replace('/', "%2F");
+            let arguments = [
+                "--socket",
+                socket,
+                "--method",
+                method,
+                "--header",
+                "workload.spiffe.io=true",
+            ];
+            let arguments = [&arguments[..], &[socket, &escaped, "a b", "localhost"]].concat();
+            let (code, lines, errors) = script(&python, "call_rpc.py", &arguments).await;
+            assert_eq!((code, lines.len()), (Some(0), 5), "{errors}");
+            let good = lines.iter().all(|line| line["code"] == "OK");
+            // The agent says so until the SVID is there.
+            let early = lines
+                .iter()
+                .any(|line| line["code"] == "PERMISSION_DENIED" || line["code"] == "UNAVAILABLE");
+            assert!(good || (early && socket == agent), "{lines:?}");
+            good.then_some(())
+        })
+        .await;
+    }
+}
