@@ -12,7 +12,9 @@ mod lint;
 mod lookalike;
 mod openapi;
 mod possible;
+pub mod publication;
 pub mod replay;
+mod report;
 #[cfg(test)]
 mod samples;
 mod view;
@@ -24,4 +26,5 @@ pub use format::format;
 pub use lint::lint;
 pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
+pub use report::{TableReport, TestReport};
 pub use view::{Effect, Place, Places, PolicyView, meanings};

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use hoplite_policy::files::HEADERS_FILE;
-use hoplite_policy::{SelectedHeaders, Snapshot, Source};
+use hoplite_policy::{Fault, SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
@@ -214,16 +214,19 @@ fn sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
 
 /// The snapshot of policies that have to be good.
 fn compile(sources: &[Source]) -> anyhow::Result<Snapshot> {
-    Snapshot::compile(sources).map_err(|faults| {
-        let more = match faults.len().saturating_sub(1) {
-            0 => String::new(),
-            more => format!(" (and {more} more)"),
-        };
-        match faults.first() {
-            Some(fault) => anyhow::anyhow!("{fault}{more}; `hoplite policy check` shows all"),
-            None => anyhow::anyhow!("the policies cannot be compiled"),
-        }
-    })
+    Snapshot::compile(sources).map_err(|faults| uncompiled(&faults))
+}
+
+/// What is said of policies that had to be good and have faults.
+fn uncompiled(faults: &[Fault]) -> anyhow::Error {
+    let more = match faults.len().saturating_sub(1) {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    match faults.first() {
+        Some(fault) => anyhow::anyhow!("{fault}{more}; `hoplite policy check` shows all"),
+        None => anyhow::anyhow!("the policies cannot be compiled"),
+    }
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {

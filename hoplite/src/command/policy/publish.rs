@@ -5,13 +5,11 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use hoplite_author::replay::{Flip, Replayed, parts};
-use hoplite_author::{Places, lint};
+use hoplite_author::publication::{Accepted, Checked, NotReplayed, NotTested, Ready, Signed, Terms, Tested};
+use hoplite_author::replay::{Flip, parts};
 use hoplite_identity::TrustDomain;
-use hoplite_policy::bundle::{
-    Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Meta, Stage,
-};
-use hoplite_policy::{Snapshot, Source};
+use hoplite_policy::Source;
+use hoplite_policy::bundle::{Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Stage};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{
     GetPolicyRequest, PublishPolicyRequest, PublishedPolicy, ShowPolicyRequest, ShowPolicyResponse,
@@ -20,8 +18,8 @@ use serde_json::{Map, Value, json};
 
 use super::check::listed;
 use super::key::KeyArgs;
-use super::test::{TestReport, tables};
-use super::{AuditArgs, history, replay, sources};
+use super::test::tables;
+use super::{AuditArgs, history, replay, sources, test};
 use crate::command::admin::{CaArgs, ListArgs};
 use crate::output::{Output, print, print_json};
 
@@ -98,15 +96,17 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     let state = trusting(state(&args.list.ca)?, &key)?;
     let trust_domain = signing_for(&state, &args.key, steps)?;
     let sources = sources(&args.directory)?;
-    let Some(snapshot) = checked(&sources, args, steps)? else {
+    let Some(checked) = checked(&sources, args, steps)? else {
         return Ok(false);
     };
-    if !tested(&sources, &snapshot, args, steps)? || !replayed(&snapshot, args, steps)? {
+    let Some(tested) = tested(checked, args, steps)? else {
         return Ok(false);
-    }
-    let stage = if args.shadow { Stage::Shadow } else { Stage::Live };
-    let meta = (stage, args.expires, args.note.clone());
-    send(&args.list.ca, &state, (&key, trust_domain), &sources, meta, steps)?;
+    };
+    let Some(ready) = replayed(tested, args, steps)? else {
+        return Ok(false);
+    };
+    let meta = (trust_domain, args.expires, args.note.clone());
+    send(&args.list.ca, &state, &key, ready, meta, steps)?;
     Ok(true)
 }
 
@@ -158,60 +158,66 @@ impl Steps {
     }
 }
 
-fn checked(sources: &[Source], args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Snapshot>> {
+fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Checked<'a>>> {
     let directory = args.directory.display();
-    let faults = match Snapshot::compile(sources) {
-        Ok(snapshot) => {
-            let faults = lint(sources);
-            if faults.is_empty() {
-                let (policies, files) = (snapshot.policy_ids().len(), sources.len());
-                steps.done("check", &format!("{policies} policies in {files} files are good"))?;
-                return Ok(Some(snapshot));
-            }
-            faults
+    match Checked::new(sources) {
+        Ok(checked) => {
+            let (policies, files) = (checked.snapshot().policy_ids().len(), sources.len());
+            steps.done("check", &format!("{policies} policies in {files} files are good"))?;
+            Ok(Some(checked))
         }
-        Err(faults) => faults,
-    };
-    for fault in &faults {
-        steps.show(&format!("{directory}/{}\n", fault.render()))?;
+        Err(faults) => {
+            for fault in &faults {
+                steps.show(&format!("{directory}/{}\n", fault.render()))?;
+            }
+            steps.fact("faults", faults.iter().map(listed).collect::<Vec<_>>());
+            steps.failed("check", &format!("{} faults", faults.len()))?;
+            Ok(None)
+        }
     }
-    steps.fact("faults", faults.iter().map(listed).collect::<Vec<_>>());
-    steps.failed("check", &format!("{} faults", faults.len()))?;
-    Ok(None)
 }
 
-fn tested(sources: &[Source], snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
+fn tested<'a>(checked: Checked<'a>, args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Tested<'a>>> {
     let tables = tables(&args.directory)?;
-    let report = TestReport::new(&tables, snapshot, &Places::of(sources));
-    if report.is_empty() {
-        let what = "there is no case to test; write one line per request into a file that ends in `.test`, like \
-                    `spiffe://prod.acme/ns/web GET ledger /accounts/7 allow`";
-        steps.failed("test", what)?;
-        return Ok(false);
+    match checked.test(&tables) {
+        Ok((tested, report)) => {
+            let (cases, tables) = (report.cases(), tables.len());
+            steps.done("test", &format!("{cases} cases in {tables} tables are good"))?;
+            Ok(Some(tested))
+        }
+        Err(NotTested::NoCase) => {
+            let what = "there is no case to test; write one line per request into a file that ends in `.test`, like \
+                        `spiffe://prod.acme/ns/web GET ledger /accounts/7 allow`";
+            steps.failed("test", what)?;
+            Ok(None)
+        }
+        Err(NotTested::Failed(report)) => {
+            steps.show(&test::text(&report))?;
+            steps.fact("tests", test::as_json(&report));
+            steps.failed("test", "cases came out otherwise")?;
+            Ok(None)
+        }
     }
-    if report.passed() {
-        steps.done(
-            "test",
-            &format!("{} cases in {} tables are good", report.cases(), tables.len()),
-        )?;
-        return Ok(true);
-    }
-    steps.show(&report.text())?;
-    steps.fact("tests", report.json());
-    steps.failed("test", "cases came out otherwise")?;
-    Ok(false)
 }
 
-fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
+fn replayed<'a>(tested: Tested<'a>, args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Ready<'a>>> {
+    let accepted = Accepted {
+        patterns: &args.accept,
+        unreplayed: args.accept_unreplayed,
+    };
     let Some(logs) = args.audit.logs_if_any(args.list.ca.mesh())? else {
         steps.done(
             "replay",
             "there are no decision logs here; --audit says where, and nothing was replayed",
         )?;
-        return Ok(true);
+        return Ok(if args.shadow {
+            Some(tested.shadow())
+        } else {
+            tested.live(None, accepted).ok()
+        });
     };
-    let replayed = replay::with_progress(&logs, args.since, snapshot, 3)?;
-    steps.fact("replay", replay::as_json(&replayed, snapshot, args.since));
+    let replayed = replay::with_progress(&logs, args.since, tested.snapshot(), 3)?;
+    steps.fact("replay", replay::as_json(&replayed, tested.snapshot(), args.since));
     let thousands = replay::thousands;
     let flips = replayed.flips.total();
     let counted = format!(
@@ -220,7 +226,6 @@ fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Resu
         thousands(replayed.records)
     );
     if args.shadow {
-        // A shadow decides nothing: what it would flip is what it is tried for.
         if flips > 0 {
             steps.show(&replay::page(&replayed, args.since))?;
         }
@@ -229,36 +234,36 @@ fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Resu
             "replay",
             &format!("{counted}, {flips} would flip; a shadow changes no answer"),
         )?;
-        return Ok(true);
+        return Ok(Some(tested.shadow()));
     }
-    if let Some(gap) = gap(&replayed).filter(|_| !args.accept_unreplayed) {
-        steps.show(&replay::page(&replayed, args.since))?;
-        steps.failed(
-            "replay",
-            &format!("{counted}: {gap}; --accept-unreplayed publishes all the same"),
-        )?;
-        return Ok(false);
+    match tested.live(Some(&replayed), accepted) {
+        Ok(ready) => {
+            let what = match flips {
+                0 => "none would flip".to_owned(),
+                flips => format!("{} will flip, all accepted", thousands(flips)),
+            };
+            steps.done("replay", &format!("{counted}, {what}"))?;
+            Ok(Some(ready))
+        }
+        Err(NotReplayed::Gap(gap)) => {
+            steps.show(&replay::page(&replayed, args.since))?;
+            steps.failed(
+                "replay",
+                &format!("{counted}: {gap}; --accept-unreplayed publishes all the same"),
+            )?;
+            Ok(None)
+        }
+        Err(NotReplayed::Flips(unaccepted)) => {
+            steps.show(&replay::page(&replayed, args.since))?;
+            steps.failed("replay", &format!("{counted}, and answers would flip"))?;
+            show_unaccepted(&unaccepted, steps)?;
+            Ok(None)
+        }
     }
-    let unaccepted = unaccepted(&replayed, &args.accept);
-    // Flips that nobody can be shown can only be accepted as everything is.
-    let everything = |flip| {
-        args.accept
-            .iter()
-            .any(|pattern| parts(pattern) == Some((flip, "*", "*")))
-    };
-    let unseen = Flip::ALL
-        .into_iter()
-        .any(|flip| replayed.ungrouped.of(flip) > 0 && !everything(flip));
-    if unaccepted.is_empty() && !unseen {
-        let what = match flips {
-            0 => "none would flip".to_owned(),
-            flips => format!("{} will flip, all accepted", thousands(flips)),
-        };
-        steps.done("replay", &format!("{counted}, {what}"))?;
-        return Ok(true);
-    }
-    steps.show(&replay::page(&replayed, args.since))?;
-    steps.failed("replay", &format!("{counted}, and answers would flip"))?;
+}
+
+/// What to say to accept the groups of flips that nobody accepted.
+fn show_unaccepted(unaccepted: &[(Flip, String)], steps: &mut Steps) -> anyhow::Result<()> {
     let patterns: Vec<&String> = unaccepted.iter().map(|(_, pattern)| pattern).collect();
     steps.fact("unaccepted", json!(patterns));
     steps.show("If that is meant, accept it:\n")?;
@@ -273,24 +278,7 @@ fn replayed(snapshot: &Snapshot, args: &Args, steps: &mut Steps) -> anyhow::Resu
             steps.show(&format!("  and {more} more groups {way}; `*` stands for any text\n"))?;
         }
     }
-    Ok(false)
-}
-
-/// Why a replay says less than it seems to. An empty log is no gap: nothing was decided.
-fn gap(replayed: &Replayed) -> Option<String> {
-    if let Some(damage) = &replayed.damage {
-        return Some(format!("the log is damaged ({damage}), see `hoplite audit verify`"));
-    }
-    (replayed.records > 0 && replayed.replayed() == 0).then(|| "nothing is known of what would flip".to_owned())
-}
-
-/// The groups of flips that no pattern names, each by the pattern that would.
-fn unaccepted(replayed: &Replayed, accept: &[String]) -> Vec<(Flip, String)> {
-    let groups = replayed.groups().into_iter();
-    groups
-        .filter(|(who, _)| !accept.iter().any(|pattern| who.is_meant_by(pattern)))
-        .map(|(who, _)| (who.flip, who.pattern()))
-        .collect()
+    Ok(())
 }
 
 /// The trust domain that is signed for, said before anything is signed. The CA names it, and whoever holds two keys or two
@@ -302,33 +290,32 @@ fn signing_for(state: &ShowPolicyResponse, key: &KeyArgs, steps: &mut Steps) -> 
     Ok(trust_domain)
 }
 
-/// Builds, signs and sends the next revision.
+/// Signs and sends the next revision.
 fn send(
     ca: &CaArgs,
     state: &ShowPolicyResponse,
-    (key, trust_domain): (&SigningKey, TrustDomain),
-    sources: &[Source],
-    (stage, expires, note): (Stage, Duration, Option<String>),
+    key: &SigningKey,
+    ready: Ready<'_>,
+    (trust_domain, expires, note): (TrustDomain, Duration, Option<String>),
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
     let now = SystemTime::now();
-    let revision = state.highest_revision.saturating_add(1);
-    let draft = Bundle::build(
-        sources,
-        Meta {
+    let Signed {
+        revision,
+        stage,
+        manifest,
+        bundle,
+    } = ready.sign(
+        key,
+        Terms {
             trust_domain,
-            revision,
+            highest_revision: state.highest_revision,
             parent: Hash::from_slice(&state.highest_manifest_sha256),
             created: now,
             expires: now.checked_add(expires).context("--expires is too long")?,
-            min_engine: EngineVersion::THIS,
-            critical: Vec::new(),
-            stage,
             note,
         },
     )?;
-    let manifest = draft.manifest_hash();
-    let bundle = draft.sign(&[key])?;
     let bytes = bundle.len();
     steps.done(
         "sign",
@@ -408,7 +395,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         bundle.manifest().revision,
         revision
     );
-    let snapshot = super::compile(bundle.sources())?;
+    let (ready, snapshot) = Ready::again(&bundle).map_err(|faults| super::uncompiled(&faults))?;
     steps.fact("content_of", revision);
     steps.done(
         "check",
@@ -423,9 +410,8 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
         .note
         .clone()
         .unwrap_or_else(|| format!("back to revision {revision}"));
-    let meta = (Stage::Live, args.expires, Some(note));
-    let signing = (&key, trust_domain);
-    send(&args.list.ca, &state, signing, bundle.sources(), meta, &mut steps)?;
+    let meta = (trust_domain, args.expires, Some(note));
+    send(&args.list.ca, &state, &key, ready, meta, &mut steps)?;
     steps.end(true)
 }
 

@@ -1,6 +1,5 @@
 //! `hoplite policy test`: runs the test tables that lie beside the policies.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use hoplite_author::{CaseResult, CaseTable, Places};
+use hoplite_author::{CaseResult, Places, TableReport, TestReport};
 use hoplite_host::files;
-use hoplite_policy::{Fault, Snapshot, Source};
+use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::output::{Output, cut, print, print_json};
@@ -27,21 +26,6 @@ pub(crate) struct TestArgs {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
-}
-
-/// What came of every table of a directory.
-#[derive(Debug)]
-pub(crate) struct TestReport {
-    tables: Vec<TableReport>,
-    /// Policies that decided no case: nothing would notice if they were gone.
-    untested: Vec<String>,
-}
-
-#[derive(Debug)]
-struct TableReport {
-    name: String,
-    /// The faults of a table that cannot be read.
-    outcome: Result<Vec<CaseResult>, Vec<Fault>>,
 }
 
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
@@ -67,8 +51,8 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
         counted(tables.len(), "table")
     );
     match args.output {
-        Output::Json => print_json(&report.json())?,
-        Output::Table => print(&report.text())?,
+        Output::Json => print_json(&as_json(&report))?,
+        Output::Table => print(&text(&report))?,
     }
     Ok(if report.passed() {
         ExitCode::SUCCESS
@@ -119,145 +103,85 @@ fn collect(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> anyhow::
     Ok(())
 }
 
-// === impl TestReport ===
+/// The report for people.
+pub(crate) fn text(report: &TestReport) -> String {
+    let width = report.tables.iter().map(|table| table.name.chars().count()).max();
+    let mut text = String::new();
+    for table in &report.tables {
+        describe(table, &mut text, width.unwrap_or(0));
+    }
+    let failed = report.tables.iter().filter(|table| !table.passed()).count();
+    let (cases, files) = (report.cases(), report.tables.len());
+    let _ = match failed {
+        0 => writeln!(
+            text,
+            "\n{} in {} came out as expected",
+            counted(cases, "case"),
+            counted(files, "table")
+        ),
+        _ => writeln!(text, "\n{failed} of {} failed", counted(files, "table")),
+    };
+    if !report.untested.is_empty() {
+        let _ = writeln!(text, "No case is decided by: {}", report.untested.join(", "));
+    }
+    text
+}
 
-impl TestReport {
-    /// Runs every table.
-    pub(crate) fn new(tables: &[Source], snapshot: &Snapshot, places: &Places<'_>) -> Self {
-        let tables: Vec<TableReport> = tables
-            .iter()
-            .map(|source| TableReport {
-                name: source.name.clone(),
-                outcome: CaseTable::parse(source, snapshot.headers()).map(|table| table.run(snapshot, places)),
-            })
-            .collect();
-        let results = tables.iter().flat_map(TableReport::results);
-        let tested: BTreeSet<&str> = results
-            .flat_map(|result| result.determining.iter().map(String::as_str))
-            .collect();
-        let untested = snapshot.policy_ids().filter(|id| !tested.contains(id));
-        Self {
-            untested: untested.map(str::to_owned).collect(),
-            tables,
+/// The report for scripts.
+pub(crate) fn as_json(report: &TestReport) -> Value {
+    let tables: Vec<Value> = report.tables.iter().map(table_as_json).collect();
+    json!({"ok": report.passed(), "cases": report.cases(), "tables": tables, "untested": report.untested})
+}
+
+fn describe(table: &TableReport, text: &mut String, width: usize) {
+    let name = &table.name;
+    let _ = match (&table.outcome, table.failed().count()) {
+        (Err(_), _) => writeln!(text, "FAILED  {name:<width$}  it cannot be read"),
+        (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {}", counted(results.len(), "case")),
+        (Ok(results), failed) => writeln!(
+            text,
+            "FAILED  {name:<width$}  {failed} of {}",
+            counted(results.len(), "case")
+        ),
+    };
+    for fault in table.outcome.as_ref().err().into_iter().flatten() {
+        text.push_str(&fault.render());
+    }
+    for result in table.failed() {
+        let CaseResult {
+            line,
+            column,
+            case,
+            expected,
+            found,
+            why,
+            ..
+        } = result;
+        let _ = writeln!(text, "  {name}:{line}:{column}: {case}");
+        let _ = writeln!(text, "    expected  {expected}\n    came out  {found}");
+        for reason in why {
+            let _ = writeln!(text, "    {}", cut(reason));
         }
-    }
-
-    /// Whether every table could be read and every case came out as expected.
-    pub(crate) fn passed(&self) -> bool {
-        self.tables.iter().all(TableReport::passed)
-    }
-
-    /// Whether nothing was tested, for nothing is there.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.cases() == 0 && self.passed()
-    }
-
-    /// How many cases were run.
-    pub(crate) fn cases(&self) -> usize {
-        self.tables.iter().map(|table| table.results().len()).sum()
-    }
-
-    /// For people.
-    pub(crate) fn text(&self) -> String {
-        let width = self
-            .tables
-            .iter()
-            .map(|table| table.name.chars().count())
-            .max()
-            .unwrap_or(0);
-        let mut text = String::new();
-        for table in &self.tables {
-            table.describe(&mut text, width);
-        }
-        let failed = self.tables.iter().filter(|table| !table.passed()).count();
-        let (cases, files) = (self.cases(), self.tables.len());
-        let _ = match failed {
-            0 => writeln!(
-                text,
-                "\n{} in {} came out as expected",
-                counted(cases, "case"),
-                counted(files, "table")
-            ),
-            _ => writeln!(text, "\n{failed} of {} failed", counted(files, "table")),
-        };
-        if !self.untested.is_empty() {
-            let _ = writeln!(text, "No case is decided by: {}", self.untested.join(", "));
-        }
-        text
-    }
-
-    /// For scripts.
-    pub(crate) fn json(&self) -> Value {
-        let tables: Vec<Value> = self.tables.iter().map(TableReport::json).collect();
-        json!({"ok": self.passed(), "cases": self.cases(), "tables": tables, "untested": self.untested})
     }
 }
 
-// === impl TableReport ===
-
-impl TableReport {
-    fn results(&self) -> &[CaseResult] {
-        self.outcome.as_deref().unwrap_or_default()
-    }
-
-    fn failed(&self) -> impl Iterator<Item = &CaseResult> {
-        self.results().iter().filter(|result| !result.passed)
-    }
-
-    fn passed(&self) -> bool {
-        self.outcome.is_ok() && self.failed().next().is_none()
-    }
-
-    fn describe(&self, text: &mut String, width: usize) {
-        let name = &self.name;
-        let _ = match (&self.outcome, self.failed().count()) {
-            (Err(_), _) => writeln!(text, "FAILED  {name:<width$}  it cannot be read"),
-            (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {}", counted(results.len(), "case")),
-            (Ok(results), failed) => writeln!(
-                text,
-                "FAILED  {name:<width$}  {failed} of {}",
-                counted(results.len(), "case")
-            ),
-        };
-        for fault in self.outcome.as_ref().err().into_iter().flatten() {
-            text.push_str(&fault.render());
-        }
-        for result in self.failed() {
-            let CaseResult {
-                line,
-                column,
-                case,
-                expected,
-                found,
-                why,
-                ..
-            } = result;
-            let _ = writeln!(text, "  {name}:{line}:{column}: {case}");
-            let _ = writeln!(text, "    expected  {expected}\n    came out  {found}");
-            for reason in why {
-                let _ = writeln!(text, "    {}", cut(reason));
-            }
-        }
-    }
-
-    fn json(&self) -> Value {
-        let faults = self.outcome.as_ref().err().into_iter().flatten();
-        let faults: Vec<Value> = faults
-            .map(|f| json!({"line": f.line, "column": f.column, "reason": f.message()}))
-            .collect();
-        let failed: Vec<Value> = self
-            .failed()
-            .map(|r| {
-                json!({
-                    "line": r.line, "column": r.column, "case": r.case, "expected": r.expected, "found": r.found,
-                    "why": r.why, "determining": r.determining,
-                })
+fn table_as_json(table: &TableReport) -> Value {
+    let faults = table.outcome.as_ref().err().into_iter().flatten();
+    let faults: Vec<Value> = faults
+        .map(|f| json!({"line": f.line, "column": f.column, "reason": f.message()}))
+        .collect();
+    let failed: Vec<Value> = table
+        .failed()
+        .map(|r| {
+            json!({
+                "line": r.line, "column": r.column, "case": r.case, "expected": r.expected, "found": r.found,
+                "why": r.why, "determining": r.determining,
             })
-            .collect();
-        json!({
-            "file": self.name, "ok": self.passed(), "cases": self.results().len(), "failed": failed, "faults": faults,
         })
-    }
+        .collect();
+    json!({
+        "file": table.name, "ok": table.passed(), "cases": table.results().len(), "failed": failed, "faults": faults,
+    })
 }
 
 /// `1 case`, `2 cases`.
@@ -293,7 +217,7 @@ mod tests {
         ];
         let report = TestReport::new(&tables, &snapshot, &Places::of(&policies));
         assert!(!report.passed());
-        let text = report.text();
+        let text = text(&report);
         for part in [
             "ok      good.test     1 case\n",
             "FAILED  pay/bad.test  1 of 2 cases\n  pay/bad.test:2:1: spiffe://x/y POST s /\n    expected  allow by c\n    came out  no_permit\n",
@@ -303,13 +227,13 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}is missing from\n{text}");
         }
-        let json = report.json();
+        let json = as_json(&report);
         assert_eq!(json["ok"], false);
         assert_eq!(json["cases"], 3);
         assert_eq!(json["untested"], json!(["b"]));
         assert_eq!(json["tables"][1]["failed"][0]["found"], "no_permit");
         assert_eq!(json["tables"][2]["faults"][0]["line"], 1);
         let report = TestReport::new(&tables[..1], &snapshot, &Places::default());
-        assert!(report.passed() && report.text().contains("1 case in 1 table came out as expected"));
+        assert!(report.passed() && super::text(&report).contains("1 case in 1 table came out as expected"));
     }
 }

@@ -1,0 +1,371 @@
+//! The steps of a publication: checked, tested, replayed, signed. Each takes what only the one before it gives, so that
+//! nothing is signed that nobody looked at.
+//!
+//! What is read from a disk, asked of a CA or shown to people is the caller's business; so is what stands between the steps.
+
+use crate::lint::lint;
+use crate::replay::{Flip, Replayed, parts};
+use crate::report::TestReport;
+use crate::view::Places;
+use hoplite_identity::TrustDomain;
+use hoplite_policy::bundle::{Bundle, EngineVersion, Meta, Stage, Unbuildable};
+use hoplite_policy::{Fault, Snapshot, Source};
+use hoplite_seal::{Hash, NotSigned, SigningKey};
+use std::time::SystemTime;
+
+/// Policies in which neither compiling nor the lint finds a fault.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    sources: &'a [Source],
+    snapshot: Snapshot,
+}
+
+/// Checked policies whose cases came out as expected, of which there is at least one.
+#[derive(Debug)]
+pub struct Tested<'a> {
+    checked: Checked<'a>,
+}
+
+/// What may be signed, and what it will be for.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    sources: &'a [Source],
+    stage: Stage,
+}
+
+/// What an author says that may happen.
+#[derive(Debug, Clone, Copy)]
+pub struct Accepted<'a> {
+    /// Answers that may flip: `allow PRINCIPAL × ROUTE`, or `deny …`; `*` stands for any text.
+    pub patterns: &'a [String],
+    /// Whether a replay that says less than it seems to is enough.
+    pub unreplayed: bool,
+}
+
+/// What is decided about a revision besides its files.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The trust domain it is for.
+    pub trust_domain: TrustDomain,
+    /// The highest revision that was seen at the CA; whoever publishes in the meantime is noticed by it.
+    pub highest_revision: u64,
+    /// The digest of that revision's manifest, if there is one.
+    pub parent: Option<Hash>,
+    /// Now.
+    pub created: SystemTime,
+    /// From when it is stale.
+    pub expires: SystemTime,
+    /// What changes, for people.
+    pub note: Option<String>,
+}
+
+/// A revision as it goes to the CA.
+#[derive(Debug)]
+pub struct Signed {
+    /// Its number, one above the highest that was seen.
+    pub revision: u64,
+    /// What it is for.
+    pub stage: Stage,
+    /// The digest of its manifest.
+    pub manifest: Hash,
+    /// All of it.
+    pub bundle: Vec<u8>,
+}
+
+/// Why checked policies are not tested ones.
+#[derive(Debug)]
+pub enum NotTested {
+    /// There is no case.
+    NoCase,
+    /// A table cannot be read, or a case came out otherwise.
+    Failed(TestReport),
+}
+
+/// Why a replay keeps policies from being signed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotReplayed {
+    /// It says less than it seems to, and why.
+    Gap(String),
+    /// Answers would flip that nobody accepted: each group, by the pattern that would. None is named where the flips are in
+    /// no group: these are accepted only as everything is.
+    Flips(Vec<(Flip, String)>),
+}
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsigned {
+    /// No bundle can be made of it.
+    #[error(transparent)]
+    Unbuildable(#[from] Unbuildable),
+    /// The key cannot sign.
+    #[error(transparent)]
+    NotSigned(#[from] NotSigned),
+}
+
+// === impl Checked ===
+
+impl<'a> Checked<'a> {
+    /// Compiles and lints.
+    ///
+    /// # Errors
+    /// The faults; those of the lint if compiling finds none.
+    pub fn new(sources: &'a [Source]) -> Result<Self, Vec<Fault>> {
+        let snapshot = Snapshot::compile(sources)?;
+        let faults = lint(sources);
+        if faults.is_empty() {
+            Ok(Self { sources, snapshot })
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// The policies, compiled.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Runs the tables.
+    ///
+    /// # Errors
+    /// Why this is no test that was passed.
+    pub fn test(self, tables: &[Source]) -> Result<(Tested<'a>, TestReport), NotTested> {
+        let report = TestReport::new(tables, &self.snapshot, &Places::of(self.sources));
+        if report.is_empty() {
+            Err(NotTested::NoCase)
+        } else if report.passed() {
+            Ok((Tested { checked: self }, report))
+        } else {
+            Err(NotTested::Failed(report))
+        }
+    }
+}
+
+// === impl Tested ===
+
+impl<'a> Tested<'a> {
+    /// The policies, compiled: what the decisions of the log are replayed by.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.checked.snapshot
+    }
+
+    /// To be tried beside the policies in force. It changes no answer: what it would flip is what it is tried for.
+    pub fn shadow(self) -> Ready<'a> {
+        Ready {
+            sources: self.checked.sources,
+            stage: Stage::Shadow,
+        }
+    }
+
+    /// To be in force, if all that would flip is accepted. Without a log there is nothing to replay.
+    ///
+    /// # Errors
+    /// What of the replay is not accepted.
+    pub fn live(self, replayed: Option<&Replayed>, accepted: Accepted<'_>) -> Result<Ready<'a>, NotReplayed> {
+        if let Some(replayed) = replayed {
+            if let Some(gap) = gap(replayed).filter(|_| !accepted.unreplayed) {
+                return Err(NotReplayed::Gap(gap));
+            }
+            let flips = unaccepted(replayed, accepted.patterns);
+            if !flips.is_empty() || has_unseen(replayed, accepted.patterns) {
+                return Err(NotReplayed::Flips(flips));
+            }
+        }
+        Ok(Ready {
+            sources: self.checked.sources,
+            stage: Stage::Live,
+        })
+    }
+}
+
+/// Why a replay says less than it seems to. An empty log is no gap: nothing was decided.
+fn gap(replayed: &Replayed) -> Option<String> {
+    if let Some(damage) = &replayed.damage {
+        return Some(format!("the log is damaged ({damage}), see `hoplite audit verify`"));
+    }
+    (replayed.records > 0 && replayed.replayed() == 0).then(|| "nothing is known of what would flip".to_owned())
+}
+
+/// The groups of flips that no pattern names, each by the pattern that would.
+fn unaccepted(replayed: &Replayed, patterns: &[String]) -> Vec<(Flip, String)> {
+    let groups = replayed.groups().into_iter();
+    groups
+        .filter(|(who, _)| !patterns.iter().any(|pattern| who.is_meant_by(pattern)))
+        .map(|(who, _)| (who.flip, who.pattern()))
+        .collect()
+}
+
+/// Whether there are flips that nobody can be shown: they can only be accepted as everything is.
+fn has_unseen(replayed: &Replayed, patterns: &[String]) -> bool {
+    let everything = |flip| patterns.iter().any(|pattern| parts(pattern) == Some((flip, "*", "*")));
+    Flip::ALL
+        .into_iter()
+        .any(|flip| replayed.ungrouped.of(flip) > 0 && !everything(flip))
+}
+
+// === impl Ready ===
+
+impl<'a> Ready<'a> {
+    /// The content of a bundle that was verified, to be in force again: it was looked at when it was first signed. Given
+    /// with it are its policies, compiled.
+    ///
+    /// # Errors
+    /// What this engine does not compile any more.
+    pub fn again(bundle: &'a Bundle) -> Result<(Self, Snapshot), Vec<Fault>> {
+        let snapshot = Snapshot::compile(bundle.sources())?;
+        let ready = Self {
+            sources: bundle.sources(),
+            stage: Stage::Live,
+        };
+        Ok((ready, snapshot))
+    }
+
+    /// Builds and signs the next revision.
+    ///
+    /// # Errors
+    /// Something in the terms that no reader would accept, or a key that cannot sign.
+    pub fn sign(self, key: &SigningKey, terms: Terms) -> Result<Signed, Unsigned> {
+        let revision = terms.highest_revision.saturating_add(1);
+        let draft = Bundle::build(
+            self.sources,
+            Meta {
+                trust_domain: terms.trust_domain,
+                revision,
+                parent: terms.parent,
+                created: terms.created,
+                expires: terms.expires,
+                min_engine: EngineVersion::THIS,
+                critical: Vec::new(),
+                stage: self.stage,
+                note: terms.note,
+            },
+        )?;
+        Ok(Signed {
+            revision,
+            stage: self.stage,
+            manifest: draft.manifest_hash(),
+            bundle: draft.sign(&[key])?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::sources;
+    use hoplite_audit::{Outcome, Phase, Record};
+    use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    const POLICY: &str = "@id(\"a\") @owner(\"team\") permit (principal in Hoplite::Path::\"x/web\", action in Hoplite::Action::\"read\", resource in Hoplite::Service::\"s\");\n";
+
+    fn tested(sources: &[Source]) -> Tested<'_> {
+        let tables = crate::samples::sources(&[("a.test", "spiffe://x/web/a GET s / allow by a\n")]);
+        Checked::new(sources).unwrap().test(&tables).unwrap().0
+    }
+
+    /// What comes of one recorded answer.
+    fn replayed(outcome: Outcome, who: &str) -> Replayed {
+        let mut record = Record::new(Phase::Request, outcome, "s");
+        record.principal = Some(format!("spiffe://x/{who}"));
+        record.source = Some("10.0.0.1:1".to_owned());
+        record.action = "GET".to_owned();
+        record.host = Some("s".to_owned());
+        record.path = Some("/".to_owned());
+        let sources = sources(&[("a.cedar", POLICY)]);
+        let mut replayed = Replayed::default();
+        replayed.decide_again(&record, &Snapshot::compile(&sources).unwrap(), &mut HashMap::new(), 1);
+        replayed
+    }
+
+    #[test]
+    fn each_step_lets_through_what_is_good() {
+        let good = sources(&[("a.cedar", POLICY)]);
+        assert!(Checked::new(&sources(&[("a.cedar", "permit")])).is_err(), "compiling");
+        let unowned = POLICY.replace("@owner(\"team\")", "");
+        let faults = Checked::new(&sources(&[("a.cedar", &unowned)])).unwrap_err();
+        assert!(faults[0].to_string().contains("@owner"), "{faults:?}");
+
+        let none = Checked::new(&good).unwrap().test(&[]);
+        assert!(matches!(none, Err(NotTested::NoCase)));
+        let tables = sources(&[("a.test", "spiffe://x/web/a GET s / forbid\n")]);
+        let failed = Checked::new(&good).unwrap().test(&tables);
+        assert!(matches!(failed, Err(NotTested::Failed(report)) if !report.passed()));
+    }
+
+    #[test]
+    fn what_flips_is_accepted_by_name() {
+        let good = sources(&[("a.cedar", POLICY)]);
+        let check = |replayed: &Replayed, patterns: &[&str], unreplayed: bool, expected: Option<NotReplayed>| {
+            let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+            let accepted = Accepted {
+                patterns: &patterns,
+                unreplayed,
+            };
+            let found = tested(&good).live(Some(replayed), accepted).err();
+            assert_eq!(found, expected, "{patterns:?}");
+        };
+        let flip = "deny spiffe://x/pay × s:unmatched".to_owned();
+        let flips = || Some(NotReplayed::Flips(vec![(Flip::AllowedToDenied, flip.clone())]));
+        check(&Replayed::default(), &[], false, None);
+        check(&replayed(Outcome::Allow, "web/a"), &[], false, None);
+        check(&replayed(Outcome::Allow, "pay"), &[], false, flips());
+        check(&replayed(Outcome::Allow, "pay"), &["allow * × *"], false, flips());
+        check(&replayed(Outcome::Allow, "pay"), &[&flip], false, None);
+        check(
+            &replayed(Outcome::Allow, "pay"),
+            &["deny spiffe://x/* × s:*"],
+            false,
+            None,
+        );
+        // Flips that are in no group.
+        let mut many = replayed(Outcome::Allow, "pay");
+        many.ungrouped.allowed_to_denied = 1;
+        check(&many, &[&flip], false, Some(NotReplayed::Flips(Vec::new())));
+        check(&many, &["deny * × *"], false, None);
+        // Nothing that can be asked again.
+        let unknown = replayed(Outcome::Malformed, "pay");
+        let gap = NotReplayed::Gap("nothing is known of what would flip".to_owned());
+        check(&unknown, &[], false, Some(gap));
+        check(&unknown, &[], true, None);
+        let mut damaged = replayed(Outcome::Allow, "web/a");
+        damaged.damage = Some("cut off".to_owned());
+        let gap = NotReplayed::Gap("the log is damaged (cut off), see `hoplite audit verify`".to_owned());
+        check(&damaged, &[], false, Some(gap));
+        check(&damaged, &[], true, None);
+    }
+
+    #[test]
+    fn what_is_signed_follows_what_was_seen() {
+        let good = sources(&[("a.cedar", POLICY)]);
+        let key = SigningKey::from_seed("alice", [7; 32].into()).unwrap();
+        let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let terms = Terms {
+            trust_domain: TrustDomain::parse("x").unwrap(),
+            highest_revision: 41,
+            parent: Some(Hash([9; 32])),
+            created,
+            expires: created + Duration::from_secs(60),
+            note: None,
+        };
+        let signed = tested(&good).shadow().sign(&key, terms.clone()).unwrap();
+        let contents = BundleContents::danger_read_unverified(&signed.bundle, BUNDLE_BYTES_MAX).unwrap();
+        let manifest = contents.manifest();
+        assert_eq!(
+            (signed.revision, manifest.revision, manifest.parent),
+            (42, 42, terms.parent)
+        );
+        assert_eq!((signed.stage, manifest.stage), (Stage::Shadow, Stage::Shadow));
+        assert_eq!(signed.manifest, contents.manifest_hash());
+        let accepted = Accepted {
+            patterns: &[],
+            unreplayed: false,
+        };
+        let backwards = Terms {
+            expires: created,
+            ..terms
+        };
+        let unsigned = tested(&good).live(None, accepted).unwrap().sign(&key, backwards);
+        assert!(matches!(unsigned, Err(Unsigned::Unbuildable(_))));
+    }
+}
