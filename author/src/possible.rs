@@ -5,7 +5,7 @@ use crate::explain::{Question, covers_deed};
 use crate::view::{Effect, Places, PolicyView};
 use cedar_policy::{Context, EntityUid, ResourceConstraint};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ask, Asked, CallFacts, CanonicalRequest, Route, Snapshot};
+use hoplite_policy::{Ask, Asked, CallFacts, CanonicalRequest, Route, Snapshot, Undecidable};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::SystemTime;
@@ -63,7 +63,7 @@ impl Deed {
     }
 
     /// What Cedar would be asked, as far as it is known.
-    fn facts(&self, snapshot: &Snapshot, principal: &SpiffeId) -> Result<(CallFacts, Context), String> {
+    fn facts(&self, snapshot: &Snapshot, principal: &SpiffeId) -> Result<(CallFacts, Context), Undecidable> {
         let named = |method, service, route| {
             let facts = CallFacts::supposed(principal, method, service, route)?;
             Ok((facts, Context::empty()))
@@ -97,7 +97,7 @@ impl Deed {
 ///
 /// # Errors
 /// Why nothing can be decided at all: there is no policy, or the caller cannot be one.
-pub fn possible(snapshot: &Snapshot, principal: &SpiffeId, deed: &Deed) -> Result<Possible, String> {
+pub fn possible(snapshot: &Snapshot, principal: &SpiffeId, deed: &Deed) -> Result<Possible, Undecidable> {
     anything(snapshot)?;
     let (call, context) = deed.facts(snapshot, principal)?;
     let (mut permits, mut forbids, mut sure, mut stopped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -137,9 +137,9 @@ pub fn possible(snapshot: &Snapshot, principal: &SpiffeId, deed: &Deed) -> Resul
 ///
 /// # Errors
 /// Why nothing can be decided at all.
-pub fn about(snapshot: &Snapshot, deed: &Deed, places: &Places<'_>) -> Result<Vec<PolicyView>, String> {
+pub fn about(snapshot: &Snapshot, deed: &Deed, places: &Places<'_>) -> Result<Vec<PolicyView>, Undecidable> {
     anything(snapshot)?;
-    let anybody = SpiffeId::parse("spiffe://anybody").map_err(|error| error.to_string())?;
+    let anybody = SpiffeId::parse("spiffe://anybody")?;
     let (call, _) = deed.facts(snapshot, &anybody)?;
     let mut views: Vec<_> = snapshot
         .policies()
@@ -169,10 +169,10 @@ pub fn services(snapshot: &Snapshot) -> BTreeSet<String> {
 }
 
 /// Whether anything can be decided at all.
-fn anything(snapshot: &Snapshot) -> Result<(), String> {
+fn anything(snapshot: &Snapshot) -> Result<(), Undecidable> {
     snapshot
         .deny_all_reason()
-        .map_or(Ok(()), |reason| Err(reason.to_owned()))
+        .map_or(Ok(()), |reason| Err(Undecidable::NoPolicy(reason.to_owned())))
 }
 
 /// What can be said of conditions without knowing everything. A permit with one that surely fails never permits, whatever

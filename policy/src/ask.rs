@@ -3,6 +3,7 @@
 use crate::decide::{Decision, decide_as_given, decide_uncounted, unknown_header};
 use crate::evaluate::CallFacts;
 use crate::request::{AuthzRequest, Caller, Transport};
+use crate::undecidable::Undecidable;
 use crate::{CanonicalRequest, Route, Snapshot};
 use cedar_policy::Context;
 use hoplite_identity::SpiffeId;
@@ -105,7 +106,7 @@ impl Ask {
     ///
     /// # Errors
     /// Why no policy can be asked about this.
-    pub fn facts(&self, snapshot: &Snapshot) -> Result<(CallFacts, Context), String> {
+    pub fn facts(&self, snapshot: &Snapshot) -> Result<(CallFacts, Context), Undecidable> {
         let (_, request) = self.request(snapshot, &Transport::new(self.source));
         Ok((request.call()?, request.context()?))
     }
@@ -138,7 +139,7 @@ impl WhatIf {
     ///
     /// # Errors
     /// Why no policy can be asked: then the decision is an error that says so.
-    pub fn facts(&self) -> Result<CallFacts, String> {
+    pub fn facts(&self) -> Result<CallFacts, Undecidable> {
         self.request.call()
     }
 
@@ -146,7 +147,7 @@ impl WhatIf {
     ///
     /// # Errors
     /// As [`facts`](Self::facts).
-    pub fn context(&self) -> Result<Context, String> {
+    pub fn context(&self) -> Result<Context, Undecidable> {
         self.request.context()
     }
 }

@@ -3,6 +3,7 @@
 use crate::evaluate::{Answer, CallFacts, Evaluator, Prepared};
 use crate::request::AuthzRequest;
 use crate::snapshot::Snapshot;
+use crate::undecidable::Undecidable;
 use cedar_policy::{Context, PolicyId};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -93,7 +94,7 @@ pub(crate) fn unknown_header<'a>(
     snapshot: &'a Snapshot,
     evaluator: &Evaluator,
     request: &AuthzRequest,
-) -> Result<Option<&'a str>, String> {
+) -> Result<Option<&'a str>, Undecidable> {
     let mut headers = snapshot.headers().iter();
     let Some(unknown) = headers.find(|header| !request.knows(header)) else {
         return Ok(None);
@@ -104,13 +105,10 @@ pub(crate) fn unknown_header<'a>(
 
 /// What Cedar is asked, unless the answer could depend on a header of which nothing is known: to take it for absent could
 /// open a door that a forbid holds shut.
-fn context(snapshot: &Snapshot, evaluator: &Evaluator, request: &AuthzRequest) -> Result<Context, String> {
+fn context(snapshot: &Snapshot, evaluator: &Evaluator, request: &AuthzRequest) -> Result<Context, Undecidable> {
     match unknown_header(snapshot, evaluator, request)? {
         None => request.context(),
-        Some(header) => Err(format!(
-            "a policy on this looks at headers, and whoever asks did not say what `{header}` is; let it tell the request's \
-             headers"
-        )),
+        Some(header) => Err(Undecidable::HeaderNotTold(header.to_owned())),
     }
 }
 
@@ -119,7 +117,7 @@ pub(crate) fn decide_as_given(snapshot: &Snapshot, call: &CallFacts, context: &C
     decide_by(snapshot, |evaluator| evaluator.reference(call, context.clone()))
 }
 
-fn decide_by(snapshot: &Snapshot, ask: impl FnOnce(&Evaluator) -> Result<Answer, String>) -> Decision {
+fn decide_by(snapshot: &Snapshot, ask: impl FnOnce(&Evaluator) -> Result<Answer, Undecidable>) -> Decision {
     let evaluator = match snapshot.evaluator() {
         Ok(evaluator) => evaluator,
         Err(reason) => return Decision::broken(snapshot, reason),
@@ -127,7 +125,7 @@ fn decide_by(snapshot: &Snapshot, ask: impl FnOnce(&Evaluator) -> Result<Answer,
     // Everything shared is only read, or is a cache that takes whole entries; nothing is left half-changed by a panic.
     match catch_unwind(AssertUnwindSafe(|| ask(evaluator))) {
         Ok(Ok(answer)) => Decision::weigh(snapshot, answer),
-        Ok(Err(reason)) => Decision::broken(snapshot, &reason),
+        Ok(Err(reason)) => Decision::broken(snapshot, &reason.to_string()),
         Err(_) => Decision {
             panicked: true,
             ..Decision::broken(snapshot, "the evaluation of the policies panicked")

@@ -12,6 +12,7 @@
 use crate::cedar::{Residual, without_text};
 use crate::index::{Number, ScopeIndex};
 use crate::schema::VOCABULARY;
+use crate::undecidable::Undecidable;
 use cedar_policy::{
     AuthorizationError, Context, Decision, Effect, Entities, EntityUid, Policy, PolicyId, PolicySet, Request, Response,
 };
@@ -117,8 +118,8 @@ impl Evaluator {
     pub(crate) fn prepared(
         &self,
         name: CallName<'_>,
-        call: impl FnOnce() -> Result<CallFacts, String>,
-    ) -> Result<Arc<Prepared>, String> {
+        call: impl FnOnce() -> Result<CallFacts, Undecidable>,
+    ) -> Result<Arc<Prepared>, Undecidable> {
         if let Some(prepared) = self.calls.get(&name) {
             return Ok(prepared);
         }
@@ -132,7 +133,7 @@ impl Evaluator {
         self.sets.clear();
     }
 
-    fn prepare(&self, call: CallFacts) -> Result<Prepared, String> {
+    fn prepare(&self, call: CallFacts) -> Result<Prepared, Undecidable> {
         let candidates = self.covering(&call);
         let (open, settled): (Vec<Number>, Vec<Number>) = candidates
             .iter()
@@ -149,7 +150,7 @@ impl Evaluator {
     }
 
     /// Asks about permits and forbids apart, so that a forbid does not hide which permits are satisfied.
-    fn settle(&self, call: &CallFacts, settled: &[Number]) -> Result<Answer, String> {
+    fn settle(&self, call: &CallFacts, settled: &[Number]) -> Result<Answer, Undecidable> {
         let mut answer = Answer::default();
         for effect in [Effect::Permit, Effect::Forbid] {
             let policies = settled.iter().filter_map(|&number| self.residual(number));
@@ -164,7 +165,7 @@ impl Evaluator {
         Ok(answer)
     }
 
-    fn set(&self, open: Vec<Number>) -> Result<Arc<Open>, String> {
+    fn set(&self, open: Vec<Number>) -> Result<Arc<Open>, Undecidable> {
         if let Some(set) = self.sets.get(&*open) {
             return Ok(set);
         }
@@ -182,7 +183,7 @@ impl Evaluator {
     }
 
     /// The unmodified authorizer over every policy as it was written. Slow, and always right.
-    pub(crate) fn reference(&self, call: &CallFacts, context: Context) -> Result<Answer, String> {
+    pub(crate) fn reference(&self, call: &CallFacts, context: Context) -> Result<Answer, Undecidable> {
         ask(&self.policies, call, context)
     }
 
@@ -211,18 +212,18 @@ impl Evaluator {
 ///
 /// # Errors
 /// Cedar's, if two policies have one id.
-pub(crate) fn collected<'a>(policies: impl Iterator<Item = &'a Policy>) -> Result<PolicySet, String> {
+pub(crate) fn collected<'a>(policies: impl Iterator<Item = &'a Policy>) -> Result<PolicySet, Undecidable> {
     let mut set = PolicySet::new();
     for policy in policies {
-        set.add(without_text(policy)).map_err(|error| error.to_string())?;
+        set.add(without_text(policy)).map_err(Undecidable::cedar)?;
     }
     Ok(set)
 }
 
-fn ask(policies: &PolicySet, call: &CallFacts, context: Context) -> Result<Answer, String> {
+fn ask(policies: &PolicySet, call: &CallFacts, context: Context) -> Result<Answer, Undecidable> {
     let (principal, action, resource) = (call.principal.clone(), call.action.clone(), call.resource.clone());
     // Not checked against the schema again: calls and contexts are made in one place, whose tests do check.
-    let request = Request::new(principal, action, resource, context, None).map_err(|error| error.to_string())?;
+    let request = Request::new(principal, action, resource, context, None).map_err(Undecidable::cedar)?;
     Ok(VOCABULARY
         .authorizer
         .is_authorized(&request, policies, &call.entities)
@@ -233,7 +234,7 @@ fn ask(policies: &PolicySet, call: &CallFacts, context: Context) -> Result<Answe
 
 impl Prepared {
     /// What all policies say about the call in this context.
-    pub(crate) fn answer(&self, context: Context) -> Result<Answer, String> {
+    pub(crate) fn answer(&self, context: Context) -> Result<Answer, Undecidable> {
         let mut answer = self.settled.clone();
         if !self.open.policies.is_empty() {
             answer.add(ask(&self.open.policies, &self.call, context)?);
@@ -242,7 +243,7 @@ impl Prepared {
     }
 
     /// Every satisfied permit, also where a forbid is satisfied.
-    pub(crate) fn permits(&self, context: Context) -> Result<Vec<PolicyId>, String> {
+    pub(crate) fn permits(&self, context: Context) -> Result<Vec<PolicyId>, Undecidable> {
         let permits = self.open.permits()?;
         let mut found = self.settled.permits.clone();
         if !permits.is_empty() {
@@ -265,7 +266,7 @@ impl Prepared {
 // === impl Open ===
 
 impl Open {
-    fn permits(&self) -> Result<&PolicySet, String> {
+    fn permits(&self) -> Result<&PolicySet, Undecidable> {
         if let Some(permits) = self.permits.get() {
             return Ok(permits);
         }

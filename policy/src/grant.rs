@@ -7,7 +7,7 @@ use crate::bundle::remedy;
 use crate::calendar::{LAST_SECOND, instant, rfc3339, seconds};
 use crate::schema::{VOCABULARY, uid};
 use crate::source::Source;
-use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{InvalidServiceName, InvalidSpiffeId, ServiceName, SpiffeId, TrustDomain};
 use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners, cbor};
 use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
@@ -113,7 +113,46 @@ pub enum GrantRefused {
     Expired(u64),
     /// It asks for what no grant gives.
     #[error("the grant is refused: {0}")]
-    Unusable(String),
+    Unusable(#[from] BadGrant),
+    /// The key cannot sign.
+    #[error("the grant is refused: {0}")]
+    NotSigned(#[from] NotSigned),
+}
+
+/// What of a grant cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadGrant {
+    /// Its form is another.
+    #[error("its format {0} is not {FORMAT}; upgrade this program first")]
+    Format(u32),
+    /// Its trust domain is none.
+    #[error(transparent)]
+    TrustDomain(InvalidSpiffeId),
+    /// Its service is none.
+    #[error(transparent)]
+    Service(#[from] InvalidServiceName),
+    /// Its name is none.
+    #[error("`{0}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`")]
+    Id(String),
+    /// Nobody could find its ticket.
+    #[error("`{0}` is not a ticket; use 1 to 64 letters, digits, `.`, `_`, `#`, `/` and `-`")]
+    Ticket(String),
+    /// Its reason cannot be shown in one line.
+    #[error("the reason is empty, longer than {REASON_BYTES_MAX} bytes or has control characters; write one line")]
+    Reason,
+    /// It is to nobody.
+    #[error("the principal cannot be used: {0}")]
+    Principal(#[from] InvalidSpiffeId),
+    /// It is to everybody.
+    #[error("`{0}` is a whole trust domain; grant access to a workload or a path within it")]
+    WholeTrustDomain(String),
+    /// It is too long, or ends before it begins.
+    #[error(
+        "a grant ends after it begins, and at most {hours} hours after it was written; choose another end",
+        hours = GRANT_MAX.as_secs() / 3600
+    )]
+    End,
 }
 
 // === impl GrantDraft ===
@@ -146,7 +185,7 @@ impl GrantDraft {
             until: seconds(until),
             created: seconds(created),
         };
-        draft.check().map_err(GrantRefused::Unusable)?;
+        draft.check()?;
         Ok(draft)
     }
 
@@ -177,9 +216,7 @@ impl GrantDraft {
     pub fn sign_too(bytes: &[u8], key: &SigningKey) -> Result<Vec<u8>, GrantRefused> {
         let mut envelope = Envelope::decode(KIND, bytes, GRANT_BYTES_MAX)?;
         Self::read(&envelope)?;
-        envelope
-            .sign(key)
-            .map_err(|error| GrantRefused::Unusable(error.to_string()))?;
+        envelope.sign(key)?;
         Ok(envelope.encode())
     }
 
@@ -189,60 +226,44 @@ impl GrantDraft {
             return Err(malformed("a grant has no files".to_owned()));
         }
         let draft: Self = cbor::decode(envelope.body()).map_err(|why| malformed(why.to_string()))?;
-        draft.check().map_err(GrantRefused::Unusable)?;
+        draft.check()?;
         Ok(draft)
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), BadGrant> {
         if self.format != FORMAT {
-            return Err(format!(
-                "its format {} is not {FORMAT}; upgrade this program first",
-                self.format
-            ));
+            return Err(BadGrant::Format(self.format));
         }
-        TrustDomain::parse(&self.trust_domain).map_err(|error| error.to_string())?;
-        ServiceName::check(&self.service).map_err(|error| error.to_string())?;
+        TrustDomain::parse(&self.trust_domain).map_err(BadGrant::TrustDomain)?;
+        ServiceName::check(&self.service)?;
         let sized = |text: &str| (1..=WORD_BYTES_MAX).contains(&text.len());
+        let shown = |text: &str| text.escape_debug().take(WORD_BYTES_MAX).collect();
         let id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if !sized(&self.id) || !self.id.bytes().all(id) {
-            let shown: String = self.id.escape_debug().take(WORD_BYTES_MAX).collect();
-            return Err(format!(
-                "`{shown}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`"
-            ));
+            return Err(BadGrant::Id(shown(&self.id)));
         }
         let ticket = |b: u8| b.is_ascii_alphanumeric() || b"._#/-".contains(&b);
         if !sized(&self.ticket) || !self.ticket.bytes().all(ticket) {
-            let shown: String = self.ticket.escape_debug().take(WORD_BYTES_MAX).collect();
-            return Err(format!(
-                "`{shown}` is not a ticket; use 1 to 64 letters, digits, `.`, `_`, `#`, `/` and `-`"
-            ));
+            return Err(BadGrant::Ticket(shown(&self.ticket)));
         }
         if self.reason.trim().is_empty()
             || self.reason.len() > REASON_BYTES_MAX
             || self.reason.chars().any(char::is_control)
         {
-            return Err(format!(
-                "the reason is empty, longer than {REASON_BYTES_MAX} bytes or has control characters; write one line"
-            ));
+            return Err(BadGrant::Reason);
         }
         let (text, id) = match &self.principal {
             GrantScope::Workload(text) => (text, SpiffeId::parse(text)),
             GrantScope::Path(text) => (text, SpiffeId::parse(&format!("spiffe://{text}"))),
         };
-        let id = id.map_err(|error| format!("the principal cannot be used: {error}"))?;
-        if id.is_trust_domain() {
-            return Err(format!(
-                "`{text}` is a whole trust domain; grant access to a workload or a path within it"
-            ));
+        if id?.is_trust_domain() {
+            return Err(BadGrant::WholeTrustDomain(text.clone()));
         }
         // Counted from the earlier of the two, so that no grant is kept in a drawer for another day.
         let first = self.not_before.min(self.created);
         let length = self.until.saturating_sub(first);
         if self.until <= self.not_before.max(self.created) || length > GRANT_MAX.as_secs() || self.until > LAST_SECOND {
-            let hours = GRANT_MAX.as_secs() / 3600;
-            return Err(format!(
-                "a grant ends after it begins, and at most {hours} hours after it was written; choose another end"
-            ));
+            return Err(BadGrant::End);
         }
         Ok(())
     }
@@ -430,7 +451,7 @@ mod tests {
             let mut bad = draft();
             change(&mut bad);
             let error = bad.check().unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
             let mut envelope = Envelope::new(KIND, cbor::encode(&bad), []);
             envelope.sign(&key("alice")).unwrap();
             envelope.sign(&key("bob")).unwrap();

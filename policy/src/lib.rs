@@ -30,6 +30,7 @@ mod schema;
 mod snapshot;
 mod source;
 mod statement;
+mod undecidable;
 mod unseen;
 
 pub use ambiguous::Ambiguous;
@@ -45,6 +46,7 @@ pub use routes::{Route, RouteTable};
 pub use schema::schema;
 pub use snapshot::Snapshot;
 pub use source::Source;
+pub use undecidable::Undecidable;
 
 /// The names of the files that are no policies, and of the folder that is nobody's module.
 pub mod files {
@@ -71,7 +73,7 @@ pub mod text {
     pub use crate::fault::{FAULTS_MAX, Text, enough};
     pub use crate::modules::{Modules, SECURITY_OWNER, Team};
     pub use crate::parse::{COMPILE_STACK_BYTES, diagnosed, on_stack, parse};
-    pub use crate::schema::{SCHEMA, VOCABULARY, Vocabulary, validator};
+    pub use crate::schema::{BadSchema, SCHEMA, VOCABULARY, Vocabulary, validator};
     pub use crate::statement::{Statement, statements, token_length};
     pub use crate::unseen::hides;
 }

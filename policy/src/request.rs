@@ -4,6 +4,7 @@ use crate::calendar::{LAST_SECOND, seconds};
 use crate::cedar::{HEADERS, Node, Value, context, entities};
 use crate::evaluate::{CallFacts, CallName};
 use crate::schema::{VOCABULARY, uid};
+use crate::undecidable::Undecidable;
 use crate::{CanonicalRequest, Route};
 use cedar_policy::{Context, RestrictedExpression};
 use hoplite_identity::{SpiffeId, VerifiedPeer};
@@ -25,7 +26,7 @@ pub struct Caller<'a> {
 /// Where calls come from: what is true of every request of a connection. Make it once for each: an address costs more than a decision.
 #[derive(Debug, Clone)]
 pub struct Transport {
-    src: Result<Value, String>,
+    src: Result<Value, Undecidable>,
 }
 
 /// Principal, action, resource and context. Only a [`Caller`] can be the principal.
@@ -38,7 +39,7 @@ pub struct AuthzRequest {
     /// The selected headers of which something is known.
     headers: Vec<Arc<str>>,
     /// What Cedar is asked, or why it cannot be: then the decision is an error, never an allow.
-    context: Result<Context, String>,
+    context: Result<Context, Undecidable>,
 }
 
 #[derive(Debug, Clone)]
@@ -80,7 +81,7 @@ impl Transport {
         }
     }
 
-    fn value(&self, now: SystemTime) -> Result<Value, String> {
+    fn value(&self, now: SystemTime) -> Result<Value, Undecidable> {
         let (now, day) = instant(now)?;
         Ok(Value::record([("src", self.src.clone()?), ("now", now), ("dow", day)]))
     }
@@ -120,9 +121,10 @@ impl AuthzRequest {
                 context(known.into_iter().chain(hdr(request)))
             })
         } else {
-            Err(format!(
-                "the route `{route}` does not belong to the service `{service}`"
-            ))
+            Err(Undecidable::ForeignRoute {
+                route: route.to_string(),
+                service: service.to_owned(),
+            })
         };
         Self {
             principal: caller.into().id.clone(),
@@ -145,7 +147,7 @@ impl AuthzRequest {
             },
             at: SystemTime::UNIX_EPOCH,
             headers: Vec::new(),
-            context: Err("what surrounds the call is not known".to_owned()),
+            context: Err(Undecidable::NoContext),
         }
     }
 
@@ -184,17 +186,17 @@ impl AuthzRequest {
         }
     }
 
-    pub(crate) fn context(&self) -> Result<Context, String> {
+    pub(crate) fn context(&self) -> Result<Context, Undecidable> {
         self.context.clone()
     }
 
     /// The call with every entity it speaks of: the three of its name and all their ancestors. The context of our schema
     /// names no entities.
-    pub(crate) fn call(&self) -> Result<CallFacts, String> {
+    pub(crate) fn call(&self) -> Result<CallFacts, Undecidable> {
         let principal = workload(&self.principal)?;
         let action = VOCABULARY
             .action(self.action)
-            .ok_or_else(|| format!("the schema has no action `{}`", self.action))?;
+            .ok_or(Undecidable::NoAction(self.action))?;
         let (resource, owner) = match &self.resource {
             Resource::Service(service) => (Node::new(uid(&VOCABULARY.service, service), []), None),
             Resource::Route(route) => {
@@ -229,17 +231,15 @@ impl CallFacts {
         method: Option<&str>,
         service: &str,
         route: Option<&Route>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Undecidable> {
         AuthzRequest::without_context(principal, method, service, route).call()
     }
 }
 
 /// The caller with every group it is in. The groups need no entities of their own.
-fn workload(id: &SpiffeId) -> Result<Node, String> {
+fn workload(id: &SpiffeId) -> Result<Node, Undecidable> {
     if id.segments().count() > PATH_GROUPS_MAX {
-        return Err(format!(
-            "the caller's SPIFFE ID has more than {PATH_GROUPS_MAX} path segments"
-        ));
+        return Err(Undecidable::TooManyGroups(PATH_GROUPS_MAX));
     }
     let mut groups = vec![uid(&VOCABULARY.trust_domain, id.trust_domain().as_str())];
     let mut prefix = id.trust_domain().as_str().to_owned();
@@ -275,7 +275,7 @@ fn hdr(request: &CanonicalRequest) -> Option<(&'static str, Value)> {
 }
 
 /// The whole second of the instant, and its day of the week. Requests come many to a second, so the last one is kept.
-fn instant(now: SystemTime) -> Result<(Value, Value), String> {
+fn instant(now: SystemTime) -> Result<(Value, Value), Undecidable> {
     thread_local! {
         static LAST: RefCell<Option<(u64, Value, Value)>> = const { RefCell::new(None) };
     }
@@ -471,10 +471,10 @@ mod tests {
         let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
         let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledgers"));
         let foreign = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
-        assert!(foreign.context().unwrap_err().contains("does not belong"));
+        assert!(foreign.context().unwrap_err().to_string().contains("does not belong"));
         let deep = SpiffeId::parse(&format!("spiffe://prod.acme{}", "/a".repeat(PATH_GROUPS_MAX + 1))).unwrap();
         let deep = AuthzRequest::connect(Caller::supposed(&deep), "ledger", &from, now());
-        assert!(deep.call().unwrap_err().contains("64 path segments"));
+        assert!(deep.call().unwrap_err().to_string().contains("64 path segments"));
     }
 
     proptest::proptest! {

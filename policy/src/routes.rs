@@ -370,7 +370,7 @@ routes = []
             &[
                 "3:3…not a route",
                 "4:3…upper-case",
-                "5:3…not served",
+                "5:3…not forwarded",
                 "6:3…start with `/`",
                 "7:3…leave out the last slash",
                 "8:3…not a parameter",

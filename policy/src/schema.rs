@@ -48,6 +48,11 @@ pub struct Vocabulary {
     actions: HashMap<String, Node>,
 }
 
+/// Cedar does not take the schema of some selected headers: a fault of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("the schema cannot be made: {0}")]
+pub struct BadSchema(#[from] cedar_policy::CedarSchemaError);
+
 // === impl Vocabulary ===
 
 impl fmt::Debug for Vocabulary {
@@ -109,11 +114,11 @@ pub fn schema(headers: &SelectedHeaders) -> Cow<'static, str> {
 ///
 /// # Errors
 /// Cedar's, of a schema that we made.
-pub fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, String> {
+pub fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, BadSchema> {
     if headers.is_empty() {
         return Ok(Cow::Borrowed(&VOCABULARY.validator));
     }
-    let schema = Schema::from_str(&schema(headers)).map_err(|error| format!("the schema cannot be made: {error}"))?;
+    let schema = Schema::from_str(&schema(headers))?;
     Ok(Cow::Owned(Validator::new(schema)))
 }
 

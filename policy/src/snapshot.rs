@@ -309,7 +309,7 @@ struct Policies<'a> {
 
 impl<'a> Policies<'a> {
     fn new(headers: &SelectedHeaders, before: &'a Snapshot) -> Result<Self, Vec<Fault>> {
-        let validator = validator(headers).map_err(|reason| vec![Fault::whole(HEADERS_FILE, reason)])?;
+        let validator = validator(headers).map_err(|error| vec![Fault::whole(HEADERS_FILE, error.to_string())])?;
         Ok(Self {
             set: PolicySet::default(),
             ids: Ids::default(),

@@ -41,7 +41,7 @@ enum WrittenDecision {
 
 /// The cases of a file, or what is wrong with each.
 pub(super) fn parse(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, Vec<Wrong>> {
-    let validator = validator(headers).map_err(|reason| vec![(0, reason)])?;
+    let validator = validator(headers).map_err(|error| vec![(0, error.to_string())])?;
     let tests: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| vec![said(text, 0, &error)])?;
     let whole = Text::new("", text);
     let mut cases = Vec::with_capacity(tests.len());

@@ -117,7 +117,7 @@ fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], output: 
     let mut page = String::new();
     let mut last: Option<Vec<PolicyView>> = None;
     for deed in deeds {
-        let policies = about(snapshot, deed, &places).map_err(anyhow::Error::msg)?;
+        let policies = about(snapshot, deed, &places)?;
         let _ = writeln!(page, "{}", name(deed));
         if last.as_ref() == Some(&policies) {
             page.push_str("  the same\n");
@@ -181,7 +181,7 @@ fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, output: Ou
     for workload in workloads {
         let id = SpiffeId::parse(&workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"))?;
         for deed in deeds {
-            let possible = possible(snapshot, &id, deed).map_err(anyhow::Error::msg)?;
+            let possible = possible(snapshot, &id, deed)?;
             rows.push((workload.clone(), name(deed), possible));
         }
     }
@@ -211,7 +211,7 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
         rows.push((
             service.clone(),
             "connect".to_owned(),
-            possible(&snapshot, &id, &connect).map_err(anyhow::Error::msg)?,
+            possible(&snapshot, &id, &connect)?,
         ));
         let routes = snapshot.routes().of(&service);
         let routes = routes.map(|(route, method)| (route.clone(), method));
@@ -223,7 +223,7 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
                 .filter(|method| only.is_none_or(|only| action_of(only) == *method))
             {
                 let deed = Deed::Route(method.to_owned(), route.clone());
-                let possible = possible(&snapshot, &id, &deed).map_err(anyhow::Error::msg)?;
+                let possible = possible(&snapshot, &id, &deed)?;
                 match answers.iter_mut().find(|(_, other)| *other == possible) {
                     Some((methods, _)) => methods.push(method),
                     None => answers.push((vec![method], possible)),
