@@ -382,7 +382,7 @@ mod tests {
         );
     }
 
-    /// Who finds out a kind. A new row of the table does not compile without one, and `every_kind_has_its_attestor`
+    /// Who finds out a kind. A new row of the table does not compile without one, and `every_kind_of_selector_has_its_attestor`
     /// fails until it does so.
     fn attestor_of(kind: SelectorKind) -> &'static str {
         match kind {
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_kind_has_its_attestor() {
+    async fn every_kind_of_selector_has_its_attestor() {
         let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
         let launches = Launches::default();
         launches.note("edge", child.id());

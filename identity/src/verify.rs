@@ -171,8 +171,8 @@ impl PeerVerifier {
         anchors
             .validate(leaf, intermediates, self.algorithms, role, now)
             .map_err(|refusal| match refusal {
-                Refusal::Path(error) => rejected(&error, trust_domain),
-                Refusal::Rejected(reason) => reason,
+                ChainFault::Path(error) => rejected(&error, trust_domain),
+                ChainFault::Rejected(reason) => reason,
             })?;
         Ok(VerifiedPeer { leaf: claimed })
     }
@@ -184,7 +184,7 @@ impl PeerVerifier {
 
 // === impl Anchors ===
 
-enum Refusal {
+enum ChainFault {
     Path(webpki::Error),
     Rejected(PeerRejected),
 }
@@ -219,8 +219,8 @@ impl Anchors {
         algorithms: WebPkiSupportedAlgorithms,
         role: PeerRole,
         now: UnixTime,
-    ) -> Result<(), Refusal> {
-        let leaf = EndEntityCert::try_from(leaf).map_err(Refusal::Path)?;
+    ) -> Result<(), ChainFault> {
+        let leaf = EndEntityCert::try_from(leaf).map_err(ChainFault::Path)?;
         let usage = match role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
@@ -243,7 +243,7 @@ impl Anchors {
             Some(&check_path),
         )
         .map(|_| ())
-        .map_err(|error| refused.take().map_or(Refusal::Path(error), Refusal::Rejected))
+        .map_err(|error| refused.take().map_or(ChainFault::Path(error), ChainFault::Rejected))
     }
 
     fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), PeerRejected> {

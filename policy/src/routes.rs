@@ -365,6 +365,15 @@ routes = []
         check("[a]\nroutes = [\"GET /a\\nb\"]", &["2:11…in `GET /a\\nb`"]);
         check("[\"a\\nb\"]\nroutes = []", &["1:2…`a\\nb` is not a service name"]);
         check("[\"a:b\"]\nroutes = []", &["1:2…not a service name"]);
+        // No proxy could be configured to have these.
+        check(
+            "[Ledger]\nroutes = []",
+            &["1:2…`Ledger` is not a service name; use 1 to 64"],
+        );
+        check(
+            &format!("[{}]\nroutes = []", "a".repeat(65)),
+            &["1:2…not a service name"],
+        );
         check(
             "[a]\nroutes = [\n  \"GET/x\",\n  \"get /x\",\n  \"TRACE /x\",\n  \"GET x\",\n  \"GET /x/\",\n  \"GET /{}\"]",
             &[

@@ -168,7 +168,7 @@ fn flags_and_tools() {
             "--selector",
             "z",
         ],
-        &["`z` is not a selector"],
+        &["`z` is no selector kind", "`unix:uid`"],
     );
     check(&["entry", "apply", &file, "--dir", &empty], &["no CA answers"]);
     check(&["policy", "check", &long], &["cannot read the policy directory"]);
