@@ -22,11 +22,11 @@ pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, entries_digest};
-pub use profile::InvalidAuthority;
+pub use profile::{InvalidAuthority, InvalidSvid, Leaf};
 pub use reserved::{InvalidNode, NODE_NAME_BYTES_MAX, RESERVED};
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, SelectorKind};
 pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};
 pub use spiffe_id::{Excerpt, InvalidSpiffeId, SpiffeId, TrustDomain};
-pub use svid::{InvalidSvid, Leaf, X509Svid};
+pub use svid::X509Svid;
 pub use verify::{PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};

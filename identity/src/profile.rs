@@ -1,6 +1,6 @@
 //! The X509-SVID profile: what a leaf and an authority must and must not say.
 
-use crate::{InvalidSvid, Leaf, SpiffeId};
+use crate::{InvalidSpiffeId, SpiffeId};
 use data_encoding::HEXLOWER;
 use rustls::pki_types::CertificateDer;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,9 +13,89 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 /// The longest chain that is looked at or shown: a leaf and its intermediates. Real ones have one to four.
-pub(crate) const MAX_CHAIN: usize = 8;
+pub(crate) const CHAIN_MAX: usize = 8;
 /// The largest certificate that is looked at, in bytes. Real ones have about one thousand.
-pub(crate) const MAX_CERTIFICATE: usize = 16 * 1024;
+pub(crate) const CERTIFICATE_BYTES_MAX: usize = 16 * 1024;
+
+/// What a leaf certificate says, once it obeys the X509-SVID profile.
+///
+/// It proves nothing about who signed it: that is what [`VerifiedPeer`](crate::VerifiedPeer) is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    pub(crate) spiffe_id: SpiffeId,
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
+    pub(crate) serial: String,
+    pub(crate) fingerprint: [u8; 32],
+}
+
+/// Why bytes are no X.509-SVID.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidSvid {
+    /// The chain is empty.
+    #[error("there is no certificate")]
+    NoCertificate,
+    /// More certificates than any verifier of ours looks at.
+    #[error("a chain of {0} certificates is longer than the 8 that are looked at")]
+    ChainTooLong(usize),
+    /// The bytes are not DER certificates.
+    #[error("the certificate is malformed: {0}")]
+    Malformed(String),
+    /// no URI among the subject alternative names.
+    #[error("the certificate has no URI among its subject alternative names, so no SPIFFE ID")]
+    NoUriSan,
+    /// more than one URI.
+    #[error("the certificate has {0} URIs among its subject alternative names; exactly one is allowed")]
+    SeveralUriSans(usize),
+    /// the URI is no SPIFFE ID.
+    #[error("the certificate's URI is no SPIFFE ID: {0}")]
+    NotSpiffeId(#[from] InvalidSpiffeId),
+    /// the ID names the trust domain, not a workload.
+    #[error("`{0}` has no path; only authorities may have the ID of the trust domain")]
+    TrustDomainId(SpiffeId),
+    /// an empty subject, and alternative names that are not critical.
+    #[error("the certificate's subject is empty, but its subject alternative name is not critical")]
+    SanNotCritical,
+    /// no key usage.
+    #[error("the certificate has no key usage")]
+    NoKeyUsage,
+    /// the key usage is not critical.
+    #[error("the certificate's key usage is not critical")]
+    KeyUsageNotCritical,
+    /// the key may not make signatures, which TLS needs.
+    #[error("the certificate's key usage lacks digitalSignature")]
+    NoDigitalSignature,
+    /// a leaf that may sign certificates.
+    #[error("the certificate's key usage has keyCertSign; an authority cannot be a leaf")]
+    KeyCertSign,
+    /// a leaf that may sign revocation lists.
+    #[error("the certificate's key usage has cRLSign, which a leaf must not have")]
+    CrlSign,
+    /// a leaf that is a CA.
+    #[error("the certificate is a CA certificate; an authority cannot be a leaf")]
+    CertificateAuthority,
+    /// an extended key usage without serverAuth and clientAuth.
+    #[error("the certificate's extended key usage lacks serverAuth or clientAuth")]
+    ExtendedKeyUsage,
+    /// It ends before it starts.
+    #[error("the certificate's notAfter is not later than its notBefore")]
+    NoLifetime,
+    /// A certificate after the leaf cannot vouch for it.
+    #[error("certificate {position} of the chain is no authority: {source}")]
+    Chain {
+        /// Its place in the chain; the leaf is 0.
+        position: usize,
+        /// What is wrong with it.
+        source: InvalidAuthority,
+    },
+    /// The key cannot be loaded. What it is like is not said: it is a secret.
+    #[error("the private key is no PKCS#8 key of a supported kind (ECDSA P-256 or P-384, Ed25519, RSA)")]
+    Key,
+    /// The key belongs to another certificate.
+    #[error("the private key is not the one of `{0}`'s certificate")]
+    KeyMismatch(SpiffeId),
+}
 
 /// Why a certificate cannot vouch for others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +117,43 @@ pub(crate) struct CheckedLeaf<'a> {
     pub(crate) leaf: Leaf,
     /// SubjectPublicKeyInfo, DER.
     pub(crate) public_key: &'a [u8],
+}
+
+// === impl Leaf ===
+
+impl Leaf {
+    /// Parses one DER certificate and checks the leaf profile.
+    ///
+    /// # Errors
+    /// The first rule of that it breaks.
+    pub fn parse(der: &[u8]) -> Result<Self, InvalidSvid> {
+        leaf(der).map(|checked| checked.leaf)
+    }
+
+    /// The one URI subject alternative name; its path is not empty.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// The first moment of validity.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// The last second of validity; later than [`Leaf::not_before`].
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Lower-case hex, two digits a byte, no separators, no leading zero byte.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// SHA-256 of the DER.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
+    }
 }
 
 /// Checks one DER certificate against the leaf profile.
@@ -173,9 +290,9 @@ fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, X509Error> {
 
 /// Exactly one certificate, of a bounded size.
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
-    if der.len() > MAX_CERTIFICATE {
+    if der.len() > CERTIFICATE_BYTES_MAX {
         return Err(format!(
-            "{} bytes are more than the {MAX_CERTIFICATE} a certificate may have",
+            "{} bytes are more than the {CERTIFICATE_BYTES_MAX} a certificate may have",
             der.len()
         ));
     }

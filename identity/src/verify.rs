@@ -1,6 +1,6 @@
 //! The one way to learn who a peer is: path validation against its own trust domain's bundle, then the SVID profile.
 
-use crate::profile::{self, CheckedLeaf, InvalidAuthority, MAX_CERTIFICATE, MAX_CHAIN};
+use crate::profile::{self, CheckedLeaf, InvalidAuthority, CERTIFICATE_BYTES_MAX, CHAIN_MAX};
 use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -144,18 +144,18 @@ impl PeerVerifier {
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerRejected> {
         // Caps, before any work.
-        if intermediates.len() >= MAX_CHAIN {
+        if intermediates.len() >= CHAIN_MAX {
             let count = intermediates.len() + 1;
             return Err(PeerRejected::Malformed(format!(
-                "{count} certificates are more than {MAX_CHAIN}"
+                "{count} certificates are more than {CHAIN_MAX}"
             )));
         }
         if intermediates
             .iter()
-            .any(|certificate| certificate.len() > MAX_CERTIFICATE)
+            .any(|certificate| certificate.len() > CERTIFICATE_BYTES_MAX)
         {
             return Err(PeerRejected::Malformed(format!(
-                "one is larger than {MAX_CERTIFICATE} bytes"
+                "one is larger than {CERTIFICATE_BYTES_MAX} bytes"
             )));
         }
 
@@ -593,14 +593,14 @@ mod tests {
         let leaf = ca.svid("/web", HOUR).chain()[0].clone();
         assert_eq!(outcome(&verifier, &[], now), Err("no_certificate"));
         assert_eq!(
-            outcome(&verifier, &vec![leaf.clone(); MAX_CHAIN], now),
+            outcome(&verifier, &vec![leaf.clone(); CHAIN_MAX], now),
             Ok("/web".to_owned())
         );
         assert_eq!(
-            outcome(&verifier, &vec![leaf.clone(); MAX_CHAIN + 1], now),
+            outcome(&verifier, &vec![leaf.clone(); CHAIN_MAX + 1], now),
             Err("malformed")
         );
-        let large = CertificateDer::from(vec![0x30; MAX_CERTIFICATE + 1]);
+        let large = CertificateDer::from(vec![0x30; CERTIFICATE_BYTES_MAX + 1]);
         assert_eq!(
             outcome(&verifier, &[leaf.clone(), large.clone()], now),
             Err("malformed")
