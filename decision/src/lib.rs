@@ -2,13 +2,17 @@
 //!
 //! The proxy and the agent's authorization services both decide here, so that one request gets one answer, one record
 //! and one kind of decision id, whoever enforces it. Policy comes from a directory or in signed bundles
-//! ([`PolicyFeed`]); a [`Question`] goes to the [`DecisionPoint`], and a `Permit` comes back or does not.
+//! ([`PolicyFeed`]). What is known of a call is a [`Draft`] of its record; policy makes it [`Judged`]; only once that is
+//! recorded is there something [`Granted`], and with it the request to forward.
 
 mod answer;
 mod current;
 mod directory;
+mod draft;
 mod follow;
+mod granted;
 mod keeper;
+mod log;
 mod metrics;
 mod point;
 mod policy_files;
@@ -20,9 +24,11 @@ mod trace;
 pub use answer::{DECISION_HEADER, refusal};
 pub use current::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
 pub use directory::Follower;
+pub use draft::{Asked, Draft, Facts, HeaderFields, HttpRequest, NoFields, Opaque, Stranger, Unasked, Witness};
 pub use follow::follow_bundles;
+pub use granted::{Granted, Judged, Refused, Renewed, Why, Withdrawn};
 pub use metrics::{Family, Metrics};
-pub use point::{DecisionPoint, Fields, Question, Refusal};
+pub use point::DecisionPoint;
 pub use policy_files::read_policies;
 pub use settings::{OnStale, reference_every};
 pub use trace::trace_id;

@@ -87,8 +87,21 @@ impl CanonicalRequest {
         selected: &SelectedHeaders,
         fields: impl IntoIterator<Item = (&'f str, &'f [u8])>,
     ) -> Result<Self, Ambiguous> {
-        self.headers = selected.read(fields)?;
+        self.read_headers(selected, fields)?;
         Ok(self)
+    }
+
+    /// Reads its selected headers, in the place of any that were read before.
+    ///
+    /// # Errors
+    /// As [`with_headers`](Self::with_headers); then it stays as it was.
+    pub fn read_headers<'f>(
+        &mut self,
+        selected: &SelectedHeaders,
+        fields: impl IntoIterator<Item = (&'f str, &'f [u8])>,
+    ) -> Result<(), Ambiguous> {
+        self.headers = selected.read(fields)?;
+        Ok(())
     }
 
     /// The method, an upper-case token.

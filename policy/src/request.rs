@@ -57,6 +57,11 @@ impl<'a> Caller<'a> {
         Self { id }
     }
 
+    /// The name it has.
+    pub fn id(self) -> &'a SpiffeId {
+        self.id
+    }
+
     /// A caller supposed, for a question whose answer opens nothing.
     pub(crate) fn supposed(id: &'a SpiffeId) -> Self {
         Self { id }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hoplite_decision::DecisionPoint;
 use hoplite_host::accept::{Acceptor, WhenFull};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
@@ -24,7 +25,6 @@ use tracing::debug;
 
 use crate::config::Config;
 use crate::destination::DestinationFeed;
-use crate::enforce::Enforcer;
 use crate::identity_feed::IdentityFeed;
 use crate::metrics::Metrics;
 
@@ -71,7 +71,7 @@ pub(crate) struct Admin {
     /// Where the listeners are, in the order of the configuration: inbound, then outbound.
     pub(crate) inbound: Vec<SocketAddr>,
     pub(crate) outbound: Vec<(SocketAddr, Arc<DestinationFeed>)>,
-    pub(crate) enforcer: Arc<Enforcer>,
+    pub(crate) point: Arc<DecisionPoint>,
     /// Empty as long as the proxy waits for its first SVID.
     pub(crate) identity: OnceLock<Arc<IdentityFeed>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -157,7 +157,7 @@ impl Admin {
         let (status, kind, text) = match (request.method(), request.uri().path()) {
             (&Method::GET, "/status") => (StatusCode::OK, "application/json", self.status().to_string() + "\n"),
             (&Method::GET, "/metrics") => {
-                let decisions = self.enforcer.point().metrics();
+                let decisions = self.point.metrics();
                 (
                     StatusCode::OK,
                     "text/plain; version=0.0.4",
@@ -182,9 +182,9 @@ impl Admin {
     fn status(&self) -> Value {
         let identity = self.identity.get().map(|feed| feed.current());
         let leaf = identity.as_ref().map(|generation| generation.svid.leaf());
-        let status = self.enforcer.policy().status();
-        let in_force = self.enforcer.policy().in_force();
-        let denies_all = self.enforcer.point().denies_all(&in_force, SystemTime::now());
+        let status = self.point.policy().status();
+        let in_force = self.point.policy().in_force();
+        let denies_all = self.point.denies_all(&in_force, SystemTime::now());
         let snapshot = in_force.live();
         let grants: Vec<_> = status
             .grants
@@ -250,7 +250,7 @@ impl Admin {
 impl Admin {
     /// What each policy did since the start.
     fn policies(&self) -> Value {
-        let in_force = self.enforcer.policy().in_force();
+        let in_force = self.point.policy().in_force();
         let counts = |snapshot: &Snapshot| -> Vec<Value> {
             let each = snapshot.counts().map(|(id, counts)| {
                 json!({

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hoplite_audit::{DecisionId, Outcome};
-use hoplite_decision::refusal;
+use hoplite_decision::{Refused, refusal};
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -17,7 +17,15 @@ pub(crate) fn answer(
     outcome: Option<Outcome>,
     decision: Option<&DecisionId>,
 ) -> Response<Body> {
-    let text = refusal(error, outcome, decision);
+    said(status, refusal(error, outcome, decision), decision)
+}
+
+/// What somebody is told to whom nothing is granted.
+pub(crate) fn refused(refused: &Refused) -> Response<Body> {
+    said(refused.status(), refused.body(), refused.decision())
+}
+
+fn said(status: StatusCode, text: String, decision: Option<&DecisionId>) -> Response<Body> {
     let mut response = Response::new(Body::Own(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
     response

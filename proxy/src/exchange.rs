@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use hoplite_audit::{DecisionId, Outcome};
+use hoplite_decision::Refused;
 use hoplite_policy::CanonicalRequest;
 
 /// One request that was permitted.
@@ -137,6 +138,17 @@ impl Exchange {
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Revoked ===
+
+impl From<Refused> for Revoked {
+    fn from(refused: Refused) -> Self {
+        Self {
+            outcome: refused.outcome(),
+            decision: refused.decision().cloned(),
+        }
     }
 }
 

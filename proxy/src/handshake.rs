@@ -6,16 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::Outcome;
+use hoplite_decision::{DecisionPoint, Stranger, Unasked};
 use hoplite_identity::tls;
 use hoplite_identity::{CertificateDer, PeerRejected, PeerRole};
+use http::StatusCode;
 use rustls::CommonState;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::debug;
 
 use crate::identity_feed::{IdentityFeed, Layer};
+use crate::metrics::Metrics;
 use crate::session::Session;
 
 /// A peer that has not proved itself within this time is not going to.
@@ -32,6 +36,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 pub(crate) struct Handshaker {
     pub(crate) identity: Arc<IdentityFeed>,
     pub(crate) under_way: Arc<UnderWay>,
+    pub(crate) point: Arc<DecisionPoint>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The handshakes under way, oldest first. One too many ends the oldest: if they queued, strangers who begin a handshake
@@ -39,31 +45,41 @@ pub(crate) struct Handshaker {
 #[derive(Debug, Default)]
 pub(crate) struct UnderWay(Mutex<VecDeque<oneshot::Sender<()>>>);
 
-/// Why a connection did not get an identity. The peer hears only a TLS alert.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    /// `unauthenticated`, unless the fault is ours.
-    pub(crate) outcome: Outcome,
-    /// From a fixed set.
-    pub(crate) code: &'static str,
-    /// Code and text, for the record.
-    pub(crate) reason: String,
-}
-
 // === impl Handshaker ===
 
 impl Handshaker {
-    /// Accepts TLS. `Ok(None)` is a connection that was closed before it said anything: a health check.
+    /// Accepts TLS. None is a connection that was closed before it said anything, a health check; or one that gets no
+    /// identity, which is recorded. The peer hears only a TLS alert.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
         remote: SocketAddr,
         layer: Layer,
-    ) -> Result<Option<(TlsStream<TcpStream>, Session)>, Refused> {
-        match timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)).await {
-            Ok(result) => result,
-            Err(_) => Err(Refused::stranger("timeout", "no handshake within 10 s")),
+        service: &str,
+    ) -> Option<(TlsStream<TcpStream>, Session)> {
+        let accepted = timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)).await;
+        match accepted.unwrap_or_else(|_| Err(Unasked::unauthenticated("timeout", "no handshake within 10 s"))) {
+            Ok(accepted) => accepted,
+            Err(unasked) => {
+                self.refuse(unasked, remote, service).await;
+                None
+            }
         }
+    }
+
+    /// Records that somebody without an identity was refused, or counts it when there are too many.
+    async fn refuse(&self, unasked: Unasked, remote: SocketAddr, service: &str) {
+        let (code, reason) = (unasked.code, &unasked.reason);
+        self.metrics.handshake_refused(code);
+        debug!(source = %remote, service, code, reason, "connection refused");
+        let stranger = Stranger {
+            service,
+            vouched_by: None,
+            source: Some(remote.to_string()),
+            trace_id: None,
+        };
+        // The connection is closed either way; the decision point has said what failed.
+        let _ = self.point.refuse_stranger(stranger, unasked).await;
     }
 
     async fn handshake(
@@ -71,12 +87,12 @@ impl Handshaker {
         tcp: TcpStream,
         remote: SocketAddr,
         layer: Layer,
-    ) -> Result<Option<(TlsStream<TcpStream>, Session)>, Refused> {
+    ) -> Result<Option<(TlsStream<TcpStream>, Session)>, Unasked> {
         let mut first = [0];
         match tcp.peek(&mut first).await {
             Ok(0) | Err(_) => return Ok(None),
             Ok(_) if first != [TLS_HANDSHAKE] => {
-                return Err(Refused::stranger(
+                return Err(Unasked::unauthenticated(
                     "plaintext",
                     "the connection does not begin with a TLS handshake",
                 ));
@@ -85,7 +101,7 @@ impl Handshaker {
         }
         let generation = self.identity.current();
         if !generation.is_valid(SystemTime::now()) {
-            return Err(Refused::ours(
+            return Err(ours(
                 "own_svid_expired",
                 "the own SVID has expired and the agent gave no new one",
             ));
@@ -93,15 +109,16 @@ impl Handshaker {
         let crowded_out = self.under_way.begin();
         let stream = tokio::select! {
             accepted = TlsAcceptor::from(generation.server(layer)).accept(tcp) => {
-                accepted.map_err(|error| Refused::by(&error))?
+                accepted.map_err(|error| broken(&error))?
             }
             _ = crowded_out => {
-                return Err(Refused::stranger("crowded_out", "of too many handshakes under way it was the oldest"));
+                return Err(Unasked::unauthenticated("crowded_out", "of too many handshakes under way it was the oldest"));
             }
         };
         let (_, connection) = stream.get_ref();
         // The verifier ran inside the handshake. It runs again here, so that no configuration mistake can let a peer pass.
-        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Client, SystemTime::now())?;
+        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Client, SystemTime::now())
+            .map_err(rejected)?;
         let session = Session::new(
             peer,
             PeerRole::Client,
@@ -155,36 +172,25 @@ pub(crate) fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-// === impl Refused ===
-
-impl Refused {
-    fn stranger(code: &'static str, text: &str) -> Self {
-        Self {
-            outcome: Outcome::Unauthenticated,
-            code,
-            reason: format!("{code}: {text}"),
-        }
-    }
-
-    fn ours(code: &'static str, text: &str) -> Self {
-        Self {
-            outcome: Outcome::Error,
-            code,
-            reason: format!("{code}: {text}"),
-        }
-    }
-
-    fn by(error: &std::io::Error) -> Self {
-        match tls_error(error).map(|error| (tls::rejection(error), error)) {
-            Some((Some(rejected), _)) => rejected.into(),
-            Some((None, error)) => Self::stranger("handshake_failed", &error.to_string()),
-            None => Self::stranger("handshake_broken", &error.to_string()),
-        }
+/// The fault is ours.
+fn ours(code: &'static str, reason: &str) -> Unasked {
+    Unasked {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        outcome: Outcome::Error,
+        code,
+        reason: reason.to_owned(),
     }
 }
 
-impl From<PeerRejected> for Refused {
-    fn from(rejected: PeerRejected) -> Self {
-        Self::stranger(rejected.code(), &rejected.to_string())
+/// The handshake ended before the peer had proved who it is.
+fn broken(error: &std::io::Error) -> Unasked {
+    match tls_error(error).map(|error| (tls::rejection(error), error)) {
+        Some((Some(reason), _)) => rejected(reason),
+        Some((None, error)) => Unasked::unauthenticated("handshake_failed", error.to_string()),
+        None => Unasked::unauthenticated("handshake_broken", error.to_string()),
     }
+}
+
+fn rejected(reason: PeerRejected) -> Unasked {
+    Unasked::unauthenticated(reason.code(), reason.to_string())
 }

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_decision::{self as decision, Fields, Question};
+use hoplite_audit::Phase;
+use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why, Witness};
 use hoplite_identity::VerifiedPeer;
-use hoplite_policy::{CanonicalRequest, Permit, Transport};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use hoplite_policy::{CanonicalRequest, Transport};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -20,21 +20,17 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-use crate::answer::{answer, closing, set_decision};
+use crate::answer::{answer, closing, refused, set_decision};
 use crate::body::Body;
-use crate::dial::UpstreamError;
-use crate::enforce::Enforcer;
 use crate::exchange::{Answering, Exchange, Exchanges, Revoked};
 use crate::handshake::Handshaker;
 use crate::headers;
 use crate::identity_feed::Layer;
-use crate::reading::{self, Unreadable, bounded};
+use crate::metrics::Metrics;
+use crate::reading::{self, bounded};
 use crate::refusals::{Tapped, Unparsed};
+use crate::service::{Head, Outgoing, Service};
 use crate::session::{Event, Stop};
-use crate::upstream::Upstream;
-
-/// A method longer than this is not written into records.
-const METHOD_BYTES_MAX: usize = 32;
 
 /// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
 const RECHECKS_AT_ONCE: usize = 16;
@@ -46,8 +42,9 @@ const LET_GO_MAX: Duration = Duration::from_millis(300);
 pub(crate) struct Inbound {
     pub(crate) service: String,
     pub(crate) handshaker: Handshaker,
-    pub(crate) enforcer: Arc<Enforcer>,
-    pub(crate) app: Upstream,
+    pub(crate) point: Arc<DecisionPoint>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) app: Service,
     /// Whose turn it is to decide again: one connection's at a time, however many there are.
     pub(crate) turns: Semaphore,
     pub(crate) stop: Stop,
@@ -58,7 +55,7 @@ struct InboundConnection {
     inbound: Arc<Inbound>,
     peer: VerifiedPeer,
     source: String,
-    connection: Transport,
+    transport: Transport,
     tls: String,
     client_cert: HeaderValue,
     not_after: SystemTime,
@@ -71,16 +68,8 @@ struct InboundConnection {
 impl Inbound {
     /// One connection, from its first byte to its end.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let (stream, mut session) = match self.handshaker.accept(tcp, remote, Layer::Http).await {
-            Ok(Some(accepted)) => accepted,
-            Ok(None) => return,
-            Err(refused) => {
-                let source = remote.to_string();
-                return self
-                    .enforcer
-                    .refuse_stranger(source, &self.service, refused.outcome, refused.code, refused.reason)
-                    .await;
-            }
+        let Some((stream, mut session)) = self.handshaker.accept(tcp, remote, Layer::Http, &self.service).await else {
+            return;
         };
         session.end_with(self.stop.clone());
         let own = self.handshaker.identity.current();
@@ -91,7 +80,7 @@ impl Inbound {
         let caller = Arc::new(InboundConnection {
             peer: session.peer.clone(),
             source: remote.to_string(),
-            connection: Transport::new(remote.ip()),
+            transport: Transport::new(remote.ip()),
             tls: session.tls.clone(),
             client_cert,
             not_after: session.not_after,
@@ -145,21 +134,6 @@ impl Inbound {
             }
         }
     }
-
-    /// Forwards what was permitted. The permit is spent here: without one, nothing reaches the service.
-    async fn forward(
-        &self,
-        _permit: Permit,
-        exchange: &Exchange,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, UpstreamError> {
-        self.app.send(&exchange.canonical, request).await
-    }
-}
-
-/// What policy may select from.
-fn fields(headers: &HeaderMap) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
-    Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
 }
 
 // === impl InboundConnection ===
@@ -167,63 +141,50 @@ fn fields(headers: &HeaderMap) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
 impl InboundConnection {
     /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let enforcer = &self.inbound.enforcer;
-        let mut record = self.record(&request);
+        let point = &self.inbound.point;
+        let trace_id = headers::trace_id(request.headers());
+        let draft = self.draft(Phase::Request, trace_id).action(request.method().as_str());
 
         // Read it in one way, or not at all.
         let canonical = match self.read(&request) {
             Ok(canonical) => canonical,
-            Err(unreadable) => return self.refuse(record, unreadable).await,
+            Err(unasked) => return closing(refused(&point.refuse(draft, unasked).await), self.http2),
         };
-        let (mut parts, body) = request.into_parts();
-        headers::sanitize_request(&mut parts.headers);
-
-        // Decide. Of the headers policy sees what is left of them, which is what the service will see.
-        let epoch = enforcer.policy().epoch();
-        let decided = {
-            let fields = || fields(&parts.headers);
-            let question = self.question(&canonical, Some(&fields));
-            enforcer.decide(question, &mut record).await
+        let (parts, body) = request.into_parts();
+        let request = HttpRequest {
+            canonical,
+            rest: Head::new(parts),
         };
 
-        // Record.
-        let outcome = record.outcome;
-        let Ok(decision) = enforcer.record(record).await else {
-            return answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None);
-        };
-        let permit = match decided {
-            Ok(permit) => permit,
-            Err(decision::Refusal::Denied) => {
-                return answer(StatusCode::FORBIDDEN, "denied", Some(outcome), Some(&decision));
-            }
-            Err(decision::Refusal::Ambiguous(why)) => {
-                let refused = answer(StatusCode::BAD_REQUEST, why.code(), Some(outcome), Some(&decision));
-                return closing(refused, self.http2);
-            }
-        };
+        // Decide, and record.
+        let epoch = point.policy().epoch();
+        let judged = point.judge(draft, request, &self.transport).await;
+        match judged.recorded().await {
+            Ok(granted) => self.forward(granted, epoch, body).await,
+            Err(why) => match why.why() {
+                Why::Ambiguous(_) => closing(refused(&why), self.http2),
+                _ => refused(&why),
+            },
+        }
+    }
 
-        // From here on it can be revoked. Whoever decides again knows of its headers what policy selects now.
-        let canonical = enforcer.point().kept(canonical, &|| fields(&parts.headers));
-        let exchange = Arc::new(Exchange::new(canonical, decision, epoch));
+    /// Forwards what was granted, and brings back its answer unless the grant is withdrawn before.
+    async fn forward(&self, granted: Granted<HttpRequest<Head>>, epoch: u64, body: Incoming) -> Response<Body> {
+        // From here on it can be revoked.
+        let outgoing = Outgoing::new(granted, epoch);
+        let exchange = outgoing.exchange().clone();
         let answering = Answering::new(exchange.clone());
         self.exchanges.add(&exchange);
-        let now = enforcer.policy().epoch();
+        let now = self.inbound.point.policy().epoch();
         if now != epoch {
             // Policy has changed before it was in the list: whoever went through that has missed it.
             self.decide_again(std::slice::from_ref(&exchange), now).await;
         }
 
-        // Forward.
-        headers::set_identity(&mut parts.headers, self.client_cert.clone());
-        let body = Body::Received {
-            incoming: body,
-            exchange: exchange.clone(),
-        };
-        let request = Request::from_parts(parts, body);
         let answered = tokio::select! {
             biased;
             revoked = exchange.until_revoked() => return self.withdraw(revoked),
-            answered = self.inbound.forward(permit, &exchange, request) => answered,
+            answered = self.inbound.app.forward(outgoing, body, self.client_cert.clone()) => answered,
         };
         match answered {
             Ok(response) => {
@@ -233,30 +194,31 @@ impl InboundConnection {
                 response
             }
             // Permitted by its head, it has broken off behind it: the service never saw a whole request.
-            Err(_) if exchange.is_malformed() => {
-                let unreadable = Unreadable {
-                    status: StatusCode::BAD_REQUEST,
-                    code: "unparsed",
-                    reason: "the body's chunks or trailers are none".to_owned(),
-                };
-                let mut record = self.blank_record(Phase::Request);
-                record.action = exchange.canonical.method().to_owned();
-                record.host = Some(exchange.canonical.host().to_owned());
-                record.path = Some(exchange.canonical.path().to_owned());
-                self.refuse(record, unreadable).await
-            }
+            Err(_) if exchange.is_malformed() => self.refuse_body(&exchange).await,
             Err(error) => {
                 error.log(&self.inbound.service);
-                enforcer.metrics().upstream_failed(error.code());
+                self.inbound.metrics.upstream_failed(error.code());
                 answer(error.status(), error.code(), None, Some(&exchange.decision))
             }
         }
     }
 
+    /// Instead of the service's answer to a request that never was whole.
+    async fn refuse_body(&self, exchange: &Exchange) -> Response<Body> {
+        let unasked = Unasked::malformed(
+            "unparsed",
+            "the request's body is not well-formed: its chunk sizes or trailers cannot be read",
+        );
+        let draft = self.draft(Phase::Request, None).action(exchange.canonical.method());
+        let draft = draft.about(&exchange.canonical);
+        let why = self.inbound.point.refuse(draft, unasked).await;
+        closing(refused(&why), self.http2)
+    }
+
     /// Decides again what is under way whenever policy changes. Returns, with the reason, when the peer holds on to what
     /// was revoked and the connection has to end.
     async fn follow_policy(&self) -> &'static str {
-        let mut epochs = self.inbound.enforcer.policy().subscribe();
+        let mut epochs = self.inbound.point.policy().subscribe();
         while epochs.changed().await.is_ok() {
             let epoch = *epochs.borrow_and_update();
             let due = self.exchanges.permitted_before(epoch);
@@ -279,45 +241,40 @@ impl InboundConnection {
     ///
     /// Thousands may be under way on one worker. They are decided in turns, between which everything else goes on.
     async fn decide_again(&self, exchanges: &[Arc<Exchange>], epoch: u64) -> usize {
-        let Inbound { enforcer, turns, .. } = &*self.inbound;
-        let (mut refused, mut records) = (Vec::new(), Vec::new());
+        let Inbound {
+            point, metrics, turns, ..
+        } = &*self.inbound;
+        let (mut ended, mut withdrawn) = (Vec::new(), Vec::new());
         for some in exchanges.chunks(RECHECKS_AT_ONCE) {
             let _turn = turns.acquire().await;
             for exchange in some {
-                let mut record = self.blank_record(Phase::Recheck);
-                let renewed = enforcer
-                    .decide(self.question(&exchange.canonical, None), &mut record)
-                    .await;
-                enforcer.metrics().rechecked(renewed.is_ok());
-                if renewed.is_ok() {
-                    exchange.renew(epoch);
-                } else {
-                    let permitted = format!("it was permitted as {}", exchange.decision);
-                    record.reason.get_or_insert(permitted);
-                    refused.push((exchange, record.outcome));
-                    records.push(record);
+                let draft = self.draft(Phase::Recheck, None);
+                let renewed = point.recheck(draft, Some(&exchange.canonical), &self.transport).await;
+                metrics.rechecked(renewed.is_ok());
+                match renewed {
+                    Ok(_) => exchange.renew(epoch),
+                    Err(no_longer) => {
+                        ended.push(exchange);
+                        withdrawn.push(no_longer.granted_as(&exchange.decision));
+                    }
                 }
             }
             yield_now().await;
         }
-        if refused.is_empty() {
+        if ended.is_empty() {
             return 0;
         }
         // Each ends whether or not its record could be written.
-        let decisions = enforcer.record_all(records).await;
-        for ((exchange, outcome), decision) in refused.iter().zip(decisions) {
-            exchange.revoke(Revoked {
-                outcome: *outcome,
-                decision,
-            });
+        for (exchange, revoked) in ended.iter().zip(point.record_all(withdrawn).await) {
+            exchange.revoke(revoked.into());
         }
         info!(
             peer = %self.peer.spiffe_id(),
             remote = self.source,
-            requests = refused.len(),
+            requests = ended.len(),
             "requests under way ended: policy no longer permits them"
         );
-        refused.len()
+        ended.len()
     }
 
     /// Instead of the service's answer, of which nothing was sent yet.
@@ -329,78 +286,39 @@ impl InboundConnection {
         )
     }
 
-    fn question<'a>(&'a self, canonical: &'a CanonicalRequest, fields: Option<&'a Fields<'a>>) -> Question<'a> {
-        Question {
-            caller: (&self.peer).into(),
+    /// The record of a request on this connection, begun.
+    fn draft(&self, phase: Phase, trace_id: Option<String>) -> Draft<'_> {
+        Draft::new(Facts {
+            phase,
             service: &self.inbound.service,
-            connection: &self.connection,
-            http: Some(canonical),
-            fields,
-        }
+            witness: Witness::Own {
+                peer: &self.peer,
+                tls: &self.tls,
+            },
+            source: Some(self.source.clone()),
+            trace_id,
+        })
     }
 
-    fn record(&self, request: &Request<Incoming>) -> Record {
-        let mut record = self.blank_record(Phase::Request);
-        record.trace_id = headers::trace_id(request.headers());
-        let method = request.method().as_str();
-        record.action = if method.len() <= METHOD_BYTES_MAX {
-            method
-        } else {
-            "other"
-        }
-        .to_owned();
-        record
-    }
-
-    /// What is known of every request on this connection.
-    fn blank_record(&self, phase: Phase) -> Record {
-        // Everything but an allow is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(phase, Outcome::Error, &*self.inbound.service);
-        record.at = SystemTime::now();
-        record.principal = Some(self.peer.spiffe_id().to_string());
-        record.peer_serial = Some(self.peer.serial().to_owned());
-        record.peer_not_after = Some(self.peer.not_after());
-        record.source = Some(self.source.clone());
-        record.tls = Some(self.tls.clone());
-        record
-    }
-
-    /// What the peer sent is no HTTP: the library has answered it with an error, and no request came this far.
+    /// What the peer sent cannot be read as HTTP: the library has answered it with an error, and no request came this far.
     async fn record_unparsed(&self, error: &impl Display) {
-        let mut record = self.blank_record(Phase::Request);
-        record.outcome = Outcome::Malformed;
-        record.reason = Some(format!("unparsed: {error}"));
-        // Nothing is forwarded either way; `record` has said what failed.
-        let _ = self.inbound.enforcer.record(record).await;
+        let unasked = Unasked::malformed("unparsed", error.to_string());
+        // Nothing is forwarded either way; the decision point has said what failed.
+        let _ = self
+            .inbound
+            .point
+            .refuse(self.draft(Phase::Request, None), unasked)
+            .await;
     }
 
-    fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unreadable> {
+    fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unasked> {
         if SystemTime::now() >= self.not_after {
             // The timer that closes the connection is due; a suspended machine may wake with it late.
-            return Err(Unreadable {
-                status: StatusCode::UNAUTHORIZED,
-                code: "expired",
-                reason: "the connection has outlived a certificate".to_owned(),
-            });
+            return Err(Unasked::unauthenticated(
+                "expired",
+                "the connection has outlived a certificate",
+            ));
         }
         reading::read(request)
-    }
-
-    async fn refuse(&self, mut record: Record, unreadable: Unreadable) -> Response<Body> {
-        let Unreadable { status, code, reason } = unreadable;
-        record.outcome = if status == StatusCode::UNAUTHORIZED {
-            Outcome::Unauthenticated
-        } else {
-            Outcome::Malformed
-        };
-        record.reason = Some(format!("{code}: {reason}"));
-        let outcome = record.outcome;
-        match self.inbound.enforcer.record(record).await {
-            Ok(decision) => closing(answer(status, code, Some(outcome), Some(&decision)), self.http2),
-            Err(_) => closing(
-                answer(StatusCode::SERVICE_UNAVAILABLE, "unrecorded", None, None),
-                self.http2,
-            ),
-        }
     }
 }

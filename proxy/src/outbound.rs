@@ -68,15 +68,15 @@ impl Outbound {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let canonical = match read(&request) {
             Ok(canonical) => canonical,
-            Err(unreadable) => {
+            Err(unasked) => {
                 debug!(
                     upstream = self.name,
-                    code = unreadable.code,
-                    reason = unreadable.reason,
+                    code = unasked.code,
+                    reason = unasked.reason,
                     "request refused"
                 );
                 let http2 = request.version() == Version::HTTP_2;
-                return closing(answer(unreadable.status, unreadable.code, None, None), http2);
+                return closing(answer(unasked.status, unasked.code, None, None), http2);
             }
         };
         let (mut parts, body) = request.into_parts();

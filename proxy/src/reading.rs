@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use hoplite_policy::{Ambiguous, CanonicalRequest, canonical_method};
+use hoplite_decision::Unasked;
+use hoplite_policy::{CanonicalRequest, canonical_method};
 use http::header::HOST;
 use http::{HeaderValue, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -36,39 +37,25 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a request is answered without asking policy.
-#[derive(Debug)]
-pub(crate) struct Unreadable {
-    /// For the caller.
-    pub(crate) status: StatusCode,
-    /// From a fixed set.
-    pub(crate) code: &'static str,
-    /// For the record.
-    pub(crate) reason: String,
-}
-
 /// Reads a request in the only way it can be read.
-pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadable> {
+pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked> {
     // Refused before anything else is looked at, so that the answer is one and the same whatever else is wrong.
     let method = canonical_method(request.method().as_str())?;
     // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.
     if head_bytes(request) > HEADER_BYTES_MAX as usize || request.headers().len() > HEADERS_MAX {
-        return Err(Unreadable {
-            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            code: "head_too_large",
-            reason: format!("the head has more than {HEADERS_MAX} fields or {HEADER_BYTES_MAX} bytes"),
-        });
+        let reason = format!("the head has more than {HEADERS_MAX} fields or {HEADER_BYTES_MAX} bytes");
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(Unasked::malformed("head_too_large", reason).with_status(status));
     }
-    headers::check(request.headers(), request.version()).map_err(|unclean| Unreadable {
-        status: match unclean {
+    headers::check(request.headers(), request.version()).map_err(|unclean| {
+        let status = match unclean {
             Unclean::ConflictingLength | Unclean::TransferCoding | Unclean::Override | Unclean::Duplicate => {
                 StatusCode::BAD_REQUEST
             }
             Unclean::Upgrade => StatusCode::NOT_IMPLEMENTED,
             Unclean::Expectation => StatusCode::EXPECTATION_FAILED,
-        },
-        code: unclean.code(),
-        reason: unclean.to_string(),
+        };
+        Unasked::malformed(unclean.code(), unclean.to_string()).with_status(status)
     })?;
     let uri = request.uri();
     let hosts: Vec<&[u8]> = request
@@ -80,16 +67,6 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unreadab
         .collect();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     Ok(CanonicalRequest::parse(method, &hosts, target.as_bytes())?)
-}
-
-impl From<Ambiguous> for Unreadable {
-    fn from(ambiguous: Ambiguous) -> Self {
-        Self {
-            status: StatusCode::from_u16(ambiguous.status()).unwrap_or(StatusCode::BAD_REQUEST),
-            code: ambiguous.code(),
-            reason: ambiguous.to_string(),
-        }
-    }
 }
 
 /// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes.

@@ -21,7 +21,6 @@ use tracing::{error, info, warn};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::destination::{BadDestination, Destination, DestinationFeed};
-use crate::enforce::Enforcer;
 use crate::error::StartError;
 use crate::identity_feed::{IdentityFeed, Source};
 use crate::listener::CONNECTIONS_MAX;
@@ -122,7 +121,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         config.reference_check_every,
         config.on_stale_policy,
     );
-    let enforcer = Arc::new(Enforcer::new(point, metrics.clone()));
+    let point = Arc::new(point);
 
     // Status can be asked for while the proxy waits for its identity.
     let inbound = || ports.iter().filter(|port| port.destination().is_none());
@@ -137,9 +136,9 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
             .map(|(port, destination)| (port.address, destination))
             .collect(),
         config: config.clone(),
-        enforcer: enforcer.clone(),
+        point: point.clone(),
         identity: OnceLock::new(),
-        metrics,
+        metrics: metrics.clone(),
     });
     let mut control = JoinSet::new();
     let (close, closed) = shutdown::channel();
@@ -184,7 +183,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     };
     let shared = Shared::new(
         identity,
-        enforcer,
+        point,
+        metrics,
         Stop {
             drain: drained,
             close: closed,

@@ -3,15 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hoplite_audit::{Outcome, Phase, Record};
-use hoplite_decision::Question;
-use hoplite_policy::{Permit, Transport};
+use hoplite_audit::Phase;
+use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque, Witness};
+use hoplite_policy::Transport;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use crate::dial::{self, Dialled, Peer};
-use crate::enforce::Enforcer;
 use crate::handshake::Handshaker;
 use crate::identity_feed::Layer;
 use crate::metrics::Metrics;
@@ -23,7 +22,8 @@ pub(crate) struct TcpInbound {
     pub(crate) service: String,
     pub(crate) forward_to: String,
     pub(crate) handshaker: Handshaker,
-    pub(crate) enforcer: Arc<Enforcer>,
+    pub(crate) point: Arc<DecisionPoint>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
 }
 
@@ -40,56 +40,50 @@ pub(crate) struct TcpOutbound {
 impl TcpInbound {
     /// One connection, from its first byte to its end.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let (stream, mut session) = match self.handshaker.accept(tcp, remote, Layer::Tcp).await {
-            Ok(Some(accepted)) => accepted,
-            Ok(None) => return,
-            Err(refused) => {
-                let source = remote.to_string();
-                return self
-                    .enforcer
-                    .refuse_stranger(source, &self.service, refused.outcome, refused.code, refused.reason)
-                    .await;
-            }
+        let accepted = self.handshaker.accept(tcp, remote, Layer::Tcp, &self.service).await;
+        let Some((mut stream, mut session)) = accepted else {
+            return;
         };
         session.end_with(self.stop.clone());
 
         // Watched before it is decided: a policy that comes in between is not missed.
-        session.watch_policy(self.enforcer.policy().subscribe());
-        let (permit, record) = self.decide(&session, Phase::Connect).await;
-        if self.enforcer.record(record).await.is_err() {
-            return;
-        }
-        if let Some(permit) = permit {
-            self.forward(permit, stream, session).await;
+        session.watch_policy(self.point.policy().subscribe());
+        let transport = Transport::new(remote.ip());
+        let draft = self.draft(&session, Phase::Connect);
+        let judged = self.point.judge(draft, Opaque(&mut stream), &transport).await;
+        if let Ok(granted) = judged.recorded().await {
+            self.forward(granted, &transport, session).await;
         }
     }
 
-    async fn decide(&self, session: &Session, phase: Phase) -> (Option<Permit>, Record) {
-        let mut record = Record::new(phase, Outcome::Error, &*self.service);
-        record.principal = Some(session.peer.spiffe_id().to_string());
-        record.peer_serial = Some(session.peer.serial().to_owned());
-        record.peer_not_after = Some(session.peer.not_after());
-        record.source = Some(session.remote.to_string());
-        record.tls = Some(session.tls.clone());
-        let connection = Transport::new(session.remote.ip());
-        let question = Question {
-            caller: (&session.peer).into(),
+    /// The record of a connection, begun.
+    fn draft<'a>(&'a self, session: &'a Session, phase: Phase) -> Draft<'a> {
+        Draft::new(Facts {
+            phase,
             service: &self.service,
-            connection: &connection,
-            http: None,
-            fields: None,
-        };
-        let permit = self.enforcer.decide(question, &mut record).await;
-        (permit.ok(), record)
+            witness: Witness::Own {
+                peer: &session.peer,
+                tls: &session.tls,
+            },
+            source: Some(session.remote.to_string()),
+            trace_id: None,
+        })
     }
 
-    /// Carries what was permitted, for as long as it stays permitted.
-    async fn forward(&self, mut permit: Permit, stream: TlsStream<TcpStream>, mut session: Session) {
+    /// Carries the connection that was granted, for as long as it stays so.
+    async fn forward(
+        &self,
+        granted: Granted<Opaque<&mut TlsStream<TcpStream>>>,
+        transport: &Transport,
+        mut session: Session,
+    ) {
+        let mut permitted_by = granted.revision().to_owned();
+        let (Opaque(stream), _) = granted.spend();
         let app = match dial::service(&self.forward_to).await {
             Ok(app) => app,
             Err(error) => {
                 error.log(&self.service);
-                return self.enforcer.metrics().upstream_failed(error.code());
+                return self.metrics.upstream_failed(error.code());
             }
         };
         let mut copying = std::pin::pin!(relay(stream, app));
@@ -102,20 +96,23 @@ impl TcpInbound {
                     Event::Drain => {}
                     Event::Close(reason) => break reason,
                     Event::Redecide => {
-                        let (renewed, record) = self.decide(&session, Phase::Recheck).await;
-                        self.enforcer.metrics().rechecked(renewed.is_some());
-                        let Some(renewed) = renewed else {
-                            // The answer has changed, so it is recorded; the connection ends whether or not that succeeds.
-                            let _ = self.enforcer.record(record).await;
-                            break "policy no longer permits it".to_owned();
-                        };
-                        permit = renewed;
+                        let draft = self.draft(&session, Phase::Recheck);
+                        let renewed = self.point.recheck(draft, None, transport).await;
+                        self.metrics.rechecked(renewed.is_ok());
+                        match renewed {
+                            Ok(renewed) => renewed.revision().clone_into(&mut permitted_by),
+                            Err(withdrawn) => {
+                                // The answer has changed, so it is recorded; the connection ends whether or not that
+                                // succeeds.
+                                let _ = self.point.record_all(vec![withdrawn]).await;
+                                break "policy no longer permits it".to_owned();
+                            }
+                        }
                     }
                 }
             }
         };
-        let revision = permit.decision().revision();
-        info!(peer = %session.peer.spiffe_id(), remote = %session.remote, permitted_by = revision, reason, "connection closed");
+        info!(peer = %session.peer.spiffe_id(), remote = %session.remote, permitted_by, reason, "connection closed");
     }
 }
 

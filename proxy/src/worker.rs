@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use hoplite_decision::DecisionPoint;
 use socket2::Socket;
 use tokio::net::TcpStream;
 use tokio::runtime;
@@ -13,13 +14,14 @@ use tokio::task::JoinSet;
 use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as OutboundConfig, OutboundProtocol};
 use crate::destination::{Destination, DestinationFeed};
 use crate::dial::Peer;
-use crate::enforce::Enforcer;
 use crate::error::StartError;
 use crate::handshake::{Handshaker, UnderWay};
 use crate::identity_feed::IdentityFeed;
 use crate::inbound::Inbound;
 use crate::listener::{self, CONNECTIONS_MAX};
+use crate::metrics::Metrics;
 use crate::outbound::Outbound;
+use crate::service::Service;
 use crate::session::Stop;
 use crate::tcp::{TcpInbound, TcpOutbound};
 use crate::upstream::{Target, Upstream};
@@ -45,7 +47,8 @@ enum Kind {
 #[derive(Clone)]
 pub(crate) struct Shared {
     identity: Arc<IdentityFeed>,
-    enforcer: Arc<Enforcer>,
+    point: Arc<DecisionPoint>,
+    metrics: Arc<Metrics>,
     handshakes: Arc<UnderWay>,
     stop: Stop,
 }
@@ -142,10 +145,16 @@ impl Kind {
 // === impl Shared ===
 
 impl Shared {
-    pub(crate) fn new(identity: Arc<IdentityFeed>, enforcer: Arc<Enforcer>, stop: Stop) -> Self {
+    pub(crate) fn new(
+        identity: Arc<IdentityFeed>,
+        point: Arc<DecisionPoint>,
+        metrics: Arc<Metrics>,
+        stop: Stop,
+    ) -> Self {
         Self {
             identity,
-            enforcer,
+            point,
+            metrics,
             handshakes: Arc::default(),
             stop,
         }
@@ -203,7 +212,7 @@ impl Shared {
             Kind::Inbound(config) => self.inbound(config),
             Kind::Outbound(config, destination) => self.outbound(config, destination),
         };
-        let metrics = self.enforcer.metrics().clone();
+        let metrics = self.metrics.clone();
         listener::accept(socket, slots, self.stop.drain.clone(), move |tcp, remote, slot| {
             let (server, counted) = (server.clone(), metrics.connection());
             tokio::spawn(async move {
@@ -221,27 +230,28 @@ impl Shared {
             forward_to,
             ..
         } = config;
-        let (enforcer, stop) = (self.enforcer.clone(), self.stop.clone());
+        let (point, metrics, stop) = (self.point.clone(), self.metrics.clone(), self.stop.clone());
         let handshaker = Handshaker {
             identity: self.identity.clone(),
             under_way: self.handshakes.clone(),
+            point: point.clone(),
+            metrics: metrics.clone(),
         };
         match protocol {
             InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
                 service,
                 forward_to,
                 handshaker,
-                enforcer,
+                point,
+                metrics,
                 stop,
             })),
             InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
                 service,
                 handshaker,
-                enforcer,
-                app: Upstream::new(Target::Service {
-                    address: forward_to,
-                    http2: protocol == InboundProtocol::Http2,
-                }),
+                point,
+                metrics,
+                app: Service::new(forward_to, protocol == InboundProtocol::Http2),
                 turns: Semaphore::new(1),
                 stop,
             })),
@@ -251,7 +261,7 @@ impl Shared {
     /// What serves the own service.
     fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>) -> Server {
         let OutboundConfig { name, protocol, .. } = config;
-        let (metrics, stop) = (self.enforcer.metrics().clone(), self.stop.clone());
+        let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
         let peer = Peer {
             destination,
             identity: self.identity.clone(),

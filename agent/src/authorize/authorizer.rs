@@ -11,16 +11,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hoplite_audit::{DecisionId, Options, Outcome, Phase, Record, Recorder, RecorderError};
-use hoplite_decision::{BundleTrust, DecisionPoint, Fields, Follower, PolicyFeed, Question, Refusal};
+use hoplite_audit::{Options, Phase, Recorder, RecorderError};
+use hoplite_decision::{
+    BundleTrust, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, PolicyFeed, Refused, Stranger, Unasked,
+    Witness,
+};
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Caller, Permit, Transport};
+use hoplite_policy::{Caller, CanonicalRequest, Transport};
+use http::StatusCode;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::authorize::call::{Call, Target, Unusable};
+use crate::authorize::call::{Call, Target, Wanted};
 use crate::config::Authorization;
 use crate::policy::{Feed, Held};
 use crate::socket::session::Entitlement;
@@ -41,21 +45,17 @@ pub(crate) struct Asker {
     id: SpiffeId,
 }
 
-/// What is answered. Nothing but a permit makes a yes.
-#[derive(Debug)]
-pub(crate) enum Verdict {
-    /// Yes.
-    Allowed { permit: Permit, decision: DecisionId },
-    /// No, and it stands in the log.
-    Refused {
-        status: u16,
-        code: &'static str,
-        outcome: Outcome,
-        /// None where strangers are so many that they are counted only.
-        decision: Option<DecisionId>,
-    },
-    /// No, because it cannot be written down.
-    Unrecorded,
+/// Why somebody may not ask.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotAsker {
+    #[error("`{0}` is not in `[authorization.services]` of this node's agent")]
+    UnknownService(String),
+    #[error("only `{id}` may ask about `{service}`, and this process has no SVID of that name")]
+    NotItsService { service: String, id: SpiffeId },
+    #[error("no service in `[authorization.services]` of this node's agent is this process's")]
+    NoService,
+    #[error("this process may ask about several services; say about which")]
+    SeveralServices,
 }
 
 /// Why there can be no decisions.
@@ -146,7 +146,7 @@ impl Authorizer {
     ///
     /// # Errors
     /// Why it may not, for whoever configures it.
-    pub(crate) fn asker(&self, who: &Entitlement, named: Option<&str>) -> Result<Asker, String> {
+    pub(crate) fn asker(&self, who: &Entitlement, named: Option<&str>) -> Result<Asker, NotAsker> {
         let is_own = |id: &SpiffeId| who.identities.iter().any(|own| own.svid.spiffe_id() == id);
         let asker = |(service, id): (&String, &SpiffeId)| Asker {
             service: service.clone(),
@@ -154,131 +154,86 @@ impl Authorizer {
         };
         if let Some(named) = named {
             let Some((service, id)) = self.services.get_key_value(named) else {
-                return Err(format!(
-                    "`{named}` is not in `[authorization.services]` of this node's agent"
-                ));
+                return Err(NotAsker::UnknownService(named.to_owned()));
             };
             if !is_own(id) {
-                return Err(format!(
-                    "only `{id}` may ask about `{named}`, and this process has no SVID of that name"
-                ));
+                return Err(NotAsker::NotItsService {
+                    service: service.clone(),
+                    id: id.clone(),
+                });
             }
             return Ok(asker((service, id)));
         }
         let mut own = self.services.iter().filter(|(_, id)| is_own(id));
         match (own.next(), own.next()) {
             (Some(only), None) => Ok(asker(only)),
-            (None, _) => {
-                Err("no service in `[authorization.services]` of this node's agent is this process's".to_owned())
-            }
-            (Some(_), Some(_)) => Err("this process may ask about several services; say about which".to_owned()),
+            (None, _) => Err(NotAsker::NoService),
+            (Some(_), Some(_)) => Err(NotAsker::SeveralServices),
         }
     }
 
     /// Decides and records. The asker is somebody that [`Authorizer::asker`] has let in.
-    pub(crate) async fn judge(&self, asker: &Asker, call: Call) -> Verdict {
-        let phase = match (&call.principal, &call.target) {
-            (Err(_), _) => Phase::Handshake,
-            (Ok(_), Target::Connection) => Phase::Connect,
-            (Ok(_), Target::Http { .. }) => Phase::Request,
-        };
-        // Everything but an allow is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(phase, Outcome::Error, &*asker.service);
-        record.vouched_by = Some(asker.id.to_string());
-        record.source = call.source.map(|source| source.to_string());
-        record.trace_id = call.trace_id;
+    ///
+    /// # Errors
+    /// [`Refused`]: no is to be answered.
+    pub(crate) async fn judge(&self, asker: &Asker, call: Call) -> Result<Granted<Wanted>, Refused> {
+        let source = call.source.map(|source| source.to_string());
 
-        // Who.
+        // Who. Nobody whom we know must not be able to fill the disk through those who ask.
         let principal = match call.principal {
             Ok(principal) => principal,
-            Err(unusable) => return self.refuse(record, unusable).await,
+            Err(unasked) => {
+                let stranger = Stranger {
+                    service: &asker.service,
+                    vouched_by: Some(&asker.id),
+                    source,
+                    trace_id: call.trace_id,
+                };
+                return Err(self.point.refuse_stranger(stranger, unasked).await);
+            }
         };
-        record.principal = Some(principal.to_string());
 
         // What.
-        let (http, headers) = match call.target {
-            Target::Connection => {
-                "connect".clone_into(&mut record.action);
-                (None, None)
-            }
+        let (phase, action, wanted) = match call.target {
+            Target::Connection => (Phase::Connect, "connect".to_owned(), Ok(None)),
             Target::Http {
                 method,
                 request,
                 headers,
             } => {
-                record.action = if method.len() <= hoplite_policy::limits::METHOD_BYTES_MAX {
-                    method
-                } else {
-                    "other".to_owned()
+                let with_fields = |canonical: Box<CanonicalRequest>| HttpRequest {
+                    canonical: *canonical,
+                    rest: headers,
                 };
-                match request {
-                    Ok(request) => (Some(request), headers),
-                    Err(unusable) => return self.refuse(record, unusable).await,
-                }
+                (Phase::Request, method, request.map(with_fields).map(Some))
             }
+        };
+        let facts = Facts {
+            phase,
+            service: &asker.service,
+            witness: Witness::Other {
+                caller: Caller::danger_vouched_for(&principal),
+                by: &asker.id,
+            },
+            source,
+            trace_id: call.trace_id,
+        };
+        let draft = Draft::new(facts).action(&action);
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(unasked) => return Err(self.point.refuse(draft, unasked).await),
         };
 
         // From where. A policy about addresses must not be asked with one that was made up.
         let Some(source) = call.source else {
-            let unusable = Unusable {
-                status: 403,
-                outcome: Outcome::Malformed,
-                code: "no_source",
-                reason: "the address from which the call comes was not told, or is no IP address".to_owned(),
-            };
-            return self.refuse(record, unusable).await;
+            let reason = "the address from which the call comes was not told, or is no IP address";
+            let unasked = Unasked::malformed("no_source", reason).with_status(StatusCode::FORBIDDEN);
+            return Err(self.point.refuse(draft, unasked).await);
         };
 
         // Decide, and record.
-        let fields = headers.as_ref().map(|headers| || fields(headers));
-        let question = Question {
-            caller: Caller::danger_vouched_for(&principal),
-            service: &asker.service,
-            connection: &Transport::new(source.ip),
-            http: http.as_deref(),
-            fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
-        };
-        let decided = self.point.decide(question, &mut record).await;
-        let outcome = record.outcome;
-        let Ok(decision) = self.point.record(record).await else {
-            return Verdict::Unrecorded;
-        };
-        let (status, code) = match decided {
-            Ok(permit) => return Verdict::Allowed { permit, decision },
-            Err(Refusal::Denied) => (403, "denied"),
-            Err(Refusal::Ambiguous(why)) => (400, why.code()),
-        };
-        Verdict::Refused {
-            status,
-            code,
-            outcome,
-            decision: Some(decision),
-        }
-    }
-
-    async fn refuse(&self, mut record: Record, unusable: Unusable) -> Verdict {
-        let Unusable {
-            status,
-            outcome,
-            code,
-            reason,
-        } = unusable;
-        record.outcome = outcome;
-        record.reason = Some(format!("{code}: {reason}"));
-        // Nobody whom we know must not be able to fill the disk through those who ask.
-        let recorded = match outcome {
-            Outcome::Unauthenticated => self.point.record_stranger(record).await,
-            _ => self.point.record(record).await.map(Some),
-        };
-        match recorded {
-            Ok(decision) => Verdict::Refused {
-                status,
-                code,
-                outcome,
-                decision,
-            },
-            Err(_) => Verdict::Unrecorded,
-        }
+        let transport = Transport::new(source.ip);
+        self.point.judge(draft, wanted, &transport).await.recorded().await
     }
 }
 
@@ -288,11 +243,6 @@ impl fmt::Debug for Authorizer {
             .field("services", &self.services)
             .finish_non_exhaustive()
     }
-}
-
-/// What policy may select from.
-fn fields(headers: &[(String, String)]) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
-    Box::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
 }
 
 /// Brings a feed to what the agent holds. Refusals are in the log; what was in force stays so then.

@@ -9,9 +9,7 @@ mod evaluation;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hoplite_audit::DecisionId;
-use hoplite_decision::trace_id;
-use hoplite_policy::Permit;
+use hoplite_decision::{Granted, Why, trace_id};
 use http::header::{ALLOW, CONTENT_TYPE, HOST};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -22,8 +20,8 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use self::evaluation::{Evaluation, Evaluations, Malformed, Semantic};
-use crate::authorize::authorizer::{Authorizer, Verdict};
-use crate::authorize::call::{Call, Target, Unusable, principal};
+use crate::authorize::authorizer::Authorizer;
+use crate::authorize::call::{Call, Target, Wanted, principal, unauthenticated};
 use crate::socket::admission::admit;
 use crate::socket::session::{Entitlement, Sessions};
 
@@ -185,7 +183,8 @@ impl AuthZen {
         }
         let asker = match self.authorizer.asker(who, Some(&service)) {
             Ok(asker) => asker,
-            Err(reason) => {
+            Err(error) => {
+                let reason = error.to_string();
                 tracing::info!(reason, "no decision for a process that asks for one");
                 return Ok(unanswerable(StatusCode::FORBIDDEN, &reason));
             }
@@ -196,7 +195,7 @@ impl AuthZen {
                 principal(&subject, who)
             } else {
                 let reason = format!("the subject is not of the type `{WORKLOAD}`");
-                Err(Unusable::unauthenticated(reason))
+                Err(unauthenticated(reason))
             },
             source: asked.source.and_then(|source| source.parse().ok()),
             trace_id,
@@ -204,33 +203,34 @@ impl AuthZen {
                 Target::Connection
             } else {
                 let host = asked.host.unwrap_or_default();
-                Target::http(asked.action, &host, &asked.path.unwrap_or_default(), asked.headers)
+                Target::http(
+                    asked.action,
+                    &host,
+                    &asked.path.unwrap_or_default(),
+                    asked.headers.into(),
+                )
             },
         };
-        match self.authorizer.judge(&asker, call).await {
-            Verdict::Allowed { permit, decision } => Ok(allowed(permit, &decision)),
-            Verdict::Refused {
-                status,
-                code,
-                outcome,
-                decision,
-            } => {
-                let mut context = json!({
-                    "reason_user": { status.to_string(): code },
-                    "reason_admin": { status.to_string(): outcome.as_str() },
-                });
-                if let (Some(decision), Some(context)) = (decision, context.as_object_mut()) {
-                    context.insert("id".to_owned(), decision.to_string().into());
-                }
-                Ok(json!({ "decision": false, "context": context }))
-            }
-            Verdict::Unrecorded => Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "unrecorded")),
+        let why = match self.authorizer.judge(&asker, call).await {
+            Ok(granted) => return Ok(allowed(granted)),
+            Err(why) if *why.why() == Why::Unrecorded => return Err(Fault::new(why.status(), why.code())),
+            Err(why) => why,
+        };
+        let status = why.status().as_u16().to_string();
+        let mut context = json!({
+            "reason_user": { &status: why.code() },
+            "reason_admin": { &status: why.outcome().as_str() },
+        });
+        if let (Some(decision), Some(context)) = (why.decision(), context.as_object_mut()) {
+            context.insert("id".to_owned(), decision.to_string().into());
         }
+        Ok(json!({ "decision": false, "context": context }))
     }
 }
 
-/// Lets through what is asked about. The permit is spent here.
-fn allowed(_permit: Permit, decision: &DecisionId) -> Value {
+/// Lets through what is asked about. The grant is spent here.
+fn allowed(granted: Granted<Wanted>) -> Value {
+    let (_, decision) = granted.spend();
     json!({ "decision": true, "context": { "id": decision.to_string() } })
 }
 

@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use hoplite_audit::Outcome;
+use hoplite_decision::{HeaderFields, HttpRequest, Unasked};
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Ambiguous, CanonicalRequest};
+use hoplite_policy::CanonicalRequest;
 
 use crate::socket::session::Entitlement;
 
@@ -14,7 +14,7 @@ use crate::socket::session::Entitlement;
 #[derive(Debug)]
 pub(crate) struct Call {
     /// Who calls, as the asker verified it.
-    pub(crate) principal: Result<SpiffeId, Unusable>,
+    pub(crate) principal: Result<SpiffeId, Unasked>,
     /// Where the call comes from, if that is an IP address.
     pub(crate) source: Option<Origin>,
     pub(crate) trace_id: Option<String>,
@@ -36,43 +36,64 @@ pub(crate) enum Target {
     /// A route of it, by a request; the method as it was told.
     Http {
         method: String,
-        request: Result<Box<CanonicalRequest>, Unusable>,
-        /// Every header field that goes on, if the asker told all of them.
-        headers: Option<Vec<(String, String)>>,
+        request: Result<Box<CanonicalRequest>, Unasked>,
+        headers: ToldFields,
     },
 }
 
-/// Why a call is refused without asking policy.
+/// What may be granted: a request, or a connection, whose bytes the asker keeps to itself.
+pub(crate) type Wanted = Option<HttpRequest<ToldFields>>;
+
+/// The header fields that the asker told.
 #[derive(Debug)]
-pub(crate) struct Unusable {
-    pub(crate) status: u16,
-    pub(crate) outcome: Outcome,
-    /// From a fixed set.
-    pub(crate) code: &'static str,
-    /// For the record.
-    pub(crate) reason: String,
+pub(crate) struct ToldFields {
+    pub(crate) told: Vec<(String, String)>,
+    /// Whether they are all that go on. Otherwise nothing is known of those that it kept to itself.
+    pub(crate) all: bool,
 }
 
 /// Who calls, out of what the asker says: a SPIFFE ID of a trust domain whose bundle the asker has. Of another one it
 /// could not have verified anything.
-pub(crate) fn principal(said: &str, who: &Entitlement) -> Result<SpiffeId, Unusable> {
+pub(crate) fn principal(said: &str, who: &Entitlement) -> Result<SpiffeId, Unasked> {
     if said.is_empty() {
-        return Err(Unusable::unauthenticated(
+        return Err(unauthenticated(
             "no name was told; the caller showed no certificate, or it was not asked for one",
         ));
     }
-    let id = SpiffeId::parse(said).map_err(|error| Unusable::unauthenticated(error.to_string()))?;
+    let id = SpiffeId::parse(said).map_err(|error| unauthenticated(error.to_string()))?;
     if id.is_trust_domain() {
-        return Err(Unusable::unauthenticated(format!(
-            "`{id}` is a trust domain, and no workload"
-        )));
+        return Err(unauthenticated(format!("`{id}` is a trust domain, and no workload")));
     }
     if who.bundle(id.trust_domain()).is_none() {
-        return Err(Unusable::unauthenticated(format!(
+        return Err(unauthenticated(format!(
             "there is no bundle of the trust domain of `{id}`, so nobody can have verified it"
         )));
     }
     Ok(id)
+}
+
+/// Nobody whom we know.
+pub(crate) fn unauthenticated(reason: impl Into<String>) -> Unasked {
+    Unasked::unauthenticated("unauthenticated", reason)
+}
+
+// === impl ToldFields ===
+
+impl HeaderFields for ToldFields {
+    fn fields(&self) -> Option<impl Iterator<Item = (&str, &[u8])>> {
+        let fields = self.told.iter();
+        let bytes = fields.map(|(name, value)| (name.as_str(), value.as_bytes()));
+        self.all.then_some(bytes)
+    }
+}
+
+impl From<Option<Vec<(String, String)>>> for ToldFields {
+    fn from(all: Option<Vec<(String, String)>>) -> Self {
+        Self {
+            all: all.is_some(),
+            told: all.unwrap_or_default(),
+        }
+    }
 }
 
 // === impl Origin ===
@@ -114,7 +135,7 @@ impl fmt::Display for Origin {
 
 impl Target {
     /// A request, read in the only way it can be read; the path with its query, if it has one.
-    pub(crate) fn http(method: String, host: &str, path: &str, headers: Option<Vec<(String, String)>>) -> Self {
+    pub(crate) fn http(method: String, host: &str, path: &str, headers: ToldFields) -> Self {
         Self::Http {
             request: read(&method, host, path).map(Box::new),
             method,
@@ -127,11 +148,11 @@ impl Target {
 ///
 /// Refused and not rewritten: the asker has chosen what to do with it already, by the path that it has, and may be told
 /// to ignore what we would change.
-fn read(method: &str, host: &str, path: &str) -> Result<CanonicalRequest, Unusable> {
+fn read(method: &str, host: &str, path: &str) -> Result<CanonicalRequest, Unasked> {
     let canonical = CanonicalRequest::parse(method, &[host.as_bytes()], path.as_bytes())?;
     let forwarded = path.split('?').next().unwrap_or_default();
     if !is_written(canonical.path(), forwarded) {
-        return Err(Unusable::malformed(
+        return Err(Unasked::malformed(
             "not_canonical",
             format!(
                 "the asker would forward another path than `{}`, which policy would decide on; let it normalize paths \
@@ -152,39 +173,6 @@ fn is_written(canonical: &str, forwarded: &str) -> bool {
             escaped = if wanted == b'%' { 2 } else { escaped.saturating_sub(1) };
             same
         })
-}
-
-// === impl Unusable ===
-
-impl Unusable {
-    /// Nobody whom we know.
-    pub(crate) fn unauthenticated(reason: impl Into<String>) -> Self {
-        Self {
-            status: 401,
-            outcome: Outcome::Unauthenticated,
-            code: "unauthenticated",
-            reason: reason.into(),
-        }
-    }
-
-    /// A request with more than one reading.
-    pub(crate) fn malformed(code: &'static str, reason: impl Into<String>) -> Self {
-        Self {
-            status: 400,
-            outcome: Outcome::Malformed,
-            code,
-            reason: reason.into(),
-        }
-    }
-}
-
-impl From<Ambiguous> for Unusable {
-    fn from(ambiguous: Ambiguous) -> Self {
-        Self {
-            status: ambiguous.status(),
-            ..Self::malformed(ambiguous.code(), ambiguous.to_string())
-        }
-    }
 }
 
 #[cfg(test)]

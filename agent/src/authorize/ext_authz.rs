@@ -7,9 +7,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hoplite_audit::{DecisionId, Outcome};
-use hoplite_decision::{DECISION_HEADER as DECISION, refusal, trace_id};
-use hoplite_policy::Permit;
+use hoplite_audit::DecisionId;
+use hoplite_decision::{DECISION_HEADER as DECISION, Granted, refusal, trace_id};
 use hoplite_policy::header_nature::{HeaderNature, KNOWN_HEADERS, KnownHeader, Spelling};
 use hoplite_wire::ext_authz::address::Address;
 use hoplite_wire::ext_authz::attribute_context::Peer;
@@ -21,12 +20,13 @@ use hoplite_wire::ext_authz::{
     AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
     OkHttpResponse, Status as Word,
 };
+use http::StatusCode;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Request, Response, Status};
 
-use crate::authorize::authorizer::{Authorizer, Verdict};
-use crate::authorize::call::{Call, Target, principal};
+use crate::authorize::authorizer::Authorizer;
+use crate::authorize::call::{Call, Target, ToldFields, Wanted, principal};
 use crate::socket::admission::admit;
 use crate::socket::session::Sessions;
 
@@ -56,11 +56,13 @@ impl ExtAuthz {
         let who = self.sessions.session(&caller).entitlement().await?;
         let asked = request.into_inner().attributes.unwrap_or_default();
         let named = asked.context_extensions.get(SERVICE).map(String::as_str);
-        let asker = self.authorizer.asker(&who, named).map_err(Status::permission_denied)?;
+        let asker = self
+            .authorizer
+            .asker(&who, named)
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
         let AttributeContext { source, request, .. } = asked;
         let source = source.unwrap_or_default();
         let http = request.and_then(|request| request.http);
-        let unfit = http.as_ref().map(|http| unfit(http.headers.keys().map(String::as_str)));
         let call = Call {
             principal: principal(&source.principal, &who),
             source: address(source).map(Into::into),
@@ -70,22 +72,18 @@ impl ExtAuthz {
             target: match http {
                 Some(http) => {
                     // Envoy's own fields are among them, unless it was told to send a choice of its own, or none.
-                    let all = http.headers.contains_key(":path");
-                    let headers = all.then(|| http.headers.into_iter().collect());
+                    let headers = ToldFields {
+                        all: http.headers.contains_key(":path"),
+                        told: http.headers.into_iter().collect(),
+                    };
                     Target::http(http.method, &http.host, &http.path, headers)
                 }
                 None => Target::Connection,
             },
         };
         Ok(match self.authorizer.judge(&asker, call).await {
-            Verdict::Allowed { permit, decision } => allowed(permit, &decision, unfit),
-            Verdict::Refused {
-                status,
-                code,
-                outcome,
-                decision,
-            } => refused(status, code, Some(outcome), decision.as_ref()),
-            Verdict::Unrecorded => refused(503, "unrecorded", None, None),
+            Ok(granted) => allowed(granted),
+            Err(why) => refused(why.status(), why.code(), why.body(), why.decision()),
         })
     }
 }
@@ -95,7 +93,10 @@ impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let answer = self.answer(request).await.unwrap_or_else(|status| {
             tracing::info!(reason = status.message(), "no decision for a process that asks for one");
-            let mut answer = refused(503, "not_served", None, None);
+            let mut answer = {
+                let code = "not_served";
+                refused(StatusCode::SERVICE_UNAVAILABLE, code, refusal(code, None, None), None)
+            };
             if let Some(word) = &mut answer.status {
                 status.message().clone_into(&mut word.message);
             }
@@ -131,13 +132,15 @@ fn unfit<'f>(fields: impl Iterator<Item = &'f str>) -> Vec<String> {
     overriding.chain(told).map(str::to_owned).collect()
 }
 
-/// Lets through a request without those fields, or a connection. The permit is spent here.
-fn allowed(_permit: Permit, decision: &DecisionId, unfit: Option<Vec<String>>) -> CheckResponse {
+/// Lets through a request without those fields, or a connection. The grant is spent here.
+fn allowed(granted: Granted<Wanted>) -> CheckResponse {
+    let (wanted, decision) = granted.spend();
     let named = vec![header(DECISION, decision.to_string())];
     CheckResponse {
         status: Some(Word::default()),
-        dynamic_metadata: Some(metadata(decision)),
-        http_response: unfit.map(|headers_to_remove| {
+        dynamic_metadata: Some(metadata(&decision)),
+        http_response: wanted.map(|request| {
+            let headers_to_remove = unfit(request.rest.told.iter().map(|(name, _)| name.as_str()));
             HttpResponse::OkResponse(OkHttpResponse {
                 headers: named.clone(),
                 headers_to_remove,
@@ -147,13 +150,13 @@ fn allowed(_permit: Permit, decision: &DecisionId, unfit: Option<Vec<String>>) -
     }
 }
 
-/// The same words as in our proxy's answers: what a caller may know, and the id under which the log knows more.
-fn refused(status: u16, code: &str, outcome: Option<Outcome>, decision: Option<&DecisionId>) -> CheckResponse {
+/// Refuses in the words of our proxy's answers: what a caller may know, and the id under which the log knows more.
+fn refused(status: StatusCode, code: &str, body: String, decision: Option<&DecisionId>) -> CheckResponse {
     let mut headers = vec![header("content-type", "application/json".to_owned())];
     if let Some(decision) = decision {
         headers.push(header(DECISION, decision.to_string()));
     }
-    let word = match status {
+    let word = match status.as_u16() {
         400 => Code::InvalidArgument,
         401 => Code::Unauthenticated,
         503 => Code::Unavailable,
@@ -166,9 +169,11 @@ fn refused(status: u16, code: &str, outcome: Option<Outcome>, decision: Option<&
         }),
         dynamic_metadata: decision.map(metadata),
         http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
-            status: Some(HttpStatus { code: status.into() }),
+            status: Some(HttpStatus {
+                code: status.as_u16().into(),
+            }),
             headers,
-            body: refusal(code, outcome, decision),
+            body,
         })),
     }
 }
@@ -197,7 +202,7 @@ fn metadata(decision: &DecisionId) -> Struct {
 mod tests {
     use super::*;
     use crate::testing::{World, own};
-    use hoplite_audit::{Phase, Record};
+    use hoplite_audit::{Outcome, Phase, Record};
     use hoplite_wire::ext_authz::attribute_context::{HttpRequest, Request as Asked};
     use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;
     use hoplite_wire::ext_authz::{Address as WireAddress, SocketAddress};

@@ -9,10 +9,12 @@ use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Seen, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::{SigningKey, TrustedSigners};
+use http::StatusCode;
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::current::BundleTrust;
+use crate::draft::{Facts, HeaderFields, HttpRequest, Witness};
 
 const PERMIT: &str = "@id(\"pay/read\") permit (principal, action in Hoplite::Action::\"read\", resource);";
 const FORBID: &str = "@id(\"no\") forbid (principal, action, resource);";
@@ -92,24 +94,52 @@ impl World {
         point: &DecisionPoint,
         at: SystemTime,
         headers: Option<&[(&str, &str)]>,
-    ) -> (Result<Permit, Refusal>, Record) {
-        let fields = headers.map(|headers| {
-            move || -> Box<dyn Iterator<Item = (&str, &[u8])>> {
-                Box::new(headers.iter().map(|(name, value)| (*name, value.as_bytes())))
-            }
-        });
-        let http = CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap();
-        let connection = Transport::new([10, 0, 0, 1].into());
-        let mut record = Record::new(Phase::Request, Outcome::Error, "ledger");
-        record.at = at;
-        let question = Question {
-            caller: (&self.peer).into(),
-            service: "ledger",
-            connection: &connection,
-            http: Some(&http),
-            fields: fields.as_ref().map(|fields| fields as &Fields<'_>),
+    ) -> (Result<(), Why>, Record) {
+        let judged = self.judge(point, at, headers).await;
+        (judged.answer().map(drop).map_err(Clone::clone), judged.record().clone())
+    }
+
+    async fn judge<'p>(
+        &'p self,
+        point: &'p DecisionPoint,
+        at: SystemTime,
+        headers: Option<&[(&str, &str)]>,
+    ) -> Judged<'p, HttpRequest<Told>> {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let asked = HttpRequest {
+            canonical: CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap(),
+            rest: Told(headers.map(|headers| headers.iter().map(owned).collect())),
         };
-        (point.decide(question, &mut record).await, record)
+        let from = Transport::new([10, 0, 0, 1].into());
+        point.judge(self.draft(Phase::Request).at(at), asked, &from).await
+    }
+
+    fn draft(&self, phase: Phase) -> Draft<'_> {
+        Draft::new(Facts {
+            phase,
+            service: "ledger",
+            witness: Witness::Own {
+                peer: &self.peer,
+                tls: "1.3 X25519MLKEM768",
+            },
+            source: Some("10.0.0.1:4711".to_owned()),
+            trace_id: None,
+        })
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let log = read_log(&self.dir.path().join("audit"), &Query::default()).unwrap();
+        log.map(Result::unwrap).collect()
+    }
+}
+
+/// The headers that a test tells.
+struct Told(Option<Vec<(String, String)>>);
+
+impl HeaderFields for Told {
+    fn fields(&self) -> Option<impl Iterator<Item = (&str, &[u8])>> {
+        let fields = self.0.as_ref()?.iter();
+        Some(fields.map(|(name, value)| (name.as_str(), value.as_bytes())))
     }
 }
 
@@ -151,12 +181,19 @@ async fn the_record_says_what_was_decided_by_what() {
     assert!((1..=2).contains(&count(&point, "reference_checks_total")));
     assert_eq!(count(&point, "reference_differences_total"), 0);
 
-    let id = point.record(record).await.unwrap();
+    let granted = world.judge(&point, SystemTime::now(), None).await.recorded().await;
+    let (asked, id) = granted.ok().unwrap().spend();
+    assert_eq!(asked.canonical.path(), "/accounts/7", "what was asked for goes on");
     drop(point);
-    let found: Vec<_> = read_log(&world.dir.path().join("audit"), &Query::default())
-        .unwrap()
-        .collect();
-    assert_eq!(found.last().unwrap().as_ref().unwrap().id, id);
+    let records = world.records();
+    let [record] = &records[..] else {
+        panic!("what is judged and dropped is not recorded: {records:?}")
+    };
+    assert_eq!(record.id, id);
+    assert_eq!(record.principal.as_deref(), Some(world.peer.spiffe_id().as_str()));
+    assert_eq!(record.peer_serial.as_deref(), Some(world.peer.serial()));
+    assert_eq!(record.source.as_deref(), Some("10.0.0.1:4711"));
+    assert_eq!(record.tls.as_deref(), Some("1.3 X25519MLKEM768"));
 }
 
 #[tokio::test]
@@ -256,7 +293,7 @@ async fn headers_are_read_by_the_policy_that_decides() {
 
     world.publish_with(2, Stage::Live, TENANT, &["x-tenant", "x-debug"], HOUR);
     let (answer, record) = world.ask_with(&point, SystemTime::now(), twice).await;
-    let Err(Refusal::Ambiguous(why)) = answer else {
+    let Err(Why::Ambiguous(why)) = answer else {
         panic!("{record:?}")
     };
     assert_eq!((why.code(), record.outcome), ("header_twice", Outcome::Malformed));
@@ -278,12 +315,9 @@ async fn headers_are_read_by_the_policy_that_decides() {
     ];
     assert_eq!(record.headers, expected.into());
     let (answer, record) = world.ask_with(&point, SystemTime::now(), Some(&[])).await;
-    assert_eq!(
-        (answer.unwrap_err(), record.outcome),
-        (Refusal::Denied, Outcome::NoPermit)
-    );
+    assert_eq!((answer.unwrap_err(), record.outcome), (Why::Denied, Outcome::NoPermit));
     let (answer, record) = world.ask_with(&point, SystemTime::now(), None).await;
-    assert_eq!((answer.unwrap_err(), record.outcome), (Refusal::Denied, Outcome::Error));
+    assert_eq!((answer.unwrap_err(), record.outcome), (Why::Denied, Outcome::Error));
     assert!(record.reason.unwrap().contains("x-debug") && record.headers.is_empty());
     assert_eq!(count(&point, "reference_differences_total"), 0);
 }
@@ -307,4 +341,78 @@ async fn a_shadow_selects_headers_for_itself_alone() {
             "{headers:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn what_is_refused_says_why_and_is_recorded() {
+    let world = world();
+    let point = world.point(0, OnStale::Keep);
+    world.publish_with(1, Stage::Live, TENANT, &["x-tenant"], HOUR);
+    let twice = Some(&[("x-tenant", "acme"), ("x-tenant", "acme")][..]);
+    let judged = |headers| world.judge(&point, SystemTime::now(), headers);
+    let denied = judged(Some(&[])).await.recorded().await.err().unwrap();
+    let ambiguous = judged(twice).await.recorded().await.err().unwrap();
+    let unasked = Unasked::malformed("method_refused", "it is a teapot").with_status(StatusCode::METHOD_NOT_ALLOWED);
+    let unasked = point.refuse(world.draft(Phase::Request).action("BREW"), unasked).await;
+    let stranger = Stranger {
+        service: "ledger",
+        vouched_by: None,
+        source: None,
+        trace_id: None,
+    };
+    let stranger = point
+        .refuse_stranger(stranger, Unasked::unauthenticated("no_certificate", "none was shown"))
+        .await;
+    let records = world.records();
+    assert_eq!(records.len(), 4);
+    for (refused, record, status, code, outcome) in [
+        (&denied, &records[0], 403, "denied", Outcome::NoPermit),
+        (&ambiguous, &records[1], 400, "header_twice", Outcome::Malformed),
+        (&unasked, &records[2], 405, "method_refused", Outcome::Malformed),
+        (&stranger, &records[3], 401, "no_certificate", Outcome::Unauthenticated),
+    ] {
+        assert_eq!((refused.status().as_u16(), refused.code()), (status, code));
+        assert_eq!((refused.outcome(), refused.decision()), (outcome, Some(&record.id)));
+        assert_eq!(record.outcome, outcome);
+    }
+    assert_eq!(records[2].action, "BREW");
+    assert_eq!(records[2].reason.as_deref(), Some("method_refused: it is a teapot"));
+    assert_eq!(
+        (records[3].phase, records[3].principal.as_deref()),
+        (Phase::Handshake, None)
+    );
+}
+
+#[tokio::test]
+async fn what_was_granted_is_asked_about_again_with_the_headers_known_then() {
+    let world = world();
+    let point = world.point(0, OnStale::Keep);
+    world.publish_with(1, Stage::Live, TENANT, &["x-tenant"], HOUR);
+    let acme = Some(&[("x-tenant", "acme"), ("x-debug", "1")][..]);
+    let granted = world.judge(&point, SystemTime::now(), acme).await.recorded().await;
+    let (asked, id) = granted.ok().unwrap().spend();
+    let from = Transport::new([10, 0, 0, 1].into());
+    let recheck = async || {
+        point
+            .recheck(world.draft(Phase::Recheck), Some(&asked.canonical), &from)
+            .await
+    };
+    let revision = recheck().await.unwrap().revision().to_owned();
+    assert_eq!(world.feed.in_force().live().revision(), revision);
+    assert_eq!(world.records().len(), 1, "what is granted still is not recorded");
+
+    // `x-debug` was there, but nobody had selected it; so nothing is known of it, and a policy on this call looks at headers.
+    world.publish_with(2, Stage::Live, TENANT, &["x-debug", "x-tenant"], HOUR);
+    let unknown = recheck().await.unwrap_err();
+    world.publish(3, Stage::Live, FORBID, HOUR);
+    let forbidden = recheck().await.unwrap_err().granted_as(&id);
+    let refused = point.record_all(vec![unknown, forbidden]).await;
+    let outcomes: Vec<_> = refused.iter().map(Refused::outcome).collect();
+    assert_eq!(outcomes, [Outcome::Error, Outcome::Forbid]);
+    let records = world.records().split_off(1);
+    let ids: Vec<_> = records.iter().map(|record| Some(&record.id)).collect();
+    assert_eq!(refused.iter().map(Refused::decision).collect::<Vec<_>>(), ids);
+    assert!(records.iter().all(|record| record.phase == Phase::Recheck));
+    assert!(records[0].reason.as_ref().unwrap().contains("x-debug"), "{records:?}");
+    assert_eq!(records[1].reason, Some(format!("it was permitted as {id}")));
 }
