@@ -24,9 +24,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::Config;
-use crate::destination::DestinationFeed;
-use crate::identity_feed::IdentityFeed;
 use crate::metrics::Metrics;
+use crate::peer::destination::DestinationFeed;
+use crate::peer::identity_feed::IdentityFeed;
 
 /// People asking at a time.
 const CONNECTIONS_MAX: usize = 16;

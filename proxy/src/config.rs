@@ -12,7 +12,7 @@ use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
-use crate::destination::{BadDestination, Destination, is_address};
+use crate::peer::destination::{BadDestination, Destination, is_address};
 
 /// More workers than this is a typing error.
 const WORKERS_MAX: usize = 64;

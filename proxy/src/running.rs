@@ -20,12 +20,12 @@ use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::destination::{BadDestination, Destination, DestinationFeed};
 use crate::error::StartError;
-use crate::identity_feed::{IdentityFeed, Source};
 use crate::listener::CONNECTIONS_MAX;
 use crate::metrics::Metrics;
-use crate::session::Stop;
+use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
+use crate::peer::identity_feed::{IdentityFeed, Source};
+use crate::peer::session::Stop;
 use crate::worker::{Port, Shared, Worker};
 
 /// What is under way when the proxy stops may take this long to finish.

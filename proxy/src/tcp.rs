@@ -1,21 +1,23 @@
 //! Any TCP: decided once per connection and again at every change of policy, then bytes, both ways, until trust ends.
 
+pub(crate) mod relay;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hoplite_audit::Phase;
-use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque, Witness};
-use hoplite_policy::Transport;
+use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
-use crate::dial::{self, Dialled, Peer};
-use crate::handshake::Handshaker;
-use crate::identity_feed::Layer;
 use crate::metrics::Metrics;
-use crate::relay::relay;
-use crate::session::{Event, Session, Stop};
+use crate::peer::dial::{self, Dialled, Peer};
+use crate::peer::downstream::Downstream;
+use crate::peer::handshake::{Accepted, Handshaker};
+use crate::peer::identity_feed::Layer;
+use crate::peer::session::{Event, Session, Stop};
+use crate::tcp::relay::relay;
 
 /// One inbound TCP listener on one worker.
 pub(crate) struct TcpInbound {
@@ -41,31 +43,35 @@ impl TcpInbound {
     /// One connection, from its first byte to its end.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
         let accepted = self.handshaker.accept(tcp, remote, Layer::Tcp, &self.service).await;
-        let Some((mut stream, mut session)) = accepted else {
+        let Some(Accepted {
+            mut stream,
+            downstream,
+            mut session,
+        }) = accepted
+        else {
             return;
         };
         session.end_with(self.stop.clone());
 
         // Watched before it is decided: a policy that comes in between is not missed.
         session.watch_policy(self.point.policy().subscribe());
-        let transport = Transport::new(remote.ip());
-        let draft = self.draft(&session, Phase::Connect);
-        let judged = self.point.judge(draft, Opaque(&mut stream), &transport).await;
+        let draft = self.draft(&downstream, Phase::Connect);
+        let judged = self
+            .point
+            .judge(draft, Opaque(&mut stream), &downstream.transport())
+            .await;
         if let Ok(granted) = judged.recorded().await {
-            self.forward(granted, &transport, session).await;
+            self.forward(granted, &downstream, session).await;
         }
     }
 
     /// The record of a connection, begun.
-    fn draft<'a>(&'a self, session: &'a Session, phase: Phase) -> Draft<'a> {
+    fn draft<'a>(&'a self, downstream: &'a Downstream, phase: Phase) -> Draft<'a> {
         Draft::new(Facts {
             phase,
             service: &self.service,
-            witness: Witness::Own {
-                peer: &session.peer,
-                tls: &session.tls,
-            },
-            source: Some(session.remote.to_string()),
+            witness: downstream.witness(),
+            source: Some(downstream.remote.to_string()),
             trace_id: None,
         })
     }
@@ -74,7 +80,7 @@ impl TcpInbound {
     async fn forward(
         &self,
         granted: Granted<Opaque<&mut TlsStream<TcpStream>>>,
-        transport: &Transport,
+        downstream: &Downstream,
         mut session: Session,
     ) {
         let mut permitted_by = granted.revision().to_owned();
@@ -90,14 +96,14 @@ impl TcpInbound {
         let reason = loop {
             tokio::select! {
                 ended = copying.as_mut() => {
-                    return debug!(remote = %session.remote, ?ended, "connection ended");
+                    return debug!(remote = %downstream.remote, ?ended, "connection ended");
                 }
                 event = session.event() => match event {
                     Event::Drain => {}
                     Event::Close(reason) => break reason,
                     Event::Redecide => {
-                        let draft = self.draft(&session, Phase::Recheck);
-                        let renewed = self.point.recheck(draft, None, transport).await;
+                        let draft = self.draft(downstream, Phase::Recheck);
+                        let renewed = self.point.recheck(draft, None, &downstream.transport()).await;
                         self.metrics.rechecked(renewed.is_ok());
                         match renewed {
                             Ok(renewed) => renewed.revision().clone_into(&mut permitted_by),
@@ -112,7 +118,7 @@ impl TcpInbound {
                 }
             }
         };
-        info!(peer = %session.peer.spiffe_id(), remote = %session.remote, permitted_by, reason, "connection closed");
+        info!(peer = %downstream, remote = %downstream.remote, permitted_by, reason, "connection closed");
     }
 }
 

@@ -12,19 +12,19 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as OutboundConfig, OutboundProtocol};
-use crate::destination::{Destination, DestinationFeed};
-use crate::dial::Peer;
 use crate::error::StartError;
-use crate::handshake::{Handshaker, UnderWay};
-use crate::identity_feed::IdentityFeed;
-use crate::inbound::Inbound;
+use crate::http::inbound::Inbound;
+use crate::http::outbound::Outbound;
+use crate::http::service::Service;
+use crate::http::upstream::{Target, Upstream};
 use crate::listener::{self, CONNECTIONS_MAX};
 use crate::metrics::Metrics;
-use crate::outbound::Outbound;
-use crate::service::Service;
-use crate::session::Stop;
+use crate::peer::destination::{Destination, DestinationFeed};
+use crate::peer::dial::Peer;
+use crate::peer::handshake::{Handshaker, UnderWay};
+use crate::peer::identity_feed::IdentityFeed;
+use crate::peer::session::Stop;
 use crate::tcp::{TcpInbound, TcpOutbound};
-use crate::upstream::{Target, Upstream};
 
 /// A configured listener with its sockets: one for each worker.
 pub(crate) struct Port {

@@ -7,8 +7,8 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use crate::body::Body;
-use crate::headers;
+use crate::http::body::Body;
+use crate::http::hygiene;
 
 /// A refusal's body, and the decision in a header too.
 pub(crate) fn answer(
@@ -40,7 +40,7 @@ fn said(status: StatusCode, text: String, decision: Option<&DecisionId>) -> Resp
 /// Names the decision in an answer.
 pub(crate) fn set_decision(response: &mut Response<Body>, decision: &DecisionId) {
     if let Ok(value) = HeaderValue::try_from(decision.to_string()) {
-        response.headers_mut().insert(headers::DECISION, value);
+        response.headers_mut().insert(hygiene::DECISION, value);
     }
 }
 

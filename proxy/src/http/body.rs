@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
-use crate::exchange::{Answering, Exchange};
-use crate::headers;
+use crate::http::exchange::{Answering, Exchange};
+use crate::http::hygiene;
 
 /// What a body breaks off with: the other side's fault, or that policy no longer permits it.
 pub(crate) type Broken = Box<dyn Error + Send + Sync>;
@@ -116,7 +116,7 @@ fn is_malformed(error: &hyper::Error) -> bool {
 /// Trailers are headers that come late, and some servers merge them. By then all is decided.
 fn sanitized(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(trailers) = frame.trailers_mut() {
-        headers::sanitize_trailers(trailers);
+        hygiene::sanitize_trailers(trailers);
     }
     frame
 }

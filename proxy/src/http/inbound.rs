@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::Phase;
-use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why, Witness};
-use hoplite_identity::VerifiedPeer;
+use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why};
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -20,17 +19,18 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::{debug, info};
 
-use crate::answer::{answer, closing, refused, set_decision};
-use crate::body::Body;
-use crate::exchange::{Answering, Exchange, Exchanges, Revoked};
-use crate::handshake::Handshaker;
-use crate::headers;
-use crate::identity_feed::Layer;
+use crate::http::answer::{answer, closing, refused, set_decision};
+use crate::http::body::Body;
+use crate::http::exchange::{Answering, Exchange, Exchanges, Revoked};
+use crate::http::hygiene;
+use crate::http::reading::{self, bounded};
+use crate::http::service::{Head, Outgoing, Service};
+use crate::http::unparsed::{Tapped, Unparsed};
 use crate::metrics::Metrics;
-use crate::reading::{self, bounded};
-use crate::refusals::{Tapped, Unparsed};
-use crate::service::{Head, Outgoing, Service};
-use crate::session::{Event, Stop};
+use crate::peer::downstream::Downstream;
+use crate::peer::handshake::{Accepted, Handshaker};
+use crate::peer::identity_feed::Layer;
+use crate::peer::session::{Event, Stop};
 
 /// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
 const RECHECKS_AT_ONCE: usize = 16;
@@ -53,10 +53,8 @@ pub(crate) struct Inbound {
 /// One connection: what is true of all its requests.
 struct InboundConnection {
     inbound: Arc<Inbound>,
-    peer: VerifiedPeer,
-    source: String,
+    downstream: Downstream,
     transport: Transport,
-    tls: String,
     client_cert: HeaderValue,
     not_after: SystemTime,
     http2: bool,
@@ -68,20 +66,26 @@ struct InboundConnection {
 impl Inbound {
     /// One connection, from its first byte to its end.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let Some((stream, mut session)) = self.handshaker.accept(tcp, remote, Layer::Http, &self.service).await else {
+        let accepted = self.handshaker.accept(tcp, remote, Layer::Http, &self.service).await;
+        let Some(Accepted {
+            stream,
+            downstream,
+            mut session,
+        }) = accepted
+        else {
             return;
         };
         session.end_with(self.stop.clone());
         let own = self.handshaker.identity.current();
-        let Some(client_cert) = headers::client_cert(own.svid.spiffe_id(), &session.peer) else {
+        // The service is told of whoever has proved who it is, and of nobody else.
+        let verified = downstream.peer();
+        let Some(client_cert) = verified.and_then(|peer| hygiene::client_cert(own.svid.spiffe_id(), peer)) else {
             return;
         };
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let caller = Arc::new(InboundConnection {
-            peer: session.peer.clone(),
-            source: remote.to_string(),
-            transport: Transport::new(remote.ip()),
-            tls: session.tls.clone(),
+            transport: downstream.transport(),
+            downstream,
             client_cert,
             not_after: session.not_after,
             http2,
@@ -110,13 +114,13 @@ impl Inbound {
                     caller.record_unparsed(&unparsed).await;
                 }
                 reason = following.as_mut() => {
-                    info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                    info!(peer = %caller.downstream, %remote, reason, "connection closed");
                     break Ok(());
                 }
                 event = session.event() => match event {
                     Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
                     Event::Close(reason) => {
-                        info!(peer = %session.peer.spiffe_id(), %remote, reason, "connection closed");
+                        info!(peer = %caller.downstream, %remote, reason, "connection closed");
                         break Ok(());
                     }
                 }
@@ -142,7 +146,7 @@ impl InboundConnection {
     /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let point = &self.inbound.point;
-        let trace_id = headers::trace_id(request.headers());
+        let trace_id = hygiene::trace_id(request.headers());
         let draft = self.draft(Phase::Request, trace_id).action(request.method().as_str());
 
         // Read it in one way, or not at all.
@@ -189,7 +193,7 @@ impl InboundConnection {
         match answered {
             Ok(response) => {
                 let mut response = response.map(|body| body.answering(answering));
-                headers::sanitize_service_response(response.headers_mut());
+                hygiene::sanitize_service_response(response.headers_mut());
                 set_decision(&mut response, &exchange.decision);
                 response
             }
@@ -269,8 +273,8 @@ impl InboundConnection {
             exchange.revoke(revoked.into());
         }
         info!(
-            peer = %self.peer.spiffe_id(),
-            remote = self.source,
+            peer = %self.downstream,
+            remote = %self.downstream.remote,
             requests = ended.len(),
             "requests under way ended: policy no longer permits them"
         );
@@ -291,11 +295,8 @@ impl InboundConnection {
         Draft::new(Facts {
             phase,
             service: &self.inbound.service,
-            witness: Witness::Own {
-                peer: &self.peer,
-                tls: &self.tls,
-            },
-            source: Some(self.source.clone()),
+            witness: self.downstream.witness(),
+            source: Some(self.downstream.remote.to_string()),
             trace_id,
         })
     }

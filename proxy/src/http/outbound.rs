@@ -11,14 +11,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use crate::answer::{answer, closing};
-use crate::body::Body;
-use crate::headers;
+use crate::http::answer::{answer, closing};
+use crate::http::body::Body;
+use crate::http::hygiene;
+use crate::http::reading::{bounded, read};
+use crate::http::unparsed::Tapped;
+use crate::http::upstream::Upstream;
 use crate::metrics::Metrics;
-use crate::reading::{bounded, read};
-use crate::refusals::Tapped;
-use crate::session::Stop;
-use crate::upstream::Upstream;
+use crate::peer::session::Stop;
 
 /// One outbound HTTP listener on one worker.
 pub(crate) struct Outbound {
@@ -80,14 +80,14 @@ impl Outbound {
             }
         };
         let (mut parts, body) = request.into_parts();
-        headers::sanitize_request(&mut parts.headers);
+        hygiene::sanitize_request(&mut parts.headers);
         match self
             .upstream
             .send(&canonical, Request::from_parts(parts, body.into()))
             .await
         {
             Ok(mut response) => {
-                headers::sanitize_response(response.headers_mut());
+                hygiene::sanitize_response(response.headers_mut());
                 response
             }
             Err(error) => {

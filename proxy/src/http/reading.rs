@@ -9,7 +9,7 @@ use http::{HeaderValue, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 
-use crate::headers::{self, Unclean};
+use crate::http::hygiene::{self, Unclean};
 
 /// A request's head must be whole within this time; an idle HTTP/1.1 connection is closed after it.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
@@ -47,7 +47,7 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked>
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err(Unasked::malformed("head_too_large", reason).with_status(status));
     }
-    headers::check(request.headers(), request.version()).map_err(|unclean| {
+    hygiene::check(request.headers(), request.version()).map_err(|unclean| {
         let status = match unclean {
             Unclean::ConflictingLength | Unclean::TransferCoding | Unclean::Override | Unclean::Duplicate => {
                 StatusCode::BAD_REQUEST

@@ -7,11 +7,11 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 
-use crate::body::Body;
-use crate::dial::UpstreamError;
-use crate::exchange::Exchange;
-use crate::headers;
-use crate::upstream::{Target, Upstream};
+use crate::http::body::Body;
+use crate::http::exchange::Exchange;
+use crate::http::hygiene;
+use crate::http::upstream::{Target, Upstream};
+use crate::peer::dial::UpstreamError;
 
 /// A request's head without what belongs to its connection and without what only proxies may say. What is left of it is
 /// what policy is shown and what the service will see.
@@ -32,7 +32,7 @@ pub(crate) struct Service(Upstream);
 
 impl Head {
     pub(crate) fn new(mut parts: Parts) -> Self {
-        headers::sanitize_request(&mut parts.headers);
+        hygiene::sanitize_request(&mut parts.headers);
         Self(parts)
     }
 }
@@ -80,7 +80,7 @@ impl Service {
             exchange,
             head: Head(mut parts),
         } = outgoing;
-        headers::set_identity(&mut parts.headers, client_cert);
+        hygiene::set_identity(&mut parts.headers, client_cert);
         let body = Body::Received {
             incoming: body,
             exchange: exchange.clone(),

@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
-use crate::frames::{Frames, Reset};
-use crate::heads::{Heads, Spoilt};
+use crate::http::frames::{Frames, Reset};
+use crate::http::heads::{Heads, Spoilt};
 
 /// Refusals that wait to be recorded; the library ends a connection on which there are more.
 const WAITING_MAX: usize = 256;

@@ -20,10 +20,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::body::Body;
-use crate::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
-use crate::identity_feed::Layer;
-use crate::session::{Event, Session};
+use crate::http::body::Body;
+use crate::peer::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
+use crate::peer::identity_feed::Layer;
+use crate::peer::session::{Event, Session};
 
 /// How often a request is sent that was never sent.
 const ATTEMPTS_MAX: usize = 3;

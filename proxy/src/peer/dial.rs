@@ -2,7 +2,6 @@
 //! the identity we expect.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +15,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::warn;
 
-use crate::destination::{Destination, DestinationFeed};
-use crate::handshake::{describe, presented, tls_error};
-use crate::identity_feed::{IdentityFeed, Layer};
-use crate::session::Session;
+use crate::peer::destination::{Destination, DestinationFeed};
+use crate::peer::handshake::{presented, tls_error};
+use crate::peer::identity_feed::{IdentityFeed, Layer};
+use crate::peer::session::Session;
 
 /// Who does not answer within this time is away.
 pub(crate) const DIAL_MAX: Duration = Duration::from_secs(5);
@@ -188,7 +187,7 @@ impl Peer {
             .client(expect, layer)
             .map_err(|error| untrusted(&error.to_string()))?;
         let name = ServerName::try_from(PLACEHOLDER_NAME).map_err(|error| untrusted(&error.to_string()))?;
-        let (tcp, remote) = open(address).await?;
+        let tcp = open(address).await?;
         let stream = TlsConnector::from(config)
             .connect(name, tcp)
             .await
@@ -204,11 +203,9 @@ impl Peer {
             });
         }
         let session = Session::new(
-            peer,
+            &peer,
             PeerRole::Server,
             presented(connection),
-            remote,
-            describe(connection),
             self.identity.clone(),
             &generation,
         );
@@ -226,18 +223,16 @@ impl Peer {
 
 /// Connects in plain text: to the service behind us.
 pub(crate) async fn service(address: &str) -> Result<TcpStream, UpstreamError> {
-    let (tcp, _) = timeout(DIAL_MAX, open(address))
+    timeout(DIAL_MAX, open(address))
         .await
-        .unwrap_or_else(|_| Err(UpstreamError::Timeout(address.to_owned())))?;
-    Ok(tcp)
+        .unwrap_or_else(|_| Err(UpstreamError::Timeout(address.to_owned())))
 }
 
-async fn open(address: &str) -> Result<(TcpStream, SocketAddr), UpstreamError> {
+async fn open(address: &str) -> Result<TcpStream, UpstreamError> {
     let opened = async {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
-        let remote = tcp.peer_addr()?;
-        Ok((tcp, remote))
+        Ok(tcp)
     };
     opened.await.map_err(|source| UpstreamError::Unreachable {
         address: address.to_owned(),

@@ -18,9 +18,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use crate::identity_feed::{IdentityFeed, Layer};
 use crate::metrics::Metrics;
-use crate::session::Session;
+use crate::peer::downstream::Downstream;
+use crate::peer::identity_feed::{IdentityFeed, Layer};
+use crate::peer::session::Session;
 
 /// A peer that has not proved itself within this time is not going to.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -40,6 +41,14 @@ pub(crate) struct Handshaker {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// A connection whose caller is known.
+pub(crate) struct Accepted {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) downstream: Downstream,
+    /// For how long that holds.
+    pub(crate) session: Session,
+}
+
 /// The handshakes under way, oldest first. One too many ends the oldest: if they queued, strangers who begin a handshake
 /// and fall silent would keep everybody out.
 #[derive(Debug, Default)]
@@ -56,7 +65,7 @@ impl Handshaker {
         remote: SocketAddr,
         layer: Layer,
         service: &str,
-    ) -> Option<(TlsStream<TcpStream>, Session)> {
+    ) -> Option<Accepted> {
         let accepted = timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)).await;
         match accepted.unwrap_or_else(|_| Err(Unasked::unauthenticated("timeout", "no handshake within 10 s"))) {
             Ok(accepted) => accepted,
@@ -82,12 +91,7 @@ impl Handshaker {
         let _ = self.point.refuse_stranger(stranger, unasked).await;
     }
 
-    async fn handshake(
-        &self,
-        tcp: TcpStream,
-        remote: SocketAddr,
-        layer: Layer,
-    ) -> Result<Option<(TlsStream<TcpStream>, Session)>, Unasked> {
+    async fn handshake(&self, tcp: TcpStream, remote: SocketAddr, layer: Layer) -> Result<Option<Accepted>, Unasked> {
         let mut first = [0];
         match tcp.peek(&mut first).await {
             Ok(0) | Err(_) => return Ok(None),
@@ -120,15 +124,18 @@ impl Handshaker {
         let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Client, SystemTime::now())
             .map_err(rejected)?;
         let session = Session::new(
-            peer,
+            &peer,
             PeerRole::Client,
             presented(connection),
-            remote,
-            describe(connection),
             self.identity.clone(),
             &generation,
         );
-        Ok(Some((stream, session)))
+        let downstream = Downstream::verified(peer, describe(connection), remote);
+        Ok(Some(Accepted {
+            stream,
+            downstream,
+            session,
+        }))
     }
 }
 
@@ -156,7 +163,7 @@ pub(crate) fn presented(connection: &CommonState) -> Vec<CertificateDer<'static>
 }
 
 /// For the record: `1.3 X25519MLKEM768`.
-pub(crate) fn describe(connection: &CommonState) -> String {
+fn describe(connection: &CommonState) -> String {
     let version = match connection.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
         _ => "?",

@@ -1,6 +1,5 @@
 //! A connection with a verified peer, watched for as long as it lives: it ends when trust ends.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,7 @@ use hoplite_identity::{CertificateDer, PeerRole, VerifiedPeer};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::identity_feed::{Generation, IdentityFeed};
+use crate::peer::identity_feed::{Generation, IdentityFeed};
 
 /// New work stops this long before a connection must end, at least …
 const LEAD_MIN: Duration = Duration::from_millis(500);
@@ -17,15 +16,9 @@ const LEAD_MIN: Duration = Duration::from_millis(500);
 /// … and at most. Between them it is a tenth of what is left.
 const LEAD_MAX: Duration = Duration::from_secs(30);
 
-/// Who is at the other end, and until when.
+/// Until when it holds who is at the other end.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// The evidence.
-    pub(crate) peer: VerifiedPeer,
-    /// The peer's address.
-    pub(crate) remote: SocketAddr,
-    /// Version and key exchange, for the record.
-    pub(crate) tls: String,
     /// When the first of both leaves ends, and the connection with it.
     pub(crate) not_after: SystemTime,
     role: PeerRole,
@@ -63,11 +56,9 @@ pub(crate) enum Event {
 impl Session {
     /// Begins to watch. What changed since `generation` is noticed at the first [`Session::event`].
     pub(crate) fn new(
-        peer: VerifiedPeer,
+        peer: &VerifiedPeer,
         role: PeerRole,
         chain: Vec<CertificateDer<'static>>,
-        remote: SocketAddr,
-        tls: String,
         identity: Arc<IdentityFeed>,
         generation: &Generation,
     ) -> Self {
@@ -81,9 +72,6 @@ impl Session {
             .checked_sub(lead(not_after, role, SystemTime::now()))
             .unwrap_or(not_after);
         Self {
-            peer,
-            remote,
-            tls,
             not_after,
             role,
             chain,
