@@ -200,6 +200,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
 
 /// What an agent is started with, as `hoplite-agent run` and as `hoplite agent run`.
 #[derive(Debug, Clone, clap::Args)]
+#[group(skip)] // those of every daemon are the group of this name
 pub struct Arguments {
     /// As every daemon.
     #[command(flatten)]
