@@ -8,6 +8,8 @@
 //! after it is found, and so is a cut end. Somebody who may write the directory and rewrites all of it, `head` too, is
 //! not found by this crate alone; that takes a copy of a hash kept elsewhere.
 
+mod any_record;
+mod error;
 mod event;
 mod fields;
 mod id;
@@ -22,11 +24,13 @@ mod verify;
 #[cfg(test)]
 mod testing;
 
+pub use any_record::AnyRecord;
+pub use error::RecorderError;
 pub use event::{Control, Heartbeat, Issuance, Loss};
 pub use id::{BootId, DecisionId, InvalidDecisionId, is_recorder_name};
-pub use kind::{Entry, Kind, Recordable};
+pub use kind::{Kind, Recordable};
 pub use mend::Repair;
-pub use query::{Decisions, Entries, Query, ReadError, Tail, find_logs, read_entries, read_log};
+pub use query::{Decisions, Query, ReadError, Records, Tail, find_logs, read_log, read_records};
 pub use record::{InvalidOutcome, Outcome, Phase, Record};
-pub use recorder::{Appended, Class, Options, Recorder, RecorderError};
+pub use recorder::{Appended, Class, Options, Recorder};
 pub use verify::{Finding, Report, verify_log};

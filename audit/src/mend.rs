@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::recorder::{RecorderError, io_error, private};
+use crate::error::{RecorderError, io_error, private};
 use crate::segment::{self, Before, Hash, Head, Header, Piece, Segment, SegmentName, Span};
 
 /// What opening found and mended.

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::any_record::AnyRecord;
 use crate::id::DecisionId;
-use crate::kind::Entry;
 use crate::record::{Outcome, Record};
 use crate::segment::{self, FORMAT, HEADER_BYTES, Head, Header, Piece, Segment, SegmentName};
 
@@ -78,13 +78,13 @@ pub struct Tail {
 
 /// Matching decisions of one log directory, in the log's order: see [`read_log`].
 pub struct Decisions {
-    entries: Entries,
+    records: Records,
     query: Query,
     unknown: u64,
 }
 
-/// Records of every kind of one log directory, in the log's order: see [`read_entries`].
-pub struct Entries {
+/// Records of every kind of one log directory, in the log's order: see [`read_records`].
+pub struct Records {
     directory: PathBuf,
     since: Option<SystemTime>,
     until: Option<SystemTime>,
@@ -165,12 +165,12 @@ pub fn find_logs(root: &Path) -> Result<Vec<PathBuf>, ReadError> {
 /// # Errors
 /// [`ReadError::Io`] when the directory cannot be read, [`ReadError::OtherFormat`] when another version wrote it.
 pub fn read_log(directory: &Path, query: &Query) -> Result<Decisions, ReadError> {
-    let mut entries = read_entries(directory, query.since, query.until)?;
+    let mut records = read_records(directory, query.since, query.until)?;
     if let Some(id) = &query.id {
-        entries.only(id);
+        records.only(id);
     }
     Ok(Decisions {
-        entries,
+        records,
         query: query.clone(),
         unknown: 0,
     })
@@ -180,11 +180,11 @@ pub fn read_log(directory: &Path, query: &Query) -> Result<Decisions, ReadError>
 ///
 /// # Errors
 /// As [`read_log`].
-pub fn read_entries(
+pub fn read_records(
     directory: &Path,
     since: Option<SystemTime>,
     until: Option<SystemTime>,
-) -> Result<Entries, ReadError> {
+) -> Result<Records, ReadError> {
     let io = |e| io_error(directory, &e);
     // The head first: what it says was durable is then surely in what is read after it. A damaged one is for verify.
     let head = Head::read(directory).map_err(io)?.and_then(Result::ok);
@@ -192,7 +192,7 @@ pub fn read_entries(
     if let Some((segment, found)) = segment::other_format(directory, &[], &strangers).map_err(io)? {
         return Err(ReadError::OtherFormat { segment, found });
     }
-    Ok(Entries {
+    Ok(Records {
         directory: directory.to_owned(),
         since,
         until,
@@ -219,9 +219,9 @@ impl Iterator for Decisions {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match self.entries.next()? {
-                Ok(Entry::Decision(record)) if self.query.matches(&record) => return Some(Ok(*record)),
-                Ok(Entry::Unknown { .. }) => self.unknown += 1,
+            match self.records.next()? {
+                Ok(AnyRecord::Decision(record)) if self.query.matches(&record) => return Some(Ok(*record)),
+                Ok(AnyRecord::Unknown { .. }) => self.unknown += 1,
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -229,10 +229,10 @@ impl Iterator for Decisions {
     }
 }
 
-// === impl Entries ===
+// === impl Records ===
 
-impl Iterator for Entries {
-    type Item = Result<Entry, ReadError>;
+impl Iterator for Records {
+    type Item = Result<AnyRecord, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -270,7 +270,7 @@ impl Iterator for Entries {
     }
 }
 
-impl Entries {
+impl Records {
     /// Leaves the segments in which a record may be, by their names.
     fn only(&mut self, id: &DecisionId) {
         let segments: Vec<_> = self.segments.by_ref().collect();
@@ -467,8 +467,8 @@ impl Tail {
                 Piece::Bad { .. } => None,
             };
             match entry {
-                Some(Entry::Decision(record)) => records.push(*record),
-                Some(Entry::Unknown { .. }) => self.unknown += 1,
+                Some(AnyRecord::Decision(record)) => records.push(*record),
+                Some(AnyRecord::Unknown { .. }) => self.unknown += 1,
                 Some(_) => {}
                 None => {
                     let place = match records.last() {

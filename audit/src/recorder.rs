@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,12 +13,13 @@ use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::error::{RecorderError, io_error, private};
 use crate::fields::to_micros;
 use crate::id::{BootId, DecisionId, is_recorder_name};
 use crate::kind::{self, Kind, Recordable};
 use crate::mend::{Mended, Repair, mend};
 use crate::segment::{
-    Before, FORMAT, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentName, Span,
+    Before, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentName, Span,
 };
 
 /// How much a record must have survived before the answer may go out.
@@ -46,61 +47,6 @@ pub struct Appended {
     pub id: DecisionId,
     /// What to wait for: see [`Recorder::durable`].
     pub seq: u64,
-}
-
-/// Why a record cannot be written.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum RecorderError {
-    /// The name would not survive in a decision id.
-    #[error("recorder name `{0}` is not usable: 1 to 64 of a-z, 0-9, `.` and `-`")]
-    InvalidName(String),
-    /// Another recorder has the directory.
-    #[error("log directory `{directory}` is in use: stop the process that writes it, or choose another directory")]
-    InUse {
-        /// The log directory.
-        directory: String,
-    },
-    /// The directory holds the log of somebody else.
-    #[error("log directory `{directory}` holds the log of `{found}`, not of `{wanted}`: choose another directory")]
-    OtherRecorder {
-        /// The log directory.
-        directory: String,
-        /// Whose log it is.
-        found: String,
-        /// Who wanted to write.
-        wanted: String,
-    },
-    /// The directory holds a log that another version wrote.
-    #[error(
-        "log directory `{directory}` holds a log in format {found} (`{segment}`), and this version writes format {FORMAT}: move the directory aside (`mv {directory} {directory}-format{found}`), or choose another; the version that wrote it reads it"
-    )]
-    OtherFormat {
-        /// The log directory.
-        directory: String,
-        /// The file that says so.
-        segment: String,
-        /// Its format.
-        found: u8,
-    },
-    /// The system gives no randomness to name a boot with.
-    #[error("the system gives no random bytes to name this start of the log with: check `/dev/urandom`")]
-    NoRandomness,
-    /// The operating system refused. For an append this is final: open the recorder again.
-    #[error("log directory `{directory}`: cannot {action}: {problem}; check its owner, its mode and the free space")]
-    Io {
-        /// The log directory.
-        directory: String,
-        /// What was being done.
-        action: &'static str,
-        /// What the system said.
-        problem: String,
-    },
-    /// The record is too large to be one. Others can still be written.
-    #[error("a record of {0} bytes is too large: at most {PAYLOAD_BYTES_MAX}, shorten its texts")]
-    TooLarge(usize),
-    /// Nothing with this sequence number was appended.
-    #[error("record {0} was not appended in this boot: wait for what `append` returned")]
-    NotAppended(u64),
 }
 
 /// One per process and directory (locked). Cheap to share; `append` is one short critical section and one `write`.
@@ -617,20 +563,6 @@ fn create_segment(directory: &Path, header: &Header) -> io::Result<File> {
 
 fn write_head(file: &File, head: &Head) -> io::Result<()> {
     file.write_all_at(&head.encode(), 0)
-}
-
-pub(crate) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).truncate(false).mode(0o600);
-    options
-}
-
-pub(crate) fn io_error(directory: &Path, action: &'static str, error: &io::Error) -> RecorderError {
-    RecorderError::Io {
-        directory: directory.display().to_string(),
-        action,
-        problem: error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -22,9 +22,10 @@ use std::time::{Duration, SystemTime};
 
 use ring::digest::{Context, SHA256};
 
+use crate::any_record::AnyRecord;
 use crate::fields::to_micros;
 use crate::id::{BootId, DecisionId, NAME_BYTES_MAX, is_recorder_name};
-use crate::kind::{Common, Entry, Kind};
+use crate::kind::{Common, Kind};
 
 /// Largest payload, in bytes: a record is names and short texts; more is a mistake.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 64 << 10;
@@ -536,13 +537,13 @@ impl Piece<'_> {
 
 impl Frame<'_> {
     /// `None` when it holds no record of any kind.
-    pub(crate) fn entry(&self, header: &Header) -> Option<Entry> {
+    pub(crate) fn entry(&self, header: &Header) -> Option<AnyRecord> {
         let id = DecisionId {
             recorder: header.recorder.clone(),
             boot: header.name.boot,
             seq: 0,
         };
-        Entry::decode(self.kind, self.payload, id)
+        AnyRecord::decode(self.kind, self.payload, id)
     }
 
     /// Sequence number and time, of whatever kind.

@@ -25,13 +25,13 @@ mod tests {
 
     #[test]
     fn a_refusal_says_no_more_than_it_may() {
-        let id: DecisionId = "node-7-1-5".parse().unwrap();
+        let id: DecisionId = "node-7-9f3c2a7be1d04455-5".parse().unwrap();
         for (outcome, decision, expected) in [
             (None, None, json!({"error": "denied"})),
             (
                 Some(Outcome::NoPermit),
                 Some(&id),
-                json!({"error": "denied", "outcome": "no_permit", "decision": "node-7-1-5"}),
+                json!({"error": "denied", "outcome": "no_permit", "decision": "node-7-9f3c2a7be1d04455-5"}),
             ),
         ] {
             let told: Value = serde_json::from_str(&refusal("denied", outcome, decision)).unwrap();

@@ -225,11 +225,11 @@ mod tests {
         assert_eq!(*heard.lock().unwrap(), ["ended soon", "drained"]);
 
         // The handler stays installed, so that a signal does not end the test.
-        let (running, signal) = tokio::join!(live(async { Ok(sample(None)) }), async {
+        let (running, ()) = tokio::join!(live(async { Ok(sample(None)) }), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             term();
         });
-        (running.unwrap(), signal);
+        running.unwrap();
         assert_eq!(heard.lock().unwrap().len(), 3);
 
         let (starting, ()) = tokio::join!(live::<Sample>(std::future::pending()), async {

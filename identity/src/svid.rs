@@ -1,6 +1,6 @@
 //! X.509-SVIDs: a certificate chain and its key, checked against the X509-SVID profile when parsed.
 
-use crate::profile::{self, InvalidSvid, Leaf, CHAIN_MAX};
+use crate::profile::{self, CHAIN_MAX, InvalidSvid, Leaf};
 use crate::{SpiffeId, pem};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};

@@ -1,6 +1,6 @@
 //! The one way to learn who a peer is: path validation against its own trust domain's bundle, then the SVID profile.
 
-use crate::profile::{self, CheckedLeaf, InvalidAuthority, CERTIFICATE_BYTES_MAX, CHAIN_MAX};
+use crate::profile::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CheckedLeaf, InvalidAuthority};
 use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};

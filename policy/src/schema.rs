@@ -51,7 +51,7 @@ pub struct Vocabulary {
 /// Cedar does not take the schema of some selected headers: a fault of ours.
 #[derive(Debug, thiserror::Error)]
 #[error("the schema cannot be made: {0}")]
-pub struct BadSchema(#[from] cedar_policy::CedarSchemaError);
+pub struct BadSchema(#[source] Box<cedar_policy::CedarSchemaError>);
 
 // === impl Vocabulary ===
 
@@ -118,7 +118,7 @@ pub fn validator(headers: &SelectedHeaders) -> Result<Cow<'static, Validator>, B
     if headers.is_empty() {
         return Ok(Cow::Borrowed(&VOCABULARY.validator));
     }
-    let schema = Schema::from_str(&schema(headers))?;
+    let schema = Schema::from_str(&schema(headers)).map_err(|error| BadSchema(Box::new(error)))?;
     Ok(Cow::Owned(Validator::new(schema)))
 }
 

@@ -1,5 +1,7 @@
 //! Headers by their nature, over real sockets: whatever sign stands for `-`, a header is the one it could be taken for.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 mod support;
 
 use std::convert::Infallible;

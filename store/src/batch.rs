@@ -17,8 +17,11 @@ use crate::{BATCH_BYTES_MAX, KEY_BYTES_MAX, Revision, StoreError};
 #[derive(Clone, Default)]
 pub struct Batch {
     preconditions: Vec<(Vec<u8>, Condition)>,
-    writes: BTreeMap<Vec<u8>, (Option<Vec<u8>>, Vec<LargeId>)>,
+    writes: BTreeMap<Vec<u8>, Pending>,
 }
+
+/// A key's new value, and the large values that it names.
+type Pending = (Option<Vec<u8>>, Vec<LargeId>);
 
 /// What must hold of a key, before the batch, for the batch to commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

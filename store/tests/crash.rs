@@ -86,7 +86,7 @@ fn child() {
                 None => batch.delete(key),
             };
         }
-        if next % 5 == 0 {
+        if next.is_multiple_of(5) {
             // What was put for the batch at hand is spared by its age.
             store.sweep_large(SystemTime::now() - Duration::from_secs(60)).unwrap();
         }

@@ -1,10 +1,6 @@
 //! A second authority comes into the trust bundle while everything runs: who hears of it, and how soon.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking, its helpers too"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;
 use std::sync::Arc;

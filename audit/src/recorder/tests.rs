@@ -5,6 +5,7 @@ use std::task::Wake;
 use std::thread::Thread;
 
 use super::*;
+use crate::segment::FORMAT;
 use crate::testing::{SMALL, copy, files, open, read, record, write};
 use crate::{Query, ReadError, Record, Tail, read_log, verify_log};
 

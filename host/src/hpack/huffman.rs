@@ -135,7 +135,7 @@ pub(super) mod tests {
         for (coded, why) in [
             (&[0xff][..], "a whole byte of padding"),
             (&[0x00], "padding of zeros"),
-            (&[0b00000_011], "padding of two ones after a zero"),
+            (&[0b0000_0011], "padding of two ones after a zero"),
             (&[0xff, 0xff, 0xff, 0xff], "the end, written out"),
             (&[0x07, 0xff], "more than a byte of padding"),
         ] {

@@ -148,7 +148,7 @@ impl Manifest {
     /// # Errors
     /// It is no bundle, or needs an engine newer than this.
     pub fn danger_of_bundle(bytes: &[u8], max_bytes: usize) -> Result<Self, Refused> {
-        Self::danger_read_unverified(&Envelope::decode(KIND, bytes, max_bytes)?.body())
+        Self::danger_read_unverified(Envelope::decode(KIND, bytes, max_bytes)?.body())
     }
 
     /// The bytes that are signed, without what stands before them.
