@@ -17,10 +17,7 @@ pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
 const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A bundle of nothing has half as much.
-const BUNDLE_BYTES_LEAST: usize = 1 << 10;
-
-/// What those that enforce it take.
-const BUNDLE_BYTES_MOST: usize = BUNDLE_BYTES_MAX;
+const BUNDLE_BYTES_MIN: usize = 1 << 10;
 
 /// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
 #[derive(Debug, Clone, Deserialize)]
@@ -88,8 +85,8 @@ impl Config {
             let reason = "longer than 100 years; write for example \"365d\"";
             return Err(ConfigError::unusable(file, "authority_ttl", self.authority_ttl, reason));
         }
-        if !(BUNDLE_BYTES_LEAST..=BUNDLE_BYTES_MOST).contains(&self.policy_max_bytes) {
-            let reason = format!("write between {BUNDLE_BYTES_LEAST} and {BUNDLE_BYTES_MOST}");
+        if !(BUNDLE_BYTES_MIN..=BUNDLE_BYTES_MAX).contains(&self.policy_max_bytes) {
+            let reason = format!("write between {BUNDLE_BYTES_MIN} and {BUNDLE_BYTES_MAX}");
             return Err(ConfigError::unusable(
                 file,
                 "policy_max_bytes",

@@ -26,6 +26,8 @@ mod server;
 mod tokens;
 mod write;
 
+pub use authority::signer::SignerError;
+pub use authority::writes::TrustError;
 pub use authority::x509::AuthorityError;
 pub use config::Config;
 pub use door::DoorError;
@@ -33,6 +35,4 @@ pub use issuance::MintError;
 pub use record::BadRecord;
 pub use registry::FollowError;
 pub use server::{Running, StartError, run, start};
-
-#[cfg(feature = "testing")]
-pub use server::TrustFailed;
+pub use write::{ReadError, WriteError};

@@ -32,6 +32,8 @@ use crate::library::Library;
 use crate::listener;
 use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
+#[cfg(feature = "testing")]
+use crate::{TrustError, WriteError};
 
 /// Calls that have begun may end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -254,12 +256,6 @@ fn report(served: Result<(), tonic::transport::Error>) {
     }
 }
 
-/// Why a test's authority is not in the trust bundle.
-#[cfg(feature = "testing")]
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct TrustFailed(String);
-
 /// Runs a CA until SIGTERM or SIGINT.
 ///
 /// Two threads: signing for one agent must not hold up the others. Sealed, because it holds the trust domain's key.
@@ -308,12 +304,12 @@ impl Running {
     /// # Errors
     /// Why the certificate was not taken.
     #[cfg(feature = "testing")]
-    pub async fn trust(&self, certificate: hoplite_identity::CertificateDer<'static>) -> Result<u64, TrustFailed> {
+    pub async fn trust(
+        &self,
+        certificate: hoplite_identity::CertificateDer<'static>,
+    ) -> Result<u64, WriteError<TrustError>> {
         let trusting = crate::authority::writes::Trusting { certificate };
-        self.registry
-            .write(trusting)
-            .await
-            .map_err(|error| TrustFailed(error.to_string()))
+        self.registry.write(trusting).await
     }
 
     /// Stops serving, and returns when all parts have ended and the store is closed. Calls that have begun get

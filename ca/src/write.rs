@@ -54,15 +54,21 @@ pub enum ReadError {
 
 /// Why a write was not done: the store's reasons, or the write's own.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WriteError<E> {
+#[non_exhaustive]
+pub enum WriteError<E> {
+    /// The store could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The store did not take it.
     #[error(transparent)]
     Commit(CommitError),
+    /// Others were faster, again and again.
     #[error("too many writes at the same time; try again")]
     Contention,
+    /// The index will never have it.
     #[error("the CA no longer follows its store; restart it")]
     NotFollowing,
+    /// It was decided against.
     #[error("{0}")]
     Refused(E),
 }

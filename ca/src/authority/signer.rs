@@ -17,13 +17,17 @@ pub(crate) struct Signer(EcdsaKeyPair);
 
 /// Why there is no key to sign with.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SignerError {
+#[non_exhaustive]
+pub enum SignerError {
     /// The file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
     /// The file is there, but no key is in it.
     #[error("`{path}` is not a P-256 key in PKCS#8 PEM; restore it from a backup")]
-    NotAKey { path: String },
+    NotAKey {
+        /// The file.
+        path: String,
+    },
     /// The system's random numbers failed.
     #[error("cannot make a key: the system gives no random numbers")]
     Generate,

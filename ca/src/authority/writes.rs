@@ -13,14 +13,19 @@ pub(crate) struct Found {
 
 /// Why an authority was not noted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TrustError {
+#[non_exhaustive]
+pub enum TrustError {
+    /// Another process founded one.
     #[error("there is an authority already; stop the other CA that uses this data directory")]
     Founded,
+    /// Members could not be verified with it.
     #[error(transparent)]
     Certificate(#[from] InvalidBundle),
+    /// Nothing it could stand beside.
     #[cfg(any(test, feature = "testing"))]
     #[error("there is no authority yet; start the CA first")]
     NotFounded,
+    /// More would slow each handshake down.
     #[cfg(any(test, feature = "testing"))]
     #[error("there are {AUTHORITIES_MAX} authorities already; take one away first")]
     TooMany,

@@ -20,9 +20,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::authority::signer::{Signer, SignerError};
 use crate::authority::trust::{Trust, Trusted};
-use crate::authority::writes::Found;
-use crate::record::{self, BadRecord};
-use crate::write::{self, ReadError, View};
+use crate::authority::writes::{Found, TrustError};
+use crate::record;
+use crate::write::{self, ReadError, View, WriteError};
 
 /// Machines whose clocks are this much behind ours accept the new root at once.
 const BACK_DATED: Duration = Duration::from_secs(300);
@@ -94,11 +94,14 @@ pub enum AuthorityError {
     #[error("the authority's certificate in the store cannot be used ({0}); restore the store from a backup")]
     Certificate(String),
     /// The key file cannot be used, or a new one cannot be written.
-    #[error("{0}")]
-    Key(String),
-    /// The store cannot be used.
-    #[error("{0}")]
-    Store(String),
+    #[error(transparent)]
+    Key(#[from] SignerError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] ReadError),
+    /// The store did not take the new authority.
+    #[error(transparent)]
+    Write(#[from] WriteError<TrustError>),
 }
 
 // === impl Authority ===
@@ -125,7 +128,7 @@ impl Authority {
                     trust_domain: trust_domain.clone(),
                     certificate: made.certificate.clone(),
                 };
-                write::commit(store, &found).map_err(|e| AuthorityError::Store(e.to_string()))?;
+                write::commit(store, &found)?;
                 tracing::info!(%trust_domain, not_after = %rfc3339(made.not_after), "made a new authority");
                 made
             }
@@ -256,7 +259,7 @@ fn stored(store: &dyn Store) -> Result<Option<(Trust, CertificateDer<'static>)>,
     };
     let signing = view.one::<Trusted>(&trust.signing)?;
     let certificate = signing.ok_or_else(|| AuthorityError::Certificate("it is not there".to_owned()))?;
-    let certificate = certificate.certificate(&trust.signing)?;
+    let certificate = certificate.certificate(&trust.signing).map_err(ReadError::from)?;
     Ok(Some((trust, certificate)))
 }
 
@@ -313,32 +316,11 @@ impl std::fmt::Display for Serial {
     }
 }
 
-// === impl AuthorityError ===
-
-impl From<SignerError> for AuthorityError {
-    fn from(error: SignerError) -> Self {
-        Self::Key(error.to_string())
-    }
-}
-
-impl From<ReadError> for AuthorityError {
-    fn from(error: ReadError) -> Self {
-        Self::Store(error.to_string())
-    }
-}
-
-impl From<BadRecord> for AuthorityError {
-    fn from(error: BadRecord) -> Self {
-        Self::Store(error.to_string())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::writes::{AUTHORITIES_MAX, TrustError, Trusting};
+    use crate::authority::writes::{AUTHORITIES_MAX, Trusting};
     use crate::index::Index;
-    use crate::write::WriteError;
     use hoplite_store::{Batch, MemoryStore};
     use std::time::UNIX_EPOCH;
 
