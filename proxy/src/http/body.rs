@@ -42,7 +42,7 @@ pub(crate) enum Body {
 // === impl Body ===
 
 impl Body {
-    /// The same as the answer of an exchange: it ends with it.
+    /// As the answer of an exchange, with which it ends.
     pub(crate) fn answering(mut self, exchange: Answering) -> Self {
         if let Self::Streamed { answering, .. } = &mut self {
             *answering = Some(exchange);
@@ -107,7 +107,7 @@ impl HttpBody for Body {
     }
 }
 
-/// A chunk or a trailer that is none, as the library says it; a connection that only ends is none of that.
+/// Whether a chunk or a trailer cannot be read, as the library says it; a connection that only ends is another fault.
 fn is_malformed(error: &hyper::Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
