@@ -6,6 +6,8 @@
 //! to those who enforce them; [`authorize`] decides with them for those who ask, by Envoy's ext_authz or AuthZEN. The
 //! decisions in each are pure functions of values; the loops around them are thin.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod attest;
 mod authorize;
 mod config;
@@ -22,9 +24,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_decision::BundleTrust;
+use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::FileError;
@@ -108,11 +111,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         signers: config.policy_signers.clone(),
         max_bytes: config.policy_max_bytes,
     };
-    let shelf = Shelf::open(&config.data_dir, trust, SystemTime::now())?;
+    let shelf = Shelf::open(&config.data_dir, trust, clock::now())?;
     let authorizer = config.authorization.as_ref().map(|authorization| {
         let trust = (!config.policy_signers.is_empty())
             .then(|| BundleTrust::new(config.policy_signers.clone(), config.trust_domain.clone()));
-        Authorizer::open(authorization, trust, SystemTime::now()).map(Arc::new)
+        Authorizer::open(authorization, trust, clock::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
 use hoplite_host::backoff::jitter;
+use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
@@ -141,7 +142,7 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
     loop {
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
-        let now = SystemTime::now();
+        let now = clock::now();
         let step = facts.next(now);
         if said != Some(step) {
             say(step, token_file.as_deref());
@@ -174,13 +175,13 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
             Some(Ok(())) => {
                 backoff.succeeded();
                 facts = Facts {
-                    svid: keeper.validity().map(|svid| svid.just_issued(SystemTime::now())),
+                    svid: keeper.validity().map(|svid| svid.just_issued(clock::now())),
                     ..Facts::default()
                 };
             }
             Some(Err(error)) => {
                 facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_));
-                facts.retry_at = Some(SystemTime::now() + backoff.failed(jitter()));
+                facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
                 complain(step, &error, facts.svid);
             }
         }
@@ -207,7 +208,7 @@ fn say(step: Step, token_file: Option<&Path>) {
 /// The less life is left, the louder.
 fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
     let left = svid
-        .and_then(|svid| svid.not_after.duration_since(SystemTime::now()).ok())
+        .and_then(|svid| svid.not_after.duration_since(clock::now()).ok())
         .map(|left| left.as_secs());
     match (step, left) {
         (Step::Renew, Some(seconds_left)) => {
@@ -406,8 +407,7 @@ impl Keeper {
             self.save(&held);
             self.publish(&held);
         }
-        held.verifier
-            .verify(svid.chain(), PeerRole::Client, SystemTime::now())?;
+        held.verifier.verify(svid.chain(), PeerRole::Client, clock::now())?;
         tracing::info!(spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial(), "the node has a new SVID");
         held.disk.key = Some(svid.key_pem().as_str().to_owned());
         held.disk.chain = Some(svid.chain_pem());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::backoff::jitter;
+use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::TrustDomain;
@@ -199,7 +200,7 @@ impl Shelf {
     /// Brings what is held to what the CA names. A refusal is said and is no error: asking again would bring the same.
     /// What is taken is in force before it is kept, so that a full disk keeps no revocation away; keeping is tried again.
     async fn follow(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
-        let now = SystemTime::now();
+        let now = clock::now();
         // First what costs no call, and narrows.
         let grants = self.sound_grants(&state.grants, now);
         if grants != self.feed.borrow().grants {
@@ -257,7 +258,7 @@ impl Shelf {
             .into());
         }
         let bytes = fetch(link, named, self.trust.max_bytes).await?;
-        self.accept(stage, named, bytes, SystemTime::now())
+        self.accept(stage, named, bytes, clock::now())
     }
 
     /// Verifies a bundle and puts it in force; what cannot be kept on the disk is in force all the same.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::backoff::{Backoff, jitter};
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
     BundleSet, EntryId, InvalidSvid, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, Selector, SpiffeId,
@@ -217,7 +218,7 @@ impl Supplier {
         credentials: &watch::Receiver<Option<Arc<Credentials>>>,
     ) -> Duration {
         self.stock.want(registered.entries.clone());
-        self.stock.trust(&own.bundle, &own.verifier, SystemTime::now());
+        self.stock.trust(&own.bundle, &own.verifier, clock::now());
         // What was deleted is gone now, not after the next call to the CA. Only the first supply waits for its SVIDs,
         // lest a workload be told that it has none.
         if self.supply.borrow().is_some() {
@@ -227,7 +228,7 @@ impl Supplier {
         // What is news is handed out first, between two batches: an entry that went, a trust bundle with another authority.
         let is_news = || registrations.has_changed().unwrap_or(true) || credentials.has_changed().unwrap_or(true);
         while wait.is_none() && !is_news() {
-            let due = self.stock.due(SystemTime::now());
+            let due = self.stock.due(clock::now());
             if due.is_empty() {
                 break;
             }
@@ -241,7 +242,7 @@ impl Supplier {
             }
         }
         self.publish();
-        wait.unwrap_or_else(|| self.stock.idle(SystemTime::now()))
+        wait.unwrap_or_else(|| self.stock.idle(clock::now()))
     }
 
     /// One batch. Fails as a whole only when the CA cannot be reached.
@@ -275,7 +276,7 @@ impl Supplier {
                 due.len()
             )));
         }
-        let now = SystemTime::now();
+        let now = clock::now();
         for ((entry, key), result) in due.iter().zip(keys).zip(results) {
             let minted = if result.error.is_empty() {
                 accept(entry, result.chain, key, &own.verifier, now)
@@ -295,7 +296,7 @@ impl Supplier {
     }
 
     fn publish(&self) {
-        let next = self.stock.supply(SystemTime::now());
+        let next = self.stock.supply(clock::now());
         self.supply.send_if_modified(|current| {
             if current.as_ref().is_some_and(|current| current.same(&next)) {
                 return false;

@@ -264,12 +264,12 @@ impl fmt::Display for Phase {
 // === impl Record ===
 
 impl Record {
-    /// A record of now, with nothing else known yet. For a time given, set `at`.
+    /// A record of this moment, with nothing else known yet.
     #[must_use]
-    pub fn new(phase: Phase, outcome: Outcome, service: impl Into<String>) -> Self {
+    pub fn new(phase: Phase, outcome: Outcome, service: impl Into<String>, at: SystemTime) -> Self {
         Self {
             id: DecisionId::default(),
-            at: SystemTime::now(),
+            at,
             phase,
             outcome,
             principal: None,
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn json_is_flat_and_leaves_out_what_is_not_known() {
-        let mut record = Record::new(Phase::Request, Outcome::NoPermit, "ledger");
+        let mut record = Record::new(Phase::Request, Outcome::NoPermit, "ledger", SystemTime::now());
         record.id = id(42);
         record.at = UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_001);
         let expected = r#"{"id":"ledger-0000000000000003-42","at":"2023-11-14T22:13:20.000001Z","phase":"request","outcome":"no_permit","service":"ledger","action":"","determining":[],"errors":[],"stale":false,"suppressed":0,"eval_micros":0}"#;
@@ -387,7 +387,7 @@ mod tests {
     /// A record without headers has the very bytes that it had before there were any.
     #[test]
     fn headers_take_no_room_where_there_are_none() {
-        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger");
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger", SystemTime::now());
         (record.id, record.at) = (id(0), UNIX_EPOCH);
         let bytes = encode(&record);
         let before = minicbor::Decoder::new(&bytes).map().unwrap().unwrap();
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     fn any_clock_can_be_shown() {
-        let mut record = Record::new(Phase::Request, Outcome::Allow, "s");
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "s", SystemTime::now());
         for at in [
             UNIX_EPOCH - Duration::from_secs(1),
             UNIX_EPOCH + Duration::from_secs(1 << 50),
@@ -434,7 +434,7 @@ mod tests {
             .bool(true)
             .unwrap();
         let found = decoded(encoder.writer()).unwrap();
-        let mut expected = Record::new(Phase::Connect, Outcome::NoPermit, "ledger");
+        let mut expected = Record::new(Phase::Connect, Outcome::NoPermit, "ledger", SystemTime::now());
         expected.id = id(7);
         expected.at = UNIX_EPOCH + Duration::from_secs(1);
         assert_eq!(found, expected);

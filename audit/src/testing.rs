@@ -19,7 +19,7 @@ pub(crate) fn record(n: u64) -> Record {
     } else {
         Outcome::Allow
     };
-    let mut record = Record::new(Phase::Request, outcome, "ledger");
+    let mut record = Record::new(Phase::Request, outcome, "ledger", std::time::SystemTime::now());
     record.at = UNIX_EPOCH + Duration::from_secs(1_700_000_000 + n);
     record.path = Some(format!("/accounts/{n}"));
     record

@@ -2,6 +2,7 @@
 //! and unchanged.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test fails by panicking, its helpers too"
@@ -27,7 +28,7 @@ const OPTIONS: Options = Options {
 
 /// What a record says: a function of its name, so that the judge needs no memory.
 fn record(boot: BootId, seq: u64) -> Record {
-    let mut record = Record::new(Phase::Request, Outcome::Forbid, "ledger");
+    let mut record = Record::new(Phase::Request, Outcome::Forbid, "ledger", std::time::SystemTime::now());
     record.at = UNIX_EPOCH + Duration::from_micros(boot.bits() % 1_000_000 * 1_000_000 + seq);
     record.path = Some(format!("/{boot}/{seq}/{}", "x".repeat((seq % 97) as usize)));
     record

@@ -4,6 +4,8 @@
 //! socket: sources, records and the time are arguments. A question asked here opens nothing: all of them are
 //! [`WhatIf`](hoplite_policy::WhatIf)s.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod cases;
 mod conjunct;
 mod explain;

@@ -266,7 +266,7 @@ mod tests {
 
     /// What comes of one recorded answer.
     fn replayed(outcome: Outcome, who: &str) -> Replayed {
-        let mut record = Record::new(Phase::Request, outcome, "s");
+        let mut record = Record::new(Phase::Request, outcome, "s", SystemTime::now());
         record.principal = Some(format!("spiffe://x/{who}"));
         record.source = Some("10.0.0.1:1".to_owned());
         record.action = "GET".to_owned();

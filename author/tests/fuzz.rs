@@ -6,6 +6,7 @@
 //! with it, each target runs for so long, from a seed of its own.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

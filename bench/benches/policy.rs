@@ -3,6 +3,7 @@
 //! `cargo bench -p hoplite-bench --bench policy [FILTER]`
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     reason = "a measurement that cannot start has nothing to measure"
 )]

@@ -4,6 +4,7 @@
 //! `cargo bench -p hoplite-bench --bench policy_set [-- POLICIES…]`. Memory is what the process has grown by.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::cast_precision_loss,

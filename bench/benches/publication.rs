@@ -6,6 +6,7 @@
 //! as many nodes all at once.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,

@@ -1,6 +1,10 @@
 //! A decision allocates by what concerns the request, and not by how many policies there are.
 
-#![expect(clippy::unwrap_used, reason = "what it counts is made of constants")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "what it counts is made of constants"
+)]
 
 use std::time::SystemTime;
 

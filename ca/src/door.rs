@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::clock;
 use hoplite_identity::tls::{self, ClientAuth};
 use hoplite_identity::{
     BundleSet, InvalidBundle, InvalidSvid, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, X509Svid,
@@ -90,11 +91,7 @@ impl Doorkeeper {
     pub(crate) async fn keep(mut self, door: watch::Sender<Door>) {
         let mut renewed = false;
         loop {
-            let left = self
-                .svid
-                .renew_at(0.0)
-                .duration_since(SystemTime::now())
-                .unwrap_or_default();
+            let left = self.svid.renew_at(0.0).duration_since(clock::now()).unwrap_or_default();
             let least = if renewed { RENEW_PAUSE } else { Duration::ZERO };
             let is_new = tokio::select! {
                 changed = self.bundles.changed() => match changed {
@@ -104,7 +101,7 @@ impl Doorkeeper {
                 },
                 () = sleep(left.clamp(least, SLEEP_MAX)) => false,
             };
-            let now = SystemTime::now();
+            let now = clock::now();
             renewed = self.svid.renew_at(0.0) <= now;
             if renewed {
                 match mint(&self.issuer, &self.id, now) {

@@ -6,6 +6,8 @@
 //! by `issuance`. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for operators on a Unix
 //! socket; `server` puts all of it together.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod agents;
 mod api;
 mod authority;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots, Source};
 use hoplite_identity::{PeerRole, VerifiedPeer, tls};
@@ -104,7 +105,7 @@ pub(crate) async fn accept(
 async fn greet(tcp: TcpStream, address: SocketAddr, door: Door, slot: Slot) -> io::Result<TlsConnection> {
     let stream = TlsAcceptor::from(door.config).accept(tcp).await?;
     let (_, tls) = stream.get_ref();
-    let now = SystemTime::now();
+    let now = clock::now();
     let peer = match tls.peer_certificates() {
         None | Some([]) => None,
         Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL, Refused};
 use hoplite_policy::grant::{Grant, GrantRefused};
@@ -117,7 +118,7 @@ impl Publishing {
     /// Verifies a bundle, checks that its policies can be enforced, and puts it in force.
     pub(crate) async fn publish(&self, bytes: Vec<u8>, expected: u64) -> Result<u64, PublishError> {
         self.somebody_may()?;
-        let (this, now) = (self.clone(), SystemTime::now());
+        let (this, now) = (self.clone(), clock::now());
         // Compiling takes seconds for tens of thousands of policies, and writing waits for the disk.
         let written = tokio::task::spawn_blocking(move || this.write(&bytes, now));
         let (published, parent) = written.await.map_err(|_| PublishError::Died)??;
@@ -189,7 +190,7 @@ impl Publishing {
     /// Verifies a grant, and puts it in force.
     pub(crate) async fn add_grant(&self, bytes: &[u8]) -> Result<GrantRecord, PublishError> {
         self.somebody_may()?;
-        let now = SystemTime::now();
+        let now = clock::now();
         let signed = Grant::open(bytes, &self.0.signers, &self.0.trust_domain, now)?;
         let grant = GrantRecord::new(&signed, bytes);
         let add = AddGrant {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::{self, FileError};
@@ -117,7 +118,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         source,
     })?;
 
-    let now = SystemTime::now();
+    let now = clock::now();
     let store: Arc<dyn Store> = Arc::new(SledStore::open(config.data_dir.join("store"))?);
     let authority = Authority::open(
         &*store,

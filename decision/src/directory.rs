@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use hoplite_host::clock;
 use hoplite_policy::Source;
 
 use crate::current::PolicyFeed;
@@ -18,7 +19,7 @@ const POLL: Duration = Duration::from_millis(200);
 /// The thread that follows the directory. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct Follower {
-    _stop: mpsc::Sender<()>,
+    _stop: mpsc::SyncSender<()>,
 }
 
 /// The directory as it was last read.
@@ -45,7 +46,7 @@ impl Directory {
     /// Offers the directory to the feed, now and, from a thread of its own, whenever it has changed.
     pub(crate) fn follow(mut self, feed: Arc<PolicyFeed>) -> io::Result<Follower> {
         self.offer(&feed);
-        let (stop, stopped) = mpsc::channel();
+        let (stop, stopped) = mpsc::sync_channel(0);
         thread::Builder::new().name("policy".to_owned()).spawn(move || {
             while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
                 self.offer(&feed);
@@ -57,7 +58,7 @@ impl Directory {
     /// Looks once.
     pub(crate) fn offer(&mut self, feed: &PolicyFeed) {
         if let Some(sources) = self.changed() {
-            feed.offer_directory(&self.path, sources, SystemTime::now());
+            feed.offer_directory(&self.path, sources, clock::now());
         }
     }
 

@@ -5,6 +5,7 @@ use std::iter;
 use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
+use hoplite_host::clock;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
 use hoplite_policy::limits::METHOD_BYTES_MAX;
 use hoplite_policy::{Ambiguous, Caller, CanonicalRequest, SelectedHeaders};
@@ -129,7 +130,7 @@ impl<'a> Witness<'a> {
 
 impl Stranger<'_> {
     pub(crate) fn record(self, unasked: &Unasked) -> Record {
-        let mut record = Record::new(Phase::Handshake, unasked.outcome, self.service);
+        let mut record = Record::new(Phase::Handshake, unasked.outcome, self.service, clock::now());
         record.vouched_by = self.vouched_by.map(ToString::to_string);
         record.source = self.source;
         record.trace_id = self.trace_id;
@@ -258,7 +259,7 @@ impl<'a> Draft<'a> {
             trace_id,
         } = facts;
         // Whatever else it comes to is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(phase, Outcome::Error, service);
+        let mut record = Record::new(phase, Outcome::Error, service, clock::now());
         let caller = witness.caller();
         record.principal = Some(caller.id().to_string());
         match witness {

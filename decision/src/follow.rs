@@ -1,9 +1,10 @@
 //! Follows the agent's policy feed: what the security team publishes reaches this process within a second.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
+use hoplite_host::clock;
 use hoplite_wire::PolicyFeed as Stream;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -36,11 +37,11 @@ async fn end_what_is_over(feed: &Arc<PolicyFeed>) {
         changes.borrow_and_update();
         let ending = feed.clone();
         // It may wait for a compilation, and may be one.
-        let next = spawn_blocking(move || ending.end_what_is_over(SystemTime::now())).await;
+        let next = spawn_blocking(move || ending.end_what_is_over(clock::now())).await;
         let due = async {
             match next.ok().flatten() {
                 Some(end) => {
-                    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+                    let left = end.duration_since(clock::now()).unwrap_or_default();
                     sleep(left.clamp(LOOK_MIN, LOOK)).await;
                 }
                 None => std::future::pending().await,
@@ -67,7 +68,7 @@ async fn follow(feed: &Arc<PolicyFeed>, address: String) {
                 let feed = feed.clone();
                 // Verifying and compiling a large bundle takes seconds.
                 let offered = spawn_blocking(move || {
-                    let now = SystemTime::now();
+                    let now = clock::now();
                     for bundle in [&update.live, &update.shadow].into_iter().flatten() {
                         // Refusals are in the log and in the status.
                         let _ = feed.offer(bundle, now);

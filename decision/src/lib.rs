@@ -5,6 +5,8 @@
 //! ([`PolicyFeed`]). What is known of a call is a [`Draft`] of its record; policy makes it [`Judged`]; only once that is
 //! recorded is there something [`Granted`], and with it the request to forward.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod answer;
 mod current;
 mod directory;

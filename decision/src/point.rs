@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Outcome, Record, Recorder, RecorderError};
+use hoplite_host::clock;
 use hoplite_policy::{
     self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Decision, Permit, SelectedHeaders, Snapshot,
     Transport, decide_by_reference,
@@ -57,7 +58,7 @@ impl DecisionPoint {
             policy,
             log: Log::new(recorder),
             sampler: Sampler::new(reference_every),
-            strangers: Strangers::new(Instant::now()),
+            strangers: Strangers::new(clock::moment()),
             on_stale,
         }
     }
@@ -93,7 +94,7 @@ impl DecisionPoint {
     /// Refuses somebody without an identity, and records that. Of too many at once it is only counted, in the next one's
     /// record; then it has no decision id.
     pub async fn refuse_stranger(&self, stranger: Stranger<'_>, unasked: Unasked) -> Refused {
-        let Some(suppressed) = self.strangers.admit(Instant::now()) else {
+        let Some(suppressed) = self.strangers.admit(clock::moment()) else {
             return Refused::unasked(unasked, Ok(None));
         };
         let mut record = stranger.record(&unasked);
@@ -128,7 +129,7 @@ impl DecisionPoint {
         if let Some(http) = granted {
             say_which(http, &mut record);
         }
-        let (in_force, started) = (self.policy.in_force(), Instant::now());
+        let (in_force, started) = (self.policy.in_force(), clock::moment());
         match self.decide(&in_force, question, started, &mut record).await {
             Ok(permit) => Ok(Renewed::new(permit)),
             Err(why) => Err(Withdrawn::new(record, why)),
@@ -158,7 +159,7 @@ impl DecisionPoint {
             caller,
             service,
         } = draft;
-        let (in_force, started) = (self.policy.in_force(), Instant::now());
+        let (in_force, started) = (self.policy.in_force(), clock::moment());
         if let Some(http) = asked.http_mut() {
             say_which(&http.canonical, record);
             if let Err(ambiguous) = http.read_headers(in_force.live().headers()) {
@@ -245,14 +246,14 @@ impl DecisionPoint {
 
     /// The decision, or the reference's where the two differ. `None` when the check itself broke down.
     async fn checked(&self, live: &Arc<Snapshot>, request: &AuthzRequest, decision: Decision) -> Option<Decision> {
-        let Some(check) = self.sampler.due(Instant::now()) else {
+        let Some(check) = self.sampler.due(clock::moment()) else {
             return Some(decision);
         };
         let (snapshot, asked) = (live.clone(), request.clone());
-        let started = Instant::now();
+        let started = clock::moment();
         // It takes long where there are many policies, and other connections share this thread.
         let reference = spawn_blocking(move || decide_by_reference(&snapshot, &asked)).await;
-        check.done(Instant::now(), started.elapsed());
+        check.done(clock::moment(), started.elapsed());
         self.log.metrics().reference_checks.fetch_add(1, Relaxed);
         let reference = reference.ok()?;
         let Some(difference) = decision.differs(&reference) else {

@@ -3,6 +3,8 @@
 //! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
 //! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod command;
 mod output;
 mod replay;

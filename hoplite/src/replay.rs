@@ -127,7 +127,7 @@ mod tests {
     fn record(phase: Phase, outcome: Outcome, who: &str, what: &str) -> Record {
         let (action, rest) = what.split_once(' ').unwrap();
         let (service, path) = rest.split_once(' ').unwrap_or((rest, ""));
-        let mut record = Record::new(phase, outcome, service);
+        let mut record = Record::new(phase, outcome, service, SystemTime::now());
         record.principal = Some(format!("spiffe://x/{who}"));
         record.source = Some("10.0.0.1:4711".to_owned());
         record.action = action.to_owned();

@@ -3,9 +3,12 @@
 //! What the daemons share of the operating system, each thing in one place, so that a permission or an error text is
 //! decided once.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 pub mod accept;
 pub mod backoff;
 pub mod bucket;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod files;

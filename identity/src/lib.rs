@@ -5,6 +5,8 @@
 //! [`VerifiedPeer`] can be made only by [`PeerVerifier`], so code that holds one holds the proof that
 //! the peer showed a certificate chain its *own* trust domain's bundle vouches for.
 
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
+
 mod bundle;
 mod entry;
 pub mod pem;

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hoplite_decision::DecisionPoint;
 use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
 use hoplite_policy::Snapshot;
@@ -184,7 +185,7 @@ impl Admin {
         let leaf = identity.as_ref().map(|generation| generation.svid.leaf());
         let status = self.point.policy().status();
         let in_force = self.point.policy().in_force();
-        let denies_all = self.point.denies_all(&in_force, SystemTime::now());
+        let denies_all = self.point.denies_all(&in_force, clock::now());
         let snapshot = in_force.live();
         let grants: Vec<_> = status
             .grants
@@ -236,7 +237,7 @@ impl Admin {
                 "bundle_revision": in_force.bundle_revision(),
                 "signed_by": status.signed_by,
                 "expires": in_force.expires().map(rfc3339),
-                "stale": in_force.stale(SystemTime::now()),
+                "stale": in_force.stale(clock::now()),
                 "shadow": in_force.shadow().map(|shadow| shadow.revision()),
                 "grants": grants,
             },

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
 use hoplite_decision::{DecisionPoint, Follower, PolicyFeed, follow_bundles};
+use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
 use hoplite_host::process::Hardening;
@@ -46,7 +47,7 @@ pub struct Running {
     drain: Stopper,
     close: Stopper,
     /// A worker says here that it has ended.
-    ended: mpsc::UnboundedReceiver<()>,
+    ended: mpsc::Receiver<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
     _control: JoinSet<()>,
     _policy: Option<Follower>,
@@ -107,7 +108,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let policy = PolicyFeed::new(&config.state_dir, config.bundle_trust(), SystemTime::now());
+    let policy = PolicyFeed::new(&config.state_dir, config.bundle_trust(), clock::now());
     let policy = Arc::new(policy);
     let follower = config.policy_dir.clone().map(|dir| policy.follow(dir)).transpose();
     let follower = follower.map_err(|source| StartError::System {
@@ -165,7 +166,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         info!(name = port.name(), address = %port.address, inbound = port.destination().is_none(), "listening");
     }
     let (drain, drained) = shutdown::channel();
-    let (ends, ended) = mpsc::unbounded_channel();
+    // Each worker says its end once.
+    let (ends, ended) = mpsc::channel(workers.max(1));
     let mut running = Running {
         inbound: inbound().map(|port| (port.name().to_owned(), port.address)).collect(),
         outbound: outbound()

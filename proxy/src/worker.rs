@@ -181,7 +181,7 @@ impl Worker {
     }
 
     /// Runs on a thread of its own.
-    pub(crate) fn thread(self, end: mpsc::UnboundedSender<()>) -> Result<JoinHandle<()>, StartError> {
+    pub(crate) fn thread(self, end: mpsc::Sender<()>) -> Result<JoinHandle<()>, StartError> {
         let refused = |what| move |source| StartError::System { what, source };
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -194,7 +194,7 @@ impl Worker {
     }
 
     /// Accepts until the proxy closes.
-    pub(crate) async fn run(self, end: mpsc::UnboundedSender<()>) {
+    pub(crate) async fn run(self, end: mpsc::Sender<()>) {
         let _said = SaysItsEnd(end);
         let mut close = self.shared.stop.close.clone();
         let mut accepting = JoinSet::new();
@@ -306,12 +306,12 @@ impl Server {
 }
 
 /// Says that a worker has ended, however it did.
-struct SaysItsEnd(mpsc::UnboundedSender<()>);
+struct SaysItsEnd(mpsc::Sender<()>);
 
 // === impl SaysItsEnd ===
 
 impl Drop for SaysItsEnd {
     fn drop(&mut self) {
-        let _ = self.0.send(());
+        let _ = self.0.try_send(());
     }
 }

@@ -1,6 +1,10 @@
 //! Two proxies and what lies between them: the callers' side, the peer's identity, rotation.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails"
+)]
 
 mod support;
 

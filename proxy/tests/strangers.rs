@@ -1,5 +1,7 @@
 //! Those who cannot prove who they are: refused before anything else, and the log says which and why.
 
+#![expect(clippy::disallowed_methods, reason = "a test's now is its own")]
+
 mod support;
 
 use std::time::{Duration, SystemTime};

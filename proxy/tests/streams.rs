@@ -1,6 +1,7 @@
 //! HTTP requests under way while policy changes: what it no longer permits ends, and the rest does not notice.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     reason = "a panic is how a test fails, in its helpers too"

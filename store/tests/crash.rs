@@ -1,6 +1,7 @@
 //! A process that commits is killed, many times: whatever it acknowledged is there when the store is opened again.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test fails by panicking, its helpers too"

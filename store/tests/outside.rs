@@ -2,6 +2,7 @@
 //! requests, and notices as the wake-up. It has the shape of a store on PostgreSQL, and passes the conformance suite.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test fails by panicking, its helpers too"

@@ -15,6 +15,7 @@
 //! identity by name among those the process is entitled to. Processes of their own are told apart by what they run.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -1,6 +1,7 @@
 //! Policy from a publisher's hands to those who enforce it: at once, and whatever goes down in between.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a panic is how a test fails, in its helpers too"

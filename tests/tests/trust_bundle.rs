@@ -1,6 +1,10 @@
 //! A second authority comes into the trust bundle while everything runs: who hears of it, and how soon.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::fs;
 use std::sync::Arc;

@@ -16,6 +16,7 @@ use hoplite_decision::{
     BundleTrust, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, PolicyFeed, Refused, Stranger, Unasked,
     Witness,
 };
+use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
@@ -123,7 +124,7 @@ impl Authorizer {
         loop {
             let (feed, now) = (self.feed.clone(), held.borrow_and_update().clone());
             // Verifying and compiling a large bundle takes seconds.
-            let offered = spawn_blocking(move || offer(&feed, &now, SystemTime::now())).await;
+            let offered = spawn_blocking(move || offer(&feed, &now, clock::now())).await;
             if let Err(error) = offered {
                 tracing::error!(%error, "a policy update was lost; what is in force stays so until the next");
             }

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{EntryId, InvalidEntryId, RegisteredEntry, TrustDomain, entries_digest};
 use hoplite_wire::ca::node_client::NodeClient;
@@ -136,7 +137,7 @@ async fn follow(
         Ok(updates) => updates,
         Err(error) => return error,
     };
-    let since = Instant::now();
+    let since = clock::moment();
     loop {
         let message = updates.message().await;
         if since.elapsed() > STEADY {

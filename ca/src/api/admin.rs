@@ -2,9 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::clock;
 use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots};
@@ -137,7 +138,7 @@ impl wire::admin_server::Admin for Admin {
                 );
                 return Err(Status::invalid_argument(text));
             }
-            let now = SystemTime::now();
+            let now = clock::now();
             let expires_at = record::unix_seconds(now) + ttl.as_secs();
             let token = TokenText::generate().ok_or_else(no_entropy)?.reveal();
             let create = CreateToken {
@@ -202,7 +203,7 @@ impl wire::admin_server::Admin for Admin {
         let subject = format!("{} entries", messages.len());
         call.answer(&subject, async {
             at_most(messages.len())?;
-            let now = SystemTime::now();
+            let now = clock::now();
             let parse = |message| entry::parse(message, &self.trust_domain, self.ttl_limit, now);
             let parsed: Vec<_> = messages.into_iter().map(parse).collect();
             let mut entries = Vec::with_capacity(parsed.len());
@@ -381,7 +382,7 @@ impl wire::admin_server::Admin for Admin {
         let call = AdminCall::new(&request, "list grants");
         let grants = {
             let index = self.registry.index();
-            let grants = index.policy.current_grants(SystemTime::now());
+            let grants = index.policy.current_grants(clock::now());
             grants.map(|grant| wire::Grant::from(&**grant)).collect()
         };
         call.answer("", async { Ok(wire::ListGrantsResponse { grants }) }).await

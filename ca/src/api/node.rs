@@ -4,8 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
 use hoplite_store::Revision;
@@ -106,7 +107,7 @@ impl Node {
         authorize(
             index.agents.get(peer.spiffe_id()).map(Arc::as_ref),
             peer.leaf(),
-            SystemTime::now(),
+            clock::now(),
         )
     }
 
@@ -116,7 +117,7 @@ impl Node {
 
     async fn try_join(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
-        let (issuer, now) = (self.0.issuer.clone(), SystemTime::now());
+        let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let join = Join {
             digest: digest_of(&request.token),
             key: key.fingerprint(),
@@ -164,7 +165,7 @@ impl Node {
 impl wire::node_server::Node for Node {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let address = caller(&request)?.address;
-        if !self.failures().may_try(address.ip(), Instant::now()) {
+        if !self.failures().may_try(address.ip(), clock::moment()) {
             tracing::warn!(target: "hoplite::audit", %address, outcome = "limited", "join");
             return Err(Status::resource_exhausted(
                 "too many failed attempts from this address; wait a minute",
@@ -176,7 +177,7 @@ impl wire::node_server::Node for Node {
                 Ok(Response::new(response))
             }
             Err(status) => {
-                self.failures().failed(address.ip(), Instant::now());
+                self.failures().failed(address.ip(), clock::moment());
                 tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "join");
                 Err(status)
             }
@@ -186,7 +187,7 @@ impl wire::node_server::Node for Node {
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let peer = self.agent(&request).await?;
         let key = SubjectKey::from_csr(&request.into_inner().csr)?;
-        let minted = self.0.issuer.agent(peer.spiffe_id(), &key, SystemTime::now())?;
+        let minted = self.0.issuer.agent(peer.spiffe_id(), &key, clock::now())?;
         let renew = Renew {
             id: peer.spiffe_id().clone(),
             shown: peer.serial().to_owned(),
@@ -230,7 +231,7 @@ impl wire::node_server::Node for Node {
                 .map(|item| (index.entries.get(&item.entry_id).filter(own).cloned(), item.csr))
                 .collect()
         };
-        let (issuer, now) = (self.0.issuer.clone(), SystemTime::now());
+        let (issuer, now) = (self.0.issuer.clone(), clock::now());
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
             items
@@ -340,7 +341,7 @@ impl Watcher {
                         .is_none_or(|held| index.has_changed(self.peer.spiffe_id(), held));
                 // Always in the first: an agent may have been told of a bundle, and broken off before it had it.
                 let has_policy = self.first || self.held.is_none_or(|held| index.policy.changed() > held);
-                let policy = has_policy.then(|| index.policy.in_force(SystemTime::now()));
+                let policy = has_policy.then(|| index.policy.in_force(clock::now()));
                 is_news.then(|| (index.update(self.peer.spiffe_id(), self.held), policy))
             };
             if let Some((update, policy)) = update {
@@ -348,11 +349,7 @@ impl Watcher {
                 self.first = false;
                 return Ok(self.node.update(update, policy.as_ref()));
             }
-            let left = self
-                .peer
-                .not_after()
-                .duration_since(SystemTime::now())
-                .unwrap_or_default();
+            let left = self.peer.not_after().duration_since(clock::now()).unwrap_or_default();
             tokio::select! {
                 changed = self.revisions.wait_for(|revision| *revision != seen) => {
                     changed.map_err(|_| Status::unavailable("the CA no longer follows its store; connect again"))?;

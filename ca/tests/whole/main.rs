@@ -1,6 +1,7 @@
 //! The whole CA over real sockets: joining, watching, issuing, administration, restarts, and strangers.
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a panic is how a test fails, in its helpers too"

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_audit::{DecisionId, Outcome, Query, Record, Tail, find_logs, read_log, verify_log};
+use hoplite_host::clock;
 use serde_json::json;
 
 use crate::command::MeshDir;
@@ -292,7 +293,7 @@ fn resource(record: &Record) -> String {
 /// `10m` ago, or an RFC 3339 moment.
 pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return SystemTime::now()
+        return clock::now()
             .checked_sub(ago)
             .ok_or_else(|| format!("`{text}` is before time began"));
     }

@@ -3,9 +3,10 @@
 use std::io::Write as _;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use hoplite_host::clock;
 use hoplite_identity::X509Svid;
 use hoplite_wire::{Identity, WorkloadApi};
 use http::{Method, StatusCode};
@@ -247,7 +248,7 @@ impl Scene {
     }
 
     async fn foreign_ca(&self) -> anyhow::Result<String> {
-        let impostor = client::foreign_svid(&spiffe_id("edge"), SystemTime::now())?;
+        let impostor = client::foreign_svid(&spiffe_id("edge"), clock::now())?;
         let answer = self.call_orders(Some(&impostor)).await;
         self.refused_as("unknown_authority", answer)
     }
@@ -278,7 +279,7 @@ impl Scene {
             Err(error) if error.to_string().starts_with("answered") => return Err(error),
             Err(_) => {}
         }
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = clock::moment() + Duration::from_secs(2);
         loop {
             let records = self.query(&["--service", "orders", "--outcome", "unauthenticated"])?;
             let reason = records
@@ -288,7 +289,7 @@ impl Scene {
             if let Some(reason) = reason {
                 return Ok(reason.to_owned());
             }
-            ensure!(Instant::now() < deadline, "no record says `{code}`: {records:?}");
+            ensure!(clock::moment() < deadline, "no record says `{code}`: {records:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -334,7 +335,7 @@ impl Scene {
 
     async fn rotation(&self) -> anyhow::Result<String> {
         let before = self.serials().await?;
-        let deadline = Instant::now() + SVID_TTL * 3;
+        let deadline = clock::moment() + SVID_TTL * 3;
         let mut calls = 0_u32;
         loop {
             let answer = self.visit((Method::GET, "/orders/42", "")).await?;
@@ -351,7 +352,7 @@ impl Scene {
                     return Ok(format!("{calls} calls while every proxy got a new SVID"));
                 }
                 ensure!(
-                    Instant::now() < deadline,
+                    clock::moment() < deadline,
                     "no rotation within {} s",
                     SVID_TTL.as_secs() * 3
                 );

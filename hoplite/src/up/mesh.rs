@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hoplite_host::clock;
 use hoplite_host::files;
 use hoplite_identity::{Selector, SelectorKind};
 use hoplite_wire::ca::admin_client::AdminClient;
@@ -64,7 +65,7 @@ impl Settings {
 impl Mesh {
     /// Starts everything and returns when every proxy holds its SVID and accepts.
     pub(crate) async fn start(dir: &Path, settings: Settings) -> anyhow::Result<Self> {
-        let started = Instant::now();
+        let started = clock::moment();
         let layout = Layout::create(dir)?;
         let lock = lock(&layout)?;
         settings.ports.ensure_free()?;

@@ -9,11 +9,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 use hoplite_agent::Launcher;
 use hoplite_host::backoff::{Backoff, jitter};
+use hoplite_host::clock;
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -166,7 +167,7 @@ impl Keeper {
     async fn keep(mut self) {
         let mut backoff = RESTART;
         loop {
-            let started = Instant::now();
+            let started = clock::moment();
             let ended = match self.run().await {
                 Ok(None) => return, // stopped as asked
                 Ok(Some((pid, status, last_words))) => format!("pid {pid} {}{last_words}", describe(status)),
@@ -382,7 +383,7 @@ impl Launches {
 
 impl Events {
     pub(crate) fn say(&self, name: &str, level: &str, text: &str) {
-        let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let at = humantime::format_rfc3339_seconds(clock::now()).to_string();
         let clock = at.get(11..19).unwrap_or_default();
         let (on, off) = match (self.colour, level) {
             (true, "ERROR") => ("\x1b[31m", "\x1b[0m"),

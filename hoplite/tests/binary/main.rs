@@ -1,6 +1,11 @@
 //! The real binary from outside: what a person types, sees, edits, kills and starts again.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests: a panic is how they fail")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests: a panic is how they fail"
+)]
 
 mod cli;
 mod policy_change;

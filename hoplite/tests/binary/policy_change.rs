@@ -44,7 +44,7 @@ impl Place {
         )
         .unwrap();
         let (recorder, _) = Recorder::open(&at("audit/ledger"), "ledger", Options::default()).unwrap();
-        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger");
+        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger", std::time::SystemTime::now());
         record.principal = Some(WEB.to_owned());
         record.source = Some("10.0.0.1:4711".to_owned());
         record.action = "GET".to_owned();
@@ -254,7 +254,12 @@ fn a_log_that_says_too_little_stops_a_publication() {
     let publish = |logs: &str, more: &[&str]| place.publish(&good, "alice.key", &[&["--audit", logs], more].concat());
 
     let (strangers, recorder) = audit("strangers");
-    let mut record = Record::new(Phase::Handshake, Outcome::Unauthenticated, "ledger");
+    let mut record = Record::new(
+        Phase::Handshake,
+        Outcome::Unauthenticated,
+        "ledger",
+        std::time::SystemTime::now(),
+    );
     recorder.append(&mut record, Class::Must).unwrap();
     drop(recorder);
     says(
@@ -275,7 +280,12 @@ fn a_log_that_says_too_little_stops_a_publication() {
 
     let (damaged, recorder) = audit("damaged");
     for _ in 0..3 {
-        let mut record = Record::new(Phase::Connect, Outcome::NoPermit, "ledger");
+        let mut record = Record::new(
+            Phase::Connect,
+            Outcome::NoPermit,
+            "ledger",
+            std::time::SystemTime::now(),
+        );
         record.principal = Some(WEB.to_owned());
         record.source = Some("10.0.0.1:4711".to_owned());
         record.determining = vec!["ledger/reads".to_owned()];
@@ -316,7 +326,7 @@ fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
     let logs = place.dir.path().join("many");
     let (recorder, _) = Recorder::open(&logs.join("ledger"), "ledger", Options::default()).unwrap();
     let asked = |outcome, who: String| {
-        let mut record = Record::new(Phase::Request, outcome, "ledger");
+        let mut record = Record::new(Phase::Request, outcome, "ledger", std::time::SystemTime::now());
         record.principal = Some(who);
         record.source = Some("10.0.0.1:4711".to_owned());
         record.action = "GET".to_owned();

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why};
+use hoplite_host::clock;
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -313,7 +314,7 @@ impl InboundConnection {
     }
 
     fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unasked> {
-        if SystemTime::now() >= self.not_after {
+        if clock::now() >= self.not_after {
             // The timer that closes the connection is due; a suspended machine may wake with it late.
             return Err(Unasked::unauthenticated(
                 "expired",

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use hoplite_host::clock;
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_policy::CanonicalRequest;
 use http::header::HOST;
@@ -170,7 +171,7 @@ impl Upstream {
 
     fn take_kept(&self) -> Option<UpstreamConnection> {
         let made_with = self.made_with();
-        let now = Instant::now();
+        let now = clock::moment();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // What is dropped here finishes its streams and then closes.
         kept.retain(|connection| connection.is_usable(made_with, now));
@@ -183,7 +184,7 @@ impl Upstream {
     }
 
     fn give_back(&self, mut connection: UpstreamConnection) {
-        connection.used = Instant::now();
+        connection.used = clock::moment();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // A shared connection that is kept already needs no second place.
         let known = kept
@@ -314,7 +315,7 @@ impl UpstreamConnection {
         Ok(Self {
             sender,
             made_with,
-            used: Instant::now(),
+            used: clock::moment(),
             retired,
             streams: Arc::default(),
             fault,

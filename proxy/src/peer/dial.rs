@@ -3,8 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use hoplite_host::clock;
 use hoplite_identity::tls;
 use hoplite_identity::{PeerRole, SpiffeId};
 use http::StatusCode;
@@ -176,7 +177,7 @@ impl Peer {
             number,
         } = destination;
         let generation = self.identity.current();
-        if !generation.is_valid(SystemTime::now()) {
+        if !generation.is_valid(clock::now()) {
             return Err(UpstreamError::OwnSvidExpired);
         }
         let untrusted = |reason: &str| UpstreamError::Untrusted {
@@ -193,7 +194,7 @@ impl Peer {
             .await
             .map_err(|error| UpstreamError::handshake(address, expect, &error))?;
         let (_, connection) = stream.get_ref();
-        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Server, SystemTime::now())
+        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Server, clock::now())
             .map_err(|rejected| untrusted(&rejected.to_string()))?;
         if peer.spiffe_id() != expect {
             return Err(UpstreamError::UnexpectedPeer {

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_audit::Outcome;
 use hoplite_decision::{DecisionPoint, Stranger, Unasked};
+use hoplite_host::clock;
 use hoplite_identity::tls;
 use hoplite_identity::{CertificateDer, PeerRejected, PeerRole};
 use http::StatusCode;
@@ -104,7 +105,7 @@ impl Handshaker {
             Ok(_) => {}
         }
         let generation = self.identity.current();
-        if !generation.is_valid(SystemTime::now()) {
+        if !generation.is_valid(clock::now()) {
             return Err(ours(
                 "own_svid_expired",
                 "the own SVID has expired and the agent gave no new one",
@@ -121,8 +122,8 @@ impl Handshaker {
         };
         let (_, connection) = stream.get_ref();
         // The verifier ran inside the handshake. It runs again here, so that no configuration mistake can let a peer pass.
-        let peer = tls::verified_peer(&generation.verifier, connection, PeerRole::Client, SystemTime::now())
-            .map_err(rejected)?;
+        let peer =
+            tls::verified_peer(&generation.verifier, connection, PeerRole::Client, clock::now()).map_err(rejected)?;
         let session = Session::new(
             &peer,
             PeerRole::Client,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use hoplite_host::backoff::{Backoff, jitter};
+use hoplite_host::clock;
 use hoplite_identity::tls::{self, ClientAuth};
 use hoplite_identity::{InvalidBundle, PeerVerifier, SpiffeId, X509Svid};
 use hoplite_wire::{FetchError, Identity, WorkloadApi};
@@ -119,7 +120,7 @@ impl IdentityFeed {
                 .svid
                 .leaf()
                 .not_after()
-                .duration_since(SystemTime::now())
+                .duration_since(clock::now())
                 .unwrap_or_default();
             tokio::select! {
                 next = source.next(Some(&current)) => self.replace(next),

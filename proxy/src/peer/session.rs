@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{CertificateDer, PeerRole, VerifiedPeer};
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ impl Session {
             generations.mark_changed();
         }
         let drain_at = not_after
-            .checked_sub(lead(not_after, role, SystemTime::now()))
+            .checked_sub(lead(not_after, role, clock::now()))
             .unwrap_or(not_after);
         Self {
             not_after,
@@ -99,7 +100,7 @@ impl Session {
         loop {
             let due = if self.draining { self.not_after } else { self.drain_at };
             tokio::select! {
-                () = sleep(due.duration_since(SystemTime::now()).unwrap_or_default()) => {
+                () = sleep(due.duration_since(clock::now()).unwrap_or_default()) => {
                     if self.draining {
                         return Event::Close("its certificate, or ours, has expired".to_owned());
                     }
@@ -107,7 +108,7 @@ impl Session {
                     return Event::Drain;
                 }
                 _ = self.generations.changed() => {
-                    let now = SystemTime::now();
+                    let now = clock::now();
                     if let Err(rejected) = self.identity.current().verifier.verify(&self.chain, self.role, now) {
                         return Event::Close(format!("the trust bundle no longer vouches for it: {rejected}"));
                     }

@@ -75,6 +75,10 @@ impl StoreDir {
             .cache_capacity(CACHE_BYTES)
             // Every commit flushes, so the background flusher has nothing to do.
             .flush_every_ms(None);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "how long a lock was waited for is nobody's argument"
+        )]
         let started = Instant::now();
         loop {
             // Ours is the `head` lock, so nobody but a predecessor in this process can hold sled's.

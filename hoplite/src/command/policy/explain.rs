@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use hoplite_audit::{DecisionId, Query, Record, read_log};
 use hoplite_author::replay::{ask_of, route_of};
 use hoplite_author::{Candidate, Explanation, Finding, NearMiss, Place, Places, Unmet, explain};
+use hoplite_host::clock;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::files::HEADERS_FILE;
 use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot};
@@ -116,7 +117,7 @@ fn asked(args: &Args, selected: &SelectedHeaders) -> anyhow::Result<Ask> {
         service,
         what,
         source: args.from,
-        now: args.at.unwrap_or_else(SystemTime::now),
+        now: args.at.unwrap_or_else(clock::now),
     })
 }
 

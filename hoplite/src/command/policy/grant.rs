@@ -3,10 +3,11 @@
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use hoplite_host::clock;
 use hoplite_host::files;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::grant::{GrantDraft, GrantScope};
@@ -116,7 +117,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
         GrantScope::Path(args.who.clone())
     };
     let id = args.id.clone().unwrap_or_else(|| args.ticket.to_ascii_lowercase());
-    let now = SystemTime::now();
+    let now = clock::now();
     let until = now.checked_add(args.duration).context("--for is too long")?;
     let draft = GrantDraft::new(
         &trust_domain,

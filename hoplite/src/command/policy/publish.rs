@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use hoplite_author::publication::{Accepted, Checked, NotReplayed, NotTested, Ready, Signed, Terms, Tested};
 use hoplite_author::replay::{Flip, parts};
+use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{Acceptance, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, ManifestFile, Stage};
@@ -299,7 +300,7 @@ fn send(
     (trust_domain, expires, note): (TrustDomain, Duration, Option<String>),
     steps: &mut Steps,
 ) -> anyhow::Result<()> {
-    let now = SystemTime::now();
+    let now = clock::now();
     let Signed {
         revision,
         stage,
@@ -382,7 +383,7 @@ pub(crate) fn rollback(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
             signers: &signers,
             trust_domain: &trust_domain,
             highest_seen: None,
-            now: SystemTime::now(),
+            now: clock::now(),
             engine_version: EngineVersion::THIS,
             known_critical: KNOWN_CRITICAL,
             max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,

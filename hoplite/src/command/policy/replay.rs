@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use hoplite_author::replay::{Flip, Group, Replayed, Who};
+use hoplite_host::clock;
 use hoplite_policy::Snapshot;
 use serde_json::{Value, json};
 
@@ -96,8 +97,8 @@ impl Bar {
             logs: logs.iter().map(|log| size(log)).collect(),
             records: 0,
             first: None,
-            started: Instant::now(),
-            drawn: Instant::now(),
+            started: clock::moment(),
+            drawn: clock::moment(),
         }
     }
 
@@ -109,7 +110,7 @@ impl Bar {
         if self.drawn.elapsed() < TICK {
             return;
         }
-        self.drawn = Instant::now();
+        self.drawn = clock::moment();
         let done = self.share(log, at);
         let filled = (done * BAR as f64) as usize;
         let line: String = (0..BAR).map(|n| if n < filled { '█' } else { '░' }).collect();
