@@ -17,7 +17,6 @@ mod entries;
 mod index;
 mod issuance;
 mod issuer;
-mod library;
 mod limit;
 mod listener;
 mod policy;

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hoplite_store::Revision;
+use hoplite_store::{LargeId, Revision};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,11 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
     const FORMAT: u32 = 1;
     /// Whether decisions depend on all records of the kind together, which makes each write of one a little longer.
     const COUNTED: bool = false;
+
+    /// The large values that the store keeps for as long as it holds this record.
+    fn large(&self) -> Vec<LargeId> {
+        Vec::new()
+    }
 }
 
 /// A stored value that cannot be used.

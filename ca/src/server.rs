@@ -29,8 +29,8 @@ use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::issuer::Issuer;
-use crate::library::Library;
 use crate::listener;
+use crate::policy::bundles::BundleCache;
 use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
 #[cfg(feature = "testing")]
@@ -129,7 +129,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     )?;
     let issuer = Issuer::new(Arc::new(authority), config.agent_ttl.0, config.x509_ttl.0);
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
-    let library = Library::open(&config.data_dir)?;
+    let bundles = BundleCache::new(Arc::clone(&store));
     // It begins to follow the store, which stays open as long as that goes on.
     let (registry, follower) = Registry::open(store)?;
     let door = door(&config, &registry, issuer.clone(), now);
@@ -145,11 +145,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (stopper, shutdown) = shutdown::channel();
     let publishing = Publishing::new(
         registry.clone(),
-        library,
+        bundles,
         config.trust_domain.clone(),
         config.policy_signers,
         config.policy_max_bytes,
     );
+    publishing.sweep().await;
     let node = Node::new(registry.clone(), issuer, publishing.clone(), shutdown.clone());
     let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing);
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);

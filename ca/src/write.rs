@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hoplite_store::{Batch, CommitError, Condition, Revision, Store, StoreError};
+use hoplite_store::{Batch, CommitError, Condition, LargeId, Revision, Store, StoreError};
 
 use crate::record::{self, BadRecord, Record};
 
@@ -39,7 +39,13 @@ pub(crate) struct View<'a> {
 
 /// Records to be put and deleted, all or none.
 #[derive(Debug, Default)]
-pub(crate) struct Changes(BTreeMap<String, Option<Result<Vec<u8>, BadRecord>>>);
+pub(crate) struct Changes(BTreeMap<String, Option<Put>>);
+
+#[derive(Debug)]
+struct Put {
+    value: Result<Vec<u8>, BadRecord>,
+    names: Vec<LargeId>,
+}
 
 /// Why the store's records cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -158,7 +164,7 @@ impl<'a> View<'a> {
         }
         for (key, value) in changes.0 {
             batch = match value {
-                Some(value) => batch.put(key, value?),
+                Some(Put { value, names }) => batch.put_naming(key, value?, names),
                 None => batch.delete(key),
             };
         }
@@ -184,7 +190,8 @@ impl Changes {
         self.mark::<R>();
         let key = record::key::<R>(name);
         let value = record::encode(&key, record);
-        self.0.insert(key, Some(value));
+        let names = record.large();
+        self.0.insert(key, Some(Put { value, names }));
         self
     }
 
@@ -201,7 +208,8 @@ impl Changes {
 
     fn mark<R: Record>(&mut self) {
         if R::COUNTED {
-            self.0.insert(mark::<R>(), Some(Ok(Vec::new())));
+            let (value, names) = (Ok(Vec::new()), Vec::new());
+            self.0.insert(mark::<R>(), Some(Put { value, names }));
         }
     }
 }

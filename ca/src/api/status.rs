@@ -107,7 +107,10 @@ impl From<PublishError> for Status {
             PublishError::Bundle(_) | PublishError::Grant(_) | PublishError::Faults(_) => Self::invalid_argument(text),
             PublishError::NoSuchPolicy(_) => Self::not_found(text),
             PublishError::Write(error) => error.into(),
-            PublishError::Library(_) | PublishError::Unnamed(_) | PublishError::Died => ours(&text),
+            PublishError::Swept => Self::aborted(text),
+            PublishError::Kept(_) | PublishError::Lost(_) | PublishError::Unnamed(_) | PublishError::Died => {
+                ours(&text)
+            }
         }
     }
 }

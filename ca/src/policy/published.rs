@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use data_encoding::HEXLOWER;
 use hoplite_policy::bundle::{Bundle, BundleContents, Stage};
 use hoplite_seal::Hash;
+use hoplite_store::LargeId;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{self, Record};
@@ -35,7 +36,7 @@ pub(crate) struct Published {
     pub(crate) note: Option<String>,
     pub(crate) policies: u64,
     pub(crate) files: u64,
-    /// Whether the bundle's file is kept.
+    /// Whether the bundle itself is kept; its manifest always is.
     pub(crate) kept: bool,
 }
 
@@ -46,7 +47,14 @@ impl Record for Head {
 impl Record for Published {
     /// Their names are their revisions, as [`Published::name_of`] writes them.
     const PREFIX: &'static str = "policy/bundle/";
+    /// The records of format 1 name nothing in the store: their bundles were files beside it.
+    const FORMAT: u32 = 2;
     const COUNTED: bool = true;
+
+    fn large(&self) -> Vec<LargeId> {
+        let bundle = self.bundle_id().filter(|_| self.kept);
+        bundle.into_iter().chain(self.manifest_id()).collect()
+    }
 }
 
 // === impl Head ===
@@ -86,15 +94,18 @@ impl Published {
         }
     }
 
-    pub(crate) fn bundle_hash(&self) -> Option<Hash> {
-        hash(&self.bundle)
+    /// What the store calls the bundle.
+    pub(crate) fn bundle_id(&self) -> Option<LargeId> {
+        large_id(&self.bundle)
     }
 
-    pub(crate) fn manifest_hash(&self) -> Option<Hash> {
-        hash(&self.manifest)
+    /// What the store calls the manifest.
+    pub(crate) fn manifest_id(&self) -> Option<LargeId> {
+        large_id(&self.manifest)
     }
 }
 
-fn hash(text: &str) -> Option<Hash> {
-    Hash::from_slice(&HEXLOWER.decode(text.as_bytes()).ok()?)
+/// The store names large values as people sign them: by SHA-256.
+fn large_id(text: &str) -> Option<LargeId> {
+    Some(LargeId(HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()?))
 }

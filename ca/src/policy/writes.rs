@@ -11,7 +11,7 @@ use crate::policy::published::{Head, Published};
 use crate::record;
 use crate::write::{Changes, ReadError, View, Write};
 
-/// Bundles of each stage whose files are kept, for going back and for comparing; of older ones the manifest stays.
+/// Bundles of each stage that are kept, for going back and for comparing; of older ones the manifest stays.
 const KEPT_MAX: usize = 50;
 /// Grants at one time: break-glass is for emergencies, and every agent holds all of them.
 const GRANTS_MAX: usize = 64;
@@ -42,15 +42,9 @@ pub(crate) enum PolicyError {
     NoSuchGrant(String),
 }
 
-/// What a publication did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Publication {
-    pub(crate) revision: u64,
-    /// Bundles whose files nothing names any more.
-    pub(crate) unnamed: Vec<Hash>,
-}
-
-/// Publishes a bundle, or finds that this very bundle is in force.
+/// Publishes a bundle, or finds that this very bundle is in force. Answers with its revision. Bundle and manifest are put
+/// into the store before.
+#[derive(Clone)]
 pub(crate) struct Publish {
     pub(crate) published: Published,
     /// The manifest that the bundle names as the one before.
@@ -78,20 +72,18 @@ pub(crate) struct RevokeGrant {
 impl Write for Publish {
     /// What is in force, and all that was published.
     type Reads = (Option<Head>, BTreeMap<String, Published>);
-    type Answer = Publication;
+    type Answer = u64;
     type Error = PolicyError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         Ok((view.one("")?, view.all()?))
     }
 
-    fn decide(&self, (head, history): Self::Reads) -> Result<(Changes, Publication), PolicyError> {
+    fn decide(&self, (head, history): Self::Reads) -> Result<(Changes, u64), PolicyError> {
         let (head, new) = (head.unwrap_or_default(), &self.published);
         let there = history.get(&Published::name_of(new.revision));
         if there.is_some_and(|there| there.bundle == new.bundle && head.is_current(there.revision)) {
-            let unnamed = Vec::new();
-            let revision = new.revision;
-            return Ok((Changes::none(), Publication { revision, unnamed }));
+            return Ok((Changes::none(), new.revision));
         }
         self.check_order(&head, &history)?;
 
@@ -105,7 +97,6 @@ impl Write for Publish {
         }
         let name = Published::name_of(new.revision);
         let mut changes = Changes::none().put("", &head).put(&name, new);
-        let mut unnamed = Vec::new();
         let stage = |old: &&Published| old.kept && old.shadow == new.shadow && old.revision != new.revision;
         let old = history.values().rev().filter(stage).skip(KEPT_MAX - 1);
         for old in old.filter(|old| !head.is_current(old.revision)) {
@@ -114,10 +105,8 @@ impl Write for Publish {
                 ..old.clone()
             };
             changes = changes.put(&Published::name_of(old.revision), &dropped);
-            unnamed.extend(old.bundle_hash());
         }
-        let revision = new.revision;
-        Ok((changes, Publication { revision, unnamed }))
+        Ok((changes, new.revision))
     }
 }
 
@@ -223,13 +212,13 @@ mod tests {
     use crate::policy::index::PolicyIndex;
     use crate::record::Mutation;
     use crate::write::commit;
-    use hoplite_store::{Batch, CommitError, MemoryStore, Store};
+    use hoplite_store::{Batch, CommitError, LargeId, MemoryStore, Store};
 
     fn published(revision: u64, shadow: bool) -> Published {
         Published {
             revision,
             manifest: manifest(revision).to_string(),
-            bundle: Hash::of(format!("bundle {revision}").as_bytes()).to_string(),
+            bundle: Hash::of(&bundle(revision)).to_string(),
             bytes: 1,
             shadow,
             signed_by: vec!["alice".into()],
@@ -273,7 +262,8 @@ mod tests {
             Ok(answer)
         }
 
-        fn publish(&mut self, new: &Published, parent: Option<u64>, expected: u64) -> Result<Publication, String> {
+        fn publish(&mut self, new: &Published, parent: Option<u64>, expected: u64) -> Result<u64, String> {
+            put(&self.store, new.revision);
             self.write(&Publish {
                 published: new.clone(),
                 parent: parent.map(manifest),
@@ -291,11 +281,22 @@ mod tests {
         Hash::of(&revision.to_be_bytes())
     }
 
+    fn bundle(revision: u64) -> Vec<u8> {
+        format!("bundle {revision}").into_bytes()
+    }
+
+    /// Puts what a publication names.
+    fn put(store: &MemoryStore, revision: u64) {
+        for bytes in [bundle(revision), revision.to_be_bytes().to_vec()] {
+            store.put_large(&bytes, SystemTime::UNIX_EPOCH).unwrap();
+        }
+    }
+
     #[test]
     fn revisions_follow_each_other() {
         let mut ca = Ca::new();
-        let check = |result: Result<Publication, String>, expected: Result<u64, &str>| match (result, expected) {
-            (Ok(done), Ok(revision)) => assert_eq!(done.revision, revision),
+        let check = |result: Result<u64, String>, expected: Result<u64, &str>| match (result, expected) {
+            (Ok(done), Ok(revision)) => assert_eq!(done, revision),
             (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
             (result, expected) => panic!("{result:?} is not {expected:?}"),
         };
@@ -349,6 +350,8 @@ mod tests {
         };
         // All looked before any wrote, and the revisions differ.
         let (one, other) = (batch(store, &publish(2)), batch(store, &publish(3)));
+        put(store, 2);
+        put(store, 3);
         let cleared = batch(store, &ClearShadow);
         store.commit(one).unwrap();
         for late in [other, cleared] {
@@ -368,19 +371,29 @@ mod tests {
     #[test]
     fn the_last_fifty_are_kept_and_what_is_in_force() {
         let mut ca = Ca::new();
-        let mut unnamed = Vec::new();
         for revision in 1..=60 {
             let parent = (revision > 1).then(|| revision - 1);
-            let done = ca
-                .publish(&published(revision, revision == 1), parent, revision - 1)
+            ca.publish(&published(revision, revision == 1), parent, revision - 1)
                 .unwrap();
-            unnamed.extend(done.unnamed);
         }
         let kept: Vec<u64> = ca.index.history().filter(|p| p.kept).map(|p| p.revision).collect();
         let expected: Vec<u64> = [1].into_iter().chain(11..=60).collect();
         assert_eq!(kept, expected, "the shadow and fifty live ones");
         assert_eq!(ca.index.history().count(), 60);
-        assert_eq!(unnamed.len(), 9);
+        assert_eq!(
+            ca.store.sweep_large(SystemTime::now()).unwrap(),
+            9,
+            "nothing names them"
+        );
+        let is_there = |bytes: &[u8]| ca.store.large(&LargeId::of(bytes)).unwrap().is_some();
+        for revision in 1..=60_u64 {
+            assert_eq!(
+                is_there(&bundle(revision)),
+                kept.contains(&revision),
+                "bundle {revision}"
+            );
+            assert!(is_there(&revision.to_be_bytes()), "manifest {revision}");
+        }
     }
 
     fn grant(id: &str, hash: &str, until: u64) -> GrantRecord {

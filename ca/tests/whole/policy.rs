@@ -9,6 +9,7 @@ use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
+use hoplite_store::{SledStore, Store};
 use hoplite_wire::ca::{
     AddGrantRequest, ClearShadowRequest, FetchPolicyRequest, GetPolicyRequest, ListGrantsRequest, ListPoliciesRequest,
     PolicyState, PublishPolicyRequest, RevokeGrantRequest, ShowPolicyRequest, ShowPolicyResponse,
@@ -297,14 +298,24 @@ async fn what_was_published_survives_a_restart_and_a_sudden_death() {
     let world = World::start().await;
     world.publish_next("a", Stage::Live).await;
     let second = world.publish_next("b", Stage::Live).await;
-    // What a death at this moment leaves behind: the disk as it is, and a file that no commit names.
+    // What a death at this moment leaves behind: the disk as it is, and a bundle that no commit names.
     let died = tempfile::tempdir().unwrap();
     copy(&world.dir.path().join("data"), &died.path().join("data"));
-    let stray = died.path().join("data/policy/stray.bundle");
-    fs::write(&stray, "half").unwrap();
+    let open_store = || SledStore::open(died.path().join("data/store")).unwrap();
+    let (now, store) = (SystemTime::now(), open_store());
+    let old = store.put_large(b"old stray", now - 2 * HOUR).unwrap();
+    let young = store.put_large(b"young stray", now).unwrap();
+    drop(store);
+    hoplite_ca::start(config(died.path())).await.unwrap().stop().await;
+    let store = open_store();
+    assert_eq!(store.large(&old).unwrap(), None, "swept at the start");
+    assert!(
+        store.large(&young).unwrap().is_some(),
+        "its publication may be under way"
+    );
+    drop(store);
     let ca = hoplite_ca::start(config(died.path())).await.unwrap();
     let after_death = World { dir: died, ca };
-    assert!(!stray.exists(), "swept");
     for world in [after_death, world.restart().await.unwrap()] {
         let shown = world.show().await;
         assert_eq!((shown.highest_revision, shown.live.unwrap().revision), (2, 2));
