@@ -53,7 +53,7 @@ impl World {
         Self::start_selecting(services, policy, routes, None)
     }
 
-    /// The same, with policies that see these header fields.
+    /// An agent that decides, with policies that see these header fields.
     pub(crate) fn start_selecting(
         services: &[(&str, &str)],
         policy: &str,
@@ -71,7 +71,7 @@ impl World {
         Self::start_deciding(directory, services, Some(policies))
     }
 
-    /// The same, with the bundles of Alice and the grants of her and Bob that are in `policy`.
+    /// An agent that decides, with the bundles of Alice and the grants of her and Bob that are in `policy`.
     pub(crate) fn start_trusting(services: &[(&str, &str)]) -> Self {
         Self::start_deciding(tempfile::tempdir().unwrap(), services, None)
     }

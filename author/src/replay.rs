@@ -23,7 +23,7 @@ const TRANSPORTS_MAX: usize = 65_536;
 pub struct Replayed {
     /// Records read, all of the following together.
     pub records: u64,
-    /// The same answer, for the same kind of reason.
+    /// It is answered as before, for the same kind of reason.
     pub same: u64,
     /// Denied before and after, but for another kind of reason: `forbid` and not `no_permit`.
     pub other_denial: u64,

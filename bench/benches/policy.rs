@@ -86,7 +86,7 @@ fn cached(bencher: Bencher<'_, '_>, size: &Size) {
     bencher.bench_local(|| decide(&snapshot, black_box(&request)));
 }
 
-/// The same; every candidate looks at the context.
+/// As `cached`, where every candidate looks at the context.
 #[divan::bench(args = SIZES)]
 fn cached_all_contextual(bencher: Bencher<'_, '_>, size: &Size) {
     let snapshot = snapshot(size.policies);

@@ -42,7 +42,7 @@ pub enum WhenFull {
 pub trait Listener {
     /// What it accepts.
     type Stream: Send;
-    /// The same, with all that the system says of the peer.
+    /// What it accepts, with all that the system says of the peer.
     type Connection;
 
     /// The next one.

@@ -13,7 +13,7 @@ use crate::hpack::{BlockFault, Decoder, Field};
 
 const AUTHORITY: &[u8] = b":authority";
 
-/// What an authority becomes that is none.
+/// What an authority becomes that HTTP cannot read.
 const LOCALHOST: &[u8] = b"localhost";
 
 /// What an HTTP/2 connection begins with (RFC 9113, 3.4).

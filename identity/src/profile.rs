@@ -276,7 +276,7 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, InvalidSvid>
     Ok(id)
 }
 
-/// Not by x509-parser's own accessor, to which basic constraints that it cannot read are none.
+/// Not by x509-parser's own accessor, which takes basic constraints that it cannot read for absent.
 fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, X509Error> {
     match certificate
         .get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS)?

@@ -13,7 +13,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 #[derive(Debug)]
 pub struct PeerVerifier {
     bundles: BundleSet,
-    /// The same authorities, prepared: there is no list of the authorities of more than one trust domain.
+    /// The authorities of the bundles, prepared: there is no list of the authorities of more than one trust domain.
     anchors: BTreeMap<TrustDomain, Anchors>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -315,7 +315,7 @@ impl VerifiedPeer {
         self.leaf.serial()
     }
 
-    /// The same evidence, if it is about `expected`.
+    /// This evidence, if it is about `expected`.
     ///
     /// # Errors
     /// [`PeerRejected::UnexpectedPeer`] if the peer is somebody else.

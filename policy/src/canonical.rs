@@ -77,7 +77,7 @@ impl CanonicalRequest {
         })
     }
 
-    /// The same request with its selected headers, read out of the fields that go upstream: all of them, as they are sent.
+    /// This request with its selected headers, read out of the fields that go upstream: all of them, as they are sent.
     /// Without this nothing is known of any header.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub struct PolicyCounts {
     pub last_fired: Option<SystemTime>,
 }
 
-/// The same, being counted. Each number alone is exact; together they are read while others are counted.
+/// The counts of one policy, being counted. Each number alone is exact; together they are read while others are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
     candidate: AtomicU64,

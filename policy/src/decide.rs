@@ -70,7 +70,7 @@ pub fn decide(snapshot: &Snapshot, request: &AuthzRequest) -> Decision {
     })
 }
 
-/// The same decision the slow way: the unmodified authorizer over every policy, as it is written. Counts nothing.
+/// A decision the slow way: the unmodified authorizer over every policy, as it is written. Counts nothing.
 ///
 /// It takes some 2 µs for each policy there is, relevant or not. It is what [`decide`] is compared with, and where the
 /// two differ ([`Decision::differs`]) this one is right.

@@ -126,13 +126,13 @@ pub enum BadGrant {
     /// Its form is another.
     #[error("its format {0} is not {FORMAT}; upgrade this program first")]
     Format(u32),
-    /// Its trust domain is none.
+    /// Its trust domain is not a valid name.
     #[error(transparent)]
     TrustDomain(InvalidSpiffeId),
-    /// Its service is none.
+    /// Its service is not a valid name.
     #[error(transparent)]
     Service(#[from] InvalidServiceName),
-    /// Its name is none.
+    /// Its name is not a valid name of a grant.
     #[error("`{0}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`")]
     Id(String),
     /// Nobody could find its ticket.
@@ -209,7 +209,7 @@ impl GrantDraft {
         Ok((Self::read(&envelope)?, signed_by))
     }
 
-    /// The same grant with one more signature.
+    /// A grant with one more signature.
     ///
     /// # Errors
     /// It is no grant, or the key cannot sign.

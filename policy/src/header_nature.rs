@@ -34,7 +34,7 @@ pub enum HeaderNature {
 /// How a field spells the name that it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Spelling {
-    /// As the table does; case is none of the spelling.
+    /// As the table does; case is not looked at.
     Own,
     /// With another sign in the place of `-`. Nobody sends that by accident.
     Disguised,

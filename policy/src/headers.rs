@@ -94,7 +94,7 @@ impl SelectedHeaders {
     /// Reads the text of `headers.toml`.
     ///
     /// # Errors
-    /// Every fault in it: bad TOML, unknown keys, no name at all or too many, a name twice, and names that are none or
+    /// Every fault in it: bad TOML, unknown keys, no name at all or too many, a name twice, and names that no header can have or
     /// must not be selected.
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
         let fault =

@@ -192,7 +192,7 @@ mod tests {
         }
     }
 
-    /// What Cedar makes of a text: how many policies, or that it is none.
+    /// What Cedar makes of a text: how many policies, or that it cannot be read.
     fn policies(text: &str) -> Option<usize> {
         text.parse().ok().map(|set: PolicySet| set.num_of_policies())
     }

@@ -306,7 +306,7 @@ mod tests {
         check(&Envelope::new(B, Vec::new(), []).encode(), 999, "another kind");
         check(b"", 999, "not whole");
         check(b"\xff", 999, "not whole");
-        // The same map, of indefinite length.
+        // An envelope as a map of indefinite length.
         let mut indefinite = bytes.clone();
         indefinite[0] = 0xbf;
         indefinite.push(0xff);

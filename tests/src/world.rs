@@ -200,7 +200,7 @@ impl World {
         self.publish_for(files, stage, HOUR).await
     }
 
-    /// The same, stale after this long.
+    /// Publishes, for a policy that is stale after this long.
     pub async fn publish_for(&self, files: &[(&str, &str)], stage: Stage, lasts: Duration) -> u64 {
         let mut admin = self.admin().await;
         let shown = admin.show_policy(ShowPolicyRequest {}).await.unwrap().into_inner();

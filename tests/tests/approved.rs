@@ -114,7 +114,7 @@ async fn ask(program: &Path, other_uid: bool, socket: &Path, header: bool, asked
     answers
 }
 
-/// The same over TLS, showing this SVID.
+/// Asks the CA over TLS, showing this SVID.
 async fn ask_ca(world: &World, svid: Option<&X509Svid>, asked: &[Rpc]) -> Answers {
     let mut answers = Answers::new();
     for rpc in asked {

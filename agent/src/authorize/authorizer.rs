@@ -85,7 +85,7 @@ impl Authorizer {
     /// Opens the log and goes on with the policy that was kept.
     ///
     /// # Errors
-    /// [`AuthorizerError`]. A policy that cannot be used is none: everything is denied, and the reason said.
+    /// [`AuthorizerError`]. A policy that cannot be used is no error: everything is denied, and the reason said.
     pub(crate) fn open(
         config: &Authorization,
         trust: Option<BundleTrust>,

@@ -315,7 +315,7 @@ mod tests {
         let first = stream.message().await.unwrap().unwrap();
         assert_eq!(ids(&first), ["/web"]);
 
-        // The same again is no news: the next message is that of the change after it.
+        // What was said already is no news: the next message is that of the change after it.
         let same = world.supply.borrow().clone();
         world.supply.send_replace(same);
         tokio::task::yield_now().await;

@@ -27,7 +27,7 @@ pub(super) fn snapshot() -> Snapshot {
     Snapshot::compile(&[source("a.cedar", POLICIES), source("routes.toml", routes)]).unwrap()
 }
 
-/// The same with headers, and a policy that looks at one.
+/// Runs a table with headers, and a policy that looks at one.
 pub(super) fn snapshot_with_headers() -> Snapshot {
     let policy = r#"@id("tenant") permit (principal, action == Hoplite::Action::"PUT", resource)
         when { context.hdr has "x-tenant" && context.hdr["x-tenant"] == "a b" && !(context.hdr has "content-type") };"#;

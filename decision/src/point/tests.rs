@@ -88,7 +88,7 @@ impl World {
         (answer.is_ok(), record)
     }
 
-    /// The same with these headers.
+    /// A question with these headers.
     async fn ask_with(
         &self,
         point: &DecisionPoint,

@@ -69,7 +69,7 @@ impl Up {
         Self::start_by(Command::new(env!("CARGO_BIN_EXE_hoplite")), dir)
     }
 
-    /// The same by a command that ends in running the binary with the arguments it is given.
+    /// Starts a mesh by a command that ends in running the binary with the arguments it is given.
     pub(crate) fn start_by(mut command: Command, dir: &Path) -> Self {
         let base = free_base();
         let mut child = command

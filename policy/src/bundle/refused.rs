@@ -99,11 +99,11 @@ pub enum BadManifest {
     /// Its form is another.
     #[error("its format is {0}")]
     Format(u32),
-    /// Its trust domain is none.
+    /// Its trust domain is not a valid name.
     #[error(transparent)]
     TrustDomain(#[from] InvalidSpiffeId),
     /// It has no revision.
-    #[error("revision 0 is none; revisions start at 1")]
+    #[error("revision 0 is not used; revisions start at 1")]
     NoRevision,
     /// Its end cannot be.
     #[error("it expires before it was made, or after the year 9999; choose another end")]

@@ -166,7 +166,7 @@ impl World {
         self.connect_by(&[], to, svid, expect).await
     }
 
-    /// The same, with the application protocols that the client speaks.
+    /// Connects, with the application protocols that the client speaks.
     pub(crate) async fn connect_by(
         &self,
         alpn: &[&[u8]],

@@ -192,7 +192,7 @@ impl Scene {
         );
     }
 
-    /// The same over HTTP/2, where what is no request is reset.
+    /// Asks over HTTP/2, where what is no request is reset.
     pub(crate) async fn refuses_h2(&self, code: &str, expected: Said, fields: &[Field<'_>], body: Option<&[u8]>) {
         let form = format!(
             "{:?}",

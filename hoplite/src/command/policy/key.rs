@@ -57,7 +57,7 @@ pub(crate) struct KeyFile {
     name: Option<String>,
 }
 
-/// The same as an option.
+/// A signing key, named by an option.
 #[derive(Debug, clap::Args)]
 pub(crate) struct KeyArgs {
     /// The file of the signing key, which only its owner may read [default: keys/alice.key of the mesh in --dir]
