@@ -1,0 +1,366 @@
+//! What a node keeps, shows and renews, over a CA that answers as told.
+
+use super::*;
+use hoplite_identity::testing::TestAuthority;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn the_next_step() {
+    let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let svid = Some(Validity {
+        not_before: at(100),
+        renew_at: at(200),
+        not_after: at(300),
+    });
+    let check = |now: u64, svid: Option<Validity>, token: bool, refused: bool, retry: Option<u64>, expected: Step| {
+        let facts = Facts {
+            svid,
+            token,
+            refused,
+            retry_at: retry.map(at),
+        };
+        assert_eq!(facts.next(at(now)), expected, "{now} {facts:?}");
+    };
+    let sleep = |until| Step::Sleep { until: at(until) };
+    check(150, None, false, false, None, Step::NeedToken);
+    check(150, None, true, false, None, Step::Join);
+    check(150, None, true, false, Some(151), sleep(151));
+    check(150, None, true, false, Some(150), Step::Join);
+    check(99, svid, true, true, None, Step::ClockBehind);
+    check(100, svid, true, false, None, sleep(200));
+    check(199, svid, false, false, Some(120), sleep(200));
+    check(200, svid, false, false, None, Step::Renew);
+    check(200, svid, true, false, None, Step::Renew);
+    check(200, svid, true, false, Some(201), sleep(201));
+    check(299, svid, false, true, None, Step::Renew);
+    check(150, svid, true, true, None, Step::Join);
+    check(150, svid, false, true, None, sleep(200));
+    check(300, svid, false, false, None, Step::NeedToken);
+    check(300, svid, true, false, None, Step::Join);
+    check(301, svid, true, false, Some(305), sleep(305));
+    check(150, None, true, false, Some(3700), Step::Join); // the clock was set back by an hour
+    check(200, svid, true, false, Some(3700), Step::Renew);
+
+    let issued = svid.map(|svid| svid.just_issued(at(260)));
+    check(260, issued, false, false, None, sleep(270)); // our clock is far ahead of the CA's
+    check(270, issued, false, false, None, Step::Renew);
+    let issued = svid.map(|svid| svid.just_issued(at(110)));
+    check(110, issued, false, false, None, sleep(200));
+}
+
+/// A year of hourly certificates with a CA that is away now and then: no gap while it is there, no storm while it is not.
+#[test]
+fn a_simulated_year() {
+    let start = SystemTime::UNIX_EPOCH + DAY * 20_000;
+    let hour = Duration::from_secs(3600);
+    let issue = |now: SystemTime| Validity {
+        not_before: now,
+        renew_at: now + hour / 2,
+        not_after: now + hour,
+    };
+    // Away for 20 minutes each day, and once for two days.
+    let away = |now: SystemTime| {
+        let since = now.duration_since(start).unwrap().as_secs();
+        since % 86_400 < 1200 && since > 86_400 || (100 * 86_400..102 * 86_400).contains(&since)
+    };
+    let mut facts = Facts {
+        token: true,
+        ..Facts::default()
+    };
+    let (mut backoff, mut now) = (RETRY, start);
+    let (mut joins, mut renewals, mut failures, mut without) = (0u32, 0u32, 0u32, Duration::ZERO);
+    while now < start + DAY * 365 {
+        let before = now;
+        match facts.next(now) {
+            Step::Join | Step::Renew if away(now) => {
+                failures += 1;
+                facts.retry_at = Some(now + backoff.failed(0.5));
+                now += Duration::from_millis(10);
+            }
+            step @ (Step::Join | Step::Renew) => {
+                *(if step == Step::Join { &mut joins } else { &mut renewals }) += 1;
+                backoff.succeeded();
+                facts = Facts {
+                    svid: Some(issue(now)),
+                    ..Facts::default()
+                };
+                now += Duration::from_millis(10);
+            }
+            Step::Sleep { until } => {
+                assert!(until > now);
+                now = until.min(now + SLEEP_MAX);
+            }
+            Step::NeedToken => {
+                // A human needs a while.
+                now += Duration::from_secs(600);
+                facts.token = true;
+            }
+            Step::ClockBehind => panic!("the clock is right"),
+        }
+        if facts.svid.is_none_or(|svid| svid.not_after <= before) {
+            without += now.duration_since(before).unwrap();
+        }
+    }
+    assert_eq!(joins, 2, "the first, and after the two days");
+    assert!((17_300..17_600).contains(&renewals), "{renewals}");
+    assert!(
+        DAY < without && without < DAY * 2 + Duration::from_secs(60),
+        "{without:?}"
+    );
+    assert!(failures < 2 * 86_400 / 10 + 365 * 1200 / 7, "{failures}");
+}
+
+struct World {
+    directory: tempfile::TempDir,
+    authority: TestAuthority,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self {
+            directory: tempfile::tempdir().unwrap(),
+            authority: TestAuthority::new("prod.example"),
+        };
+        std::fs::write(world.bundle_file(), world.authority.bundle().to_pem()).unwrap();
+        world
+    }
+
+    fn bundle_file(&self) -> PathBuf {
+        self.directory.path().join("bundle.pem")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn open(&self) -> Result<Keeper, String> {
+        Keeper::open(&self.data(), &self.authority.trust_domain(), &self.bundle_file()).map_err(|e| e.to_string())
+    }
+
+    fn wire_bundle(&self, sequence: u64) -> ca::Bundle {
+        let authorities = self
+            .authority
+            .bundle()
+            .authorities()
+            .iter()
+            .map(|a| a.to_vec())
+            .collect();
+        ca::Bundle {
+            trust_domain: "prod.example".into(),
+            authorities,
+            sequence,
+        }
+    }
+}
+
+/// What the CA would answer with this SVID.
+fn answer(svid: &X509Svid, bundle: Option<ca::Bundle>) -> (SvidResponse, Key) {
+    let chain = svid.chain().iter().map(|c| c.to_vec()).collect();
+    (SvidResponse { chain, bundle }, Key::from_pkcs8(svid.key()).unwrap())
+}
+
+#[test]
+fn identity_bundle_and_spent_token_survive_a_restart() {
+    let world = World::new();
+    let keeper = world.open().unwrap();
+    assert!(keeper.credentials().borrow().is_none());
+    let token = Token("secret".into());
+    let joining = keeper.joining_key().unwrap().to_pem();
+    assert_eq!(
+        world.open().unwrap().joining_key().unwrap().to_pem(),
+        joining,
+        "a retry uses the same key"
+    );
+
+    let svid = world.authority.svid("/hoplite/agent/n1", DAY);
+    let (response, key) = answer(&svid, Some(world.wire_bundle(3)));
+    keeper.accept(response, key, Some(&token)).unwrap();
+    let keeper = world.open().unwrap();
+    let credentials = keeper.credentials().borrow().clone().unwrap();
+    assert_eq!(
+        (credentials.svid.leaf(), credentials.bundle.sequence()),
+        (svid.leaf(), 3)
+    );
+    assert_ne!(
+        keeper.joining_key().unwrap().to_pem(),
+        joining,
+        "the next join is another"
+    );
+
+    let file = world.directory.path().join("token");
+    let unspent = |text: &str| {
+        files::write_private(&file, text.as_bytes()).unwrap();
+        keeper.unspent_token(&file).map(|t| t.0)
+    };
+    assert_eq!(unspent("secret\n"), None);
+    assert_eq!(unspent(" \n"), None);
+    assert_eq!(unspent(" fresh\n").as_deref(), Some("fresh"));
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(
+        keeper.unspent_token(&file).is_none(),
+        "a token that others may have read"
+    );
+    assert!(keeper.unspent_token(Path::new("/nowhere")).is_none());
+
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(world.data().join(FILE)).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(!format!("{keeper:?}").contains("PRIVATE"));
+}
+
+#[test]
+fn what_the_ca_sends_must_be_what_was_asked_for() {
+    let world = World::new();
+    let foreign = TestAuthority::new("prod.example");
+    let other = TestAuthority::new("other.example");
+    let check = |svid: &X509Svid, bundle: Option<ca::Bundle>, own_key: bool, joining: bool, expected: &str| {
+        std::fs::remove_dir_all(world.data()).ok();
+        let keeper = world.open().unwrap();
+        let token = Token("t".into());
+        let (response, key) = answer(
+            &world.authority.svid("/hoplite/agent/n1", DAY),
+            Some(world.wire_bundle(5)),
+        );
+        keeper.accept(response, key, Some(&token)).unwrap();
+        let (response, key) = answer(svid, bundle);
+        let key = if own_key { key } else { Key::generate().unwrap() };
+        match keeper.accept(response, key, joining.then_some(&token)) {
+            Ok(()) => assert_eq!(expected, ""),
+            Err(error) => {
+                assert!(
+                    !expected.is_empty() && error.to_string().contains(expected),
+                    "{expected}: {error}"
+                );
+                let held = world.open().unwrap().held().svid.as_ref().unwrap().spiffe_id().clone();
+                assert_eq!(held.path(), "/hoplite/agent/n1", "what was held stays");
+            }
+        }
+    };
+    let n1 = world.authority.svid("/hoplite/agent/n1", DAY);
+    check(&n1, None, true, false, "");
+    check(&n1, Some(world.wire_bundle(6)), true, false, "");
+    check(&n1, Some(world.wire_bundle(4)), true, false, "older than 5");
+    check(&n1, None, false, false, "bad SVID");
+    check(&world.authority.svid("/hoplite/agent/n2", DAY), None, true, true, "");
+    check(
+        &world.authority.svid("/hoplite/agent/n2", DAY),
+        None,
+        true,
+        false,
+        "which this agent is not",
+    );
+    check(
+        &world.authority.svid("/hoplite/ca", DAY),
+        None,
+        true,
+        true,
+        "which this agent is not",
+    );
+    check(
+        &world.authority.svid("/web", DAY),
+        None,
+        true,
+        true,
+        "which this agent is not",
+    );
+    check(
+        &other.svid("/hoplite/agent/n1", DAY),
+        None,
+        true,
+        true,
+        "which this agent is not",
+    );
+    check(
+        &foreign.svid("/hoplite/agent/n1", DAY),
+        None,
+        true,
+        true,
+        "does not vouch",
+    );
+}
+
+#[test]
+fn bundles_only_grow_newer_until_the_operator_says_otherwise() {
+    let world = World::new();
+    let keeper = world.open().unwrap();
+    keeper.adopt_bundle(world.wire_bundle(2)).unwrap();
+    keeper.adopt_bundle(world.wire_bundle(2)).unwrap();
+    assert!(
+        keeper
+            .adopt_bundle(world.wire_bundle(1))
+            .unwrap_err()
+            .to_string()
+            .contains("older")
+    );
+    let keeper = world.open().unwrap();
+    assert_eq!(keeper.held().bundle.sequence(), 2);
+
+    let (response, key) = answer(&world.authority.svid("/hoplite/agent/n1", DAY), None);
+    keeper.accept(response, key, Some(&Token("spent".into()))).unwrap();
+    assert!(world.open().unwrap().credentials().borrow().is_some());
+    let refounded = TestAuthority::new("prod.example");
+    std::fs::write(world.bundle_file(), refounded.bundle().to_pem()).unwrap();
+    let keeper = world.open().unwrap();
+    assert_eq!(keeper.held().bundle.authorities(), refounded.bundle().authorities());
+    assert_eq!(keeper.held().bundle.sequence(), 0);
+    assert!(
+        keeper.validity().is_none(),
+        "the former CA's SVID would only be in the way"
+    );
+    assert!(keeper.credentials().borrow().is_none());
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let world = World::new();
+    let check = |bundle: Option<&str>, state: Option<&str>, expected: &str| {
+        match bundle {
+            Some(text) => std::fs::write(world.bundle_file(), text).unwrap(),
+            None => drop(std::fs::remove_file(world.bundle_file())),
+        }
+        std::fs::remove_dir_all(world.data()).ok();
+        if let Some(text) = state {
+            files::private_dir(&world.data()).unwrap();
+            files::write_private(&world.data().join(FILE), text.as_bytes()).unwrap();
+        }
+        let error = world.open().map(drop).unwrap_err();
+        assert!(
+            error.contains(expected) && !error.contains("SECRET") && !error.contains('\n'),
+            "{expected}: {error}"
+        );
+    };
+    let good = world.authority.bundle().to_pem();
+    check(None, None, "bundle.pem");
+    check(Some(""), None, "is no trust bundle");
+    check(Some("hello"), None, "is no trust bundle");
+    check(Some(&good[..good.len() / 2]), None, "is no trust bundle");
+    check(Some(&good), Some(""), "line");
+    check(Some(&good), Some("{\"key\": \"SECRET"), "line 1");
+    check(Some(&good), Some("{\"SECRET\": 1}"), "line 1");
+    let state = |key: &str, chain: &str| {
+        let disk = OnDisk {
+            key: Some(key.into()),
+            chain: Some(chain.into()),
+            ..OnDisk::default()
+        };
+        serde_json::to_string(&disk).unwrap()
+    };
+    let other = TestAuthority::new("other.example").svid("/hoplite/agent/n", DAY);
+    check(
+        Some(&good),
+        Some(&state("SECRET", &other.chain_pem())),
+        "key is damaged",
+    );
+    check(Some(&good), Some(&state(&other.key_pem(), "x")), "chain is damaged");
+    check(
+        Some(&good),
+        Some(&state(&other.key_pem(), &other.chain_pem())),
+        "belongs to the trust domain `other.example`",
+    );
+    let keyless = serde_json::to_string(&OnDisk {
+        chain: Some("x".into()),
+        ..OnDisk::default()
+    })
+    .unwrap();
+    check(Some(&good), Some(&keyless), "without");
+}
