@@ -287,22 +287,14 @@ impl Bundle {
     /// Why it is refused, [`Refused::AlreadyHave`] included, which is no fault. Nothing changes then.
     pub fn open(bytes: &[u8], acceptance: &Acceptance<'_>) -> Result<Self, Refused> {
         Self::verify(bytes, acceptance, |manifest, hash| {
-            if let Some(have) = acceptance.highest_seen {
-                let got = manifest.revision;
-                if got < have.revision {
-                    return Err(Refused::LowerRevision {
-                        have: have.revision,
-                        got,
-                    });
-                }
-                if got == have.revision {
-                    return Err(if hash == have.manifest {
-                        Refused::AlreadyHave(got)
-                    } else {
-                        Refused::Conflict(got)
-                    });
-                }
-            }
+            let revision = manifest.revision;
+            in_order(
+                acceptance.highest_seen,
+                Seen {
+                    revision,
+                    manifest: hash,
+                },
+            )?;
             if seconds(acceptance.now) >= manifest.expires {
                 return Err(Refused::Expired(manifest.expires));
             }
@@ -344,6 +336,19 @@ impl Deref for Bundle {
 
     fn deref(&self) -> &BundleContents {
         &self.0
+    }
+}
+
+/// Whether a bundle follows what was accepted before.
+pub(crate) fn in_order(highest: Option<Seen>, got: Seen) -> Result<(), Refused> {
+    match highest {
+        Some(have) if got.revision < have.revision => Err(Refused::LowerRevision {
+            have: have.revision,
+            got: got.revision,
+        }),
+        Some(have) if have == got => Err(Refused::AlreadyHave(got.revision)),
+        Some(have) if have.revision == got.revision => Err(Refused::Conflict(got.revision)),
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ mod fault;
 pub mod grant;
 pub mod header_nature;
 mod headers;
+pub mod holding;
 mod ids;
 mod index;
 mod modules;
