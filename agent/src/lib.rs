@@ -26,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hoplite_decision::BundleTrust;
 use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
@@ -34,6 +33,7 @@ use hoplite_host::files::FileError;
 use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
+use hoplite_policy::holding::PolicyTrust;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -114,7 +114,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let shelf = Shelf::open(&config.data_dir, trust, clock::now())?;
     let authorizer = config.authorization.as_ref().map(|authorization| {
         let trust = (!config.policy_signers.is_empty())
-            .then(|| BundleTrust::new(config.policy_signers.clone(), config.trust_domain.clone()));
+            .then(|| PolicyTrust::new(config.policy_signers.clone(), config.trust_domain.clone()));
         Authorizer::open(authorization, trust, clock::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;

@@ -15,12 +15,13 @@ use crate::socket::session::Sessions;
 use crate::socket::with_services;
 use crate::supply::{Supplied, Supply, testing::entry};
 use hoplite_audit::{Query, Record, read_log};
-use hoplite_decision::{BundleTrust, OnStale};
+use hoplite_decision::OnStale;
 use hoplite_host::shutdown::{Stopper, channel};
 use hoplite_host::socket;
 use hoplite_identity::TrustDomain;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_identity::{BundleSet, RegisteredEntry, X509Svid};
+use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -82,7 +83,7 @@ impl World {
         policies: Option<std::path::PathBuf>,
     ) -> Self {
         let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
-        let trust = BundleTrust::new(
+        let trust = PolicyTrust::new(
             TrustedSigners::new(signers).unwrap(),
             TrustDomain::parse("prod.example").unwrap(),
         );

@@ -4,38 +4,25 @@
 //! a file on the node can no longer change what the security team has signed. Whatever is refused leaves the old policy in
 //! force and is named in the status.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
-use std::{io, mem};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use hoplite_identity::TrustDomain;
-use hoplite_policy::bundle::{
-    Acceptance, BUNDLE_BYTES_MAX, Bundle, EngineVersion, KNOWN_CRITICAL, Manifest, Refused, Seen, Stage,
-};
-use hoplite_policy::grant::{Grant, GrantRefused};
+use hoplite_host::clock;
+use hoplite_policy::bundle::{Refused, Stage};
+use hoplite_policy::holding::{Examined, HeldGrant, Holding, KeptPolicy, NotTaken, PolicyTrust};
 use hoplite_policy::{Fault, Snapshot, Source};
-use hoplite_seal::TrustedSigners;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::directory::{Directory, Follower};
-use crate::keeper::Kept;
-use crate::policy_files::{has_policies, no_policies};
+use crate::keeper::{DirectoryKeeper, Keeper};
+use crate::policy_files::{FilesError, has_policies};
 
-/// Whose bundles are believed, and for what.
-#[derive(Debug, Clone)]
-pub struct BundleTrust {
-    /// The security team's keys.
-    pub signers: TrustedSigners,
-    /// Whose policies these have to be.
-    pub trust_domain: TrustDomain,
-    /// The engine that decides here: [`BundleTrust::new`] says this one; tests say others.
-    pub engine: EngineVersion,
-    /// The features it knows.
-    pub known_critical: &'static [&'static str],
-}
+/// What could not be kept is tried again after this time: a disk may be full for a while.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// All that is in force at one moment.
 #[derive(Debug)]
@@ -66,53 +53,41 @@ pub struct PolicyStatus {
     pub signed_by: Vec<String>,
 }
 
-/// What is in force, where it came from, and who wants to hear of changes.
-pub struct PolicyFeed {
+/// The policy in force, where it came from, and who wants to hear of changes.
+pub struct CurrentPolicy {
     current: ArcSwap<InForce>,
     parts: Mutex<Parts>,
     epoch: watch::Sender<u64>,
     /// Of its own, so that whoever asks does not wait for a compilation.
     status: Mutex<PolicyStatus>,
-    kept: Kept,
-    trust: Option<BundleTrust>,
 }
+
+/// Why a bundle that was offered is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum NotInForce {
+    /// It is not believed.
+    #[error(transparent)]
+    NotTaken(#[from] NotTaken),
+    /// Its policies cannot be enforced.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+}
+
+/// What is wrong with policies: the first fault, and how many more there are.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", told(.0))]
+pub struct Unusable(Vec<Fault>);
 
 /// What is in force, in parts: each may be replaced while the others stay.
 struct Parts {
+    holding: Holding,
+    /// The agent's own decisions have none: what they hold is what the agent keeps.
+    keeper: Option<Keeper>,
+    /// The keeper could not write all of it down yet.
+    unkept: bool,
     /// The last good files of the directory.
     directory: Option<Vec<Source>>,
-    live: Option<Bundle>,
-    shadow: Option<Bundle>,
-    shadow_seen: Option<Seen>,
-    grants: Vec<Grant>,
-    /// The revision whose expiry was announced.
-    expired: Option<u64>,
-}
-
-// === impl BundleTrust ===
-
-impl BundleTrust {
-    /// Trust of this engine in these signers.
-    pub fn new(signers: TrustedSigners, trust_domain: TrustDomain) -> Self {
-        Self {
-            signers,
-            trust_domain,
-            engine: EngineVersion::THIS,
-            known_critical: KNOWN_CRITICAL,
-        }
-    }
-
-    fn acceptance(&self, highest_seen: Option<Seen>, now: SystemTime) -> Acceptance<'_> {
-        Acceptance {
-            signers: &self.signers,
-            trust_domain: &self.trust_domain,
-            highest_seen,
-            now,
-            engine_version: self.engine,
-            known_critical: self.known_critical,
-            max_bytes: BUNDLE_BYTES_MAX,
-        }
-    }
+    directory_keeper: DirectoryKeeper,
 }
 
 // === impl InForce ===
@@ -149,25 +124,57 @@ impl InForce {
     }
 }
 
-// === impl PolicyFeed ===
+// === impl CurrentPolicy ===
 
-impl PolicyFeed {
-    /// A feed that goes on with what `state_dir` has kept, and waits for bundles. Without one, everything is denied.
-    pub fn new(state_dir: &Path, trust: Option<BundleTrust>, now: SystemTime) -> Self {
+impl CurrentPolicy {
+    /// Goes on with what `state_dir` has kept, and waits for bundles. Without one, everything is denied.
+    pub fn new(state_dir: &Path, trust: Option<PolicyTrust>, now: SystemTime) -> Self {
+        let (keeper, kept) = match Keeper::open(state_dir) {
+            Ok((keeper, kept)) => (Some(keeper), kept),
+            Err(error) => {
+                warn!(
+                    notice = true,
+                    %error,
+                    "what was kept of signed policy cannot be read: what comes now is in force, and is not kept until `state_dir` is mended and this process started again"
+                );
+                // Nobody knows what was accepted, so nothing unsigned may decide.
+                let live = Some(Err(error.to_string()));
+                (
+                    None,
+                    KeptPolicy {
+                        live,
+                        ..KeptPolicy::default()
+                    },
+                )
+            }
+        };
+        let (holding, lost) = Holding::restore(trust, kept, now);
+        for why in lost {
+            warn!(notice = true, "signed policy that was kept is not used: {why}");
+        }
+        Self::begin(state_dir, holding, keeper, now)
+    }
+
+    /// Begins with what another holding of this process has verified and keeps, and is told of its changes by
+    /// [`follow_holding`](Self::follow_holding). In `state_dir` lies the last good directory.
+    pub fn beside(state_dir: &Path, holding: Holding, now: SystemTime) -> Self {
+        Self::begin(state_dir, holding, None, now)
+    }
+
+    fn begin(state_dir: &Path, holding: Holding, keeper: Option<Keeper>, now: SystemTime) -> Self {
         let nothing = Snapshot::deny_all("no policy has been loaded yet");
-        let feed = Self {
+        let policy = Self {
             current: ArcSwap::from_pointee(InForce {
                 live: Arc::new(nothing),
                 shadow: None,
                 bundle: None,
             }),
             parts: Mutex::new(Parts {
+                holding,
+                keeper,
+                unkept: false,
                 directory: None,
-                live: None,
-                shadow: None,
-                shadow_seen: None,
-                grants: Vec::new(),
-                expired: None,
+                directory_keeper: DirectoryKeeper::new(state_dir),
             }),
             status: Mutex::new(PolicyStatus {
                 loaded_at: now,
@@ -176,17 +183,42 @@ impl PolicyFeed {
                 signed_by: Vec::new(),
             }),
             epoch: watch::Sender::new(0),
-            kept: Kept::new(state_dir),
-            trust,
         };
-        feed.go_on_with_kept_bundle(now);
-        feed
+        policy.go_on(now);
+        policy
+    }
+
+    /// Brings in force what is held from before.
+    fn go_on(&self, now: SystemTime) {
+        let mut parts = self.parts();
+        if !parts.holding.ever_signed() {
+            return;
+        }
+        let held = match (parts.holding.live(), parts.holding.lost(Stage::Live)) {
+            (Some(live), _) => self
+                .compile(Some(live.sources()), parts.holding.grants())
+                .map_err(|unusable| unusable.to_string()),
+            (None, Some(lost)) => Err(lost.to_string()),
+            (None, None) => Err("it is gone".to_owned()),
+        };
+        let live = held.unwrap_or_else(|reason| {
+            // Not the directory: whoever can spoil one file must not be able to choose the policy.
+            Snapshot::deny_all(format!("the kept bundle cannot be used: {reason}"))
+        });
+        let shadow = parts.holding.shadow().map(|shadow| live.recompile(shadow.sources()));
+        // One that cannot be tried is as good as none.
+        let shadow = shadow.and_then(Result::ok).map(Arc::new);
+        self.swap(&mut parts, Arc::new(live), shadow, now);
     }
 
     /// Loads the directory and follows it on a thread of its own, until there is a bundle. If the directory is missing or
     /// broken, its last good content goes on; without one, everything is denied and the reason said.
+    ///
+    /// # Errors
+    /// There is no thread for it.
     pub fn follow(self: &Arc<Self>, directory: PathBuf) -> io::Result<Follower> {
-        Directory::new(directory).follow(self.clone())
+        let policy = self.clone();
+        Directory::new(directory).follow(move |path, sources| policy.offer_directory(path, sources, clock::now()))
     }
 
     /// What is in force.
@@ -211,74 +243,72 @@ impl PolicyFeed {
 
     /// The revisions of the live and the shadow bundle that are held; 0 for none.
     pub fn revisions(&self) -> (u64, u64) {
-        let parts = self.parts();
-        let revision = |bundle: &Option<Bundle>| bundle.as_ref().map_or(0, |bundle| bundle.manifest().revision);
-        (revision(&parts.live), revision(&parts.shadow))
-    }
-
-    /// Whether a bundle was ever accepted: then a directory no longer counts.
-    pub(crate) fn has_bundle(&self) -> bool {
-        self.kept.bundle().is_some()
+        let holding = &self.parts().holding;
+        let revision = |stage| holding.bundle(stage).map_or(0, |bundle| bundle.revision());
+        (revision(Stage::Live), revision(Stage::Shadow))
     }
 
     /// Verifies, compiles and puts in force a bundle, live or shadow as it says itself.
     ///
     /// # Errors
     /// Why not; the old one stays, and the status says it too. A bundle that is held already is no error.
-    pub fn offer(&self, bytes: &[u8], now: SystemTime) -> Result<(), String> {
-        let offered = self.accept(bytes, now);
-        if let Err(reason) = &offered {
-            self.refuse("bundle", reason);
-        }
-        offered
+    pub fn offer(&self, bytes: &[u8], now: SystemTime) -> Result<(), NotInForce> {
+        self.accept(|holding| holding.examine(bytes, now), now)
     }
 
-    fn accept(&self, bytes: &[u8], now: SystemTime) -> Result<(), String> {
-        let trust = self.trust.as_ref().ok_or(
-            "a policy bundle came, but no signer is trusted here; name the security team's keys in `policy_signers`",
-        )?;
+    /// Puts in force what another holding of this process holds. Nothing is verified again; what cannot be enforced is
+    /// refused, and the status says so.
+    pub fn follow_holding(&self, held: &Holding, now: SystemTime) {
+        for bundle in [held.live(), held.shadow()].into_iter().flatten() {
+            // Refusals are in the log and in the status.
+            let _ = self.accept(|own| own.examine_held(bundle).map_err(NotTaken::from), now);
+        }
+        if held.shadow().is_none() {
+            self.clear_shadow(now);
+        }
+        self.take_grants(held.grants().to_vec(), now);
+    }
+
+    /// Examines a bundle, compiles it beside what else is held, and only then takes it: there is nothing to put back.
+    fn accept(
+        &self,
+        examine: impl FnOnce(&Holding) -> Result<Examined, NotTaken>,
+        now: SystemTime,
+    ) -> Result<(), NotInForce> {
         // INVARIANT: one offer at a time; what was seen last cannot change between the check and the swap.
         let mut parts = self.parts();
-        let claimed = Manifest::danger_of_bundle(bytes, BUNDLE_BYTES_MAX).map_err(|refused| refused.to_string())?;
-        let shadow = claimed.stage == Stage::Shadow;
-        let seen = if shadow {
-            parts.shadow_seen
-        } else {
-            parts.live.as_ref().map(|bundle| bundle.seen())
+        let accepted = match examine(&parts.holding) {
+            Ok(examined) => self.take(&mut parts, examined, now),
+            Err(NotTaken::Refused(Refused::AlreadyHave(_))) => Ok(()),
+            Err(refused) => Err(refused.into()),
         };
-        let bundle = match Bundle::open(bytes, &trust.acceptance(seen, now)) {
-            Ok(bundle) => bundle,
-            Err(Refused::AlreadyHave(_)) => return Ok(()),
-            Err(refused) => return Err(refused.to_string()),
-        };
-        if shadow {
+        drop(parts);
+        accepted.inspect_err(|refused| self.refuse("bundle", &refused.to_string()))
+    }
+
+    fn take(&self, parts: &mut Parts, examined: Examined, now: SystemTime) -> Result<(), NotInForce> {
+        let in_force = self.in_force();
+        let sources = examined.bundle().sources();
+        let (live, shadow) = match examined.bundle().stage() {
+            Stage::Live => {
+                let live = self.compile(Some(sources), parts.holding.grants())?;
+                (Arc::new(live), in_force.shadow.clone())
+            }
             // It is mostly what is in force.
-            let snapshot = self.in_force().live.recompile(bundle.sources()).map_err(first)?;
-            parts.shadow_seen = Some(bundle.seen());
-            parts.shadow = Some(bundle);
-            let in_force = self.in_force();
-            self.swap(&mut parts, in_force.live.clone(), Some(Arc::new(snapshot)), now);
-            return Ok(());
-        }
-        let before = parts.live.replace(bundle);
-        match self.compile(&parts) {
-            Ok(snapshot) => {
-                let shadow = self.in_force().shadow.clone();
-                self.kept.keep_bundle(bytes);
-                self.swap(&mut parts, Arc::new(snapshot), shadow, now);
-                Ok(())
+            Stage::Shadow => {
+                let shadow = in_force.live.recompile(sources).map_err(Unusable)?;
+                (in_force.live.clone(), Some(Arc::new(shadow)))
             }
-            Err(faults) => {
-                parts.live = before;
-                Err(first(faults))
-            }
-        }
+        };
+        parts.holding.take(examined).map_err(NotTaken::from)?;
+        self.swap(parts, live, shadow, now);
+        Ok(())
     }
 
     /// There is no shadow any more.
     pub fn clear_shadow(&self, now: SystemTime) {
         let mut parts = self.parts();
-        if parts.shadow.take().is_some() {
+        if parts.holding.clear_shadow() {
             let live = self.in_force().live.clone();
             self.swap(&mut parts, live, None, now);
         }
@@ -286,97 +316,101 @@ impl PolicyFeed {
 
     /// All break-glass grants there are. One that is refused is left out and named in the status.
     pub fn offer_grants(&self, grants: &[impl AsRef<[u8]>], now: SystemTime) {
-        let Some(trust) = &self.trust else { return };
-        let mut refused = Vec::new();
-        let mut opened = Vec::new();
-        for bytes in grants {
-            match Grant::open(bytes.as_ref(), &trust.signers, &trust.trust_domain, now) {
-                Ok(grant) => opened.push(grant),
-                // It was told of when it began; its end is in the grant.
-                Err(GrantRefused::Expired(_)) => {}
-                Err(reason) => refused.push(reason.to_string()),
-            }
-        }
-        let mut parts = self.parts();
-        if opened != parts.grants {
-            for grant in opened.iter().filter(|grant| !parts.grants.contains(grant)) {
-                let (id, signed_by) = (&grant.draft().id, grant.signed_by().join(" and "));
-                let until = humantime::format_rfc3339_seconds(grant.until()).to_string();
-                warn!(notice = true, id, signed_by, until, "BREAK-GLASS: a grant is in force");
-            }
-            refused.extend(self.replace_grants(&mut parts, opened, now).err());
-        }
-        drop(parts);
+        let (sound, refused) = self
+            .parts()
+            .holding
+            .examine_grants(grants.iter().map(AsRef::as_ref), now);
+        self.take_grants(sound, now);
         for reason in refused {
-            self.refuse("grant", &reason);
+            self.refuse("grant", &reason.to_string());
         }
     }
 
-    /// Takes the grants away that are over, announces that the bundle has expired, and says when the next of these will be.
-    /// Permits end by themselves then, but only for who is decided then: what was let in before hears of it as of any
+    fn take_grants(&self, grants: Vec<HeldGrant>, now: SystemTime) {
+        let mut parts = self.parts();
+        if grants == parts.holding.grants() {
+            return;
+        }
+        for grant in grants.iter().filter(|grant| !parts.holding.grants().contains(grant)) {
+            let (id, signed_by) = (&grant.draft().id, grant.signed_by().join(" and "));
+            let until = humantime::format_rfc3339_seconds(grant.until()).to_string();
+            warn!(notice = true, id, signed_by, until, "BREAK-GLASS: a grant is in force");
+        }
+        let replaced = self.replace_grants(&mut parts, grants, now);
+        drop(parts);
+        if let Err(unusable) = replaced {
+            self.refuse("grant", &unusable.to_string());
+        }
+    }
+
+    /// Takes the grants away that are over, announces that the bundle has expired, keeps what could not be kept before, and
+    /// says when to look again. Permits end by themselves then, but only for who is decided then: what was let in before hears of it as of any
     /// change.
     pub(crate) fn end_what_is_over(&self, now: SystemTime) -> Option<SystemTime> {
         let mut parts = self.parts();
-        let (left, over): (Vec<_>, Vec<_>) = parts.grants.iter().cloned().partition(|grant| now < grant.until());
-        if !over.is_empty() {
-            for grant in &over {
-                let id = &grant.draft().id;
-                warn!(notice = true, id, "BREAK-GLASS: a grant has ended");
-            }
-            if let Err(reason) = self.replace_grants(&mut parts, left, now) {
-                drop(parts);
-                self.refuse("grant", &reason);
-                parts = self.parts();
-            }
+        let ended = parts.holding.end_what_is_over(now);
+        for grant in &ended.grants {
+            let id = &grant.draft().id;
+            warn!(notice = true, id, "BREAK-GLASS: a grant has ended");
         }
-        let bundle = self.in_force().bundle;
-        let (expired, left): (Vec<_>, Vec<_>) = bundle.into_iter().partition(|bundle| bundle.expires <= now);
-        for bundle in expired {
+        let mut unusable = None;
+        if !ended.grants.is_empty() {
+            let left = parts.holding.grants().to_vec();
+            unusable = self.replace_grants(&mut parts, left, now).err();
+        }
+        if let Some(expired) = ended.expired {
             // Where a stale policy denies, this is what ends what it let in.
-            if parts.expired.replace(bundle.revision) != Some(bundle.revision) {
-                warn!(
-                    notice = true,
-                    bundle = bundle.revision,
-                    "the policy bundle has expired; publish a new one"
-                );
-                self.epoch.send_modify(|epoch| *epoch += 1);
-            }
+            warn!(
+                notice = true,
+                bundle = expired.revision(),
+                "the policy bundle has expired; publish a new one"
+            );
+            self.epoch.send_modify(|epoch| *epoch += 1);
         }
-        let expiries = left.iter().map(|bundle| bundle.expires);
-        parts.grants.iter().map(Grant::until).chain(expiries).min()
+        if parts.unkept {
+            parts.keep();
+        }
+        let again = parts.unkept.then(|| now + KEEP_AGAIN);
+        let next = parts.holding.next_end(now).into_iter().chain(again).min();
+        drop(parts);
+        if let Some(unusable) = unusable {
+            self.refuse("grant", &unusable.to_string());
+        }
+        next
     }
 
     /// Puts these grants in the place of those there are. When that cannot be, those of before that are among them stay:
     /// what was taken back is over in any case, and if there is no policy without it, everything is denied.
-    fn replace_grants(&self, parts: &mut Parts, grants: Vec<Grant>, now: SystemTime) -> Result<(), String> {
+    fn replace_grants(&self, parts: &mut Parts, grants: Vec<HeldGrant>, now: SystemTime) -> Result<(), Unusable> {
         let shadow = self.in_force().shadow.clone();
-        let before = mem::replace(&mut parts.grants, grants);
-        let faults = match self.compile(parts) {
+        let before = parts.holding.grants().to_vec();
+        let unusable = match self.compile(parts.sources(), &grants) {
             Ok(snapshot) => {
+                parts.holding.take_grants(grants);
                 self.swap(parts, Arc::new(snapshot), shadow, now);
                 return Ok(());
             }
-            Err(faults) => faults,
+            Err(unusable) => unusable,
         };
-        let wanted = mem::take(&mut parts.grants);
-        let stay: Vec<_> = before.iter().filter(|grant| wanted.contains(grant)).cloned().collect();
-        if stay.len() == before.len() {
-            parts.grants = before;
-        } else {
-            parts.grants = stay;
-            let snapshot = self.compile(parts).unwrap_or_else(|_| {
-                parts.grants.clear();
-                Snapshot::deny_all("the policy cannot be compiled without a grant that was taken back")
-            });
-            self.swap(parts, Arc::new(snapshot), shadow, now);
+        let mut stay = before.clone();
+        stay.retain(|grant| grants.contains(grant));
+        // Nothing was taken back, unless it had ended before: then what is in force has it still.
+        if stay.len() == before.len() && grants.len() > before.len() {
+            return Err(unusable);
         }
-        Err(first(faults))
+        let snapshot = self.compile(parts.sources(), &stay).unwrap_or_else(|_| {
+            stay.clear();
+            Snapshot::deny_all("the policy cannot be compiled without a grant that was taken back")
+        });
+        parts.holding.take_grants(stay);
+        self.swap(parts, Arc::new(snapshot), shadow, now);
+        Err(unusable)
     }
 
     /// The directory's files of the moment, or why they cannot be read.
-    pub(crate) fn offer_directory(&self, path: &Path, sources: Result<Vec<Source>, String>, now: SystemTime) {
+    pub(crate) fn offer_directory(&self, path: &Path, sources: Result<Vec<Source>, FilesError>, now: SystemTime) {
         let mut parts = self.parts();
-        if parts.live.is_some() || self.has_bundle() {
+        if parts.holding.ever_signed() {
             if sources.is_ok() {
                 warn!(
                     directory = %path.display(),
@@ -389,39 +423,38 @@ impl PolicyFeed {
         let faults = match sources {
             // Taken away on purpose: then the last good one must not come back either.
             Ok(sources) if !has_policies(&sources) => {
-                self.kept.forget_directory();
+                parts.directory_keeper.forget();
                 parts.directory = None;
-                let nothing = Arc::new(Snapshot::deny_all(no_policies(path)));
-                return self.swap(&mut parts, nothing, shadow, now);
+                let nothing = Snapshot::deny_all(FilesError::NoPolicies(path.to_owned()).to_string());
+                return self.swap(&mut parts, Arc::new(nothing), shadow, now);
             }
-            Ok(sources) => {
-                let before = parts.directory.replace(sources);
-                match self.compile(&parts) {
-                    Ok(snapshot) => {
-                        self.kept.keep_directory(parts.directory.as_deref().unwrap_or_default());
-                        return self.swap(&mut parts, Arc::new(snapshot), shadow, now);
-                    }
-                    Err(faults) => {
-                        parts.directory = before;
-                        faults
-                    }
+            Ok(sources) => match self.compile(Some(&sources), parts.holding.grants()) {
+                Ok(snapshot) => {
+                    parts.directory_keeper.keep(&sources);
+                    parts.directory = Some(sources);
+                    return self.swap(&mut parts, Arc::new(snapshot), shadow, now);
                 }
-            }
-            Err(reason) => vec![Fault::whole(path.display().to_string(), reason)],
+                Err(Unusable(faults)) => faults,
+            },
+            Err(error) => vec![Fault::whole(path.display().to_string(), error.to_string())],
         };
         if parts.directory.is_none() {
             // At start the last one kept, or one that denies everything and can say why.
-            parts.directory = self.kept.directory();
-            let kept = parts.directory.is_some().then(|| self.compile(&parts));
-            match kept {
-                Some(Ok(snapshot)) => self.swap(&mut parts, Arc::new(snapshot), shadow, now),
-                _ => {
-                    parts.directory = None;
-                    let first = faults.first().map(ToString::to_string).unwrap_or_default();
-                    let nothing = Snapshot::deny_all(format!("the policy set is rejected: {first}"));
-                    self.swap(&mut parts, Arc::new(nothing), shadow, now);
+            let kept = parts.directory_keeper.read();
+            let compiled = kept
+                .as_deref()
+                .map(|kept| self.compile(Some(kept), parts.holding.grants()));
+            let snapshot = match compiled {
+                Some(Ok(snapshot)) => {
+                    parts.directory = kept;
+                    snapshot
                 }
-            }
+                _ => {
+                    let first = faults.first().map(ToString::to_string).unwrap_or_default();
+                    Snapshot::deny_all(format!("the policy set is rejected: {first}"))
+                }
+            };
+            self.swap(&mut parts, Arc::new(snapshot), shadow, now);
         }
         let in_force = self.in_force();
         for fault in &faults {
@@ -434,57 +467,30 @@ impl PolicyFeed {
         self.told().faults = faults;
     }
 
-    fn go_on_with_kept_bundle(&self, now: SystemTime) {
-        let Some(kept) = self.kept.bundle() else { return };
-        let opened = kept.and_then(|bytes| {
-            let trust = self
-                .trust
-                .as_ref()
-                .ok_or("`policy_signers` is empty, and a bundle has been in force here")?;
-            let bundle =
-                Bundle::open_kept(&bytes, &trust.acceptance(None, now)).map_err(|refused| refused.to_string())?;
-            match bundle.manifest().stage {
-                Stage::Live => Ok(bundle),
-                stage => Err(format!("it is a {stage} bundle, which may not decide")),
-            }
-        });
-        let mut parts = self.parts();
-        let compiled = opened.and_then(|bundle| {
-            parts.live = Some(bundle);
-            self.compile(&parts).map_err(first)
-        });
-        let snapshot = compiled.unwrap_or_else(|reason| {
-            // Not the directory: whoever can spoil one file must not be able to choose the policy.
-            parts.live = None;
-            Snapshot::deny_all(format!("the kept bundle cannot be used: {reason}"))
-        });
-        self.swap(&mut parts, Arc::new(snapshot), None, now);
-    }
-
-    /// The live policy of these parts, with a permit for each grant.
-    fn compile(&self, parts: &Parts) -> Result<Snapshot, Vec<Fault>> {
-        let sources = match (&parts.live, &parts.directory) {
-            (Some(bundle), _) => bundle.sources(),
-            (None, Some(sources)) => sources,
-            (None, None) => return Ok(Snapshot::deny_all("no policy has been loaded yet")),
+    /// A live policy of these files, with a permit for each grant.
+    fn compile(&self, sources: Option<&[Source]>, grants: &[HeldGrant]) -> Result<Snapshot, Unusable> {
+        let Some(sources) = sources else {
+            return Ok(Snapshot::deny_all("no policy has been loaded yet"));
         };
         let before = self.in_force();
-        if parts.grants.is_empty() {
-            return before.live.recompile(sources);
-        }
-        let grants = parts.grants.iter().map(Grant::policy_source);
-        before
-            .live
-            .recompile(&sources.iter().cloned().chain(grants).collect::<Vec<_>>())
+        let compiled = if grants.is_empty() {
+            before.live.recompile(sources)
+        } else {
+            let grants = grants.iter().map(|grant| grant.policy_source());
+            let all: Vec<_> = sources.iter().cloned().chain(grants).collect();
+            before.live.recompile(&all)
+        };
+        compiled.map_err(Unusable)
     }
 
+    /// Puts in force what was compiled, keeps what is held, and tells everybody.
     fn swap(&self, parts: &mut Parts, live: Arc<Snapshot>, shadow: Option<Arc<Snapshot>>, now: SystemTime) {
         let before = self.in_force();
         let live = if Arc::ptr_eq(&live, &before.live) {
             live
         } else {
             let (revision, policies) = (live.revision(), live.policy_ids().len());
-            let bundle = parts.live.as_ref().map(|bundle| bundle.manifest().revision);
+            let bundle = parts.holding.live().map(|bundle| bundle.revision());
             match live.deny_all_reason() {
                 Some(reason) => warn!(notice = true, reason, "every request is denied"),
                 None => info!(notice = true, revision, policies, bundle, "policy in force"),
@@ -498,23 +504,19 @@ impl PolicyFeed {
                 Err(shared) => shared,
             }
         };
-        let bundle = parts.live.as_ref().map(|bundle| BundleFacts {
-            revision: bundle.manifest().revision,
-            manifest: bundle.seen().manifest.0,
-            expires: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(bundle.manifest().expires),
+        let bundle = parts.holding.live().map(|bundle| BundleFacts {
+            revision: bundle.revision(),
+            manifest: bundle.manifest_hash().0,
+            expires: bundle.expires(),
         });
-        let grants = parts
-            .grants
-            .iter()
-            .map(|grant| (grant.policy_id(), grant.until()))
-            .collect();
+        let grants = parts.holding.grants().iter();
         *self.told() = PolicyStatus {
             loaded_at: now,
             faults: Vec::new(),
-            grants,
+            grants: grants.map(|grant| (grant.policy_id(), grant.until())).collect(),
             signed_by: parts
-                .live
-                .as_ref()
+                .holding
+                .live()
                 .map(|bundle| bundle.signed_by().to_vec())
                 .unwrap_or_default(),
         };
@@ -522,6 +524,7 @@ impl PolicyFeed {
         // snapshot that its decision did not see.
         self.current.store(Arc::new(InForce { live, shadow, bundle }));
         self.epoch.send_modify(|epoch| *epoch += 1);
+        parts.keep();
     }
 
     fn refuse(&self, what: &str, reason: &str) {
@@ -544,17 +547,38 @@ impl PolicyFeed {
     }
 }
 
-fn first(faults: Vec<Fault>) -> String {
-    let more = faults.len().saturating_sub(1);
-    let first = faults
-        .into_iter()
-        .next()
-        .map(|fault| fault.to_string())
-        .unwrap_or_default();
-    if more == 0 {
-        first
-    } else {
-        format!("{first} (and {more} more)")
+// === impl Parts ===
+
+impl Parts {
+    /// What decides, without the grants.
+    fn sources(&self) -> Option<&[Source]> {
+        let live = self.holding.live().map(|bundle| bundle.sources());
+        live.or(self.directory.as_deref().filter(|_| !self.holding.ever_signed()))
+    }
+
+    /// What cannot be kept is in force all the same, and is kept with the next change or the next look at the clock.
+    fn keep(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let kept = keeper.keep(&self.holding);
+        let before = std::mem::replace(&mut self.unkept, kept.is_err());
+        match kept {
+            // Once is enough: it is tried every few seconds.
+            Err(error) if !before => warn!(
+                notice = true,
+                %error,
+                "the policy in force is not kept for the next start; it is tried again every few seconds"
+            ),
+            Ok(()) if before => info!(notice = true, "the policy in force is kept again for the next start"),
+            _ => {}
+        }
+    }
+}
+
+fn told(faults: &[Fault]) -> String {
+    let first = faults.first().map(ToString::to_string).unwrap_or_default();
+    match faults.len().saturating_sub(1) {
+        0 => first,
+        more => format!("{first} (and {more} more)"),
     }
 }
 

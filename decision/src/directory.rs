@@ -1,17 +1,14 @@
 //! A directory of policies, followed: for one machine, and until the first bundle.
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use hoplite_host::clock;
 use hoplite_policy::Source;
 
-use crate::current::PolicyFeed;
-use crate::policy_files::{Glance, describe, glance, read, sources};
+use crate::policy_files::{FilesError, Glance, glance, read, sources};
 
 /// How often the directory is looked at: an edit is in force well under a second after it was saved.
 const POLL: Duration = Duration::from_millis(200);
@@ -28,7 +25,7 @@ pub(crate) struct Directory {
     glance: Option<Glance>,
     /// What the last look found and did not read yet.
     unsettled: Option<Glance>,
-    sources: Option<Result<Vec<(String, String)>, String>>,
+    sources: Option<Result<Vec<(String, String)>, FilesError>>,
 }
 
 // === impl Directory ===
@@ -43,27 +40,30 @@ impl Directory {
         }
     }
 
-    /// Offers the directory to the feed, now and, from a thread of its own, whenever it has changed.
-    pub(crate) fn follow(mut self, feed: Arc<PolicyFeed>) -> io::Result<Follower> {
-        self.offer(&feed);
+    /// Offers the directory's files, now and, from a thread of its own, whenever they have changed.
+    pub(crate) fn follow(
+        mut self,
+        offer: impl Fn(&Path, Result<Vec<Source>, FilesError>) + Send + 'static,
+    ) -> io::Result<Follower> {
+        self.look(&offer);
         let (stop, stopped) = mpsc::sync_channel(0);
         thread::Builder::new().name("policy".to_owned()).spawn(move || {
             while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
-                self.offer(&feed);
+                self.look(&offer);
             }
         })?;
         Ok(Follower { _stop: stop })
     }
 
     /// Looks once.
-    pub(crate) fn offer(&mut self, feed: &PolicyFeed) {
+    pub(crate) fn look(&mut self, offer: impl Fn(&Path, Result<Vec<Source>, FilesError>)) {
         if let Some(sources) = self.changed() {
-            feed.offer_directory(&self.path, sources, clock::now());
+            offer(&self.path, sources);
         }
     }
 
     /// The sources, if their names or texts differ from those last read, and two looks agree on them.
-    fn changed(&mut self) -> Option<Result<Vec<Source>, String>> {
+    fn changed(&mut self) -> Option<Result<Vec<Source>, FilesError>> {
         let glance = glance(&self.path);
         if let Ok(now) = &glance {
             if self.glance.as_ref() == Some(now) {
@@ -78,7 +78,7 @@ impl Directory {
         }
         let read = glance
             .as_ref()
-            .map_err(describe)
+            .map_err(FilesError::directory)
             .and_then(|glance| read(&self.path, glance));
         self.glance = glance.ok();
         if self.sources.as_ref() == Some(&read) {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
-use hoplite_wire::PolicyFeed as Stream;
+use hoplite_wire::PolicyFeed;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use crate::current::PolicyFeed;
+use crate::current::CurrentPolicy;
 
 /// How long to wait before the feed is opened again: at first, and at most.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
@@ -21,21 +21,21 @@ const LOOK: Duration = Duration::from_secs(10);
 /// A grant that could not be taken away is tried again, but not at once.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
-/// Offers every bundle and grant that the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) sends to the feed, for as
+/// Offers every bundle and grant that the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) sends, for as
 /// long as it is polled. While the agent is away, what is in force stays so; but a grant ends when it says.
-pub async fn follow_bundles(feed: Arc<PolicyFeed>, address: String) {
+pub async fn follow_bundles(policy: Arc<CurrentPolicy>, address: String) {
     tokio::select! {
-        () = follow(&feed, address) => {}
-        () = end_what_is_over(&feed) => {}
+        () = follow(&policy, address) => {}
+        () = end_what_is_over(&policy) => {}
     }
 }
 
 /// Takes every grant away as it ends, and says when the bundle has expired.
-async fn end_what_is_over(feed: &Arc<PolicyFeed>) {
-    let mut changes = feed.subscribe();
+async fn end_what_is_over(policy: &Arc<CurrentPolicy>) {
+    let mut changes = policy.subscribe();
     loop {
         changes.borrow_and_update();
-        let ending = feed.clone();
+        let ending = policy.clone();
         // It may wait for a compilation, and may be one.
         let next = spawn_blocking(move || ending.end_what_is_over(clock::now())).await;
         let due = async {
@@ -54,33 +54,33 @@ async fn end_what_is_over(feed: &Arc<PolicyFeed>) {
     }
 }
 
-async fn follow(feed: &Arc<PolicyFeed>, address: String) {
-    let mut stream = Stream::new(&address);
+async fn follow(policy: &Arc<CurrentPolicy>, address: String) {
+    let mut stream = PolicyFeed::new(&address);
     let mut backoff = RETRY;
     loop {
-        let (live, shadow) = feed.revisions();
+        let (live, shadow) = policy.revisions();
         match stream.next(live, shadow).await {
             Ok(update) => {
                 if backoff.is_at_longest() {
                     info!("the agent's policy feed is back");
                 }
                 backoff.succeeded();
-                let feed = feed.clone();
+                let policy = policy.clone();
                 // Verifying and compiling a large bundle takes seconds.
                 let offered = spawn_blocking(move || {
                     let now = clock::now();
                     for bundle in [&update.live, &update.shadow].into_iter().flatten() {
                         // Refusals are in the log and in the status.
-                        let _ = feed.offer(bundle, now);
+                        let _ = policy.offer(bundle, now);
                     }
                     if update.shadow_cleared {
-                        feed.clear_shadow(now);
+                        policy.clear_shadow(now);
                     }
-                    feed.offer_grants(&update.grants, now);
+                    policy.offer_grants(&update.grants, now);
                 });
                 if let Err(error) = offered.await {
                     debug!(%error, "a policy update was lost; the stream is opened again");
-                    stream = Stream::new(&address);
+                    stream = PolicyFeed::new(&address);
                 }
             }
             Err(error) => {

@@ -2,7 +2,7 @@
 //!
 //! The proxy and the agent's authorization services both decide here, so that one request gets one answer, one record
 //! and one kind of decision id, whoever enforces it. Policy comes from a directory or in signed bundles
-//! ([`PolicyFeed`]). What is known of a call is a [`Draft`] of its record; policy makes it [`Judged`]; only once that is
+//! ([`CurrentPolicy`]). What is known of a call is a [`Draft`] of its record; policy makes it [`Judged`]; only once that is
 //! recorded is there something [`Granted`], and with it the request to forward.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -24,13 +24,14 @@ mod strangers;
 mod trace;
 
 pub use answer::{DECISION_HEADER, refusal};
-pub use current::{BundleTrust, InForce, PolicyFeed, PolicyStatus};
+pub use current::{CurrentPolicy, InForce, NotInForce, PolicyStatus, Unusable};
 pub use directory::Follower;
 pub use draft::{Asked, Draft, Facts, HeaderFields, HttpRequest, NoFields, Opaque, Stranger, Unasked, Witness};
 pub use follow::follow_bundles;
 pub use granted::{Granted, Judged, Refused, Renewed, Why, Withdrawn};
+pub use keeper::Keeper;
 pub use metrics::{Family, Metrics};
 pub use point::DecisionPoint;
-pub use policy_files::read_policies;
+pub use policy_files::{FilesError, read_policies};
 pub use settings::{OnStale, reference_every};
 pub use trace::trace_id;

@@ -14,7 +14,7 @@ use hoplite_policy::{
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use crate::current::{InForce, PolicyFeed};
+use crate::current::{CurrentPolicy, InForce};
 use crate::draft::{Asked, Draft, Stranger, Unasked};
 use crate::granted::{Judged, Refused, Renewed, Why, Withdrawn};
 use crate::log::{Log, broke_glass};
@@ -42,7 +42,7 @@ type ReadAgain<'a> = dyn Fn(&SelectedHeaders) -> Option<Result<CanonicalRequest,
 
 /// Policy, the log and the counters: what every decision needs.
 pub struct DecisionPoint {
-    policy: Arc<PolicyFeed>,
+    policy: Arc<CurrentPolicy>,
     log: Log,
     sampler: Sampler,
     strangers: Strangers,
@@ -53,7 +53,7 @@ pub struct DecisionPoint {
 
 impl DecisionPoint {
     /// One decision in `reference_every` is also made by the reference (0: none).
-    pub fn new(policy: Arc<PolicyFeed>, recorder: Recorder, reference_every: u64, on_stale: OnStale) -> Self {
+    pub fn new(policy: Arc<CurrentPolicy>, recorder: Recorder, reference_every: u64, on_stale: OnStale) -> Self {
         Self {
             policy,
             log: Log::new(recorder),
@@ -64,7 +64,7 @@ impl DecisionPoint {
     }
 
     /// What is in force.
-    pub fn policy(&self) -> &PolicyFeed {
+    pub fn policy(&self) -> &CurrentPolicy {
         &self.policy
     }
 

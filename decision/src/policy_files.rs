@@ -7,7 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hoplite_policy::Source;
 use hoplite_policy::files::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE};
@@ -24,17 +24,52 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// What a look at the directory compares: names, and for each what changes when it is written.
 pub(crate) type Glance = Vec<(String, (u64, u64, i64, i64))>;
 
+/// Why the files of a directory are no policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FilesError {
+    /// The directory, or something in it, cannot be read or is in the wrong place.
+    #[error("cannot read the policy directory: {0}")]
+    Directory(String),
+    /// It has no policies at all.
+    #[error("there is no `*.cedar` file in `{}`", .0.display())]
+    NoPolicies(PathBuf),
+    /// One file is longer than a file of policies may be.
+    #[error("`{name}` has {bytes} bytes, more than {FILE_BYTES_MAX}; split it")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its length.
+        bytes: u64,
+    },
+    /// One file cannot be read.
+    #[error("cannot read `{name}`: {problem}")]
+    File {
+        /// The file.
+        name: String,
+        /// What the system said.
+        problem: String,
+    },
+    /// One file is no text.
+    #[error("`{name}` is not UTF-8 in line {line}; save it as UTF-8")]
+    NotUtf8 {
+        /// The file.
+        name: String,
+        /// Where.
+        line: usize,
+    },
+}
+
 /// The policy files of a directory as a proxy reads them, for tools that check them before a proxy does.
 ///
 /// # Errors
-/// One sentence: what cannot be read, or that there is no policy.
-pub fn read_policies(directory: &Path) -> Result<Vec<Source>, String> {
-    let glance = glance(directory).map_err(|error| describe(&error))?;
+/// What cannot be read, or that there is no policy.
+pub fn read_policies(directory: &Path) -> Result<Vec<Source>, FilesError> {
+    let glance = glance(directory).map_err(|error| FilesError::directory(&error))?;
     let sources = sources(read(directory, &glance)?);
     if has_policies(&sources) {
         Ok(sources)
     } else {
-        Err(no_policies(directory))
+        Err(FilesError::NoPolicies(directory.to_owned()))
     }
 }
 
@@ -45,10 +80,6 @@ pub(crate) fn sources(texts: Vec<(String, String)>) -> Vec<Source> {
 /// An empty set would be a legal policy, but a directory without any is a mistake in `policy_dir`.
 pub(crate) fn has_policies(sources: &[Source]) -> bool {
     sources.iter().any(|source| source.name.ends_with(".cedar"))
-}
-
-pub(crate) fn no_policies(directory: &Path) -> String {
-    format!("there is no `*.cedar` file in `{}`", directory.display())
 }
 
 /// Names, inode, size and time of change of every policy file, in name order.
@@ -130,16 +161,20 @@ fn look(directory: &Path, module: Option<&str>, files: &mut Glance) -> io::Resul
     Ok(())
 }
 
-pub(crate) fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>, FilesError> {
     glance
         .iter()
         .map(|(name, (_, size, _, _))| {
             if *size > FILE_BYTES_MAX {
-                return Err(format!(
-                    "`{name}` has {size} bytes, more than {FILE_BYTES_MAX}; split it"
-                ));
+                return Err(FilesError::TooLarge {
+                    name: name.clone(),
+                    bytes: *size,
+                });
             }
-            let bytes = fs::read(path.join(name)).map_err(|error| format!("cannot read `{name}`: {error}"))?;
+            let bytes = fs::read(path.join(name)).map_err(|error| FilesError::File {
+                name: name.clone(),
+                problem: error.to_string(),
+            })?;
             match String::from_utf8(bytes) {
                 Ok(text) => Ok((name.clone(), text)),
                 Err(error) => {
@@ -148,15 +183,22 @@ pub(crate) fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>
                         .get(..error.utf8_error().valid_up_to())
                         .unwrap_or_default();
                     let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
-                    Err(format!("`{name}` is not UTF-8 in line {line}; save it as UTF-8"))
+                    Err(FilesError::NotUtf8 {
+                        name: name.clone(),
+                        line,
+                    })
                 }
             }
         })
         .collect()
 }
 
-pub(crate) fn describe(error: &io::Error) -> String {
-    format!("cannot read the policy directory: {error}")
+// === impl FilesError ===
+
+impl FilesError {
+    pub(crate) fn directory(error: &io::Error) -> Self {
+        Self::Directory(error.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -178,7 +220,7 @@ mod tests {
                 fs::write(&path, "// nothing").unwrap();
             }
         }
-        let sources = read_policies(dir.path())?;
+        let sources = read_policies(dir.path()).map_err(|error| error.to_string())?;
         Ok(sources
             .into_iter()
             .map(|source| source.name)
@@ -234,10 +276,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.cedar");
         fs::write(&file, b"// one\n// \xff\n").unwrap();
-        let refused = read_policies(dir.path()).unwrap_err();
+        let refused = read_policies(dir.path()).unwrap_err().to_string();
         assert_eq!(refused, "`a.cedar` is not UTF-8 in line 2; save it as UTF-8");
         fs::File::create(&file).unwrap().set_len(FILE_BYTES_MAX + 1).unwrap();
-        let refused = read_policies(dir.path()).unwrap_err();
+        let refused = read_policies(dir.path()).unwrap_err().to_string();
         assert!(
             refused.contains("`a.cedar` has 4194305 bytes") && refused.contains("split it"),
             "{refused}"

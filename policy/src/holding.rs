@@ -15,8 +15,8 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::bundle::{
-    Acceptance, BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, Manifest, Refused, Seen, Stage,
-    in_order,
+    Acceptance, BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, KNOWN_CRITICAL, Manifest, Refused, Seen,
+    Stage, in_order,
 };
 use crate::calendar::instant;
 use crate::grant::{Grant, GrantRefused};
@@ -314,6 +314,11 @@ impl Holding {
         if shadow_was_cleared {
             // What a shadow leaves behind is how high it was.
             holding.shadow.lost = None;
+        }
+        if let ([damaged], None, None) = (&lost[..], &holding.live.held, &holding.live.lost) {
+            // A live bundle may have been accepted: only another one ends the doubt.
+            holding.live.lost = Some(damaged.clone());
+            lost.clear();
         }
         lost.extend(
             [&holding.live, &holding.shadow]

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use hoplite_audit::is_recorder_name;
-use hoplite_decision::{BundleTrust, OnStale};
+use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
@@ -137,10 +138,10 @@ impl Config {
     }
 
     /// Whose bundles are believed; nobody's without `policy_signers`.
-    pub(crate) fn bundle_trust(&self) -> Option<BundleTrust> {
+    pub(crate) fn bundle_trust(&self) -> Option<PolicyTrust> {
         let own = self.spiffe_id.as_ref().map(|id| id.trust_domain().clone());
         let trust_domain = self.trust_domain.clone().or(own)?;
-        (!self.policy_signers.is_empty()).then(|| BundleTrust::new(self.policy_signers.clone(), trust_domain))
+        (!self.policy_signers.is_empty()).then(|| PolicyTrust::new(self.policy_signers.clone(), trust_domain))
     }
 
     /// Checks what the types cannot say; `path` is named in errors.

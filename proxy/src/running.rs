@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
-use hoplite_decision::{DecisionPoint, Follower, PolicyFeed, follow_bundles};
+use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, follow_bundles};
 use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
@@ -108,7 +108,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let policy = PolicyFeed::new(&config.state_dir, config.bundle_trust(), clock::now());
+    let policy = CurrentPolicy::new(&config.state_dir, config.bundle_trust(), clock::now());
     let policy = Arc::new(policy);
     let follower = config.policy_dir.clone().map(|dir| policy.follow(dir)).transpose();
     let follower = follower.map_err(|source| StartError::System {

@@ -13,13 +13,13 @@ use std::time::SystemTime;
 
 use hoplite_audit::{Options, Phase, Recorder, RecorderError};
 use hoplite_decision::{
-    BundleTrust, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, PolicyFeed, Refused, Stranger, Unasked,
-    Witness,
+    CurrentPolicy, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, Refused, Stranger, Unasked, Witness,
 };
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
+use hoplite_policy::holding::PolicyTrust;
 use hoplite_policy::{Caller, CanonicalRequest, Transport};
 use http::StatusCode;
 use tokio::sync::watch;
@@ -33,7 +33,7 @@ use crate::socket::session::Entitlement;
 /// Decides for all who may ask on this node.
 pub(crate) struct Authorizer {
     point: DecisionPoint,
-    feed: Arc<PolicyFeed>,
+    feed: Arc<CurrentPolicy>,
     services: BTreeMap<String, SpiffeId>,
     audit_dir: PathBuf,
     _directory: Option<Follower>,
@@ -88,7 +88,7 @@ impl Authorizer {
     /// [`AuthorizerError`]. A policy that cannot be used is no error: everything is denied, and the reason said.
     pub(crate) fn open(
         config: &Authorization,
-        trust: Option<BundleTrust>,
+        trust: Option<PolicyTrust>,
         now: SystemTime,
     ) -> Result<Self, AuthorizerError> {
         let opened = Recorder::open(&config.audit_dir, &config.name, Options::default());
@@ -103,7 +103,7 @@ impl Authorizer {
             );
         }
         files::private_dir(&config.state_dir)?;
-        let feed = Arc::new(PolicyFeed::new(&config.state_dir, trust, now));
+        let feed = Arc::new(CurrentPolicy::new(&config.state_dir, trust, now));
         let directory = config.policy_dir.clone().map(|dir| feed.follow(dir)).transpose()?;
         Ok(Self {
             point: DecisionPoint::new(
@@ -247,7 +247,7 @@ impl fmt::Debug for Authorizer {
 }
 
 /// Brings a feed to what the agent holds. Refusals are in the log; what was in force stays so then.
-fn offer(feed: &PolicyFeed, held: &Feed, now: SystemTime) {
+fn offer(feed: &CurrentPolicy, held: &Feed, now: SystemTime) {
     let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
     let (live, shadow) = feed.revisions();
     // What is in force already would only be verified again.

@@ -8,6 +8,11 @@ use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_seal::SigningKey;
 use zeroize::Zeroizing;
 
+use hoplite_identity::TrustDomain;
+use hoplite_policy::bundle::{Bundle, EngineVersion};
+use hoplite_policy::holding::PolicyTrust;
+use hoplite_seal::TrustedSigners;
+
 use super::*;
 
 const FIRST: &str = "@id(\"first\") permit (principal, action, resource);";
@@ -23,9 +28,9 @@ fn trust_domain() -> TrustDomain {
     TrustDomain::parse("prod.acme").unwrap()
 }
 
-fn trust() -> BundleTrust {
+fn trust() -> PolicyTrust {
     let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
-    BundleTrust::new(TrustedSigners::new(signers).unwrap(), trust_domain())
+    PolicyTrust::new(TrustedSigners::new(signers).unwrap(), trust_domain())
 }
 
 fn now() -> SystemTime {
@@ -59,25 +64,29 @@ fn bundle(revision: u64, stage: Stage, text: &str) -> Vec<u8> {
     draft(revision, stage, text).sign(&[&key("alice")]).unwrap()
 }
 
+fn look(directory: &mut Directory, feed: &CurrentPolicy) {
+    directory.look(|path, sources| feed.offer_directory(path, sources, SystemTime::now()));
+}
+
 fn ids(snapshot: &Snapshot) -> Vec<&str> {
     snapshot.policy_ids().collect()
 }
 
 /// The ids in force, and the revision of their bundle.
-fn live(feed: &PolicyFeed) -> (Vec<String>, Option<u64>) {
+fn live(feed: &CurrentPolicy) -> (Vec<String>, Option<u64>) {
     let in_force = feed.in_force();
     let ids = ids(in_force.live()).into_iter().map(str::to_owned).collect();
     (ids, in_force.bundle_revision())
 }
 
-fn is_live(feed: &PolicyFeed, id: &str, revision: u64) {
+fn is_live(feed: &CurrentPolicy, id: &str, revision: u64) {
     assert_eq!(live(feed), (vec![id.to_owned()], Some(revision)));
 }
 
 #[test]
 fn a_bundle_replaces_another_only_when_it_is_signed_newer_and_understood() {
     let state = tempfile::tempdir().unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     assert!(feed.in_force().live().deny_all_reason().is_some());
     feed.offer(&bundle(5, Stage::Live, FIRST), now()).unwrap();
     is_live(&feed, "first", 5);
@@ -93,7 +102,7 @@ fn a_bundle_replaces_another_only_when_it_is_signed_newer_and_understood() {
         (bundle(6, Stage::Live, "permit ("), now(), "a.cedar:1"),
         (b"no bundle".to_vec(), now(), "bundle"),
     ] {
-        let refused = feed.offer(&bytes, at).unwrap_err();
+        let refused = feed.offer(&bytes, at).unwrap_err().to_string();
         assert!(refused.contains(reason), "{refused}");
         is_live(&feed, "first", 5);
         assert!(
@@ -116,13 +125,16 @@ fn a_bundle_replaces_another_only_when_it_is_signed_newer_and_understood() {
 #[test]
 fn an_engine_that_does_not_know_shadows_refuses_one_and_does_not_enforce_it() {
     let state = tempfile::tempdir().unwrap();
-    let old = BundleTrust {
+    let old = PolicyTrust {
         known_critical: &[],
         ..trust()
     };
-    let feed = PolicyFeed::new(state.path(), Some(old), now());
+    let feed = CurrentPolicy::new(state.path(), Some(old), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
-    let refused = feed.offer(&bundle(2, Stage::Shadow, OTHER), now()).unwrap_err();
+    let refused = feed
+        .offer(&bundle(2, Stage::Shadow, OTHER), now())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("`shadow`"), "{refused}");
     is_live(&feed, "first", 1);
     assert!(feed.in_force().shadow().is_none());
@@ -131,7 +143,7 @@ fn an_engine_that_does_not_know_shadows_refuses_one_and_does_not_enforce_it() {
 #[test]
 fn a_shadow_lies_beside_what_is_in_force() {
     let state = tempfile::tempdir().unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
     let before = feed.in_force();
     feed.offer(&bundle(2, Stage::Shadow, OTHER), now()).unwrap();
@@ -152,8 +164,8 @@ fn a_shadow_lies_beside_what_is_in_force() {
 #[test]
 fn the_last_bundle_outlives_a_restart_and_its_end_and_nothing_older_comes_back() {
     let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let start = |trust| PolicyFeed::new(state.path(), trust, later(500));
-    PolicyFeed::new(state.path(), Some(trust()), now())
+    let start = |trust| CurrentPolicy::new(state.path(), trust, later(500));
+    CurrentPolicy::new(state.path(), Some(trust()), now())
         .offer(&bundle(5, Stage::Live, FIRST), now())
         .unwrap();
 
@@ -164,13 +176,13 @@ fn the_last_bundle_outlives_a_restart_and_its_end_and_nothing_older_comes_back()
 
     // From the first bundle on the directory does not count.
     fs::write(policies.path().join("b.cedar"), OTHER).unwrap();
-    Directory::new(policies.path().to_owned()).offer(&feed);
+    look(&mut Directory::new(policies.path().to_owned()), &feed);
     is_live(&feed, "first", 5);
 
     // What cannot be believed any more denies, and the directory is no way round that.
-    for trust in [None, Some(BundleTrust::new(TrustedSigners::default(), trust_domain()))] {
+    for trust in [None, Some(PolicyTrust::new(TrustedSigners::default(), trust_domain()))] {
         let feed = start(trust);
-        Directory::new(policies.path().to_owned()).offer(&feed);
+        look(&mut Directory::new(policies.path().to_owned()), &feed);
         assert!(
             feed.in_force()
                 .live()
@@ -179,7 +191,7 @@ fn the_last_bundle_outlives_a_restart_and_its_end_and_nothing_older_comes_back()
                 .contains("kept bundle")
         );
     }
-    fs::write(state.path().join("policy.bundle"), b"spoilt").unwrap();
+    fs::write(state.path().join("policy-live.bundle"), b"spoilt").unwrap();
     let feed = start(Some(trust()));
     assert!(
         feed.in_force()
@@ -193,18 +205,34 @@ fn the_last_bundle_outlives_a_restart_and_its_end_and_nothing_older_comes_back()
 }
 
 #[test]
+fn what_could_not_be_kept_is_in_force_and_is_kept_at_a_later_look() {
+    let state = tempfile::tempdir().unwrap();
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
+    let file = state.path().join("policy-live.bundle");
+    fs::create_dir(&file).unwrap();
+    feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
+    is_live(&feed, "first", 1);
+    let again = feed.end_what_is_over(now()).unwrap();
+    assert!(again < later(100), "before the bundle's own end: {again:?}");
+    fs::remove_dir(&file).unwrap();
+    assert_eq!(feed.end_what_is_over(again), Some(later(100)), "it is kept");
+    drop(feed);
+    is_live(&CurrentPolicy::new(state.path(), Some(trust()), now()), "first", 1);
+}
+
+#[test]
 fn a_bundle_takes_over_from_a_directory() {
     let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(policies.path().join("a.cedar"), FIRST).unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     let mut directory = Directory::new(policies.path().to_owned());
-    directory.offer(&feed);
+    look(&mut directory, &feed);
     assert_eq!(live(&feed), (vec!["first".to_owned()], None));
     feed.offer(&bundle(1, Stage::Live, OTHER), now()).unwrap();
     is_live(&feed, "other", 1);
     fs::write(policies.path().join("a.cedar"), "permit (").unwrap();
-    directory.offer(&feed);
-    directory.offer(&feed);
+    look(&mut directory, &feed);
+    look(&mut directory, &feed);
     is_live(&feed, "other", 1);
 }
 
@@ -227,7 +255,7 @@ fn grant(by: [&str; 2]) -> Vec<u8> {
 #[test]
 fn a_grant_is_in_force_as_long_as_it_is_offered() {
     let state = tempfile::tempdir().unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
     for (signers, refused) in [
         (["alice", "alice"], "only `alice`"),
@@ -257,7 +285,7 @@ fn a_grant_is_in_force_as_long_as_it_is_offered() {
 #[test]
 fn a_grant_goes_at_its_end_and_everybody_hears_of_it() {
     let state = tempfile::tempdir().unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
     assert_eq!(feed.end_what_is_over(now()), Some(later(100)), "the bundle's own end");
     let both = [grant(["alice", "bob"])];
@@ -289,12 +317,12 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
     let (policies, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = policies.path().join("a.cedar");
     let start = || {
-        let feed = PolicyFeed::new(state.path(), None, SystemTime::now());
+        let feed = CurrentPolicy::new(state.path(), None, SystemTime::now());
         let mut directory = Directory::new(policies.path().to_owned());
-        directory.offer(&feed);
+        look(&mut directory, &feed);
         (feed, directory)
     };
-    let in_force = |feed: &PolicyFeed| {
+    let in_force = |feed: &CurrentPolicy| {
         (
             feed.in_force().live.deny_all_reason().is_none(),
             feed.status().faults.len(),
@@ -318,8 +346,8 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
     assert_eq!(feed.in_force().live.revision(), revision);
 
     fs::remove_file(&file).unwrap();
-    directory.offer(&feed);
-    directory.offer(&feed);
+    look(&mut directory, &feed);
+    look(&mut directory, &feed);
     assert_eq!(in_force(&feed), (false, 0), "taken away on purpose");
     fs::write(&file, "permit (").unwrap();
     assert_eq!(in_force(&start().0), (false, 1), "it does not come back");
@@ -328,13 +356,13 @@ fn the_last_good_policy_outlives_a_restart_but_not_its_removal() {
 #[test]
 fn a_kept_shadow_does_not_decide() {
     let state = tempfile::tempdir().unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     feed.offer(&bundle(1, Stage::Live, FIRST), now()).unwrap();
     drop(feed);
     let kept = walk(state.path());
-    assert_eq!(kept.len(), 1, "{kept:?}");
-    fs::write(&kept[0], bundle(2, Stage::Shadow, OTHER)).unwrap();
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    assert_eq!(kept.len(), 2, "the bundle and the state: {kept:?}");
+    fs::write(state.path().join("policy-live.bundle"), bundle(2, Stage::Shadow, OTHER)).unwrap();
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     let reason = feed.in_force().live().deny_all_reason().map(str::to_owned);
     assert!(reason.is_some_and(|reason| reason.contains("may not decide")));
 }
@@ -347,7 +375,7 @@ fn walk(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_shadow_outlives_an_edit_of_the_directory() {
     let (state, policies) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let feed = PolicyFeed::new(state.path(), Some(trust()), now());
+    let feed = CurrentPolicy::new(state.path(), Some(trust()), now());
     let source = |text: &str| {
         Ok(vec![Source {
             name: "a.cedar".to_owned(),

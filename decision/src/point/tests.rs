@@ -8,12 +8,12 @@ use hoplite_identity::testing::TestAuthority;
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Seen, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
+use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::{SigningKey, TrustedSigners};
 use http::StatusCode;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::current::BundleTrust;
 use crate::draft::{Facts, HeaderFields, HttpRequest, Witness};
 
 const PERMIT: &str = "@id(\"pay/read\") permit (principal, action in Hoplite::Action::\"read\", resource);";
@@ -22,7 +22,7 @@ const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\"]";
 
 struct World {
     dir: tempfile::TempDir,
-    feed: Arc<PolicyFeed>,
+    feed: Arc<CurrentPolicy>,
     peer: VerifiedPeer,
 }
 
@@ -37,11 +37,11 @@ fn world() -> World {
     let authority = TestAuthority::new("prod.acme");
     let peer = authority.peer("/web");
     let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
-    let trust = BundleTrust::new(
+    let trust = PolicyTrust::new(
         TrustedSigners::new(signers).unwrap(),
         peer.spiffe_id().trust_domain().clone(),
     );
-    let feed = Arc::new(PolicyFeed::new(dir.path(), Some(trust), SystemTime::now()));
+    let feed = Arc::new(CurrentPolicy::new(dir.path(), Some(trust), SystemTime::now()));
     World { dir, feed, peer }
 }
 

@@ -199,6 +199,14 @@ fn what_was_accepted_outlives_its_end_its_signer_and_damage() {
         assert_eq!(revisions(&holding), (Some(9), None));
         assert!(offer(&mut holding, &live(8), 1).unwrap_err().contains("lower than 9"));
     }
+    let doubtful = KeptPolicy {
+        state: Some(Ok(b"{".to_vec())),
+        ..KeptPolicy::default()
+    };
+    let (mut holding, lost) = restored(doubtful);
+    assert!(matches!(lost[..], [NotRestored::State(_)]), "{lost:?}");
+    assert!(holding.ever_signed(), "a directory does not count when nobody knows");
+    assert_eq!(offer(&mut holding, &live(1), 1), Ok(1));
     let twin = KeptPolicy {
         live: Some(Ok(bundle(5, Stage::Live, Some("x"), "bob"))),
         ..kept(&before)
