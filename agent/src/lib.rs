@@ -33,7 +33,7 @@ use hoplite_host::files::FileError;
 use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
-use hoplite_policy::holding::PolicyTrust;
+use hoplite_policy::holding::{Holding, PolicyTrust};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -47,7 +47,7 @@ use attest::launch::Launches;
 use authorize::authorizer::Authorizer;
 use node::Keeper;
 use node::link::CaLink;
-use policy::{Shelf, Trust};
+use policy::PolicyHolder;
 use socket::session::Sessions;
 use supply::{Supplier, SupplyReceiver};
 
@@ -106,16 +106,15 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         &config.trust_domain,
         &config.trust_bundle,
     )?);
-    let trust = Trust {
-        trust_domain: config.trust_domain.clone(),
-        signers: config.policy_signers.clone(),
+    let trust = (!config.policy_signers.is_empty()).then(|| PolicyTrust {
         max_bytes: config.policy_max_bytes,
-    };
-    let shelf = Shelf::open(&config.data_dir, trust, clock::now())?;
+        ..PolicyTrust::new(config.policy_signers.clone(), config.trust_domain.clone())
+    });
+    let holder = PolicyHolder::open(&config.data_dir, trust, clock::now())?;
+    let (feed, holdings) = (holder.feed(), holder.holdings());
     let authorizer = config.authorization.as_ref().map(|authorization| {
-        let trust = (!config.policy_signers.is_empty())
-            .then(|| PolicyTrust::new(config.policy_signers.clone(), config.trust_domain.clone()));
-        Authorizer::open(authorization, trust, clock::now()).map(Arc::new)
+        let holding = Holding::clone(&holdings.borrow());
+        Authorizer::open(authorization, holding, clock::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
@@ -132,11 +131,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         shutdown: stop.clone(),
     };
 
-    let feed = shelf.feed();
     let mut parts = JoinSet::new();
     let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
-    let policy = policy::run(shelf, link.clone(), states.subscribe(), stop.clone());
+    let policy = policy::run(holder, link.clone(), states.subscribe(), stop.clone());
     let sync = supply::sync::run(
         link.clone(),
         Arc::clone(&keeper),
@@ -155,7 +153,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     };
     let mut stopping = stop.clone();
     if let Some(authorizer) = authorizer.clone() {
-        let following = authorizer.follow(feed.clone(), stop.clone());
+        let following = authorizer.follow(holdings, stop.clone());
         parts.spawn(async {
             following.await;
             "the policy for decisions"

@@ -4,84 +4,52 @@
 //! than what was ever accepted takes its place, whatever the CA says.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_decision::Keeper;
 use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
-use hoplite_host::files::{self, FileError};
+use hoplite_host::files::FileError;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::TrustDomain;
-use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL, Refused, Seen, Stage};
-use hoplite_policy::grant::Grant;
-use hoplite_seal::{Hash, TrustedSigners};
+use hoplite_policy::bundle::{Refused, Stage};
+use hoplite_policy::holding::{HeldBundle, Holding, NotTaken, PolicyTrust};
+use hoplite_seal::SealBroken;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{FetchPolicyRequest, PolicyRef, PolicyState};
 use prost::bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::node::link::{CaError, CaLink, RETRY};
 
-/// Beside the bundles: what was accepted last, and the grants.
-const STATE_FILE: &str = "policy.json";
-
 /// A CA that needs longer for one piece of a bundle is stuck.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Grants held at once; the CA has fewer.
-const GRANTS_MAX: usize = 256;
-
-/// What those who enforce policy on this node are told.
+/// What proxies on this node are told.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Feed {
-    pub(crate) live: Option<Held>,
-    pub(crate) shadow: Option<Held>,
+    pub(crate) live: Option<FeedBundle>,
+    pub(crate) shadow: Option<FeedBundle>,
     /// Signed envelopes.
     pub(crate) grants: Vec<Vec<u8>>,
 }
 
-/// A bundle that was verified.
+/// A bundle that was verified, as it travels.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) seen: Seen,
-    /// As it travels; shared by all who are told.
+pub(crate) struct FeedBundle {
+    pub(crate) revision: u64,
+    /// Shared by all who are told.
     pub(crate) bytes: Bytes,
 }
 
-/// Whose policy is taken.
-#[derive(Debug, Clone)]
-pub(crate) struct Trust {
-    pub(crate) trust_domain: TrustDomain,
-    pub(crate) signers: TrustedSigners,
-    pub(crate) max_bytes: usize,
-}
-
-/// What is held, in memory and on disk.
-pub(crate) struct Shelf {
-    directory: PathBuf,
-    trust: Trust,
-    disk: OnDisk,
-    /// Whether `disk` is not on the disk yet, and the stages of which the bundle that is held is not.
-    unsaved: bool,
-    unkept: Vec<Stage>,
+/// The one holding of this node's policy, its keeper, and who hears of it: proxies by the feed, and whoever decides in this
+/// process by the holding itself, so that nothing is verified or kept twice.
+pub(crate) struct PolicyHolder {
+    holding: Holding,
+    keeper: Keeper,
+    holdings: watch::Sender<Arc<Holding>>,
     feed: watch::Sender<Arc<Feed>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OnDisk {
-    /// The highest that was ever accepted.
-    live: Option<SeenOnDisk>,
-    shadow: Option<SeenOnDisk>,
-    grants: Vec<Vec<u8>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SeenOnDisk {
-    revision: u64,
-    manifest: [u8; 32],
 }
 
 /// Why what the CA names cannot be taken.
@@ -90,18 +58,16 @@ enum Trouble {
     #[error(transparent)]
     Ca(#[from] CaError),
     #[error(transparent)]
-    Refused(#[from] Refused),
+    NotTaken(#[from] NotTaken),
     #[error("the CA named revision {named} a {stage} bundle, and it is another")]
     Other { named: u64, stage: Stage },
     #[error("what is accepted cannot be kept: {0}")]
     Disk(#[from] FileError),
-    #[error("what is accepted cannot be kept: {0}")]
-    State(#[from] serde_json::Error),
 }
 
 /// Follows what the CA says is in force until the agent stops.
 pub(crate) async fn run(
-    mut shelf: Shelf,
+    mut holder: PolicyHolder,
     link: CaLink,
     mut states: watch::Receiver<Option<Arc<PolicyState>>>,
     mut shutdown: Shutdown,
@@ -119,7 +85,7 @@ pub(crate) async fn run(
             continue;
         };
         let followed = tokio::select! {
-            followed = shelf.follow(&link, &state) => followed,
+            followed = holder.follow(&link, &state) => followed,
             () = shutdown.wait() => return,
         };
         // What was refused stays refused until the CA says something else; what failed is tried again.
@@ -138,80 +104,77 @@ async fn backoff_or_forever(wait: Option<Duration>) {
     }
 }
 
-// === impl Shelf ===
+// === impl Feed ===
 
-impl Shelf {
+impl Feed {
+    fn of(holding: &Holding) -> Self {
+        let bundle = |held: &HeldBundle| FeedBundle {
+            revision: held.revision(),
+            bytes: Bytes::from_owner(held.clone()),
+        };
+        Self {
+            live: holding.live().map(bundle),
+            shadow: holding.shadow().map(bundle),
+            grants: holding.grants().iter().map(|grant| grant.bytes().to_vec()).collect(),
+        }
+    }
+}
+
+// === impl PolicyHolder ===
+
+impl PolicyHolder {
     /// Reads what was kept. What is damaged, or signed by somebody who is trusted no longer, is left out and said: it
     /// must not keep the agent from serving identities.
     ///
     /// # Errors
     /// The state cannot be read, so that what was ever accepted is not known.
-    pub(crate) fn open(data_dir: &Path, trust: Trust, now: SystemTime) -> Result<Self, FileError> {
-        let disk = match files::read_private(&data_dir.join(STATE_FILE)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::error!(file = STATE_FILE, %error, "what policy was accepted before is not known any more");
-                OnDisk::default()
-            }),
-            Err(error) if error.is_not_found() => OnDisk::default(),
-            Err(error) => return Err(error),
-        };
-        let mut shelf = Self {
-            directory: data_dir.to_owned(),
-            trust,
-            disk,
-            unsaved: false,
-            unkept: Vec::new(),
-            feed: watch::Sender::new(Arc::default()),
-        };
-        let mut feed = Feed {
-            live: shelf.kept(Stage::Live, now),
-            shadow: shelf.kept(Stage::Shadow, now),
-            grants: Vec::new(),
-        };
-        feed.grants = shelf.sound_grants(&shelf.disk.grants, now);
-        // A file that was written just before the end counts, though the state does not know of it yet.
-        for held in [&feed.live, &feed.shadow].into_iter().flatten() {
-            let stage = if Some(held) == feed.live.as_ref() {
-                Stage::Live
-            } else {
-                Stage::Shadow
-            };
-            if shelf.seen(stage).is_none_or(|seen| seen.revision < held.seen.revision) {
-                shelf.note(stage, held.seen);
-                shelf.unsaved = true;
-            }
+    pub(crate) fn open(data_dir: &Path, trust: Option<PolicyTrust>, now: SystemTime) -> Result<Self, FileError> {
+        let (keeper, kept) = Keeper::open(data_dir)?;
+        let (holding, lost) = Holding::restore(trust, kept, now);
+        for why in lost {
+            tracing::error!(%why, "signed policy that was kept here is not used");
         }
-        if feed != Feed::default() {
-            let revision = |held: &Option<Held>| held.as_ref().map(|held| held.seen.revision);
-            tracing::info!(
-                live = revision(&feed.live),
-                shadow = revision(&feed.shadow),
-                "policy kept from before"
-            );
+        let revision = |held: Option<&HeldBundle>| held.map(HeldBundle::revision);
+        let (live, shadow) = (revision(holding.live()), revision(holding.shadow()));
+        if live.is_some() || shadow.is_some() {
+            tracing::info!(live, shadow, "policy kept from before");
         }
-        shelf.feed.send_replace(Arc::new(feed));
-        Ok(shelf)
+        Ok(Self {
+            holdings: watch::Sender::new(Arc::new(holding.clone())),
+            feed: watch::Sender::new(Arc::new(Feed::of(&holding))),
+            holding,
+            keeper,
+        })
     }
 
+    /// What proxies are told, now and at each change.
     pub(crate) fn feed(&self) -> watch::Receiver<Arc<Feed>> {
         self.feed.subscribe()
+    }
+
+    /// What is held, now and at each change.
+    pub(crate) fn holdings(&self) -> watch::Receiver<Arc<Holding>> {
+        self.holdings.subscribe()
     }
 
     /// Brings what is held to what the CA names. A refusal is said and is no error: asking again would bring the same.
     /// What is taken is in force before it is kept, so that a full disk keeps no revocation away; keeping is tried again.
     async fn follow(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
-        let now = clock::now();
         // First what costs no call, and narrows.
-        let grants = self.sound_grants(&state.grants, now);
-        if grants != self.feed.borrow().grants {
-            self.disk.grants.clone_from(&grants);
-            self.unsaved = true;
-            self.publish(|feed| feed.grants = grants);
+        let (grants, refused) = self
+            .holding
+            .examine_grants(state.grants.iter().map(Vec::as_slice), clock::now());
+        for error in refused {
+            tracing::warn!(%error, "a grant is not used");
         }
-        if state.shadow.is_none() && self.feed.borrow().shadow.is_some() {
+        let mut changed = grants != self.holding.grants();
+        self.holding.take_grants(grants);
+        if state.shadow.is_none() && self.holding.clear_shadow() {
             tracing::info!("the shadow policy has ended");
-            self.unkept.push(Stage::Shadow);
-            self.publish(|feed| feed.shadow = None);
+            changed = true;
+        }
+        if changed {
+            self.publish();
         }
         // Whatever the CA takes its time for; what fails is tried again below.
         let _ = self.keep();
@@ -223,7 +186,7 @@ impl Shelf {
         for (stage, named) in [(Stage::Live, &state.live), (Stage::Shadow, &state.shadow)] {
             if let Some(named) = named {
                 match self.take(link, stage, named).await {
-                    Err(error @ (Trouble::Refused(_) | Trouble::Other { .. })) => {
+                    Err(error @ (Trouble::NotTaken(_) | Trouble::Other { .. })) => {
                         tracing::error!(revision = named.revision, %stage, %error, "policy is refused; what is held stays in force");
                     }
                     result => result?,
@@ -234,189 +197,66 @@ impl Shelf {
     }
 
     async fn take(&mut self, link: &CaLink, stage: Stage, named: &PolicyRef) -> Result<(), Trouble> {
-        let holds = self.held(stage).is_some_and(|held| {
-            held.seen.revision == named.revision && held.seen.manifest.0.as_slice() == named.manifest_sha256
+        let holds = self.holding.bundle(stage).is_some_and(|held| {
+            let seen = held.seen();
+            seen.revision == named.revision && seen.manifest.0.as_slice() == named.manifest_sha256
         });
         if holds {
             return Ok(());
         }
-        if named.bytes > self.trust.max_bytes as u64 {
-            return Err(Refused::Seal(hoplite_seal::SealBroken::TooLarge {
+        // What would be refused is not worth a fetch.
+        let max_bytes = self.holding.trust().ok_or(NotTaken::NoSigner)?.max_bytes;
+        if named.bytes > max_bytes as u64 {
+            let too_large = SealBroken::TooLarge {
                 bytes: usize::try_from(named.bytes).unwrap_or(usize::MAX),
-                max: self.trust.max_bytes,
-            })
-            .into());
+                max: max_bytes,
+            };
+            return Err(NotTaken::from(Refused::Seal(too_large)).into());
         }
-        if let Some(seen) = self.seen(stage)
+        if let Some(seen) = self.holding.seen(stage)
             && named.revision < seen.revision
         {
-            // Not worth a fetch: it would be refused.
-            return Err(Refused::LowerRevision {
+            let lower = Refused::LowerRevision {
                 have: seen.revision,
                 got: named.revision,
-            }
-            .into());
+            };
+            return Err(NotTaken::from(lower).into());
         }
-        let bytes = fetch(link, named, self.trust.max_bytes).await?;
-        self.accept(stage, named, bytes, clock::now())
+        let bytes = fetch(link, named, max_bytes).await?;
+        self.accept(stage, named, &bytes, clock::now())
     }
 
     /// Verifies a bundle and puts it in force; what cannot be kept on the disk is in force all the same.
-    fn accept(&mut self, stage: Stage, named: &PolicyRef, bytes: Vec<u8>, now: SystemTime) -> Result<(), Trouble> {
-        let bundle =
-            Bundle::open(&bytes, &self.acceptance(self.seen(stage), now)).or_else(|refused| match refused {
-                // Its file was damaged or cannot be read: it was accepted once, and is welcome again.
-                Refused::AlreadyHave(_) if self.held(stage).is_none() => {
-                    Bundle::open_kept(&bytes, &self.acceptance(None, now))
-                }
-                refused => Err(refused),
-            })?;
-        if bundle.manifest().stage != stage || bundle.manifest().revision != named.revision {
+    fn accept(&mut self, stage: Stage, named: &PolicyRef, bytes: &[u8], now: SystemTime) -> Result<(), Trouble> {
+        let examined = self.holding.examine(bytes, now)?;
+        let bundle = examined.bundle();
+        if bundle.stage() != stage || bundle.revision() != named.revision {
             return Err(Trouble::Other {
                 named: named.revision,
                 stage,
             });
         }
-        let seen = bundle.seen();
-        self.note(stage, seen);
-        self.unsaved = true;
-        self.unkept.push(stage);
+        let held = self.holding.take(examined).map_err(NotTaken::from)?;
         tracing::info!(
             target: "hoplite::audit",
-            revision = seen.revision,
-            manifest = %seen.manifest,
+            revision = held.revision(),
+            manifest = %held.seen().manifest,
             %stage,
-            signed_by = ?bundle.signed_by(),
+            signed_by = ?held.signed_by(),
             "policy is accepted"
         );
-        let held = Some(Held {
-            seen,
-            bytes: bytes.into(),
-        });
-        self.publish(|feed| match stage {
-            Stage::Live => feed.live = held,
-            Stage::Shadow => feed.shadow = held,
-        });
+        self.publish();
         self.keep()
     }
 
-    fn kept(&self, stage: Stage, now: SystemTime) -> Option<Held> {
-        let path = self.file(stage);
-        let bytes = match files::read_private(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                if !error.is_not_found() {
-                    tracing::error!(%error, "the policy kept here cannot be used");
-                }
-                return None;
-            }
-        };
-        match Bundle::open_kept(&bytes, &self.acceptance(None, now)) {
-            Ok(bundle) if bundle.manifest().stage == stage => {
-                // Somebody put an older file in its place: what was accepted later must not be undone.
-                let lower = self
-                    .seen(stage)
-                    .is_some_and(|seen| bundle.seen().revision < seen.revision);
-                if lower {
-                    tracing::error!(file = %path.display(), "the policy kept here is older than what was accepted; it is not used");
-                    return None;
-                }
-                Some(Held {
-                    seen: bundle.seen(),
-                    bytes: bytes.into(),
-                })
-            }
-            Ok(_) => {
-                tracing::error!(file = %path.display(), "the policy kept here is of another stage; it is not used");
-                None
-            }
-            Err(error) => {
-                tracing::error!(file = %path.display(), %error, "the policy kept here cannot be used");
-                None
-            }
-        }
-    }
-
-    fn sound_grants(&self, grants: &[Vec<u8>], now: SystemTime) -> Vec<Vec<u8>> {
-        let is_sound = |bytes: &&Vec<u8>| match Grant::open(bytes, &self.trust.signers, &self.trust.trust_domain, now) {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(%error, "a grant is not used");
-                false
-            }
-        };
-        grants.iter().take(GRANTS_MAX).filter(is_sound).cloned().collect()
-    }
-
-    fn acceptance(&self, highest_seen: Option<Seen>, now: SystemTime) -> Acceptance<'_> {
-        Acceptance {
-            signers: &self.trust.signers,
-            trust_domain: &self.trust.trust_domain,
-            highest_seen,
-            now,
-            engine_version: EngineVersion::THIS,
-            known_critical: KNOWN_CRITICAL,
-            max_bytes: self.trust.max_bytes,
-        }
-    }
-
-    fn held(&self, stage: Stage) -> Option<Held> {
-        let feed = self.feed.borrow();
-        match stage {
-            Stage::Live => feed.live.clone(),
-            Stage::Shadow => feed.shadow.clone(),
-        }
-    }
-
-    fn seen(&self, stage: Stage) -> Option<Seen> {
-        let seen = match stage {
-            Stage::Live => &self.disk.live,
-            Stage::Shadow => &self.disk.shadow,
-        };
-        seen.as_ref().map(|seen| Seen {
-            revision: seen.revision,
-            manifest: Hash(seen.manifest),
-        })
-    }
-
-    fn note(&mut self, stage: Stage, seen: Seen) {
-        let seen = Some(SeenOnDisk {
-            revision: seen.revision,
-            manifest: seen.manifest.0,
-        });
-        match stage {
-            Stage::Live => self.disk.live = seen,
-            Stage::Shadow => self.disk.shadow = seen,
-        }
-    }
-
-    /// Writes down what is not yet; the bundles first, since they say themselves what was accepted.
+    /// Writes down what is not yet.
     fn keep(&mut self) -> Result<(), Trouble> {
-        while let Some(&stage) = self.unkept.last() {
-            match self.held(stage) {
-                Some(held) => files::write_private(&self.file(stage), &held.bytes)?,
-                None => files::remove(&self.file(stage))?,
-            }
-            self.unkept.pop();
-        }
-        if self.unsaved {
-            let bytes = serde_json::to_vec(&self.disk)?;
-            files::write_private(&self.directory.join(STATE_FILE), &bytes)?;
-            self.unsaved = false;
-        }
-        Ok(())
+        Ok(self.keeper.keep(&self.holding)?)
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Feed)) {
-        self.feed.send_modify(|feed| {
-            let mut next = Feed::clone(feed);
-            change(&mut next);
-            *feed = Arc::new(next);
-        });
-    }
-
-    fn file(&self, stage: Stage) -> PathBuf {
-        self.directory.join(format!("policy-{stage}.bundle"))
+    fn publish(&self) {
+        self.holdings.send_replace(Arc::new(self.holding.clone()));
+        self.feed.send_replace(Arc::new(Feed::of(&self.holding)));
     }
 }
 
@@ -451,9 +291,9 @@ async fn fetch(link: &CaLink, named: &PolicyRef, max_bytes: usize) -> Result<Vec
 
 // === Debug: bundles are long ===
 
-impl fmt::Debug for Held {
+impl fmt::Debug for FeedBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Held({}, {} bytes)", self.seen.revision, self.bytes.len())
+        write!(f, "FeedBundle({}, {} bytes)", self.revision, self.bytes.len())
     }
 }
 
@@ -470,10 +310,12 @@ impl fmt::Debug for Feed {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use hoplite_host::files;
+    use hoplite_identity::TrustDomain;
     use hoplite_policy::Source;
-    use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Meta};
+    use hoplite_policy::bundle::{Bundle, EngineVersion, Meta};
     use hoplite_policy::grant::{GrantDraft, GrantScope};
-    use hoplite_seal::SigningKey;
+    use hoplite_seal::{SigningKey, TrustedSigners};
 
     /// A signer's key, always the same for the same name.
     pub(crate) fn key(name: &str) -> SigningKey {
@@ -517,53 +359,46 @@ pub(crate) mod tests {
         Bundle::build(&[source], meta).unwrap().sign(&[&key(by)]).unwrap()
     }
 
-    pub(crate) fn held(revision: u64, stage: Stage) -> Held {
-        held_as(bundle(revision, stage, |_| (), "alice"))
-    }
-
-    pub(crate) fn held_as(bytes: Vec<u8>) -> Held {
-        let contents =
-            hoplite_policy::bundle::BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX).unwrap();
-        Held {
-            seen: contents.seen(),
-            bytes: bytes.into(),
+    pub(crate) fn feed_bundle(revision: u64, stage: Stage) -> FeedBundle {
+        FeedBundle {
+            revision,
+            bytes: bundle(revision, stage, |_| (), "alice").into(),
         }
     }
 
-    fn open_trusting(directory: &Path, signers: &[&str], at: SystemTime) -> Shelf {
+    pub(crate) fn trust(signers: &[&str]) -> PolicyTrust {
         let signers = TrustedSigners::new(signers.iter().map(|name| key(name).signer().clone())).unwrap();
-        let trust = Trust {
-            trust_domain: TrustDomain::parse("prod.example").unwrap(),
-            signers,
-            max_bytes: BUNDLE_BYTES_MAX,
-        };
-        Shelf::open(directory, trust, at).unwrap()
+        PolicyTrust::new(signers, TrustDomain::parse("prod.example").unwrap())
     }
 
-    fn open(directory: &Path) -> Shelf {
+    fn open_trusting(directory: &Path, signers: &[&str], at: SystemTime) -> PolicyHolder {
+        PolicyHolder::open(directory, Some(trust(signers)), at).unwrap()
+    }
+
+    fn open(directory: &Path) -> PolicyHolder {
         open_trusting(directory, &["alice", "bob"], now())
     }
 
-    fn take(shelf: &mut Shelf, revision: u64, bytes: Vec<u8>) -> Result<(), String> {
+    fn take(holder: &mut PolicyHolder, revision: u64, bytes: Vec<u8>) -> Result<(), String> {
         let named = PolicyRef {
             revision,
             ..PolicyRef::default()
         };
-        shelf
-            .accept(Stage::Live, &named, bytes, now())
+        holder
+            .accept(Stage::Live, &named, &bytes, now())
             .map_err(|error| error.to_string())
     }
 
-    fn live(shelf: &Shelf) -> Option<u64> {
-        shelf.held(Stage::Live).map(|held| held.seen.revision)
+    fn live(holder: &PolicyHolder) -> Option<u64> {
+        holder.holding.live().map(HeldBundle::revision)
     }
 
     #[test]
     fn nothing_that_is_wrong_takes_the_place_of_what_is_held() {
         let dir = tempfile::tempdir().unwrap();
-        let mut shelf = open(dir.path());
-        assert_eq!(shelf.feed().borrow().live, None);
-        take(&mut shelf, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
+        let mut holder = open(dir.path());
+        assert_eq!(holder.feed().borrow().live, None);
+        take(&mut holder, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
         let expired = |meta: &mut Meta| {
             meta.created = now() - Duration::from_secs(9);
             meta.expires = now() - Duration::from_secs(1);
@@ -595,45 +430,45 @@ pub(crate) mod tests {
             ),
             (6, bundle(7, Stage::Live, |_| (), "alice"), "named revision 6"),
         ] {
-            let error = take(&mut shelf, named, bytes).unwrap_err();
+            let error = take(&mut holder, named, bytes).unwrap_err();
             assert!(error.contains(expected), "{error}\nis not {expected}");
-            assert_eq!(live(&shelf), Some(5));
+            assert_eq!(live(&holder), Some(5));
         }
-        take(&mut shelf, 6, bundle(6, Stage::Live, |_| (), "bob")).unwrap();
-        assert_eq!(live(&shelf), Some(6));
+        take(&mut holder, 6, bundle(6, Stage::Live, |_| (), "bob")).unwrap();
+        assert_eq!(live(&holder), Some(6));
     }
 
     /// A disk that is full keeps no policy away, and what it did not take is written when it can be.
     #[test]
     fn what_cannot_be_kept_is_in_force() {
         let dir = tempfile::tempdir().unwrap();
-        let mut shelf = open(dir.path());
-        take(&mut shelf, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
+        let mut holder = open(dir.path());
+        take(&mut holder, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
         let (file, aside) = (dir.path().join("policy-live.bundle"), dir.path().join("aside"));
         std::fs::rename(&file, &aside).unwrap();
         std::fs::create_dir(&file).unwrap();
-        let error = take(&mut shelf, 6, bundle(6, Stage::Live, |_| (), "alice")).unwrap_err();
+        let error = take(&mut holder, 6, bundle(6, Stage::Live, |_| (), "alice")).unwrap_err();
         assert!(error.contains("cannot be kept"), "{error}");
-        assert_eq!(live(&shelf), Some(6));
-        shelf.keep().unwrap_err();
-        take(&mut shelf, 7, bundle(7, Stage::Live, |_| (), "alice")).unwrap_err();
-        assert_eq!(live(&shelf), Some(7), "and it does not stand in the way of the next");
+        assert_eq!(live(&holder), Some(6));
+        holder.keep().unwrap_err();
+        take(&mut holder, 7, bundle(7, Stage::Live, |_| (), "alice")).unwrap_err();
+        assert_eq!(live(&holder), Some(7), "and it does not stand in the way of the next");
 
         std::fs::remove_dir(&file).unwrap();
-        shelf.keep().unwrap();
+        holder.keep().unwrap();
         assert_eq!(live(&open(dir.path())), Some(7));
     }
 
     #[test]
     fn what_was_accepted_outlives_restarts_expiry_and_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let mut shelf = open(dir.path());
-        take(&mut shelf, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
+        let mut holder = open(dir.path());
+        take(&mut holder, 5, bundle(5, Stage::Live, |_| (), "alice")).unwrap();
         let much_later = now() + Duration::from_secs(1_000_000);
-        let mut shelf = open_trusting(dir.path(), &["alice"], much_later);
-        assert_eq!(live(&shelf), Some(5), "expired, and in force");
+        let mut holder = open_trusting(dir.path(), &["alice"], much_later);
+        assert_eq!(live(&holder), Some(5), "expired, and in force");
         assert!(
-            take(&mut shelf, 4, bundle(4, Stage::Live, |_| (), "alice"))
+            take(&mut holder, 4, bundle(4, Stage::Live, |_| (), "alice"))
                 .unwrap_err()
                 .contains("lower")
         );
@@ -647,33 +482,33 @@ pub(crate) mod tests {
         let file = dir.path().join("policy-live.bundle");
         let good = std::fs::read(&file).unwrap();
         files::write_private(&file, &good[..good.len() / 2]).unwrap();
-        let mut shelf = open(dir.path());
-        assert_eq!(live(&shelf), None);
+        let mut holder = open(dir.path());
+        assert_eq!(live(&holder), None);
         assert!(
-            take(&mut shelf, 4, bundle(4, Stage::Live, |_| (), "alice"))
+            take(&mut holder, 4, bundle(4, Stage::Live, |_| (), "alice"))
                 .unwrap_err()
                 .contains("lower")
         );
-        take(&mut shelf, 5, good.clone()).unwrap();
-        assert_eq!(live(&shelf), Some(5), "welcome again");
+        take(&mut holder, 5, good.clone()).unwrap();
+        assert_eq!(live(&holder), Some(5), "welcome again");
 
         // Somebody puts an older file there.
         files::write_private(&file, &bundle(4, Stage::Live, |_| (), "alice")).unwrap();
         assert_eq!(live(&open(dir.path())), None);
         // The process died between the bundle and the state: the bundle counts.
         files::write_private(&file, &bundle(9, Stage::Live, |_| (), "alice")).unwrap();
-        let mut shelf = open(dir.path());
-        assert_eq!(live(&shelf), Some(9));
+        let mut holder = open(dir.path());
+        assert_eq!(live(&holder), Some(9));
         assert!(
-            take(&mut shelf, 8, bundle(8, Stage::Live, |_| (), "alice"))
+            take(&mut holder, 8, bundle(8, Stage::Live, |_| (), "alice"))
                 .unwrap_err()
                 .contains("lower than 9")
         );
         // The state is damaged: the bundle still says what was accepted.
-        files::write_private(&dir.path().join(STATE_FILE), b"{").unwrap();
-        let mut shelf = open(dir.path());
+        files::write_private(&dir.path().join("policy.state"), b"{").unwrap();
+        let mut holder = open(dir.path());
         assert!(
-            take(&mut shelf, 8, bundle(8, Stage::Live, |_| (), "alice"))
+            take(&mut holder, 8, bundle(8, Stage::Live, |_| (), "alice"))
                 .unwrap_err()
                 .contains("lower than 9")
         );
@@ -685,14 +520,14 @@ pub(crate) mod tests {
         let domain = TrustDomain::parse("prod.example").unwrap();
         let credentials = watch::Sender::new(None);
         let link = CaLink::new("127.0.0.1:1".into(), &domain, credentials.subscribe());
-        let mut shelf = open(dir.path());
+        let mut holder = open(dir.path());
         let named = PolicyRef {
             revision: 3,
             ..PolicyRef::default()
         };
         let shadow = bundle(3, Stage::Shadow, |_| (), "alice");
-        shelf.accept(Stage::Shadow, &named, shadow, now()).unwrap();
-        assert!(open(dir.path()).held(Stage::Shadow).is_some());
+        holder.accept(Stage::Shadow, &named, &shadow, now()).unwrap();
+        assert!(open(dir.path()).holding.shadow().is_some());
 
         let at = SystemTime::now();
         let path = GrantScope::Path("prod.example/ops".into());
@@ -704,8 +539,8 @@ pub(crate) mod tests {
             grants: vec![one, b"junk".to_vec(), two.clone()],
             ..PolicyState::default()
         };
-        shelf.follow(&link, &state).await.unwrap();
-        let feed = shelf.feed().borrow().clone();
+        holder.follow(&link, &state).await.unwrap();
+        let feed = holder.feed().borrow().clone();
         assert_eq!(
             (feed.shadow.clone(), feed.grants.as_slice()),
             (None, [two.clone()].as_slice())
@@ -719,8 +554,8 @@ pub(crate) mod tests {
                 .grants
                 .is_empty()
         );
-        shelf.follow(&link, &PolicyState::default()).await.unwrap();
-        assert!(shelf.feed().borrow().grants.is_empty(), "revoked");
+        holder.follow(&link, &PolicyState::default()).await.unwrap();
+        assert!(holder.feed().borrow().grants.is_empty(), "revoked");
         assert!(open(dir.path()).feed().borrow().grants.is_empty());
     }
 }

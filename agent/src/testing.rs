@@ -9,7 +9,7 @@ use crate::authorize;
 use crate::authorize::authorizer::Authorizer;
 use crate::config::Authorization;
 use crate::policy::Feed;
-use crate::policy::tests::key;
+use crate::policy::tests::trust;
 use crate::socket::server::serve;
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
@@ -18,11 +18,9 @@ use hoplite_audit::{Query, Record, read_log};
 use hoplite_decision::OnStale;
 use hoplite_host::shutdown::{Stopper, channel};
 use hoplite_host::socket;
-use hoplite_identity::TrustDomain;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_identity::{BundleSet, RegisteredEntry, X509Svid};
-use hoplite_policy::holding::PolicyTrust;
-use hoplite_seal::TrustedSigners;
+use hoplite_policy::holding::Holding;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -32,7 +30,10 @@ pub(crate) struct World {
     pub(crate) authority: TestAuthority,
     pub(crate) foreign: TestAuthority,
     pub(crate) supply: watch::Sender<Option<Arc<Supply>>>,
+    /// What proxies are told.
     pub(crate) policy: watch::Sender<Arc<Feed>>,
+    /// What the authorizer decides by.
+    pub(crate) holding: watch::Sender<Arc<Holding>>,
     pub(crate) authorizer: Option<Arc<Authorizer>>,
     pub(crate) stopper: Stopper,
     pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
@@ -72,7 +73,7 @@ impl World {
         Self::start_deciding(directory, services, Some(policies))
     }
 
-    /// An agent that decides, with the bundles of Alice and the grants of her and Bob that are in `policy`.
+    /// An agent that decides, with the bundles of Alice and the grants of her and Bob that are in `holding`.
     pub(crate) fn start_trusting(services: &[(&str, &str)]) -> Self {
         Self::start_deciding(tempfile::tempdir().unwrap(), services, None)
     }
@@ -82,11 +83,6 @@ impl World {
         services: &[(&str, &str)],
         policies: Option<std::path::PathBuf>,
     ) -> Self {
-        let signers = ["alice", "bob"].map(|name| key(name).signer().clone());
-        let trust = PolicyTrust::new(
-            TrustedSigners::new(signers).unwrap(),
-            TrustDomain::parse("prod.example").unwrap(),
-        );
         let config = Authorization {
             name: "node".to_owned(),
             audit_dir: directory.path().join("audit"),
@@ -99,7 +95,12 @@ impl World {
                 .map(|(service, id)| ((*service).to_owned(), id.parse().unwrap()))
                 .collect(),
         };
-        let authorizer = Authorizer::open(&config, Some(trust), std::time::SystemTime::now()).unwrap();
+        let authorizer = Authorizer::open(
+            &config,
+            Holding::new(Some(trust(&["alice", "bob"]))),
+            std::time::SystemTime::now(),
+        )
+        .unwrap();
         Self::start_in(directory, Some(Arc::new(authorizer)))
     }
 
@@ -108,8 +109,9 @@ impl World {
         let (stopper, shutdown) = channel();
         let supply = watch::Sender::new(None);
         let policy = watch::Sender::new(Arc::default());
+        let holding = watch::Sender::new(Arc::default());
         if let Some(authorizer) = &authorizer {
-            tokio::spawn(authorizer.clone().follow(policy.subscribe(), shutdown.clone()));
+            tokio::spawn(authorizer.clone().follow(holding.subscribe(), shutdown.clone()));
         }
         let attestor = Arc::new(Attestor::new(Launches::default()));
         let sessions = Sessions {
@@ -124,6 +126,7 @@ impl World {
             foreign: TestAuthority::new("other.example"),
             supply,
             policy,
+            holding,
             authorizer: authorizer.clone(),
             stopper,
             served: tokio::spawn(serve(listener, routes, shutdown)),

@@ -13,15 +13,15 @@ use crate::id::DecisionId;
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Kind {
-    /// [`Record`]: what was asked and answered.
+    /// [`Record`](crate::Record): what was asked and answered.
     Decision = 1,
-    /// [`Control`]: who changed what.
+    /// [`Control`](crate::Control): who changed what.
     Control = 2,
-    /// [`Issuance`]: a certificate was issued.
+    /// [`Issuance`](crate::Issuance): a certificate was issued.
     Issuance = 3,
-    /// [`Loss`]: records were not written.
+    /// [`Loss`](crate::Loss): records were not written.
     Loss = 4,
-    /// [`Heartbeat`]: nothing happened, and the recorder is alive.
+    /// [`Heartbeat`](crate::Heartbeat): nothing happened, and the recorder is alive.
     Heartbeat = 5,
 }
 

@@ -1,7 +1,7 @@
 //! What people sign: the envelope, who may sign it, and the digests it is named by.
 //!
 //! An [`Envelope`] holds one document of one [`Kind`], the signatures over it, and the blobs that the document names by
-//! [`Hash`]. What the document says is the business of whoever opens it. Nothing in this crate reads a file, a clock or a
+//! [`Hash`](struct@Hash). What the document says is the business of whoever opens it. Nothing in this crate reads a file, a clock or a
 //! socket: a signing key is made from a seed that the caller brings.
 
 pub mod cbor;

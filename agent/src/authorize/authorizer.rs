@@ -19,7 +19,7 @@ use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::holding::PolicyTrust;
+use hoplite_policy::holding::Holding;
 use hoplite_policy::{Caller, CanonicalRequest, Transport};
 use http::StatusCode;
 use tokio::sync::watch;
@@ -27,7 +27,6 @@ use tokio::task::spawn_blocking;
 
 use crate::authorize::call::{Call, Target, Wanted};
 use crate::config::Authorization;
-use crate::policy::{Feed, Held};
 use crate::socket::session::Entitlement;
 
 /// Decides for all who may ask on this node.
@@ -82,15 +81,11 @@ pub enum AuthorizerError {
 // === impl Authorizer ===
 
 impl Authorizer {
-    /// Opens the log and goes on with the policy that was kept.
+    /// Opens the log and begins with the policy that the agent holds.
     ///
     /// # Errors
     /// [`AuthorizerError`]. A policy that cannot be used is no error: everything is denied, and the reason said.
-    pub(crate) fn open(
-        config: &Authorization,
-        trust: Option<PolicyTrust>,
-        now: SystemTime,
-    ) -> Result<Self, AuthorizerError> {
+    pub(crate) fn open(config: &Authorization, holding: Holding, now: SystemTime) -> Result<Self, AuthorizerError> {
         let opened = Recorder::open(&config.audit_dir, &config.name, Options::default());
         let (recorder, repair) = opened.map_err(|source| AuthorizerError::Log {
             dir: config.audit_dir.clone(),
@@ -103,7 +98,7 @@ impl Authorizer {
             );
         }
         files::private_dir(&config.state_dir)?;
-        let feed = Arc::new(CurrentPolicy::new(&config.state_dir, trust, now));
+        let feed = Arc::new(CurrentPolicy::beside(&config.state_dir, holding, now));
         let directory = config.policy_dir.clone().map(|dir| feed.follow(dir)).transpose()?;
         Ok(Self {
             point: DecisionPoint::new(
@@ -120,11 +115,11 @@ impl Authorizer {
     }
 
     /// Puts in force what the agent holds, now and at each change, until the stop.
-    pub(crate) async fn follow(self: Arc<Self>, mut held: watch::Receiver<Arc<Feed>>, mut shutdown: Shutdown) {
+    pub(crate) async fn follow(self: Arc<Self>, mut held: watch::Receiver<Arc<Holding>>, mut shutdown: Shutdown) {
         loop {
             let (feed, now) = (self.feed.clone(), held.borrow_and_update().clone());
-            // Verifying and compiling a large bundle takes seconds.
-            let offered = spawn_blocking(move || offer(&feed, &now, clock::now())).await;
+            // Compiling a large bundle takes seconds.
+            let offered = spawn_blocking(move || feed.follow_holding(&now, clock::now())).await;
             if let Err(error) = offered {
                 tracing::error!(%error, "a policy update was lost; what is in force stays so until the next");
             }
@@ -244,20 +239,4 @@ impl fmt::Debug for Authorizer {
             .field("services", &self.services)
             .finish_non_exhaustive()
     }
-}
-
-/// Brings a feed to what the agent holds. Refusals are in the log; what was in force stays so then.
-fn offer(feed: &CurrentPolicy, held: &Feed, now: SystemTime) {
-    let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
-    let (live, shadow) = feed.revisions();
-    // What is in force already would only be verified again.
-    for (held, in_force) in [(&held.live, live), (&held.shadow, shadow)] {
-        if let Some(bundle) = held.as_ref().filter(|_| revision(held) != in_force) {
-            let _ = feed.offer(&bundle.bytes, now);
-        }
-    }
-    if held.shadow.is_none() {
-        feed.clear_shadow(now);
-    }
-    feed.offer_grants(&held.grants, now);
 }

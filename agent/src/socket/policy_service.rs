@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::policy::{Feed, Held};
+use crate::policy::{Feed, FeedBundle};
 use crate::socket::admission::{Responses, admit, check_header};
 use crate::socket::session::{Session, Sessions, Wake};
 
@@ -105,7 +105,7 @@ async fn push(
 impl Told {
     /// What the caller lacks, which can be nothing; something before the first word.
     fn news(&mut self, feed: &Feed) -> Vec<PolicyUpdate> {
-        let revision = |held: &Option<Held>| held.as_ref().map_or(0, |held| held.seen.revision);
+        let revision = |bundle: &Option<FeedBundle>| bundle.as_ref().map_or(0, |bundle| bundle.revision);
         let base = PolicyUpdate {
             live: None,
             shadow: None,
@@ -114,15 +114,11 @@ impl Told {
             more: false,
         };
         let mut news = Vec::new();
-        if let Some(live) = feed.live.as_ref().filter(|live| live.seen.revision != self.live) {
-            self.live = live.seen.revision;
+        if let Some(live) = feed.live.as_ref().filter(|live| live.revision != self.live) {
+            self.live = live.revision;
             news.extend(in_pieces(live, &base, |update, piece| update.live = Some(piece)));
         }
-        if let Some(shadow) = feed
-            .shadow
-            .as_ref()
-            .filter(|shadow| shadow.seen.revision != self.shadow)
-        {
+        if let Some(shadow) = feed.shadow.as_ref().filter(|shadow| shadow.revision != self.shadow) {
             news.extend(in_pieces(shadow, &base, |update, piece| update.shadow = Some(piece)));
         }
         let same_shadow = revision(&feed.shadow) == self.shadow;
@@ -136,8 +132,8 @@ impl Told {
 }
 
 /// A bundle in as many updates as it needs; the last one says all the rest.
-fn in_pieces(held: &Held, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)) -> Vec<PolicyUpdate> {
-    let mut rest = held.bytes.clone();
+fn in_pieces(bundle: &FeedBundle, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)) -> Vec<PolicyUpdate> {
+    let mut rest = bundle.bytes.clone();
     let mut pieces = Vec::with_capacity(rest.len() / PIECE_BYTES + 1);
     while rest.len() > PIECE_BYTES {
         let mut update = PolicyUpdate {
@@ -156,7 +152,7 @@ fn in_pieces(held: &Held, last: &PolicyUpdate, put: fn(&mut PolicyUpdate, Bytes)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::tests::held;
+    use crate::policy::tests::feed_bundle;
     use crate::testing::{World, own};
     use hoplite_policy::bundle::Stage;
     use hoplite_wire::policy::policies_client::PoliciesClient;
@@ -199,7 +195,11 @@ mod tests {
         );
         assert!(is_silent(&mut feed).await);
 
-        let (one, two, three) = (held(1, Stage::Live), held(2, Stage::Shadow), held(3, Stage::Live));
+        let (one, two, three) = (
+            feed_bundle(1, Stage::Live),
+            feed_bundle(2, Stage::Shadow),
+            feed_bundle(3, Stage::Live),
+        );
         put(&world, |feed| feed.live = Some(one.clone()));
         assert_eq!(next(&mut feed, 0, 0).await.unwrap().live.unwrap()[..], one.bytes[..]);
         put(&world, |feed| feed.shadow = Some(two.clone()));
@@ -229,15 +229,15 @@ mod tests {
         next(&mut feed, 0, 0).await.unwrap();
         for bytes in [PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES + 7] {
             let large: Vec<u8> = (0_u8..251).cycle().take(bytes).collect();
-            let seen = held(bytes as u64, Stage::Live).seen;
+            let revision = bytes as u64;
             put(&world, |feed| {
                 feed.grants = vec![b"grant".to_vec()];
-                feed.live = Some(Held {
-                    seen,
+                feed.live = Some(FeedBundle {
+                    revision,
                     bytes: large.clone().into(),
                 });
-                feed.shadow = Some(Held {
-                    seen,
+                feed.shadow = Some(FeedBundle {
+                    revision,
                     bytes: large[1..].to_vec().into(),
                 });
             });

@@ -3,13 +3,13 @@
 use std::process::Command;
 
 use super::*;
-use crate::policy::Feed;
-use crate::policy::tests::{bundle_of, held_as, key};
+use crate::policy::tests::{bundle_of, key, trust};
 use crate::testing::{World, own};
 use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Meta, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
+use hoplite_policy::holding::Holding;
 use hoplite_wire::ext_authz::address::Address;
 use hoplite_wire::ext_authz::attribute_context::Peer;
 use hoplite_wire::ext_authz::authorization_client::AuthorizationClient;
@@ -583,20 +583,23 @@ async fn bundles_grants_shadow_and_staleness_reach_those_who_ask() {
 
     let record = told("false", "nothing is in force").await;
     assert_eq!(record.outcome, Outcome::Error, "{record:?}");
-    let mut feed = Feed {
-        live: Some(held_as(bundle_of(permit, 1, Stage::Live, lasting(600), "alice"))),
-        ..Feed::default()
+    let mut holding = Holding::new(Some(trust(&["alice", "bob"])));
+    let take = |holding: &mut Holding, bytes: Vec<u8>| {
+        let examined = holding.examine(&bytes, now).unwrap();
+        holding.take(examined).unwrap();
     };
-    world.policy.send_replace(Arc::new(feed.clone()));
+    let tell = |holding: &Holding| world.holding.send_replace(Arc::new(holding.clone()));
+    take(&mut holding, bundle_of(permit, 1, Stage::Live, lasting(600), "alice"));
+    tell(&holding);
     let record = told("true", "a bundle").await;
     assert_eq!(
         (record.bundle_revision, &record.determining[..]),
         (Some(1), &["all".to_owned()][..])
     );
 
-    feed.live = Some(held_as(bundle_of(nothing, 2, Stage::Live, lasting(600), "alice")));
-    feed.shadow = Some(held_as(bundle_of(permit, 3, Stage::Shadow, lasting(600), "alice")));
-    world.policy.send_replace(Arc::new(feed.clone()));
+    take(&mut holding, bundle_of(nothing, 2, Stage::Live, lasting(600), "alice"));
+    take(&mut holding, bundle_of(permit, 3, Stage::Shadow, lasting(600), "alice"));
+    tell(&holding);
     let mut record = told("false", "the next bundle").await;
     while record.shadow_outcome.is_none() {
         record = told("false", "a shadow changes no answer").await;
@@ -610,15 +613,17 @@ async fn bundles_grants_shadow_and_staleness_reach_those_who_ask() {
     let scope = GrantScope::Path("prod.example/web".into());
     let times = (now - Duration::from_secs(1), now + Duration::from_secs(600));
     let draft = GrantDraft::new(&domain, "g", "INC-1", "why", scope, "ledger", times, now).unwrap();
-    feed.grants = vec![GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap()];
-    world.policy.send_replace(Arc::new(feed.clone()));
+    let grant = GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap();
+    let (grants, _) = holding.examine_grants([&grant[..]], now);
+    holding.take_grants(grants);
+    tell(&holding);
     let record = told("true", "a grant").await;
     assert!(record.determining[0].starts_with("break-glass/"), "{record:?}");
 
     // This agent denies when what it has is stale.
-    feed.live = Some(held_as(bundle_of(permit, 4, Stage::Live, lasting(3), "alice")));
-    feed.grants.clear();
-    world.policy.send_replace(Arc::new(feed));
+    take(&mut holding, bundle_of(permit, 4, Stage::Live, lasting(3), "alice"));
+    holding.take_grants(Vec::new());
+    tell(&holding);
     told("true", "a bundle that is about to end").await;
     let record = told("false", "it has ended").await;
     assert!(record.stale && record.outcome == Outcome::Error, "{record:?}");
