@@ -347,7 +347,7 @@ impl Holding {
         match opened {
             Ok(held) => Slot {
                 // A file that was written just before the end counts, though the state does not know of it yet.
-                seen: held.as_ref().map(|held| held.seen()).or(seen),
+                seen: held.as_ref().map(|held| held.seen()),
                 held,
                 lost: None,
             },
