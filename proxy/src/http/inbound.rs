@@ -1,8 +1,8 @@
 //! A peer's HTTP request on its way in: read in one way, decided, recorded, and only then forwarded.
 
-use std::convert::Infallible;
+mod connection;
+
 use std::fmt::Display;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,26 +12,21 @@ use hoplite_host::clock;
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::sleep;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::http::answer::{answer, closing, refused, set_decision};
 use crate::http::body::Body;
 use crate::http::exchange::{Answering, Exchange, Exchanges, Revoked};
 use crate::http::hygiene;
-use crate::http::reading::{self, bounded};
+use crate::http::reading;
 use crate::http::service::{Head, Outgoing, Service};
-use crate::http::unparsed::{Tapped, Unparsed};
 use crate::metrics::Metrics;
 use crate::peer::downstream::Downstream;
-use crate::peer::handshake::{Accepted, Handshaker};
-use crate::peer::identity_feed::Layer;
-use crate::peer::session::{Event, Stop};
+use crate::peer::handshake::Handshaker;
+use crate::peer::session::Stop;
 
 /// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
 const RECHECKS_AT_ONCE: usize = 16;
@@ -60,85 +55,6 @@ struct InboundConnection {
     not_after: SystemTime,
     http2: bool,
     exchanges: Exchanges,
-}
-
-// === impl Inbound ===
-
-impl Inbound {
-    /// One connection, from its first byte to its end.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let accepted = self.handshaker.accept(tcp, remote, Layer::Http, &self.service).await;
-        let Some(Accepted {
-            stream,
-            downstream,
-            mut session,
-        }) = accepted
-        else {
-            return;
-        };
-        session.end_with(self.stop.clone());
-        let own = self.handshaker.identity.current();
-        // The service is told of whoever has proved who it is, and of nobody else.
-        let verified = downstream.peer();
-        let Some(client_cert) = verified.and_then(|peer| hygiene::client_cert(own.svid.spiffe_id(), peer)) else {
-            return;
-        };
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let caller = Arc::new(InboundConnection {
-            transport: downstream.transport(),
-            downstream,
-            client_cert,
-            not_after: session.not_after,
-            http2,
-            exchanges: Exchanges::default(),
-            inbound: self,
-        });
-        let mut following = std::pin::pin!(caller.follow_policy());
-        let service = service_fn(|request| {
-            let caller = caller.clone();
-            async move { Ok::<_, Infallible>(caller.answer(request).await) }
-        });
-        let builder = if http2 {
-            bounded().http2_only()
-        } else {
-            bounded().http1_only()
-        };
-        let (stream, mut refusals) = Tapped::new(stream, http2);
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut told = false;
-        let ended = loop {
-            tokio::select! {
-                ended = connection.as_mut() => break ended,
-                // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
-                Some(unparsed) = refusals.recv() => {
-                    told |= matches!(unparsed, Unparsed::Head(_));
-                    caller.record_unparsed(&unparsed).await;
-                }
-                reason = following.as_mut() => {
-                    info!(peer = %caller.downstream, %remote, reason, "connection closed");
-                    break Ok(());
-                }
-                event = session.event() => match event {
-                    Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
-                    Event::Close(reason) => {
-                        info!(peer = %caller.downstream, %remote, reason, "connection closed");
-                        break Ok(());
-                    }
-                }
-            }
-        };
-        while let Ok(unparsed) = refusals.try_recv() {
-            told |= matches!(unparsed, Unparsed::Head(_));
-            caller.record_unparsed(&unparsed).await;
-        }
-        if let Err(error) = ended {
-            debug!(%remote, error, "connection ended badly");
-            let unparsed = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
-            if let Some(unparsed) = unparsed.filter(|_| !told) {
-                caller.record_unparsed(unparsed).await;
-            }
-        }
-    }
 }
 
 // === impl InboundConnection ===
