@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::Config;
@@ -179,6 +180,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }));
     // The bundle decides whether it is too large, and says so; the message around it is a little longer.
     let admin = AdminServer::new(admin).max_decoding_message_size(config.policy_max_bytes.saturating_add(1 << 20));
+    let admin = InterceptedService::new(admin, admin::operators_only);
     let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
     parts.spawn(part("admin service", async move {

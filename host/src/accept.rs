@@ -106,6 +106,11 @@ impl<L: Listener> Acceptor<L> {
         }
     }
 
+    /// Says, as often as the log may, that a connection was refused which was accepted and found no place elsewhere.
+    pub fn refused(&mut self, full: Full) {
+        self.refusals.tell(self.name, full);
+    }
+
     async fn attempt(&self) -> Result<(L::Connection, Slot), Fault> {
         let place = match self.when_full {
             WhenFull::Wait => Some(self.slots.reserve().await),

@@ -3,9 +3,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::time::{Sleep, sleep};
 
 use crate::http_authority::HttpAuthorityMender;
 use crate::socket::{self, Peer};
@@ -22,6 +24,8 @@ pub struct LocalConnection {
     /// Mended, and not read yet from `read` on.
     mended: Vec<u8>,
     read: usize,
+    /// When it reads as ended, whatever its peer still says.
+    ends: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl LocalConnection ===
@@ -38,7 +42,15 @@ impl LocalConnection {
             mender: HttpAuthorityMender::default(),
             mended: Vec::new(),
             read: 0,
+            ends: None,
         })
+    }
+
+    /// The same connection, which reads as ended after this long: for a peer who is told one thing and has nothing else to do here.
+    #[must_use]
+    pub fn for_no_longer_than(self, span: Duration) -> Self {
+        let ends = Some(Box::pin(sleep(span)));
+        Self { ends, ..self }
     }
 
     /// The process at the other end.
@@ -50,6 +62,9 @@ impl LocalConnection {
 impl AsyncRead for LocalConnection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Ok(())); // nothing read: the end of the stream
+        }
         loop {
             let rest = this.mended.get(this.read..).unwrap_or_default();
             if !rest.is_empty() || buffer.remaining() == 0 {

@@ -106,7 +106,13 @@ async fn ask(socket: &Path, path: &'static str, bytes_max: usize) -> Result<Valu
                 path: socket.to_owned(),
                 source,
             })?;
-        let failed = |error: hyper::Error| strange(error.to_string());
+        let failed = |error: hyper::Error| {
+            let unanswered = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+            strange(match unanswered {
+                true => "it closed the connection without an answer; ask as its own user or as root".to_owned(),
+                false => error.to_string(),
+            })
+        };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(failed)?;

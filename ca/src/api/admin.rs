@@ -8,7 +8,7 @@ use hoplite_host::accept::{Acceptor, WhenFull};
 use hoplite_host::clock;
 use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_host::slots::{Bounds, Slot, Slots};
+use hoplite_host::slots::{Bounds, Slot, Slots, Source};
 use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustDomain};
 use hoplite_store::Revision;
 use hoplite_wire::{Served, ca as wire};
@@ -37,14 +37,20 @@ const LIST_DEFAULT: u32 = 100;
 /// Policies listed in one call.
 const LIST_MAX: u32 = 1_000;
 
-/// Connections at once. A command line needs one, for a moment.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections of operators at once. A command line needs one, for a moment.
+const OPERATORS_MAX: usize = 256;
+
+/// Connections at once of those who may not call, all together. They are answered, and take no operator's place.
+const STRANGERS_MAX: usize = 256;
 
 /// Those of one process.
 const CONNECTIONS_PER_PROCESS_MAX: usize = 64;
 
 /// Those of one user: the CA's own and root never keep each other out.
-const CONNECTIONS_PER_USER_MAX: usize = CONNECTIONS_MAX / 2;
+const OPERATORS_PER_USER_MAX: usize = OPERATORS_MAX / 2;
+
+/// Long enough to send a request and to read that it is refused.
+const STRANGER_STAYS: Duration = Duration::from_secs(10);
 
 /// The service.
 pub(crate) struct Admin {
@@ -55,39 +61,78 @@ pub(crate) struct Admin {
     publishing: Publishing,
 }
 
-/// An operator's process, as the kernel names it.
+/// Who called, as the kernel names them, and whether they may.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Operator {
+pub(crate) struct Caller {
+    uid: u32,
+    own_uid: u32,
+}
+
+/// A user who may call. Only [`operators_only`] makes one.
+#[derive(Debug, Clone, Copy)]
+struct Operator {
     uid: u32,
 }
 
-/// Accepts until the shutdown, and hands over the connections of those who may call.
+/// Accepts until the shutdown, and hands over all connections: those who may not call are told so on them.
 pub(crate) async fn accept(
     listener: UnixListener,
-    accepted: mpsc::Sender<io::Result<Served<LocalConnection, Operator, Slot>>>,
+    accepted: mpsc::Sender<io::Result<Served<LocalConnection, Caller, [Slot; 2]>>>,
     shutdown: Shutdown,
 ) {
     let own_uid = rustix::process::geteuid().as_raw();
-    let slots = Slots::new(Bounds::local(
-        CONNECTIONS_MAX,
-        CONNECTIONS_PER_PROCESS_MAX,
-        CONNECTIONS_PER_USER_MAX,
-    ));
+    // Whoever comes has a place here first, and then one among their like. There are enough here for both kinds.
+    let all = OPERATORS_MAX + STRANGERS_MAX;
+    let slots = Slots::new(Bounds::local(all, CONNECTIONS_PER_PROCESS_MAX, all));
+    let operators = Slots::new(Bounds::local(OPERATORS_MAX, OPERATORS_MAX, OPERATORS_PER_USER_MAX));
+    let strangers = Slots::new(Bounds::local(STRANGERS_MAX, STRANGERS_MAX, STRANGERS_MAX));
     let mut acceptor = Acceptor::new(listener, "admin", slots, WhenFull::Close, shutdown);
-    while let Some((connection, slot)) = acceptor.next().await {
+    while let Some((mut connection, slot)) = acceptor.next().await {
         let uid = connection.peer().uid;
-        if may_call(uid, own_uid) {
-            let operator = Operator { uid };
-            let connection = Served::new(connection, operator).holding(slot);
-            let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
-        } else {
-            tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin connection");
+        let caller = Caller { uid, own_uid };
+        let places = match caller.may_call() {
+            true => &operators,
+            false => &strangers,
+        };
+        let place = match places.take(&[Source::User(uid)]) {
+            Ok(place) => place,
+            Err(full) => {
+                acceptor.refused(full);
+                continue;
+            }
+        };
+        if !caller.may_call() {
+            connection = connection.for_no_longer_than(STRANGER_STAYS);
         }
+        let connection = Served::new(connection, caller).holding([slot, place]);
+        let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
     }
+}
+
+/// Lets the calls of operators through, and answers those of others.
+pub(crate) fn operators_only(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let caller = request.extensions().get::<Caller>().copied();
+    let Caller { uid, own_uid } = caller.ok_or_else(|| ours(&"the caller of this connection is not known"))?;
+    if !may_call(uid, own_uid) {
+        tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin call");
+        return Err(Status::permission_denied(format!(
+            "user {uid} may not call this CA; only its own user ({own_uid}) and root may: run the command as one of them"
+        )));
+    }
+    request.extensions_mut().insert(Operator { uid });
+    Ok(request)
 }
 
 fn may_call(uid: u32, own_uid: u32) -> bool {
     uid == own_uid || uid == 0
+}
+
+// === impl Caller ===
+
+impl Caller {
+    fn may_call(self) -> bool {
+        may_call(self.uid, self.own_uid)
+    }
 }
 
 // === impl Admin ===
@@ -120,7 +165,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
-        let call = AdminCall::new(&request, "create token");
+        let call = AdminCall::new(&request, "create token")?;
         let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
         call.answer(&node, async {
             let agent_id = self
@@ -161,7 +206,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
-        let call = AdminCall::new(&request, "list agents");
+        let call = AdminCall::new(&request, "list agents")?;
         let agents = self
             .registry
             .index()
@@ -173,7 +218,7 @@ impl wire::admin_server::Admin for Admin {
     }
 
     async fn ban_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = AdminCall::new(&request, "ban agent");
+        let call = AdminCall::new(&request, "ban agent")?;
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
             let id = self.agent_id(&text)?;
@@ -184,7 +229,7 @@ impl wire::admin_server::Admin for Admin {
     }
 
     async fn evict_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = AdminCall::new(&request, "evict agent");
+        let call = AdminCall::new(&request, "evict agent")?;
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
             let id = self.agent_id(&text)?;
@@ -198,7 +243,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateEntriesRequest>,
     ) -> Result<Response<wire::CreateEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "create entries");
+        let call = AdminCall::new(&request, "create entries")?;
         let messages = request.into_inner().entries;
         let subject = format!("{} entries", messages.len());
         call.answer(&subject, async {
@@ -234,7 +279,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "list entries");
+        let call = AdminCall::new(&request, "list entries")?;
         let registered: Vec<_> = self.registry.index().entries.iter().map(Arc::clone).collect();
         let entries = registered
             .iter()
@@ -248,7 +293,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::DeleteEntriesRequest>,
     ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "delete entries");
+        let call = AdminCall::new(&request, "delete entries")?;
         let ids = request.into_inner().ids;
         let subject = format!("{ids:?}");
         call.answer(&subject, async {
@@ -272,7 +317,7 @@ impl wire::admin_server::Admin for Admin {
     }
 
     async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Result<Response<wire::Bundle>, Status> {
-        let call = AdminCall::new(&request, "show bundle");
+        let call = AdminCall::new(&request, "show bundle")?;
         let bundle = self.registry.bundles().borrow().clone();
         call.answer("", async { Ok(messages::bundle(&bundle)) }).await
     }
@@ -281,7 +326,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::PublishPolicyRequest>,
     ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "publish policy");
+        let call = AdminCall::new(&request, "publish policy")?;
         let wire::PublishPolicyRequest {
             bundle,
             expected_revision,
@@ -298,7 +343,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ShowPolicyRequest>,
     ) -> Result<Response<wire::ShowPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "show policy");
+        let call = AdminCall::new(&request, "show policy")?;
         let shown = wire::ShowPolicyResponse {
             trust_domain: self.trust_domain.to_string(),
             signers: self.publishing.signers().names().map(str::to_owned).collect(),
@@ -312,7 +357,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListPoliciesRequest>,
     ) -> Result<Response<wire::ListPoliciesResponse>, Status> {
-        let call = AdminCall::new(&request, "list policies");
+        let call = AdminCall::new(&request, "list policies")?;
         let wire::ListPoliciesRequest { limit, before_revision } = request.into_inner();
         let limit = if limit == 0 { LIST_DEFAULT } else { limit.min(LIST_MAX) };
         let policies = {
@@ -331,7 +376,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::GetPolicyRequest>,
     ) -> Result<Response<wire::GetPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "get policy");
+        let call = AdminCall::new(&request, "get policy")?;
         let revision = request.into_inner().revision;
         call.answer(&revision.to_string(), async {
             let (published, policy) = {
@@ -358,7 +403,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ClearShadowRequest>,
     ) -> Result<Response<wire::ClearShadowResponse>, Status> {
-        AdminCall::new(&request, "clear shadow")
+        AdminCall::new(&request, "clear shadow")?
             .answer("", async {
                 let cleared = self.registry.write(ClearShadow).await?;
                 Ok(wire::ClearShadowResponse { cleared })
@@ -367,7 +412,7 @@ impl wire::admin_server::Admin for Admin {
     }
 
     async fn add_grant(&self, request: Request<wire::AddGrantRequest>) -> Result<Response<wire::Grant>, Status> {
-        let call = AdminCall::new(&request, "add grant");
+        let call = AdminCall::new(&request, "add grant")?;
         let grant = request.into_inner().grant;
         call.answer("", async {
             Ok(wire::Grant::from(&self.publishing.add_grant(&grant).await?))
@@ -379,7 +424,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListGrantsRequest>,
     ) -> Result<Response<wire::ListGrantsResponse>, Status> {
-        let call = AdminCall::new(&request, "list grants");
+        let call = AdminCall::new(&request, "list grants")?;
         let grants = {
             let index = self.registry.index();
             let grants = index.policy.current_grants(clock::now());
@@ -392,7 +437,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::RevokeGrantRequest>,
     ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
-        let call = AdminCall::new(&request, "revoke grant");
+        let call = AdminCall::new(&request, "revoke grant")?;
         let id = request.into_inner().id;
         call.answer(&id, async {
             self.registry.write(RevokeGrant { id: id.clone() }).await?;
@@ -416,7 +461,7 @@ fn no_entropy() -> Status {
 }
 
 /// The answer for one entry of a call that committed `revision`.
-fn result(uid: Option<u32>, created: Created, revision: Revision) -> wire::EntryResult {
+fn result(uid: u32, created: Created, revision: Revision) -> wire::EntryResult {
     let Created {
         id,
         entry,
@@ -448,17 +493,17 @@ fn result(uid: Option<u32>, created: Created, revision: Revision) -> wire::Entry
 /// One call and its line in the log.
 struct AdminCall {
     action: &'static str,
-    uid: Option<u32>,
+    uid: u32,
 }
 
 // === impl AdminCall ===
 
 impl AdminCall {
-    fn new<T>(request: &Request<T>, action: &'static str) -> Self {
-        let operator = request.extensions().get::<Operator>();
-        Self {
-            action,
-            uid: operator.map(|operator| operator.uid),
+    /// Of an operator. Whoever is not known to be one gets no further.
+    fn new<T>(request: &Request<T>, action: &'static str) -> Result<Self, Status> {
+        match request.extensions().get::<Operator>() {
+            Some(Operator { uid }) => Ok(Self { action, uid: *uid }),
+            None => Err(ours(&"an admin call came past the check of its caller")),
         }
     }
 

@@ -1,5 +1,6 @@
 //! `hoplite token|entry|bundle` and `hoplite agent list|ban|evict`: what operators ask of the CA over its own socket.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use hoplite_wire::ca::{
 };
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::command::MeshDir;
 use crate::output::{Output, Table, print, print_json};
@@ -398,13 +400,46 @@ fn seconds(span: Duration) -> anyhow::Result<u32> {
 
 /// A client on the CA's admin socket.
 pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel>> {
-    let channel = hoplite_wire::channel::unix(socket).await.with_context(|| {
-        format!(
-            "no CA answers at `{}`; is it running (`hoplite up`, `hoplite ca run`), and is this its user?",
-            socket.display()
-        )
+    let channel = hoplite_wire::channel::unix(socket).await.map_err(|error| {
+        let text = unreachable_by(&error, socket);
+        anyhow::Error::new(error).context(text)
     })?;
     Ok(AdminClient::new(channel))
+}
+
+/// What to do about a CA that cannot be reached.
+fn unreachable_by(error: &(dyn std::error::Error + 'static), socket: &Path) -> String {
+    let socket = socket.display();
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    match causes.find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind())) {
+        Some(io::ErrorKind::PermissionDenied) => {
+            format!(
+                "this user may not open the CA's socket `{socket}`; run the command as the CA's own user or as root"
+            )
+        }
+        Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => format!(
+            "the CA at `{socket}` closed the connection before it answered, so nothing was done; it has too many \
+             connections or is stopping, which its log says; try again"
+        ),
+        _ => format!(
+            "no CA answers at `{socket}`; is it running (`hoplite up`, `hoplite ca run`), and is this its user?"
+        ),
+    }
+}
+
+/// What the CA said, or that the connection broke before it said anything.
+fn refusal(status: &Status, socket: &Path) -> anyhow::Error {
+    let text = status.message();
+    match (std::error::Error::source(status), status.code()) {
+        // Made here, of an error of the connection: the CA said nothing.
+        (Some(_), _) => anyhow::anyhow!(
+            "the connection to the CA at `{}` broke before it answered ({text}); it may have done what was asked or not: \
+             look, and run the command again",
+            socket.display()
+        ),
+        (None, Code::PermissionDenied) => anyhow::anyhow!("the CA refused: permission denied: {text}"),
+        (None, _) => anyhow::anyhow!("the CA refused: {text}"),
+    }
 }
 
 // === impl CaArgs ===
@@ -417,7 +452,7 @@ impl CaArgs {
 
     pub(crate) fn call<T>(
         &self,
-        rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, tonic::Status>,
+        rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, Status>,
     ) -> anyhow::Result<T> {
         let socket = match &self.ca_socket {
             Some(path) => path.clone(),
@@ -429,9 +464,7 @@ impl CaArgs {
             let client = client
                 .max_decoding_message_size(POLICY_BYTES_MAX)
                 .max_encoding_message_size(POLICY_BYTES_MAX);
-            rpc(client)
-                .await
-                .map_err(|status| anyhow::anyhow!("the CA refused: {}", status.message()))
+            rpc(client).await.map_err(|status| refusal(&status, &socket))
         })
     }
 }

@@ -12,7 +12,7 @@ use hoplite_host::clock;
 use serde_json::json;
 
 use crate::command::MeshDir;
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Output, Reader, Table, print, print_json, print_while_read};
 
 /// How often `tail` looks for new records.
 const TAIL_INTERVAL: Duration = Duration::from_millis(100);
@@ -184,7 +184,9 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
                     .collect::<Vec<_>>()
                     .join("  ")
             };
-            print(&format!("{line}\n"))?;
+            if print_while_read(&format!("{line}\n"))? == Reader::Gone {
+                return Ok(ExitCode::SUCCESS);
+            }
         }
         std::thread::sleep(TAIL_INTERVAL);
     }

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::command::MeshDir;
 use crate::command::admin::ListArgs;
-use crate::output::{Output, Table, one_line, part, plain, print, print_json, reader_is_gone};
+use crate::output::{Output, Table, one_line, part, plain, print, print_json};
 
 /// The exit code of a comparison that could not be made, apart from that of one that found a difference.
 const COULD_NOT: u8 = 2;
@@ -177,7 +177,6 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
 fn compared(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
-        Err(error) if reader_is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
             ExitCode::from(COULD_NOT)

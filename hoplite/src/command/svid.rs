@@ -9,7 +9,7 @@ use hoplite_wire::{Identity, WorkloadApi};
 use serde::Serialize;
 
 use crate::command::MeshDir;
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Output, Reader, Table, print_while_read};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SvidCommand {
@@ -60,18 +60,18 @@ pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
         let mut api = WorkloadApi::open(&socket.address()?).await?;
         loop {
             let identity = api.next().await?;
-            match identity.svids.first() {
-                Some(svid) if pem => print(&svid.chain_pem())?,
-                _ => show(&identity, socket.output)?,
-            }
-            if !watch {
+            let text = match identity.svids.first() {
+                Some(svid) if pem => svid.chain_pem(),
+                _ => shown(&identity, socket.output)?,
+            };
+            if print_while_read(&text)? == Reader::Gone || !watch {
                 return Ok(ExitCode::SUCCESS);
             }
         }
     })
 }
 
-fn show(identity: &Identity, output: Output) -> anyhow::Result<()> {
+fn shown(identity: &Identity, output: Output) -> anyhow::Result<String> {
     let trusts: Vec<String> = identity
         .bundles
         .iter()
@@ -79,13 +79,13 @@ fn show(identity: &Identity, output: Output) -> anyhow::Result<()> {
         .collect();
     let rows: Vec<Row> = identity.svids.iter().map(|svid| Row::new(svid, &trusts)).collect();
     if output == Output::Json {
-        return print_json(&rows);
+        return Ok(format!("{}\n", serde_json::to_string_pretty(&rows)?));
     }
     let mut table = Table::new(&["SPIFFE ID", "VALID UNTIL", "SERIAL", "TRUSTS"]);
     for row in rows {
         table.row([row.spiffe_id, row.not_after, row.serial, row.trusts.join(",")]);
     }
-    Ok(table.print()?)
+    Ok(table.to_string())
 }
 
 // === impl SocketArgs ===

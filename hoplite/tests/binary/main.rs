@@ -8,6 +8,7 @@
 )]
 
 mod cli;
+mod denied;
 mod policy_change;
 mod policy_check;
 mod publishing;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::hoplite;
 
-const GOOD: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
+pub(crate) const GOOD: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
                     action in [Hoplite::Action::\"read\"],\n  resource in Hoplite::Service::\"ledger\"\n);\n";
 
 /// Names and contents.
