@@ -532,7 +532,17 @@ pub(crate) mod tests {
         let at = SystemTime::now();
         let path = GrantScope::Path("prod.example/ops".into());
         let times = (at, at + Duration::from_secs(3600));
-        let draft = GrantDraft::new(&domain, "g", "INC-1", "why", path, "ledger", times, at).unwrap();
+        let draft = GrantDraft::new(
+            &domain,
+            "g",
+            "INC-1",
+            "why",
+            path,
+            &"ledger".parse().unwrap(),
+            times,
+            at,
+        )
+        .unwrap();
         let one = draft.sign(&key("alice")).unwrap();
         let two = GrantDraft::sign_too(&one, &key("bob")).unwrap();
         let state = PolicyState {

@@ -92,7 +92,7 @@ impl World {
             on_stale_policy: OnStale::Deny,
             services: services
                 .iter()
-                .map(|(service, id)| ((*service).to_owned(), id.parse().unwrap()))
+                .map(|(service, id)| (service.parse().unwrap(), id.parse().unwrap()))
                 .collect(),
         };
         let authorizer = Authorizer::open(

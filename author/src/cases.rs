@@ -261,7 +261,7 @@ impl Settings {
         let principal = self.caller(caller)?;
         let action = rest.next().ok_or_else(|| missing("method"))?;
         let service = rest.next().ok_or_else(|| missing("service"))?;
-        ServiceName::check(service.text).map_err(|invalid| (service.offset, invalid.to_string()))?;
+        let name = ServiceName::parse(service.text).map_err(|invalid| (service.offset, invalid.to_string()))?;
         let mut last = service;
         let what = if action.text == "connect" {
             Ok(Asked::Connect)
@@ -300,7 +300,7 @@ impl Settings {
         let question = match what {
             Ok(what) => Question::Ask(Box::new(Ask {
                 principal,
-                service: service.text.to_owned(),
+                service: name,
                 what,
                 source: self.source,
                 now: self.now,

@@ -397,7 +397,7 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
     fn ask(principal: &str, method: &str, path: &str, source: [u8; 4], seconds: u64) -> Ask {
         Ask {
             principal: SpiffeId::parse(principal).unwrap(),
-            service: "ledger".to_owned(),
+            service: "ledger".parse().unwrap(),
             what: Asked::Http(CanonicalRequest::parse(method, &[b"ledger"], path.as_bytes()).unwrap()),
             source: source.into(),
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
@@ -502,8 +502,8 @@ forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { conte
         let snapshot = Snapshot::compile(&files(&[("a.cedar", text), ("routes.toml", ROUTES)])).unwrap();
         let entries = CanonicalRequest::parse("POST", &[b"ledger"], b"/entries").unwrap();
         for (deed, expected) in [
-            (Deed::Connect("ledger".to_owned()), "db"),
-            (Deed::Request("ledger".to_owned(), entries), "entries"),
+            (Deed::Connect("ledger".parse().unwrap()), "db"),
+            (Deed::Request("ledger".parse().unwrap(), entries), "entries"),
         ] {
             let about = about(&snapshot, &deed, &Places::default()).unwrap();
             let ids: Vec<_> = about.iter().map(|view| view.id.as_str()).collect();

@@ -4,7 +4,7 @@ use crate::conjunct::{Conjunct, conjuncts};
 use crate::explain::{Question, covers_deed};
 use crate::view::{Effect, Places, PolicyView};
 use cedar_policy::{Context, EntityUid, ResourceConstraint};
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::{Ask, Asked, CallFacts, CanonicalRequest, Route, Snapshot, Undecidable};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,11 +14,11 @@ use std::time::SystemTime;
 #[derive(Debug, Clone)]
 pub enum Deed {
     /// Opening a connection to the service.
-    Connect(String),
+    Connect(ServiceName),
     /// A request of this method to the route, with some path, from anywhere, at any time.
     Route(String, Route),
     /// This request to the service, whatever its host, from anywhere, at any time.
-    Request(String, CanonicalRequest),
+    Request(ServiceName, CanonicalRequest),
 }
 
 /// What could be decided.
@@ -55,7 +55,7 @@ enum Known {
 
 impl Deed {
     /// The service it is done to.
-    pub fn service(&self) -> &str {
+    pub fn service(&self) -> &ServiceName {
         match self {
             Self::Connect(service) | Self::Request(service, _) => service,
             Self::Route(_, route) => route.service(),
@@ -69,7 +69,7 @@ impl Deed {
             Ok((facts, Context::empty()))
         };
         match self {
-            Self::Connect(service) => named(None, service.as_str(), None),
+            Self::Connect(service) => named(None, service, None),
             Self::Route(method, route) => named(Some(method.as_str()), route.service(), Some(route)),
             Self::Request(service, http) => {
                 let ask = Ask {
@@ -151,20 +151,21 @@ pub fn about(snapshot: &Snapshot, deed: &Deed, places: &Places<'_>) -> Result<Ve
 }
 
 /// Every service that has routes or that a policy names, sorted.
-pub fn services(snapshot: &Snapshot) -> BTreeSet<String> {
+pub fn services(snapshot: &Snapshot) -> BTreeSet<ServiceName> {
     let named = snapshot
         .policies()
         .filter_map(|policy| match policy.resource_constraint() {
             ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) => Some(uid),
             ResourceConstraint::Any | ResourceConstraint::Is(_) => None,
         });
+    // A name that no service can have is a fault of the policy set, which its check tells.
     let service = |uid: &EntityUid| {
         let id = uid.id().unescaped();
-        id.split(':').next().unwrap_or_default().to_owned()
+        ServiceName::parse(id.split(':').next().unwrap_or_default()).ok()
     };
     named
-        .map(|uid| service(&uid))
-        .chain(snapshot.routes().services().map(str::to_owned))
+        .filter_map(|uid| service(&uid))
+        .chain(snapshot.routes().services().cloned())
         .collect()
 }
 
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn only_what_is_sure_is_said_surely() {
-        let route = Deed::Route("GET".into(), Route::unmatched("ledger"));
+        let route = Deed::Route("GET".into(), Route::unmatched(&"ledger".parse().unwrap()));
         assert_eq!(possible("spiffe://x/web/a", &route), "always read");
         assert_eq!(possible("spiffe://x/bad/a", &route), "never no");
         assert_eq!(possible("spiffe://x/other", &route), "never ");
@@ -244,12 +245,18 @@ mod tests {
             possible("spiffe://x/all", &route),
             "permit whole [{a: context.conn.dow} == {a: \"Mon\"}]"
         );
-        assert_eq!(possible("spiffe://x/web/a", &Deed::Connect("db".into())), "always db");
-        assert_eq!(possible("spiffe://x/web/b", &Deed::Connect("db".into())), "never ");
+        assert_eq!(
+            possible("spiffe://x/web/a", &Deed::Connect("db".parse().unwrap())),
+            "always db"
+        );
+        assert_eq!(
+            possible("spiffe://x/web/b", &Deed::Connect("db".parse().unwrap())),
+            "never "
+        );
 
         let request = |method: &str, path: &str| {
             let http = CanonicalRequest::parse(method, &[b"h"], path.as_bytes()).unwrap();
-            Deed::Request("ledger".into(), http)
+            Deed::Request("ledger".parse().unwrap(), http)
         };
         let check = |method: &str, path: &str, expected: &str| {
             assert_eq!(
@@ -269,7 +276,7 @@ mod tests {
             "/a",
             "permit read [], forbid host [context.host == \"x\"; context.seg.n > 2]",
         );
-        let head = Deed::Route("HEAD".into(), Route::unmatched("ledger"));
+        let head = Deed::Route("HEAD".into(), Route::unmatched(&"ledger".parse().unwrap()));
         assert_eq!(
             possible("spiffe://x/web/a", &head),
             "permit read [], forbid dos [context.seg.n > 2]"

@@ -1,7 +1,7 @@
 //! Decisions of the past, decided again by other policies: which answers would flip, and for whom.
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Record};
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::grant::GRANT_IDS;
 use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot, Transport, Verdict, WhatIf};
 use serde::Serialize;
@@ -113,7 +113,7 @@ pub fn ask_of(record: &Record, headers: &SelectedHeaders) -> Option<Ask> {
     let source = record.source.as_deref()?;
     Some(Ask {
         principal: SpiffeId::parse(record.principal.as_deref()?).ok()?,
-        service: record.service.clone(),
+        service: ServiceName::parse(&record.service).ok()?,
         what,
         source: source
             .parse::<SocketAddr>()

@@ -15,8 +15,8 @@ use std::time::SystemTime;
 
 use divan::{Bencher, black_box};
 use hoplite_bench::sources;
-use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
+use hoplite_identity::{ServiceName, VerifiedPeer};
 use hoplite_policy::{AuthzRequest, CanonicalRequest, Snapshot, Transport, decide, decide_by_reference};
 
 /// Policies in the set, and how many of them concern the request.
@@ -68,8 +68,8 @@ fn request(snapshot: &Snapshot, prefix: &str, candidates: usize, transport: &Tra
         20 => "twenty",
         _ => "many",
     };
-    let service = format!("{prefix}{service}");
-    let http = CanonicalRequest::parse("GET", &[service.as_bytes()], b"/accounts/7").unwrap();
+    let service: ServiceName = format!("{prefix}{service}").parse().unwrap();
+    let http = CanonicalRequest::parse("GET", &[service.as_str().as_bytes()], b"/accounts/7").unwrap();
     let route = snapshot.routes().route(&service, &http);
     AuthzRequest::http(&*PEER, &service, &route, &http, transport, SystemTime::now())
 }

@@ -18,9 +18,10 @@ fn allocated(policies: usize) -> [AllocationInfo; 2] {
     let snapshot = Snapshot::compile(&sources(policies)).unwrap();
     let peer = TestAuthority::new("prod.acme").peer("/ns/pay/sa/refunds");
     let http = CanonicalRequest::parse("GET", &[b"twenty"], b"/accounts/7").unwrap();
-    let route = snapshot.routes().route("twenty", &http);
+    let service = "twenty".parse().unwrap();
+    let route = snapshot.routes().route(&service, &http);
     let from = Transport::new([10, 0, 0, 7].into());
-    let request = AuthzRequest::http(&peer, "twenty", &route, &http, &from, SystemTime::now());
+    let request = AuthzRequest::http(&peer, &service, &route, &http, &from, SystemTime::now());
     // What is made once per process, and once per thread.
     decide(&snapshot, &request);
     snapshot.forget_calls();

@@ -236,7 +236,7 @@ impl Publishing {
             grant = grant.id,
             ticket = grant.ticket,
             reason = grant.reason,
-            service = grant.service,
+            service = %grant.service,
             signed_by = ?grant.signed_by,
             until = grant.until,
             "break-glass: access is granted"

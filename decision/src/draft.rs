@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_host::clock;
-use hoplite_identity::{SpiffeId, VerifiedPeer};
+use hoplite_identity::{ServiceName, SpiffeId, VerifiedPeer};
 use hoplite_policy::limits::METHOD_BYTES_MAX;
 use hoplite_policy::{Ambiguous, Caller, CanonicalRequest, SelectedHeaders};
 use http::StatusCode;
@@ -17,7 +17,7 @@ pub struct Facts<'a> {
     /// What is being decided.
     pub phase: Phase,
     /// The service that is called.
-    pub service: &'a str,
+    pub service: &'a ServiceName,
     /// Who calls, and the evidence for it.
     pub witness: Witness<'a>,
     /// Where the call comes from, `ip:port`, if that is known.
@@ -49,7 +49,7 @@ pub enum Witness<'a> {
 #[derive(Debug)]
 pub struct Stranger<'a> {
     /// The service that is called.
-    pub service: &'a str,
+    pub service: &'a ServiceName,
     /// Who has met the stranger, where it was not this process.
     pub vouched_by: Option<&'a SpiffeId>,
     /// Where the call comes from, if that is known.
@@ -112,7 +112,7 @@ pub enum NoFields {}
 pub struct Draft<'a> {
     pub(crate) record: Record,
     pub(crate) caller: Caller<'a>,
-    pub(crate) service: &'a str,
+    pub(crate) service: &'a ServiceName,
 }
 
 // === impl Witness ===
@@ -130,7 +130,7 @@ impl<'a> Witness<'a> {
 
 impl Stranger<'_> {
     pub(crate) fn record(self, unasked: &Unasked) -> Record {
-        let mut record = Record::new(Phase::Handshake, unasked.outcome, self.service, clock::now());
+        let mut record = Record::new(Phase::Handshake, unasked.outcome, self.service.as_str(), clock::now());
         record.vouched_by = self.vouched_by.map(ToString::to_string);
         record.source = self.source;
         record.trace_id = self.trace_id;
@@ -259,7 +259,7 @@ impl<'a> Draft<'a> {
             trace_id,
         } = facts;
         // Whatever else it comes to is said where it is decided; until then the record says that nothing was.
-        let mut record = Record::new(phase, Outcome::Error, service, clock::now());
+        let mut record = Record::new(phase, Outcome::Error, service.as_str(), clock::now());
         let caller = witness.caller();
         record.principal = Some(caller.id().to_string());
         match witness {

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Outcome, Record, Recorder, RecorderError};
 use hoplite_host::clock;
+use hoplite_identity::ServiceName;
 use hoplite_policy::{
     self as policy, Ambiguous, AuthzRequest, Caller, CanonicalRequest, Decision, Permit, SelectedHeaders, Snapshot,
     Transport, decide_by_reference,
@@ -30,7 +31,7 @@ const STALE: &str = "the policy has expired, and this service denies then; publi
 #[derive(Clone, Copy)]
 struct Question<'a> {
     caller: Caller<'a>,
-    service: &'a str,
+    service: &'a ServiceName,
     transport: &'a Transport,
     /// The request, with the headers that the live policy selects; none for a connection.
     http: Option<&'a CanonicalRequest>,

@@ -6,7 +6,7 @@ use crate::request::{AuthzRequest, Caller, Transport};
 use crate::undecidable::Undecidable;
 use crate::{CanonicalRequest, Route, Snapshot};
 use cedar_policy::Context;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ pub struct Ask {
     /// Who would call.
     pub principal: SpiffeId,
     /// The service that would be called.
-    pub service: String,
+    pub service: ServiceName,
     /// What would be asked of it.
     pub what: Asked,
     /// The address it would come from.

@@ -366,10 +366,10 @@ mod tests {
     fn http(snapshot: &Snapshot, who: &str, method: &str, target: &str) -> AuthzRequest {
         let caller = SpiffeId::parse(&format!("spiffe://prod.acme{who}")).unwrap();
         let request = CanonicalRequest::parse(method, &[b"ledger"], target.as_bytes()).unwrap();
-        let route = snapshot.routes().route("ledger", &request);
+        let route = snapshot.routes().route(&"ledger".parse().unwrap(), &request);
         AuthzRequest::http(
             Caller::supposed(&caller),
-            "ledger",
+            &"ledger".parse().unwrap(),
             &route,
             &request,
             &connection(),
@@ -449,10 +449,10 @@ mod tests {
                     .with_headers(snapshot.headers(), fields.iter().copied())
                     .unwrap();
             }
-            let route = snapshot.routes().route("ledger", &request);
+            let route = snapshot.routes().route(&"ledger".parse().unwrap(), &request);
             let request = AuthzRequest::http(
                 Caller::supposed(&caller),
-                "ledger",
+                &"ledger".parse().unwrap(),
                 &route,
                 &request,
                 &connection(),
@@ -646,7 +646,12 @@ mod tests {
         let snapshot = snapshot(policies);
         let caller = SpiffeId::parse("spiffe://prod.acme/web").unwrap();
         for (service, expected) in [("ledger", Verdict::Allow), ("orders", Verdict::NoPermit)] {
-            let request = AuthzRequest::connect(Caller::supposed(&caller), service, &connection(), now());
+            let request = AuthzRequest::connect(
+                Caller::supposed(&caller),
+                &service.parse().unwrap(),
+                &connection(),
+                now(),
+            );
             assert_eq!(decide(&snapshot, &request).verdict(), expected, "{service}");
         }
     }

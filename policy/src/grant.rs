@@ -7,7 +7,7 @@ use crate::bundle::remedy;
 use crate::calendar::{LAST_SECOND, instant, rfc3339, seconds};
 use crate::schema::{VOCABULARY, uid};
 use crate::source::Source;
-use hoplite_identity::{InvalidServiceName, InvalidSpiffeId, ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{InvalidSpiffeId, ServiceName, SpiffeId, TrustDomain};
 use hoplite_seal::{Envelope, Hash, Kind, NotSigned, SealBroken, SigningKey, TrustedSigners, cbor};
 use minicbor::{Decode, Encode};
 use std::time::{Duration, SystemTime};
@@ -64,7 +64,8 @@ pub struct GrantDraft {
     pub principal: GrantScope,
     /// The service, and all its routes.
     #[n(6)]
-    pub service: String,
+    #[cbor(with = "service_name")]
+    pub service: ServiceName,
     /// From when.
     #[n(7)]
     pub not_before: u64,
@@ -129,9 +130,6 @@ pub enum BadGrant {
     /// Its trust domain is not a valid name.
     #[error(transparent)]
     TrustDomain(InvalidSpiffeId),
-    /// Its service is not a valid name.
-    #[error(transparent)]
-    Service(#[from] InvalidServiceName),
     /// Its name is not a valid name of a grant.
     #[error("`{0}` is not a grant's id; use 1 to 64 of a-z, 0-9 and `-`")]
     Id(String),
@@ -155,6 +153,25 @@ pub enum BadGrant {
     End,
 }
 
+/// A service name in CBOR: its text.
+mod service_name {
+    use hoplite_identity::ServiceName;
+    use minicbor::decode::{self, Decoder};
+    use minicbor::encode::{self, Encoder, Write};
+
+    pub(super) fn encode<C, W: Write>(
+        name: &ServiceName,
+        to: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        to.str(name.as_str()).map(drop)
+    }
+
+    pub(super) fn decode<C>(from: &mut Decoder<'_>, _: &mut C) -> Result<ServiceName, decode::Error> {
+        ServiceName::parse(from.str()?).map_err(decode::Error::message)
+    }
+}
+
 // === impl GrantDraft ===
 
 impl GrantDraft {
@@ -169,7 +186,7 @@ impl GrantDraft {
         ticket: &str,
         reason: &str,
         principal: GrantScope,
-        service: &str,
+        service: &ServiceName,
         (not_before, until): (SystemTime, SystemTime),
         created: SystemTime,
     ) -> Result<Self, GrantRefused> {
@@ -180,7 +197,7 @@ impl GrantDraft {
             ticket: ticket.to_owned(),
             reason: reason.to_owned(),
             principal,
-            service: service.to_owned(),
+            service: service.clone(),
             not_before: seconds(not_before),
             until: seconds(until),
             created: seconds(created),
@@ -235,7 +252,6 @@ impl GrantDraft {
             return Err(BadGrant::Format(self.format));
         }
         TrustDomain::parse(&self.trust_domain).map_err(BadGrant::TrustDomain)?;
-        ServiceName::check(&self.service)?;
         let sized = |text: &str| (1..=WORD_BYTES_MAX).contains(&text.len());
         let shown = |text: &str| text.escape_debug().take(WORD_BYTES_MAX).collect();
         let id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -354,7 +370,7 @@ impl Grant {
             GrantScope::Workload(id) => format!("principal == {}", uid(&VOCABULARY.workload, id)),
             GrantScope::Path(path) => format!("principal in {}", uid(&VOCABULARY.path, path)),
         };
-        let service = uid(&VOCABULARY.service, service);
+        let service = uid(&VOCABULARY.service, service.as_str());
         let (from, to) = (rfc3339(*not_before), rfc3339(*until));
         let text = format!(
             "@id(\"{GRANT_IDS}{id}\")\n@owner(\"security\")\npermit ({principal}, action, resource in {service})\nwhen {{ context.conn.now >= datetime(\"{from}\") && context.conn.now < datetime(\"{to}\") }};\n"
@@ -374,6 +390,10 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
+    fn name(service: &str) -> ServiceName {
+        service.parse().unwrap()
+    }
+
     fn draft() -> GrantDraft {
         GrantDraft {
             format: FORMAT,
@@ -382,7 +402,7 @@ mod tests {
             ticket: "INC-4711".to_owned(),
             reason: "the ledger must be repaired by hand".to_owned(),
             principal: GrantScope::Path("prod.example/ns/ops".to_owned()),
-            service: "ledger".to_owned(),
+            service: name("ledger"),
             not_before: NOW,
             until: NOW + 3600,
             created: NOW - 60,
@@ -463,7 +483,6 @@ mod tests {
         check(&|d| d.ticket = "see chat".into(), "not a ticket");
         check(&|d| d.reason = " ".into(), "the reason");
         check(&|d| d.reason = "a\nb".into(), "the reason");
-        check(&|d| d.service = "led\"ger".into(), "not a service name");
         check(&|d| d.until = d.not_before, "ends after it begins");
         check(&|d| d.until = d.not_before - 1, "ends after it begins");
         check(&|d| d.until = d.not_before + 8 * 3600 + 1, "at most 8 hours");
@@ -490,6 +509,18 @@ mod tests {
             &|d| d.principal = GrantScope::Workload("spiffe://prod.example/\"".into()),
             "cannot be used",
         );
+    }
+
+    #[test]
+    fn a_service_that_no_proxy_can_have_is_none() {
+        let mut body = cbor::encode(&draft());
+        let at = body.windows(6).position(|bytes| bytes == b"ledger").unwrap();
+        body[at + 3] = b'"';
+        let mut envelope = Envelope::new(KIND, body, []);
+        envelope.sign(&key("alice")).unwrap();
+        envelope.sign(&key("bob")).unwrap();
+        let error = open_at(&envelope.encode(), NOW).unwrap_err().to_string();
+        assert!(error.contains("not a service name"), "{error}");
     }
 
     #[test]
@@ -520,7 +551,7 @@ mod tests {
                 &snapshot,
                 &AuthzRequest::connect(
                     crate::request::Caller::supposed(&caller),
-                    service,
+                    &name(service),
                     &transport,
                     instant(now),
                 ),

@@ -43,7 +43,7 @@ pub struct Modules {
 struct Module {
     owner: String,
     /// `None` is security: everything.
-    services: Option<BTreeSet<String>>,
+    services: Option<BTreeSet<ServiceName>>,
 }
 
 /// On whose behalf a file speaks.
@@ -60,7 +60,7 @@ pub enum Team<'a> {
         /// Who owns it.
         owner: &'a str,
         /// What it is over; `None` is everything.
-        services: Option<&'a BTreeSet<String>>,
+        services: Option<&'a BTreeSet<ServiceName>>,
     },
 }
 
@@ -99,7 +99,7 @@ impl Modules {
             vec![fault(error.span().unwrap_or_default(), reason)]
         })?;
         let mut faults = Vec::new();
-        let mut owners: HashMap<String, String> = HashMap::new();
+        let mut owners: HashMap<ServiceName, String> = HashMap::new();
         let mut by_name = BTreeMap::new();
         for (name, section) in sections {
             if let Err(reason) = check_part(name.as_ref()) {
@@ -120,17 +120,23 @@ impl Modules {
             let services = match (section.services, section.security) {
                 (None, true) => None,
                 (Some(services), false) if !services.is_empty() => {
+                    let mut names = BTreeSet::new();
                     for service in &services {
-                        if let Err(invalid) = ServiceName::check(service.as_ref()) {
-                            faults.push(fault(service.span(), invalid.to_string()));
-                        }
-                        let first = owners.entry(service.as_ref().clone()).or_insert_with(|| owner.clone());
+                        let name = match ServiceName::parse(service.as_ref()) {
+                            Ok(name) => name,
+                            Err(invalid) => {
+                                faults.push(fault(service.span(), invalid.to_string()));
+                                continue;
+                            }
+                        };
+                        let first = owners.entry(name.clone()).or_insert_with(|| owner.clone());
                         if first != owner {
-                            let reason = format!("`{}` is already `{first}`'s; give it to one owner", service.as_ref());
+                            let reason = format!("`{name}` is already `{first}`'s; give it to one owner");
                             faults.push(fault(service.span(), reason));
                         }
+                        names.insert(name);
                     }
-                    Some(services.into_iter().map(Spanned::into_inner).collect())
+                    Some(names)
                 }
                 (Some(_), true) => {
                     let reason = "a security module is over every service; leave out `services`".to_owned();
@@ -268,8 +274,8 @@ impl Team<'_> {
 }
 
 /// Whether a scope's resource is one of the services, or a route of one.
-fn within(services: &BTreeSet<String>, module: &str, resource: &ResourceConstraint) -> Result<(), String> {
-    let example = services.first().map_or("", String::as_str);
+fn within(services: &BTreeSet<ServiceName>, module: &str, resource: &ResourceConstraint) -> Result<(), String> {
+    let example = services.first().map_or("", ServiceName::as_str);
     let (ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid)) = resource
     else {
         return Err(format!(

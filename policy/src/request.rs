@@ -7,7 +7,7 @@ use crate::schema::{VOCABULARY, uid};
 use crate::undecidable::Undecidable;
 use crate::{CanonicalRequest, Route};
 use cedar_policy::{Context, RestrictedExpression};
-use hoplite_identity::{SpiffeId, VerifiedPeer};
+use hoplite_identity::{ServiceName, SpiffeId, VerifiedPeer};
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub struct AuthzRequest {
 
 #[derive(Debug, Clone)]
 enum Resource {
-    Service(String),
+    Service(ServiceName),
     Route(Route),
 }
 
@@ -96,11 +96,16 @@ impl Transport {
 
 impl AuthzRequest {
     /// An L4 connection to a service.
-    pub fn connect<'a>(caller: impl Into<Caller<'a>>, service: &str, transport: &Transport, now: SystemTime) -> Self {
+    pub fn connect<'a>(
+        caller: impl Into<Caller<'a>>,
+        service: &ServiceName,
+        transport: &Transport,
+        now: SystemTime,
+    ) -> Self {
         Self {
             principal: caller.into().id.clone(),
             action: "connect",
-            resource: Resource::Service(service.to_owned()),
+            resource: Resource::Service(service.clone()),
             at: now,
             headers: Vec::new(),
             context: transport.value(now).map(|conn| context([("conn", conn)])),
@@ -110,7 +115,7 @@ impl AuthzRequest {
     /// One HTTP request to a route of a service. The route must be the service's own.
     pub fn http<'a>(
         caller: impl Into<Caller<'a>>,
-        service: &str,
+        service: &ServiceName,
         route: &Route,
         request: &CanonicalRequest,
         transport: &Transport,
@@ -128,7 +133,7 @@ impl AuthzRequest {
         } else {
             Err(Undecidable::ForeignRoute {
                 route: route.to_string(),
-                service: service.to_owned(),
+                service: service.clone(),
             })
         };
         Self {
@@ -142,13 +147,18 @@ impl AuthzRequest {
     }
 
     /// A call of which nothing but its name is known: to a route of a service, or to a service.
-    fn without_context(principal: &SpiffeId, method: Option<&str>, service: &str, route: Option<&Route>) -> Self {
+    fn without_context(
+        principal: &SpiffeId,
+        method: Option<&str>,
+        service: &ServiceName,
+        route: Option<&Route>,
+    ) -> Self {
         Self {
             principal: principal.clone(),
             action: method.map_or("connect", action_of),
             resource: match route {
                 Some(route) => Resource::Route(route.clone()),
-                None => Resource::Service(service.to_owned()),
+                None => Resource::Service(service.clone()),
             },
             at: SystemTime::UNIX_EPOCH,
             headers: Vec::new(),
@@ -169,7 +179,7 @@ impl AuthzRequest {
     /// The service (L4) or the route (HTTP).
     pub fn resource(&self) -> &str {
         match &self.resource {
-            Resource::Service(service) => service,
+            Resource::Service(service) => service.as_str(),
             Resource::Route(route) => route.as_str(),
         }
     }
@@ -203,9 +213,9 @@ impl AuthzRequest {
             .action(self.action)
             .ok_or(Undecidable::NoAction(self.action))?;
         let (resource, owner) = match &self.resource {
-            Resource::Service(service) => (Node::new(uid(&VOCABULARY.service, service), []), None),
+            Resource::Service(service) => (Node::new(uid(&VOCABULARY.service, service.as_str()), []), None),
             Resource::Route(route) => {
-                let service = uid(&VOCABULARY.service, route.service());
+                let service = uid(&VOCABULARY.service, route.service().as_str());
                 let route = Node::new(uid(&VOCABULARY.route, route.as_str()), [service.clone()]);
                 (route, Some(Node::new(service, [])))
             }
@@ -234,7 +244,7 @@ impl CallFacts {
     pub fn supposed(
         principal: &SpiffeId,
         method: Option<&str>,
-        service: &str,
+        service: &ServiceName,
         route: Option<&Route>,
     ) -> Result<Self, Undecidable> {
         AuthzRequest::without_context(principal, method, service, route).call()
@@ -346,16 +356,21 @@ mod tests {
     }
 
     fn connect(source: &str) -> AuthzRequest {
-        AuthzRequest::connect(Caller::supposed(&caller()), "ledger", &connection(source), now())
+        AuthzRequest::connect(
+            Caller::supposed(&caller()),
+            &"ledger".parse().unwrap(),
+            &connection(source),
+            now(),
+        )
     }
 
     fn http(method: &str, target: &str) -> AuthzRequest {
         let request = CanonicalRequest::parse(method, &[b"ledger.acme"], target.as_bytes()).unwrap();
-        let route = Route::unmatched("ledger");
+        let route = Route::unmatched(&"ledger".parse().unwrap());
         let caller = caller();
         AuthzRequest::http(
             Caller::supposed(&caller),
-            "ledger",
+            &"ledger".parse().unwrap(),
             &route,
             &request,
             &connection("10.0.0.1"),
@@ -391,11 +406,11 @@ mod tests {
     fn a_verified_peer_is_the_principal() {
         let peer = hoplite_identity::testing::TestAuthority::new("prod.acme").peer("/ns/pay/sa/x");
         let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
-        let route = Route::unmatched("ledger");
+        let route = Route::unmatched(&"ledger".parse().unwrap());
         let from = connection("10.0.0.1");
         for request in [
-            AuthzRequest::connect(&peer, "ledger", &from, now()),
-            AuthzRequest::http(&peer, "ledger", &route, &request, &from, now()),
+            AuthzRequest::connect(&peer, &"ledger".parse().unwrap(), &from, now()),
+            AuthzRequest::http(&peer, &"ledger".parse().unwrap(), &route, &request, &from, now()),
         ] {
             assert_eq!(request.principal(), "spiffe://prod.acme/ns/pay/sa/x");
             let principal = request.call().unwrap().principal;
@@ -438,8 +453,19 @@ mod tests {
         let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
         let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
         let request = request.with_headers(&selected, fields).unwrap();
-        let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledger"));
-        AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now())
+        let (caller, from, route) = (
+            caller(),
+            connection("10.0.0.1"),
+            Route::unmatched(&"ledger".parse().unwrap()),
+        );
+        AuthzRequest::http(
+            Caller::supposed(&caller),
+            &"ledger".parse().unwrap(),
+            &route,
+            &request,
+            &from,
+            now(),
+        )
     }
 
     #[test]
@@ -474,11 +500,22 @@ mod tests {
     #[test]
     fn what_cannot_be_asked_says_why() {
         let request = CanonicalRequest::parse("GET", &[b"ledger"], b"/").unwrap();
-        let (caller, from, route) = (caller(), connection("10.0.0.1"), Route::unmatched("ledgers"));
-        let foreign = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
+        let (caller, from, route) = (
+            caller(),
+            connection("10.0.0.1"),
+            Route::unmatched(&"ledgers".parse().unwrap()),
+        );
+        let foreign = AuthzRequest::http(
+            Caller::supposed(&caller),
+            &"ledger".parse().unwrap(),
+            &route,
+            &request,
+            &from,
+            now(),
+        );
         assert!(foreign.context().unwrap_err().to_string().contains("does not belong"));
         let deep = SpiffeId::parse(&format!("spiffe://prod.acme{}", "/a".repeat(PATH_GROUPS_MAX + 1))).unwrap();
-        let deep = AuthzRequest::connect(Caller::supposed(&deep), "ledger", &from, now());
+        let deep = AuthzRequest::connect(Caller::supposed(&deep), &"ledger".parse().unwrap(), &from, now());
         assert!(deep.call().unwrap_err().to_string().contains("64 path segments"));
     }
 
@@ -488,9 +525,9 @@ mod tests {
         fn the_entities_of_a_call_are_closed(path in "(/[a-z0-9]{1,3}){1,12}", method in "[A-Z]{1,7}", target in "(/[a-z]{0,3}){1,6}") {
             let Ok(request) = CanonicalRequest::parse(&method, &[b"ledger"], target.as_bytes()) else { return Ok(()) };
             let caller = SpiffeId::parse(&format!("spiffe://prod.acme{path}")).unwrap();
-            let route = Route::unmatched("ledger");
+            let route = Route::unmatched(&"ledger".parse().unwrap());
             let from = connection("10.0.0.1");
-            let request = AuthzRequest::http(Caller::supposed(&caller), "ledger", &route, &request, &from, now());
+            let request = AuthzRequest::http(Caller::supposed(&caller), &"ledger".parse().unwrap(), &route, &request, &from, now());
             let call = request.call().unwrap();
             for uid in [&call.principal, &call.action, &call.resource] {
                 proptest::prop_assert!(call.entities.get(uid).is_some(), "{uid}");

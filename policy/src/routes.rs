@@ -26,14 +26,14 @@ pub const ROUTES_PER_SERVICE_MAX: usize = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Route {
     name: Arc<str>,
-    service_bytes: usize,
+    service: ServiceName,
 }
 
 /// The routes of every service, from the text of `routes.toml`.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
     /// Most specific first.
-    services: HashMap<String, Vec<Template>>,
+    services: HashMap<ServiceName, Vec<Template>>,
 }
 
 /// `GET /accounts/{id}`, parsed.
@@ -61,15 +61,15 @@ struct Section {
 // === impl Route ===
 
 impl Route {
-    fn new(service: &str, what: impl fmt::Display) -> Self {
+    fn new(service: &ServiceName, what: impl fmt::Display) -> Self {
         Self {
             name: format!("{service}:{what}").into(),
-            service_bytes: service.len(),
+            service: service.clone(),
         }
     }
 
     /// The route of everything that no line of `routes.toml` covers.
-    pub fn unmatched(service: &str) -> Self {
+    pub fn unmatched(service: &ServiceName) -> Self {
         Self::new(service, "unmatched")
     }
 
@@ -79,8 +79,8 @@ impl Route {
     }
 
     /// The service it belongs to.
-    pub fn service(&self) -> &str {
-        self.name.get(..self.service_bytes).unwrap_or_default()
+    pub fn service(&self) -> &ServiceName {
+        &self.service
     }
 }
 
@@ -108,18 +108,21 @@ impl RouteTable {
         let mut faults = Vec::new();
         let mut services = HashMap::new();
         for (service, section) in sections {
-            if let Err(invalid) = ServiceName::check(service.as_ref()) {
-                faults.push(fault(Some(service.span()), invalid.to_string()));
-                continue;
-            }
+            let name = match ServiceName::parse(service.as_ref()) {
+                Ok(name) => name,
+                Err(invalid) => {
+                    faults.push(fault(Some(service.span()), invalid.to_string()));
+                    continue;
+                }
+            };
             if section.routes.len() > ROUTES_PER_SERVICE_MAX {
-                let reason = format!("`{}` has more than {ROUTES_PER_SERVICE_MAX} routes", service.as_ref());
+                let reason = format!("`{name}` has more than {ROUTES_PER_SERVICE_MAX} routes");
                 faults.push(fault(Some(service.span()), reason));
                 continue;
             }
             let mut templates: Vec<Template> = Vec::with_capacity(section.routes.len());
             for route in &section.routes {
-                match Template::parse(service.as_ref(), route.as_ref()) {
+                match Template::parse(&name, route.as_ref()) {
                     Ok(template) => match templates.iter().find(|other| other.covers_the_same(&template)) {
                         Some(other) => {
                             let reason = format!(
@@ -134,7 +137,7 @@ impl RouteTable {
                 }
             }
             templates.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
-            services.insert(service.into_inner(), templates);
+            services.insert(name, templates);
         }
         if faults.is_empty() {
             Ok(Self { services })
@@ -156,17 +159,17 @@ impl RouteTable {
     ///
     /// # Errors
     /// In one sentence, why it would not.
-    pub fn check_line(service: &str, line: &str) -> Result<(), String> {
+    pub fn check_line(service: &ServiceName, line: &str) -> Result<(), String> {
         Template::parse(service, line).map(drop)
     }
 
     /// The services that have routes, in no order.
-    pub fn services(&self) -> impl Iterator<Item = &str> {
-        self.services.keys().map(String::as_str)
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.keys()
     }
 
     /// The routes of a service, most specific first, each with its method; none is any method.
-    pub fn of(&self, service: &str) -> impl Iterator<Item = (&Route, Option<&str>)> {
+    pub fn of(&self, service: &ServiceName) -> impl Iterator<Item = (&Route, Option<&str>)> {
         let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
         templates
             .iter()
@@ -175,7 +178,7 @@ impl RouteTable {
 
     /// The most specific route that covers the request: of two templates the one that is literal where the other has
     /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
-    pub fn route(&self, service: &str, request: &CanonicalRequest) -> Route {
+    pub fn route(&self, service: &ServiceName, request: &CanonicalRequest) -> Route {
         let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
         templates
             .iter()
@@ -187,7 +190,7 @@ impl RouteTable {
 // === impl Template ===
 
 impl Template {
-    fn parse(service: &str, text: &str) -> Result<Self, String> {
+    fn parse(service: &ServiceName, text: &str) -> Result<Self, String> {
         // A fault is one line, whatever TOML's escapes put into a template.
         let shown = text.escape_debug();
         let (method, path) = text
@@ -290,7 +293,7 @@ routes = []
         let request = CanonicalRequest::parse(method, &[b"ledger"], target.as_bytes()).unwrap();
         RouteTable::parse(ROUTES)
             .unwrap()
-            .route("ledger", &request)
+            .route(&"ledger".parse().unwrap(), &request)
             .as_str()
             .to_owned()
     }
@@ -336,9 +339,10 @@ routes = []
         let request = CanonicalRequest::parse("GET", &[b"x"], b"/").unwrap();
         let table = RouteTable::parse(ROUTES).unwrap();
         for service in ["orders", "nobody"] {
-            let route = table.route(service, &request);
-            assert_eq!(route, Route::unmatched(service));
-            assert_eq!(route.service(), service);
+            let service = ServiceName::parse(service).unwrap();
+            let route = table.route(&service, &request);
+            assert_eq!(route, Route::unmatched(&service));
+            assert_eq!(route.service(), &service);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why no policy can be asked about a request: then the decision is an error, never an allow.
 
-use hoplite_identity::InvalidSpiffeId;
+use hoplite_identity::{InvalidSpiffeId, ServiceName};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub enum Undecidable {
         /// The route.
         route: String,
         /// The service that is called.
-        service: String,
+        service: ServiceName,
     },
     /// The schema does not have the action.
     #[error("the schema has no action `{0}`")]

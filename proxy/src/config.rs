@@ -1,17 +1,18 @@
 //! The configuration file of a proxy: who it is, what it listens on, whom it forwards to.
 
 use std::collections::HashSet;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use hoplite_audit::is_recorder_name;
 use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
-use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{InvalidServiceName, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::peer::destination::{BadDestination, Destination, is_address};
 
@@ -71,7 +72,7 @@ pub struct Inbound {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The service's name in policies and records.
-    pub service: String,
+    pub service: ServiceName,
     /// What the service speaks.
     pub protocol: InboundProtocol,
     /// The service's own `host:port`.
@@ -83,7 +84,7 @@ pub struct Inbound {
 #[serde(deny_unknown_fields)]
 pub struct Outbound {
     /// The upstream's name in logs and status.
-    pub name: String,
+    pub name: UpstreamName,
     /// Where to listen: loopback only.
     pub listen: SocketAddr,
     /// What the local caller speaks.
@@ -93,6 +94,11 @@ pub struct Outbound {
     /// The one identity the peer may have.
     pub expect: SpiffeId,
 }
+
+/// The name of an upstream, in logs and status: by the rule of service names, since it mostly is that of the service called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct UpstreamName(ServiceName);
 
 /// What stands behind an inbound listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -232,12 +238,6 @@ impl Inbound {
     fn check(&self, addresses: &mut HashSet<SocketAddr>) -> Result<(), Unusable> {
         check_free("inbound.listen", self.listen, addresses)?;
         check(
-            ServiceName::check(&self.service).is_ok(),
-            "inbound.service",
-            &self.service,
-            "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`",
-        )?;
-        check(
             is_address(&self.forward_to),
             "inbound.forward_to",
             &self.forward_to,
@@ -255,7 +255,11 @@ impl Outbound {
     }
 
     /// Beside listeners with these addresses, and upstreams of these names.
-    fn check<'c>(&'c self, addresses: &mut HashSet<SocketAddr>, names: &mut HashSet<&'c str>) -> Result<(), Unusable> {
+    fn check<'c>(
+        &'c self,
+        addresses: &mut HashSet<SocketAddr>,
+        names: &mut HashSet<&'c UpstreamName>,
+    ) -> Result<(), Unusable> {
         check(
             self.listen.ip().is_loopback(),
             "outbound.listen",
@@ -264,16 +268,39 @@ impl Outbound {
         )?;
         check_free("outbound.listen", self.listen, addresses)?;
         check(
-            ServiceName::check(&self.name).is_ok() && names.insert(&self.name),
+            names.insert(&self.name),
             "outbound.name",
             &self.name,
-            "write 1 to 64 of `a-z`, `0-9`, `-`, `.`, `_`, each name once",
+            "another `[[outbound]]` table has this name; write each name once",
         )?;
         match self.destination() {
             Ok(_) => Ok(()),
             Err(bad @ BadDestination::Address) => Err(Unusable::new("outbound.connect_to", &self.connect_to, bad)),
             Err(bad @ BadDestination::TrustDomain) => Err(Unusable::new("outbound.expect", &self.expect, bad)),
         }
+    }
+}
+
+// === impl UpstreamName ===
+
+impl UpstreamName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Display for UpstreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for UpstreamName {
+    type Err = InvalidServiceName;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        ServiceName::parse(name).map(Self)
     }
 }
 
@@ -410,6 +437,16 @@ expect = "spiffe://demo.hoplite/ledger"
             &["outbound.listen = 127.0.0.1:7712", "another listener"],
         );
         check("127.0.0.1:7712", "localhost", &["listen"]);
+        check(
+            "service = \"orders\"",
+            "service = \"Orders\"",
+            &["`Orders` is not a service name; use 1 to 64"],
+        );
+        check(
+            "name = \"ledger\"",
+            "name = \"led ger\"",
+            &["`led ger` is not a service name"],
+        );
         check(
             "forward_to = \"127.0.0.1:7702\"",
             "forward_to = \"127.0.0.1\"",

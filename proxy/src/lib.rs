@@ -15,6 +15,6 @@ mod tcp;
 mod worker;
 
 pub use admin::{AdminError, admin_policies, admin_status};
-pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol};
+pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol, UpstreamName};
 pub use error::StartError;
 pub use running::{CannotRedirect, Running, run, start};

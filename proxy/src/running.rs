@@ -211,7 +211,7 @@ fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
         .map(|inbound| Port::bind_inbound(inbound.clone(), copies));
     let outbound = config.outbound.iter().map(|outbound| {
         let destination = outbound.destination().map_err(|source| StartError::Destination {
-            name: outbound.name.clone(),
+            name: outbound.name.to_string(),
             reason: source.to_string(),
         })?;
         Port::bind_outbound(outbound.clone(), destination, copies)

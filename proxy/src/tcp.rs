@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque};
+use hoplite_identity::ServiceName;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
+use crate::config::UpstreamName;
 use crate::metrics::Metrics;
 use crate::peer::dial::{self, Dialled, Peer};
 use crate::peer::downstream::Downstream;
@@ -21,7 +23,7 @@ use crate::tcp::relay::relay;
 
 /// One inbound TCP listener on one worker.
 pub(crate) struct TcpInbound {
-    pub(crate) service: String,
+    pub(crate) service: ServiceName,
     pub(crate) forward_to: String,
     pub(crate) handshaker: Handshaker,
     pub(crate) point: Arc<DecisionPoint>,
@@ -31,7 +33,7 @@ pub(crate) struct TcpInbound {
 
 /// One outbound TCP listener on one worker.
 pub(crate) struct TcpOutbound {
-    pub(crate) name: String,
+    pub(crate) name: UpstreamName,
     pub(crate) peer: Peer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
@@ -88,7 +90,7 @@ impl TcpInbound {
         let app = match dial::service(&self.forward_to).await {
             Ok(app) => app,
             Err(error) => {
-                error.log(&self.service);
+                error.log(self.service.as_str());
                 return self.metrics.upstream_failed(error.code());
             }
         };
@@ -132,7 +134,7 @@ impl TcpOutbound {
         } = match self.peer.dial(Layer::Tcp).await {
             Ok(dialled) => dialled,
             Err(error) => {
-                error.log(&self.name);
+                error.log(self.name.as_str());
                 return self.metrics.upstream_failed(error.code());
             }
         };
@@ -140,9 +142,9 @@ impl TcpOutbound {
         let mut copying = std::pin::pin!(relay(tcp, stream));
         loop {
             tokio::select! {
-                ended = copying.as_mut() => return debug!(upstream = self.name, ?ended, "connection ended"),
+                ended = copying.as_mut() => return debug!(upstream = %self.name, ?ended, "connection ended"),
                 event = session.event() => if let Event::Close(reason) = event {
-                    return info!(upstream = self.name, reason, "connection closed");
+                    return info!(upstream = %self.name, reason, "connection closed");
                 }
             }
         }

@@ -136,8 +136,8 @@ impl Kind {
 
     fn name(&self) -> &str {
         match self {
-            Self::Inbound(inbound) => &inbound.service,
-            Self::Outbound(outbound, _) => &outbound.name,
+            Self::Inbound(inbound) => inbound.service.as_str(),
+            Self::Outbound(outbound, _) => outbound.name.as_str(),
         }
     }
 }

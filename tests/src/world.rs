@@ -236,7 +236,16 @@ impl World {
         let scope = GrantScope::Workload(id(who));
         let now = SystemTime::now();
         let trust_domain = &self.ca_config.trust_domain;
-        let draft = GrantDraft::new(trust_domain, name, "INC-1", "a test", scope, service, (now, until), now);
+        let draft = GrantDraft::new(
+            trust_domain,
+            name,
+            "INC-1",
+            "a test",
+            scope,
+            &service.parse().unwrap(),
+            (now, until),
+            now,
+        );
         let one = draft.unwrap().sign(&policy_key("alice")).unwrap();
         let grant = GrantDraft::sign_too(&one, &policy_key("bob")).unwrap();
         self.admin().await.add_grant(AddGrantRequest { grant }).await.unwrap();
@@ -392,7 +401,7 @@ impl World {
             policy_dir: Some(self.dir.path().join("policies")),
             reference_check_every: 7,
             on_stale_policy: Default::default(),
-            services: [(service.to_owned(), SpiffeId::parse(&id(path)).unwrap())].into(),
+            services: [(service.parse().unwrap(), SpiffeId::parse(&id(path)).unwrap())].into(),
         });
         self.start_agent().await;
     }
@@ -441,7 +450,7 @@ impl ProxyBuilder<'_> {
     pub fn inbound(mut self, service: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Self {
         self.config.inbound.push(Inbound {
             listen: ([127, 0, 0, 1], 0).into(),
-            service: service.to_owned(),
+            service: service.parse().unwrap(),
             protocol,
             forward_to: forward_to.to_string(),
         });
@@ -456,7 +465,7 @@ impl ProxyBuilder<'_> {
     /// Lets the local service reach the peer with the path `/<name>`.
     pub fn outbound(mut self, name: &str, protocol: OutboundProtocol, peer: SocketAddr) -> Self {
         self.config.outbound.push(Outbound {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             listen: ([127, 0, 0, 1], 0).into(),
             protocol,
             connect_to: peer.to_string(),

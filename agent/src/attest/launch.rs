@@ -69,7 +69,7 @@ enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LaunchRequest {
-    name: String,
+    name: ServiceName,
     pid: u32,
 }
 
@@ -91,15 +91,14 @@ impl Launcher {
         }
     }
 
-    /// Says that the process `pid`, which the caller launched and has not reaped, is the service `name`
-    /// (a [`ServiceName`]). When this returns, the process can be attested as `launch:name:<name>`.
+    /// Says that the process `pid`, which the caller launched and has not reaped, is the service `name`. When this returns, the process can be attested as `launch:name:<name>`.
     /// Blocks until the agent has answered, at most 5 seconds.
     ///
     /// # Errors
-    /// [`LauncherError::Refused`] for a bad name or a process that is gone; [`LauncherError::Channel`] when the agent is.
-    pub fn launch(&mut self, name: &str, pid: u32) -> Result<(), LauncherError> {
+    /// [`LauncherError::Refused`] for a process that is gone; [`LauncherError::Channel`] when the agent is.
+    pub fn launch(&mut self, name: &ServiceName, pid: u32) -> Result<(), LauncherError> {
         let mut line = serde_json::to_string(&Request::Launch(LaunchRequest {
-            name: name.to_owned(),
+            name: name.clone(),
             pid,
         }))
         .map_err(io::Error::from)?;
@@ -165,7 +164,6 @@ impl Launches {
     fn request(&self, line: &[u8]) -> Result<(), String> {
         let Request::Launch(LaunchRequest { name, pid }) =
             serde_json::from_slice(line).map_err(|e| format!("this is no launch request: {e}"))?;
-        let name = ServiceName::parse(&name).map_err(|e| e.to_string())?;
         let pid = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
@@ -244,7 +242,7 @@ mod tests {
     }
 
     async fn launch(launcher: Launcher, name: &str, pid: u32) -> (Launcher, Result<(), LauncherError>) {
-        let name = name.to_owned();
+        let name = ServiceName::parse(name).unwrap();
         tokio::task::spawn_blocking(move || {
             let mut launcher = launcher;
             let result = launcher.launch(&name, pid);

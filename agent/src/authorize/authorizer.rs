@@ -18,7 +18,7 @@ use hoplite_decision::{
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::holding::Holding;
 use hoplite_policy::{Caller, CanonicalRequest, Transport};
 use http::StatusCode;
@@ -33,7 +33,7 @@ use crate::socket::session::Entitlement;
 pub(crate) struct Authorizer {
     point: DecisionPoint,
     feed: Arc<CurrentPolicy>,
-    services: BTreeMap<String, SpiffeId>,
+    services: BTreeMap<ServiceName, SpiffeId>,
     audit_dir: PathBuf,
     _directory: Option<Follower>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Authorizer {
 /// Somebody who may ask about a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asker {
-    service: String,
+    service: ServiceName,
     id: SpiffeId,
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum NotAsker {
     #[error("`{0}` is not in `[authorization.services]` of this node's agent")]
     UnknownService(String),
     #[error("only `{id}` may ask about `{service}`, and this process has no SVID of that name")]
-    NotItsService { service: String, id: SpiffeId },
+    NotItsService { service: ServiceName, id: SpiffeId },
     #[error("no service in `[authorization.services]` of this node's agent is this process's")]
     NoService,
     #[error("this process may ask about several services; say about which")]
@@ -144,7 +144,7 @@ impl Authorizer {
     /// Why it may not, for whoever configures it.
     pub(crate) fn asker(&self, who: &Entitlement, named: Option<&str>) -> Result<Asker, NotAsker> {
         let is_own = |id: &SpiffeId| who.identities.iter().any(|own| own.svid.spiffe_id() == id);
-        let asker = |(service, id): (&String, &SpiffeId)| Asker {
+        let asker = |(service, id): (&ServiceName, &SpiffeId)| Asker {
             service: service.clone(),
             id: id.clone(),
         };

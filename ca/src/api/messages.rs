@@ -69,7 +69,7 @@ impl From<&GrantRecord> for wire::Grant {
             ticket: grant.ticket.clone(),
             reason: grant.reason.clone(),
             principal: grant.principal.clone(),
-            service: grant.service.clone(),
+            service: grant.service.to_string(),
             not_before_unix: unix_i64(grant.not_before),
             until_unix: unix_i64(grant.until),
             signed_by: grant.signed_by.clone(),

@@ -1,6 +1,7 @@
 //! A grant as the store keeps it.
 
 use data_encoding::HEXLOWER;
+use hoplite_identity::ServiceName;
 use hoplite_policy::grant::{Grant, GrantScope};
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ pub(crate) struct GrantRecord {
     pub(crate) ticket: String,
     pub(crate) reason: String,
     pub(crate) principal: String,
-    pub(crate) service: String,
+    pub(crate) service: ServiceName,
     pub(crate) not_before: u64,
     pub(crate) until: u64,
     pub(crate) signed_by: Vec<String>,

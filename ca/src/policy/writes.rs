@@ -402,7 +402,7 @@ mod tests {
             ticket: "t".into(),
             reason: "r".into(),
             principal: "p".into(),
-            service: "s".into(),
+            service: "s".parse().unwrap(),
             not_before: 0,
             until,
             signed_by: Vec::new(),

@@ -422,7 +422,7 @@ async fn a_grant_needs_two_people_and_ends_when_it_is_revoked() {
         "INC-1",
         "the ledger must be repaired",
         GrantScope::Path(format!("{DOMAIN}/ns/ops")),
-        "ledger",
+        &"ledger".parse().unwrap(),
         (now, now + HOUR),
         now,
     )

@@ -244,7 +244,7 @@ fn grant(by: [&str; 2]) -> Vec<u8> {
         "INC-1",
         "stuck",
         principal,
-        "ledger",
+        &"ledger".parse().unwrap(),
         (now(), later(3600)),
         now(),
     );

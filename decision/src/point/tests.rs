@@ -1,10 +1,11 @@
 //! The decision point: what the record says, what a shadow may not do, and what staleness, grants and panics come to.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use hoplite_audit::{Options, Phase, Query, read_log};
-use hoplite_identity::VerifiedPeer;
 use hoplite_identity::testing::TestAuthority;
+use hoplite_identity::{ServiceName, VerifiedPeer};
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta, Seen, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
@@ -15,6 +16,8 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::draft::{Facts, HeaderFields, HttpRequest, Witness};
+
+static LEDGER: LazyLock<ServiceName> = LazyLock::new(|| "ledger".parse().unwrap());
 
 const PERMIT: &str = "@id(\"pay/read\") permit (principal, action in Hoplite::Action::\"read\", resource);";
 const FORBID: &str = "@id(\"no\") forbid (principal, action, resource);";
@@ -117,7 +120,7 @@ impl World {
     fn draft(&self, phase: Phase) -> Draft<'_> {
         Draft::new(Facts {
             phase,
-            service: "ledger",
+            service: &LEDGER,
             witness: Witness::Own {
                 peer: &self.peer,
                 tls: "1.3 X25519MLKEM768",
@@ -258,7 +261,17 @@ async fn a_grant_lets_in_loudly_and_no_further_than_a_forbid() {
     let now = SystemTime::now();
     let who = GrantScope::Workload(world.peer.spiffe_id().to_string());
     let domain = world.peer.spiffe_id().trust_domain();
-    let draft = GrantDraft::new(domain, "inc-1", "INC-1", "stuck", who, "ledger", (now, now + HOUR), now).unwrap();
+    let draft = GrantDraft::new(
+        domain,
+        "inc-1",
+        "INC-1",
+        "stuck",
+        who,
+        &"ledger".parse().unwrap(),
+        (now, now + HOUR),
+        now,
+    )
+    .unwrap();
     let grant = GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap();
     world.publish(1, Stage::Live, "// nothing", HOUR);
     assert!(!world.ask(&point, now).await.0);
@@ -355,7 +368,7 @@ async fn what_is_refused_says_why_and_is_recorded() {
     let unasked = Unasked::malformed("method_refused", "it is a teapot").with_status(StatusCode::METHOD_NOT_ALLOWED);
     let unasked = point.refuse(world.draft(Phase::Request).action("BREW"), unasked).await;
     let stranger = Stranger {
-        service: "ledger",
+        service: &LEDGER,
         vouched_by: None,
         source: None,
         trace_id: None,

@@ -15,7 +15,7 @@ pub fn openapi(input: &[u8]) -> String {
         name: name.to_owned(),
         text: text.to_owned(),
     };
-    let found = match routes_from_openapi("a.b", &document) {
+    let found = match routes_from_openapi(&"a.b".parse().expect("it is the name of a service"), &document) {
         Ok(found) => found,
         Err(faults) => return signature(&faults.first().expect("what is refused has a fault").reason),
     };

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_audit::{DecisionId, Outcome, Query, Record, Tail, find_logs, read_log, verify_log};
 use hoplite_host::clock;
+use hoplite_identity::ServiceName;
 use serde_json::json;
 
 use crate::command::MeshDir;
@@ -53,7 +54,7 @@ pub(crate) struct FilterArgs {
     principal: Option<String>,
     /// The service that was called
     #[arg(long)]
-    service: Option<String>,
+    service: Option<ServiceName>,
     /// The route, for example `ledger:GET /accounts/{id}`
     #[arg(long)]
     route: Option<String>,
@@ -332,7 +333,7 @@ impl FilterArgs {
     fn into_query(self) -> Query {
         Query {
             principal: self.principal,
-            service: self.service,
+            service: self.service.map(|service| service.to_string()),
             route: self.route,
             outcome: self.outcome,
             policy: self.policy,

@@ -16,6 +16,7 @@ use hoplite_agent::Launcher;
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
+use hoplite_identity::ServiceName;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -348,7 +349,7 @@ impl Launches {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.pids.insert(name, pid);
         match &mut state.launcher {
-            Some(launcher) => Ok(launcher.launch(name, pid)?),
+            Some(launcher) => Ok(launcher.launch(&ServiceName::parse(name)?, pid)?),
             None => Ok(()), // told when the agent starts
         }
     }
@@ -371,7 +372,8 @@ impl Launches {
         let mut outcome = Ok(());
         for (name, pid) in pids {
             // A workload that died meanwhile is no reason to keep the others from the agent.
-            if let Err(error) = launcher.launch(name, pid) {
+            let told = ServiceName::parse(name).map(|name| launcher.launch(&name, pid));
+            if let Err(error) = told? {
                 outcome = Err(error.into());
             }
         }

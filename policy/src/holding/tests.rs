@@ -54,7 +54,17 @@ fn shadow(revision: u64) -> Vec<u8> {
 fn grant(id: &str, until: u64) -> Vec<u8> {
     let scope = GrantScope::Path("prod.example/ops".to_owned());
     let times = (at(0), at(until));
-    let draft = GrantDraft::new(&domain(), id, "INC-1", "why", scope, "ledger", times, at(0)).unwrap();
+    let draft = GrantDraft::new(
+        &domain(),
+        id,
+        "INC-1",
+        "why",
+        scope,
+        &"ledger".parse().unwrap(),
+        times,
+        at(0),
+    )
+    .unwrap();
     GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap()
 }
 

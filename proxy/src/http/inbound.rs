@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why};
 use hoplite_host::clock;
+use hoplite_identity::ServiceName;
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -36,7 +37,7 @@ const LET_GO_MAX: Duration = Duration::from_millis(300);
 
 /// One inbound HTTP listener on one worker.
 pub(crate) struct Inbound {
-    pub(crate) service: String,
+    pub(crate) service: ServiceName,
     pub(crate) handshaker: Handshaker,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
@@ -117,7 +118,7 @@ impl InboundConnection {
             // Permitted by its head, it has broken off behind it: the service never saw a whole request.
             Err(_) if exchange.is_malformed() => self.refuse_body(&exchange).await,
             Err(error) => {
-                error.log(&self.inbound.service);
+                error.log(self.inbound.service.as_str());
                 self.inbound.metrics.upstream_failed(error.code());
                 answer(error.status(), error.code(), None, Some(&exchange.decision))
             }

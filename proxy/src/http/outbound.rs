@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use crate::config::UpstreamName;
 use crate::http::answer::{answer, closing};
 use crate::http::body::Body;
 use crate::http::hygiene;
@@ -22,7 +23,7 @@ use crate::peer::session::Stop;
 
 /// One outbound HTTP listener on one worker.
 pub(crate) struct Outbound {
-    pub(crate) name: String,
+    pub(crate) name: UpstreamName,
     pub(crate) upstream: Upstream,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
@@ -54,7 +55,7 @@ impl Outbound {
                     return;
                 }
                 // Nobody called anybody yet, so there is nothing to record.
-                Some(refusal) = refusals.recv() => debug!(%remote, upstream = name, %refusal, "request refused"),
+                Some(refusal) = refusals.recv() => debug!(%remote, upstream = %name, %refusal, "request refused"),
                 () = drain.wait(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
@@ -70,7 +71,7 @@ impl Outbound {
             Ok(canonical) => canonical,
             Err(unasked) => {
                 debug!(
-                    upstream = self.name,
+                    upstream = %self.name,
                     code = unasked.code,
                     reason = unasked.reason,
                     "request refused"
@@ -91,7 +92,7 @@ impl Outbound {
                 response
             }
             Err(error) => {
-                error.log(&self.name);
+                error.log(self.name.as_str());
                 self.metrics.upstream_failed(error.code());
                 answer(error.status(), error.code(), None, None)
             }

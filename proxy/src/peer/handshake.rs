@@ -9,7 +9,7 @@ use hoplite_audit::Outcome;
 use hoplite_decision::{DecisionPoint, Stranger, Unasked};
 use hoplite_host::clock;
 use hoplite_identity::tls;
-use hoplite_identity::{CertificateDer, PeerRejected, PeerRole};
+use hoplite_identity::{CertificateDer, PeerRejected, PeerRole, ServiceName};
 use http::StatusCode;
 use rustls::CommonState;
 use tokio::net::TcpStream;
@@ -65,7 +65,7 @@ impl Handshaker {
         tcp: TcpStream,
         remote: SocketAddr,
         layer: Layer,
-        service: &str,
+        service: &ServiceName,
     ) -> Option<Accepted> {
         let accepted = timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)).await;
         match accepted.unwrap_or_else(|_| Err(Unasked::unauthenticated("timeout", "no handshake within 10 s"))) {
@@ -78,10 +78,10 @@ impl Handshaker {
     }
 
     /// Records that somebody without an identity was refused, or counts it when there are too many.
-    async fn refuse(&self, unasked: Unasked, remote: SocketAddr, service: &str) {
+    async fn refuse(&self, unasked: Unasked, remote: SocketAddr, service: &ServiceName) {
         let (code, reason) = (unasked.code, &unasked.reason);
         self.metrics.handshake_refused(code);
-        debug!(source = %remote, service, code, reason, "connection refused");
+        debug!(source = %remote, %service, code, reason, "connection refused");
         let stranger = Stranger {
             service,
             vouched_by: None,

@@ -206,7 +206,7 @@ impl World {
 pub(crate) fn inbound(service: &str, protocol: InboundProtocol, forward_to: SocketAddr) -> Inbound {
     Inbound {
         listen: free(),
-        service: service.to_owned(),
+        service: service.parse().unwrap(),
         protocol,
         forward_to: forward_to.to_string(),
     }
@@ -214,7 +214,7 @@ pub(crate) fn inbound(service: &str, protocol: InboundProtocol, forward_to: Sock
 
 pub(crate) fn outbound(name: &str, protocol: OutboundProtocol, connect_to: SocketAddr, expect: SpiffeId) -> Outbound {
     Outbound {
-        name: name.to_owned(),
+        name: name.parse().unwrap(),
         listen: free(),
         protocol,
         connect_to: connect_to.to_string(),

@@ -501,7 +501,7 @@ async fn one_reading_for_policy_record_and_service() {
                 assert_eq!(record.host.as_deref(), Some(host), "{form}");
                 assert_eq!(
                     record.route.as_deref(),
-                    Some(routes.route("backend", &read).as_str()),
+                    Some(routes.route(&"backend".parse().unwrap(), &read).as_str()),
                     "{form}"
                 );
                 assert_ne!(

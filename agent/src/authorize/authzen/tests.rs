@@ -612,7 +612,17 @@ async fn bundles_grants_shadow_and_staleness_reach_those_who_ask() {
     let domain = TrustDomain::parse("prod.example").unwrap();
     let scope = GrantScope::Path("prod.example/web".into());
     let times = (now - Duration::from_secs(1), now + Duration::from_secs(600));
-    let draft = GrantDraft::new(&domain, "g", "INC-1", "why", scope, "ledger", times, now).unwrap();
+    let draft = GrantDraft::new(
+        &domain,
+        "g",
+        "INC-1",
+        "why",
+        scope,
+        &"ledger".parse().unwrap(),
+        times,
+        now,
+    )
+    .unwrap();
     let grant = GrantDraft::sign_too(&draft.sign(&key("alice")).unwrap(), &key("bob")).unwrap();
     let (grants, _) = holding.examine_grants([&grant[..]], now);
     holding.take_grants(grants);

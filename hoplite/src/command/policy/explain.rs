@@ -11,7 +11,7 @@ use hoplite_audit::{DecisionId, Query, Record, read_log};
 use hoplite_author::replay::{ask_of, route_of};
 use hoplite_author::{Candidate, Explanation, Finding, NearMiss, Place, Places, Unmet, explain};
 use hoplite_host::clock;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::files::HEADERS_FILE;
 use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot};
 use serde_json::{Value, json};
@@ -134,15 +134,15 @@ fn field<'a>(text: &'a str, selected: &SelectedHeaders) -> anyhow::Result<(&'a s
 }
 
 /// `GET ledger /accounts/7` or `connect ledger`.
-fn deed_of(deed: &str, host: Option<&str>) -> anyhow::Result<(String, Asked)> {
+fn deed_of(deed: &str, host: Option<&str>) -> anyhow::Result<(ServiceName, Asked)> {
     let words: Vec<&str> = deed.split_whitespace().collect();
     match words.as_slice() {
-        ["connect", service] => Ok(((*service).to_owned(), Asked::Connect)),
+        ["connect", service] => Ok((service.parse()?, Asked::Connect)),
         [method, service, path] => {
             let host = host.unwrap_or(service);
             let request = CanonicalRequest::parse(method, &[host.as_bytes()], path.as_bytes())
                 .with_context(|| format!("`{deed}` is refused before policy is asked"))?;
-            Ok(((*service).to_owned(), Asked::Http(request)))
+            Ok((service.parse()?, Asked::Http(request)))
         }
         _ => bail!("`{deed}` is not something to do; write `GET ledger /accounts/7` or `connect ledger`"),
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use hoplite_host::clock;
 use hoplite_host::files;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantRequest};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ pub(crate) struct CreateArgs {
     who: String,
     /// The service, with all its routes
     #[arg(long)]
-    service: String,
+    service: ServiceName,
     /// For how long from now on; 8 hours at most
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Duration,

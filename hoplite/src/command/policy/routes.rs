@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use hoplite_author::{ImportedRoutes, routes_from_openapi};
 use hoplite_host::files;
+use hoplite_identity::ServiceName;
 use hoplite_policy::{Fault, RouteTable, Source};
 use serde_json::json;
 use toml_edit::{Array, DocumentMut, Item, Table, Value};
@@ -27,7 +28,7 @@ pub(crate) enum RoutesCommand {
 pub(crate) struct ImportArgs {
     /// The service whose routes these are, by the name its proxy has
     #[arg(long)]
-    service: String,
+    service: ServiceName,
     /// Replace the service's section of this routes.toml and keep everything else [default: print the section]
     #[arg(long, value_name = "ROUTES_TOML")]
     into: Option<PathBuf>,
@@ -103,7 +104,7 @@ fn merged(before: &str, imported: &ImportedRoutes) -> anyhow::Result<(String, Ve
     RouteTable::parse(before).map_err(|faults| refused("the file has faults", &faults))?;
     let mut document: DocumentMut = before.parse()?;
     let section = document
-        .entry(&imported.service)
+        .entry(imported.service.as_str())
         .or_insert_with(|| {
             let mut table = Table::new();
             if !before.trim().is_empty() {
@@ -173,7 +174,7 @@ mod tests {
 
     fn import(service: &str, routes: &[&str]) -> ImportedRoutes {
         ImportedRoutes {
-            service: service.to_owned(),
+            service: service.parse().unwrap(),
             routes: routes.iter().map(|route| (*route).to_owned()).collect(),
             warnings: Vec::new(),
         }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use hoplite_author::{Deed, Effect, Places, PolicyView, Possible, about, possible, services};
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::{CanonicalRequest, Route, Snapshot, Source};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub(crate) struct WhoArgs {
     /// `connect`, or a method: GET, POST, …
     action: String,
     /// The service
-    service: String,
+    service: ServiceName,
     /// The path of the request [default: any route of the service]
     path: Option<String>,
     #[command(flatten)]
@@ -77,14 +77,14 @@ pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn deeds(args: &WhoArgs, snapshot: &Snapshot) -> anyhow::Result<Vec<Deed>> {
-    let (action, service) = (args.action.as_str(), args.service.as_str());
+    let (action, service) = (args.action.as_str(), &args.service);
     match (action, &args.path) {
-        ("connect", None) => Ok(vec![Deed::Connect(service.to_owned())]),
+        ("connect", None) => Ok(vec![Deed::Connect(service.clone())]),
         ("connect", Some(path)) => bail!("a connection has no path; leave out `{path}`"),
         (method, Some(path)) => {
-            let request = CanonicalRequest::parse(method, &[service.as_bytes()], path.as_bytes())
+            let request = CanonicalRequest::parse(method, &[service.as_str().as_bytes()], path.as_bytes())
                 .with_context(|| format!("`{method} {path}` is refused before policy is asked"))?;
-            Ok(vec![Deed::Request(service.to_owned(), request)])
+            Ok(vec![Deed::Request(service.clone(), request)])
         }
         (method, None) => {
             anyhow::ensure!(
@@ -209,7 +209,7 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
     for service in services(&snapshot) {
         let connect = Deed::Connect(service.clone());
         rows.push((
-            service.clone(),
+            service.to_string(),
             "connect".to_owned(),
             possible(&snapshot, &id, &connect)?,
         ));
