@@ -106,6 +106,7 @@ impl Ambiguous {
     pub fn status(&self) -> u16 {
         match self {
             Self::MethodRefused => 405,
+            Self::TooLong => 414,
             _ => 400,
         }
     }

@@ -27,7 +27,7 @@ pub const HOST_BYTES_MAX: usize = 253;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanonicalRequest {
     method: String,
-    host: String,
+    authority: Authority,
     path: String,
     segments: Vec<String>,
     query: Option<String>,
@@ -69,7 +69,7 @@ impl CanonicalRequest {
         };
         Ok(Self {
             method: method.to_owned(),
-            host: authority.host,
+            authority,
             path: path.text,
             segments: path.segments,
             query: query.map(canonical_query).transpose()?,
@@ -111,7 +111,16 @@ impl CanonicalRequest {
 
     /// Lower case, no trailing dot, no port; an IPv6 address is in brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.authority.host
+    }
+
+    /// The host as it goes upstream: with its port, if the request named one. A service makes links and checks origins of
+    /// it (RFC 9110 §7.2); policy is asked about the host.
+    pub fn authority(&self) -> String {
+        match self.authority.port {
+            Some(port) => format!("{}:{port}", self.authority.host),
+            None => self.authority.host.clone(),
+        }
     }
 
     /// What goes upstream, printable ASCII only: dots resolved, slashes merged, unreserved bytes decoded once, every
@@ -692,6 +701,19 @@ mod tests {
             (&[b"ledger", b"LEDGER."], "ledger"),
         ] {
             assert_eq!(parse(hosts), Ok(expected.to_owned()), "{hosts:?}");
+        }
+        for (host, authority) in [
+            ("Ledger.:8080", "ledger:8080"),
+            ("ledger:080", "ledger:80"),
+            ("[0::1]:443", "[::1]:443"),
+            ("ledger", "ledger"),
+        ] {
+            let read = CanonicalRequest::parse("GET", &[host.as_bytes()], b"/").unwrap();
+            assert_eq!(
+                read.authority(),
+                authority,
+                "RFC 9110, 7.2: the port belongs to the host"
+            );
         }
         for (hosts, expected) in [
             (&[] as &[&[u8]], Ambiguous::NoHost),

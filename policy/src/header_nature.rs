@@ -6,6 +6,8 @@
 //! Servers that hand headers to programs as variables (CGI, WSGI, PHP) write every character that is neither letter nor
 //! digit as `_`, and letters in one case. So `X_Forwarded.Host` is `x-forwarded-host` to such a program, and here too.
 
+use serde::Deserialize;
+
 /// What a header is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HeaderNature {
@@ -19,7 +21,8 @@ pub enum HeaderNature {
     AnsweredHere,
     /// Some servers obey it instead of the request line: what is done is then not what was decided.
     Override,
-    /// By it proxies say who calls, or which host was meant. From outside it is a lie.
+    /// By it proxies say who calls, or which host was meant. From outside it is a lie. So is `Proxy`: a CGI program finds it
+    /// in `HTTP_PROXY`, and sends its own calls there (httpoxy, CVE-2016-5385).
     Identity,
     /// Only Hoplite says it.
     Ours,
@@ -51,6 +54,35 @@ pub struct KnownHeader {
     pub once: bool,
 }
 
+/// Headers that an operator has taken off every request, beside those of the table: by what else a service knows its
+/// callers, nobody but the operator knows. Each name as in the table, lower case with `-`, perhaps a `*` at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub struct RemovedHeaders(Vec<String>);
+
+/// The most headers that are taken off beside those of the table: each is looked for in every request.
+pub const REMOVED_HEADERS_MAX: usize = 64;
+
+const REMOVED_NAME_BYTES_MAX: usize = 64;
+
+/// Why a header cannot be taken off.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unremovable {
+    /// A longer list is a mistake.
+    #[error("more than {REMOVED_HEADERS_MAX} headers; write a prefix with `*` where names begin alike")]
+    TooMany,
+    /// Not a name.
+    #[error(
+        "`{0}` is no header's name; write it like `x-remote-user` or `x-auth-*`: 1 to {REMOVED_NAME_BYTES_MAX} of a-z, 0-9 and `-`"
+    )]
+    NoName(String),
+    /// A request is none without it, or it is seen to already.
+    #[error(
+        "`{0}` says where a request goes or ends, or belongs to one connection: the proxy sees to it; leave it out"
+    )]
+    Needed(String),
+}
+
 /// Every header whose nature matters. Names stand before the prefixes that hold for them too.
 pub const KNOWN_HEADERS: &[KnownHeader] = &[
     once("host", HeaderNature::Host),
@@ -74,11 +106,17 @@ pub const KNOWN_HEADERS: &[KnownHeader] = &[
     row("x-rewrite-url", HeaderNature::Override),
     row("x-forwarded-for", HeaderNature::Account),
     row("client-cert", HeaderNature::Identity),
-    row("client-cert-chain", HeaderNature::Identity),
+    row("client-cert-*", HeaderNature::Identity),
     row("forwarded", HeaderNature::Identity),
     row("l5d-client-id", HeaderNature::Identity),
+    row("proxy", HeaderNature::Identity),
+    row("ssl-client-*", HeaderNature::Identity),
+    row("x-amzn-mtls-*", HeaderNature::Identity),
+    row("x-client-cert", HeaderNature::Identity),
     row("x-envoy-*", HeaderNature::Identity),
     row("x-forwarded-*", HeaderNature::Identity),
+    row("x-spiffe-id", HeaderNature::Identity),
+    row("x-ssl-client-*", HeaderNature::Identity),
     row("x-hoplite-*", HeaderNature::Ours),
     once("authorization", HeaderNature::Ordinary),
     once("content-type", HeaderNature::Ordinary),
@@ -140,13 +178,65 @@ impl KnownHeader {
     }
 
     fn holds_for(&self, field: &str) -> bool {
-        match self.name.strip_suffix('*') {
-            Some(prefix) => field
-                .as_bytes()
-                .get(..prefix.len())
-                .is_some_and(|start| is_spelt(start, prefix)),
-            None => is_same_header(field, self.name),
+        covers(self.name, field)
+    }
+}
+
+// === impl RemovedHeaders ===
+
+impl RemovedHeaders {
+    /// Whether a field of this name, in whatever spelling, is one of them.
+    pub fn hold(&self, field: &str) -> bool {
+        self.0.iter().any(|name| covers(name, field))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl TryFrom<Vec<String>> for RemovedHeaders {
+    type Error = Unremovable;
+
+    fn try_from(names: Vec<String>) -> Result<Self, Unremovable> {
+        if names.len() > REMOVED_HEADERS_MAX {
+            return Err(Unremovable::TooMany);
         }
+        for name in &names {
+            let bare = name.strip_suffix('*').unwrap_or(name);
+            let is_name = (1..=REMOVED_NAME_BYTES_MAX).contains(&bare.len())
+                && bare.starts_with(|c: char| c.is_ascii_lowercase())
+                && bare
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            if !is_name {
+                let name = name.escape_debug().take(REMOVED_NAME_BYTES_MAX).collect();
+                return Err(Unremovable::NoName(name));
+            }
+            let needed = |row: &&KnownHeader| match row.nature {
+                HeaderNature::Host | HeaderNature::Framing | HeaderNature::HopByHop | HeaderNature::AnsweredHere => {
+                    covers(name, row.name)
+                }
+                _ => false,
+            };
+            // What the proxy itself says comes after the removal, and is said all the same.
+            if KNOWN_HEADERS.iter().any(|row| needed(&row)) {
+                return Err(Unremovable::Needed(name.clone()));
+            }
+        }
+        Ok(Self(names))
+    }
+}
+
+/// Whether a name of ours, perhaps with a `*` at its end, is that of a field in whatever spelling.
+fn covers(name: &str, field: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(prefix) => field
+            .as_bytes()
+            .get(..prefix.len())
+            .is_some_and(|start| is_spelt(start, prefix)),
+        None => is_same_header(field, name),
     }
 }
 
@@ -208,6 +298,32 @@ mod tests {
         ] {
             check(other, None);
         }
+    }
+
+    #[test]
+    fn an_operator_has_headers_removed_in_every_spelling() {
+        let read = |names: &[&str]| RemovedHeaders::try_from(names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>());
+        let removed = read(&["x-remote-user", "x-auth-*", "authorization"]).unwrap();
+        for field in [
+            "X-Remote_User",
+            "x.remote.user",
+            "x-auth-anything",
+            "x_auth!role",
+            "Authorization",
+        ] {
+            assert!(removed.hold(field), "{field}");
+        }
+        for field in ["x-remote-users", "x-authority", "remote-user"] {
+            assert!(!removed.hold(field), "{field}");
+        }
+        for name in ["", "*", "X-User", "x_user", "x user", "x-*-y", "-x"] {
+            assert!(matches!(read(&[name]), Err(Unremovable::NoName(_))), "{name}");
+        }
+        for name in ["host", "content-length", "content-*", "h*", "te", "connection"] {
+            assert_eq!(read(&[name]), Err(Unremovable::Needed(name.to_owned())));
+        }
+        let many = vec!["x-a"; REMOVED_HEADERS_MAX + 1];
+        assert_eq!(read(&many), Err(Unremovable::TooMany));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use hoplite_audit::is_recorder_name;
 use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
 use hoplite_identity::{InvalidServiceName, ServiceName, SpiffeId, TrustDomain};
+use hoplite_policy::header_nature::RemovedHeaders;
 use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Unix socket for `/status`, `/policies` and `/metrics`; only the own user may connect.
     pub admin_socket: PathBuf,
+    /// Headers that no request takes to the service, in whatever spelling, beside those of `docs/reference/headers.md`.
+    #[serde(default)]
+    pub removed_headers: RemovedHeaders,
     /// Threads that carry traffic.
     #[serde(default = "one")]
     pub workers: usize,
@@ -451,6 +455,11 @@ expect = "spiffe://demo.hoplite/ledger"
             "forward_to = \"127.0.0.1:7702\"",
             "forward_to = \"127.0.0.1\"",
             &["inbound.forward_to = 127.0.0.1"],
+        );
+        check(
+            "admin_socket = \"orders.sock\"",
+            "admin_socket = \"orders.sock\"\nremoved_headers = [\"host\"]",
+            &["`host` says where a request goes"],
         );
         check("protocol = \"http\"", "protocol = \"https\"", &["https", "http2"]);
         check(

@@ -9,6 +9,7 @@ mod hygiene;
 pub(crate) mod inbound;
 pub(crate) mod outbound;
 mod reading;
+pub(crate) mod rules;
 pub(crate) mod service;
 mod unparsed;
 pub(crate) mod upstream;

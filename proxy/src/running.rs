@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::error::StartError;
+use crate::http::rules::HttpRules;
 use crate::listener::CONNECTIONS_MAX;
 use crate::metrics::Metrics;
 use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
@@ -187,6 +188,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         identity,
         point,
         metrics,
+        HttpRules::of(&config),
         Stop {
             drain: drained,
             close: closed,

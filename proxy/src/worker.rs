@@ -15,6 +15,7 @@ use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as Outbo
 use crate::error::StartError;
 use crate::http::inbound::Inbound;
 use crate::http::outbound::Outbound;
+use crate::http::rules::HttpRules;
 use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
 use crate::listener::{self, CONNECTIONS_MAX};
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     point: Arc<DecisionPoint>,
     metrics: Arc<Metrics>,
     handshakes: Arc<UnderWay>,
+    rules: Arc<HttpRules>,
     stop: Stop,
 }
 
@@ -149,6 +151,7 @@ impl Shared {
         identity: Arc<IdentityFeed>,
         point: Arc<DecisionPoint>,
         metrics: Arc<Metrics>,
+        rules: HttpRules,
         stop: Stop,
     ) -> Self {
         Self {
@@ -156,6 +159,7 @@ impl Shared {
             point,
             metrics,
             handshakes: Arc::default(),
+            rules: Arc::new(rules),
             stop,
         }
     }
@@ -252,6 +256,7 @@ impl Shared {
                 point,
                 metrics,
                 app: Service::new(forward_to, protocol == InboundProtocol::Http2),
+                rules: self.rules.clone(),
                 turns: Semaphore::new(1),
                 stop,
             })),

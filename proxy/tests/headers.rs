@@ -14,7 +14,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{App, Proxy, World, status};
+use support::{App, Proxy, World, inbound, status};
 
 const POLICY: &str =
     r#"@id("all") permit (principal, action, resource) when { principal in Hoplite::TrustDomain::"demo.hoplite" };"#;
@@ -161,6 +161,33 @@ async fn http2_names_are_what_they_could_be_taken_for() {
         assert!(answer.contains(&format!("\"error\":\"{code}\"")), "{name}: {answer}");
     }
     assert_eq!(app.count(), reached, "what is refused does not reach the service");
+}
+
+/// By what else a service knows its callers, its operator says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_an_operator_has_named_do_not_reach_the_service_in_any_spelling() {
+    let world = World::new();
+    world.policy("orders.cedar", POLICY);
+    let app = App::http().await;
+    let agent = world.agent("orders", &world.svid("/orders")).await;
+    let mut config = world.config("orders", &agent);
+    config.removed_headers = vec!["x-remote-user".to_owned(), "x-auth-*".to_owned()]
+        .try_into()
+        .unwrap();
+    config
+        .inbound
+        .push(inbound("orders", InboundProtocol::Http, app.address));
+    let proxy = Proxy::start(config, agent).await;
+    let names = ["X-Remote-User", "x_remote.user", "X-Auth-Role", "x!auth_role"];
+    let lies: String = names.iter().map(|name| format!("{name}: spoofed\r\n")).collect();
+    let connection = "connection: close, x-mine\r\n";
+    let request = format!("GET / HTTP/1.1\r\nhost: orders\r\n{connection}{lies}x-remote: kept\r\n\r\n");
+    let answer = world.raw(proxy.inbound("orders"), "/orders", &request).await;
+    assert_eq!(status(&answer), 200, "{answer}");
+    assert!(
+        !answer.contains("spoofed") && answer.contains("x-remote: kept"),
+        "{answer}"
+    );
 }
 
 /// By then all is decided, so nothing that is in the table comes in trailers.

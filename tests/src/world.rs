@@ -328,6 +328,7 @@ impl World {
             audit_dir: self.dir.path().join("audit").join(name),
             state_dir: self.dir.path().join("state").join(name),
             admin_socket: self.dir.path().join(format!("{name}.sock")),
+            removed_headers: Default::default(),
             workers: 1,
             inbound: Vec::new(),
             outbound: Vec::new(),

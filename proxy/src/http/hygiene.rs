@@ -3,8 +3,8 @@
 use data_encoding::HEXLOWER;
 use hoplite_decision::DECISION_HEADER;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
-use hoplite_policy::header_nature::{HeaderNature, KnownHeader, Spelling};
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use hoplite_policy::header_nature::{HeaderNature, KnownHeader, RemovedHeaders, Spelling};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 /// Stands in every answer of an inbound listener.
@@ -53,7 +53,8 @@ pub(crate) fn check(headers: &HeaderMap, version: Version) -> Result<(), Unclean
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     if let Some(first) = lengths.next() {
         let digits = !first.is_empty() && first.as_bytes().iter().all(u8::is_ascii_digit);
-        if !digits || lengths.next().is_some() || headers.contains_key(TRANSFER_ENCODING) {
+        // The same number again is one length (RFC 9110, 8.6), and becomes one below.
+        if !digits || lengths.any(|other| other != first) || headers.contains_key(TRANSFER_ENCODING) {
             return Err(Unclean::ConflictingLength);
         }
     }
@@ -90,14 +91,19 @@ fn check_names(headers: &HeaderMap) -> Result<(), Unclean> {
         if known.nature == HeaderNature::Override {
             return Err(Unclean::Override);
         }
-        let twice = || headers.get_all(name).iter().nth(1).is_some();
+        let twice = || *name != CONTENT_LENGTH && headers.get_all(name).iter().nth(1).is_some();
         duplicate |= known.once && (spelling == Spelling::Disguised || twice());
     }
     if duplicate { Err(Unclean::Duplicate) } else { Ok(()) }
 }
 
-/// Removes from a request what belongs to the connection and what only proxies may say.
+/// Removes from a request what belongs to the connection and what only proxies may say, and makes one field of what was
+/// sent in pieces.
 pub(crate) fn sanitize_request(headers: &mut HeaderMap) {
+    if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
+        headers.insert(CONTENT_LENGTH, length);
+    }
+    join_cookies(headers);
     let trailers = headers.get_all(TE).iter().any(|value| has_token(value, "trailers"));
     remove_named_by_connection(headers);
     // The client hears `100 Continue` when its body is first asked for, which is after the decision.
@@ -109,6 +115,35 @@ pub(crate) fn sanitize_request(headers: &mut HeaderMap) {
     });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// One cookie field instead of several (RFC 9113, 8.2.3; RFC 6265, 5.4): HTTP/2 sends crumbs, and a service that reads the
+/// first field only would miss the others.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if crumbs.nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Of values that each are one, the joint value is one too.
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, cookie);
+    }
+}
+
+/// Removes what an operator has named, in every spelling.
+pub(crate) fn remove_named(headers: &mut HeaderMap, removed: &RemovedHeaders) {
+    if removed.is_empty() {
+        return;
+    }
+    let unfit: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| removed.hold(name.as_str()))
+        .cloned()
+        .collect();
+    for name in unfit {
+        headers.remove(name);
     }
 }
 
@@ -326,8 +361,10 @@ mod tests {
         check(&[], V::HTTP_11, Ok(()));
         check(&[("content-length", "5")], V::HTTP_11, Ok(()));
         check(&[("content-length", "+5")], V::HTTP_11, Err(Unclean::ConflictingLength));
+        // RFC 9110, 8.6: the same number again is one length.
+        check(&[("content-length", "5"), ("content-length", "5")], V::HTTP_2, Ok(()));
         check(
-            &[("content-length", "5"), ("content-length", "5")],
+            &[("content-length", "5"), ("content-length", "05")],
             V::HTTP_2,
             Err(Unclean::ConflictingLength),
         );
@@ -380,6 +417,21 @@ mod tests {
         check(&[("content_length", "1")], V::HTTP_11, Err(Unclean::Duplicate));
         check(&[("transfer_encoding", "chunked")], V::HTTP_2, Err(Unclean::Duplicate));
         check(&[("cookie", "a"), ("cookie", "b"), ("x_mine", "a")], V::HTTP_2, Ok(()));
+    }
+
+    #[test]
+    fn rfc9113_8_2_3_and_rfc9110_8_6_pieces_become_one_field() {
+        let mut headers = map(&[
+            ("cookie", "a=1"),
+            ("content-length", "5"),
+            ("cookie", "b=2; c=3"),
+            ("content-length", "5"),
+            ("cookie", "d=4"),
+        ]);
+        sanitize_request(&mut headers);
+        let values = |name| headers.get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(values("cookie"), ["a=1; b=2; c=3; d=4"]);
+        assert_eq!(values("content-length"), ["5"]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::http::body::Body;
 use crate::http::exchange::{Answering, Exchange, Exchanges, Revoked};
 use crate::http::hygiene;
 use crate::http::reading;
+use crate::http::rules::HttpRules;
 use crate::http::service::{Head, Outgoing, Service};
 use crate::metrics::Metrics;
 use crate::peer::downstream::Downstream;
@@ -42,6 +43,7 @@ pub(crate) struct Inbound {
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) app: Service,
+    pub(crate) rules: Arc<HttpRules>,
     /// Whose turn it is to decide again: one connection's at a time, however many there are.
     pub(crate) turns: Semaphore,
     pub(crate) stop: Stop,
@@ -75,7 +77,7 @@ impl InboundConnection {
         let (parts, body) = request.into_parts();
         let request = HttpRequest {
             canonical,
-            rest: Head::new(parts),
+            rest: Head::new(parts, &self.inbound.rules.removed_headers),
         };
 
         // Decide, and record.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hoplite_decision::Unasked;
-use hoplite_policy::{CanonicalRequest, canonical_method};
-use http::header::HOST;
-use http::{HeaderValue, Request, StatusCode};
+use hoplite_policy::{Ambiguous, CanonicalRequest, canonical_method};
+use http::header::{COOKIE, HOST};
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 
@@ -42,7 +43,7 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked>
     // Refused before anything else is looked at, so that the answer is one and the same whatever else is wrong.
     let method = canonical_method(request.method().as_str())?;
     // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.
-    if head_bytes(request) > HEADER_BYTES_MAX as usize || request.headers().len() > HEADERS_MAX {
+    if head_bytes(request) > HEADER_BYTES_MAX as usize || field_count(request.headers()) > HEADERS_MAX {
         let reason = format!("the head has more than {HEADERS_MAX} fields or {HEADER_BYTES_MAX} bytes");
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err(Unasked::malformed("head_too_large", reason).with_status(status));
@@ -58,15 +59,50 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked>
         Unasked::malformed(unclean.code(), unclean.to_string()).with_status(status)
     })?;
     let uri = request.uri();
-    let hosts: Vec<&[u8]> = request
+    if let Some(scheme) = uri.scheme()
+        && ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)
+    {
+        return Err(Ambiguous::Target.into());
+    }
+    let named = hosts(request)?;
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    Ok(CanonicalRequest::parse(method, &named, target.as_bytes())?)
+}
+
+/// Whatever says which host is meant: all of it must say the same.
+fn hosts<B>(request: &Request<B>) -> Result<Vec<&[u8]>, Unasked> {
+    let mut named: Vec<&[u8]> = request
         .headers()
         .get_all(HOST)
         .iter()
         .map(HeaderValue::as_bytes)
-        .chain(uri.authority().map(|authority| authority.as_str().as_bytes()))
         .collect();
-    let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    Ok(CanonicalRequest::parse(method, &hosts, target.as_bytes())?)
+    let Some(authority) = request.uri().authority() else {
+        return Ok(named);
+    };
+    let authority = authority.as_str().as_bytes();
+    match (request.version(), named.as_slice()) {
+        // RFC 9112, 3.2: without `Host` it is refused, whatever the target says.
+        (Version::HTTP_11, []) => Err(Ambiguous::NoHost.into()),
+        // RFC 9112, 3.2.2: of an absolute target the `Host` beside it is ignored, if it is one at all (3.2).
+        (Version::HTTP_10 | Version::HTTP_11, hosts) => {
+            for host in hosts {
+                CanonicalRequest::parse("GET", &[host], b"/")?;
+            }
+            Ok(vec![authority])
+        }
+        // RFC 9113, 8.3.1: beside `:authority` it must not say another.
+        _ => {
+            named.push(authority);
+            Ok(named)
+        }
+    }
+}
+
+/// Crumbs of one cookie (RFC 9113, 8.2.3) count as one field: browsers send dozens.
+fn field_count(headers: &HeaderMap) -> usize {
+    let crumbs = headers.get_all(COOKIE).iter().count();
+    headers.len() - crumbs.saturating_sub(1)
 }
 
 /// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes.

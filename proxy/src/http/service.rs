@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hoplite_decision::{Granted, HeaderFields, HttpRequest};
+use hoplite_policy::header_nature::RemovedHeaders;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -31,8 +32,9 @@ pub(crate) struct Service(Upstream);
 // === impl Head ===
 
 impl Head {
-    pub(crate) fn new(mut parts: Parts) -> Self {
+    pub(crate) fn new(mut parts: Parts, removed: &RemovedHeaders) -> Self {
         hygiene::sanitize_request(&mut parts.headers);
+        hygiene::remove_named(&mut parts.headers, removed);
         Self(parts)
     }
 }

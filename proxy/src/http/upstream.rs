@@ -230,7 +230,7 @@ impl Upstream {
             Sender::Http1(_) => {
                 *request.uri_mut() = Uri::from(path);
                 *request.version_mut() = Version::HTTP_11;
-                let host = HeaderValue::from_str(canonical.host()).map_err(|error| broken(&error))?;
+                let host = HeaderValue::from_str(&canonical.authority()).map_err(|error| broken(&error))?;
                 request.headers_mut().insert(HOST, host);
             }
             Sender::Http2(_) => {
@@ -239,7 +239,7 @@ impl Upstream {
                     Target::Service { .. } => Scheme::HTTP,
                     Target::Peer(_) => Scheme::HTTPS,
                 });
-                parts.authority = Some(Authority::try_from(canonical.host()).map_err(|error| broken(&error))?);
+                parts.authority = Some(Authority::try_from(canonical.authority()).map_err(|error| broken(&error))?);
                 parts.path_and_query = Some(path);
                 *request.uri_mut() = Uri::from_parts(parts).map_err(|error| broken(&error))?;
                 *request.version_mut() = Version::HTTP_2;

@@ -126,6 +126,7 @@ impl World {
             audit_dir: self.path(&format!("{name}-audit")),
             state_dir: self.path(&format!("{name}-state")),
             admin_socket: self.path(&format!("{name}.sock")),
+            removed_headers: Default::default(),
             workers: 1,
             inbound: Vec::new(),
             outbound: Vec::new(),

@@ -74,12 +74,29 @@ async fn h1_paths() {
             format!("GET {} HTTP/1.1\r\nhost: backend\r\n\r\n", "/a".repeat(65)),
         )
         .await;
-    scene
-        .refuses_h1(
-            "too_long",
-            format!("GET /{} HTTP/1.1\r\nhost: backend\r\n\r\n", "a".repeat(8192)),
-        )
-        .await;
+}
+
+/// RFC 9110, 15.5.15.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9110_15_5_15_a_target_too_long_is_414() {
+    let scene = Scene::start().await;
+    for target in [format!("/{}", "a".repeat(8192)), format!("/?{}", "a".repeat(8193))] {
+        let said = scene
+            .h1(format!("GET {target} HTTP/1.1\r\nhost: backend\r\n\r\n").as_bytes())
+            .await;
+        assert!(said.starts_with("HTTP/1.1 414 "), "{said}");
+        assert!(
+            said.contains("\"error\":\"too_long\"") && said.contains("x-hoplite-decision: "),
+            "{said}"
+        );
+    }
+    let reasons = scene.records(Some(Outcome::Malformed));
+    assert_eq!(reasons.len(), 2);
+    assert!(
+        reasons
+            .iter()
+            .all(|record| record.reason.as_deref().unwrap().starts_with("too_long: "))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,7 +231,23 @@ async fn h1_single_fields_twice() {
     assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
     let seen = scene.app.last();
     assert!(
-        seen.contains("accept: a\r\naccept: b\r\n") && seen.contains("cookie: a\r\ncookie: b\r\n"),
+        seen.contains("accept: a\r\naccept: b\r\n") && seen.contains("cookie: a; b\r\n"),
+        "{seen}"
+    );
+}
+
+/// Browsers send a crumb for each pair, more of them than a request may have fields.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9113_8_2_3_cookie_crumbs_are_joined() {
+    let scene = Scene::start().await;
+    let crumbs: Vec<String> = (0..150).map(|n| format!("c{n}={n}")).collect();
+    let mut fields = and(&[]);
+    fields.extend(crumbs.iter().map(|crumb| (b"cookie" as &[u8], crumb.as_bytes())));
+    assert_eq!(scene.h2(&fields, None).await, Said::Status(200));
+    let seen = scene.app.last();
+    let joined = format!("\r\ncookie: {}\r\n", crumbs.join("; "));
+    assert!(
+        seen.contains(&joined) && seen.matches("cookie: ").count() == 1,
         "{seen}"
     );
 }
@@ -260,13 +293,43 @@ async fn h1_hosts() {
         ("host", "/", "host: back%65nd\r\n"),
         ("host", "/", "host: bäckend\r\n"),
         ("host", "/", "host: ::1\r\n"),
-        ("conflicting_hosts", "http://other/", "host: backend\r\n"),
-        ("conflicting_hosts", "http://backend:81/", "host: backend\r\n"),
+        // RFC 9112, 3.2: without Host, or with one that is none, whatever the target says.
+        ("no_host", "http://backend/", ""),
+        ("host", "http://backend/", "host: other/\r\n"),
+        ("no_host", "http://backend/", "host:\r\n"),
+        (
+            "duplicate_field",
+            "http://backend/",
+            "host: backend\r\nhost: backend\r\n",
+        ),
+        ("target", "ftp://backend/", "host: backend\r\n"),
         ("host", "http://backend@other/", "host: backend\r\n"),
         ("unparsed", "http:///a", "host: backend\r\n"),
         ("host", "ftp:a", "host: backend\r\n"),
     ] {
         scene.refuses_h1(code, get(target, hosts)).await;
+    }
+}
+
+/// Of an absolute target the `Host` beside it is ignored, by policy, record and service alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9112_3_2_2_an_absolute_target_says_the_host() {
+    let scene = Scene::start().await;
+    for (target, version, host, one) in [
+        ("http://other:81/a", "1.1", "host: backend\r\n", "other:81"),
+        ("http://backend/a", "1.1", "host: backend:80\r\n", "backend"),
+        ("http://other/a", "1.0", "", "other"),
+    ] {
+        let request = format!("GET {target} HTTP/{version}\r\n{host}connection: close\r\n\r\n");
+        let said = scene.h1(request.as_bytes()).await;
+        assert!(said.starts_with(&format!("HTTP/{version} 200 ")), "{target}: {said}");
+        let seen = scene.app.last();
+        assert!(
+            seen.contains(&format!("\r\nhost: {one}\r\n")) && seen.matches("host: ").count() == 1,
+            "{target}: {seen}"
+        );
+        let record = scene.records(Some(Outcome::Allow)).pop().unwrap();
+        assert_eq!(record.host.as_deref(), one.split(':').next(), "{target}");
     }
 }
 
@@ -286,6 +349,13 @@ async fn h2_hosts() {
     check("host", Some(b"user@backend"), &[]).await;
     check("host", Some(b"backend:0"), &[]).await;
     check("host", None, &[b"backend, other"]).await;
+    let fields: [Field<'_>; 4] = [
+        (b":method", b"GET"),
+        (b":scheme", b"ftp"),
+        (b":path", b"/"),
+        (b":authority", b"backend"),
+    ];
+    scene.refuses_h2("target", ANSWERED(), &fields, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,9 +365,10 @@ async fn spellings_of_one_host() {
         ("backend", "backend"),
         ("BackEnd", "backend"),
         ("backend.", "backend"),
-        ("backend:8080", "backend"),
-        ("Backend.:8080", "backend"),
-        ("[0::1]:80", "[::1]"),
+        // RFC 9110, 7.2: the port reaches the service.
+        ("backend:8080", "backend:8080"),
+        ("Backend.:8080", "backend:8080"),
+        ("[0::1]:80", "[::1]:80"),
         // Whatever the name: the TLS hello said `service.test` each time, and neither leads anywhere else.
         ("other.example", "other.example"),
         ("service.test", "service.test"),
@@ -314,7 +385,10 @@ async fn spellings_of_one_host() {
         let record = scene.records(Some(Outcome::Allow)).pop().unwrap();
         assert_eq!(
             (record.host.as_deref(), record.service.as_str()),
-            (Some(one), "backend"),
+            (
+                one.strip_suffix(":8080").or(one.strip_suffix(":80")).or(Some(one)),
+                "backend"
+            ),
             "{written}"
         );
         let fields: [Field<'_>; 4] = [
@@ -366,6 +440,11 @@ async fn identity_is_never_taken_from_a_request() {
         "x_envoy_anything",
         "x-hoplite-decision",
         "X_Hoplite_Caller",
+        // CVE-2016-5385, and RFC 9440.
+        "Proxy",
+        "Client-Cert",
+        "client_cert_chain",
+        "X-SSL-Client-S-DN",
     ];
     for name in names {
         for connection in ["close", "close, x-forwarded-client-cert, x-forwarded-proto"] {
@@ -498,7 +577,8 @@ async fn one_reading_for_policy_record_and_service() {
                     "{form}: the service is sent another spelling"
                 );
                 assert_eq!(record.path.as_deref(), target.split('?').next(), "{form}");
-                assert_eq!(record.host.as_deref(), Some(host), "{form}");
+                assert_eq!(read.authority(), host, "{form}: the service is sent another host");
+                assert_eq!(record.host.as_deref(), Some(read.host()), "{form}");
                 assert_eq!(
                     record.route.as_deref(),
                     Some(routes.route(&"backend".parse().unwrap(), &read).as_str()),
