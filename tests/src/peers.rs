@@ -26,6 +26,20 @@ pub fn python(test: &str) -> Option<PathBuf> {
     installed(test, "bin/python")
 }
 
+/// A program with go-spiffe (`tests/peers/go`), or none after saying that `test` is skipped.
+pub fn go(test: &str) -> Option<PathBuf> {
+    installed(test, "go/judge")
+}
+
+/// A JVM and the arguments that start a program with java-spiffe in it (`tests/peers/java`), or none after saying that `test` is skipped.
+pub fn java(test: &str) -> Option<(PathBuf, Vec<String>)> {
+    let directory = installed(test, "java/.made")?.parent()?.to_owned();
+    let classes = format!("{0}/classes:{0}/libraries/*", directory.display());
+    // A small heap, so that it starts fast beside all that runs here.
+    let arguments = ["-Xmx128m", "-XX:TieredStopAtLevel=1", "-cp", &classes, "Judge"];
+    Some((directory.join("java"), arguments.map(str::to_owned).to_vec()))
+}
+
 /// OpenSSL's tool, or none after saying that `test` is skipped.
 pub fn openssl(test: &str) -> Option<PathBuf> {
     let found = Command::new("openssl")

@@ -1,0 +1,163 @@
+// The Go judge: go-spiffe against our sockets. Prints one JSON line for each thing that it got.
+//
+//	judge watch  SOCKET COUNT               the workload's SVIDs, COUNT of them
+//	judge bundle SOCKET                     the X.509 trust bundles
+//	judge call   SOCKET EXPECT METHOD URL   one HTTPS call with this SVID
+//	judge serve  SOCKET ACCEPT              an HTTPS server with this SVID; its first line has the address; ends with stdin
+//
+// Ends with 0, with 3 if the Workload API refused, and with 1 if something else failed.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func main() {
+	if err := run(os.Args[1], os.Args[2:]); err != nil {
+		if status.Code(err) == codes.PermissionDenied {
+			line(map[string]any{"error": "PermissionDenied", "detail": status.Convert(err).Message()})
+			os.Exit(3)
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(command string, rest []string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	address := workloadapi.WithAddr(rest[0])
+	// A plain fetch is not repeated by the library, so it shows a refusal; the sources would go on trying.
+	if _, err := workloadapi.FetchX509Context(ctx, address); err != nil {
+		return err
+	}
+	switch command {
+	case "watch":
+		count, err := strconv.Atoi(rest[1])
+		if err != nil {
+			return err
+		}
+		watching, done := context.WithCancel(ctx)
+		defer done()
+		err = workloadapi.WatchX509Context(watching, &watcher{left: count, done: done}, address)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if watching.Err() == nil {
+			return err
+		}
+		return nil
+	case "bundle":
+		// Its bundle source waits for JWT bundles too.
+		set, err := workloadapi.FetchX509Bundles(ctx, address)
+		if err != nil {
+			return err
+		}
+		for _, bundle := range set.Bundles() {
+			line(map[string]any{"trust_domain": bundle.TrustDomain().Name(), "authorities": len(bundle.X509Authorities())})
+		}
+		return nil
+	case "call":
+		source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(address))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		expect, err := spiffeid.FromString(rest[1])
+		if err != nil {
+			return err
+		}
+		config := tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeID(expect))
+		client := http.Client{Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}, Timeout: 10 * time.Second}
+		request, err := http.NewRequestWithContext(ctx, rest[2], rest[3], nil)
+		if err != nil {
+			return err
+		}
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+			return err
+		}
+		line(map[string]any{
+			"status": answer.StatusCode,
+			"proto":  answer.Proto,
+			"peer":   answer.TLS.PeerCertificates[0].URIs[0].String(),
+			"tls":    tls.VersionName(answer.TLS.Version),
+		})
+		return nil
+	case "serve":
+		source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(address))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		accept, err := spiffeid.FromString(rest[1])
+		if err != nil {
+			return err
+		}
+		listener, err := tls.Listen("tcp", "127.0.0.1:0", tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeID(accept)))
+		if err != nil {
+			return err
+		}
+		line(map[string]any{"address": listener.Addr().String()})
+		go http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprint(w, r.TLS.PeerCertificates[0].URIs[0])
+		}))
+		_, err = io.Copy(io.Discard, os.Stdin)
+		return err
+	}
+	return fmt.Errorf("unknown command `%s`", command)
+}
+
+type watcher struct {
+	left int
+	done context.CancelFunc
+}
+
+func (w *watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
+	svid := update.DefaultSVID()
+	bundle, err := update.Bundles.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	line(map[string]any{
+		"spiffe_id":   svid.ID.String(),
+		"serial":      svid.Certificates[0].SerialNumber.Text(16),
+		"authorities": len(bundle.X509Authorities()),
+	})
+	if w.left--; w.left <= 0 {
+		w.done()
+	}
+}
+
+func (w *watcher) OnX509ContextWatchError(err error) {
+	if status.Code(err) != codes.Canceled {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+func line(fields map[string]any) {
+	text, err := json.Marshal(fields)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(text))
+}
