@@ -7,7 +7,10 @@
     reason = "tests: a panic is how they fail"
 )]
 
+#[path = "../../../agent/tests/as_a_process/mod.rs"]
+mod as_a_process;
 mod cli;
+mod daemon;
 mod denied;
 mod policy_change;
 mod policy_check;
