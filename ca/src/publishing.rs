@@ -2,13 +2,15 @@
 //!
 //! The CA signs no policy and could not: what it keeps is what people signed, and whoever enforces it verifies that anew.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::bundle::{Acceptance, Bundle, EngineVersion, KNOWN_CRITICAL, Refused};
-use hoplite_policy::grant::{Grant, GrantRefused};
+use hoplite_policy::bundle::{Refused, Stage};
+use hoplite_policy::grant::GrantRefused;
+use hoplite_policy::holding::{HeldBundle, Holding, KeptPolicy, PolicyTrust};
 use hoplite_policy::{Fault, Snapshot};
 use hoplite_seal::TrustedSigners;
 use hoplite_store::{CommitError, LargeId};
@@ -35,17 +37,14 @@ pub(crate) struct Publishing(Arc<Shared>);
 struct Shared {
     registry: Registry,
     bundles: BundleCache,
-    trust_domain: TrustDomain,
-    signers: TrustedSigners,
-    bytes_max: usize,
+    trust: PolicyTrust,
     /// What was compiled last: the next publication is mostly the same.
     compiled: Mutex<Snapshot>,
 }
 
-/// A bundle that may be published.
-struct Checked {
-    bundle: Vec<u8>,
-    manifest: Vec<u8>,
+/// A bundle that was verified, and that can be enforced. It may be put into the store and then in force.
+struct Candidate {
+    bundle: HeldBundle,
     publish: Publish,
 }
 
@@ -79,11 +78,12 @@ pub(crate) enum PublishError {
         "the bundle was swept from the store before it was in force, {PUTS_MAX} times; check the clocks of all CAs and publish again"
     )]
     Swept,
-    #[error("`{0}` of an earlier publication is gone from the store; restore the store from a backup")]
-    Lost(LargeId),
-    /// The store's record of it is not what this program writes.
-    #[error("the store's record of the policy of revision `{0}` names no bundle; restore the store from a backup")]
-    Unnamed(u64),
+    #[error(
+        "the policy of revision `{0}` is lost: the store no longer has its manifest; restore the store from a backup if it is needed"
+    )]
+    Lost(u64),
+    #[error("`{0}`, which this publication does not need, is said to be gone from the store again and again")]
+    LostAgain(LargeId),
     #[error("the work on a policy bundle died")]
     Died,
 }
@@ -91,102 +91,91 @@ pub(crate) enum PublishError {
 // === impl Publishing ===
 
 impl Publishing {
-    /// Who trusts these signers. What was published before is in the store.
-    pub(crate) fn new(
-        registry: Registry,
-        bundles: BundleCache,
-        trust_domain: TrustDomain,
-        signers: TrustedSigners,
-        bytes_max: usize,
-    ) -> Self {
+    /// Who has this trust. What was published before is in the store.
+    pub(crate) fn new(registry: Registry, bundles: BundleCache, trust: PolicyTrust) -> Self {
         Self(Arc::new(Shared {
             registry,
             bundles,
-            trust_domain,
-            signers,
-            bytes_max,
+            trust,
             compiled: Mutex::new(Snapshot::deny_all("nothing is published yet")),
         }))
     }
 
     /// Removes the bundles that no publication names any more, and returns when that is done.
     pub(crate) async fn sweep(&self) {
-        let (this, now) = (self.clone(), clock::now());
         // A failed join is a panic of ours in there, which was reported; the next sweep does the work.
-        let _ = tokio::task::spawn_blocking(move || this.0.bundles.sweep(now)).await;
+        let _ = self.blocking(|shared| shared.bundles.sweep(clock::now())).await;
     }
 
     /// Whose policies these are.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
-        &self.0.trust_domain
+        &self.0.trust.trust_domain
     }
 
     /// Who may publish here.
     pub(crate) fn signers(&self) -> &TrustedSigners {
-        &self.0.signers
+        &self.0.trust.signers
     }
 
     /// The longest bundle, in bytes.
     pub(crate) fn bytes_max(&self) -> usize {
-        self.0.bytes_max
+        self.0.trust.max_bytes
     }
 
-    /// Verifies a bundle, checks that its policies can be enforced, and puts it in force.
-    pub(crate) async fn publish(&self, bytes: Vec<u8>, expected: u64) -> Result<u64, PublishError> {
+    /// What is in force and would not be believed if it came today, each in a sentence: a signer may have left, or the store
+    /// may have lost it. Agents that start anew refuse it, so this is said when the CA starts.
+    pub(crate) async fn doubts_at(&self, now: SystemTime) -> Vec<String> {
+        let doubts = self.blocking(move |shared| shared.doubts(now)).await;
+        doubts.unwrap_or_else(|error| vec![error.to_string()])
+    }
+
+    /// Puts a bundle in force: verified, compiled, put into the store, committed, and then what nobody needs any more
+    /// is swept.
+    pub(crate) async fn publish(&self, bytes: Vec<u8>, expected: u64, now: SystemTime) -> Result<u64, PublishError> {
         self.somebody_may()?;
-        let (this, now) = (self.clone(), clock::now());
         // Compiling takes seconds for tens of thousands of policies.
-        let checked = tokio::task::spawn_blocking(move || this.check(bytes, expected, now));
-        let checked = checked.await.map_err(|_| PublishError::Died)??;
-        let revision = self.put_and_commit(Arc::new(checked)).await?;
+        let candidate = self.blocking(move |shared| {
+            let bundle = shared.trust.open(&bytes, now)?;
+            shared.can_be_enforced(&bundle)?;
+            Ok::<_, PublishError>(Candidate::new(bundle, expected, now))
+        });
+        let revision = self.put_in_force(candidate.await??).await?;
         self.sweep().await;
         Ok(revision)
     }
 
-    /// Again from the start when a sweep came between, on this replica or another.
-    async fn put_and_commit(&self, checked: Arc<Checked>) -> Result<u64, PublishError> {
-        for _ in 0..PUTS_MAX {
-            let (this, put) = (self.clone(), Arc::clone(&checked));
-            let put = tokio::task::spawn_blocking(move || this.0.bundles.put(&put.bundle, &put.manifest, clock::now()));
-            put.await.map_err(|_| PublishError::Died)??;
-            match self.0.registry.write(checked.publish.clone()).await {
-                Err(WriteError::Commit(CommitError::MissingLarge(id))) => {
-                    if !checked.publish.published.large().contains(&id) {
-                        return Err(PublishError::Lost(id));
+    /// Puts and commits; again when a sweep came between, on this replica or another.
+    async fn put_in_force(&self, candidate: Candidate) -> Result<u64, PublishError> {
+        let Candidate { bundle, mut publish } = candidate;
+        let mut puts = 0;
+        while puts < PUTS_MAX {
+            let put = bundle.clone();
+            self.blocking(move |shared| shared.bundles.put(put.bytes(), &put.manifest().encode(), clock::now()))
+                .await??;
+            puts += 1;
+            loop {
+                match self.0.registry.write(publish.clone()).await {
+                    Err(WriteError::Commit(CommitError::MissingLarge(id))) => {
+                        if publish.published.large().contains(&id) {
+                            break; // it was swept
+                        }
+                        give_up_for_lost(&mut publish, id)?;
                     }
+                    written => return Ok(written?),
                 }
-                written => return Ok(written?),
             }
         }
         Err(PublishError::Swept)
     }
 
-    /// What is to be put and committed, if all of it can be enforced.
-    fn check(&self, bytes: Vec<u8>, expected: u64, now: SystemTime) -> Result<Checked, PublishError> {
-        let acceptance = Acceptance {
-            signers: &self.0.signers,
-            trust_domain: &self.0.trust_domain,
-            // Which revision may follow is decided with the commit.
-            highest_seen: None,
-            now,
-            engine_version: EngineVersion::THIS,
-            known_critical: KNOWN_CRITICAL,
-            max_bytes: self.0.bytes_max,
-        };
-        let bundle = Bundle::open(&bytes, &acceptance)?;
-        let mut compiled = self.0.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        *compiled = compiled.recompile(bundle.sources()).map_err(PublishError::Faults)?;
-        drop(compiled);
-        let publish = Publish {
-            published: Published::new(&bundle, &bytes, now),
-            parent: bundle.manifest().parent,
-            expected,
-        };
-        Ok(Checked {
-            manifest: bundle.manifest().encode(),
-            bundle: bytes,
-            publish,
-        })
+    /// Work that waits for the disk or takes long: not for async threads.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> T + Send + 'static,
+    ) -> Result<T, PublishError> {
+        let shared = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || work(&shared));
+        done.await.map_err(|_| PublishError::Died)
     }
 
     /// What is left of a bundle of the history.
@@ -194,12 +183,13 @@ impl Publishing {
         if published.kept {
             return Ok(Contents::Bundle(self.bundle(published).await?));
         }
-        let this = self.clone();
-        let id = published
-            .manifest_id()
-            .ok_or(PublishError::Unnamed(published.revision))?;
-        let read = tokio::task::spawn_blocking(move || this.0.bundles.manifest(&id));
-        Ok(Contents::Manifest(read.await.map_err(|_| PublishError::Died)??))
+        if published.lost {
+            return Err(PublishError::Lost(published.revision));
+        }
+        let id = published.manifest_id();
+        Ok(Contents::Manifest(
+            self.blocking(move |shared| shared.bundles.manifest(&id)).await??,
+        ))
     }
 
     /// A bundle that is in force, for an agent.
@@ -214,18 +204,14 @@ impl Publishing {
     }
 
     async fn bundle(&self, published: &Published) -> Result<Arc<Vec<u8>>, PublishError> {
-        let this = self.clone();
-        let id = published.bundle_id().ok_or(PublishError::Unnamed(published.revision))?;
-        let read = tokio::task::spawn_blocking(move || this.0.bundles.bundle(&id));
-        Ok(read.await.map_err(|_| PublishError::Died)??)
+        let id = published.bundle_id();
+        Ok(self.blocking(move |shared| shared.bundles.bundle(&id)).await??)
     }
 
     /// Verifies a grant, and puts it in force.
-    pub(crate) async fn add_grant(&self, bytes: &[u8]) -> Result<GrantRecord, PublishError> {
+    pub(crate) async fn add_grant(&self, bytes: &[u8], now: SystemTime) -> Result<GrantRecord, PublishError> {
         self.somebody_may()?;
-        let now = clock::now();
-        let signed = Grant::open(bytes, &self.0.signers, &self.0.trust_domain, now)?;
-        let grant = GrantRecord::new(&signed, bytes);
+        let grant = GrantRecord::new(&self.0.trust.open_grant(bytes, now)?);
         let add = AddGrant {
             grant: grant.clone(),
             now,
@@ -245,11 +231,78 @@ impl Publishing {
     }
 
     fn somebody_may(&self) -> Result<(), PublishError> {
-        if self.0.signers.is_empty() {
+        if self.0.trust.signers.is_empty() {
             return Err(PublishError::NoSigners);
         }
         Ok(())
     }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Whether whoever gets this bundle can compile it.
+    fn can_be_enforced(&self, bundle: &HeldBundle) -> Result<(), PublishError> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        *compiled = compiled.recompile(bundle.sources()).map_err(PublishError::Faults)?;
+        Ok(())
+    }
+
+    fn doubts(&self, now: SystemTime) -> Vec<String> {
+        let in_force = self.registry.index().policy.in_force(now);
+        if in_force.live.is_none() && in_force.shadow.is_none() && in_force.grants.is_empty() {
+            return Vec::new();
+        }
+        // The store is what the CA's keeper is: what it has is examined as whatever a disk kept.
+        let kept = |published: &Option<Arc<Published>>| {
+            let bundle = self.bundles.bundle(&published.as_deref()?.bundle_id());
+            Some(bundle.map(|bytes| bytes.to_vec()).map_err(|error| error.to_string()))
+        };
+        let kept = KeptPolicy {
+            state: None,
+            live: kept(&in_force.live),
+            shadow: kept(&in_force.shadow),
+        };
+        let (holding, _) = Holding::restore(Some(self.trust.clone()), kept, now);
+        let grants: Vec<_> = in_force.grants.iter().filter_map(|grant| grant.envelope()).collect();
+        let (_, refused) = holding.examine_grants(grants.iter().map(Vec::as_slice), now);
+        let revision = |stage| match stage {
+            Stage::Live => in_force.live.as_ref(),
+            Stage::Shadow => in_force.shadow.as_ref(),
+        };
+        let doubted = [Stage::Live, Stage::Shadow].into_iter().filter_map(|stage| {
+            let (why, published) = (holding.lost(stage)?, revision(stage)?);
+            Some(format!("the {stage} policy of revision {}: {why}", published.revision))
+        });
+        doubted.chain(refused.iter().map(ToString::to_string)).collect()
+    }
+}
+
+// === impl Candidate ===
+
+impl Candidate {
+    fn new(bundle: HeldBundle, expected: u64, now: SystemTime) -> Self {
+        let publish = Publish {
+            published: Published::new(&bundle, now),
+            parent: bundle.manifest().parent,
+            expected,
+            lost: BTreeSet::new(),
+        };
+        Self { bundle, publish }
+    }
+}
+
+/// The manifest of an earlier publication is gone. It must not keep a later one away: it is said, and the history says it.
+fn give_up_for_lost(publish: &mut Publish, manifest: LargeId) -> Result<(), PublishError> {
+    if !publish.lost.insert(manifest) {
+        return Err(PublishError::LostAgain(manifest));
+    }
+    tracing::error!(
+        target: "hoplite::audit",
+        %manifest,
+        "the manifest of an earlier publication is gone from the store: `hoplite policy history` calls it lost; check the disk, and restore the store from a backup if it is needed"
+    );
+    Ok(())
 }
 
 /// The first few faults, and how many there are beyond them.
@@ -263,158 +316,4 @@ fn told(faults: &[Fault]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::authority::writes::Found;
-    use crate::authority::x509::Authority;
-    use crate::write;
-    use hoplite_policy::Source;
-    use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Meta, Stage};
-    use hoplite_seal::SigningKey;
-    use hoplite_store::{
-        Batch, LargeError, MemoryStore, Revision, Snapshot as StoreSnapshot, Store, StoreError, Versioned, Watch,
-        WatchError,
-    };
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn alice() -> SigningKey {
-        SigningKey::from_seed("alice", [7; 32].into()).unwrap()
-    }
-
-    fn trust_domain() -> TrustDomain {
-        TrustDomain::parse("prod.example").unwrap()
-    }
-
-    fn bundle() -> Vec<u8> {
-        let now = SystemTime::now();
-        let meta = Meta {
-            trust_domain: trust_domain(),
-            revision: 1,
-            parent: None,
-            created: now,
-            expires: now + HOUR,
-            min_engine: EngineVersion::THIS,
-            critical: Vec::new(),
-            stage: Stage::Live,
-            note: None,
-        };
-        let source = Source {
-            name: "pay.cedar".into(),
-            text: "@id(\"a\") @owner(\"pay\") permit (principal, action, resource);".into(),
-        };
-        Bundle::build(&[source], meta).unwrap().sign(&[&alice()]).unwrap()
-    }
-
-    fn found(store: &dyn Store) {
-        let found = Found {
-            trust_domain: trust_domain(),
-            certificate: Authority::ephemeral(&trust_domain(), SystemTime::now(), HOUR)
-                .certificate()
-                .clone(),
-        };
-        write::commit(store, &found).unwrap();
-    }
-
-    /// One CA over a store in which an authority is founded. It follows the store for as long as the second of both lives.
-    fn replica(store: &Arc<dyn Store>) -> (Publishing, crate::registry::Follower) {
-        let (registry, follower) = Registry::open(Arc::clone(store)).unwrap();
-        let publishing = Publishing::new(
-            registry,
-            BundleCache::new(Arc::clone(store)),
-            trust_domain(),
-            TrustedSigners::new([alice().signer().clone()]).unwrap(),
-            BUNDLE_BYTES_MAX,
-        );
-        (publishing, follower)
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn replicas_over_one_store_have_each_others_bundles() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        found(&*store);
-        let ((one, _one_follows), (other, _other_follows)) = (replica(&store), replica(&store));
-        let bytes = bundle();
-        assert_eq!(one.publish(bytes.clone(), 0).await.unwrap(), 1);
-        let mut revisions = other.0.registry.revisions();
-        revisions
-            .wait_for(|reached| *reached >= store.revision())
-            .await
-            .unwrap();
-        assert_eq!(*other.current(1).await.unwrap(), bytes);
-    }
-
-    /// Another replica sweeps, with a clock that is far ahead, right before the next so many commits.
-    struct Swept {
-        store: MemoryStore,
-        left: AtomicUsize,
-    }
-
-    impl Store for Swept {
-        fn revision(&self) -> Revision {
-            self.store.revision()
-        }
-
-        fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-            self.store.get(key)
-        }
-
-        fn range(&self, prefix: &[u8]) -> Result<StoreSnapshot, StoreError> {
-            self.store.range(prefix)
-        }
-
-        fn commit(&self, batch: Batch) -> Result<Revision, CommitError> {
-            let less = |left: usize| left.checked_sub(1);
-            if self
-                .left
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-                .is_ok()
-            {
-                self.store.sweep_large(SystemTime::now() + HOUR)?;
-            }
-            self.store.commit(batch)
-        }
-
-        fn watch(&self, from: Revision) -> Result<Watch, WatchError> {
-            self.store.watch(from)
-        }
-
-        fn put_large(&self, bytes: &[u8], now: SystemTime) -> Result<LargeId, LargeError> {
-            self.store.put_large(bytes, now)
-        }
-
-        fn large(&self, id: &LargeId) -> Result<Option<Vec<u8>>, StoreError> {
-            self.store.large(id)
-        }
-
-        fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError> {
-            self.store.sweep_large(put_before)
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_publication_that_was_swept_puts_again() {
-        for (sweeps, published) in [(1, true), (PUTS_MAX - 1, true), (PUTS_MAX, false)] {
-            let inner = MemoryStore::new();
-            found(&inner);
-            let store: Arc<dyn Store> = Arc::new(Swept {
-                store: inner,
-                left: AtomicUsize::new(sweeps),
-            });
-            let (publishing, _follows) = replica(&store);
-            let bytes = bundle();
-            match publishing.publish(bytes.clone(), 0).await {
-                Ok(revision) => {
-                    assert!(published, "after {sweeps} sweeps");
-                    assert_eq!(*publishing.current(revision).await.unwrap(), bytes);
-                }
-                Err(error) => {
-                    assert!(!published && matches!(error, PublishError::Swept), "{error}");
-                    assert_eq!(publishing.0.registry.index().policy.head().highest, 0);
-                }
-            }
-        }
-    }
-}
+mod tests;

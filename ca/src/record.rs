@@ -150,6 +150,24 @@ pub(crate) fn from_unix_seconds(seconds: u64) -> SystemTime {
         .unwrap_or(UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX)))
 }
 
+/// A digest in hex, for `#[serde(with = "record::hash")]`.
+pub(crate) mod hash {
+    use data_encoding::HEXLOWER;
+    use hoplite_seal::Hash;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(hash)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(D::Error::custom)?;
+        Hash::from_slice(&bytes).ok_or_else(|| D::Error::custom("a SHA-256 digest has 32 bytes"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

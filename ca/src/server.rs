@@ -14,6 +14,7 @@ use hoplite_host::process::Hardening;
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::TrustBundle;
+use hoplite_policy::holding::PolicyTrust;
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_wire::ca::admin_server::AdminServer;
 use hoplite_wire::ca::node_server::NodeServer;
@@ -144,13 +145,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     // From here on nothing fails.
     let (stopper, shutdown) = shutdown::channel();
-    let publishing = Publishing::new(
-        registry.clone(),
-        bundles,
-        config.trust_domain.clone(),
-        config.policy_signers,
-        config.policy_max_bytes,
-    );
+    let trust = PolicyTrust {
+        max_bytes: config.policy_max_bytes,
+        ..PolicyTrust::new(config.policy_signers, config.trust_domain.clone())
+    };
+    let publishing = Publishing::new(registry.clone(), bundles, trust);
+    for doubt in publishing.doubts_at(clock::now()).await {
+        tracing::error!(target: "hoplite::audit", doubt, "policy in force would not be believed if it came today; publish again");
+    }
     publishing.sweep().await;
     let node = Node::new(registry.clone(), issuer, publishing.clone(), shutdown.clone());
     let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing);

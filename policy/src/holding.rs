@@ -21,6 +21,10 @@ use crate::bundle::{
 use crate::calendar::instant;
 use crate::grant::{Grant, GrantRefused};
 
+mod slots;
+
+pub use slots::{BundleRef, Ended, GrantRef, Slots};
+
 /// Grants held at once; a CA has fewer.
 pub const GRANTS_HELD_MAX: usize = 256;
 
@@ -42,11 +46,11 @@ pub struct PolicyTrust {
     pub known_critical: &'static [&'static str],
 }
 
-/// A bundle that was verified, as it came. Made only by a [`Holding`]; clones are the same one.
+/// A bundle that was verified, as it came. Made only by [`PolicyTrust`] and a [`Holding`]; clones are the same one.
 #[derive(Clone)]
 pub struct HeldBundle(Arc<(Bundle, Vec<u8>)>);
 
-/// A grant that was verified, as it came. Made only by a [`Holding`]; clones are the same one.
+/// A grant that was verified, as it came. Made only by [`PolicyTrust`] and a [`Holding`]; clones are the same one.
 #[derive(Clone)]
 pub struct HeldGrant(Arc<(Grant, Vec<u8>)>);
 
@@ -55,36 +59,13 @@ pub struct HeldGrant(Arc<(Grant, Vec<u8>)>);
 pub struct Holding {
     /// Without it nothing is taken.
     trust: Option<PolicyTrust>,
-    live: Slot,
-    shadow: Slot,
-    grants: Vec<HeldGrant>,
-    /// The live revision whose expiry was announced since the start.
-    announced: Option<u64>,
-}
-
-/// The bundle of one stage.
-#[derive(Debug, Clone, Default)]
-struct Slot {
-    /// The highest that was ever accepted.
-    seen: Option<Seen>,
-    held: Option<HeldBundle>,
-    /// Why what was kept is not held.
-    lost: Option<NotRestored>,
+    slots: Slots<HeldBundle, HeldGrant>,
 }
 
 /// A bundle that may be taken: it was verified, and it follows what was accepted before.
 #[derive(Debug)]
 #[must_use]
 pub struct Examined(HeldBundle);
-
-/// What ended by itself.
-#[derive(Debug, Default)]
-pub struct Ended {
-    /// The grants that are over; they are no longer held.
-    pub grants: Vec<HeldGrant>,
-    /// The live bundle, if it expired. It stays in force, and every record says that it is stale.
-    pub expired: Option<HeldBundle>,
-}
 
 /// What somebody found where the holding was kept: `None` for what is not there, an error for what cannot be read.
 #[derive(Debug, Clone, Default)]
@@ -171,6 +152,26 @@ impl PolicyTrust {
         }
     }
 
+    /// Verifies a bundle that is new. Whether it follows what was accepted before is asked of [`Slots`].
+    ///
+    /// # Errors
+    /// Why it is refused, whatever came before it.
+    pub fn open(&self, bytes: &[u8], now: SystemTime) -> Result<HeldBundle, Refused> {
+        Ok(HeldBundle::new(
+            Bundle::open(bytes, &self.acceptance(None, now))?,
+            bytes,
+        ))
+    }
+
+    /// Verifies a grant.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn open_grant(&self, bytes: &[u8], now: SystemTime) -> Result<HeldGrant, GrantRefused> {
+        let grant = Grant::open(bytes, &self.signers, &self.trust_domain, now)?;
+        Ok(HeldGrant(Arc::new((grant, bytes.to_vec()))))
+    }
+
     /// What is known when a bundle arrives now, and this is the newest of its stage.
     pub fn acceptance(&self, highest_seen: Option<Seen>, now: SystemTime) -> Acceptance<'_> {
         Acceptance {
@@ -213,6 +214,20 @@ impl HeldBundle {
     }
 }
 
+impl BundleRef for HeldBundle {
+    fn stage(&self) -> Stage {
+        self.stage()
+    }
+
+    fn seen(&self) -> Seen {
+        (**self).seen()
+    }
+
+    fn expires(&self) -> SystemTime {
+        self.expires()
+    }
+}
+
 impl Deref for HeldBundle {
     type Target = BundleContents;
 
@@ -248,6 +263,12 @@ impl HeldGrant {
     /// As it travels.
     pub fn bytes(&self) -> &[u8] {
         &self.0.1
+    }
+}
+
+impl GrantRef for HeldGrant {
+    fn until(&self) -> SystemTime {
+        (**self).until()
     }
 }
 
@@ -309,54 +330,32 @@ impl Holding {
         let shadow_was_cleared = kept.shadow.is_none();
         for (stage, seen, bytes) in [(Stage::Live, live, kept.live), (Stage::Shadow, shadow, kept.shadow)] {
             let seen = seen.map(|KeptSeen { revision, manifest }| Seen { revision, manifest });
-            *holding.slot_mut(stage) = holding.restore_slot(stage, seen, bytes, now);
+            let opened = match bytes {
+                Some(Ok(bytes)) => holding.open_kept(stage, seen, &bytes, now).map(Some),
+                Some(Err(why)) => Err(NotRestored::Unreadable(why)),
+                None if seen.is_some() => Err(NotRestored::Missing),
+                None => Ok(None),
+            };
+            holding.slots.restore(stage, seen, opened);
         }
         if shadow_was_cleared {
             // What a shadow leaves behind is how high it was.
-            holding.shadow.lost = None;
+            holding.slots.set_lost(Stage::Shadow, None);
         }
-        if let ([damaged], None, None) = (&lost[..], &holding.live.held, &holding.live.lost) {
+        if let ([damaged], None, None) = (&lost[..], holding.live(), holding.lost(Stage::Live)) {
             // A live bundle may have been accepted: only another one ends the doubt.
-            holding.live.lost = Some(damaged.clone());
+            holding.slots.set_lost(Stage::Live, Some(damaged.clone()));
             lost.clear();
         }
         lost.extend(
-            [&holding.live, &holding.shadow]
+            [Stage::Live, Stage::Shadow]
                 .into_iter()
-                .filter_map(|slot| slot.lost.clone()),
+                .filter_map(|stage| holding.lost(stage).cloned()),
         );
         let (grants, refused) = holding.examine_grants(grants.iter().map(|grant| grant.as_slice()), now);
-        holding.grants = grants;
+        holding.take_grants(grants);
         lost.extend(refused.into_iter().map(NotRestored::Grant));
         (holding, lost)
-    }
-
-    fn restore_slot(
-        &self,
-        stage: Stage,
-        seen: Option<Seen>,
-        bytes: Option<Result<Vec<u8>, String>>,
-        now: SystemTime,
-    ) -> Slot {
-        let opened = match bytes {
-            Some(Ok(bytes)) => self.open_kept(stage, seen, &bytes, now).map(Some),
-            Some(Err(why)) => Err(NotRestored::Unreadable(why)),
-            None if seen.is_some() => Err(NotRestored::Missing),
-            None => Ok(None),
-        };
-        match opened {
-            Ok(held) => Slot {
-                // A file that was written just before the end counts, though the state does not know of it yet.
-                seen: held.as_ref().map(|held| held.seen()),
-                held,
-                lost: None,
-            },
-            Err(why) => Slot {
-                seen,
-                held: None,
-                lost: Some(why),
-            },
-        }
     }
 
     fn open_kept(
@@ -385,10 +384,9 @@ impl Holding {
     pub fn examine(&self, bytes: &[u8], now: SystemTime) -> Result<Examined, NotTaken> {
         let trust = self.trust.as_ref().ok_or(NotTaken::NoSigner)?;
         let claimed = Manifest::danger_of_bundle(bytes, trust.max_bytes)?;
-        let slot = self.slot(claimed.stage);
-        let bundle = match Bundle::open(bytes, &trust.acceptance(slot.seen, now)) {
+        let bundle = match Bundle::open(bytes, &trust.acceptance(self.seen(claimed.stage), now)) {
             // What was kept of it is damaged or gone: it was accepted once, and is welcome again.
-            Err(Refused::AlreadyHave(_)) if slot.held.is_none() => {
+            Err(Refused::AlreadyHave(_)) if self.bundle(claimed.stage).is_none() => {
                 Bundle::open_kept(bytes, &trust.acceptance(None, now))?
             }
             opened => opened?,
@@ -402,11 +400,7 @@ impl Holding {
     /// # Errors
     /// It does not follow what was accepted before; [`Refused::AlreadyHave`] among it, which is no fault.
     pub fn examine_held(&self, bundle: &HeldBundle) -> Result<Examined, Refused> {
-        let slot = self.slot(bundle.stage());
-        match in_order(slot.seen, bundle.seen()) {
-            Err(Refused::AlreadyHave(_)) if slot.held.is_none() => {}
-            order => order?,
-        }
+        self.slots.follows(bundle.stage(), bundle.seen())?;
         Ok(Examined(bundle.clone()))
     }
 
@@ -414,21 +408,14 @@ impl Holding {
     ///
     /// # Errors
     /// Since it was examined another one was taken that it does not follow. Nothing changes then.
-    pub fn take(&mut self, examined: Examined) -> Result<HeldBundle, Refused> {
-        let Examined(bundle) = self.examine_held(&examined.0)?;
-        *self.slot_mut(bundle.stage()) = Slot {
-            seen: Some(bundle.seen()),
-            held: Some(bundle.clone()),
-            lost: None,
-        };
+    pub fn take(&mut self, Examined(bundle): Examined) -> Result<HeldBundle, Refused> {
+        self.slots.take(bundle.clone())?;
         Ok(bundle)
     }
 
     /// There is no shadow any more. Whether there was one.
     pub fn clear_shadow(&mut self) -> bool {
-        let had = self.shadow.held.take().is_some();
-        self.shadow.lost = None;
-        had
+        self.slots.clear_shadow()
     }
 
     /// Verifies grants: those that hold, each once, and why others do not. One that is over is neither: it was told of when
@@ -446,12 +433,12 @@ impl Holding {
             if sound.iter().any(|grant| grant.bytes() == bytes) {
                 continue;
             }
-            if let Some(held) = self.grants.iter().find(|held| held.bytes() == bytes) {
-                sound.extend((now < held.until()).then(|| held.clone()));
+            if let Some(held) = self.grants().iter().find(|held| held.bytes() == bytes) {
+                sound.extend((!held.is_over(now)).then(|| held.clone()));
                 continue;
             }
-            match Grant::open(bytes, &trust.signers, &trust.trust_domain, now) {
-                Ok(grant) => sound.push(HeldGrant(Arc::new((grant, bytes.to_vec())))),
+            match trust.open_grant(bytes, now) {
+                Ok(grant) => sound.push(grant),
                 Err(GrantRefused::Expired(_)) => {}
                 Err(why) => refused.push(why),
             }
@@ -461,24 +448,17 @@ impl Holding {
 
     /// Holds these grants and no others.
     pub fn take_grants(&mut self, grants: Vec<HeldGrant>) {
-        self.grants = grants;
+        self.slots.take_grants(grants);
     }
 
     /// Lets go of the grants that are over, and says, once for each bundle, that the live one has expired.
-    pub fn end_what_is_over(&mut self, now: SystemTime) -> Ended {
-        let grants = self.grants.extract_if(.., |grant| grant.until() <= now).collect();
-        let expired =
-            self.live.held.clone().filter(|live| {
-                live.expires() <= now && self.announced.replace(live.revision()) != Some(live.revision())
-            });
-        Ended { grants, expired }
+    pub fn end_what_is_over(&mut self, now: SystemTime) -> Ended<HeldBundle, HeldGrant> {
+        self.slots.end_what_is_over(now)
     }
 
     /// When something will be over next; none when nothing will.
     pub fn next_end(&self, now: SystemTime) -> Option<SystemTime> {
-        let expiry = self.live.held.as_ref().map(HeldBundle::expires);
-        let ends = self.grants.iter().map(|grant| grant.until());
-        ends.chain(expiry).filter(|end| *end > now).min()
+        self.slots.next_end(now)
     }
 
     /// What a keeper writes beside the bundles: what was accepted last, and the grants.
@@ -486,64 +466,54 @@ impl Holding {
         let kept = |seen: Option<Seen>| seen.map(|Seen { revision, manifest }| KeptSeen { revision, manifest });
         cbor::encode(&State {
             format: FORMAT,
-            live: kept(self.live.seen),
-            shadow: kept(self.shadow.seen),
-            grants: self.grants.iter().map(|grant| grant.bytes().to_vec().into()).collect(),
+            live: kept(self.seen(Stage::Live)),
+            shadow: kept(self.seen(Stage::Shadow)),
+            grants: self
+                .grants()
+                .iter()
+                .map(|grant| grant.bytes().to_vec().into())
+                .collect(),
         })
     }
 
     /// The bundle that decides, if there is one.
     pub fn live(&self) -> Option<&HeldBundle> {
-        self.live.held.as_ref()
+        self.bundle(Stage::Live)
     }
 
     /// The bundle that is tried beside it, if there is one.
     pub fn shadow(&self) -> Option<&HeldBundle> {
-        self.shadow.held.as_ref()
+        self.bundle(Stage::Shadow)
     }
 
     /// The bundle of a stage.
     pub fn bundle(&self, stage: Stage) -> Option<&HeldBundle> {
-        self.slot(stage).held.as_ref()
+        self.slots.bundle(stage)
     }
 
     /// The highest of a stage that was ever accepted.
     pub fn seen(&self, stage: Stage) -> Option<Seen> {
-        self.slot(stage).seen
+        self.slots.seen(stage)
     }
 
     /// Why the bundle of a stage that was kept is not held; until one is taken.
     pub fn lost(&self, stage: Stage) -> Option<&NotRestored> {
-        self.slot(stage).lost.as_ref()
+        self.slots.lost(stage)
     }
 
     /// Whether a live bundle was ever accepted, held or not: from then on nothing unsigned decides.
     pub fn ever_signed(&self) -> bool {
-        self.live.seen.is_some() || self.live.lost.is_some()
+        self.seen(Stage::Live).is_some() || self.lost(Stage::Live).is_some()
     }
 
     /// The grants, those among them that have yet to begin.
     pub fn grants(&self) -> &[HeldGrant] {
-        &self.grants
+        self.slots.grants()
     }
 
     /// Whose policy is taken; nobody's when there is none.
     pub fn trust(&self) -> Option<&PolicyTrust> {
         self.trust.as_ref()
-    }
-
-    fn slot(&self, stage: Stage) -> &Slot {
-        match stage {
-            Stage::Live => &self.live,
-            Stage::Shadow => &self.shadow,
-        }
-    }
-
-    fn slot_mut(&mut self, stage: Stage) -> &mut Slot {
-        match stage {
-            Stage::Live => &mut self.live,
-            Stage::Shadow => &mut self.shadow,
-        }
     }
 }
 

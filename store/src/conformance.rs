@@ -610,7 +610,7 @@ fn a_commit_names_only_what_is_there(open: Open<'_>) {
     store.sweep_large(at(1)).unwrap();
     assert!(store.large(&there).unwrap().is_some(), "named often, and there");
     store.put_large(b"absent", at(0)).unwrap();
-    assert_eq!(store.sweep_large(at(1)).unwrap(), 1);
+    assert_eq!(store.sweep_large(at(1)).unwrap(), [absent]);
     let refused = store.commit(Batch::new().put_naming("c", "1", [absent]));
     assert!(matches!(refused, Err(CommitError::MissingLarge(_))), "swept since");
 }
@@ -618,7 +618,12 @@ fn a_commit_names_only_what_is_there(open: Open<'_>) {
 fn a_large_value_stays_while_a_key_names_it(open: Open<'_>) {
     let store = open();
     let id = store.put_large(b"shared", at(0)).unwrap();
-    let swept = || (store.sweep_large(at(9)).unwrap(), store.large(&id).unwrap().is_some());
+    let swept = || {
+        (
+            store.sweep_large(at(9)).unwrap().len(),
+            store.large(&id).unwrap().is_some(),
+        )
+    };
     store
         .commit(Batch::new().put_naming("a", "1", [id]).put_naming("b", "1", [id]))
         .unwrap();
@@ -646,11 +651,11 @@ fn a_sweep_spares_what_was_put_lately(open: Open<'_>) {
         store.put_large(b"old", at(0)).unwrap(),
         store.put_large(b"new", at(5)).unwrap(),
     );
-    assert_eq!(store.sweep_large(at(0)).unwrap(), 0);
+    assert_eq!(store.sweep_large(at(0)).unwrap(), []);
     store.put_large(b"old", at(5)).unwrap();
-    assert_eq!(store.sweep_large(at(5)).unwrap(), 0, "put again, so new again");
+    assert_eq!(store.sweep_large(at(5)).unwrap(), [], "put again, so new again");
     store.put_large(b"new", at(9)).unwrap();
-    assert_eq!(store.sweep_large(at(6)).unwrap(), 1);
+    assert_eq!(store.sweep_large(at(6)).unwrap(), [old]);
     assert_eq!(
         (store.large(&old).unwrap(), store.large(&new).unwrap()),
         (None, Some(b"new".to_vec()))
@@ -670,7 +675,7 @@ fn large_values_are_no_changes(open: Open<'_>) {
     assert_eq!(watch.next(NOW).unwrap(), Some(Change { revision: 1, mutations }));
     store.commit(Batch::new().delete("a")).unwrap();
     assert_eq!(seen(&mut watch), [2]);
-    assert_eq!(store.sweep_large(at(1)).unwrap(), 1);
+    assert_eq!(store.sweep_large(at(1)).unwrap(), [id]);
     assert_eq!((store.revision(), watch.next(NOW).unwrap()), (2, None));
     assert!(store.snapshot().unwrap().entries.is_empty());
 }
@@ -685,7 +690,7 @@ fn a_sweep_takes_nothing_from_a_publisher(open: Open<'_>) {
             let mut swept = 0;
             while !done.load(Ordering::Relaxed) {
                 // As unkind as can be: nothing is too new.
-                swept += store.sweep_large(at(1_000)).unwrap();
+                swept += store.sweep_large(at(1_000)).unwrap().len();
             }
             swept
         });
@@ -776,9 +781,14 @@ fn large_values_agree_with_the_model(open: Open<'_>) {
                 }
                 Move::Sweep(before) => {
                     let held: BTreeSet<u8> = named.values().flatten().copied().collect();
-                    let count = there.len();
-                    there.retain(|value, put| held.contains(value) || *put >= before);
-                    prop_assert_eq!(store.sweep_large(at(before)).unwrap(), count - there.len());
+                    let mut swept = BTreeSet::new();
+                    there.retain(|value, put| {
+                        let stays = held.contains(value) || *put >= before;
+                        swept.extend((!stays).then(|| LargeId::of(&[*value])));
+                        stays
+                    });
+                    let told: BTreeSet<LargeId> = store.sweep_large(at(before)).unwrap().into_iter().collect();
+                    prop_assert_eq!(told, swept);
                 }
             }
             for value in 0..4 {

@@ -39,6 +39,12 @@ impl LargeId {
         Self(id)
     }
 
+    /// The name that [`Display`](fmt::Display) wrote, if it is one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self(HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()?))
+    }
+
     /// For a backend, before anything else: the name of bytes that are to be put, if they are within bounds.
     ///
     /// # Errors

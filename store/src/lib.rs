@@ -129,11 +129,12 @@ pub trait Store: Send + Sync + 'static {
     /// mends either.
     fn large(&self, id: &LargeId) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Removes the large values that no key names and that were put before `put_before`; how many.
+    /// Removes the large values that no key names and that were put before `put_before`, and says which: whoever has copies
+    /// drops those and no others.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be read or written. What a key names is there all the same.
-    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError>;
+    fn sweep_large(&self, put_before: SystemTime) -> Result<Vec<LargeId>, StoreError>;
 }
 
 /// The store's own failures: the disk's, the network's or the operator's matter, never the caller's.

@@ -112,13 +112,17 @@ impl Store for MemoryStore {
         Ok(lock(&self.state).large.get(id).map(|(bytes, _)| bytes.clone()))
     }
 
-    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError> {
+    fn sweep_large(&self, put_before: SystemTime) -> Result<Vec<LargeId>, StoreError> {
         let mut state = lock(&self.state);
         let State { entries, large, .. } = &mut *state;
         let named: BTreeSet<&LargeId> = entries.values().flat_map(|entry| &entry.names).collect();
-        let before = large.len();
-        large.retain(|id, (_, put)| named.contains(id) || *put >= put_before);
-        Ok(before - large.len())
+        let mut swept = Vec::new();
+        large.retain(|id, (_, put)| {
+            let stays = named.contains(id) || *put >= put_before;
+            swept.extend((!stays).then_some(*id));
+            stays
+        });
+        Ok(swept)
     }
 }
 

@@ -153,7 +153,7 @@ impl Store for SledStore {
         }
     }
 
-    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError> {
+    fn sweep_large(&self, put_before: SystemTime) -> Result<Vec<LargeId>, StoreError> {
         // Alone, so that no commit takes for there what is about to be removed.
         let state = self.disk.write()?;
         let named = state.named.keys().map(ToString::to_string).collect();

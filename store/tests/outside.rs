@@ -174,14 +174,16 @@ impl Store for Replica {
             .run(move |tables| tables.large.get(&id).map(|(bytes, _)| bytes.clone()))
     }
 
-    fn sweep_large(&self, put_before: SystemTime) -> Result<usize, StoreError> {
+    fn sweep_large(&self, put_before: SystemTime) -> Result<Vec<LargeId>, StoreError> {
         self.client.run(move |tables| {
             let named: BTreeSet<LargeId> = tables.named.values().flatten().copied().collect();
-            let before = tables.large.len();
-            tables
-                .large
-                .retain(|id, (_, put)| named.contains(id) || *put >= put_before);
-            before - tables.large.len()
+            let mut swept = Vec::new();
+            tables.large.retain(|id, (_, put)| {
+                let stays = named.contains(id) || *put >= put_before;
+                swept.extend((!stays).then_some(*id));
+                stays
+            });
+            swept
         })
     }
 }
@@ -221,9 +223,9 @@ fn replicas_see_each_others_commits_and_large_values() {
     let change = watch.next(Duration::from_secs(30)).unwrap().expect("a notice in time");
     assert_eq!((change.revision, other.revision()), (1, 1));
     assert_eq!(other.large(&bundle).unwrap().unwrap(), b"bundle");
-    assert_eq!(other.sweep_large(SystemTime::now()).unwrap(), 0);
+    assert_eq!(other.sweep_large(SystemTime::now()).unwrap(), []);
     assert_eq!(other.commit(Batch::new().delete("bundle")).unwrap(), 2);
-    assert_eq!(one.sweep_large(SystemTime::now()).unwrap(), 1);
+    assert_eq!(one.sweep_large(SystemTime::now()).unwrap(), [bundle]);
     drop(other);
     assert!(matches!(
         watch.next(Duration::ZERO),

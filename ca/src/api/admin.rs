@@ -332,7 +332,7 @@ impl wire::admin_server::Admin for Admin {
             expected_revision,
         } = request.into_inner();
         call.answer(&format!("after revision {expected_revision}"), async {
-            let revision = self.publishing.publish(bundle, expected_revision).await?;
+            let revision = self.publishing.publish(bundle, expected_revision, clock::now()).await?;
             tracing::info!(target: "hoplite::audit", uid = call.uid, revision, "policy is in force");
             Ok(wire::PublishPolicyResponse { revision })
         })
@@ -415,7 +415,9 @@ impl wire::admin_server::Admin for Admin {
         let call = AdminCall::new(&request, "add grant")?;
         let grant = request.into_inner().grant;
         call.answer("", async {
-            Ok(wire::Grant::from(&self.publishing.add_grant(&grant).await?))
+            Ok(wire::Grant::from(
+                &self.publishing.add_grant(&grant, clock::now()).await?,
+            ))
         })
         .await
     }

@@ -1,8 +1,7 @@
 //! The CA's words as protobuf has them.
 
-use data_encoding::HEXLOWER;
 use hoplite_identity::TrustBundle;
-use hoplite_policy::bundle::Stage;
+use hoplite_policy::holding::BundleRef;
 use hoplite_wire::ca as wire;
 
 use crate::agents::agent::Agent;
@@ -56,7 +55,7 @@ impl From<&Published> for wire::PolicyRef {
     fn from(published: &Published) -> Self {
         Self {
             revision: published.revision,
-            manifest_sha256: manifest_sha256(published),
+            manifest_sha256: published.manifest.0.to_vec(),
             bytes: published.bytes,
         }
     }
@@ -82,23 +81,20 @@ impl From<&GrantRecord> for wire::Grant {
 pub(super) fn published(policy: &PolicyIndex, published: &Published) -> wire::PublishedPolicy {
     wire::PublishedPolicy {
         revision: published.revision,
-        stage: if published.shadow { Stage::Shadow } else { Stage::Live }.to_string(),
+        stage: published.stage().to_string(),
         signed_by: published.signed_by.clone(),
         created_at_unix: unix_i64(published.created),
         expires_at_unix: unix_i64(published.expires),
         published_at_unix: unix_i64(published.published),
-        manifest_sha256: manifest_sha256(published),
+        manifest_sha256: published.manifest.0.to_vec(),
         note: published.note.clone().unwrap_or_default(),
         policies: published.policies,
         files: published.files,
         bytes: published.bytes,
         kept: published.kept,
+        lost: published.lost,
         current: policy.head().is_current(published.revision),
     }
-}
-
-fn manifest_sha256(published: &Published) -> Vec<u8> {
-    HEXLOWER.decode(published.manifest.as_bytes()).unwrap_or_default()
 }
 
 /// Live, shadow and the newest of all, of either stage.
@@ -110,7 +106,7 @@ pub(super) fn present_policy(policy: &PolicyIndex) -> wire::ShowPolicyResponse {
         live: one(head.live),
         shadow: one(head.shadow),
         highest_revision: head.highest,
-        highest_manifest_sha256: newest.map(|newest| manifest_sha256(newest)).unwrap_or_default(),
+        highest_manifest_sha256: newest.map(|newest| newest.manifest.0.to_vec()).unwrap_or_default(),
         ..wire::ShowPolicyResponse::default()
     }
 }

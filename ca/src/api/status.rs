@@ -69,6 +69,7 @@ impl Blame for PolicyError {
             Self::NoSuchGrant(_) => Status::not_found(text),
             Self::Revision { .. }
             | Self::Parent { .. }
+            | Self::NotTaken(_)
             | Self::Revoked(_)
             | Self::GrantTaken(_)
             | Self::TooManyGrants => Status::failed_precondition(text),
@@ -105,12 +106,10 @@ impl From<PublishError> for Status {
         match error {
             PublishError::NoSigners => Self::failed_precondition(text),
             PublishError::Bundle(_) | PublishError::Grant(_) | PublishError::Faults(_) => Self::invalid_argument(text),
-            PublishError::NoSuchPolicy(_) => Self::not_found(text),
+            PublishError::NoSuchPolicy(_) | PublishError::Lost(_) => Self::not_found(text),
             PublishError::Write(error) => error.into(),
             PublishError::Swept => Self::aborted(text),
-            PublishError::Kept(_) | PublishError::Lost(_) | PublishError::Unnamed(_) | PublishError::Died => {
-                ours(&text)
-            }
+            PublishError::Kept(_) | PublishError::LostAgain(_) | PublishError::Died => ours(&text),
         }
     }
 }

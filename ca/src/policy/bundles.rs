@@ -80,9 +80,8 @@ impl BundleCache {
             .store
             .sweep_large(now.checked_sub(SPARED_AGE).unwrap_or(UNIX_EPOCH))
         {
-            Ok(0) => {}
-            // Which they were is not told. What is needed is read again.
-            Ok(_) => self.cache().clear(),
+            Ok(swept) if swept.is_empty() => {}
+            Ok(swept) => self.cache().retain(|(id, _)| !swept.contains(id)),
             Err(error) => tracing::warn!(%error, "cannot remove old policy bundles"),
         }
     }
@@ -135,7 +134,10 @@ mod tests {
         }
         assert_eq!(bundles.cache().len(), CACHED_MAX);
         name(&[b"m1", b"m2"]);
+        let young = bundles.bundle(&LargeId::of(b"young")).unwrap();
         bundles.sweep(now);
+        let still = bundles.bundle(&LargeId::of(b"young")).unwrap();
+        assert!(Arc::ptr_eq(&young, &still), "what was not swept stays in memory");
         assert!(bundles.bundle(&kept).is_err(), "not from memory either");
 
         bundles.put(b"kept", b"m1", now).unwrap();

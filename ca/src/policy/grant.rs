@@ -1,11 +1,14 @@
 //! A grant as the store keeps it.
 
+use std::time::SystemTime;
+
 use data_encoding::HEXLOWER;
 use hoplite_identity::ServiceName;
-use hoplite_policy::grant::{Grant, GrantScope};
+use hoplite_policy::grant::GrantScope;
+use hoplite_policy::holding::{GrantRef, HeldGrant};
 use serde::{Deserialize, Serialize};
 
-use crate::record::Record;
+use crate::record::{self, Record};
 
 /// One grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,12 @@ impl Record for GrantRecord {
 
 // === impl GrantRecord ===
 
+impl GrantRef for GrantRecord {
+    fn until(&self) -> SystemTime {
+        record::from_unix_seconds(self.until)
+    }
+}
+
 impl GrantRecord {
     /// An operator's text is no name yet: only what a grant can be called is.
     pub(crate) fn name_of(id: &str) -> String {
@@ -43,7 +52,7 @@ impl GrantRecord {
             .collect()
     }
 
-    pub(crate) fn new(grant: &Grant, envelope: &[u8]) -> Self {
+    pub(crate) fn new(grant: &HeldGrant) -> Self {
         let draft = grant.draft();
         let (GrantScope::Workload(principal) | GrantScope::Path(principal)) = &draft.principal;
         Self {
@@ -56,7 +65,7 @@ impl GrantRecord {
             until: draft.until,
             signed_by: grant.signed_by().to_vec(),
             hash: grant.hash().to_string(),
-            envelope: HEXLOWER.encode(envelope),
+            envelope: HEXLOWER.encode(grant.bytes()),
             revoked: false,
         }
     }

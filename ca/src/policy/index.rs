@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use hoplite_policy::holding::GrantRef;
 use hoplite_store::Revision;
 
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::{Head, Published};
-use crate::record::{self, BadRecord, Mutation};
+use crate::record::{BadRecord, Mutation};
 
 /// Everything about policy, at one revision of the store.
 #[derive(Debug, Default)]
@@ -89,7 +90,6 @@ impl PolicyIndex {
 
     /// Grants that are not over, revoked ones among them.
     pub(crate) fn current_grants(&self, now: SystemTime) -> impl Iterator<Item = &Arc<GrantRecord>> {
-        let now = record::unix_seconds(now);
-        self.grants.values().filter(move |grant| grant.until > now)
+        self.grants.values().filter(move |grant| !grant.is_over(now))
     }
 }

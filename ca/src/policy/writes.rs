@@ -1,20 +1,23 @@
 //! What is written of policy: a publication, the end of a shadow, a grant and its revocation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::SystemTime;
 
+use hoplite_policy::bundle::{Refused, Stage};
+use hoplite_policy::holding::{BundleRef, GRANTS_HELD_MAX, Slots};
 use hoplite_seal::Hash;
+use hoplite_store::LargeId;
 
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::{Head, Published};
-use crate::record;
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Bundles of each stage that are kept, for going back and for comparing; of older ones the manifest stays.
 const KEPT_MAX: usize = 50;
 /// Grants at one time: break-glass is for emergencies, and every agent holds all of them.
 const GRANTS_MAX: usize = 64;
+const _: () = assert!(GRANTS_MAX <= GRANTS_HELD_MAX, "an agent would leave some out");
 /// How far one publication may move the revision on. A leap is needed after the CA was restored from a backup; one to the
 /// end of the numbers would leave no place for a later one.
 const LEAP_MAX: u64 = 1_000_000;
@@ -32,6 +35,9 @@ pub(crate) enum PolicyError {
         "the bundle does not name the manifest of revision {current} as its parent; make it anew from the current one"
     )]
     Parent { current: u64 },
+    /// What agents would say of it.
+    #[error(transparent)]
+    NotTaken(#[from] Refused),
     #[error("the grant `{0}` was revoked; make a new one with another id if it is still needed")]
     Revoked(String),
     #[error("there is another grant `{0}`; choose another id")]
@@ -51,6 +57,8 @@ pub(crate) struct Publish {
     pub(crate) parent: Option<Hash>,
     /// The revision that its maker believed to be the highest.
     pub(crate) expected: u64,
+    /// Manifests of earlier publications that were found to be gone from the store.
+    pub(crate) lost: BTreeSet<LargeId>,
 }
 
 /// Ends the shadow. Answers whether there was one.
@@ -81,38 +89,32 @@ impl Write for Publish {
 
     fn decide(&self, (head, history): Self::Reads) -> Result<(Changes, u64), PolicyError> {
         let (head, new) = (head.unwrap_or_default(), &self.published);
-        let there = history.get(&Published::name_of(new.revision));
-        if there.is_some_and(|there| there.bundle == new.bundle && head.is_current(there.revision)) {
+        let mut slots = head.slots(history.values());
+        // The answer was lost, so it was sent again: it is in force, whoever else signed this copy.
+        if slots.follows(new.stage(), new.seen()) == Err(Refused::AlreadyHave(new.revision)) {
             return Ok((Changes::none(), new.revision));
         }
-        self.check_order(&head, &history)?;
+        self.check_base(&head, &history)?;
+        slots.take(new.clone())?;
 
-        let mut head = Head {
+        let in_force = |stage| slots.bundle(stage).map(|published| published.revision);
+        let head = Head {
             highest: new.revision,
-            ..head
+            live: in_force(Stage::Live),
+            shadow: in_force(Stage::Shadow),
         };
-        match new.shadow {
-            true => head.shadow = Some(new.revision),
-            false => head.live = Some(new.revision),
-        }
-        let name = Published::name_of(new.revision);
-        let mut changes = Changes::none().put("", &head).put(&name, new);
-        let stage = |old: &&Published| old.kept && old.shadow == new.shadow && old.revision != new.revision;
-        let old = history.values().rev().filter(stage).skip(KEPT_MAX - 1);
-        for old in old.filter(|old| !head.is_current(old.revision)) {
-            let dropped = Published {
-                kept: false,
-                ..old.clone()
-            };
-            changes = changes.put(&Published::name_of(old.revision), &dropped);
-        }
-        Ok((changes, new.revision))
+        let changes = Changes::none()
+            .put("", &head)
+            .put(&Published::name_of(new.revision), new);
+        Ok((self.retire(changes, &head, &history), new.revision))
     }
 }
 
+/// The rules that only publication has.
 impl Publish {
-    /// Whether the bundle follows the one that its maker believed to be the newest, and that one is the newest.
-    fn check_order(&self, head: &Head, history: &BTreeMap<String, Published>) -> Result<(), PolicyError> {
+    /// Whether the bundle follows the one that its maker believed to be the newest of either stage, and that one is the
+    /// newest. So it is newer than all of its own stage, too, which is what agents ask.
+    fn check_base(&self, head: &Head, history: &BTreeMap<String, Published>) -> Result<(), PolicyError> {
         let (current, expected, got) = (head.highest, self.expected, self.published.revision);
         if current != expected {
             return Err(PolicyError::Outdated { current, expected });
@@ -121,10 +123,26 @@ impl Publish {
             return Err(PolicyError::Revision { current, got });
         }
         let newest = history.get(&Published::name_of(current));
-        if self.parent.map(|parent| parent.to_string()).as_ref() != newest.map(|newest| &newest.manifest) {
+        if self.parent != newest.map(|newest| newest.manifest) {
             return Err(PolicyError::Parent { current });
         }
         Ok(())
+    }
+
+    /// Lets go of the bundles of this stage that are too many; their manifests stay, except those that are lost already.
+    fn retire(&self, changes: Changes, head: &Head, history: &BTreeMap<String, Published>) -> Changes {
+        let new = &self.published;
+        let of_stage = |old: &&Published| old.kept && old.shadow == new.shadow && old.revision != new.revision;
+        let old = history.values().rev().filter(of_stage).skip(KEPT_MAX - 1);
+        old.filter(|old| !head.is_current(old.revision))
+            .fold(changes, |changes, old| {
+                let dropped = Published {
+                    kept: false,
+                    lost: self.lost.contains(&old.manifest_id()),
+                    ..old.clone()
+                };
+                changes.put(&Published::name_of(old.revision), &dropped)
+            })
     }
 }
 
@@ -144,6 +162,7 @@ impl Write for ClearShadow {
         if head.shadow.is_none() {
             return Ok((Changes::none(), false));
         }
+        // How high it was stays in the history, as a holding keeps it.
         let head = Head { shadow: None, ..head };
         Ok((Changes::none().put("", &head), true))
     }
@@ -161,22 +180,21 @@ impl Write for AddGrant {
     }
 
     fn decide(&self, there: Self::Reads) -> Result<(Changes, ()), PolicyError> {
-        let (grant, now) = (&self.grant, record::unix_seconds(self.now));
-        let mut changes = Changes::none();
-        let mut others = 0;
-        for (name, other) in there {
-            if other.until <= now {
-                changes = changes.delete::<GrantRecord>(&name);
-            } else if other.id != grant.id {
-                others += usize::from(!other.revoked);
-            } else if other.revoked {
-                return Err(PolicyError::Revoked(other.id));
-            } else if other.hash == grant.hash {
-                return Ok((Changes::none(), ()));
-            } else {
-                return Err(PolicyError::GrantTaken(other.id));
-            }
+        let (grant, mut slots) = (&self.grant, Slots::<Published, _>::default());
+        slots.take_grants(there.into_values().collect());
+        let over = slots.end_what_is_over(self.now).grants;
+        let changes = over.iter().fold(Changes::none(), |changes, over| {
+            changes.delete::<GrantRecord>(&GrantRecord::name_of(&over.id))
+        });
+        if let Some(same) = slots.grants().iter().find(|other| other.id == grant.id) {
+            let id = same.id.clone();
+            return match (same.revoked, same.hash == grant.hash) {
+                (true, _) => Err(PolicyError::Revoked(id)),
+                (false, true) => Ok((Changes::none(), ())),
+                (false, false) => Err(PolicyError::GrantTaken(id)),
+            };
         }
+        let others = slots.grants().iter().filter(|other| !other.revoked).count();
         if others >= GRANTS_MAX {
             return Err(PolicyError::TooManyGrants);
         }
@@ -210,15 +228,15 @@ impl Write for RevokeGrant {
 mod tests {
     use super::*;
     use crate::policy::index::PolicyIndex;
-    use crate::record::Mutation;
+    use crate::record::{self, Mutation};
     use crate::write::commit;
     use hoplite_store::{Batch, CommitError, LargeId, MemoryStore, Store};
 
     fn published(revision: u64, shadow: bool) -> Published {
         Published {
             revision,
-            manifest: manifest(revision).to_string(),
-            bundle: Hash::of(&bundle(revision)).to_string(),
+            manifest: manifest(revision),
+            bundle: Hash::of(&bundle(revision)),
             bytes: 1,
             shadow,
             signed_by: vec!["alice".into()],
@@ -229,6 +247,7 @@ mod tests {
             policies: 1,
             files: 1,
             kept: true,
+            lost: false,
         }
     }
 
@@ -268,6 +287,7 @@ mod tests {
                 published: new.clone(),
                 parent: parent.map(manifest),
                 expected,
+                lost: BTreeSet::new(),
             })
         }
 
@@ -312,7 +332,7 @@ mod tests {
         check(ca.publish(&published(1, false), None, 0), Ok(1));
         check(ca.publish(&published(1, false), None, 0), Ok(1)); // the answer was lost, so it was sent again
         let twin = Published {
-            bundle: Hash::of(b"twin").to_string(),
+            manifest: Hash::of(b"twin"),
             ..published(1, false)
         };
         check(ca.publish(&twin, None, 0), Err("revision is 1"));
@@ -347,6 +367,7 @@ mod tests {
             published: published(revision, false),
             parent: Some(manifest(1)),
             expected: 1,
+            lost: BTreeSet::new(),
         };
         // All looked before any wrote, and the revisions differ.
         let (one, other) = (batch(store, &publish(2)), batch(store, &publish(3)));
@@ -380,11 +401,8 @@ mod tests {
         let expected: Vec<u64> = [1].into_iter().chain(11..=60).collect();
         assert_eq!(kept, expected, "the shadow and fifty live ones");
         assert_eq!(ca.index.history().count(), 60);
-        assert_eq!(
-            ca.store.sweep_large(SystemTime::now()).unwrap(),
-            9,
-            "nothing names them"
-        );
+        let swept = ca.store.sweep_large(SystemTime::now()).unwrap();
+        assert_eq!(swept.len(), 9, "nothing names them");
         let is_there = |bytes: &[u8]| ca.store.large(&LargeId::of(bytes)).unwrap().is_some();
         for revision in 1..=60_u64 {
             assert_eq!(

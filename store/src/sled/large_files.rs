@@ -103,9 +103,9 @@ impl LargeFiles {
         Ok(Some(bytes))
     }
 
-    /// Removes files that are not `named` and were put before then. Not while a value is finished or a commit looks.
-    pub(super) fn sweep(&self, named: &BTreeSet<String>, put_before: SystemTime) -> io::Result<usize> {
-        let mut removed = 0;
+    /// Removes files that are not `named` and were put before then, and says which values they were. Not while a value is finished or a commit looks.
+    pub(super) fn sweep(&self, named: &BTreeSet<String>, put_before: SystemTime) -> io::Result<Vec<LargeId>> {
+        let mut removed = Vec::new();
         for file in self.directory.read_dir()? {
             let file = file?;
             let name = file.file_name();
@@ -114,7 +114,7 @@ impl LargeFiles {
                 .is_none_or(|name| named.contains(name) || name.ends_with(UNFINISHED));
             if !spared && file.metadata()?.modified()? < put_before {
                 fs::remove_file(file.path())?;
-                removed += 1;
+                removed.extend(name.to_str().and_then(LargeId::parse));
             }
         }
         Ok(removed)

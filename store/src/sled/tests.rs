@@ -309,7 +309,7 @@ fn large_values_and_who_names_them_outlive_a_restart_and_unfinished_ones_do_not(
     assert_eq!(files(), 3);
     let store = open(&directory).unwrap();
     assert_eq!(files(), 2, "what was never finished is gone");
-    assert_eq!(store.sweep_large(now + Duration::from_secs(1)).unwrap(), 1);
+    assert_eq!(store.sweep_large(now + Duration::from_secs(1)).unwrap().len(), 1);
     assert_eq!(store.large(&named).unwrap().unwrap(), b"named");
     assert_eq!(store.large(&stray).unwrap(), None);
 }

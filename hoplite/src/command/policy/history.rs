@@ -74,7 +74,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             policy.signed_by.join(", "),
             rfc3339(policy.published_at_unix),
             rfc3339(policy.expires_at_unix),
-            policy.note.clone(),
+            if policy.lost {
+                "lost: the store no longer has its manifest".to_owned()
+            } else {
+                policy.note.clone()
+            },
         ]);
     }
     table.print()?;
@@ -105,5 +109,7 @@ fn listed(policy: &PublishedPolicy) -> Value {
         "published": rfc3339(policy.published_at_unix),
         "expires": rfc3339(policy.expires_at_unix),
         "note": policy.note,
+        "kept": policy.kept,
+        "lost": policy.lost,
     })
 }
