@@ -2,13 +2,20 @@
 
 mod answer;
 mod body;
+mod conversation;
 mod exchange;
 mod frames;
 mod heads;
+mod http2;
 mod hygiene;
 pub(crate) mod inbound;
+mod interim;
+mod kept;
+mod lane;
 pub(crate) mod outbound;
+mod preface;
 mod reading;
+mod replay;
 pub(crate) mod rules;
 pub(crate) mod service;
 mod unparsed;

@@ -8,13 +8,22 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::http::exchange::{Answering, Exchange};
+use crate::http::http2::received::Received;
 use crate::http::hygiene;
+use crate::http::replay::Replay;
 
 /// What a body breaks off with: the other side's fault, or that policy no longer permits it.
 pub(crate) type Broken = Box<dyn Error + Send + Sync>;
+
+/// A message's body as it arrives, in whichever version of HTTP.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Http1(hyper::body::Incoming),
+    Http2(Received),
+}
 
 /// A body on its way from one side to the other. It is never held whole.
 #[derive(Debug)]
@@ -35,13 +44,54 @@ pub(crate) enum Body {
         /// What it is the request of.
         exchange: Arc<Exchange>,
     },
+    /// Of a request that may have to be sent again.
+    Replayed(Replay),
     /// From us.
     Own(Full<Bytes>),
+}
+
+// === impl Incoming ===
+
+impl Incoming {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self {
+            Self::Http1(incoming) => Pin::new(incoming).poll_frame(context).map_err(Broken::from),
+            Self::Http2(received) => received.poll_frame(context).map_err(Broken::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(received) => received.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2(received) => received.size_hint(),
+        }
+    }
 }
 
 // === impl Body ===
 
 impl Body {
+    /// An answer's, on a connection whose streams are counted.
+    pub(crate) fn streamed(incoming: Incoming, stream: Arc<()>) -> Self {
+        Self::Streamed {
+            incoming,
+            _stream: Some(stream),
+            answering: None,
+        }
+    }
+
+    /// Nothing.
+    pub(crate) fn empty() -> Self {
+        Self::Own(Full::default())
+    }
+
     /// As the answer of an exchange, with which it ends.
     pub(crate) fn answering(mut self, exchange: Answering) -> Self {
         if let Self::Streamed { answering, .. } = &mut self {
@@ -73,21 +123,21 @@ impl HttpBody for Body {
                 if let Some(Err(revoked)) = answering.as_ref().map(|answering| answering.check(context)) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
-                let polled = Pin::new(incoming).poll_frame(context).map_ok(sanitized);
-                polled.map_err(Broken::from)
+                incoming.poll_frame(context).map_ok(sanitized)
             }
             Self::Received { incoming, exchange } => {
                 if let Err(revoked) = exchange.check_request(context) {
                     return Poll::Ready(Some(Err(revoked.into())));
                 }
-                let polled = Pin::new(incoming).poll_frame(context).map_ok(sanitized);
+                let polled = incoming.poll_frame(context).map_ok(sanitized);
                 if let Poll::Ready(Some(Err(error))) = &polled
-                    && is_malformed(error)
+                    && is_malformed(&**error)
                 {
                     exchange.set_malformed();
                 }
-                polled.map_err(Broken::from)
+                polled
             }
+            Self::Replayed(replay) => Pin::new(replay).poll_frame(context),
             Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
         }
     }
@@ -95,6 +145,7 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.is_end_stream(),
+            Self::Replayed(replay) => replay.is_end_stream(),
             Self::Own(full) => full.is_end_stream(),
         }
     }
@@ -102,13 +153,14 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.size_hint(),
+            Self::Replayed(replay) => replay.size_hint(),
             Self::Own(full) => full.size_hint(),
         }
     }
 }
 
 /// Whether a chunk or a trailer cannot be read, as the library says it; a connection that only ends is another fault.
-fn is_malformed(error: &hyper::Error) -> bool {
+fn is_malformed(error: &(dyn Error + 'static)) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
 }

@@ -12,16 +12,16 @@ use hoplite_host::clock;
 use hoplite_identity::ServiceName;
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::info;
 
 use crate::http::answer::{answer, closing, refused, set_decision};
-use crate::http::body::Body;
+use crate::http::body::{Body, Incoming};
 use crate::http::exchange::{Answering, Exchange, Exchanges, Revoked};
 use crate::http::hygiene;
+use crate::http::interim::{Ahead, Interims};
 use crate::http::reading;
 use crate::http::rules::HttpRules;
 use crate::http::service::{Head, Outgoing, Service};
@@ -64,7 +64,7 @@ struct InboundConnection {
 
 impl InboundConnection {
     /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Response<Body> {
         let point = &self.inbound.point;
         let trace_id = hygiene::trace_id(request.headers());
         let draft = self.draft(Phase::Request, trace_id).action(request.method().as_str());
@@ -84,7 +84,7 @@ impl InboundConnection {
         let epoch = point.policy().epoch();
         let judged = point.judge(draft, request, &self.transport).await;
         match judged.recorded().await {
-            Ok(granted) => self.forward(granted, epoch, body).await,
+            Ok(granted) => self.forward(granted, epoch, body, ahead).await,
             Err(why) => match why.why() {
                 Why::Ambiguous(_) => closing(refused(&why), self.http2),
                 _ => refused(&why),
@@ -93,7 +93,13 @@ impl InboundConnection {
     }
 
     /// Forwards what was granted, and brings back its answer unless the grant is withdrawn before.
-    async fn forward(&self, granted: Granted<HttpRequest<Head>>, epoch: u64, body: Incoming) -> Response<Body> {
+    async fn forward(
+        &self,
+        granted: Granted<HttpRequest<Head>>,
+        epoch: u64,
+        body: Incoming,
+        ahead: Ahead,
+    ) -> Response<Body> {
         // From here on it can be revoked.
         let outgoing = Outgoing::new(granted, epoch);
         let exchange = outgoing.exchange().clone();
@@ -105,10 +111,15 @@ impl InboundConnection {
             self.decide_again(std::slice::from_ref(&exchange), now).await;
         }
 
+        let interims = Interims::default();
+        let forwarded = self
+            .inbound
+            .app
+            .forward(outgoing, body, self.client_cert.clone(), &interims);
         let answered = tokio::select! {
             biased;
             revoked = exchange.until_revoked() => return self.withdraw(revoked),
-            answered = self.inbound.app.forward(outgoing, body, self.client_cert.clone()) => answered,
+            answered = interims.ahead_of(forwarded, &ahead, hygiene::sanitize_service_response) => answered,
         };
         match answered {
             Ok(response) => {

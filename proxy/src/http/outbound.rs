@@ -1,21 +1,21 @@
 //! The local service's HTTP request on its way out: read in one way, and sent to exactly the peer it is meant for.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::UpstreamName;
 use crate::http::answer::{answer, closing};
-use crate::http::body::Body;
+use crate::http::body::{Body, Incoming};
+use crate::http::conversation::Conversation;
 use crate::http::hygiene;
-use crate::http::reading::{bounded, read};
+use crate::http::interim::{Ahead, Interims};
+use crate::http::preface;
+use crate::http::reading::{HEADER_TIME_MAX, read};
 use crate::http::unparsed::Tapped;
 use crate::http::upstream::Upstream;
 use crate::metrics::Metrics;
@@ -36,19 +36,21 @@ impl Outbound {
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
         let Stop { mut drain, mut close } = self.stop.clone();
         let name = self.name.clone();
-        let service = service_fn(move |request| {
+        let begun = tokio::select! {
+            begun = timeout(HEADER_TIME_MAX, preface::is_http2(tcp)) => begun,
+            () = drain.wait() => return,
+        };
+        let Ok(Ok((http2, stream))) = begun else { return };
+        // Heads are read as strictly as a peer's, so that what the service meant is what the peer decides on.
+        let (stream, mut refusals) = Tapped::new(stream, http2);
+        let mut connection = Conversation::new(stream, http2, move |request, ahead| {
             let outbound = self.clone();
-            async move { Ok::<_, Infallible>(outbound.answer(request).await) }
+            async move { outbound.answer(request, ahead).await }
         });
-        let builder = bounded();
-        // Heads are read as strictly as a peer's, so that what the service meant is what the peer decides on. It may speak
-        // HTTP/2 all the same: `Heads` passes over what begins like that.
-        let (tcp, mut refusals) = Tapped::new(tcp, false);
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(tcp), service));
         let mut draining = false;
         loop {
             tokio::select! {
-                ended = connection.as_mut() => {
+                ended = &mut connection => {
                     if let Err(error) = ended {
                         debug!(%remote, error, "connection ended badly");
                     }
@@ -58,7 +60,7 @@ impl Outbound {
                 Some(refusal) = refusals.recv() => debug!(%remote, upstream = %name, %refusal, "request refused"),
                 () = drain.wait(), if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    connection.graceful_shutdown();
                 }
                 () = close.wait() => return,
             }
@@ -66,7 +68,7 @@ impl Outbound {
     }
 
     /// One request. Whether it is allowed is decided where it arrives, by the proxy of the service that is called.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Response<Body> {
         let canonical = match read(&request) {
             Ok(canonical) => canonical,
             Err(unasked) => {
@@ -82,11 +84,11 @@ impl Outbound {
         };
         let (mut parts, body) = request.into_parts();
         hygiene::sanitize_request(&mut parts.headers);
-        match self
+        let interims = Interims::default();
+        let sent = self
             .upstream
-            .send(&canonical, Request::from_parts(parts, body.into()))
-            .await
-        {
+            .send(&canonical, Request::from_parts(parts, body.into()), &interims);
+        match interims.ahead_of(sent, &ahead, hygiene::sanitize_response).await {
             Ok(mut response) => {
                 hygiene::sanitize_response(response.headers_mut());
                 response

@@ -7,22 +7,20 @@ use hoplite_policy::{Ambiguous, CanonicalRequest, canonical_method};
 use http::header::{COOKIE, HOST};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioTimer;
 
+use crate::http::http2::{CONNECTION_WINDOW, HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 use crate::http::hygiene::{self, Unclean};
 
 /// A request's head must be whole within this time; an idle HTTP/1.1 connection is closed after it.
-const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
+pub(crate) const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A request's head, decompressed, and what HTTP/1.1 may read ahead.
-const HEADER_BYTES_MAX: u32 = 64 << 10;
+const HEADER_BYTES_MAX: u32 = HEAD_BYTES_MAX;
 
 /// Header fields of one request.
 const HEADERS_MAX: usize = 100;
-
-/// Requests at a time on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 256;
 
 /// Streams that a peer opened and reset before we looked at them (CVE-2023-44487) …
 const RESETS_PENDING_MAX: usize = 20;
@@ -30,20 +28,17 @@ const RESETS_PENDING_MAX: usize = 20;
 /// … and that it made us reset (CVE-2025-8671), before the connection is closed.
 const RESETS_LOCAL_MAX: usize = 256;
 
-/// What one stream may have under way, and what one connection may.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
-
-/// A peer that has gone without a word is noticed after both.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// What waits to be written on one stream.
+const SEND_BYTES_MAX: usize = 400 << 10;
 
 /// Reads a request in the only way it can be read.
 pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked> {
     // Refused before anything else is looked at, so that the answer is one and the same whatever else is wrong.
     let method = canonical_method(request.method().as_str())?;
     // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.
-    if head_bytes(request) > HEADER_BYTES_MAX as usize || field_count(request.headers()) > HEADERS_MAX {
+    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
+    if head_bytes(target, request.headers()) > HEADER_BYTES_MAX as usize || field_count(request.headers()) > HEADERS_MAX
+    {
         let reason = format!("the head has more than {HEADERS_MAX} fields or {HEADER_BYTES_MAX} bytes");
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         return Err(Unasked::malformed("head_too_large", reason).with_status(status));
@@ -105,34 +100,36 @@ fn field_count(headers: &HeaderMap) -> usize {
     headers.len() - crumbs.saturating_sub(1)
 }
 
-/// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes.
-fn head_bytes<B>(request: &Request<B>) -> usize {
-    let target = request.uri().path_and_query().map_or(1, |target| target.as_str().len());
-    let fields = request.headers().iter();
-    fields.fold(target, |bytes, (name, value)| {
+/// As RFC 9113 counts it (6.5.2), for every version alike: each field's name, value and 32 bytes; besides `more` bytes.
+pub(crate) fn head_bytes(more: usize, fields: &HeaderMap) -> usize {
+    fields.iter().fold(more, |bytes, (name, value)| {
         bytes + name.as_str().len() + value.len() + 32
     })
 }
 
-/// An HTTP server with every bound set.
-pub(crate) fn bounded() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+/// An HTTP/1.1 server with every bound set.
+pub(crate) fn bounded_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
+        // Whoever has said all may still hear the answer (RFC 9112, 9.6).
+        .half_close(true)
         .header_read_timeout(HEADER_TIME_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADER_BYTES_MAX as usize);
     builder
-        .http2()
-        .timer(TokioTimer::new())
+}
+
+/// An HTTP/2 server with every bound set.
+pub(crate) fn bounded_http2() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
         .max_concurrent_streams(STREAMS_MAX)
         .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
-        .max_local_error_reset_streams(RESETS_LOCAL_MAX)
+        .max_local_error_reset_streams(Some(RESETS_LOCAL_MAX))
         .max_header_list_size(HEADER_BYTES_MAX)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_send_buffer_size(SEND_BYTES_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
     builder
 }

@@ -6,11 +6,11 @@ use hoplite_decision::{Granted, HeaderFields, HttpRequest};
 use hoplite_policy::header_nature::RemovedHeaders;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
 
-use crate::http::body::Body;
+use crate::http::body::{Body, Incoming};
 use crate::http::exchange::Exchange;
 use crate::http::hygiene;
+use crate::http::interim::Interims;
 use crate::http::upstream::{Target, Upstream};
 use crate::peer::dial::UpstreamError;
 
@@ -77,6 +77,7 @@ impl Service {
         outgoing: Outgoing,
         body: Incoming,
         client_cert: HeaderValue,
+        interims: &Interims,
     ) -> Result<Response<Body>, UpstreamError> {
         let Outgoing {
             exchange,
@@ -87,6 +88,8 @@ impl Service {
             incoming: body,
             exchange: exchange.clone(),
         };
-        self.0.send(&exchange.canonical, Request::from_parts(parts, body)).await
+        self.0
+            .send(&exchange.canonical, Request::from_parts(parts, body), interims)
+            .await
     }
 }

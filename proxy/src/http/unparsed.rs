@@ -6,13 +6,14 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
 use crate::http::frames::{Frames, Reset};
 use crate::http::heads::{Heads, Spoilt};
+use crate::http::lane::Lane;
 
 /// Refusals that wait to be recorded; the library ends a connection on which there are more.
 const WAITING_MAX: usize = 256;
@@ -32,6 +33,8 @@ pub(crate) struct Tapped<S> {
     stream: S,
     protocol: Protocol,
     refusals: mpsc::Sender<Unparsed>,
+    /// What goes between the library's messages.
+    lane: Lane,
 }
 
 #[derive(Debug)]
@@ -69,8 +72,14 @@ impl<S> Tapped<S> {
                 Protocol::Http1(Heads::default())
             },
             refusals,
+            lane: Lane::default(),
         };
         (tapped, received)
+    }
+
+    /// The way for interim answers into what is written; of HTTP/1.1 only.
+    pub(crate) fn lane(&self) -> Lane {
+        self.lane.clone()
     }
 
     fn written(&mut self, bytes: &[u8]) {
@@ -107,6 +116,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tapped<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.lane.poll_finish(Pin::new(&mut this.stream), context))?;
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
         if let Poll::Ready(Ok(written)) = written {
             this.written(bytes.get(..written).unwrap_or(bytes));
@@ -120,6 +130,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        ready!(this.lane.poll_finish(Pin::new(&mut this.stream), context))?;
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
         if let Poll::Ready(Ok(mut left)) = written {
             for slice in slices {
@@ -136,7 +147,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tapped<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+        let this = self.get_mut();
+        ready!(this.lane.poll_write(Pin::new(&mut this.stream), context))?;
+        Pin::new(&mut this.stream).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -76,6 +76,10 @@ pub(crate) enum UpstreamError {
     OwnSvidExpired,
     #[error("`{address}` broke off: {reason}")]
     Broken { address: String, reason: String },
+    #[error("`{0}` began its answer with a head of more than 64 KiB or 256 fields")]
+    HeadTooLarge(String),
+    #[error("`{address}` gave no answer: {reason}")]
+    Unfit { address: String, reason: String },
 }
 
 // === impl UpstreamError ===
@@ -103,6 +107,14 @@ impl UpstreamError {
         Self::Broken { address, reason }
     }
 
+    /// What it said is no answer.
+    pub(crate) fn unfit(address: &str, reason: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Unfit {
+            address: address.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
     fn handshake(address: &str, expect: &SpiffeId, error: &io::Error) -> Self {
         match tls_error(error).and_then(tls::rejection) {
             Some(rejected) if rejected.code() == "unexpected_peer" => Self::UnexpectedPeer {
@@ -128,6 +140,8 @@ impl UpstreamError {
             Self::Refused { .. } => "upstream_refused",
             Self::OwnSvidExpired => "own_svid_expired",
             Self::Broken { .. } => "upstream_broken",
+            Self::HeadTooLarge(_) => "upstream_head_too_large",
+            Self::Unfit { .. } => "upstream_unfit",
         }
     }
 

@@ -1,28 +1,21 @@
 //! A peer's connection, from its first byte to its end: the handshake, its requests, and what ends it.
 
-use std::convert::Infallible;
-use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use super::{Inbound, InboundConnection};
+use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
 use crate::http::hygiene;
-use crate::http::reading::bounded;
 use crate::http::unparsed::{Tapped, Unparsed};
 use crate::peer::handshake::Accepted;
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session};
-
-/// How a connection ended, as the HTTP library says it.
-type Ended = Result<(), Box<dyn Error + Send + Sync>>;
 
 /// What the peer sent on one connection that never becomes a request.
 struct Refusals {
@@ -83,20 +76,15 @@ impl InboundConnection {
         mut session: Session,
         refusals: &mut Refusals,
     ) -> Ended {
-        let service = service_fn(|request| {
-            let caller = self.clone();
-            async move { Ok::<_, Infallible>(caller.answer(request).await) }
+        let caller = self.clone();
+        let mut connection = Conversation::new(stream, self.http2, move |request, ahead| {
+            let caller = caller.clone();
+            async move { caller.answer(request, ahead).await }
         });
-        let builder = if self.http2 {
-            bounded().http2_only()
-        } else {
-            bounded().http1_only()
-        };
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut following = std::pin::pin!(self.follow_policy());
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return ended,
+                ended = &mut connection => return ended,
                 // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
                 Some(unparsed) = refusals.received.recv() => refusals.record(self, unparsed).await,
                 reason = following.as_mut() => {
@@ -104,7 +92,7 @@ impl InboundConnection {
                     return Ok(());
                 }
                 event = session.event() => match event {
-                    Event::Drain | Event::Redecide => connection.as_mut().graceful_shutdown(),
+                    Event::Drain | Event::Redecide => connection.graceful_shutdown(),
                     Event::Close(reason) => {
                         self.close(&reason);
                         return Ok(());

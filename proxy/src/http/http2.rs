@@ -1,0 +1,23 @@
+//! HTTP/2 over one connection, on either side of it: streams that neither hold up nor end each other.
+//!
+//! A connection's window is as large as the windows of all its streams together, so that what one of them does not read
+//! is never room that another lacks. What waits for a reader is bounded by the streams there may be, not by the connection.
+
+pub(crate) mod client;
+mod heard;
+mod keepalive;
+pub(crate) mod pipe;
+pub(crate) mod received;
+pub(crate) mod server;
+
+/// Requests at a time on one connection: what RFC 9113 (6.5.2) asks every server to allow at least.
+pub(crate) const STREAMS_MAX: u32 = 100;
+
+/// What one stream may have under way and unread.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+
+/// What one connection may: no stream waits for the window of another.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
+
+/// A head, decompressed, in either direction.
+pub(crate) const HEAD_BYTES_MAX: u32 = 64 << 10;

@@ -1,0 +1,118 @@
+//! A body on its way into an HTTP/2 stream.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use hyper::body::Body as HttpBody;
+
+use crate::http::body::Body;
+
+/// Sends a body, as fast as the stream's window allows. Dropped before its end it resets the stream.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    body: Body,
+    to: SendStream<Bytes>,
+    /// What waits for the window, and whether it is the last.
+    waiting: Option<(Bytes, bool)>,
+}
+
+/// How a body has ended that was not sent whole. The stream is reset.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cut {
+    #[error("the other side reads no more: {0}")]
+    Reset(Reason),
+    #[error(transparent)]
+    Stream(#[from] h2::Error),
+    #[error("the body broke off: {0}")]
+    Body(Box<dyn Error + Send + Sync>),
+}
+
+// === impl Pipe ===
+
+impl Pipe {
+    pub(crate) fn new(body: Body, to: SendStream<Bytes>) -> Self {
+        Self {
+            body,
+            to,
+            waiting: None,
+        }
+    }
+
+    /// Sends what waits, once there is window for some of it.
+    fn poll_waiting(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Cut>> {
+        if self.waiting.is_none() {
+            return Poll::Ready(Ok(false));
+        }
+        while self.to.capacity() == 0 {
+            match ready!(self.to.poll_capacity(context)) {
+                Some(granted) => granted.map(drop)?,
+                None => return Poll::Ready(Err(Cut::Reset(Reason::CANCEL))),
+            };
+        }
+        let Some((data, last)) = self.waiting.take() else {
+            return Poll::Ready(Ok(false));
+        };
+        self.to.send_data(data, last)?;
+        Poll::Ready(Ok(last))
+    }
+}
+
+impl Future for Pipe {
+    type Output = Result<(), Cut>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Cut>> {
+        let this = self.get_mut();
+        loop {
+            if let Poll::Ready(reason) = this.to.poll_reset(context)? {
+                return Poll::Ready(Err(Cut::Reset(reason)));
+            }
+            if ready!(this.poll_waiting(context))? {
+                return Poll::Ready(Ok(()));
+            }
+            let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(context)) else {
+                this.to.send_data(Bytes::new(), true)?;
+                return Poll::Ready(Ok(()));
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    this.to.send_reset(reset_for(&*error));
+                    return Poll::Ready(Err(Cut::Body(error)));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    // One byte is asked for and no more: what is claimed is the connection's, and others need it too.
+                    this.to.reserve_capacity(1);
+                    this.waiting = Some((data, this.body.is_end_stream()));
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        this.to.reserve_capacity(0);
+                        this.to.send_trailers(trailers)?;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The code to reset a stream with, of what its body broke off with.
+fn reset_for(error: &(dyn Error + 'static)) -> Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let reason = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
+        match reason {
+            // Neither is true of a stream that we have begun to answer, or have begun to send.
+            Some(Reason::NO_ERROR | Reason::REFUSED_STREAM) => return Reason::INTERNAL_ERROR,
+            Some(reason) => return reason,
+            None => cause = error.source(),
+        }
+    }
+    Reason::INTERNAL_ERROR
+}
