@@ -10,6 +10,7 @@ mod cases;
 mod conjunct;
 mod explain;
 mod format;
+pub mod gap;
 mod lint;
 mod lookalike;
 mod openapi;

@@ -3,6 +3,7 @@
 //!
 //! What is read from a disk, asked of a CA or shown to people is the caller's business; so is what stands between the steps.
 
+use crate::gap::Gap;
 use crate::lint::lint;
 use crate::replay::{Flip, Replayed, parts};
 use crate::report::TestReport;
@@ -20,10 +21,11 @@ pub struct Checked<'a> {
     snapshot: Snapshot,
 }
 
-/// Checked policies whose cases came out as expected, of which there is at least one.
+/// Checked policies whose cases came out as expected, of which there is at least one; or those of a bundle that was verified.
 #[derive(Debug)]
 pub struct Tested<'a> {
-    checked: Checked<'a>,
+    sources: &'a [Source],
+    snapshot: Snapshot,
 }
 
 /// What may be signed, and what it will be for.
@@ -31,6 +33,15 @@ pub struct Tested<'a> {
 pub struct Ready<'a> {
     sources: &'a [Source],
     stage: Stage,
+}
+
+/// What is known of what policies would change.
+#[derive(Debug, Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The requests of the log, decided by what is in force and by these policies.
+    pub replayed: &'a Replayed,
+    /// What the replay has not seen.
+    pub gaps: &'a [Gap],
 }
 
 /// What an author says that may happen.
@@ -85,7 +96,7 @@ pub enum NotTested {
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotReplayed {
     /// It says less than it seems to, and why.
-    Gap(String),
+    Gaps(Vec<Gap>),
     /// Answers would flip that nobody accepted: each group, by the pattern that would. None is named where the flips are in
     /// no group: these are accepted only as everything is.
     Flips(Vec<(Flip, String)>),
@@ -133,7 +144,8 @@ impl<'a> Checked<'a> {
         if report.is_empty() {
             Err(NotTested::NoCase)
         } else if report.passed() {
-            Ok((Tested { checked: self }, report))
+            let Self { sources, snapshot } = self;
+            Ok((Tested { sources, snapshot }, report))
         } else {
             Err(NotTested::Failed(report))
         }
@@ -143,46 +155,47 @@ impl<'a> Checked<'a> {
 // === impl Tested ===
 
 impl<'a> Tested<'a> {
-    /// The policies, compiled: what the decisions of the log are replayed by.
+    /// The content of a bundle that was verified, to be in force again: it was tested when it was first signed.
+    ///
+    /// # Errors
+    /// What this engine does not compile any more.
+    pub fn again(bundle: &'a Bundle) -> Result<Self, Vec<Fault>> {
+        let sources = bundle.sources();
+        let snapshot = Snapshot::compile(sources)?;
+        Ok(Self { sources, snapshot })
+    }
+
+    /// The policies, compiled: what the requests of the log are decided by.
     pub fn snapshot(&self) -> &Snapshot {
-        &self.checked.snapshot
+        &self.snapshot
     }
 
     /// To be tried beside the policies in force. It changes no answer: what it would flip is what it is tried for.
     pub fn shadow(self) -> Ready<'a> {
         Ready {
-            sources: self.checked.sources,
+            sources: self.sources,
             stage: Stage::Shadow,
         }
     }
 
-    /// To be in force, if all that would flip is accepted. Without a log there is nothing to replay.
+    /// To be in force, if all that would flip is accepted, and that there is something nobody could look at.
     ///
     /// # Errors
     /// What of the replay is not accepted.
-    pub fn live(self, replayed: Option<&Replayed>, accepted: Accepted<'_>) -> Result<Ready<'a>, NotReplayed> {
-        if let Some(replayed) = replayed {
-            if let Some(gap) = gap(replayed).filter(|_| !accepted.unreplayed) {
-                return Err(NotReplayed::Gap(gap));
-            }
-            let flips = unaccepted(replayed, accepted.patterns);
-            if !flips.is_empty() || has_unseen(replayed, accepted.patterns) {
-                return Err(NotReplayed::Flips(flips));
-            }
+    pub fn live(self, evidence: Evidence<'_>, accepted: Accepted<'_>) -> Result<Ready<'a>, NotReplayed> {
+        let Evidence { replayed, gaps } = evidence;
+        if !gaps.is_empty() && !accepted.unreplayed {
+            return Err(NotReplayed::Gaps(gaps.to_vec()));
+        }
+        let flips = unaccepted(replayed, accepted.patterns);
+        if !flips.is_empty() || has_unseen(replayed, accepted.patterns) {
+            return Err(NotReplayed::Flips(flips));
         }
         Ok(Ready {
-            sources: self.checked.sources,
+            sources: self.sources,
             stage: Stage::Live,
         })
     }
-}
-
-/// Why a replay says less than it seems to. An empty log is no gap: nothing was decided.
-fn gap(replayed: &Replayed) -> Option<String> {
-    if let Some(damage) = &replayed.damage {
-        return Some(format!("the log is damaged ({damage}), see `hoplite audit verify`"));
-    }
-    (replayed.records > 0 && replayed.replayed() == 0).then(|| "nothing is known of what would flip".to_owned())
 }
 
 /// The groups of flips that no pattern names, each by the pattern that would.
@@ -204,21 +217,7 @@ fn has_unseen(replayed: &Replayed, patterns: &[String]) -> bool {
 
 // === impl Ready ===
 
-impl<'a> Ready<'a> {
-    /// The content of a bundle that was verified, to be in force again: it was looked at when it was first signed. Given
-    /// with it are its policies, compiled.
-    ///
-    /// # Errors
-    /// What this engine does not compile any more.
-    pub fn again(bundle: &'a Bundle) -> Result<(Self, Snapshot), Vec<Fault>> {
-        let snapshot = Snapshot::compile(bundle.sources())?;
-        let ready = Self {
-            sources: bundle.sources(),
-            stage: Stage::Live,
-        };
-        Ok((ready, snapshot))
-    }
-
+impl Ready<'_> {
     /// Builds and signs the next revision.
     ///
     /// # Errors
@@ -251,6 +250,8 @@ impl<'a> Ready<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gap::gaps_of;
+    use crate::replay::{Baseline, Comparison};
     use crate::samples::sources;
     use hoplite_audit::{Outcome, Phase, Record};
     use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
@@ -272,9 +273,15 @@ mod tests {
         record.action = "GET".to_owned();
         record.host = Some("s".to_owned());
         record.path = Some("/".to_owned());
-        let sources = sources(&[("a.cedar", POLICY)]);
+        let set = Snapshot::compile(&sources(&[("a.cedar", POLICY)])).unwrap();
+        let comparison = Comparison {
+            before: Baseline::Recorded,
+            after: &set,
+            trust_domain: None,
+            examples: 1,
+        };
         let mut replayed = Replayed::default();
-        replayed.decide_again(&record, &Snapshot::compile(&sources).unwrap(), &mut HashMap::new(), 1);
+        replayed.decide_again(&record, &comparison, &mut HashMap::new());
         replayed
     }
 
@@ -302,7 +309,9 @@ mod tests {
                 patterns: &patterns,
                 unreplayed,
             };
-            let found = tested(&good).live(Some(replayed), accepted).err();
+            let gaps = gaps_of(replayed);
+            let evidence = Evidence { replayed, gaps: &gaps };
+            let found = tested(&good).live(evidence, accepted).err();
             assert_eq!(found, expected, "{patterns:?}");
         };
         let flip = "deny spiffe://x/pay × s:unmatched".to_owned();
@@ -325,12 +334,12 @@ mod tests {
         check(&many, &["deny * × *"], false, None);
         // Nothing that can be asked again.
         let unknown = replayed(Outcome::Malformed, "pay");
-        let gap = NotReplayed::Gap("nothing is known of what would flip".to_owned());
+        let gap = NotReplayed::Gaps(vec![Gap::NothingReplayed]);
         check(&unknown, &[], false, Some(gap));
         check(&unknown, &[], true, None);
         let mut damaged = replayed(Outcome::Allow, "web/a");
         damaged.damage = Some("cut off".to_owned());
-        let gap = NotReplayed::Gap("the log is damaged (cut off), see `hoplite audit verify`".to_owned());
+        let gap = NotReplayed::Gaps(vec![Gap::Damaged("cut off".to_owned())]);
         check(&damaged, &[], false, Some(gap));
         check(&damaged, &[], true, None);
     }
@@ -365,7 +374,11 @@ mod tests {
             expires: created,
             ..terms
         };
-        let unsigned = tested(&good).live(None, accepted).unwrap().sign(&key, backwards);
+        let evidence = Evidence {
+            replayed: &replayed(Outcome::Allow, "web/a"),
+            gaps: &[],
+        };
+        let unsigned = tested(&good).live(evidence, accepted).unwrap().sign(&key, backwards);
         assert!(matches!(unsigned, Err(Unsigned::Unbuildable(_))));
     }
 }

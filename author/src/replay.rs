@@ -1,11 +1,11 @@
-//! Decisions of the past, decided again by other policies: which answers would flip, and for whom.
+//! Requests of the past, decided again by other policies: which answers would flip, and for whom.
 
 use hoplite_audit::{DecisionId, Outcome, Phase, Record};
-use hoplite_identity::{ServiceName, SpiffeId};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::grant::GRANT_IDS;
 use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot, Transport, Verdict, WhatIf};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
@@ -17,6 +17,30 @@ const GROUPS_MAX: usize = 50_000;
 const POLICIES_MAX: usize = 16;
 /// The most addresses whose transports are kept: making one costs more than a decision.
 const TRANSPORTS_MAX: usize = 65_536;
+/// The most services whose names are kept: more than one publication has routes for.
+const SERVICES_MAX: usize = 65_536;
+
+/// What the new answers are compared with.
+#[derive(Debug, Clone, Copy)]
+pub enum Baseline<'a> {
+    /// What was answered then, as the records have it.
+    Recorded,
+    /// What these policies answer to the same question, whatever was answered then: a flip that somebody accepted since is none.
+    Set(&'a Snapshot),
+}
+
+/// What is compared in a replay.
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison<'a> {
+    /// With what.
+    pub before: Baseline<'a>,
+    /// The policies whose answers are compared.
+    pub after: &'a Snapshot,
+    /// Whose requests count, if that is known: those of another trust domain were asked in another mesh.
+    pub trust_domain: Option<&'a TrustDomain>,
+    /// So many decisions are named of each group.
+    pub examples: usize,
+}
 
 /// What came of a replay.
 #[derive(Debug, Default)]
@@ -29,8 +53,12 @@ pub struct Replayed {
     pub other_denial: u64,
     /// Allowed before and not now, or the other way round.
     pub flips: Flips,
-    /// What policy was never asked about, or what is not recorded whole.
+    /// What policy was never asked about, or had been asked about before: strangers, malformed requests, rechecks.
+    pub unasked: u64,
+    /// Questions that cannot be asked again: the record does not have all of it.
     pub not_replayable: u64,
+    /// Asked in another trust domain.
+    pub elsewhere: u64,
     /// Allowed by a break-glass grant, which is no part of any policy set.
     pub by_grant: u64,
     /// Records that cannot be read, and the first reason.
@@ -39,9 +67,13 @@ pub struct Replayed {
     pub unknown: u64,
     /// Why the first of those that cannot be read cannot be.
     pub damage: Option<String>,
+    /// Logs that could not be read to their end, each with the reason.
+    pub unread: Vec<String>,
     /// Flips that are in no group, because there were too many.
     pub ungrouped: Flips,
     groups: HashMap<Who, Group>,
+    /// The services of the decisions that were made again.
+    services: HashSet<String>,
 }
 
 /// Which way an answer flips. What is newly allowed comes first: nobody complains of it afterwards.
@@ -139,46 +171,57 @@ impl Replayed {
         groups
     }
 
-    /// Decides one record again, and keeps so many examples of each group. `transports` is what was made for the records
-    /// before: for many records the same map.
+    /// Whether a decision about this service was made again.
+    pub fn saw(&self, service: &str) -> bool {
+        self.services.contains(service)
+    }
+
+    /// Decides one record again. `transports` is what was made for the records before: for many records the same map.
     pub fn decide_again(
         &mut self,
         record: &Record,
-        snapshot: &Snapshot,
+        comparison: &Comparison<'_>,
         transports: &mut HashMap<IpAddr, Transport>,
-        examples: usize,
     ) {
         self.records += 1;
-        // A recheck repeats the question of its connection or request. An error that nothing failed for is no answer of
-        // policy: there was none to ask, or it had expired.
-        let unasked = record.outcome == Outcome::Error && record.errors.is_empty();
-        let again = record.phase != Phase::Recheck && !unasked;
-        let Some(ask) = ask_of(record, snapshot.headers()).filter(|_| again) else {
-            self.not_replayable += 1;
+        if is_unasked(record, comparison.before) {
+            self.unasked += 1;
             return;
-        };
-        // Where another policy permitted it too, it does not hang on the grant.
-        let mut by = record.determining.iter();
-        if record.outcome == Outcome::Allow && by.len() > 0 && by.all(|id| id.starts_with(GRANT_IDS)) {
+        }
+        if let (Some(own), Some(caller)) = (comparison.trust_domain, record.principal.as_deref())
+            && SpiffeId::parse(caller).is_ok_and(|caller| caller.trust_domain() != own)
+        {
+            self.elsewhere += 1;
+            return;
+        }
+        if matches!(comparison.before, Baseline::Recorded) && is_by_grant(record) {
             self.by_grant += 1;
             return;
         }
         if transports.len() >= TRANSPORTS_MAX {
             transports.clear();
         }
-        let transport = transports
-            .entry(ask.source)
-            .or_insert_with(|| Transport::new(ask.source));
-        let what_if = snapshot.what_if_on(&ask, transport);
-        if what_if.lacks_a_header() {
-            self.not_replayable += 1;
-            return;
+        let before = match comparison.before {
+            Baseline::Recorded => None,
+            Baseline::Set(set) => Answer::of(record, set, transports),
+        };
+        let after = Answer::of(record, comparison.after, transports);
+        let (was, after) = match (comparison.before, &before, after) {
+            (Baseline::Recorded, _, Some(after)) => (record.outcome.as_str(), after),
+            (Baseline::Set(_), Some(before), Some(after)) => (before.verdict().as_str(), after),
+            _ => {
+                self.not_replayable += 1;
+                return;
+            }
+        };
+        if self.services.len() < SERVICES_MAX && !self.services.contains(&record.service) {
+            self.services.insert(record.service.clone());
         }
-        let now = what_if.decision().verdict();
-        let flip = match (record.outcome == Outcome::Allow, now == Verdict::Allow) {
+        let (allow, now) = (Verdict::Allow.as_str(), after.verdict().as_str());
+        let flip = match (was == allow, now == allow) {
             (true, false) => Flip::AllowedToDenied,
             (false, true) => Flip::DeniedToAllowed,
-            _ if record.outcome.as_str() == now.as_str() => {
+            _ if was == now => {
                 self.same += 1;
                 return;
             }
@@ -187,11 +230,20 @@ impl Replayed {
                 return;
             }
         };
+        let before = before.map_or_else(
+            || record.determining.iter().cloned().collect(),
+            |before| before.determining(),
+        );
+        self.flipped(record, flip, before, &after, comparison.examples);
+    }
+
+    /// Counts a flip, in its group if there is room.
+    fn flipped(&mut self, record: &Record, flip: Flip, before: BTreeSet<String>, after: &Answer, examples: usize) {
         self.flips.add(flip, 1);
         let who = Who {
             flip,
-            route: route_of(&what_if, &ask),
-            principal: ask.principal.to_string(),
+            route: route_of(&after.what_if, &after.ask),
+            principal: after.ask.principal.to_string(),
         };
         if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&who) {
             self.ungrouped.add(flip, 1);
@@ -200,9 +252,9 @@ impl Replayed {
         let group = self.groups.entry(who).or_default();
         let mut flipped = Group {
             count: 1,
-            outcomes: BTreeMap::from([(now.as_str(), 1)]),
-            before: record.determining.iter().cloned().collect(),
-            now: what_if.decision().determining().iter().cloned().collect(),
+            outcomes: BTreeMap::from([(after.verdict().as_str(), 1)]),
+            before,
+            now: after.determining(),
             examples: Vec::new(),
         };
         let worth_keeping = group.examples.len() < examples
@@ -222,7 +274,11 @@ impl Replayed {
         self.same += other.same;
         self.other_denial += other.other_denial;
         self.flips += other.flips;
+        self.unasked += other.unasked;
         self.not_replayable += other.not_replayable;
+        self.elsewhere += other.elsewhere;
+        self.unread.extend(other.unread);
+        self.services.extend(other.services);
         self.by_grant += other.by_grant;
         self.damaged += other.damaged;
         self.unknown += other.unknown;
@@ -233,6 +289,53 @@ impl Replayed {
         for (who, group) in other.groups {
             self.groups.entry(who).or_default().add(group, examples);
         }
+    }
+}
+
+/// Whether policy was not asked here, or had been asked the same before.
+fn is_unasked(record: &Record, before: Baseline<'_>) -> bool {
+    let policy_answered = match record.outcome {
+        Outcome::Allow | Outcome::Forbid | Outcome::NoPermit => true,
+        // An error that nothing failed for is no answer of policy: there was none to ask, or it had expired. The question is
+        // whole all the same, and two sets can be asked.
+        Outcome::Error => matches!(before, Baseline::Set(_)) || !record.errors.is_empty(),
+        Outcome::Unauthenticated | Outcome::Malformed => false,
+    };
+    // A recheck repeats the question of its connection or request.
+    !policy_answered || matches!(record.phase, Phase::Recheck | Phase::Handshake)
+}
+
+/// Whether nothing but grants let it through. Where another policy permitted it too, it does not hang on the grant.
+fn is_by_grant(record: &Record) -> bool {
+    let mut by = record.determining.iter();
+    record.outcome == Outcome::Allow && by.len() > 0 && by.all(|id| id.starts_with(GRANT_IDS))
+}
+
+/// What a set of policies answers to the question of a record.
+struct Answer {
+    ask: Ask,
+    what_if: WhatIf,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Nothing where the record does not say enough for these policies.
+    fn of(record: &Record, set: &Snapshot, transports: &mut HashMap<IpAddr, Transport>) -> Option<Self> {
+        let ask = ask_of(record, set.headers())?;
+        let transport = transports
+            .entry(ask.source)
+            .or_insert_with(|| Transport::new(ask.source));
+        let what_if = set.what_if_on(&ask, transport);
+        (!what_if.lacks_a_header()).then_some(Self { ask, what_if })
+    }
+
+    fn verdict(&self) -> Verdict {
+        self.what_if.decision().verdict()
+    }
+
+    fn determining(&self) -> BTreeSet<String> {
+        self.what_if.decision().determining().iter().cloned().collect()
     }
 }
 
@@ -436,8 +539,14 @@ mod tests {
         ] {
             let mut record = record(Phase::Request, Outcome::Allow, "web", what);
             record.headers = headers;
+            let comparison = Comparison {
+                before: Baseline::Recorded,
+                after: &snapshot,
+                trust_domain: None,
+                examples: 0,
+            };
             let mut replayed = Replayed::default();
-            replayed.decide_again(&record, &snapshot, &mut HashMap::new(), 0);
+            replayed.decide_again(&record, &comparison, &mut HashMap::new());
             let found = match (replayed.same, replayed.flips.total(), replayed.not_replayable) {
                 (1, 0, 0) => "same",
                 (0, 1, 0) => "flips",

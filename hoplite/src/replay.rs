@@ -1,15 +1,14 @@
 //! Replays decision logs from the disk: one thread reads, others decide again.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::SystemTime;
 
 use hoplite_audit::{Query, ReadError, Record, read_log};
-use hoplite_author::replay::Replayed;
-use hoplite_policy::Snapshot;
+use hoplite_author::replay::{Comparison, Replayed};
 
 /// Threads that decide; one more reads.
 const DECIDERS: usize = 2;
@@ -18,62 +17,82 @@ const PILE: usize = 512;
 const PILES: usize = 16;
 
 /// Decides every record of these logs since a moment once more. `progress` is told of each pile: how many records, in
-/// which log, and the time of the last one.
-///
-/// # Errors
-/// [`ReadError::Io`] when a log cannot be read.
+/// which log, and the time of the last one. A log that cannot be read is named in what comes of it.
 pub(crate) fn replay(
     logs: &[PathBuf],
     since: Option<SystemTime>,
-    snapshot: &Snapshot,
-    examples: usize,
+    comparison: &Comparison<'_>,
     mut progress: impl FnMut(usize, usize, SystemTime),
-) -> Result<Replayed, ReadError> {
+) -> Replayed {
     let query = Query {
         since,
         ..Query::default()
     };
     let (send, receive) = sync_channel::<Vec<Record>>(PILES);
     let receive = Mutex::new(receive);
-    let (mut total, read) = thread::scope(|scope| {
+    let (mut total, found) = thread::scope(|scope| {
         let deciders: Vec<_> = (0..DECIDERS)
-            .map(|_| scope.spawn(|| decide_all(&receive, snapshot, examples)))
+            .map(|_| scope.spawn(|| decide_all(&receive, comparison)))
             .collect();
-        let read = (|| {
-            let mut damage = Replayed::default();
-            for (number, log) in logs.iter().enumerate() {
-                let mut pile = Vec::with_capacity(PILE);
-                let mut decisions = read_log(log, &query)?;
-                for record in decisions.by_ref() {
-                    match record {
-                        Ok(record) => pile.push(record),
-                        Err(error @ (ReadError::Damaged { .. } | ReadError::OtherFormat { .. })) => {
-                            damage.damaged += 1;
-                            damage.damage.get_or_insert_with(|| error.to_string());
-                        }
-                        Err(error @ ReadError::Io { .. }) => return Err(error),
-                    }
-                    if pile.len() == PILE {
-                        hand_over(&mut pile, number, &send, &mut progress);
-                    }
-                }
-                hand_over(&mut pile, number, &send, &mut progress);
-                damage.unknown += decisions.unknown();
+        let mut found = Replayed::default();
+        for (number, log) in logs.iter().enumerate() {
+            let handed_over = |pile: &mut Vec<Record>| hand_over(pile, number, &send, &mut progress);
+            if let Err(error) = read(log, &query, &mut found, handed_over) {
+                found.unread.push(error.to_string());
             }
-            Ok(damage)
-        })();
+        }
         drop(send);
         let mut total = Replayed::default();
         for decider in deciders {
             match decider.join() {
-                Ok(part) => total.add(part, examples),
+                Ok(part) => total.add(part, comparison.examples),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        (total, read)
+        (total, found)
     });
-    total.add(read?, examples);
-    Ok(total)
+    total.add(found, comparison.examples);
+    total
+}
+
+/// Hands over the records of one log, pile by pile, and notes what it cannot read of it.
+fn read(
+    log: &Path,
+    query: &Query,
+    found: &mut Replayed,
+    mut hand_over: impl FnMut(&mut Vec<Record>),
+) -> Result<(), ReadError> {
+    let mut pile = Vec::with_capacity(PILE);
+    let mut decisions = read_log(log, query)?;
+    let mut failed = None;
+    for record in decisions.by_ref() {
+        match record {
+            Ok(record) => pile.push(record),
+            Err(error @ (ReadError::Damaged { .. } | ReadError::OtherFormat { .. })) => {
+                found.damaged += 1;
+                found.damage.get_or_insert_with(|| error.to_string());
+            }
+            Err(error @ ReadError::Io { .. }) => {
+                failed = Some(error);
+                break;
+            }
+        }
+        if pile.len() == PILE {
+            hand_over(&mut pile);
+        }
+    }
+    hand_over(&mut pile);
+    found.unknown += decisions.unknown();
+    failed.map_or(Ok(()), Err)
+}
+
+/// When the oldest decision was made that these logs still have, as far as they can be read.
+pub(crate) fn oldest(logs: &[PathBuf]) -> Option<SystemTime> {
+    let first = |log: &PathBuf| {
+        let mut decisions = read_log(log, &Query::default()).ok()?;
+        decisions.find_map(Result::ok).map(|record| record.at)
+    };
+    logs.iter().filter_map(first).min()
 }
 
 fn hand_over(
@@ -88,7 +107,7 @@ fn hand_over(
     let _ = send.send(std::mem::replace(pile, Vec::with_capacity(PILE)));
 }
 
-fn decide_all(piles: &Mutex<Receiver<Vec<Record>>>, snapshot: &Snapshot, examples: usize) -> Replayed {
+fn decide_all(piles: &Mutex<Receiver<Vec<Record>>>, comparison: &Comparison<'_>) -> Replayed {
     let mut replayed = Replayed::default();
     let mut transports = HashMap::new();
     loop {
@@ -96,7 +115,7 @@ fn decide_all(piles: &Mutex<Receiver<Vec<Record>>>, snapshot: &Snapshot, example
         let pile = piles.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(pile) = pile else { return replayed };
         for record in &pile {
-            replayed.decide_again(record, snapshot, &mut transports, examples);
+            replayed.decide_again(record, comparison, &mut transports);
         }
     }
 }
@@ -105,7 +124,9 @@ fn decide_all(piles: &Mutex<Receiver<Vec<Record>>>, snapshot: &Snapshot, example
 mod tests {
     use super::*;
     use hoplite_audit::{Class, Options, Outcome, Phase, Recorder};
-    use hoplite_policy::Source;
+    use hoplite_author::replay::Baseline;
+    use hoplite_identity::TrustDomain;
+    use hoplite_policy::{Snapshot, Source};
     use std::time::{Duration, Instant, UNIX_EPOCH};
 
     const ROUTES: &str = "[ledger]\nroutes = [\"GET /accounts/{id}\", \"POST /entries\"]";
@@ -138,8 +159,17 @@ mod tests {
         record
     }
 
+    fn compared<'a>(before: Baseline<'a>, after: &'a Snapshot) -> Comparison<'a> {
+        Comparison {
+            before,
+            after,
+            trust_domain: None,
+            examples: 2,
+        }
+    }
+
     /// Writes the records into a log and replays it.
-    fn replayed(mut records: Vec<Record>, examples: usize) -> Replayed {
+    fn replayed(mut records: Vec<Record>, comparison: &Comparison<'_>) -> Replayed {
         let directory = tempfile::tempdir().unwrap();
         let (recorder, _) = Recorder::open(directory.path(), "ledger", Options::default()).unwrap();
         for (second, record) in records.iter_mut().enumerate() {
@@ -149,7 +179,7 @@ mod tests {
         drop(recorder);
         let mut told = 0;
         let logs = [directory.path().to_owned()];
-        let replayed = replay(&logs, None, &snapshot(), examples, |records, _, _| told += records).unwrap();
+        let replayed = replay(&logs, None, comparison, |records, _, _| told += records);
         assert_eq!(told as u64, replayed.records);
         replayed
     }
@@ -191,7 +221,7 @@ mod tests {
                 // There was no policy, or it had expired.
                 record(Phase::Request, Error, "web/a", "GET ledger /accounts/9"),
             ],
-            2,
+            &compared(Baseline::Recorded, &snapshot()),
         );
         let lines: Vec<String> = replayed
             .groups()
@@ -225,10 +255,85 @@ mod tests {
         );
         assert_eq!((replayed.records, replayed.flips.total(), replayed.same), (17, 8, 2));
         assert_eq!(
-            (replayed.other_denial, replayed.by_grant, replayed.not_replayable),
-            (1, 1, 5)
+            (
+                replayed.other_denial,
+                replayed.by_grant,
+                replayed.unasked,
+                replayed.not_replayable
+            ),
+            (1, 1, 4, 1)
         );
         assert_eq!((replayed.flips.allowed_to_denied, replayed.replayed()), (5, 11));
+        assert!(replayed.saw("db") && replayed.saw("ledger") && !replayed.saw("orders"));
+    }
+
+    #[test]
+    fn what_was_answered_then_says_nothing_about_what_a_change_does_now() {
+        use Outcome::{Allow, Error, NoPermit};
+        let mut by_grant = record(Phase::Request, Allow, "ops", "GET ledger /accounts/7");
+        by_grant.determining = vec!["break-glass/inc-1".to_owned()];
+        let records = || {
+            vec![
+                // Accepted on Monday: it was allowed before, and is denied in force.
+                record(Phase::Request, Allow, "pay", "GET ledger /accounts/7"),
+                record(Phase::Request, NoPermit, "web/a", "GET ledger /accounts/7"),
+                record(Phase::Request, Allow, "web/a", "GET ledger /accounts/7"),
+                // Then there was no policy.
+                record(Phase::Request, Error, "web/a", "GET ledger /accounts/9"),
+                by_grant.clone(),
+                record(Phase::Connect, Allow, "web/old", "connect db"),
+            ]
+        };
+        let in_force = snapshot();
+        let same = replayed(records(), &compared(Baseline::Set(&in_force), &in_force));
+        assert_eq!((same.same, same.flips.total(), same.records), (6, 0, 6));
+        let opened = Source {
+            name: "a.cedar".to_owned(),
+            text: NEW.replace("forbid", "permit").replace("x/web\"", "x/ops\""),
+        };
+        let candidate = Snapshot::compile(&[opened]).unwrap();
+        let replayed = replayed(records(), &compared(Baseline::Set(&in_force), &candidate));
+        let lines: Vec<String> = replayed
+            .groups()
+            .into_iter()
+            .map(|(who, group)| format!("{}: {:?} {:?}", who.pattern(), group.before, group.now))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                // Only a grant let it through: it is news that policy does.
+                r#"allow spiffe://x/ops × ledger:unmatched: {} {"read"}"#,
+                r#"allow spiffe://x/web/old × connect db: {"stop"} {"stop"}"#,
+                r#"deny spiffe://x/web/a × ledger:unmatched: {"read"} {}"#,
+            ]
+        );
+        assert_eq!((replayed.flips.allowed_to_denied, replayed.same), (3, 1));
+    }
+
+    #[test]
+    fn requests_of_another_mesh_and_logs_nobody_can_read_are_counted_apart() {
+        let own = TrustDomain::parse("prod.acme").unwrap();
+        let set = snapshot();
+        let comparison = Comparison {
+            trust_domain: Some(&own),
+            ..compared(Baseline::Recorded, &set)
+        };
+        let records = vec![record(
+            Phase::Request,
+            Outcome::Allow,
+            "web/a",
+            "GET ledger /accounts/7",
+        )];
+        let elsewhere = replayed(records, &comparison);
+        assert_eq!(
+            (elsewhere.elsewhere, elsewhere.replayed(), elsewhere.records),
+            (1, 0, 1)
+        );
+        let unread = replay(&[PathBuf::from("/nonexistent")], None, &comparison, |_, _, _| {}).unread;
+        assert!(
+            unread.len() == 1 && unread[0].contains("cannot read `/nonexistent`"),
+            "{unread:?}"
+        );
     }
 
     /// Ten thousand policies, of which some twenty look at each request.
@@ -279,7 +384,12 @@ mod tests {
         let snapshot = large();
         let start = Instant::now();
         let logs = [directory.path().to_owned()];
-        let replayed = replay(&logs, None, &snapshot, 3, |_, _, _| {}).unwrap();
+        let replayed = replay(
+            &logs,
+            None,
+            &compared(Baseline::Set(&snapshot), &snapshot),
+            |_, _, _| {},
+        );
         let took = start.elapsed();
         eprintln!(
             "{} records, {} flips in {took:?}: {:.0} a second",

@@ -8,6 +8,7 @@ mod grant;
 mod history;
 pub(crate) mod key;
 mod publish;
+mod published;
 mod replay;
 mod routes;
 mod test;
@@ -54,7 +55,7 @@ pub(crate) enum PolicyCommand {
         --do 'GET ledger /accounts/7' --policies policies"
     )]
     Explain(explain::Args),
-    /// Decide the decisions of the log again, by other policies; exit 1 if any would flip, 2 if it cannot be done
+    /// Decide the requests of the log again, by other policies, and compare with what was answered then (two sets: `diff --since`); exit 1 if any would flip, 2 if it cannot be done
     #[command(
         after_help = "Examples:\n  hoplite policy replay policies --since 7d\n  hoplite policy replay policies --audit /var/lib/hoplite/audit --output json"
     )]
@@ -87,7 +88,7 @@ pub(crate) enum PolicyCommand {
     Publish(publish::Args),
     /// Publish an earlier revision's content again, as a new revision
     #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 41 --key alice.key")]
-    Rollback(publish::RollbackArgs),
+    Rollback(publish::rollback::Args),
     /// List what was published, newest first
     #[command(after_help = "Examples:\n  hoplite policy history\n  hoplite policy history --limit 1000 --output json")]
     History(history::Args),
@@ -150,6 +151,15 @@ pub(crate) struct AuditArgs {
     audit: Vec<PathBuf>,
 }
 
+/// What was found of decision logs.
+#[derive(Debug, Default)]
+struct Logs {
+    /// Their directories.
+    found: Vec<PathBuf>,
+    /// Where one was looked for in vain, or could not be read; each with the reason.
+    missing: Vec<String>,
+}
+
 pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
     match command {
         PolicyCommand::Check(args) => check::run(&args),
@@ -164,7 +174,7 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Unused(args) => unused::run(&args),
         PolicyCommand::Key(command) => key::run(command),
         PolicyCommand::Publish(args) => publish::run(&args),
-        PolicyCommand::Rollback(args) => publish::rollback(&args),
+        PolicyCommand::Rollback(args) => publish::rollback::run(&args),
         PolicyCommand::History(args) => history::run(&args),
         PolicyCommand::ClearShadow(args) => history::clear_shadow(&args),
         PolicyCommand::Grant(command) => grant::run(command),
@@ -383,38 +393,40 @@ impl PoliciesArgs {
 // === impl AuditArgs ===
 
 impl AuditArgs {
-    /// Every log there is; at least one.
+    /// Every log there is; at least one, and each place that was named has some.
     fn logs(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
-        self.logs_if_any(dir)?.with_context(|| {
-            let root = dir.path().unwrap_or_default().join("audit");
-            format!(
+        let logs = self.look(dir)?;
+        let missing = logs.missing.first().filter(|_| !self.audit.is_empty());
+        match missing {
+            Some(missing) => anyhow::bail!("{missing}; say where they are with --audit"),
+            None if logs.found.is_empty() => anyhow::bail!(
                 "there is no decision log in `{}`; say where with --audit or --dir",
-                root.display()
-            )
-        })
+                dir.path()?.join("audit").display()
+            ),
+            None => Ok(logs.found),
+        }
     }
 
-    /// Every log there is; none if none was asked for and the mesh has none. Those that were asked for must be there.
-    fn logs_if_any(&self, dir: &MeshDir) -> anyhow::Result<Option<Vec<PathBuf>>> {
-        let mut logs = Vec::new();
-        for root in &self.audit {
-            let found = hoplite_audit::find_logs(root)?;
-            anyhow::ensure!(
-                !found.is_empty(),
-                "there is no decision log in `{}`; say where they are with --audit",
-                root.display()
-            );
-            logs.extend(found);
-        }
-        if self.audit.is_empty() {
-            let root = dir.path()?.join("audit");
-            if root.is_dir() {
-                logs = hoplite_audit::find_logs(&root)?;
+    /// The logs there are, and the places where there is none.
+    fn look(&self, dir: &MeshDir) -> anyhow::Result<Logs> {
+        let roots = match self.audit.as_slice() {
+            [] => vec![dir.path()?.join("audit")],
+            roots => roots.to_vec(),
+        };
+        let mut logs = Logs::default();
+        for root in roots {
+            match hoplite_audit::find_logs(&root) {
+                Ok(found) if found.is_empty() => {
+                    logs.missing
+                        .push(format!("there is no decision log in `{}`", root.display()));
+                }
+                Ok(found) => logs.found.extend(found),
+                Err(error) => logs.missing.push(error.to_string()),
             }
         }
-        logs.sort();
-        logs.dedup();
-        Ok((!logs.is_empty()).then_some(logs))
+        logs.found.sort();
+        logs.found.dedup();
+        Ok(logs)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Class, Options, Outcome, Phase, Record, Recorder};
 use serde_json::Value;
@@ -19,6 +20,8 @@ const WEB: &str = "spiffe://prod.acme/shop/web";
 struct Place {
     dir: tempfile::TempDir,
     ca: Child,
+    /// The public halves of both keys.
+    signers: [String; 2],
     /// The id of the one decision in the log.
     decision: String,
 }
@@ -30,7 +33,7 @@ impl Place {
         let signers = ["alice", "bob"].map(|name| {
             let created = hoplite(&["policy", "key", "create", at(&format!("{name}.key")).to_str().unwrap()]);
             assert!(created.status.success(), "{created:?}");
-            format!("{:?}", String::from_utf8(created.stdout).unwrap().trim())
+            String::from_utf8(created.stdout).unwrap().trim().to_owned()
         });
         fs::write(
             at("ca.toml"),
@@ -39,20 +42,13 @@ impl Place {
                  policy_signers = [{}]\n",
                 at("ca"),
                 at("ca.sock"),
-                signers.join(", ")
+                signers.each_ref().map(|signer| format!("{signer:?}")).join(", ")
             ),
         )
         .unwrap();
-        let (recorder, _) = Recorder::open(&at("audit/ledger"), "ledger", Options::default()).unwrap();
-        let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger", std::time::SystemTime::now());
-        record.principal = Some(WEB.to_owned());
-        record.source = Some("10.0.0.1:4711".to_owned());
-        record.action = "GET".to_owned();
-        record.host = Some("ledger".to_owned());
-        record.path = Some("/accounts/7".to_owned());
+        let mut record = read_by(WEB);
         record.determining = vec!["ledger/reads".to_owned()];
-        recorder.append(&mut record, Class::Must).unwrap();
-        drop(recorder);
+        write_log(&at("audit/ledger"), &mut [&mut record]);
         let decision = record.id.to_string();
         let ca = Command::new(env!("CARGO_BIN_EXE_hoplite"))
             .args(["ca", "run", "--config"])
@@ -62,7 +58,12 @@ impl Place {
             .spawn()
             .unwrap();
         until("the CA's socket", || at("ca.sock").exists().then_some(()));
-        Self { dir, ca, decision }
+        Self {
+            dir,
+            ca,
+            signers,
+            decision,
+        }
     }
 
     fn at(&self, name: &str) -> String {
@@ -90,10 +91,39 @@ impl Place {
         (output.status.code(), said)
     }
 
+    /// By somebody who knows both signers.
     fn publish(&self, dir: &Path, key: &str, more: &[&str]) -> (Option<i32>, String) {
+        self.publish_alone(dir, key, &[&["--trust", &self.signers.join(",")], more].concat())
+    }
+
+    fn publish_alone(&self, dir: &Path, key: &str, more: &[&str]) -> (Option<i32>, String) {
         let (key, socket) = (self.at(key), self.at("ca.sock"));
         let publish = ["publish", dir.to_str().unwrap(), "--key", &key, "--ca-socket", &socket];
         self.policy(&[&publish, more].concat())
+    }
+
+    fn rollback(&self, key: &str, more: &[&str]) -> (Option<i32>, String) {
+        let (key, socket, trust) = (self.at(key), self.at("ca.sock"), self.signers.join(","));
+        let rollback = ["rollback", "--key", &key, "--ca-socket", &socket, "--trust", &trust];
+        self.policy(&[&rollback, more].concat())
+    }
+}
+
+/// `GET /accounts/7` of the ledger by somebody, allowed.
+fn read_by(principal: &str) -> Record {
+    let mut record = Record::new(Phase::Request, Outcome::Allow, "ledger", SystemTime::now());
+    record.principal = Some(principal.to_owned());
+    record.source = Some("10.0.0.1:4711".to_owned());
+    record.action = "GET".to_owned();
+    record.host = Some("ledger".to_owned());
+    record.path = Some("/accounts/7".to_owned());
+    record
+}
+
+fn write_log(directory: &Path, records: &mut [&mut Record]) {
+    let (recorder, _) = Recorder::open(directory, "ledger", Options::default()).unwrap();
+    for record in records {
+        recorder.append(&mut **record, Class::Must).unwrap();
     }
 }
 
@@ -198,19 +228,34 @@ fn a_change_is_published_step_by_step_and_taken_back() {
         &["1 of 1 decisions replayed, 1 will flip, all accepted", "revision 3"],
     );
 
-    let rollback = |more: &[&str]| {
-        let key = place.at("bob.key");
-        let rollback = ["rollback", "1", "--key", &key, "--ca-socket", &socket];
-        place.policy(&[&rollback, more].concat())
-    };
-    // The CA's word that alice signed it is not enough.
-    says(&rollback(&[]), 1, &["--trust"]);
-    let alice = hoplite(&["policy", "key", "show", &place.at("alice.key")]).stdout;
-    let alice = String::from_utf8(alice).unwrap();
+    // The CA's word that alice signed it is not enough, neither for what comes back nor for what is in force.
+    let key = place.at("bob.key");
+    let untrusting = place.policy(&["rollback", "1", "--key", &key, "--ca-socket", &socket]);
+    says(&untrusting, 1, &["revision 1 is not proved", "--trust"]);
     says(
-        &rollback(&["--trust", alice.trim()]),
+        &place.publish_alone(&narrow, "alice.key", &[]),
+        1,
+        &["revision 3 is not proved", "--trust"],
+    );
+    // What it flips is accepted as for any other publication.
+    let accept = format!("--accept 'allow {WEB} × ledger:GET /accounts/{{id}}'");
+    says(
+        &place.rollback("bob.key", &["1"]),
+        1,
+        &[
+            "against  revision 3, in force, signed by bob",
+            "replay   FAILED",
+            &accept,
+        ],
+    );
+    says(
+        &place.rollback("bob.key", &["1", "--accept", "allow * × ledger:*"]),
         0,
-        &["signed by alice", "revision 4 is with the CA"],
+        &[
+            "signed by alice",
+            "1 will flip, all accepted",
+            "revision 4 is with the CA",
+        ],
     );
     let diff = |old, new| place.policy(&["diff", old, new, "--ca-socket", &socket]);
     says(&diff("1", "4"), 0, &["They mean the same"]);
@@ -226,6 +271,54 @@ fn a_change_is_published_step_by_step_and_taken_back() {
     says(&history(&["--limit", "3"]), 0, &["only the newest 3 are shown"]);
     let (_, whole) = history(&["--limit", "4"]);
     assert!(!whole.contains("only the newest"), "{whole}");
+}
+
+#[test]
+fn a_flip_that_somebody_accepted_blocks_nobody_afterwards() {
+    let place = Place::new();
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let narrow = format!("{READS}\nwhen {{ context.conn.src == ip(\"10.0.0.2\") }};\n");
+    let table = format!("[from 10.0.0.2]\n{TABLE}");
+    let narrow = place.policies("narrow", &narrow, Some(&table));
+    let against = "no live revision yet: until the first, each proxy goes by its own `policy_dir`";
+    says(
+        &place.publish(&good, "alice.key", &[]),
+        0,
+        &[against, "none would flip"],
+    );
+    let accept = ["--accept", "deny * × ledger:*"];
+    says(&place.publish(&narrow, "bob.key", &accept), 0, &["1 will flip"]);
+
+    // On Tuesday the log still says that it was allowed once.
+    let text = fs::read_to_string(narrow.join("ledger.cedar")).unwrap();
+    let more = text
+        .replace("ledger/reads", "ledger/also-reads")
+        .replace("10.0.0.2", "10.0.0.3");
+    fs::write(narrow.join("more.cedar"), more).unwrap();
+    let on_tuesday = place.publish(&narrow, "alice.key", &[]);
+    says(
+        &on_tuesday,
+        0,
+        &[
+            "against  revision 2",
+            "1 of 1 decisions replayed, none would flip",
+            "revision 3 is with",
+        ],
+    );
+    let socket = place.at("ca.sock");
+    let diff = |old: &str| {
+        place.policy(&[
+            "diff",
+            old,
+            narrow.to_str().unwrap(),
+            "--since",
+            "1h",
+            "--ca-socket",
+            &socket,
+        ])
+    };
+    says(&diff("3"), 0, &["They mean the same", "1 the same, 0 would flip"]);
+    says(&diff("1"), 1, &["0 the same, 1 would flip", "allowed → denied: 1\n"]);
 }
 
 #[test]
@@ -254,12 +347,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
     let publish = |logs: &str, more: &[&str]| place.publish(&good, "alice.key", &[&["--audit", logs], more].concat());
 
     let (strangers, recorder) = audit("strangers");
-    let mut record = Record::new(
-        Phase::Handshake,
-        Outcome::Unauthenticated,
-        "ledger",
-        std::time::SystemTime::now(),
-    );
+    let mut record = Record::new(Phase::Handshake, Outcome::Unauthenticated, "ledger", SystemTime::now());
     recorder.append(&mut record, Class::Must).unwrap();
     drop(recorder);
     says(
@@ -280,12 +368,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
 
     let (damaged, recorder) = audit("damaged");
     for _ in 0..3 {
-        let mut record = Record::new(
-            Phase::Connect,
-            Outcome::NoPermit,
-            "ledger",
-            std::time::SystemTime::now(),
-        );
+        let mut record = Record::new(Phase::Connect, Outcome::NoPermit, "ledger", SystemTime::now());
         record.principal = Some(WEB.to_owned());
         record.source = Some("10.0.0.1:4711".to_owned());
         record.determining = vec!["ledger/reads".to_owned()];
@@ -314,8 +397,92 @@ fn a_log_that_says_too_little_stops_a_publication() {
     let (empty, _recorder) = audit("empty");
     says(
         &publish(&empty, &[]),
+        1,
+        &[
+            "0 of 0 decisions replayed: the logs have no decision since",
+            "empty/ledger",
+        ],
+    );
+}
+
+#[test]
+fn what_no_replay_has_seen_is_said_and_accepted() {
+    let place = Place::new();
+    let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));
+    let publish = |more: &[&str]| place.publish(&good, "alice.key", more);
+    let (nowhere, file) = (place.at("nowhere"), place.at("ca.toml"));
+    let unseen = |more: &[&str], what: &[&str]| {
+        says(
+            &publish(more),
+            1,
+            &[
+                what,
+                &["replay   FAILED", "--accept-unreplayed", "nothing was published"],
+            ]
+            .concat(),
+        );
+    };
+
+    // No log, of which nobody said where it is, where one was said to be, or that cannot be read.
+    unseen(
+        &["--audit", &nowhere],
+        &["there is no decision log to replay", &nowhere],
+    );
+    unseen(&["--audit", &file], &["there is no decision log to replay", &file]);
+    let audit = place.at("audit");
+    unseen(
+        &["--audit", &audit, "--audit", &nowhere],
+        &["logs cannot be read", &nowhere],
+    );
+    fs::rename(&audit, place.at("moved")).unwrap();
+    unseen(&[], &["there is no decision log to replay", &audit]);
+    fs::create_dir(&audit).unwrap();
+    unseen(&[], &["there is no decision log to replay", &audit]);
+
+    // Requests of another mesh say nothing about this one.
+    let other = place.at("other");
+    let mut stranger = read_by("spiffe://test.acme/shop/web");
+    write_log(&Path::new(&other).join("ledger"), &mut [&mut stranger]);
+    unseen(
+        &["--audit", &other],
+        &["0 of 1 decisions replayed", "of another trust domain"],
+    );
+
+    // Less time than there is, and services of which there is nothing.
+    let old = place.at("old");
+    let (mut before, mut after) = (read_by(WEB), read_by(WEB));
+    before.at -= Duration::from_secs(2 * 24 * 3600);
+    write_log(&Path::new(&old).join("ledger"), &mut [&mut before, &mut after]);
+    unseen(
+        &["--audit", &old, "--since", "1d"],
+        &["only decisions since", "the logs go back to"],
+    );
+    let routes = format!("{ROUTES}[orders]\nroutes = [\"GET /\"]\n");
+    fs::write(good.join("routes.toml"), &routes).unwrap();
+    unseen(&["--audit", &old], &["no log of `orders` was among those replayed"]);
+    fs::write(good.join("routes.toml"), ROUTES).unwrap();
+
+    says(
+        &publish(&["--accept-unreplayed"]),
         0,
-        &["0 of 0 decisions replayed, none would flip"],
+        &[
+            "not seen there is no decision log to replay",
+            ": accepted",
+            "revision 1 is with",
+        ],
+    );
+    let json = publish(&["--audit", &nowhere, "--output", "json"]);
+    let document: Value = serde_json::from_str(&json.1).unwrap();
+    assert_eq!(
+        (json.0, &document["ok"], &document["in_force"]),
+        (Some(1), &false.into(), &1.into())
+    );
+    assert!(document["gaps"][0].as_str().unwrap().contains(&nowhere), "{document:#}");
+    // A shadow changes no answer.
+    says(
+        &publish(&["--audit", &nowhere, "--shadow"]),
+        0,
+        &["not seen there is no", "revision 2"],
     );
 }
 
@@ -326,7 +493,7 @@ fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
     let logs = place.dir.path().join("many");
     let (recorder, _) = Recorder::open(&logs.join("ledger"), "ledger", Options::default()).unwrap();
     let asked = |outcome, who: String| {
-        let mut record = Record::new(Phase::Request, outcome, "ledger", std::time::SystemTime::now());
+        let mut record = Record::new(Phase::Request, outcome, "ledger", SystemTime::now());
         record.principal = Some(who);
         record.source = Some("10.0.0.1:4711".to_owned());
         record.action = "GET".to_owned();

@@ -88,7 +88,10 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     said(&up, &[&["policy", "publish", &policies], &accept[..]].concat(), 0);
     in_force(&up, 3);
     assert_eq!(up.get("/ledger/42").status, 200);
-    said(&up, &["policy", "rollback"], 0);
+    let text = said(&up, &["policy", "rollback"], 1);
+    let back = "deny spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}";
+    assert!(text.contains(&format!("--accept '{back}'")), "{text}");
+    said(&up, &["policy", "rollback", "--accept", back], 0);
     in_force(&up, 4);
     assert_eq!(up.get("/ledger/42").status, 403);
     let history = up.json(&["policy", "history"]);
@@ -139,6 +142,7 @@ fn two_people_break_the_glass_and_a_forbid_still_holds() {
     let dir = tempfile::tempdir().unwrap();
     let up = Up::start(dir.path());
     let policies = up.dir.join("policies").display().to_string();
+    assert_eq!(up.get("/ledger/42").status, 403);
     let published = up.json(&["policy", "publish", &policies]);
     assert_eq!((&published["ok"], &published["revision"]), (&json!(true), &json!(1)));
     in_force(&up, 1);
@@ -172,7 +176,9 @@ fn a_grant_is_loud_and_ends_by_itself() {
     fs::write(up.dir.join("policies/ledger.cedar"), only_orders).unwrap();
     fs::write(up.dir.join(SECURITY), "// nothing yet\n").unwrap();
     fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
-    said(&up, &["policy", "publish", &policies], 0);
+    let text = said(&up, &["policy", "publish", &policies], 1);
+    assert!(text.contains("the logs have no decision since"), "{text}");
+    said(&up, &["policy", "publish", &policies, "--accept-unreplayed"], 0);
     in_force(&up, 1);
     assert_eq!(up.get("/ledger/42").status, 403);
 
@@ -228,6 +234,7 @@ fn what_scripts_are_told_of_a_publication() {
     let dir = tempfile::tempdir().unwrap();
     let up = Up::start(dir.path());
     let policies = up.dir.join("policies").display().to_string();
+    assert_eq!(up.get("/ledger/42").status, 403);
     let first = up.json(&["policy", "publish", &policies]);
     let steps: Vec<_> = first["steps"]
         .as_array()
@@ -266,7 +273,7 @@ fn what_scripts_are_told_of_a_publication() {
     let flips = up.json(&["policy", "publish", &policies]);
     assert_eq!((&flips["ok"], &flips["revision"]), (&json!(false), &Value::Null));
     let group = json!(["allow spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"]);
-    assert_eq!((&flips["unaccepted"], &flips["replay"]["flips"]), (&group, &json!(1)));
+    assert_eq!((&flips["unaccepted"], &flips["replay"]["flips"]), (&group, &json!(2)));
     fs::write(up.dir.join(SECURITY), "permit (principal, action, resource);\n").unwrap();
     let faults = up.json(&["policy", "publish", &policies]);
     assert_eq!(

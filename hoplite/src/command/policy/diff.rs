@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
+use hoplite_author::replay::{Baseline, Comparison};
 use hoplite_author::{Places, PolicyView, meanings};
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
 use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
-use super::{AuditArgs, compile, publish, replay, sources};
+use super::{AuditArgs, compile, published, replay, sources};
 use crate::command::admin::CaArgs;
 use crate::output::{Output, print, print_json};
 
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     old: String,
     /// The new ones
     new: String,
-    /// Also replay the decisions of the log from then on by both: a length of time ago or a moment
+    /// Also decide the requests of the log from then on by both, and say which answers differ: a length of time ago or a moment
     #[arg(long, value_parser = crate::command::audit::moment)]
     since: Option<SystemTime>,
     #[command(flatten)]
@@ -59,26 +60,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let before = compile(&old).with_context(|| format!("the policies of `{}`", args.old))?;
     let after = compile(&new).with_context(|| format!("the policies of `{}`", args.new))?;
     let difference = Difference::of((&before, &Places::of(&old)), (&after, &Places::of(&new)));
+    let comparison = Comparison {
+        before: Baseline::Set(&before),
+        after: &after,
+        trust_domain: None,
+        examples: 3,
+    };
     let replayed = match args.since {
         Some(since) => {
-            let logs = args.audit.logs(args.ca.mesh())?;
-            let by = |snapshot| replay::with_progress(&logs, since, snapshot, 3);
-            Some((since, by(&before)?, by(&after)?))
+            let replayed = replay::with_progress(&args.audit.logs(args.ca.mesh())?, since, &comparison);
+            replay::readable(&replayed)?;
+            Some((since, replayed))
         }
         None => None,
     };
     if args.output == Output::Json {
-        let replayed = replayed.as_ref().map(|(since, by_old, by_new)| {
-            json!({"old": replay::as_json(by_old, &before, *since), "new": replay::as_json(by_new, &after, *since)})
-        });
+        let replayed = replayed.as_ref();
+        let replayed = replayed.map(|(since, replayed)| replay::as_json(replayed, &comparison, *since));
         print_json(&json!({
             "old": before.revision(), "new": after.revision(), "difference": difference.json(), "replay": replayed,
         }))?;
     } else {
         let mut page = difference.page();
-        if let Some((since, by_old, by_new)) = &replayed {
-            let _ = write!(page, "\nBy the old policies:\n{}", replay::page(by_old, *since));
-            let _ = write!(page, "\nBy the new policies:\n{}", replay::page(by_new, *since));
+        if let Some((since, replayed)) = &replayed {
+            let _ = write!(
+                page,
+                "\nBy the old policies, and by the new ones:\n{}",
+                replay::page(replayed, *since)
+            );
         }
         print(&page)?;
     }
@@ -100,7 +109,7 @@ fn read(what: &str, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
         let revision = what.parse().ok().with_context(|| {
             format!("`{what}` is neither a directory, nor the file of a bundle, nor the number of a revision")
         })?;
-        publish::kept(ca, revision)?
+        published::kept(ca, revision)?
     };
     // Only shown; nothing is enforced by what is read here.
     let bundle = BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX)?;

@@ -15,7 +15,7 @@ use hoplite_wire::ca::{AddGrantRequest, Grant, ListGrantsRequest, RevokeGrantReq
 use serde_json::{Value, json};
 
 use super::key::KeyArgs;
-use super::publish::state;
+use super::published::state;
 use crate::command::admin::{ListArgs, rfc3339};
 use crate::output::{Output, Table, print, print_json};
 

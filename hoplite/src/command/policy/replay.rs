@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use hoplite_author::replay::{Flip, Group, Replayed, Who};
+use hoplite_author::replay::{Baseline, Comparison, Flip, Group, Replayed, Who};
 use hoplite_host::clock;
-use hoplite_policy::Snapshot;
 use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, sources};
@@ -44,9 +43,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let snapshot = compile(&sources(&args.directory)?)?;
     let logs = args.audit.logs(&args.dir)?;
-    let replayed = with_progress(&logs, args.since, &snapshot, args.limit_examples)?;
+    let comparison = Comparison {
+        before: Baseline::Recorded,
+        after: &snapshot,
+        trust_domain: None,
+        examples: args.limit_examples,
+    };
+    let replayed = with_progress(&logs, args.since, &comparison);
+    readable(&replayed)?;
     if args.output == Output::Json {
-        print_json(&as_json(&replayed, &snapshot, args.since))?;
+        print_json(&as_json(&replayed, &comparison, args.since))?;
     } else {
         print(&page(&replayed, args.since))?;
     }
@@ -57,15 +63,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Whether every log could be read to its end: a comparison of a part of them could not be made.
+pub(crate) fn readable(replayed: &Replayed) -> anyhow::Result<()> {
+    match replayed.unread.first() {
+        Some(error) => anyhow::bail!("{error}"),
+        None => Ok(()),
+    }
+}
+
 /// Replays, with a bar on the terminal if there is one.
-pub(crate) fn with_progress(
-    logs: &[PathBuf],
-    since: SystemTime,
-    snapshot: &Snapshot,
-    examples: usize,
-) -> anyhow::Result<Replayed> {
+pub(crate) fn with_progress(logs: &[PathBuf], since: SystemTime, comparison: &Comparison<'_>) -> Replayed {
     let mut bar = std::io::stderr().is_terminal().then(|| Bar::new(logs, since));
-    let replayed = replay(logs, Some(since), snapshot, examples, |records, log, at| {
+    let replayed = replay(logs, Some(since), comparison, |records, log, at| {
         if let Some(bar) = &mut bar {
             bar.advance(records, log, at);
         }
@@ -73,7 +82,7 @@ pub(crate) fn with_progress(
     if let Some(bar) = bar {
         bar.finish();
     }
-    Ok(replayed?)
+    replayed
 }
 
 /// How far a replay is. A log does not say how many records it holds, so it is guessed from its bytes and the times.
@@ -186,9 +195,14 @@ pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
         (replayed.other_denial, "denied as before, with another outcome"),
         (replayed.by_grant, "allowed by a break-glass grant, not replayed"),
         (
-            replayed.not_replayable,
-            "not replayable: policy was not asked, or the record is not whole",
+            replayed.unasked,
+            "not asked again: policy was not asked, or was asked the same before",
         ),
+        (
+            replayed.not_replayable,
+            "not replayable: the record does not have all that these policies ask",
+        ),
+        (replayed.elsewhere, "of another trust domain, not replayed"),
         (
             replayed.damaged,
             "cannot be read; `hoplite audit verify` has the findings",
@@ -259,7 +273,11 @@ fn show_group(page: &mut String, who: &Who, group: &Group) {
 }
 
 /// The replay for scripts.
-pub(crate) fn as_json(replayed: &Replayed, snapshot: &Snapshot, since: SystemTime) -> Value {
+pub(crate) fn as_json(replayed: &Replayed, comparison: &Comparison<'_>, since: SystemTime) -> Value {
+    let compared_with = match comparison.before {
+        Baseline::Recorded => "recorded",
+        Baseline::Set(set) => set.revision(),
+    };
     let groups: Vec<Value> = replayed
         .groups()
         .into_iter()
@@ -272,10 +290,10 @@ pub(crate) fn as_json(replayed: &Replayed, snapshot: &Snapshot, since: SystemTim
         })
         .collect();
     json!({
-        "policy_revision": snapshot.revision(), "since": humantime::format_rfc3339_seconds(since).to_string(),
+        "policy_revision": comparison.after.revision(), "compared_with": compared_with, "since": humantime::format_rfc3339_seconds(since).to_string(),
         "records": replayed.records, "same": replayed.same, "other_denial": replayed.other_denial,
-        "by_grant": replayed.by_grant, "not_replayable": replayed.not_replayable, "damaged": replayed.damaged,
-        "unknown": replayed.unknown,
+        "by_grant": replayed.by_grant, "unasked": replayed.unasked, "not_replayable": replayed.not_replayable,
+        "elsewhere": replayed.elsewhere, "damaged": replayed.damaged, "unknown": replayed.unknown, "unread": replayed.unread,
         "replayed": replayed.replayed(), "flips": replayed.flips.total(),
         "denied_to_allowed": replayed.flips.denied_to_allowed, "allowed_to_denied": replayed.flips.allowed_to_denied,
         "ungrouped": replayed.ungrouped.total(), "groups": groups,

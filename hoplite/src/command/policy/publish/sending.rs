@@ -1,0 +1,107 @@
+//! The last steps of a publication: signed, and given to the CA.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use hoplite_author::publication::{Ready, Signed, Terms};
+use hoplite_host::clock;
+use hoplite_identity::TrustDomain;
+use hoplite_policy::bundle::Stage;
+use hoplite_seal::{Hash, SigningKey};
+use hoplite_wire::ca::{PublishPolicyRequest, ShowPolicyResponse};
+
+use super::steps::Steps;
+use crate::command::admin::CaArgs;
+use crate::command::policy::key::KeyArgs;
+use crate::command::policy::published::state;
+
+/// Who signs, for which trust domain, and after what the CA has.
+pub(crate) struct Office<'a> {
+    pub(crate) ca: &'a CaArgs,
+    pub(crate) key: SigningKey,
+    pub(crate) state: ShowPolicyResponse,
+    pub(crate) trust_domain: TrustDomain,
+}
+
+/// What is decided of a revision besides its files.
+pub(crate) struct Meta {
+    /// After how long it is stale.
+    pub(crate) expires: Duration,
+    pub(crate) note: Option<String>,
+}
+
+// === impl Office ===
+
+impl<'a> Office<'a> {
+    /// Asks the CA, before the work that takes long: whoever publishes in the meantime is noticed, since this is what was seen.
+    /// The trust domain is said before anything is signed: the CA names it, and whoever holds two keys or two sockets may have
+    /// meant another.
+    pub(crate) fn open(ca: &'a CaArgs, args: &KeyArgs, steps: &mut Steps) -> anyhow::Result<Self> {
+        let key = args.load(ca.mesh())?;
+        let state = state(ca)?;
+        let name = key.signer().name();
+        anyhow::ensure!(
+            state.signers.iter().any(|signer| signer == name),
+            "the CA trusts no signer `{name}`, only {}; put `{}` into its `policy_signers`",
+            if state.signers.is_empty() {
+                "nobody".to_owned()
+            } else {
+                state.signers.join(", ")
+            },
+            key.signer()
+        );
+        let trust_domain = args.trust_domain(&state.trust_domain)?;
+        steps.fact("trust_domain", trust_domain.as_str());
+        steps.show(&format!("for      the trust domain {}\n", trust_domain.as_str()))?;
+        Ok(Self {
+            ca,
+            key,
+            state,
+            trust_domain,
+        })
+    }
+
+    /// Signs and sends the next revision, and says which it is.
+    pub(crate) fn send(&self, ready: Ready<'_>, meta: Meta, steps: &mut Steps) -> anyhow::Result<u64> {
+        let now = clock::now();
+        let Signed {
+            revision,
+            stage,
+            manifest,
+            bundle,
+        } = ready.sign(
+            &self.key,
+            Terms {
+                trust_domain: self.trust_domain.clone(),
+                highest_revision: self.state.highest_revision,
+                parent: Hash::from_slice(&self.state.highest_manifest_sha256),
+                created: now,
+                expires: now.checked_add(meta.expires).context("--expires is too long")?,
+                note: meta.note,
+            },
+        )?;
+        let (bytes, name) = (bundle.len(), self.key.signer().name());
+        steps.done(
+            "sign",
+            &format!("revision {revision}, {bytes} bytes, manifest {manifest}, by {name}"),
+        )?;
+        let request = PublishPolicyRequest {
+            bundle,
+            expected_revision: self.state.highest_revision,
+        };
+        let published = self
+            .ca
+            .call(async |mut ca| Ok(ca.publish_policy(request.clone()).await?.into_inner().revision))?;
+        let (stage, what) = match stage {
+            Stage::Live => ("live", "in force on every proxy as it arrives"),
+            Stage::Shadow => ("shadow", "tried beside the policies in force; no answer changes"),
+        };
+        steps.fact("revision", published);
+        steps.fact("stage", stage);
+        steps.fact("manifest", manifest.to_string());
+        steps.fact("bytes", bytes);
+        steps.fact("signed_by", name);
+        steps.done("publish", &format!("revision {published} is with the CA: {what}"))?;
+        Ok(published)
+    }
+}

@@ -1,0 +1,27 @@
+//! What the CA has of policy: its state, and the bundles it keeps.
+
+use anyhow::bail;
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents, ManifestFile};
+use hoplite_wire::ca::{GetPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
+
+use crate::command::admin::CaArgs;
+
+/// What the CA has, and whom it trusts.
+pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {
+    ca.call(async |mut ca| Ok(ca.show_policy(ShowPolicyRequest {}).await?.into_inner()))
+}
+
+/// A signed bundle that the CA still keeps.
+pub(crate) fn kept(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<u8>> {
+    let answer = ca.call(async |mut ca| Ok(ca.get_policy(GetPolicyRequest { revision }).await?.into_inner()))?;
+    if answer.bundle.is_empty() {
+        bail!("the CA keeps only the manifest of revision {revision}; publish the directory it came from");
+    }
+    Ok(answer.bundle)
+}
+
+/// The files of a revision, by name and digest. Nobody has to believe it.
+pub(crate) fn content(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<ManifestFile>> {
+    let bundle = BundleContents::danger_read_unverified(&kept(ca, revision)?, BUNDLE_BYTES_MAX)?;
+    Ok(bundle.manifest().files.clone())
+}
