@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
 use hoplite_host::socket::Peer;
-use hoplite_identity::{Selector, SelectorKind};
+use hoplite_identity::{InvalidSelector, Selector, SelectorKind};
 use ring::digest;
 use tokio::sync::Semaphore;
 
@@ -96,6 +96,39 @@ struct Users {
     names: HashMap<u32, String>,
 }
 
+/// Why something is not known of a process, in words that stand in the log beside the kind of selector.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Unknown {
+    #[error("{0}")]
+    Unread(String),
+    #[error("`{path}`: {1}", path = .0.display())]
+    UsersUnread(PathBuf, String),
+    #[error("uid {0} is not in `{file}`", file = .1.display())]
+    NoUser(u32, PathBuf),
+    #[error("the binary is too large to hash")]
+    TooLarge,
+    #[error("{0}")]
+    Unhashed(String),
+    #[error("the binary changed while it was read")]
+    Changed,
+    #[error("the binary is no longer there under the name it was started by")]
+    Renamed,
+    #[error("another file has the name that the binary was started by")]
+    Replaced,
+    #[error("the path is not UTF-8")]
+    NotUtf8,
+    #[error(transparent)]
+    NoSelector(#[from] InvalidSelector),
+}
+
+// === impl Unknown ===
+
+impl From<io::Error> for Unknown {
+    fn from(error: io::Error) -> Self {
+        Self::Unread(describe(&error))
+    }
+}
+
 // === impl LocalProcess ===
 
 impl LocalProcess {
@@ -118,8 +151,8 @@ impl LocalProcess {
 
 impl Attestation {
     /// INVARIANT: the only way to a selector here, so that what is attested could also be registered.
-    fn add(&mut self, kind: SelectorKind, value: Result<String, String>) {
-        match value.and_then(|value| Selector::new(kind, &value).map_err(|error| error.to_string())) {
+    fn add(&mut self, kind: SelectorKind, value: Result<String, Unknown>) {
+        match value.and_then(|value| Ok(Selector::new(kind, &value)?)) {
             Ok(selector) => {
                 self.selectors.insert(selector);
             }
@@ -172,20 +205,20 @@ impl Attestor {
         }
     }
 
-    fn user(&self, file: &Path, uid: u32) -> Result<String, String> {
+    fn user(&self, file: &Path, uid: u32) -> Result<String, Unknown> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         users
             .refresh(file)
-            .map_err(|error| format!("`{}`: {}", file.display(), describe(&error)))?;
+            .map_err(|error| Unknown::UsersUnread(file.to_owned(), describe(&error)))?;
         users
             .names
             .get(&uid)
             .cloned()
-            .ok_or_else(|| format!("uid {uid} is not in `{}`", file.display()))
+            .ok_or_else(|| Unknown::NoUser(uid, file.to_owned()))
     }
 
-    async fn sha256(&self, binary: File) -> Result<String, String> {
-        let version = FileVersion::of(&binary).map_err(|e| describe(&e))?;
+    async fn sha256(&self, binary: File) -> Result<String, Unknown> {
+        let version = FileVersion::of(&binary)?;
         if let Some(known) = self
             .digests
             .lock()
@@ -196,18 +229,21 @@ impl Attestor {
             return Ok(known.clone());
         }
         if version.size > BINARY_BYTES_MAX {
-            return Err("the binary is too large to hash".to_owned());
+            return Err(Unknown::TooLarge);
         }
-        let _permit = self.hashing.acquire().await.map_err(|e| e.to_string())?;
+        let _permit = self
+            .hashing
+            .acquire()
+            .await
+            .map_err(|e| Unknown::Unhashed(e.to_string()))?;
         let (digest, after) = tokio::task::spawn_blocking(move || {
             let digest = hash(&binary)?;
             Ok::<_, io::Error>((digest, FileVersion::of(&binary)?))
         })
         .await
-        .map_err(|e| e.to_string())?
-        .map_err(|e| describe(&e))?;
+        .map_err(|e| Unknown::Unhashed(e.to_string()))??;
         if after != version {
-            return Err("the binary changed while it was read".to_owned());
+            return Err(Unknown::Changed);
         }
         self.digests
             .lock()
@@ -218,25 +254,22 @@ impl Attestor {
 }
 
 /// The file a process runs, and where the kernel says that it lies.
-fn open_binary(pid: i32) -> Result<(File, PathBuf), String> {
+fn open_binary(pid: i32) -> Result<(File, PathBuf), Unknown> {
     let link = PathBuf::from(format!("/proc/{pid}/exe"));
-    let binary = File::open(&link).map_err(|e| describe(&e))?;
-    let target = fs::read_link(&link).map_err(|e| describe(&e))?;
+    let binary = File::open(&link)?;
+    let target = fs::read_link(&link)?;
     Ok((binary, target))
 }
 
 /// The path, if in our own view of the file system it names the very file that runs. A binary deleted or replaced since
 /// it was started, or one in another mount namespace, has no path that an operator could have meant.
-fn path_of(binary: &File, path: &Path) -> Result<String, String> {
-    let running = FileVersion::of(binary).map_err(|e| describe(&e))?;
-    let named =
-        fs::metadata(path).map_err(|_| "the binary is no longer there under the name it was started by".to_owned())?;
+fn path_of(binary: &File, path: &Path) -> Result<String, Unknown> {
+    let running = FileVersion::of(binary)?;
+    let named = fs::metadata(path).map_err(|_| Unknown::Renamed)?;
     if (named.dev(), named.ino()) != (running.device, running.inode) {
-        return Err("another file has the name that the binary was started by".to_owned());
+        return Err(Unknown::Replaced);
     }
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| "the path is not UTF-8".to_owned())
+    path.to_str().map(str::to_owned).ok_or(Unknown::NotUtf8)
 }
 
 fn hash(mut binary: &File) -> io::Result<String> {
@@ -522,7 +555,7 @@ mod tests {
         assert_eq!(path_of(&running, &program).as_deref(), Ok(program.to_str().unwrap()));
         fs::remove_file(&program).unwrap();
         fs::copy("/bin/true", &program).unwrap();
-        assert!(path_of(&running, &program).unwrap_err().contains("another file"));
+        assert!(path_of(&running, &program).unwrap_err() == Unknown::Replaced);
     }
 
     #[tokio::test]
@@ -571,12 +604,13 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_read_is_absent_with_the_reason() {
         let error = open_binary(i32::MAX).unwrap_err();
-        assert_eq!(error, "not found");
+        assert_eq!(error.to_string(), "not found");
         let attestor = attestor();
         assert!(
             attestor
                 .user(Path::new("/nowhere/passwd"), 0)
                 .unwrap_err()
+                .to_string()
                 .contains("not found")
         );
         assert_eq!(attestor.user(Path::new("/etc/passwd"), 0).as_deref(), Ok("root"));

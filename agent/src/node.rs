@@ -295,7 +295,7 @@ impl Keeper {
         }
         let held = Held::read(disk, first, trust_domain).map_err(|reason| NodeError::State {
             file: path.clone(),
-            reason,
+            reason: reason.to_string(),
         })?;
         let keeper = Self {
             path,
@@ -433,16 +433,16 @@ impl Keeper {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, held: &Held) -> Result<(), String> {
-        let bytes = serde_json::to_vec_pretty(&held.disk).map_err(|e| e.to_string())?;
-        files::write_private(&self.path, &bytes).map_err(|e| e.to_string())
+    fn write(&self, held: &Held) -> Result<(), NotWritten> {
+        let bytes = serde_json::to_vec_pretty(&held.disk)?;
+        Ok(files::write_private(&self.path, &bytes)?)
     }
 
     /// A full disk must not take the identity away; it costs a new token if the agent is restarted meanwhile.
     fn save(&self, held: &Held) {
         if let Err(error) = self.write(held) {
             tracing::error!(
-                error,
+                %error,
                 "the node's identity is not on disk and would be lost by a restart"
             );
         }
@@ -459,32 +459,55 @@ impl Keeper {
     }
 }
 
+/// Why the node's identity is not on disk.
+#[derive(Debug, thiserror::Error)]
+enum NotWritten {
+    #[error(transparent)]
+    Encode(#[from] serde_json::Error),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What is wrong with what is on disk, for the operator.
+#[derive(Debug, thiserror::Error)]
+enum Damaged {
+    #[error("its trust bundle is damaged: {0}")]
+    Bundle(String),
+    #[error("it has a key without a certificate, or the other way round")]
+    Half,
+    #[error("it belongs to the trust domain `{0}`")]
+    Foreign(TrustDomain),
+    #[error("its certificate chain is damaged")]
+    Chain,
+    #[error("its key is damaged")]
+    Key,
+    #[error("its SVID is damaged: {0}")]
+    Svid(#[source] InvalidSvid),
+}
+
 // === impl Held ===
 
 impl Held {
     /// Parses what is on disk; the error is for the operator.
-    fn read(mut disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, String> {
+    fn read(mut disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, Damaged> {
         let bundle = match &disk.bundle {
             Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
-                .map_err(|e| format!("its trust bundle is damaged: {e}"))?,
+                .map_err(|e| Damaged::Bundle(e.to_string()))?,
             None => first,
         };
         let svid = match (&disk.key, &disk.chain) {
             (Some(key), Some(chain)) => Some(parse_svid(key, chain)?),
             (None, None) => None,
-            _ => return Err("it has a key without a certificate, or the other way round".to_owned()),
+            _ => return Err(Damaged::Half),
         };
         if let Some(svid) = svid
             .as_ref()
             .filter(|svid| svid.spiffe_id().trust_domain() != trust_domain)
         {
-            return Err(format!(
-                "it belongs to the trust domain `{}`",
-                svid.spiffe_id().trust_domain()
-            ));
+            return Err(Damaged::Foreign(svid.spiffe_id().trust_domain().clone()));
         }
         let bundle = Arc::new(bundle);
-        let verifier = link::verifier(&bundle).map_err(|e| format!("its trust bundle is damaged: {e}"))?;
+        let verifier = link::verifier(&bundle).map_err(|e| Damaged::Bundle(e.to_string()))?;
         // After the operator's file named a CA that was founded anew: that one lets the old SVID into no connection, and
         // so never says that it refuses it. Without it the agent joins at once. Its time is another matter.
         let is_ours = |svid: &X509Svid| {
@@ -533,10 +556,10 @@ fn svid(chain: Vec<CertificateDer<'static>>, key: PrivatePkcs8KeyDer<'static>) -
     X509Svid::from_parts(chain, key)
 }
 
-fn parse_svid(key: &str, chain: &str) -> Result<X509Svid, String> {
-    let chain = pem::certificates(chain).map_err(|_| "its certificate chain is damaged".to_owned())?;
-    let key = pem::private_key(key).map_err(|_| "its key is damaged".to_owned())?;
-    svid(chain, key.to_vec().into()).map_err(|e| format!("its SVID is damaged: {e}"))
+fn parse_svid(key: &str, chain: &str) -> Result<X509Svid, Damaged> {
+    let chain = pem::certificates(chain).map_err(|_| Damaged::Chain)?;
+    let key = pem::private_key(key).map_err(|_| Damaged::Key)?;
+    svid(chain, key.to_vec().into()).map_err(Damaged::Svid)
 }
 
 // === impl OnDisk ===

@@ -24,12 +24,12 @@ mod run_tests;
 
 use crate::view::Places;
 use case::{Case, Expected, Question, Word, Wrong};
-use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{InvalidSpiffeId, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::files::HEADERS_FILE;
 use hoplite_policy::text::Text;
-use hoplite_policy::{Ask, Asked, CanonicalRequest, Fault, SelectedHeaders, Snapshot, Source, Verdict};
+use hoplite_policy::{Ambiguous, Ask, Asked, CanonicalRequest, Fault, SelectedHeaders, Snapshot, Source, Verdict};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
 use std::time::{Duration, SystemTime};
 
 pub use case::CaseResult;
@@ -175,6 +175,19 @@ fn tokens(line: &str, start: usize) -> Vec<Token<'_>> {
     tokens
 }
 
+/// Why a setting cannot have this value.
+#[derive(Debug, thiserror::Error)]
+enum BadSetting {
+    #[error(transparent)]
+    TrustDomain(#[from] InvalidSpiffeId),
+    #[error("it is no address")]
+    NoAddress(#[from] AddrParseError),
+    #[error("it is no instant in UTC")]
+    NoInstant,
+    #[error(transparent)]
+    Host(#[from] Ambiguous),
+}
+
 // === impl Settings ===
 
 impl Default for Settings {
@@ -237,14 +250,13 @@ impl Settings {
         }
     }
 
-    fn set(&mut self, setting: &str, value: &str) -> Result<(), String> {
+    fn set(&mut self, setting: &str, value: &str) -> Result<(), BadSetting> {
         match setting {
-            "trust-domain" => self.trust_domain = Some(TrustDomain::parse(value).map_err(|error| error.to_string())?),
-            "from" => self.source = value.parse().map_err(|_| "it is no address".to_owned())?,
-            "at" => self.now = instant(value).ok_or("it is no instant in UTC")?,
+            "trust-domain" => self.trust_domain = Some(TrustDomain::parse(value)?),
+            "from" => self.source = value.parse()?,
+            "at" => self.now = instant(value).ok_or(BadSetting::NoInstant)?,
             _ => {
-                let request =
-                    CanonicalRequest::parse("GET", &[value.as_bytes()], b"/").map_err(|error| error.to_string())?;
+                let request = CanonicalRequest::parse("GET", &[value.as_bytes()], b"/")?;
                 self.host = Some(request.host().to_owned());
             }
         }

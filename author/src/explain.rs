@@ -4,8 +4,8 @@
 use crate::conjunct::{Conjunct, conjuncts, stretch_of};
 use crate::view::{Effect, Place, Places, PolicyView};
 use cedar_policy::{
-    ActionConstraint, Context, EntityTypeName, EntityUid, EvalResult, Policy, PrincipalConstraint, Request,
-    ResourceConstraint, eval_expression,
+    ActionConstraint, Context, EntityTypeName, EntityUid, EvalResult, EvaluationError, Policy, PrincipalConstraint,
+    Request, ResourceConstraint, eval_expression,
 };
 use hoplite_policy::{Ask, CallFacts, Snapshot, Verdict, WhatIf};
 
@@ -300,6 +300,17 @@ pub(crate) struct Question<'a> {
     request: Option<Request>,
 }
 
+/// Why it is not known whether a condition holds.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotEvaluated {
+    #[error("there is no such request")]
+    NoRequest,
+    #[error("`{0}` is neither true nor false")]
+    NoBool(String),
+    #[error(transparent)]
+    Cedar(#[from] EvaluationError),
+}
+
 // === impl Question ===
 
 impl<'a> Question<'a> {
@@ -315,12 +326,12 @@ impl<'a> Question<'a> {
     ///
     /// # Errors
     /// Cedar's, if it cannot be evaluated.
-    pub(crate) fn holds(&self, conjunct: &Conjunct) -> Result<bool, String> {
-        let request = self.request.as_ref().ok_or("there is no such request")?;
+    pub(crate) fn holds(&self, conjunct: &Conjunct) -> Result<bool, NotEvaluated> {
+        let request = self.request.as_ref().ok_or(NotEvaluated::NoRequest)?;
         match eval_expression(request, &self.call.entities, &conjunct.expression) {
             Ok(EvalResult::Bool(holds)) => Ok(holds),
-            Ok(other) => Err(format!("`{other}` is neither true nor false")),
-            Err(error) => Err(error.to_string()),
+            Ok(other) => Err(NotEvaluated::NoBool(other.to_string())),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -334,6 +345,7 @@ impl<'a> Question<'a> {
                 Ok(false) => unmet.push(self.unmet(&conjunct, places)),
                 Err(error) if unmet.is_empty() => {
                     let condition = self.unmet(&conjunct, places);
+                    let error = error.to_string();
                     return Finding::Failed { condition, error };
                 }
                 // Cedar does not come this far.

@@ -29,7 +29,7 @@ use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint, ValidationMode,
     ValidationWarning, Validator,
 };
-use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{InvalidServiceName, InvalidSpiffeId, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::files::{BREAK_GLASS_MODULE, ROUTES_FILE};
 use hoplite_policy::text::{
     Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation, diagnosed,
@@ -212,7 +212,7 @@ impl<'a> Review<'a> {
         for uid in &names {
             let (type_name, id) = (uid.type_name().to_string(), uid.id().unescaped());
             let message = match check_name(uid, routes) {
-                Err(message) => Some(message),
+                Err(no_such_name) => Some(no_such_name.message()),
                 Ok(()) => self.imitates(&type_name, id, lookalikes),
             };
             // To find a name takes Cedar's parser for each string: only for what is told.
@@ -388,61 +388,84 @@ impl<'a> Review<'a> {
     }
 }
 
+/// Why no request has a name in it.
+#[derive(Debug, thiserror::Error)]
+enum NoSuchName {
+    #[error("no workload is called `{0}`: {1}")]
+    Workload(String, InvalidSpiffeId),
+    #[error(
+        "no workload is called `{id}`, which is a trust domain; write `principal in \
+         Hoplite::TrustDomain::\"{trust_domain}\"`"
+    )]
+    WholeTrustDomain { id: String, trust_domain: TrustDomain },
+    #[error("the path `{0}` is a trust domain; write `Hoplite::TrustDomain::\"{0}\"`")]
+    PathOfTrustDomain(String),
+    #[error("no workload is below the path `{0}`: {1}")]
+    Path(String, InvalidSpiffeId),
+    #[error("there is no trust domain `{0}`: {1}")]
+    TrustDomain(String, InvalidSpiffeId),
+    #[error(transparent)]
+    Service(#[from] InvalidServiceName),
+    #[error(
+        "`{ROUTES_FILE}` has no route `{0}`; add it there, or write the route as it stands there, after `service:`"
+    )]
+    Route(String),
+}
+
+// === impl NoSuchName ===
+
+impl NoSuchName {
+    /// What is wrong and what to do.
+    fn message(&self) -> String {
+        let message = self.to_string();
+        let help = match self {
+            Self::Workload(..) => "write a whole SPIFFE ID, `spiffe://prod.acme/ns/pay`",
+            Self::Path(..) => "write whole segments without scheme and wildcard, `prod.acme/ns/pay`",
+            Self::TrustDomain(..) => "write its bare name, `prod.acme`",
+            _ => return message,
+        };
+        if message.contains("; ") {
+            message
+        } else {
+            format!("{message}; {help}")
+        }
+    }
+}
+
 /// Whether any request can have this name in it.
-fn check_name(uid: &EntityUid, routes: &RouteTable) -> Result<(), String> {
+fn check_name(uid: &EntityUid, routes: &RouteTable) -> Result<(), NoSuchName> {
     let (kind, id) = (uid.type_name(), uid.id().unescaped());
-    let start: String = id.chars().take(120).collect();
+    let start = || id.chars().take(120).collect::<String>();
     if *kind == VOCABULARY.workload {
-        let spiffe = SpiffeId::parse(id).map_err(|why| format!("no workload is called `{start}`: {why}"));
-        return match spiffe {
-            Ok(spiffe) if spiffe.is_trust_domain() => Err(format!(
-                "no workload is called `{start}`, which is a trust domain; write `principal in Hoplite::TrustDomain::\"{}\"`",
-                spiffe.trust_domain().as_str()
-            )),
+        return match SpiffeId::parse(id) {
+            Ok(spiffe) if spiffe.is_trust_domain() => Err(NoSuchName::WholeTrustDomain {
+                id: start(),
+                trust_domain: spiffe.trust_domain().clone(),
+            }),
             Ok(_) => Ok(()),
-            Err(reason) => Err(with_help(
-                reason,
-                "write a whole SPIFFE ID, `spiffe://prod.acme/ns/pay`",
-            )),
+            Err(why) => Err(NoSuchName::Workload(start(), why)),
         };
     }
     if *kind == VOCABULARY.path {
-        let help = "write whole segments without scheme and wildcard, `prod.acme/ns/pay`";
         return match SpiffeId::parse(&format!("spiffe://{id}")) {
-            Ok(spiffe) if spiffe.is_trust_domain() => Err(format!(
-                "the path `{start}` is a trust domain; write `Hoplite::TrustDomain::\"{start}\"`"
-            )),
+            Ok(spiffe) if spiffe.is_trust_domain() => Err(NoSuchName::PathOfTrustDomain(start())),
             Ok(_) => Ok(()),
-            Err(why) => Err(with_help(
-                format!("no workload is below the path `{start}`: {why}"),
-                help,
-            )),
+            Err(why) => Err(NoSuchName::Path(start(), why)),
         };
     }
     if *kind == VOCABULARY.trust_domain {
-        let parsed = TrustDomain::parse(id).map_err(|why| format!("there is no trust domain `{start}`: {why}"));
-        return parsed
-            .map(|_| ())
-            .map_err(|reason| with_help(reason, "write its bare name, `prod.acme`"));
+        return match TrustDomain::parse(id) {
+            Ok(_) => Ok(()),
+            Err(why) => Err(NoSuchName::TrustDomain(start(), why)),
+        };
     }
     if *kind == VOCABULARY.service {
-        return ServiceName::check(id).map_err(|invalid| invalid.to_string());
+        return Ok(ServiceName::check(id)?);
     }
     if *kind == VOCABULARY.route && !routes.has(id) {
-        return Err(format!(
-            "`{ROUTES_FILE}` has no route `{start}`; add it there, or write the route as it stands there, after `service:`"
-        ));
+        return Err(NoSuchName::Route(start()));
     }
     Ok(())
-}
-
-/// The message with what to do, unless it says that already.
-fn with_help(message: String, help: &str) -> String {
-    if message.contains("; ") {
-        message
-    } else {
-        format!("{message}; {help}")
-    }
 }
 
 /// Whether a text is, or begins, a path or a SPIFFE ID.

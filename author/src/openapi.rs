@@ -7,7 +7,7 @@ use crate::yaml::{DOCUMENT_NODES_MAX, Node, Position, read};
 use hoplite_identity::ServiceName;
 use hoplite_policy::limits::{PATH_BYTES_MAX, ROUTES_PER_SERVICE_MAX};
 use hoplite_policy::text::CanonicalPath;
-use hoplite_policy::{Fault, RouteTable, Source};
+use hoplite_policy::{Ambiguous, BadTemplate, Fault, RouteTable, Source};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -54,7 +54,7 @@ pub fn routes_from_openapi(service: &ServiceName, document: &Source) -> Result<I
         steps: 0,
     };
     let whole = root.get("paths").map_or(Ok(()), |paths| import.paths(paths));
-    whole.map_err(|reason| fault(Position::START, reason))?;
+    whole.map_err(|reason| fault(Position::START, reason.to_string()))?;
     let warnings = import.warnings.into_iter();
     let found = ImportedRoutes {
         service: service.clone(),
@@ -129,8 +129,39 @@ struct Import<'a> {
     steps: usize,
 }
 
-/// Why the walk cannot go on.
-type TooMuch = String;
+/// Why a document is not looked at any further.
+#[derive(Debug, thiserror::Error)]
+enum TooMuch {
+    #[error("the document amounts to more than can be read, about {STEPS_MAX} entries; split it, or leave out servers")]
+    Steps,
+    #[error(
+        "the document describes more routes than the {ROUTES_PER_SERVICE_MAX} a service may have; split the service, or \
+         leave out what nobody calls"
+    )]
+    Routes,
+}
+
+/// Why a path or a server is not taken.
+#[derive(Debug, thiserror::Error)]
+enum LeftOut {
+    #[error("a route is a path, and knows neither query nor fragment; name the path alone")]
+    NoPath,
+    #[error("{0}; rename it")]
+    Ambiguous(Ambiguous),
+    #[error("it is not in canonical form, which is like `{0}`; write it so")]
+    NotCanonical(String),
+    #[error(
+        "a parameter is a whole segment, and `{0}` is only part of one; if every value of that segment may be reached \
+         alike, add the route by hand with `{{name}}` in its place"
+    )]
+    PartOfSegment(String),
+    #[error(
+        "the server's `url` is longer than {SERVER_BYTES_MAX} bytes once its variables have their values; it is left out"
+    )]
+    LongServer,
+    #[error(transparent)]
+    Template(#[from] BadTemplate),
+}
 
 // === impl Import ===
 
@@ -152,9 +183,7 @@ impl Import<'_> {
     fn step(&mut self, steps: usize) -> Result<(), TooMuch> {
         self.steps = self.steps.saturating_add(steps);
         if self.steps > STEPS_MAX {
-            return Err(format!(
-                "the document amounts to more than can be read, about {STEPS_MAX} entries; split it, or leave out servers"
-            ));
+            return Err(TooMuch::Steps);
         }
         Ok(())
     }
@@ -297,7 +326,7 @@ impl Import<'_> {
         let (text, taken) = match substituted(written, &defaults) {
             Ok(done) => done,
             Err(reason) => {
-                self.warn(url.place, reason);
+                self.warn(url.place, reason.to_string());
                 return Ok(None);
             }
         };
@@ -339,7 +368,8 @@ impl Import<'_> {
         let whole = format!("{base}{path}");
         match template(&whole).and_then(|template| {
             let route = format!("{} {template}", method.to_uppercase());
-            RouteTable::check_line(self.service, &route).map(|()| (route, template))
+            RouteTable::check_line(self.service, &route)?;
+            Ok((route, template))
         }) {
             Ok((route, template)) => {
                 if self.seen.insert(format!("{method} {}", without_names(&template))) {
@@ -349,10 +379,7 @@ impl Import<'_> {
             Err(reason) => self.warn(place, format!("`{}` is left out: {reason}", shown(&whole))),
         }
         if self.routes.len() > ROUTES_PER_SERVICE_MAX {
-            return Err(format!(
-                "the document describes more routes than the {ROUTES_PER_SERVICE_MAX} a service may have; split the service, \
-                 or leave out what nobody calls"
-            ));
+            return Err(TooMuch::Routes);
         }
         Ok(())
     }
@@ -360,7 +387,7 @@ impl Import<'_> {
 
 /// A URL with the defaults of its variables in their places, and whose they are. What stands in a default is taken as it
 /// is: one that named others, and they others, would be as long as somebody likes.
-fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(String, Vec<&'a str>), String> {
+fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(String, Vec<&'a str>), LeftOut> {
     let (mut text, mut taken) = (String::new(), Vec::new());
     let mut rest = url;
     while text.len() + rest.len() <= SERVER_BYTES_MAX {
@@ -387,9 +414,7 @@ fn substituted<'a>(url: &'a str, defaults: &HashMap<&str, &str>) -> Result<(Stri
             }
         };
     }
-    Err(format!(
-        "the server's `url` is longer than {SERVER_BYTES_MAX} bytes once its variables have their values; it is left out"
-    ))
+    Err(LeftOut::LongServer)
 }
 
 /// The path of a URL or URL reference, without query and fragment.
@@ -406,9 +431,9 @@ fn path_of(url: &str) -> &str {
 }
 
 /// A path template in the spelling of `routes.toml`.
-fn template(path: &str) -> Result<String, String> {
+fn template(path: &str) -> Result<String, LeftOut> {
     if path.contains(['?', '#']) {
-        return Err("a route is a path, and knows neither query nor fragment; name the path alone".to_owned());
+        return Err(LeftOut::NoPath);
     }
     let path = if path.len() > 1 {
         path.strip_suffix('/').unwrap_or(path)
@@ -438,13 +463,10 @@ fn template(path: &str) -> Result<String, String> {
         }));
         stand_ins.push("x");
     }
-    let canonical = CanonicalPath::parse(stand_ins.join("/").as_bytes()).map_err(|why| format!("{why}; rename it"))?;
+    let canonical = CanonicalPath::parse(stand_ins.join("/").as_bytes()).map_err(LeftOut::Ambiguous)?;
     let segments: Vec<&str> = canonical.text.split('/').collect();
     if segments.len() != parameters.len() {
-        return Err(format!(
-            "it is not in canonical form, which is like `{}`; write it so",
-            canonical.text
-        ));
+        return Err(LeftOut::NotCanonical(canonical.text));
     }
     let written: Vec<&str> = segments
         .iter()
@@ -455,18 +477,14 @@ fn template(path: &str) -> Result<String, String> {
 }
 
 /// The name of a segment that is one parameter; `None` for a literal.
-fn parameter(segment: &str) -> Result<Option<&str>, String> {
+fn parameter(segment: &str) -> Result<Option<&str>, LeftOut> {
     if !segment.contains(['{', '}']) {
         return Ok(None);
     }
     let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
     match name.filter(|name| !name.is_empty() && !name.contains(['{', '}'])) {
         Some(name) => Ok(Some(name)),
-        None => Err(format!(
-            "a parameter is a whole segment, and `{}` is only part of one; if every value of that segment may be reached \
-             alike, add the route by hand with `{{name}}` in its place",
-            shown(segment)
-        )),
+        None => Err(LeftOut::PartOfSegment(shown(segment))),
     }
 }
 

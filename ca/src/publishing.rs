@@ -10,7 +10,7 @@ use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Refused, Stage};
 use hoplite_policy::grant::GrantRefused;
-use hoplite_policy::holding::{HeldBundle, Holding, KeptPolicy, PolicyTrust};
+use hoplite_policy::holding::{HeldBundle, Holding, KeptPolicy, PolicyTrust, Unreadable};
 use hoplite_policy::{Fault, Snapshot};
 use hoplite_seal::TrustedSigners;
 use hoplite_store::{CommitError, LargeId};
@@ -256,7 +256,7 @@ impl Shared {
         // The store is what the CA's keeper is: what it has is examined as whatever a disk kept.
         let kept = |published: &Option<Arc<Published>>| {
             let bundle = self.bundles.bundle(&published.as_deref()?.bundle_id());
-            Some(bundle.map(|bytes| bytes.to_vec()).map_err(|error| error.to_string()))
+            Some(bundle.map(|bytes| bytes.to_vec()).map_err(Unreadable::of))
         };
         let kept = KeptPolicy {
             state: None,

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use hoplite_host::clock;
 use hoplite_policy::bundle::{Refused, Stage};
-use hoplite_policy::holding::{Examined, HeldGrant, Holding, KeptPolicy, NotTaken, PolicyTrust};
+use hoplite_policy::holding::{Examined, HeldGrant, Holding, KeptPolicy, NotTaken, PolicyTrust, Unreadable};
 use hoplite_policy::{Fault, Snapshot, Source};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -138,7 +138,7 @@ impl CurrentPolicy {
                     "what was kept of signed policy cannot be read: what comes now is in force, and is not kept until `state_dir` is mended and this process started again"
                 );
                 // Nobody knows what was accepted, so nothing unsigned may decide.
-                let live = Some(Err(error.to_string()));
+                let live = Some(Err(Unreadable::of(error)));
                 (
                     None,
                     KeptPolicy {

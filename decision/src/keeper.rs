@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hoplite_host::files::{self, FileError};
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{Seen, Stage};
-use hoplite_policy::holding::{Holding, KeptPolicy};
+use hoplite_policy::holding::{Holding, KeptPolicy, Unreadable};
 use tracing::warn;
 
 /// Beside the bundles: what was accepted last, and the grants.
@@ -54,7 +54,7 @@ impl Keeper {
         };
         let bundle = |stage: Stage| match files::read_private(&directory.join(file_name(stage))) {
             Err(error) if error.is_not_found() => None,
-            read => Some(read.map_err(|error| error.to_string())),
+            read => Some(read.map_err(Unreadable::of)),
         };
         let kept = KeptPolicy {
             state: state.clone().map(Ok),

@@ -76,7 +76,7 @@ impl TrustBundle {
     pub fn from_der(trust_domain: TrustDomain, der: &[u8], sequence: u64) -> Result<Self, InvalidBundle> {
         match profile::split_der(der) {
             Ok(authorities) => Self::new(trust_domain, authorities, sequence),
-            Err(reason) => Err(InvalidBundle::Der(trust_domain, reason)),
+            Err(reason) => Err(InvalidBundle::Der(trust_domain, reason.to_string())),
         }
     }
 

@@ -158,7 +158,7 @@ impl Leaf {
 
 /// Checks one DER certificate against the leaf profile.
 pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
-    let certificate = parse(der).map_err(InvalidSvid::Malformed)?;
+    let certificate = parse(der).map_err(|why| InvalidSvid::Malformed(why.to_string()))?;
 
     // an authority must not authenticate. First, because nothing else it says matters then.
     if is_ca(&certificate).map_err(malformed)? {
@@ -211,7 +211,7 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
 /// Checks that a certificate may sign others.
 pub(crate) fn authority(der: &[u8]) -> Result<X509Certificate<'_>, InvalidAuthority> {
     let malformed = |error: X509Error| InvalidAuthority::Malformed(error.to_string());
-    let certificate = parse(der).map_err(InvalidAuthority::Malformed)?;
+    let certificate = parse(der).map_err(|why| InvalidAuthority::Malformed(why.to_string()))?;
     if !is_ca(&certificate).map_err(malformed)? {
         return Err(InvalidAuthority::NotCa);
     }
@@ -225,16 +225,32 @@ pub(crate) fn authority(der: &[u8]) -> Result<X509Certificate<'_>, InvalidAuthor
     Ok(certificate)
 }
 
+/// What follows the last element of concatenated DER and is none.
+#[derive(Debug, thiserror::Error)]
+#[error("the {bytes} bytes after certificate {after} are no DER")]
+pub(crate) struct NotDer {
+    bytes: usize,
+    after: usize,
+}
+
+/// Why bytes are not one certificate.
+#[derive(Debug, thiserror::Error)]
+enum NotOne {
+    #[error("{0} bytes are more than the {CERTIFICATE_BYTES_MAX} a certificate may have")]
+    TooLarge(usize),
+    #[error("{0} bytes follow the certificate")]
+    Trailing(usize),
+    #[error("{0}")]
+    Unread(String),
+}
+
 /// Cuts concatenated DER into its elements. Whether each is a certificate is left to whoever reads it.
-pub(crate) fn split_der(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn split_der(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, NotDer> {
     let mut certificates = Vec::new();
     while !der.is_empty() {
-        let trailing = || {
-            format!(
-                "the {} bytes after certificate {} are no DER",
-                der.len(),
-                certificates.len()
-            )
+        let trailing = || NotDer {
+            bytes: der.len(),
+            after: certificates.len(),
         };
         let (rest, _) = Any::from_der(der).map_err(|_| trailing())?;
         let (certificate, _) = der.split_at_checked(der.len() - rest.len()).ok_or_else(trailing)?;
@@ -289,17 +305,14 @@ fn is_ca(certificate: &X509Certificate<'_>) -> Result<bool, X509Error> {
 }
 
 /// Exactly one certificate, of a bounded size.
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, NotOne> {
     if der.len() > CERTIFICATE_BYTES_MAX {
-        return Err(format!(
-            "{} bytes are more than the {CERTIFICATE_BYTES_MAX} a certificate may have",
-            der.len()
-        ));
+        return Err(NotOne::TooLarge(der.len()));
     }
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
-        Ok((rest, _)) => Err(format!("{} bytes follow the certificate", rest.len())),
-        Err(error) => Err(error.to_string()),
+        Ok((rest, _)) => Err(NotOne::Trailing(rest.len())),
+        Err(error) => Err(NotOne::Unread(error.to_string())),
     }
 }
 

@@ -49,7 +49,7 @@ impl X509Svid {
     /// # Errors
     /// As [`X509Svid::from_parts`].
     pub fn from_der(chain: &[u8], key: &[u8]) -> Result<Self, InvalidSvid> {
-        let chain = profile::split_der(chain).map_err(InvalidSvid::Malformed)?;
+        let chain = profile::split_der(chain).map_err(|why| InvalidSvid::Malformed(why.to_string()))?;
         Self::from_parts(chain, key.to_vec().into())
     }
 

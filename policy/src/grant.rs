@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn a_service_that_no_proxy_can_have_is_none() {
         let mut body = cbor::encode(&draft());
-        let at = body.windows(6).position(|bytes| bytes == b"ledger").unwrap();
+        let at = body.windows(6).rposition(|bytes| bytes == b"ledger").unwrap();
         body[at + 3] = b'"';
         let mut envelope = Envelope::new(KIND, body, []);
         envelope.sign(&key("alice")).unwrap();

@@ -71,11 +71,25 @@ pub struct Examined(HeldBundle);
 #[derive(Debug, Clone, Default)]
 pub struct KeptPolicy {
     /// What [`Holding::state`] wrote.
-    pub state: Option<Result<Vec<u8>, String>>,
+    pub state: Option<Result<Vec<u8>, Unreadable>>,
     /// The live bundle.
-    pub live: Option<Result<Vec<u8>, String>>,
+    pub live: Option<Result<Vec<u8>, Unreadable>>,
     /// The shadow.
-    pub shadow: Option<Result<Vec<u8>, String>>,
+    pub shadow: Option<Result<Vec<u8>, Unreadable>>,
+}
+
+/// Why what was kept cannot be read, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(String);
+
+// === impl Unreadable ===
+
+impl Unreadable {
+    /// For this reason.
+    pub fn of(why: impl std::fmt::Display) -> Self {
+        Self(why.to_string())
+    }
 }
 
 /// Why a bundle that was offered is not taken.
@@ -321,7 +335,8 @@ impl Holding {
         let mut lost = Vec::new();
         let state = kept.state.and_then(|state| {
             let read = state.and_then(|bytes| State::decode(&bytes));
-            read.inspect_err(|why| lost.push(NotRestored::State(why.clone()))).ok()
+            read.inspect_err(|why| lost.push(NotRestored::State(why.0.clone())))
+                .ok()
         });
         let (live, shadow, grants) = match state {
             Some(state) => (state.live, state.shadow, state.grants),
@@ -332,7 +347,7 @@ impl Holding {
             let seen = seen.map(|KeptSeen { revision, manifest }| Seen { revision, manifest });
             let opened = match bytes {
                 Some(Ok(bytes)) => holding.open_kept(stage, seen, &bytes, now).map(Some),
-                Some(Err(why)) => Err(NotRestored::Unreadable(why)),
+                Some(Err(why)) => Err(NotRestored::Unreadable(why.0)),
                 None if seen.is_some() => Err(NotRestored::Missing),
                 None => Ok(None),
             };
@@ -520,11 +535,13 @@ impl Holding {
 // === impl State ===
 
 impl State {
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let state: Self = cbor::decode(bytes).map_err(|error| error.to_string())?;
+    fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let state: Self = cbor::decode(bytes).map_err(Unreadable::of)?;
         match state.format {
             FORMAT => Ok(state),
-            other => Err(format!("it has format {other}, and this version reads {FORMAT}")),
+            other => Err(Unreadable(format!(
+                "it has format {other}, and this version reads {FORMAT}"
+            ))),
         }
     }
 }

@@ -16,14 +16,29 @@ pub(crate) struct Ids<'a> {
     taken: HashMap<String, (String, &'a Text<'a>, usize)>,
 }
 
+/// Why a policy cannot have its id.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadId {
+    #[error("the policy has no `@id`; put `@id(\"team/name\")` before it")]
+    None,
+    #[error("the `@id` `{0}` must be 1 to {ID_BYTES_MAX} bytes without spaces; write one like `team/name`")]
+    Form(String),
+    #[error("the `@id` `{id}` has the character `{odd}`, which is not for ids; write one like `team/name`", odd = .odd.escape_unicode())]
+    Character { id: String, odd: char },
+    #[error("the `@id` `{id}` is already used at {place}; give this policy another")]
+    Taken { id: String, place: String },
+    #[error("the `@id` `{id}` differs only by case from `{first}` at {place}; give this policy another")]
+    DiffersByCase { id: String, first: String, place: String },
+}
+
 // === impl Ids ===
 
 impl<'a> Ids<'a> {
     /// Takes the id of the policy at this byte of the source.
     ///
     /// # Errors
-    /// In one sentence, what is wrong with the id or who has it already.
-    pub(crate) fn claim(&mut self, id: &str, source: &'a Text<'a>, offset: usize) -> Result<(), String> {
+    /// What is wrong with the id, or who has it already.
+    pub(crate) fn claim(&mut self, id: &str, source: &'a Text<'a>, offset: usize) -> Result<(), BadId> {
         check_id(id)?;
         match self.taken.entry(id.to_lowercase()) {
             Entry::Vacant(place) => {
@@ -33,11 +48,12 @@ impl<'a> Ids<'a> {
             Entry::Occupied(first) => {
                 let (first, source, offset) = first.get();
                 let (line, column) = source.position(*offset);
-                let place = format!("{}:{line}:{column}", source.file);
-                Err(if first == id {
-                    format!("the `@id` `{id}` is already used at {place}; give this policy another")
+                let (id, place) = (id.to_owned(), format!("{}:{line}:{column}", source.file));
+                Err(if *first == id {
+                    BadId::Taken { id, place }
                 } else {
-                    format!("the `@id` `{id}` differs only by case from `{first}` at {place}; give this policy another")
+                    let first = first.clone();
+                    BadId::DiffersByCase { id, first, place }
                 })
             }
         }
@@ -51,21 +67,17 @@ impl<'a> Ids<'a> {
     }
 }
 
-fn check_id(id: &str) -> Result<(), String> {
+fn check_id(id: &str) -> Result<(), BadId> {
     if id.is_empty() || id.len() > ID_BYTES_MAX || id.chars().any(char::is_whitespace) {
         // A megabyte of it would be no help.
         let start: String = id.chars().take(ID_BYTES_MAX).collect();
-        return Err(format!(
-            "the `@id` `{}` must be 1 to {ID_BYTES_MAX} bytes without spaces; write one like `team/name`",
-            start.escape_debug()
-        ));
+        return Err(BadId::Form(start.escape_debug().to_string()));
     }
     match id.chars().find(|&c| !is_plain(c)) {
-        Some(odd) => Err(format!(
-            "the `@id` `{}` has the character `{}`, which is not for ids; write one like `team/name`",
-            id.escape_debug(),
-            odd.escape_unicode()
-        )),
+        Some(odd) => Err(BadId::Character {
+            id: id.escape_debug().to_string(),
+            odd,
+        }),
         None => Ok(()),
     }
 }
@@ -109,6 +121,7 @@ mod tests {
             match ids.claim(id, &source, 7) {
                 Ok(()) => assert_eq!(expected, "", "{id}"),
                 Err(reason) => {
+                    let reason = reason.to_string();
                     assert!(!expected.is_empty() && reason.contains(expected), "{reason}");
                     assert!(reason.len() < 1000, "{} bytes", reason.len());
                 }

@@ -64,6 +64,44 @@ pub enum Team<'a> {
     },
 }
 
+/// Why a policy file may not be called what it is called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoTeam {
+    /// Folders lie in folders.
+    #[error("`{0}` is deeper than one folder; move it up")]
+    TooDeep(String),
+    /// A folder, and nobody says whose it is.
+    #[error("the folder `{0}` is a module and there is no `{MODULES_FILE}`; write one that says whose it is")]
+    NoModules(String),
+    /// A file outside the modules that there are.
+    #[error("there is a `{MODULES_FILE}` and `{0}` is in no module; move it into the folder of one")]
+    NoModule(String),
+    /// A folder of which the modules do not speak.
+    #[error("`{MODULES_FILE}` knows no module `{0}`; add `[{0}]` with its `owner` and `services`")]
+    UnknownModule(String),
+    /// It is no name of a file or folder of policies.
+    #[error(
+        "`{0}` cannot be a policy file or module; rename it, without `/`, `\\`, control characters and a dot in front"
+    )]
+    Name(String),
+}
+
+/// Why a policy is not its module's to write.
+#[derive(Debug, thiserror::Error)]
+enum NotIts {
+    #[error(
+        "the module `{module}` may not speak of every service; write `resource in Hoplite::Service::\"{example}\"`"
+    )]
+    Everything { module: String, example: String },
+    #[error("the service `{service}` is not the module `{module}`'s; ask its owner, or change `{MODULES_FILE}`")]
+    Service { service: String, module: String },
+    #[error(
+        "the module `{module}` may speak of its own services only; write `resource in Hoplite::Service::\"{example}\"`"
+    )]
+    NoService { module: String, example: String },
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Section {
@@ -103,7 +141,7 @@ impl Modules {
         let mut by_name = BTreeMap::new();
         for (name, section) in sections {
             if let Err(reason) = check_part(name.as_ref()) {
-                faults.push(fault(name.span(), reason));
+                faults.push(fault(name.span(), reason.to_string()));
             }
             if name.as_ref() == BREAK_GLASS_MODULE {
                 let reason = format!("`{BREAK_GLASS_MODULE}` is for grants; give the module another name");
@@ -165,14 +203,14 @@ impl Modules {
     /// On whose behalf the source of this name speaks.
     ///
     /// # Errors
-    /// In one sentence, why a policy file may not be called so.
-    pub fn team<'a>(&'a self, source: &'a str) -> Result<Team<'a>, String> {
+    /// Why a policy file may not be called so.
+    pub fn team<'a>(&'a self, source: &'a str) -> Result<Team<'a>, NoTeam> {
         let (module, file) = match source.split_once('/') {
             Some((module, file)) => (Some(module), file),
             None => (None, source),
         };
         if file.contains('/') {
-            return Err(format!("`{source}` is deeper than one folder; move it up"));
+            return Err(NoTeam::TooDeep(source.to_owned()));
         }
         check_part(file)?;
         if module == Some(BREAK_GLASS_MODULE) {
@@ -180,17 +218,13 @@ impl Modules {
         }
         match (&self.by_name, module) {
             (None, None) => Ok(Team::Anyone),
-            (None, Some(name)) => Err(format!(
-                "the folder `{name}` is a module and there is no `{MODULES_FILE}`; write one that says whose it is"
-            )),
-            (Some(_), None) => Err(format!(
-                "there is a `{MODULES_FILE}` and `{file}` is in no module; move it into the folder of one"
-            )),
+            (None, Some(name)) => Err(NoTeam::NoModules(name.to_owned())),
+            (Some(_), None) => Err(NoTeam::NoModule(file.to_owned())),
             (Some(modules), Some(name)) => {
                 check_part(name)?;
-                let module = modules.get(name).ok_or_else(|| {
-                    format!("`{MODULES_FILE}` knows no module `{name}`; add `[{name}]` with its `owner` and `services`")
-                })?;
+                let module = modules
+                    .get(name)
+                    .ok_or_else(|| NoTeam::UnknownModule(name.to_owned()))?;
                 Ok(Team::Module {
                     name,
                     owner: &module.owner,
@@ -267,20 +301,19 @@ impl Team<'_> {
             && let Err(reason) = within(services, name, &policy.resource_constraint())
         {
             let span = Anatomy::of(statement.text).scope("resource").unwrap_or(0..0);
-            faults.push(fault(span.start, reason).spanning(span.len()));
+            faults.push(fault(span.start, reason.to_string()).spanning(span.len()));
         }
         faults
     }
 }
 
 /// Whether a scope's resource is one of the services, or a route of one.
-fn within(services: &BTreeSet<ServiceName>, module: &str, resource: &ResourceConstraint) -> Result<(), String> {
-    let example = services.first().map_or("", ServiceName::as_str);
+fn within(services: &BTreeSet<ServiceName>, module: &str, resource: &ResourceConstraint) -> Result<(), NotIts> {
+    let module = module.to_owned();
+    let example = services.first().map_or("", ServiceName::as_str).to_owned();
     let (ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid)) = resource
     else {
-        return Err(format!(
-            "the module `{module}` may not speak of every service; write `resource in Hoplite::Service::\"{example}\"`"
-        ));
+        return Err(NotIts::Everything { module, example });
     };
     let id = uid.id().unescaped();
     let service = if *uid.type_name() == VOCABULARY.service {
@@ -293,23 +326,19 @@ fn within(services: &BTreeSet<ServiceName>, module: &str, resource: &ResourceCon
     };
     match service {
         Some(service) if services.contains(service) => Ok(()),
-        Some(service) => Err(format!(
-            "the service `{service}` is not the module `{module}`'s; ask its owner, or change `{MODULES_FILE}`"
-        )),
-        None => Err(format!(
-            "the module `{module}` may speak of its own services only; write `resource in Hoplite::Service::\"{example}\"`"
-        )),
+        Some(service) => Err(NotIts::Service {
+            service: service.to_owned(),
+            module,
+        }),
+        None => Err(NotIts::NoService { module, example }),
     }
 }
 
 /// Checks the name of a file or folder of policies.
-fn check_part(name: &str) -> Result<(), String> {
+fn check_part(name: &str) -> Result<(), NoTeam> {
     let bad = |c: char| is_unseen(c) || c == '/' || c == '\\';
     if name.is_empty() || name.starts_with('.') || name.len() > FILE_NAME_BYTES_MAX || name.chars().any(bad) {
-        let start: String = name.chars().take(80).collect();
-        return Err(format!(
-            "`{start}` cannot be a policy file or module; rename it, without `/`, `\\`, control characters and a dot in front"
-        ));
+        return Err(NoTeam::Name(name.chars().take(80).collect()));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! A template is compared with the decoded segments of the canonical request, so neither a trailing slash nor an
 //! escape nor a dot segment leads past a route. `*` stands for any method; a parameter for exactly one segment.
 
+use crate::ambiguous::Ambiguous;
 use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
 use crate::fault::{Fault, Text};
 use crate::source::ROUTES_FILE;
@@ -50,6 +51,30 @@ struct Template {
 enum Pattern {
     Literal(String),
     Parameter,
+}
+
+/// Why a line is no route.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadTemplate {
+    /// It is not two words.
+    #[error("`{0}` is not a route; write a method or `*`, one space and a path")]
+    Form(String),
+    /// Two programs could read its method or path in two ways.
+    #[error("in `{0}`: {1}")]
+    Ambiguous(String, Ambiguous),
+    /// No request is brought to this spelling.
+    #[error("in `{0}`: the path is not in canonical form, which is like `{1}`")]
+    NotCanonical(String, String),
+    /// A slash that makes no difference.
+    #[error("in `{0}`: leave out the last slash; the route covers both spellings")]
+    LastSlash(String),
+    /// Braces around what is no name.
+    #[error("in `{0}`: `{1}` is not a parameter; name it like `{{id}}`")]
+    NoParameter(String, String),
+    /// Two parameters of one name.
+    #[error("in `{0}`: the parameter `{1}` appears twice")]
+    Twice(String, String),
 }
 
 #[derive(Deserialize)]
@@ -133,7 +158,7 @@ impl RouteTable {
                         }
                         None => templates.push(template),
                     },
-                    Err(reason) => faults.push(fault(Some(route.span()), reason)),
+                    Err(reason) => faults.push(fault(Some(route.span()), reason.to_string())),
                 }
             }
             templates.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
@@ -158,8 +183,8 @@ impl RouteTable {
     /// Whether a table would take this line for a service.
     ///
     /// # Errors
-    /// In one sentence, why it would not.
-    pub fn check_line(service: &ServiceName, line: &str) -> Result<(), String> {
+    /// Why it would not.
+    pub fn check_line(service: &ServiceName, line: &str) -> Result<(), BadTemplate> {
         Template::parse(service, line).map(drop)
     }
 
@@ -190,17 +215,15 @@ impl RouteTable {
 // === impl Template ===
 
 impl Template {
-    fn parse(service: &ServiceName, text: &str) -> Result<Self, String> {
+    fn parse(service: &ServiceName, text: &str) -> Result<Self, BadTemplate> {
         // A fault is one line, whatever TOML's escapes put into a template.
-        let shown = text.escape_debug();
-        let (method, path) = text
-            .split_once(' ')
-            .ok_or_else(|| format!("`{shown}` is not a route; write a method or `*`, one space and a path"))?;
+        let shown = || text.escape_debug().to_string();
+        let (method, path) = text.split_once(' ').ok_or_else(|| BadTemplate::Form(shown()))?;
         let method = match method {
             "*" => None,
             method => Some(
                 canonical_method(method)
-                    .map_err(|why| format!("in `{shown}`: {why}"))?
+                    .map_err(|why| BadTemplate::Ambiguous(shown(), why))?
                     .to_owned(),
             ),
         };
@@ -210,17 +233,13 @@ impl Template {
         let is_parameter = |segment: &str| segment.starts_with('{') && segment.ends_with('}');
         let stand_in: Vec<&str> = path.split('/').map(|s| if is_parameter(s) { "x" } else { s }).collect();
         let stand_in = stand_in.join("/");
-        let canonical = CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| format!("in `{shown}`: {why}"))?;
+        let canonical =
+            CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| BadTemplate::Ambiguous(shown(), why))?;
         if canonical.text != stand_in {
-            return Err(format!(
-                "in `{shown}`: the path is not in canonical form, which is like `{}`",
-                canonical.text
-            ));
+            return Err(BadTemplate::NotCanonical(shown(), canonical.text));
         }
         if path.len() > 1 && path.ends_with('/') {
-            return Err(format!(
-                "in `{shown}`: leave out the last slash; the route covers both spellings"
-            ));
+            return Err(BadTemplate::LastSlash(shown()));
         }
 
         let mut names = Vec::new();
@@ -230,13 +249,10 @@ impl Template {
                 Some(name) => {
                     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
                     if name.is_empty() || !name.bytes().all(word) {
-                        return Err(format!(
-                            "in `{shown}`: `{}` is not a parameter; name it like `{{id}}`",
-                            written.escape_debug()
-                        ));
+                        return Err(BadTemplate::NoParameter(shown(), written.escape_debug().to_string()));
                     }
                     if names.contains(&name) {
-                        return Err(format!("in `{shown}`: the parameter `{written}` appears twice"));
+                        return Err(BadTemplate::Twice(shown(), written.to_owned()));
                     }
                     names.push(name);
                     pattern.push(Pattern::Parameter);

@@ -6,7 +6,7 @@ use crate::counters::{Counter, PolicyCounts};
 use crate::evaluate::{CallFacts, Evaluator};
 use crate::fault::{FAULTS_MAX, Fault, Text, enough};
 use crate::headers::SelectedHeaders;
-use crate::ids::Ids;
+use crate::ids::{BadId, Ids};
 use crate::modules::{Modules, Team};
 use crate::parse::{COMPILE_STACK_BYTES, diagnosed, on_stack, parse};
 use crate::routes::RouteTable;
@@ -106,7 +106,7 @@ impl Snapshot {
                     .as_ref()
                     .map_or(Ok(Team::Anyone), |modules| modules.team(&source.name));
                 let team = team.unwrap_or_else(|reason| {
-                    faults.push(fault(&reason));
+                    faults.push(fault(&reason.to_string()));
                     Team::Anyone
                 });
                 for statement in statements(&source.text) {
@@ -332,7 +332,7 @@ impl<'a> Policies<'a> {
             Ok(_) => policy,
             Err(reason) => {
                 let place = Anatomy::of(statement.text).annotation("id");
-                faults.push(fault(place.map_or(0, |place| place.start), reason));
+                faults.push(fault(place.map_or(0, |place| place.start), reason.to_string()));
                 policy
             }
         };
@@ -359,8 +359,8 @@ impl<'a> Policies<'a> {
     }
 
     /// The policy's id, which is now taken.
-    fn claim(&mut self, policy: &Policy, source: &'a Text<'a>, statement: &Statement<'_>) -> Result<PolicyId, String> {
-        let id = annotation(policy, "id").ok_or("the policy has no `@id`; put `@id(\"team/name\")` before it")?;
+    fn claim(&mut self, policy: &Policy, source: &'a Text<'a>, statement: &Statement<'_>) -> Result<PolicyId, BadId> {
+        let id = annotation(policy, "id").ok_or(BadId::None)?;
         self.ids.claim(id, source, statement.offset)?;
         Ok(PolicyId::new(id))
     }

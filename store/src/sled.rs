@@ -214,7 +214,7 @@ impl Disk {
         let meta = match self.item(META)? {
             Some(bytes) => match Meta::decode(&bytes) {
                 Ok(meta) => meta,
-                Err(problem) => return damaged(problem),
+                Err(problem) => return damaged(problem.to_string()),
             },
             None if acknowledged.is_none() && self.guarded("read", || Ok(self.db.is_empty()))? => Meta::START,
             None => return damaged("its revision is gone".into()),

@@ -59,6 +59,21 @@ struct Launched {
     process: Arc<Process>,
 }
 
+/// Why a launch is not taken note of; the supervisor is told.
+#[derive(Debug, thiserror::Error)]
+enum NotNoted {
+    #[error("this is no launch request: {0}")]
+    NoRequest(#[from] serde_json::Error),
+    #[error("`{0}` is no process id")]
+    NoPid(u32),
+    #[error("cannot watch process {pid}: {source}")]
+    Unwatched { pid: i32, source: io::Error },
+    #[error("process {0} has exited")]
+    Exited(i32),
+    #[error("{LAUNCHED_MAX} launched processes are alive; stop some first")]
+    TooMany,
+}
+
 /// A line from the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -138,7 +153,7 @@ impl Launches {
             }
             let answer = match self.request(&line) {
                 Ok(()) => Answer::Ok(true),
-                Err(reason) => Answer::Error(reason),
+                Err(reason) => Answer::Error(reason.to_string()),
             };
             let mut answer = serde_json::to_vec(&answer)?;
             answer.push(b'\n');
@@ -161,29 +176,28 @@ impl Launches {
         self.changes.subscribe()
     }
 
-    fn request(&self, line: &[u8]) -> Result<(), String> {
-        let Request::Launch(LaunchRequest { name, pid }) =
-            serde_json::from_slice(line).map_err(|e| format!("this is no launch request: {e}"))?;
+    fn request(&self, line: &[u8]) -> Result<(), NotNoted> {
+        let Request::Launch(LaunchRequest { name, pid }) = serde_json::from_slice(line)?;
         let pid = i32::try_from(pid)
             .ok()
             .and_then(Pid::from_raw)
-            .ok_or_else(|| format!("`{pid}` is no process id"))?;
+            .ok_or(NotNoted::NoPid(pid))?;
         let raw = pid.as_raw_nonzero().get();
         let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
             .and_then(|pidfd| Process::new(Arc::new(pidfd)))
-            .map_err(|e| format!("cannot watch process {raw}: {e}"))?;
+            .map_err(|source| NotNoted::Unwatched { pid: raw, source })?;
         if !process.is_alive() {
-            return Err(format!("process {raw} has exited"));
+            return Err(NotNoted::Exited(raw));
         }
         self.insert(raw, name, Arc::new(process))
     }
 
-    fn insert(&self, pid: i32, name: ServiceName, process: Arc<Process>) -> Result<(), String> {
+    fn insert(&self, pid: i32, name: ServiceName, process: Arc<Process>) -> Result<(), NotNoted> {
         {
             let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
             if processes.len() >= LAUNCHED_MAX && !processes.contains_key(&pid) {
-                return Err(format!("{LAUNCHED_MAX} launched processes are alive; stop some first"));
+                return Err(NotNoted::TooMany);
             }
             tracing::info!(pid, %name, "launched");
             processes.insert(
@@ -298,7 +312,7 @@ mod tests {
         let launches = Launches::default();
         let own = std::process::id();
         let check = |line: &str, expected: &str| {
-            let error = launches.request(line.as_bytes()).unwrap_err();
+            let error = launches.request(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected), "{line}: {error}");
         };
         check("", "no launch request");

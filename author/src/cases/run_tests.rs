@@ -6,7 +6,7 @@
 //! thing: a forbid that cannot be evaluated denies.
 
 use super::case::{Case, Expected, GivenCase, Question, Wrong};
-use cedar_policy::{Context, Entities, EntityUid, Request, Schema};
+use cedar_policy::{Context, Entities, EntityUid, ParseErrors, Request, Schema};
 use hoplite_policy::text::{Text, validator};
 use hoplite_policy::{CallFacts, SelectedHeaders};
 use serde::Deserialize;
@@ -39,6 +39,23 @@ enum WrittenDecision {
     Deny,
 }
 
+/// Why a test cannot be asked.
+#[derive(Debug, thiserror::Error)]
+enum BadTest {
+    #[error("the {what} `{text}` is no entity: {error}; write it like `Hoplite::Service::\"ledger\"`")]
+    NoEntity {
+        what: &'static str,
+        text: String,
+        error: String,
+    },
+    #[error("the {what} {does} not conform to the schema: {why}; `hoplite policy schema` prints it")]
+    Nonconforming {
+        what: &'static str,
+        does: &'static str,
+        why: String,
+    },
+}
+
 /// The cases of a file, or what is wrong with each.
 pub(super) fn parse(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, Vec<Wrong>> {
     let validator = validator(headers).map_err(|error| vec![(0, error.to_string())])?;
@@ -53,7 +70,7 @@ pub(super) fn parse(text: &str, headers: &SelectedHeaders) -> Result<Vec<Case>, 
         match serde_json::from_str::<Written>(test.get()) {
             Ok(written) => match written.case(place, validator.schema()) {
                 Ok(case) => cases.push(case),
-                Err(reason) => wrong.push((offset, reason)),
+                Err(bad) => wrong.push((offset, bad.to_string())),
             },
             Err(error) => wrong.push(said(test.get(), offset, &error)),
         }
@@ -82,7 +99,7 @@ fn said(part: &str, start: usize, error: &serde_json::Error) -> Wrong {
 // === impl Written ===
 
 impl Written {
-    fn case(self, place: (usize, usize), schema: &Schema) -> Result<Case, String> {
+    fn case(self, place: (usize, usize), schema: &Schema) -> Result<Case, BadTest> {
         let WrittenRequest {
             principal,
             action,
@@ -90,16 +107,18 @@ impl Written {
             context,
         } = self.request;
         let text = format!("{principal} {action} {resource}");
-        let uid = |what: &str, text: &str| -> Result<EntityUid, String> {
-            text.parse().map_err(|error| {
-                format!("the {what} `{text}` is no entity: {error}; write it like `Hoplite::Service::\"ledger\"`")
+        let uid = |what: &'static str, text: &str| -> Result<EntityUid, BadTest> {
+            text.parse().map_err(|error: ParseErrors| BadTest::NoEntity {
+                what,
+                text: text.to_owned(),
+                error: error.to_string(),
             })
         };
         let principal = uid("principal", &principal)?;
         let action = uid("action", &action)?;
         let resource = uid("resource", &resource)?;
         let context = Context::from_json_value(context, Some((schema, &action)))
-            .map_err(|error| with_causes("the context does not conform to the schema", &error))?;
+            .map_err(|error| BadTest::of("context", "does", &error))?;
         Request::new(
             principal.clone(),
             action.clone(),
@@ -107,9 +126,9 @@ impl Written {
             context.clone(),
             Some(schema),
         )
-        .map_err(|error| with_causes("the request does not conform to the schema", &error))?;
+        .map_err(|error| BadTest::of("request", "does", &error))?;
         let entities = Entities::from_json_value(self.entities, Some(schema))
-            .map_err(|error| with_causes("the entities do not conform to the schema", &error))?;
+            .map_err(|error| BadTest::of("entities", "do", &error))?;
         Ok(Case {
             place,
             text: self.name.unwrap_or(text),
@@ -131,13 +150,17 @@ impl Written {
     }
 }
 
-/// An error with what is behind it, in one line, and where to look.
-fn with_causes(what: &str, error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
-    texts.dedup();
-    let text = texts.join(": ").split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{what}: {text}; `hoplite policy schema` prints it")
+// === impl BadTest ===
+
+impl BadTest {
+    /// An error with what is behind it, in one line.
+    fn of(what: &'static str, does: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
+        texts.dedup();
+        let why = texts.join(": ").split_whitespace().collect::<Vec<_>>().join(" ");
+        Self::Nonconforming { what, does, why }
+    }
 }
 
 #[cfg(test)]

@@ -293,15 +293,23 @@ fn resource(record: &Record) -> String {
     text
 }
 
+/// Why a text is no moment.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoMoment {
+    #[error("`{0}` is before time began")]
+    TooEarly(String),
+    #[error("`{0}` is neither a length of time (`10m`) nor a moment (`2026-11-23T12:00:00Z`)")]
+    Unknown(String),
+}
+
 /// `10m` ago, or an RFC 3339 moment.
-pub(crate) fn moment(text: &str) -> Result<SystemTime, String> {
+pub(crate) fn moment(text: &str) -> Result<SystemTime, NoMoment> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return clock::now()
             .checked_sub(ago)
-            .ok_or_else(|| format!("`{text}` is before time began"));
+            .ok_or_else(|| NoMoment::TooEarly(text.to_owned()));
     }
-    humantime::parse_rfc3339_weak(text)
-        .map_err(|_| format!("`{text}` is neither a length of time (`10m`) nor a moment (`2026-11-23T12:00:00Z`)"))
+    humantime::parse_rfc3339_weak(text).map_err(|_| NoMoment::Unknown(text.to_owned()))
 }
 
 // === impl LogArgs ===

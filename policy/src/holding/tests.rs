@@ -177,7 +177,7 @@ fn what_was_accepted_outlives_its_end_its_signer_and_damage() {
         (trust(), |kept| kept.live = Some(Ok(b"spoilt".to_vec())), "refused"),
         (
             trust(),
-            |kept| kept.live = Some(Err("mode 0644".to_owned())),
+            |kept| kept.live = Some(Err(Unreadable::of("mode 0644"))),
             "mode 0644",
         ),
         (trust(), |kept| kept.live = None, "is gone"),

@@ -27,6 +27,17 @@ pub(super) struct Value {
     pub(super) sum: u32,
 }
 
+/// Why a revision cannot be read, in words for people.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadMeta {
+    #[error("its revision cannot be read")]
+    Unread,
+    #[error("it was written in format {0}, and this version of the program reads {FORMAT}")]
+    Format(u8),
+    #[error("its revision is empty")]
+    Empty,
+}
+
 // === impl Meta ===
 
 impl Meta {
@@ -47,14 +58,11 @@ impl Meta {
             .collect()
     }
 
-    /// What is wrong, in words for people.
-    pub(super) fn decode(body: &[u8]) -> Result<Self, String> {
+    pub(super) fn decode(body: &[u8]) -> Result<Self, BadMeta> {
         match body.split_first() {
-            Some((&FORMAT, fields)) => Self::fields(fields).ok_or_else(|| "its revision cannot be read".to_owned()),
-            Some((other, _)) => Err(format!(
-                "it was written in format {other}, and this version of the program reads {FORMAT}"
-            )),
-            None => Err("its revision is empty".to_owned()),
+            Some((&FORMAT, fields)) => Self::fields(fields).ok_or(BadMeta::Unread),
+            Some((other, _)) => Err(BadMeta::Format(*other)),
+            None => Err(BadMeta::Empty),
         }
     }
 

@@ -177,13 +177,14 @@ fn show_unaccepted(unaccepted: &[(Flip, String)], steps: &mut Steps) -> anyhow::
     Ok(())
 }
 
-fn pattern(text: &str) -> Result<String, String> {
-    match parts(text) {
-        Some(_) => Ok(text.to_owned()),
-        None => Err(
-            "write `allow PRINCIPAL × ROUTE` for what becomes allowed, `deny …` for what no longer is, for example \
-             `allow spiffe://prod.acme/ns/web/* × ledger:*`"
-                .to_owned(),
-        ),
-    }
+/// A text that is no pattern of decisions.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "write `allow PRINCIPAL × ROUTE` for what becomes allowed, `deny …` for what no longer is, for example `allow \
+     spiffe://prod.acme/ns/web/* × ledger:*`"
+)]
+struct NoPattern;
+
+fn pattern(text: &str) -> Result<String, NoPattern> {
+    parts(text).map(|_| text.to_owned()).ok_or(NoPattern)
 }
