@@ -462,6 +462,7 @@ pub(crate) mod testing {
                 hint: String::new(),
                 dns_names: Vec::new(),
                 created_at: 0,
+                owner: String::new(),
             },
             revision: 1,
         }

@@ -242,6 +242,20 @@ mod tests {
     }
 
     #[test]
+    fn a_change_in_place_buries_nothing() {
+        let mut index = index(&[("a", Some("n1")), ("b", Some("n2"))]);
+        for revision in 3..9 {
+            index.apply(&change(revision, "a", Some("n1"))).unwrap();
+        }
+        assert_eq!(index.entries.tombstones(), 0);
+        let update = index.update(&agent("n1"), Some(7));
+        assert_eq!((update.upserts.len(), update.deletes.len(), update.full), (1, 0, false));
+        assert!(!index.has_changed(&agent("n2"), 3), "it is no news for others");
+        index.apply(&change(9, "a", Some("n2"))).unwrap();
+        assert_eq!(index.update(&agent("n1"), Some(8)).deletes.len(), 1, "it moved");
+    }
+
+    #[test]
     fn the_bundle_is_told_when_it_changes() {
         let mut index = index(&[("a", Some("n1"))]);
         assert_eq!(

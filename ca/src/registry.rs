@@ -469,7 +469,7 @@ mod tests {
             created("id0", &a, None, Fate::New),
             created("id1", &b, None, Fate::New),
             created("id0", &a, None, Fate::Existed),
-            created("id0", &a, None, Fate::Differs),
+            created("id0", &a, None, Fate::Differs(a.differences(&other_hint))),
         ];
         assert_eq!(first, expected);
         let (again, nothing) = create(&[&a]).await;

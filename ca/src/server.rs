@@ -50,6 +50,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// An operator's call may be the publication of a hundred thousand policies, which are all compiled first.
 const ADMIN_CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// An operator's list of entries is at most this long, however short policies may be; a commit takes some 20 000.
+const ADMIN_BYTES_MAX: usize = 16 << 20;
+
 /// Calls at once on one connection: an agent has a handful.
 const STREAMS_MAX: u32 = 64;
 
@@ -181,7 +184,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         );
     }));
     // The bundle decides whether it is too large, and says so; the message around it is a little longer.
-    let admin = AdminServer::new(admin).max_decoding_message_size(config.policy_max_bytes.saturating_add(1 << 20));
+    let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
+    let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
     let admin = InterceptedService::new(admin, admin::operators_only);
     let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;

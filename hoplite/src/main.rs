@@ -40,7 +40,7 @@ enum Command {
     Token(command::admin::TokenCommand),
     /// Register workloads: which selectors prove which SPIFFE ID
     #[command(subcommand)]
-    Entry(command::admin::EntryCommand),
+    Entry(command::entry::EntryCommand),
     /// Show the trust bundle
     #[command(subcommand)]
     Bundle(command::admin::BundleCommand),
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Command::Agent(command) => command::daemon::agent(command),
         Command::Proxy(command) => command::daemon::proxy(command),
         Command::Token(command) => command::admin::token(command),
-        Command::Entry(command) => command::admin::entry(command),
+        Command::Entry(command) => command::entry::run(command),
         Command::Bundle(command) => command::admin::bundle(command),
         Command::Svid(command) => command::svid::run(command),
         Command::Policy(command) => command::policy::run(command),

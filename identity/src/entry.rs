@@ -21,6 +21,8 @@ const SELECTORS_MAX: usize = 32;
 const DNS_NAMES_MAX: usize = 32;
 /// A hint is a word for the workload.
 const HINT_BYTES_MAX: usize = 128;
+/// An owner is a label: a team, a repository.
+const OWNER_BYTES_MAX: usize = 64;
 /// Room for more than the CA gives: 32 hexadecimal digits.
 const ENTRY_ID_BYTES_MAX: usize = 64;
 
@@ -45,6 +47,9 @@ pub struct Entry {
     pub dns_names: Vec<String>,
     /// When it was registered, in Unix seconds.
     pub created_at: u64,
+    /// Whose list it stands in, `hoplite entry apply --owner`; empty for nobody's. It says nothing to an agent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
 }
 
 /// An entry as the CA has it: with its name and the revision that wrote it.
@@ -126,6 +131,9 @@ pub enum InvalidEntry {
     /// A hint that nobody could show.
     #[error("`hint`: not printable, or longer than {HINT_BYTES_MAX} bytes")]
     Hint,
+    /// An owner that is no label.
+    #[error("`owner`: `{0}` is no label; write 1 to {OWNER_BYTES_MAX} of `[A-Za-z0-9._/-]`")]
+    Owner(Excerpt),
     /// A name that certificates cannot hold.
     #[error("`dns_names`: `{0}` is not a DNS name in lower case without wildcards")]
     DnsName(String),
@@ -230,6 +238,9 @@ impl Entry {
         if self.hint.len() > HINT_BYTES_MAX || self.hint.chars().any(char::is_control) {
             return Err(InvalidEntry::Hint);
         }
+        if !self.owner.is_empty() {
+            check_owner(&self.owner)?;
+        }
         at_most("dns_names", self.dns_names.len(), DNS_NAMES_MAX)?;
         match self.dns_names.iter().find(|name| !is_dns_name(name)) {
             Some(name) => Err(InvalidEntry::DnsName(name.clone())),
@@ -275,17 +286,22 @@ impl Entry {
         HEXLOWER.encode(context.finish().as_ref())
     }
 
-    /// Whether registering this again would change nothing.
-    pub fn is_same(&self, other: &Self) -> bool {
-        Self {
-            created_at: other.created_at,
-            ..self.clone()
-        } == *other
-    }
-
     /// Whether an SVID minted for the one is right for the other.
     pub fn has_same_certificate(&self, other: &Self) -> bool {
         self.spiffe_id == other.spiffe_id && self.x509_ttl == other.x509_ttl && self.dns_names == other.dns_names
+    }
+}
+
+/// Whether a text can be an entry's owner.
+///
+/// # Errors
+/// [`InvalidEntry::Owner`].
+pub fn check_owner(text: &str) -> Result<(), InvalidEntry> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte);
+    if (1..=OWNER_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_legal) {
+        Ok(())
+    } else {
+        Err(InvalidEntry::Owner(Excerpt::of(text)))
     }
 }
 
@@ -356,6 +372,7 @@ mod tests {
             hint: String::new(),
             dns_names: Vec::new(),
             created_at: 7,
+            owner: String::new(),
         }
     }
 
@@ -406,6 +423,10 @@ mod tests {
         check(|e| e.x509_ttl = 5, "good");
         check(|e| e.x509_ttl = 86399, "good");
         check(|e| e.x509_ttl = 86400, "out of bounds");
+        check(|e| e.owner = "git/Infra-7.b".into(), "good");
+        for bad in ["a b", "a\n", "é", &"a".repeat(65)] {
+            check(|e| e.owner = bad.into(), "`owner`: `");
+        }
         check(|e| e.hint = "internal".into(), "good");
         check(|e| e.hint = "a\nb".into(), "`hint`");
         check(|e| e.hint = "a".repeat(129), "`hint`");

@@ -8,6 +8,7 @@
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
 mod bundle;
+mod difference;
 mod entry;
 pub mod pem;
 mod profile;
@@ -23,7 +24,8 @@ mod verify;
 pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
-pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, entries_digest};
+pub use difference::Difference;
+pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, check_owner, entries_digest};
 pub use profile::{InvalidAuthority, InvalidSvid, Leaf};
 pub use reserved::{InvalidNode, NODE_NAME_BYTES_MAX, RESERVED};
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};

@@ -23,7 +23,7 @@ use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
     AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, JoinRequest,
-    PublishPolicyRequest, ShowBundleRequest, ShowPolicyRequest,
+    ListEntriesRequest, PublishPolicyRequest, ShowBundleRequest, ShowPolicyRequest, UpdateEntriesRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use rcgen::{CertificateParams, KeyPair};
@@ -176,6 +176,20 @@ impl World {
             .entry
             .unwrap_or_else(|| panic!("{path} cannot be registered: {}", result.error))
             .id
+    }
+
+    /// Changes a registration in place.
+    pub async fn update(&self, entry: &str, change: impl FnOnce(&mut Entry)) {
+        let mut admin = self.admin().await;
+        let asked = ListEntriesRequest {
+            id: entry.to_owned(),
+            ..ListEntriesRequest::default()
+        };
+        let mut entries = admin.list_entries(asked).await.unwrap().into_inner().entries;
+        change(&mut entries[0]);
+        let response = admin.update_entries(UpdateEntriesRequest { entries }).await;
+        let results = response.unwrap().into_inner().results;
+        assert!(results[0].error.is_empty() && !results[0].existed, "{results:?}");
     }
 
     /// Takes a registration away.

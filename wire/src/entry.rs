@@ -45,6 +45,7 @@ impl TryFrom<ca::Entry> for Entry {
             hint: message.hint,
             dns_names: message.dns_names,
             created_at: u64::try_from(message.created_at_unix).unwrap_or(0),
+            owner: message.owner,
         })
     }
 }
@@ -75,6 +76,7 @@ impl From<&RegisteredEntry> for ca::Entry {
             dns_names: entry.dns_names.clone(),
             revision: registered.revision,
             created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
+            owner: entry.owner.clone(),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What operators ask, on the CA's own Unix socket. Whoever may connect is the CA's own user, or root.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_host::accept::{Acceptor, WhenFull};
@@ -9,27 +8,22 @@ use hoplite_host::clock;
 use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots, Source};
-use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustDomain};
-use hoplite_store::Revision;
+use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_wire::{Served, ca as wire};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
+use crate::api::entries::Entries;
 use crate::api::messages::{self, unix_i64};
 use crate::api::status::ours;
-use crate::entries::entry;
-use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::publishing::{Contents, PublishError, Publishing};
 use crate::record;
 use crate::registry::Registry;
 use crate::tokens::token::{TTL_DEFAULT, TTL_MAX, TokenText, digest_of};
 use crate::tokens::writes::CreateToken;
-
-/// One commit stays a short pause for everybody else.
-const ITEMS_MAX: usize = 1000;
 
 /// Policies listed when it is not said how many.
 const LIST_DEFAULT: u32 = 100;
@@ -56,8 +50,7 @@ const STRANGER_STAYS: Duration = Duration::from_secs(10);
 pub(crate) struct Admin {
     registry: Registry,
     trust_domain: TrustDomain,
-    /// An entry's own TTL is below this.
-    ttl_limit: Duration,
+    entries: Entries,
     publishing: Publishing,
 }
 
@@ -138,11 +131,13 @@ impl Caller {
 // === impl Admin ===
 
 impl Admin {
+    /// An entry's own TTL is below `ttl_limit`.
     pub(crate) fn new(registry: Registry, ttl_limit: Duration, publishing: Publishing) -> Self {
+        let trust_domain = publishing.trust_domain().clone();
         Self {
+            entries: Entries::new(registry.clone(), trust_domain.clone(), ttl_limit),
             registry,
-            trust_domain: publishing.trust_domain().clone(),
-            ttl_limit,
+            trust_domain,
             publishing,
         }
     }
@@ -244,35 +239,29 @@ impl wire::admin_server::Admin for Admin {
         request: Request<wire::CreateEntriesRequest>,
     ) -> Result<Response<wire::CreateEntriesResponse>, Status> {
         let call = AdminCall::new(&request, "create entries")?;
-        let messages = request.into_inner().entries;
-        let subject = format!("{} entries", messages.len());
-        call.answer(&subject, async {
-            at_most(messages.len())?;
-            let now = clock::now();
-            let parse = |message| entry::parse(message, &self.trust_domain, self.ttl_limit, now);
-            let parsed: Vec<_> = messages.into_iter().map(parse).collect();
-            let mut entries = Vec::with_capacity(parsed.len());
-            for entry in parsed.iter().flatten() {
-                entries.push((entry::new_id().ok_or_else(no_entropy)?, entry.clone()));
-            }
-            let (created, revision) = self.registry.write_at(CreateEntries { entries }).await?;
-            let mut created = created.into_iter();
-            let mut results = Vec::with_capacity(parsed.len());
-            for parsed in parsed {
-                results.push(match parsed {
-                    Err(invalid) => wire::EntryResult {
-                        error: invalid.to_string(),
-                        ..wire::EntryResult::default()
-                    },
-                    Ok(_) => {
-                        let created = created.next().ok_or_else(|| ours(&"an entry has no answer"))?;
-                        result(call.uid, created, revision)
-                    }
-                });
-            }
-            Ok(wire::CreateEntriesResponse { results })
-        })
-        .await
+        let entries = request.into_inner().entries;
+        let subject = format!("{} entries", entries.len());
+        call.answer(&subject, self.entries.create(call.uid, entries)).await
+    }
+
+    async fn update_entries(
+        &self,
+        request: Request<wire::UpdateEntriesRequest>,
+    ) -> Result<Response<wire::UpdateEntriesResponse>, Status> {
+        let call = AdminCall::new(&request, "update entries")?;
+        let entries = request.into_inner().entries;
+        let subject = format!("{} entries", entries.len());
+        call.answer(&subject, self.entries.update(call.uid, entries)).await
+    }
+
+    async fn apply_entries(
+        &self,
+        request: Request<wire::ApplyEntriesRequest>,
+    ) -> Result<Response<wire::ApplyEntriesResponse>, Status> {
+        let call = AdminCall::new(&request, "apply entries")?;
+        let list = request.into_inner();
+        let subject = format!("{} entries of owner {:?}", list.entries.len(), list.owner);
+        call.answer(&subject, self.entries.apply(call.uid, list)).await
     }
 
     async fn list_entries(
@@ -280,13 +269,8 @@ impl wire::admin_server::Admin for Admin {
         request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let call = AdminCall::new(&request, "list entries")?;
-        let registered: Vec<_> = self.registry.index().entries.iter().map(Arc::clone).collect();
-        let entries = registered
-            .iter()
-            .map(|registered| wire::Entry::from(&**registered))
-            .collect();
-        call.answer("", async { Ok(wire::ListEntriesResponse { entries }) })
-            .await
+        let listed = self.entries.list(request.get_ref());
+        call.answer("", async { Ok(listed) }).await
     }
 
     async fn delete_entries(
@@ -295,25 +279,7 @@ impl wire::admin_server::Admin for Admin {
     ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
         let call = AdminCall::new(&request, "delete entries")?;
         let ids = request.into_inner().ids;
-        let subject = format!("{ids:?}");
-        call.answer(&subject, async {
-            at_most(ids.len())?;
-            let parsed: Vec<_> = ids.iter().map(|id| EntryId::parse(id).ok()).collect();
-            let delete = DeleteEntries {
-                ids: parsed.iter().flatten().cloned().collect(),
-            };
-            let mut known = self.registry.write(delete).await?.into_iter();
-            let mut errors = Vec::with_capacity(ids.len());
-            for (id, parsed) in ids.iter().zip(parsed) {
-                let was_there = parsed.is_some() && known.next().unwrap_or(false);
-                errors.push(match was_there {
-                    true => String::new(),
-                    false => format!("there is no entry `{id}`; `hoplite entry list` shows what there is"),
-                });
-            }
-            Ok(wire::DeleteEntriesResponse { errors })
-        })
-        .await
+        call.answer(&format!("{ids:?}"), self.entries.delete(&ids)).await
     }
 
     async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Result<Response<wire::Bundle>, Status> {
@@ -449,47 +415,8 @@ impl wire::admin_server::Admin for Admin {
     }
 }
 
-fn at_most(items: usize) -> Result<(), Status> {
-    if items > ITEMS_MAX {
-        return Err(Status::invalid_argument(format!(
-            "{items} items in one call; send at most {ITEMS_MAX}"
-        )));
-    }
-    Ok(())
-}
-
 fn no_entropy() -> Status {
     ours(&"the system gives no random numbers")
-}
-
-/// The answer for one entry of a call that committed `revision`.
-fn result(uid: u32, created: Created, revision: Revision) -> wire::EntryResult {
-    let Created {
-        id,
-        entry,
-        fate,
-        revision: written,
-    } = created;
-    let error = match fate {
-        Fate::New => {
-            tracing::info!(target: "hoplite::audit", uid, entry = %id, spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, outcome = "created", "create entry");
-            String::new()
-        }
-        Fate::Existed => String::new(),
-        Fate::Differs => format!(
-            "entry `{id}` has the same SPIFFE ID, parent and selectors, but another TTL, hint or other DNS names; delete it first"
-        ),
-    };
-    let registered = RegisteredEntry {
-        id,
-        entry,
-        revision: written.unwrap_or(revision),
-    };
-    wire::EntryResult {
-        entry: Some(wire::Entry::from(&registered)),
-        error,
-        existed: fate == Fate::Existed,
-    }
 }
 
 /// One call and its line in the log.

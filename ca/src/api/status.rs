@@ -29,7 +29,7 @@ impl<E: Blame> From<WriteError<E>> for Status {
     fn from(error: WriteError<E>) -> Self {
         match &error {
             WriteError::Refused(refused) => refused.status(),
-            WriteError::Commit(CommitError::TooLarge(_)) => Self::invalid_argument("too much for one call; split it"),
+            WriteError::Commit(CommitError::TooLarge(_)) => Self::out_of_range("too much for one commit; split it"),
             WriteError::Contention => Self::aborted(error.to_string()),
             WriteError::Read(_) | WriteError::Commit(_) | WriteError::NotFollowing => ours(&error),
         }

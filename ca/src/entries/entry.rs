@@ -112,7 +112,7 @@ pub(crate) mod tests {
             created_at: 9,
             ..entry.clone()
         };
-        assert!(!other.is_same(&entry) && entry.is_same(&later));
+        assert!(!other.differences(&entry).is_empty() && entry.differences(&later).is_empty());
     }
 
     #[test]

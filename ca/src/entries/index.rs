@@ -55,7 +55,11 @@ impl EntryIndex {
         };
         let revision = mutation.revision;
         if let Some(old) = self.entries.remove(id) {
-            self.bury(&old, revision);
+            match &entry {
+                // Changed in place: nothing went, so there is nothing to remember.
+                Some(entry) if entry.parent_id == old.entry.parent_id => {}
+                _ => self.bury(&old, revision),
+            }
         }
         if let Some(entry) = entry {
             let id = EntryId::parse(id).map_err(|error| BadRecord::Malformed {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use hoplite_identity::{Entry, EntryId};
+use hoplite_identity::{Difference, Entry, EntryId};
 use hoplite_store::Revision;
 use serde::{Deserialize, Serialize};
 
@@ -32,24 +32,52 @@ pub(crate) struct Created {
 }
 
 /// Whether an entry was registered, and if not, why.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It is new.
     New,
     /// The entry that is asked for was there already.
     Existed,
-    /// Its SPIFFE ID, parent and selectors are taken by an entry that differs in the rest.
-    Differs,
+    /// Its SPIFFE ID, parent and selectors are those of an entry that differs in the rest.
+    Differs(Vec<Difference>),
 }
 
 /// What makes an entry unique: no two have one subject, whose digest is the name of this.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Subject {
-    id: EntryId,
+    pub(crate) id: EntryId,
 }
 
 /// An entry with its id and the commit that wrote it.
-type Found = (EntryId, Entry, Revision);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) id: EntryId,
+    pub(crate) entry: Entry,
+    pub(crate) revision: Revision,
+}
+
+// === impl Found ===
+
+impl Found {
+    /// The entry with this id, if there is one.
+    pub(crate) fn of_id(view: &mut View<'_>, id: &EntryId) -> Result<Option<Self>, ReadError> {
+        let found = view.one_at::<Entry>(id)?;
+        Ok(found.map(|(entry, revision)| Self {
+            id: id.clone(),
+            entry,
+            revision,
+        }))
+    }
+
+    /// The entry with this subject, if there is one.
+    pub(crate) fn of_subject(view: &mut View<'_>, subject: &str) -> Result<Option<Self>, ReadError> {
+        match view.one(subject)? {
+            // Both are written and deleted in one commit; between two readings it may have been deleted.
+            Some(Subject { id }) => Self::of_id(view, &id),
+            None => Ok(None),
+        }
+    }
+}
 
 // === impl CreateEntries ===
 
@@ -60,14 +88,7 @@ impl Write for CreateEntries {
     type Error = Infallible;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        let find = |(_, entry): &(EntryId, Entry)| {
-            let Some(Subject { id }) = view.one(&entry.subject())? else {
-                return Ok(None);
-            };
-            // Both are written and deleted in one commit; between two readings it may have been deleted.
-            let found = view.one_at::<Entry>(&id)?;
-            Ok(found.map(|(entry, revision)| (id, entry, revision)))
-        };
+        let find = |(_, entry): &(EntryId, Entry)| Found::of_subject(view, &entry.subject());
         self.entries.iter().map(find).collect()
     }
 
@@ -81,7 +102,7 @@ impl Write for CreateEntries {
             let earlier = new
                 .get(&subject)
                 .map(|(id, entry)| ((*id).clone(), (*entry).clone(), None));
-            let found = earlier.or_else(|| found.map(|(id, entry, revision)| (id, entry, Some(revision))));
+            let found = earlier.or_else(|| found.map(|found| (found.id, found.entry, Some(found.revision))));
             answers.push(match found {
                 None => {
                     changes = changes.put(&subject, &Subject { id: id.clone() }).put(id, entry);
@@ -94,9 +115,9 @@ impl Write for CreateEntries {
                     }
                 }
                 Some((id, there, revision)) => Created {
-                    fate: match there.is_same(entry) {
-                        true => Fate::Existed,
-                        false => Fate::Differs,
+                    fate: match there.differences(&asked_of(&there, entry)) {
+                        none if none.is_empty() => Fate::Existed,
+                        differences => Fate::Differs(differences),
                     },
                     id,
                     entry: there,
@@ -106,6 +127,15 @@ impl Write for CreateEntries {
         }
         Ok((changes, answers))
     }
+}
+
+/// Whoever names no owner asks for none: the entry keeps the one it has.
+fn asked_of(there: &Entry, entry: &Entry) -> Entry {
+    let mut asked = entry.clone();
+    if asked.owner.is_empty() {
+        asked.owner.clone_from(&there.owner);
+    }
+    asked
 }
 
 // === impl DeleteEntries ===

@@ -325,7 +325,7 @@ async fn administration() {
     );
 
     let entries = admin
-        .list_entries(ListEntriesRequest {})
+        .list_entries(ListEntriesRequest::default())
         .await
         .unwrap()
         .into_inner()

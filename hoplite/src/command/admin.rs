@@ -1,21 +1,16 @@
-//! `hoplite token|entry|bundle` and `hoplite agent list|ban|evict`: what operators ask of the CA over its own socket.
+//! `hoplite token|bundle` and `hoplite agent list|ban|evict`, and how each command that asks the CA reaches its socket.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_host::config::Span;
-use hoplite_identity::{CertificateDer, Selector, TrustBundle, TrustDomain};
+use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
 use hoplite_wire::POLICY_BYTES_MAX;
 use hoplite_wire::ca::admin_client::AdminClient;
-use hoplite_wire::ca::{
-    AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, ListAgentsRequest,
-    ListEntriesRequest, ShowBundleRequest,
-};
-use serde::{Deserialize, Serialize};
+use hoplite_wire::ca::{AgentRequest, CreateTokenRequest, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -71,121 +66,10 @@ pub(crate) struct CreateTokenArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum EntryCommand {
-    /// Register a workload
-    #[command(
-        after_help = "Example:\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
-        --parent spiffe://demo.hoplite/hoplite/agent/local --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
-    )]
-    Create(CreateEntryArgs),
-    /// Register what a TOML file lists and is not yet registered
-    #[command(
-        after_help = "Example:\n  hoplite entry apply entries.toml\n\nThe file:\n  [[entry]]\n  \
-        spiffe_id = \"spiffe://demo.hoplite/billing\"\n  parent = \"spiffe://demo.hoplite/hoplite/agent/local\"\n  \
-        selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\""
-    )]
-    Apply(ApplyArgs),
-    /// List the registrations
-    #[command(after_help = "Example:\n  hoplite entry list --output json")]
-    List(ListArgs),
-    /// Show one registration
-    #[command(after_help = "Example:\n  hoplite entry show 3f2a…")]
-    Show(ShowArgs),
-    /// Delete registrations; their SVIDs are withdrawn from the agents at once
-    #[command(after_help = "Example:\n  hoplite entry delete 3f2a…")]
-    Delete(DeleteArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CreateEntryArgs {
-    /// The identity to give
-    #[arg(long)]
-    spiffe_id: String,
-    /// The agent on whose node the workload runs
-    #[arg(long)]
-    parent: String,
-    /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
-    #[arg(long = "selector", required = true, value_name = "KIND:VALUE")]
-    selectors: Vec<Selector>,
-    /// How long each SVID lives [default: the CA's]
-    #[arg(long, value_parser = humantime::parse_duration)]
-    ttl: Option<Duration>,
-    /// A DNS name to put into the certificate besides
-    #[arg(long = "dns-name", value_name = "NAME")]
-    dns_names: Vec<String>,
-    /// A word that tells the workload's identities apart
-    #[arg(long, default_value = "")]
-    hint: String,
-    #[command(flatten)]
-    list: ListArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ApplyArgs {
-    /// The file
-    file: PathBuf,
-    #[command(flatten)]
-    list: ListArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ShowArgs {
-    /// The registration's id
-    id: String,
-    #[command(flatten)]
-    ca: CaArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DeleteArgs {
-    /// The registrations' ids
-    #[arg(required = true)]
-    ids: Vec<String>,
-    #[command(flatten)]
-    ca: CaArgs,
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum BundleCommand {
     /// Print the trust bundle as PEM
     #[command(after_help = "Example:\n  hoplite bundle show > bundle.pem")]
     Show(ListArgs),
-}
-
-/// `entry apply`'s file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryFile {
-    #[serde(default)]
-    entry: Vec<EntryText>,
-}
-
-/// A registration as people write it.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryText {
-    spiffe_id: String,
-    parent: String,
-    selectors: Vec<Selector>,
-    ttl: Option<Span>,
-    #[serde(default)]
-    dns_names: Vec<String>,
-    #[serde(default)]
-    hint: String,
-}
-
-/// A registration as people read it.
-#[derive(Debug, Serialize)]
-struct EntryRow {
-    id: String,
-    spiffe_id: String,
-    parent: String,
-    selectors: Vec<String>,
-    ttl_seconds: u32,
-    hint: String,
-    dns_names: Vec<String>,
-    revision: u64,
-    created_at: String,
 }
 
 pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
@@ -214,56 +98,6 @@ pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
         print(&format!("{}\n", token.token))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-pub(crate) fn entry(command: EntryCommand) -> anyhow::Result<ExitCode> {
-    match command {
-        EntryCommand::Create(args) => {
-            let text = EntryText {
-                spiffe_id: args.spiffe_id,
-                parent: args.parent,
-                selectors: args.selectors,
-                ttl: args.ttl.map(Span),
-                dns_names: args.dns_names,
-                hint: args.hint,
-            };
-            create(&args.list, vec![text])
-        }
-        EntryCommand::Apply(args) => {
-            let file: EntryFile = hoplite_host::config::load(&args.file)?;
-            create(&args.list, file.entry)
-        }
-        EntryCommand::List(args) => {
-            let rows = list(&args.ca)?;
-            show_entries(rows, args.output)
-        }
-        EntryCommand::Show(args) => {
-            let Some(row) = list(&args.ca)?.into_iter().find(|row| row.id == args.id) else {
-                bail!(
-                    "there is no registration `{}`; `hoplite entry list` shows them",
-                    args.id
-                );
-            };
-            print_json(&row)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        EntryCommand::Delete(args) => {
-            let request = DeleteEntriesRequest { ids: args.ids.clone() };
-            let errors = args
-                .ca
-                .call(async |mut ca| Ok(ca.delete_entries(request.clone()).await?.into_inner().errors))?;
-            let mut code = ExitCode::SUCCESS;
-            for (id, error) in args.ids.iter().zip(errors) {
-                if error.is_empty() {
-                    print(&format!("deleted {id}\n"))?;
-                } else {
-                    eprintln!("error: `{id}`: {error}");
-                    code = ExitCode::FAILURE;
-                }
-            }
-            Ok(code)
-        }
-    }
 }
 
 pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
@@ -332,61 +166,14 @@ pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn create(args: &ListArgs, texts: Vec<EntryText>) -> anyhow::Result<ExitCode> {
-    let entries = texts
-        .into_iter()
-        .map(EntryText::into_message)
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let asked: Vec<String> = entries.iter().map(|entry| entry.spiffe_id.clone()).collect();
-    let request = CreateEntriesRequest { entries };
-    let results = args
-        .ca
-        .call(async |mut ca| Ok(ca.create_entries(request.clone()).await?.into_inner().results))?;
-    let mut rows = Vec::new();
-    let mut failed = false;
-    for (spiffe_id, result) in asked.iter().zip(results) {
-        if let Some(entry) = result.entry {
-            if result.existed {
-                eprintln!("`{spiffe_id}` was registered already, the same way");
-            }
-            rows.push(EntryRow::from(entry));
-        } else {
-            eprintln!("error: `{spiffe_id}`: {}", result.error);
-            failed = true;
-        }
-    }
-    show_entries(rows, args.output)?;
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-fn list(ca: &CaArgs) -> anyhow::Result<Vec<EntryRow>> {
-    let entries = ca.call(async |mut ca| Ok(ca.list_entries(ListEntriesRequest {}).await?.into_inner().entries))?;
-    Ok(entries.into_iter().map(EntryRow::from).collect())
-}
-
 /// The SPIFFE IDs of all registered workloads, each once.
 pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
-    let mut ids: Vec<String> = list(ca)?.into_iter().map(|row| row.spiffe_id).collect();
+    let asked = ListEntriesRequest::default();
+    let entries = ca.call(async |mut ca| Ok(ca.list_entries(asked.clone()).await?.into_inner().entries))?;
+    let mut ids: Vec<String> = entries.into_iter().map(|entry| entry.spiffe_id).collect();
     ids.sort();
     ids.dedup();
     Ok(ids)
-}
-
-fn show_entries(rows: Vec<EntryRow>, output: Output) -> anyhow::Result<ExitCode> {
-    if output == Output::Json {
-        print_json(&rows)?;
-    } else {
-        let mut table = Table::new(&["ID", "SPIFFE ID", "SELECTORS", "PARENT", "TTL"]);
-        for row in rows {
-            let ttl = match row.ttl_seconds {
-                0 => "the CA's".to_owned(),
-                seconds => Span(Duration::from_secs(seconds.into())).to_string(),
-            };
-            table.row([row.id, row.spiffe_id, row.selectors.join(" "), row.parent, ttl]);
-        }
-        table.print()?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn rfc3339(unix: i64) -> String {
@@ -466,43 +253,5 @@ impl CaArgs {
                 .max_encoding_message_size(POLICY_BYTES_MAX);
             rpc(client).await.map_err(|status| refusal(&status, &socket))
         })
-    }
-}
-
-// === impl EntryText ===
-
-impl EntryText {
-    fn into_message(self) -> anyhow::Result<Entry> {
-        Ok(Entry {
-            spiffe_id: self.spiffe_id,
-            parent_id: self.parent,
-            selectors: self.selectors.iter().map(Into::into).collect(),
-            x509_ttl_seconds: self.ttl.map_or(Ok(0), |ttl| seconds(ttl.0))?,
-            hint: self.hint,
-            dns_names: self.dns_names,
-            ..Entry::default()
-        })
-    }
-}
-
-// === impl EntryRow ===
-
-impl From<Entry> for EntryRow {
-    fn from(entry: Entry) -> Self {
-        Self {
-            id: entry.id,
-            spiffe_id: entry.spiffe_id,
-            parent: entry.parent_id,
-            selectors: entry
-                .selectors
-                .into_iter()
-                .map(|s| format!("{}:{}", s.kind, s.value))
-                .collect(),
-            ttl_seconds: entry.x509_ttl_seconds,
-            hint: entry.hint,
-            dns_names: entry.dns_names,
-            revision: entry.revision,
-            created_at: rfc3339(entry.created_at_unix),
-        }
     }
 }

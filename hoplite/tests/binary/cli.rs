@@ -192,6 +192,7 @@ fn every_command_helps_with_an_example() {
         &["proxy", "run"],
         &["token", "create"],
         &["entry", "create"],
+        &["entry", "update"],
         &["entry", "apply"],
         &["entry", "list"],
         &["entry", "show"],

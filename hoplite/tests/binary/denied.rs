@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::policy_check::GOOD;
-use crate::support::until;
+use crate::support::Ca;
 
 /// Whoever has it is neither the CA's user nor root.
 const STRANGER: u32 = 65534;
@@ -18,96 +18,51 @@ const AT_ONCE: usize = 60;
 const AGENT: &str = "spiffe://test.example/hoplite/agent/n1";
 
 /// A CA whose socket everybody may open, so that only the CA itself can say no.
-struct OpenCa {
-    dir: tempfile::TempDir,
-    child: Child,
+fn open_ca() -> Ca {
+    let ca = Ca::start();
+    fs::set_permissions(ca.socket(), fs::Permissions::from_mode(0o666)).unwrap();
+    ca
 }
 
-// === impl OpenCa ===
-
-impl OpenCa {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let config = dir.path().join("ca.toml");
-        let at = dir.path().display();
-        let text = format!(
-            "trust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
-        );
-        fs::write(&config, text).unwrap();
-        // The build directory may be closed to others; the program itself is not.
-        let program = dir.path().join("hoplite");
-        let built = env!("CARGO_BIN_EXE_hoplite");
-        fs::hard_link(built, &program)
-            .or_else(|_| fs::copy(built, &program).map(drop))
-            .unwrap();
-        let child = Command::new(&program)
-            .args(["ca", "run", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let ca = Self { dir, child };
-        until("the CA listens", || fs::metadata(ca.socket()).ok().map(drop));
-        fs::set_permissions(ca.socket(), fs::Permissions::from_mode(0o666)).unwrap();
-        ca
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("ca.sock")
-    }
-
-    fn command(&self, as_stranger: bool, arguments: &[&str]) -> Command {
-        let program = self.dir.path().join("hoplite");
-        let mut command = match as_stranger {
-            true => {
-                let mut command = Command::new("setpriv");
-                let uid = STRANGER.to_string();
-                command
-                    .args(["--reuid", &uid, "--regid", &uid, "--clear-groups"])
-                    .arg(program);
-                command
-            }
-            false => Command::new(program),
-        };
-        command
-            .args(arguments)
-            .env("HOPLITE_CA_SOCKET", self.socket())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    /// The same call many times at once.
-    fn strangers(&self, arguments: &[&str]) -> Vec<Output> {
-        let running: Vec<Child> = (0..AT_ONCE)
-            .map(|_| self.command(true, arguments).spawn().unwrap())
-            .collect();
-        running
-            .into_iter()
-            .map(|child| child.wait_with_output().unwrap())
-            .collect()
-    }
+fn command(ca: &Ca, as_stranger: bool, arguments: &[&str]) -> Command {
+    let mut command = match as_stranger {
+        true => {
+            let mut command = Command::new("setpriv");
+            let uid = STRANGER.to_string();
+            command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]);
+            command.arg(ca.program());
+            command
+        }
+        false => Command::new(ca.program()),
+    };
+    command
+        .args(arguments)
+        .env("HOPLITE_CA_SOCKET", ca.socket())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
-impl Drop for OpenCa {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The same call many times at once.
+fn strangers(ca: &Ca, arguments: &[&str]) -> Vec<Output> {
+    let running: Vec<Child> = (0..AT_ONCE)
+        .map(|_| command(ca, true, arguments).spawn().unwrap())
+        .collect();
+    running
+        .into_iter()
+        .map(|child| child.wait_with_output().unwrap())
+        .collect()
 }
 
 /// A directory of the stranger's own, with a signing key in it and a policy.
-fn strangers_home(ca: &OpenCa) -> (PathBuf, PathBuf) {
-    let home = ca.dir.path().join("home");
+fn strangers_home(ca: &Ca) -> (PathBuf, PathBuf) {
+    let home = ca.dir().join("home");
     fs::create_dir(&home).unwrap();
     fs::write(home.join("a.cedar"), "@id(\"a\") permit (principal, action, resource);").unwrap();
     chown(&home, Some(STRANGER), Some(STRANGER)).unwrap();
     let key = home.join("mallory.key");
-    let made = ca.command(true, &["policy", "key", "create", &text(&key)]).output();
+    let made = command(ca, true, &["policy", "key", "create", &text(&key)]).output();
     assert!(made.unwrap().status.success());
     (home, key)
 }
@@ -130,7 +85,7 @@ fn a_stranger_is_told_so_every_time() {
     if !is_root("a_stranger_is_told_so_every_time") {
         return;
     }
-    let ca = OpenCa::start();
+    let ca = open_ca();
     let (policies, key) = strangers_home(&ca);
     let (policies, key) = (text(&policies), text(&key));
     let create = ["--spiffe-id", "spiffe://test.example/a", "--parent", AGENT];
@@ -149,7 +104,7 @@ fn a_stranger_is_told_so_every_time() {
         &["policy", "grant", "list"],
     ];
     for call in calls {
-        for output in ca.strangers(call) {
+        for output in strangers(&ca, call) {
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{call:?}: {said}");
             assert!(
@@ -160,8 +115,7 @@ fn a_stranger_is_told_so_every_time() {
         }
     }
     // The strangers took nobody's place, and nothing was done.
-    let listed = ca
-        .command(false, &["entry", "list", "--output", "json"])
+    let listed = command(&ca, false, &["entry", "list", "--output", "json"])
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&listed.stdout), "[]\n", "{listed:?}");
@@ -172,9 +126,9 @@ fn a_socket_that_others_may_not_open_says_so() {
     if !is_root("a_socket_that_others_may_not_open_says_so") {
         return;
     }
-    let ca = OpenCa::start();
+    let ca = open_ca();
     fs::set_permissions(ca.socket(), fs::Permissions::from_mode(0o600)).unwrap();
-    let output = ca.command(true, &["agent", "list"]).output().unwrap();
+    let output = command(&ca, true, &["agent", "list"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("this user may not open the CA's socket"), "{said}");

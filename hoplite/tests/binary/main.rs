@@ -12,6 +12,7 @@ mod as_a_process;
 mod cli;
 mod daemon;
 mod denied;
+mod entries;
 mod policy_change;
 mod policy_check;
 mod publishing;

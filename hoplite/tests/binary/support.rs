@@ -1,8 +1,10 @@
 //! A mesh of `hoplite up` as a person would run it: the real binary, real processes.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,6 +21,12 @@ pub(crate) struct Up {
     pub(crate) base: u16,
     child: Child,
     terminal: Arc<Mutex<String>>,
+}
+
+/// A running `hoplite ca run`, alone. Dropping it kills it.
+pub(crate) struct Ca {
+    dir: tempfile::TempDir,
+    child: Child,
 }
 
 /// What a service answered.
@@ -223,6 +231,63 @@ impl Up {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+impl Ca {
+    /// Of `test.example`, on a free port.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let config = dir.path().join("ca.toml");
+        let at = dir.path().display();
+        let text = format!(
+            "trust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
+        );
+        fs::write(&config, text).unwrap();
+        // The build directory may be closed to other users; the program itself is not.
+        let program = dir.path().join("hoplite");
+        let built = env!("CARGO_BIN_EXE_hoplite");
+        fs::hard_link(built, &program)
+            .or_else(|_| fs::copy(built, &program).map(drop))
+            .unwrap();
+        let child = Command::new(&program)
+            .args(["ca", "run", "--config"])
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ca = Self { dir, child };
+        until("the CA listens", || fs::metadata(ca.socket()).ok().map(drop));
+        ca
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The binary, where every user can run it.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.dir.path().join("hoplite")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("ca.sock")
+    }
+
+    /// Runs a tool against this CA.
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
+        let socket = self.socket().display().to_string();
+        hoplite(&[arguments, &["--ca-socket", &socket]].concat())
+    }
+}
+
+impl Drop for Ca {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,0 +1,400 @@
+//! `hoplite entry`: which workload on which node is who; registered one by one, changed in place, or kept like a file.
+
+mod apply;
+
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{ArgGroup, Args, Subcommand};
+use hoplite_host::config::Span;
+use hoplite_identity::Selector;
+use hoplite_wire::ca::{
+    self, CreateEntriesRequest, DeleteEntriesRequest, Entry, EntryResult, ListEntriesRequest, UpdateEntriesRequest,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::command::admin::{CaArgs, ListArgs, rfc3339};
+use crate::output::{Output, Table, print, print_json};
+
+/// Deleted in one call.
+const DELETED_AT_ONCE: usize = 1_000;
+
+/// Parents of which it is said one by one that they never joined.
+const UNKNOWN_SHOWN_MAX: usize = 10;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EntryCommand {
+    /// Register a workload; exit 1 if it is registered already and differs
+    #[command(
+        after_help = "Example:\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
+        --parent spiffe://demo.hoplite/hoplite/agent/local --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
+    )]
+    Create(CreateArgs),
+    /// Change a registration in place: what is not named stays, and at no moment is it away
+    #[command(
+        after_help = "Examples:\n  hoplite entry update 3f2a… --ttl 10m --dns-name billing.internal\n  \
+        hoplite entry update 3f2a… --ttl default --no-dns-names --owner ''"
+    )]
+    Update(UpdateArgs),
+    /// Make what is registered like a TOML file: registers what is new, updates what differs
+    #[command(after_help = apply::HELP)]
+    Apply(apply::ApplyArgs),
+    /// List the registrations
+    #[command(after_help = "Examples:\n  hoplite entry list --output json\n  hoplite entry list --owner infra")]
+    List(ListEntriesArgs),
+    /// Show one registration
+    #[command(after_help = "Example:\n  hoplite entry show 3f2a…")]
+    Show(ShowArgs),
+    /// Delete registrations; their SVIDs are withdrawn from the agents at once
+    #[command(after_help = "Example:\n  hoplite entry delete 3f2a…")]
+    Delete(DeleteArgs),
+}
+
+/// The life of an entry's certificates, in whole seconds; 0 for the CA's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ttl(u32);
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The identity to give
+    #[arg(long)]
+    spiffe_id: String,
+    /// The agent on whose node the workload runs
+    #[arg(long)]
+    parent: String,
+    /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
+    #[arg(long = "selector", required = true, value_name = "KIND:VALUE")]
+    selectors: Vec<Selector>,
+    /// How long each SVID lives: a time, or `default` for what the CA says [default: default]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Ttl>,
+    /// A DNS name to put into the certificate besides
+    #[arg(long = "dns-name", value_name = "NAME")]
+    dns_names: Vec<String>,
+    /// A word that tells the workload's identities apart
+    #[arg(long, default_value = "")]
+    hint: String,
+    /// Whose list it stands in, for `entry apply --owner`
+    #[arg(long, default_value = "")]
+    owner: String,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct UpdateArgs {
+    /// The registration's id
+    id: String,
+    /// Another identity
+    #[arg(long, group = "change")]
+    spiffe_id: Option<String>,
+    /// Another agent
+    #[arg(long, group = "change")]
+    parent: Option<String>,
+    /// What the workload must be, in the place of all that it had to be
+    #[arg(long = "selector", value_name = "KIND:VALUE", group = "change")]
+    selectors: Vec<Selector>,
+    /// How long each SVID lives: a time, or `default` for what the CA says
+    #[arg(long, value_name = "TIME", group = "change")]
+    ttl: Option<Ttl>,
+    /// The DNS names, in the place of all that there were; may be repeated
+    #[arg(
+        long = "dns-name",
+        value_name = "NAME",
+        group = "change",
+        conflicts_with = "no_dns_names"
+    )]
+    dns_names: Vec<String>,
+    /// No DNS names any more
+    #[arg(long, group = "change")]
+    no_dns_names: bool,
+    /// Another hint; '' for none
+    #[arg(long, group = "change")]
+    hint: Option<String>,
+    /// Another owner; '' for none
+    #[arg(long, group = "change")]
+    owner: Option<String>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListEntriesArgs {
+    /// Only those of this owner
+    #[arg(long, value_name = "NAME")]
+    owner: Option<String>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The registration's id
+    id: String,
+    #[command(flatten)]
+    ca: CaArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The registrations' ids
+    #[arg(required = true)]
+    ids: Vec<String>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// A registration as people read it.
+#[derive(Debug, Serialize)]
+struct EntryRow {
+    id: String,
+    spiffe_id: String,
+    parent: String,
+    selectors: Vec<String>,
+    ttl_seconds: u32,
+    hint: String,
+    dns_names: Vec<String>,
+    owner: String,
+    revision: u64,
+    created_at: String,
+}
+
+pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        EntryCommand::Create(args) => create(args),
+        EntryCommand::Update(args) => update(args),
+        EntryCommand::Apply(args) => Ok(apply::run(&args)),
+        EntryCommand::List(args) => {
+            let owner = args.owner.unwrap_or_default();
+            let asked = ListEntriesRequest {
+                owner,
+                ..ListEntriesRequest::default()
+            };
+            show_entries(list(&args.list.ca, asked)?, args.list.output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        EntryCommand::Show(args) => {
+            print_json(&EntryRow::from(one(&args.ca, &args.id)?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        EntryCommand::Delete(args) => delete(&args),
+    }
+}
+
+fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
+    let entry = Entry {
+        spiffe_id: args.spiffe_id,
+        parent_id: args.parent,
+        selectors: args.selectors.iter().map(Into::into).collect(),
+        x509_ttl_seconds: args.ttl.map_or(0, |ttl| ttl.0),
+        hint: args.hint,
+        dns_names: args.dns_names,
+        owner: args.owner,
+        ..Entry::default()
+    };
+    let spiffe_id = entry.spiffe_id.clone();
+    let request = CreateEntriesRequest { entries: vec![entry] };
+    let response = args
+        .list
+        .ca
+        .call(async |mut ca| Ok(ca.create_entries(request.clone()).await?.into_inner()))?;
+    warn_of_unknown(&response.unknown_parents);
+    let (entry, existed) = done(&spiffe_id, response.results)?;
+    if existed {
+        eprintln!("`{spiffe_id}` is registered already, the same way, as `{}`", entry.id);
+    }
+    show_entries(vec![entry], args.list.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
+    let ca = &args.list.ca;
+    let was = one(ca, &args.id)?;
+    let mut entry = was.clone();
+    entry.spiffe_id = args.spiffe_id.unwrap_or(entry.spiffe_id);
+    entry.parent_id = args.parent.unwrap_or(entry.parent_id);
+    if !args.selectors.is_empty() {
+        entry.selectors = args.selectors.iter().map(Into::into).collect();
+    }
+    entry.x509_ttl_seconds = args.ttl.map_or(entry.x509_ttl_seconds, |ttl| ttl.0);
+    if args.no_dns_names || !args.dns_names.is_empty() {
+        entry.dns_names = args.dns_names;
+    }
+    entry.hint = args.hint.unwrap_or(entry.hint);
+    entry.owner = args.owner.unwrap_or(entry.owner);
+    // Its revision goes along: what somebody else changed meanwhile is not overwritten.
+    let request = UpdateEntriesRequest { entries: vec![entry] };
+    let response = ca.call(async |mut ca| Ok(ca.update_entries(request.clone()).await?.into_inner()))?;
+    warn_of_unknown(&response.unknown_parents);
+    let (entry, existed) = done(&args.id, response.results)?;
+    if existed {
+        eprintln!("`{}` was like this already; nothing was changed", args.id);
+    }
+    if let (Ok(was), Ok(now)) = (hoplite_identity::Entry::try_from(was), entry.clone().try_into()) {
+        for difference in was.differences(&now) {
+            eprintln!("{difference}");
+        }
+    }
+    show_entries(vec![entry], args.list.output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The entry of the one result there is, and whether it was there already. An error counts, whatever comes with it.
+fn done(asked: &str, results: Vec<EntryResult>) -> anyhow::Result<(Entry, bool)> {
+    let result = results.into_iter().next().context("the CA gave no answer")?;
+    match result.entry {
+        Some(entry) if result.error.is_empty() => Ok((entry, result.existed)),
+        _ => bail!("`{asked}`: {}", result.error),
+    }
+}
+
+fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for ids in args.ids.chunks(DELETED_AT_ONCE) {
+        let request = DeleteEntriesRequest { ids: ids.to_vec() };
+        let errors = args
+            .list
+            .ca
+            .call(async |mut ca| Ok(ca.delete_entries(request.clone()).await?.into_inner().errors))?;
+        for (id, error) in ids.iter().zip(errors) {
+            if !error.is_empty() {
+                eprintln!("error: `{id}`: {error}");
+                code = ExitCode::FAILURE;
+            } else if args.list.output == Output::Table {
+                print(&format!("deleted {id}\n"))?;
+            }
+            rows.push(json!({"id": id, "deleted": error.is_empty()}));
+        }
+    }
+    if args.list.output == Output::Json {
+        print_json(&rows)?;
+    }
+    Ok(code)
+}
+
+fn list(ca: &CaArgs, asked: ListEntriesRequest) -> anyhow::Result<Vec<Entry>> {
+    ca.call(async |mut ca| Ok(ca.list_entries(asked.clone()).await?.into_inner().entries))
+}
+
+fn one(ca: &CaArgs, id: &str) -> anyhow::Result<Entry> {
+    let asked = ListEntriesRequest {
+        id: id.to_owned(),
+        ..ListEntriesRequest::default()
+    };
+    let found = match id {
+        "" => None, // would be all
+        _ => list(ca, asked)?.pop(),
+    };
+    found.with_context(|| format!("there is no registration `{id}`; `hoplite entry list` shows them"))
+}
+
+/// Nothing is wrong with it: an agent may join later. But a misspelt one never will.
+fn warn_of_unknown(parents: &[String]) {
+    for parent in parents.iter().take(UNKNOWN_SHOWN_MAX) {
+        eprintln!(
+            "warning: no agent `{parent}` has joined, and until it does nobody is given what is registered under it; \
+             `hoplite agent list` shows who has"
+        );
+    }
+    if let more @ 1.. = parents.len().saturating_sub(UNKNOWN_SHOWN_MAX) {
+        eprintln!("warning: nor have {more} other parents");
+    }
+}
+
+fn show_entries(entries: Vec<Entry>, output: Output) -> anyhow::Result<()> {
+    let rows: Vec<EntryRow> = entries.into_iter().map(EntryRow::from).collect();
+    if output == Output::Json {
+        return print_json(&rows);
+    }
+    let mut table = Table::new(&["ID", "SPIFFE ID", "SELECTORS", "PARENT", "TTL", "OWNER"]);
+    for row in rows {
+        let ttl = match row.ttl_seconds {
+            0 => "the CA's".to_owned(),
+            seconds => Span(Duration::from_secs(seconds.into())).to_string(),
+        };
+        table.row([
+            row.id,
+            row.spiffe_id,
+            row.selectors.join(" "),
+            row.parent,
+            ttl,
+            row.owner,
+        ]);
+    }
+    Ok(table.print()?)
+}
+
+fn selector_text(selector: &ca::Selector) -> String {
+    format!("{}:{}", selector.kind, selector.value)
+}
+
+// === impl Ttl ===
+
+impl FromStr for Ttl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "default" {
+            return Ok(Self(0));
+        }
+        let span = humantime::parse_duration(text)
+            .map_err(|_| format!("`{text}` is not a length of time; write for example `30s` or `1h`, or `default`"))?;
+        Self::try_from(Span(span))
+    }
+}
+
+impl TryFrom<Span> for Ttl {
+    type Error = String;
+
+    fn try_from(span: Span) -> Result<Self, String> {
+        let seconds = u32::try_from(span.0.as_secs()).ok();
+        match seconds.filter(|seconds| *seconds > 0 && span.0.subsec_nanos() == 0) {
+            Some(seconds) => Ok(Self(seconds)),
+            None => Err(format!(
+                "`{span}` is no life of a certificate; write whole seconds, at least one"
+            )),
+        }
+    }
+}
+
+// === impl EntryRow ===
+
+impl From<Entry> for EntryRow {
+    fn from(entry: Entry) -> Self {
+        Self {
+            id: entry.id,
+            spiffe_id: entry.spiffe_id,
+            parent: entry.parent_id,
+            selectors: entry.selectors.iter().map(selector_text).collect(),
+            ttl_seconds: entry.x509_ttl_seconds,
+            hint: entry.hint,
+            dns_names: entry.dns_names,
+            owner: entry.owner,
+            revision: entry.revision,
+            created_at: rfc3339(entry.created_at_unix),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls() {
+        let check =
+            |text: &str, expected: Option<u32>| assert_eq!(text.parse::<Ttl>().ok(), expected.map(Ttl), "{text}");
+        check("default", Some(0));
+        check("1h 1s", Some(3601));
+        check("0s", None);
+        check("500ms", None);
+        check("1500ms", None);
+        check("200years", None);
+        check("soon", None);
+    }
+}
