@@ -31,6 +31,15 @@ pub(crate) struct Conjunct {
     pub(crate) looks_at_all: bool,
 }
 
+/// One of these conditions, as far as two of them are compared.
+#[derive(Debug, Clone)]
+pub(crate) struct Condition {
+    /// Equal for two that differ only in spaces and comments.
+    pub(crate) meaning: String,
+    /// Whether there may be a request for which it is neither true nor false.
+    pub(crate) may_fail: bool,
+}
+
 /// Where a policy stands, if it was made from text.
 pub(crate) fn stretch_of(policy: &Policy) -> Option<Stretch> {
     let ast: &ast::Policy = policy.as_ref();
@@ -39,6 +48,61 @@ pub(crate) fn stretch_of(policy: &Policy) -> Option<Stretch> {
 
 /// The conditions of a policy in the order in which they are evaluated.
 pub(crate) fn conjuncts(policy: &Policy) -> Vec<Conjunct> {
+    expressions(policy).into_iter().map(Conjunct::of).collect()
+}
+
+/// The conditions of a policy in the order in which they are evaluated, to be compared with others'.
+pub(crate) fn conditions(policy: &Policy) -> Vec<Condition> {
+    let expressions = expressions(policy).into_iter();
+    let condition = |expression: &Expr| Condition {
+        meaning: expression.to_string(),
+        may_fail: expression.subexpressions().any(may_fail),
+    };
+    expressions.map(condition).collect()
+}
+
+/// Whether an operator can fail where validation found nothing wrong: arithmetic overflows, text may be no address, an
+/// entity may not be there. What is not known here may.
+fn may_fail(part: &Expr) -> bool {
+    const CERTAIN: [&str; 10] = [
+        "isIpv4",
+        "isIpv6",
+        "isLoopback",
+        "isMulticast",
+        "isInRange",
+        "lessThan",
+        "lessThanOrEqual",
+        "greaterThan",
+        "greaterThanOrEqual",
+        "toTime",
+    ];
+    match part.expr_kind() {
+        ExprKind::Lit(_)
+        | ExprKind::Var(_)
+        | ExprKind::If { .. }
+        | ExprKind::And { .. }
+        | ExprKind::Or { .. }
+        | ExprKind::HasAttr { .. }
+        | ExprKind::Like { .. }
+        | ExprKind::Is { .. }
+        | ExprKind::Set(_)
+        | ExprKind::Record(_) => false,
+        ExprKind::UnaryApp { op, .. } => matches!(op, ast::UnaryOp::Neg),
+        ExprKind::BinaryApp { op, .. } => matches!(
+            op,
+            ast::BinaryOp::Add | ast::BinaryOp::Sub | ast::BinaryOp::Mul | ast::BinaryOp::GetTag
+        ),
+        // A literal that is no address does not validate.
+        ExprKind::ExtensionFunctionApp { fn_name, args } => {
+            !CERTAIN.contains(&fn_name.to_string().as_str())
+                && !args.iter().all(|arg| matches!(arg.expr_kind(), ExprKind::Lit(_)))
+        }
+        ExprKind::GetAttr { .. } => chain(part).is_none(),
+        _ => true,
+    }
+}
+
+fn expressions(policy: &Policy) -> Vec<&Expr> {
     let ast: &ast::Policy = policy.as_ref();
     let mut found = Vec::new();
     let mut left: Vec<&Expr> = ast.non_scope_constraints().into_iter().collect();
@@ -50,7 +114,7 @@ pub(crate) fn conjuncts(policy: &Policy) -> Vec<Conjunct> {
             {
                 left.extend([&**right, &**first]);
             }
-            _ => found.push(Conjunct::of(expression)),
+            _ => found.push(expression),
         }
     }
     found

@@ -8,6 +8,7 @@
 
 mod cases;
 mod conjunct;
+pub mod difference;
 mod explain;
 mod format;
 pub mod gap;
@@ -21,6 +22,7 @@ mod report;
 #[cfg(test)]
 mod samples;
 mod view;
+mod wider;
 mod yaml;
 
 pub use cases::{CaseResult, CaseTable, TABLE_BYTES_MAX};
@@ -30,4 +32,4 @@ pub use lint::lint;
 pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
 pub use report::{TableReport, TestReport};
-pub use view::{Effect, Place, Places, PolicyView, meanings};
+pub use view::{Effect, Place, Places, PolicyView};

@@ -3,6 +3,7 @@
 //!
 //! What is read from a disk, asked of a CA or shown to people is the caller's business; so is what stands between the steps.
 
+use crate::difference::{Difference, LostForbid, ModuleChange};
 use crate::gap::Gap;
 use crate::lint::lint;
 use crate::replay::{Flip, Replayed, parts};
@@ -26,6 +27,12 @@ pub struct Checked<'a> {
 pub struct Tested<'a> {
     sources: &'a [Source],
     snapshot: Snapshot,
+}
+
+/// Policies whose difference from what is in force was shown, and in which no forbid is lost and no owner gains but by name.
+#[derive(Debug)]
+pub struct Compared<'a> {
+    sources: &'a [Source],
 }
 
 /// What may be signed, and what it will be for.
@@ -90,6 +97,15 @@ pub enum NotTested {
     NoCase,
     /// A table cannot be read, or a case came out otherwise.
     Failed(TestReport),
+}
+
+/// What of a difference nobody has accepted. No replay would show it: what a forbid stops may not have happened yet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotAccepted {
+    /// Forbids that do not surely stop all that they stopped.
+    pub forbids: Vec<LostForbid>,
+    /// Modules whose owner may speak of more than before.
+    pub modules: Vec<ModuleChange>,
 }
 
 /// Why a replay keeps policies from being signed.
@@ -165,6 +181,11 @@ impl<'a> Tested<'a> {
         Ok(Self { sources, snapshot })
     }
 
+    /// Its files.
+    pub fn sources(&self) -> &'a [Source] {
+        self.sources
+    }
+
     /// The policies, compiled: what the requests of the log are decided by.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
@@ -178,6 +199,30 @@ impl<'a> Tested<'a> {
         }
     }
 
+    /// To be compared with what is in force: `removed` names the forbids, by `@id`, that may be lost, and `modules` those that
+    /// may gain; `*` stands for any text.
+    ///
+    /// # Errors
+    /// What nobody has named.
+    pub fn compared(
+        self,
+        difference: &Difference,
+        removed: &[String],
+        modules: &[String],
+    ) -> Result<Compared<'a>, NotAccepted> {
+        let forbids: Vec<_> = difference.lost_unless(removed).cloned().collect();
+        let modules: Vec<_> = difference.widened_unless(modules).cloned().collect();
+        if forbids.is_empty() && modules.is_empty() {
+            Ok(Compared { sources: self.sources })
+        } else {
+            Err(NotAccepted { forbids, modules })
+        }
+    }
+}
+
+// === impl Compared ===
+
+impl<'a> Compared<'a> {
     /// To be in force, if all that would flip is accepted, and that there is something nobody could look at.
     ///
     /// # Errors
@@ -250,6 +295,7 @@ impl Ready<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::difference::PolicySet;
     use crate::gap::gaps_of;
     use crate::replay::{Baseline, Comparison};
     use crate::samples::sources;
@@ -263,6 +309,10 @@ mod tests {
     fn tested(sources: &[Source]) -> Tested<'_> {
         let tables = crate::samples::sources(&[("a.test", "spiffe://x/web/a GET s / allow by a\n")]);
         Checked::new(sources).unwrap().test(&tables).unwrap().0
+    }
+
+    fn compared(sources: &[Source]) -> Compared<'_> {
+        tested(sources).compared(&Difference::default(), &[], &[]).unwrap()
     }
 
     /// What comes of one recorded answer.
@@ -301,6 +351,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_is_accepted_by_name() {
+        let forbid = POLICY.replace("\"a\"", "\"stop\"").replace("permit", "forbid");
+        let before = sources(&[("a.cedar", &format!("{POLICY}{forbid}"))]);
+        let snapshot = Snapshot::compile(&before).unwrap();
+        let good = sources(&[("a.cedar", POLICY)]);
+        let before = PolicySet {
+            snapshot: &snapshot,
+            sources: &before,
+        };
+        let check = |accepted: &[&str], expected: &[&str]| {
+            let accepted: Vec<String> = accepted.iter().map(|id| (*id).to_owned()).collect();
+            let tested = tested(&good);
+            let after = PolicySet {
+                snapshot: tested.snapshot(),
+                sources: &good,
+            };
+            let difference = Difference::of(before, after);
+            let refused = tested.compared(&difference, &accepted, &[]).err();
+            let lost: Vec<_> = refused.into_iter().flat_map(|refused| refused.forbids).collect();
+            let lost: Vec<_> = lost.iter().map(|lost| lost.id.as_str()).collect();
+            assert_eq!(lost, expected, "{accepted:?}");
+        };
+        check(&[], &["stop"]);
+        check(&["sto"], &["stop"]);
+        check(&["stop"], &[]);
+        check(&["st*"], &[]);
+    }
+
+    #[test]
     fn what_flips_is_accepted_by_name() {
         let good = sources(&[("a.cedar", POLICY)]);
         let check = |replayed: &Replayed, patterns: &[&str], unreplayed: bool, expected: Option<NotReplayed>| {
@@ -311,7 +390,7 @@ mod tests {
             };
             let gaps = gaps_of(replayed);
             let evidence = Evidence { replayed, gaps: &gaps };
-            let found = tested(&good).live(evidence, accepted).err();
+            let found = compared(&good).live(evidence, accepted).err();
             assert_eq!(found, expected, "{patterns:?}");
         };
         let flip = "deny spiffe://x/pay × s:unmatched".to_owned();
@@ -378,7 +457,7 @@ mod tests {
             replayed: &replayed(Outcome::Allow, "web/a"),
             gaps: &[],
         };
-        let unsigned = tested(&good).live(evidence, accepted).unwrap().sign(&key, backwards);
+        let unsigned = compared(&good).live(evidence, accepted).unwrap().sign(&key, backwards);
         assert!(matches!(unsigned, Err(Unsigned::Unbuildable(_))));
     }
 }

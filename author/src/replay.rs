@@ -439,7 +439,7 @@ pub fn parts(pattern: &str) -> Option<(Flip, &str, &str)> {
 }
 
 /// Whether the text is the pattern, in which `*` stands for any text.
-fn covers(pattern: &str, text: &str) -> bool {
+pub(crate) fn covers(pattern: &str, text: &str) -> bool {
     let mut pieces = pattern.split('*');
     let first = pieces.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else {

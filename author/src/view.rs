@@ -154,7 +154,7 @@ impl PolicyView {
 }
 
 /// What each policy of a snapshot means, by id: equal for two policies that differ only in spaces and comments.
-pub fn meanings(snapshot: &Snapshot) -> BTreeMap<String, String> {
+pub(crate) fn meanings(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let policies = snapshot.policies().map(|policy| {
         let meaning = policy
             .to_json()

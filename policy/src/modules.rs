@@ -200,6 +200,16 @@ impl Modules {
         }
     }
 
+    /// Every module; none where there is no table of them.
+    pub fn teams(&self) -> Option<impl Iterator<Item = Team<'_>>> {
+        let modules = self.by_name.as_ref()?.iter();
+        Some(modules.map(|(name, module)| Team::Module {
+            name,
+            owner: &module.owner,
+            services: module.services.as_ref(),
+        }))
+    }
+
     /// On whose behalf the source of this name speaks.
     ///
     /// # Errors

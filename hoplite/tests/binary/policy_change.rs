@@ -274,6 +274,111 @@ fn a_change_is_published_step_by_step_and_taken_back() {
 }
 
 #[test]
+fn a_forbid_that_is_lost_and_an_owner_who_gains_are_named() {
+    const MODULES: &str =
+        "[pay]\nowner = \"team-ledger\"\nservices = [\"ledger\"]\n[rails]\nowner = \"security\"\nsecurity = true\n";
+    const STOP: &str = "@id(\"rails/stop\")\n@owner(\"security\")\nforbid (\n  principal in Hoplite::Path::\"prod.acme/evil\",\n  action,\n  resource\n)";
+    let place = Place::new();
+    let dir = place.policies("set", "", Some(TABLE));
+    fs::remove_file(dir.join("ledger.cedar")).unwrap();
+    for module in ["pay", "rails"] {
+        fs::create_dir(dir.join(module)).unwrap();
+    }
+    let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
+    write("modules.toml", MODULES);
+    write("pay/reads.cedar", &format!("{READS};\n"));
+    write("rails/stop.cedar", &format!("{STOP};\n"));
+    let publish = |more: &[&str]| place.publish(&dir, "alice.key", more);
+    says(
+        &publish(&[]),
+        0,
+        &["2 added, 0 removed, 0 changed", "revision 1 is with"],
+    );
+
+    // Nobody evil has called yet, so no replay tells of it.
+    write("rails/stop.cedar", "// nothing to stop\n");
+    let gone = ["- forbid rails/stop   security", "none would flip"];
+    let refused = publish(&[]);
+    says(
+        &refused,
+        1,
+        &[
+            gone[0],
+            "compare  FAILED",
+            "--accept-removed 'rails/stop'",
+            "it is gone",
+            "nothing was published",
+        ],
+    );
+    says(&publish(&["--accept-removed", "rails/other"]), 1, &["compare  FAILED"]);
+    says(
+        &publish(&["--accept", "allow * × *", "--accept-unreplayed"]),
+        1,
+        &["compare  FAILED"],
+    );
+    // A shadow is shown, and lets nobody in.
+    says(&publish(&["--shadow"]), 0, &[gone[0], "revision 2"]);
+    write(
+        "rails/stop.cedar",
+        &format!("{STOP}\nwhen {{ context.conn.dow == \"Mon\" }};\n"),
+    );
+    let narrowed = ["~ forbid rails/stop", "it was changed", "--accept-removed 'rails/stop'"];
+    says(&publish(&[]), 1, &narrowed);
+    // What is laid out anew, renamed or wider loses nothing.
+    let wider = STOP.replace(
+        "principal in Hoplite::Path::\"prod.acme/evil\"",
+        "principal in Hoplite::Path::\"prod.acme/evil\", // all",
+    );
+    write(
+        "rails/stop.cedar",
+        &format!(
+            "{};\n",
+            wider
+                .replace("rails/stop", "rails/halt")
+                .replace(", // all,", ", // all\n")
+        ),
+    );
+    says(
+        &publish(&[]),
+        0,
+        &["- forbid rails/stop", "+ forbid rails/halt", "revision 3"],
+    );
+    write("rails/stop.cedar", "// nothing to stop\n");
+    says(
+        &publish(&["--accept-removed", "rails/halt"]),
+        0,
+        &["- forbid rails/halt", "revision 4"],
+    );
+
+    // An owner who gains something, or a table that is gone.
+    write(
+        "modules.toml",
+        &MODULES.replace("[\"ledger\"]", "[\"ledger\", \"orders\"]"),
+    );
+    let gains = "~ module pay: team-ledger over ledger, now team-ledger over ledger, orders   gains";
+    says(&publish(&[]), 1, &[gains, "compare  FAILED", "--accept-module 'pay'"]);
+    says(&publish(&["--accept-module", "pay"]), 0, &[gains, "revision 5"]);
+    write("modules.toml", MODULES);
+    says(&publish(&[]), 0, &["~ module pay", "revision 6"]);
+    // Going back loses and gains as going forward does.
+    says(
+        &place.rollback("bob.key", &["5"]),
+        1,
+        &["compare  FAILED", "--accept-module 'pay'"],
+    );
+    says(
+        &place.rollback("bob.key", &["1"]),
+        0,
+        &["+ forbid rails/stop", "revision 7"],
+    );
+    says(
+        &place.rollback("bob.key", &["6"]),
+        1,
+        &["--accept-removed 'rails/stop'"],
+    );
+}
+
+#[test]
 fn a_flip_that_somebody_accepted_blocks_nobody_afterwards() {
     let place = Place::new();
     let good = place.policies("good", &format!("{READS};\n"), Some(TABLE));

@@ -62,6 +62,12 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     );
     fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
     let text = said(&up, &["policy", "publish", &policies], 1);
+    let removed = ["--accept-removed", "security/edge-stays-out-of-the-ledger"];
+    assert!(
+        text.contains("compare  FAILED") && text.contains(&format!("{} '{}'", removed[0], removed[1])),
+        "{text}"
+    );
+    let text = said(&up, &[&["policy", "publish", &policies], &removed[..]].concat(), 1);
     assert!(
         text.contains("--accept 'allow spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"),
         "{text}"
@@ -85,7 +91,11 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
 
     // Accepted by name, and back.
     let accept = ["--accept", "allow spiffe://demo.hoplite/shop/edge × ledger:*"];
-    said(&up, &[&["policy", "publish", &policies], &accept[..]].concat(), 0);
+    said(
+        &up,
+        &[&["policy", "publish", &policies], &accept[..], &removed[..]].concat(),
+        0,
+    );
     in_force(&up, 3);
     assert_eq!(up.get("/ledger/42").status, 200);
     let text = said(&up, &["policy", "rollback"], 1);
@@ -242,7 +252,7 @@ fn what_scripts_are_told_of_a_publication() {
         .iter()
         .map(|step| &step["step"])
         .collect();
-    assert_eq!(steps, ["check", "test", "replay", "sign", "publish"]);
+    assert_eq!(steps, ["check", "test", "compare", "replay", "sign", "publish"]);
     assert_eq!(
         (&first["stage"], &first["signed_by"]),
         (&json!("live"), &json!("alice"))
@@ -270,7 +280,11 @@ fn what_scripts_are_told_of_a_publication() {
 
     fs::write(up.dir.join(SECURITY), "// nothing\n").unwrap();
     fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
-    let flips = up.json(&["policy", "publish", &policies]);
+    let forbid = json!(["security/edge-stays-out-of-the-ledger"]);
+    let lost = up.json(&["policy", "publish", &policies]);
+    assert_eq!((&lost["ok"], &lost["unaccepted_removed"]), (&json!(false), &forbid));
+    assert_eq!(lost["difference"]["lost_forbids"][0]["id"], forbid[0]);
+    let flips = up.json(&["policy", "publish", &policies, "--accept-removed", "security/*"]);
     assert_eq!((&flips["ok"], &flips["revision"]), (&json!(false), &Value::Null));
     let group = json!(["allow spiffe://demo.hoplite/shop/edge × ledger:GET /accounts/{id}"]);
     assert_eq!((&flips["unaccepted"], &flips["replay"]["flips"]), (&group, &json!(2)));

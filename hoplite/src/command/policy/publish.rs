@@ -14,7 +14,7 @@ use hoplite_author::publication::{Checked, NotTested, Tested};
 use hoplite_host::clock;
 use hoplite_policy::Source;
 
-use self::effects::EffectArgs;
+use self::effects::{EffectArgs, Ground};
 use self::in_force::{InForce, TrustArgs};
 use self::sending::{Meta, Office};
 use self::steps::Steps;
@@ -67,10 +67,17 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     let Some(tested) = tested(checked, args, steps)? else {
         return Ok(false);
     };
-    let place = (ca.mesh(), &office.trust_domain);
-    let Some(ready) = effects::replayed(tested, &in_force, &args.effects, place, args.shadow, steps)? else {
-        return Ok(false);
+    let ground = Ground {
+        in_force: &in_force,
+        mesh: ca.mesh(),
+        trust_domain: &office.trust_domain,
     };
+    let ready = if args.shadow {
+        Some(effects::shadow(tested, ground, &args.effects, steps)?)
+    } else {
+        effects::live(tested, ground, &args.effects, steps)?
+    };
+    let Some(ready) = ready else { return Ok(false) };
     let meta = Meta {
         expires: args.expires,
         note: args.note.clone(),

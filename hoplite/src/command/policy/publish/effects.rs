@@ -1,14 +1,16 @@
-//! What a publication would change: the requests of the log, decided by what is in force and by the candidate, and what of it
-//! nobody has accepted.
+//! What a publication would change: by what the policies mean, and by the requests of the log, decided by what is in force and
+//! by the candidate; and what of it nobody has accepted.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use hoplite_author::difference::{Difference, PolicySet};
 use hoplite_author::gap::{Gap, gaps_of, unseen_services};
-use hoplite_author::publication::{Accepted, Evidence, NotReplayed, Ready, Tested};
+use hoplite_author::publication::{Accepted, Compared, Evidence, NotAccepted, NotReplayed, Ready, Tested};
 use hoplite_author::replay::{Comparison, Flip, Replayed, parts};
 use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
+use hoplite_policy::Snapshot;
 use serde_json::json;
 
 use super::in_force::InForce;
@@ -30,6 +32,12 @@ pub(crate) struct EffectArgs {
     /// Answers that may flip: `allow PRINCIPAL × ROUTE`, or `deny` for what is allowed in force; `*` stands for any text; may be repeated
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     accept: Vec<String>,
+    /// A forbid, by its `@id`, that may stop less than it does in force: it is gone, turned or changed; `*` stands for any text; may be repeated
+    #[arg(long, value_name = "ID")]
+    accept_removed: Vec<String>,
+    /// A module whose owner may speak of more than in force; `modules.toml` where that is gone; `*` stands for any text; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    accept_module: Vec<String>,
     /// Publish also if the replay has not seen everything, or nothing: no log, no decision in it, damage, unknown records, services without a log
     #[arg(long)]
     accept_unreplayed: bool,
@@ -40,70 +48,169 @@ pub(crate) struct EffectArgs {
     audit: AuditArgs,
 }
 
-/// Decides the logged requests by both sets, and says what flips. Nothing comes of it if that, or what was not seen, is not
-/// accepted; a shadow changes no answer, so nothing has to be.
-pub(crate) fn replayed<'a>(
+/// What a candidate is compared with, and by which logs.
+#[derive(Clone, Copy)]
+pub(crate) struct Ground<'a> {
+    pub(crate) in_force: &'a InForce,
+    pub(crate) mesh: &'a MeshDir,
+    pub(crate) trust_domain: &'a TrustDomain,
+}
+
+/// A replay with all that stands beside it.
+struct Replay {
+    replayed: Replayed,
+    gaps: Vec<Gap>,
+    /// `3 of 4 decisions replayed`.
+    counted: String,
+}
+
+/// Shows what is different and what would flip, for a candidate that is to be in force. Nothing comes of it if a part of that is
+/// not accepted.
+pub(crate) fn live<'a>(
     tested: Tested<'a>,
-    in_force: &InForce,
+    ground: Ground<'_>,
     args: &EffectArgs,
-    (mesh, trust_domain): (&MeshDir, &TrustDomain),
-    is_shadow: bool,
     steps: &mut Steps,
 ) -> anyhow::Result<Option<Ready<'a>>> {
-    let logs = args.audit.look(mesh)?;
+    let difference = difference(&tested, ground.in_force, steps)?;
+    let replay = replay_of(&tested, ground, args, steps)?;
+    match tested.compared(&difference, &args.accept_removed, &args.accept_module) {
+        Ok(compared) => {
+            steps.done("compare", &difference.counted())?;
+            replayed(compared, &replay, args, steps)
+        }
+        Err(refused) => {
+            refuse(&difference, &refused, steps)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Shows the same of a candidate that is only tried beside what is in force: it changes no answer, so nothing has to be accepted.
+pub(crate) fn shadow<'a>(
+    tested: Tested<'a>,
+    ground: Ground<'_>,
+    args: &EffectArgs,
+    steps: &mut Steps,
+) -> anyhow::Result<Ready<'a>> {
+    let difference = difference(&tested, ground.in_force, steps)?;
+    steps.done("compare", &difference.counted())?;
+    let Replay {
+        replayed,
+        gaps,
+        counted,
+    } = replay_of(&tested, ground, args, steps)?;
+    if replayed.flips.total() > 0 {
+        steps.show(&replay::page(&replayed, args.since))?;
+    }
+    for gap in &gaps {
+        steps.show(&format!("not seen {gap}\n"))?;
+    }
+    let flips = replay::thousands(replayed.flips.total());
+    steps.done(
+        "replay",
+        &format!("{counted}, {flips} would flip; a shadow changes no answer"),
+    )?;
+    Ok(tested.shadow())
+}
+
+/// What is different between what is in force and the candidate, shown. Before the first revision all of it is new.
+fn difference(tested: &Tested<'_>, in_force: &InForce, steps: &mut Steps) -> anyhow::Result<Difference> {
+    let nothing = Snapshot::deny_all("nothing was published yet");
+    let before = PolicySet {
+        snapshot: in_force.snapshot().unwrap_or(&nothing),
+        sources: in_force.sources(),
+    };
+    let after = PolicySet {
+        snapshot: tested.snapshot(),
+        sources: tested.sources(),
+    };
+    let difference = Difference::of(before, after);
+    steps.fact("difference", difference.json());
+    if in_force.snapshot().is_some() && !difference.is_empty() {
+        steps.show(&difference.page())?;
+    }
+    Ok(difference)
+}
+
+/// What of a difference nobody has accepted, and what to say to accept it.
+fn refuse(difference: &Difference, refused: &NotAccepted, steps: &mut Steps) -> anyhow::Result<()> {
+    let (forbids, modules) = (&refused.forbids, &refused.modules);
+    let what = match (forbids.len(), modules.len()) {
+        (_, 0) => "a forbid may stop less than it does in force",
+        (0, _) => "an owner may speak of more than in force",
+        _ => "a forbid may stop less than it does in force, and an owner may speak of more",
+    };
+    steps.failed("compare", &format!("{}: {what}", difference.counted()))?;
+    let ids = forbids.iter().map(|lost| lost.id.as_str());
+    steps.fact("unaccepted_removed", ids.collect::<Vec<_>>());
+    let names = modules.iter().map(|module| module.name.as_str());
+    steps.fact("unaccepted_modules", names.collect::<Vec<_>>());
+    steps.show("If that is meant, accept it:\n")?;
+    for lost in forbids {
+        steps.show(&format!("  --accept-removed '{}'   {}\n", lost.id, lost.why))?;
+    }
+    for module in modules {
+        steps.show(&format!("  --accept-module '{}'\n", module.name))?;
+    }
+    Ok(())
+}
+
+/// Decides the logged requests by both sets.
+fn replay_of(tested: &Tested<'_>, ground: Ground<'_>, args: &EffectArgs, steps: &mut Steps) -> anyhow::Result<Replay> {
+    let logs = args.audit.look(ground.mesh)?;
     let comparison = Comparison {
-        before: in_force.baseline(),
+        before: ground.in_force.baseline(),
         after: tested.snapshot(),
-        trust_domain: Some(trust_domain),
+        trust_domain: Some(ground.trust_domain),
         examples: 3,
     };
     let replayed = replay::with_progress(&logs.found, args.since, &comparison);
-    let gaps = gaps(&logs, &replayed, in_force, &comparison, args.since);
+    let gaps = gaps(&logs, &replayed, ground.in_force, &comparison, args.since);
     steps.fact("replay", replay::as_json(&replayed, &comparison, args.since));
     steps.fact("gaps", gaps.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let thousands = replay::thousands;
-    let flips = replayed.flips.total();
     let counted = format!(
         "{} of {} decisions replayed",
-        thousands(replayed.replayed()),
-        thousands(replayed.records)
+        replay::thousands(replayed.replayed()),
+        replay::thousands(replayed.records)
     );
-    if is_shadow {
-        if flips > 0 {
-            steps.show(&replay::page(&replayed, args.since))?;
-        }
-        for gap in &gaps {
-            steps.show(&format!("not seen {gap}\n"))?;
-        }
-        let flips = thousands(flips);
-        steps.done(
-            "replay",
-            &format!("{counted}, {flips} would flip; a shadow changes no answer"),
-        )?;
-        return Ok(Some(tested.shadow()));
-    }
-    let evidence = Evidence {
-        replayed: &replayed,
-        gaps: &gaps,
-    };
+    Ok(Replay {
+        replayed,
+        gaps,
+        counted,
+    })
+}
+
+/// Says what flips. Nothing comes of it if that, or what was not seen, is not accepted.
+fn replayed<'a>(
+    compared: Compared<'a>,
+    replay: &Replay,
+    args: &EffectArgs,
+    steps: &mut Steps,
+) -> anyhow::Result<Option<Ready<'a>>> {
+    let Replay {
+        replayed,
+        gaps,
+        counted,
+    } = replay;
     let accepted = Accepted {
         patterns: &args.accept,
         unreplayed: args.accept_unreplayed,
     };
-    match tested.live(evidence, accepted) {
+    match compared.live(Evidence { replayed, gaps }, accepted) {
         Ok(ready) => {
-            for gap in &gaps {
+            for gap in gaps {
                 steps.show(&format!("not seen {gap}: accepted\n"))?;
             }
-            let what = match flips {
+            let what = match replayed.flips.total() {
                 0 => "none would flip".to_owned(),
-                flips => format!("{} will flip, all accepted", thousands(flips)),
+                flips => format!("{} will flip, all accepted", replay::thousands(flips)),
             };
             steps.done("replay", &format!("{counted}, {what}"))?;
             Ok(Some(ready))
         }
         Err(NotReplayed::Gaps(gaps)) => {
-            steps.show(&replay::page(&replayed, args.since))?;
+            steps.show(&replay::page(replayed, args.since))?;
             let gaps: Vec<String> = gaps.iter().map(ToString::to_string).collect();
             let gaps = gaps.join("; ");
             let remedy = "--accept-unreplayed publishes all the same";
@@ -111,7 +218,7 @@ pub(crate) fn replayed<'a>(
             Ok(None)
         }
         Err(NotReplayed::Flips(unaccepted)) => {
-            steps.show(&replay::page(&replayed, args.since))?;
+            steps.show(&replay::page(replayed, args.since))?;
             steps.failed("replay", &format!("{counted}, and answers would flip"))?;
             show_unaccepted(&unaccepted, steps)?;
             Ok(None)

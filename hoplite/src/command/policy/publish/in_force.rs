@@ -7,8 +7,8 @@ use anyhow::Context;
 use hoplite_author::gap::Gap;
 use hoplite_author::replay::Baseline;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::Snapshot;
 use hoplite_policy::bundle::{Acceptance, BUNDLE_BYTES_MAX, Bundle, EngineVersion, KNOWN_CRITICAL, Stage};
+use hoplite_policy::{Snapshot, Source};
 use hoplite_seal::{Signer, SigningKey, TrustedSigners};
 use hoplite_wire::ca::ShowPolicyResponse;
 use serde_json::json;
@@ -143,6 +143,11 @@ impl InForce {
             ))),
             Self::Nothing | Self::Set { .. } => None,
         }
+    }
+
+    /// Its files.
+    pub(crate) fn sources(&self) -> &[Source] {
+        self.bundle().map_or(&[], |bundle| bundle.sources())
     }
 
     pub(crate) fn bundle(&self) -> Option<&Bundle> {

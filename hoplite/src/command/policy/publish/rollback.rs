@@ -8,7 +8,7 @@ use hoplite_author::publication::Tested;
 use hoplite_host::clock;
 use hoplite_wire::ca::{PublishedPolicy, ShowPolicyResponse};
 
-use super::effects::{self, EffectArgs};
+use super::effects::{self, EffectArgs, Ground};
 use super::in_force::{InForce, TrustArgs, verified};
 use super::sending::{Meta, Office};
 use super::steps::Steps;
@@ -65,8 +65,12 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
             tested.snapshot().policy_ids().len()
         ),
     )?;
-    let place = (ca.mesh(), &office.trust_domain);
-    let Some(ready) = effects::replayed(tested, &in_force, &args.effects, place, false, steps)? else {
+    let ground = Ground {
+        in_force: &in_force,
+        mesh: ca.mesh(),
+        trust_domain: &office.trust_domain,
+    };
+    let Some(ready) = effects::live(tested, ground, &args.effects, steps)? else {
         return Ok(false);
     };
     let note = args.note.clone();
