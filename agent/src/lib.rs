@@ -161,7 +161,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     }
     let routes = authorize::routes(&sessions, authorizer.as_ref());
     let routes = socket::with_services(routes, &sessions, feed);
-    let server = socket::server::serve(listener, routes, stop);
+    let server = socket::server::serve(listener, routes, socket::server::connection_bounds(), stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

@@ -10,7 +10,7 @@ use crate::authorize::authorizer::Authorizer;
 use crate::config::Authorization;
 use crate::policy::Feed;
 use crate::policy::tests::trust;
-use crate::socket::server::serve;
+use crate::socket::server::{connection_bounds, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
 use crate::supply::{Supplied, Supply, testing::entry};
@@ -129,7 +129,7 @@ impl World {
             holding,
             authorizer: authorizer.clone(),
             stopper,
-            served: tokio::spawn(serve(listener, routes, shutdown)),
+            served: tokio::spawn(serve(listener, routes, connection_bounds(), shutdown)),
             directory,
         }
     }

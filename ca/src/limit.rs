@@ -1,7 +1,7 @@
-//! A limit on failed attempts per address: guessing is slow, and those who do not guess never meet it.
+//! A limit on failed attempts: guessing is slow, and those who do not guess never meet it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use hoplite_host::bucket::{Bucket, Rate};
@@ -13,55 +13,45 @@ const FORGIVEN: Rate = Rate {
     every: Duration::from_secs(1),
 };
 
-/// Addresses remembered. When there are more, those forgiven are forgotten; then everybody shares one.
-const ADDRESSES_MAX: usize = 8192;
+/// Those remembered. When there are more, those forgiven are forgotten; then everybody shares one.
+const REMEMBERED_MAX: usize = 8192;
 
-/// Failures by address.
-#[derive(Debug, Default)]
-pub(crate) struct Failures {
-    /// One that lacks nothing need not be remembered.
-    by_source: HashMap<Source, Bucket>,
-}
-
-/// IPv6 hands out whole networks, so a source is one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Source {
-    V4([u8; 4]),
-    V6Network([u16; 4]),
-    Overflow,
+/// Failures by what they are counted against: an address, or a token.
+#[derive(Debug)]
+pub(crate) struct Failures<K> {
+    /// One that lacks nothing need not be remembered. None is for all those for whom there is no room.
+    by: HashMap<Option<K>, Bucket>,
 }
 
 // === impl Failures ===
 
-impl Failures {
-    /// Whether an attempt from this address may be made now.
-    pub(crate) fn may_try(&self, address: IpAddr, now: Instant) -> bool {
-        let source = self.source(address);
-        self.by_source.get(&source).is_none_or(|bucket| bucket.has_token(now))
+impl<K> Default for Failures<K> {
+    fn default() -> Self {
+        Self { by: HashMap::new() }
+    }
+}
+
+impl<K: Eq + Hash> Failures<K> {
+    /// Whether an attempt may be made now.
+    pub(crate) fn may_try(&self, by: K, now: Instant) -> bool {
+        self.by.get(&self.key(by)).is_none_or(|bucket| bucket.has_token(now))
     }
 
     /// An attempt failed.
-    pub(crate) fn failed(&mut self, address: IpAddr, now: Instant) {
-        if self.by_source.len() >= ADDRESSES_MAX {
-            self.by_source.retain(|_, bucket| !bucket.is_full(now));
+    pub(crate) fn failed(&mut self, by: K, now: Instant) {
+        if self.by.len() >= REMEMBERED_MAX {
+            self.by.retain(|_, bucket| !bucket.is_full(now));
         }
-        let bucket = self.by_source.entry(self.source(address));
+        let bucket = self.by.entry(self.key(by));
         bucket.or_insert_with(|| Bucket::new(FORGIVEN, now)).charge(now);
     }
 
-    fn source(&self, address: IpAddr) -> Source {
-        let source = match address.to_canonical() {
-            IpAddr::V4(v4) => Source::V4(v4.octets()),
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                Source::V6Network([a, b, c, d])
-            }
-        };
-        let is_known = self.by_source.contains_key(&source);
-        if is_known || self.by_source.len() < ADDRESSES_MAX {
-            source
+    fn key(&self, by: K) -> Option<K> {
+        let by = Some(by);
+        if self.by.contains_key(&by) || self.by.len() < REMEMBERED_MAX {
+            by
         } else {
-            Source::Overflow
+            None
         }
     }
 }
@@ -69,22 +59,24 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hoplite_host::slots::Source;
+
+    fn address(text: &str) -> Source {
+        Source::address(text.parse().unwrap())
+    }
 
     #[test]
     fn failures_are_forgiven_one_by_one() {
         let (mut failures, start) = (Failures::default(), Instant::now());
-        let guesser: IpAddr = "10.0.0.1".parse().unwrap();
+        let guesser = address("10.0.0.1");
         for n in 0..FORGIVEN.burst {
             assert!(failures.may_try(guesser, start), "failure {n}");
             failures.failed(guesser, start);
         }
         assert!(!failures.may_try(guesser, start));
+        assert!(!failures.may_try(address("::ffff:10.0.0.1"), start), "the same address");
         assert!(
-            !failures.may_try("::ffff:10.0.0.1".parse().unwrap(), start),
-            "the same address"
-        );
-        assert!(
-            failures.may_try("10.0.0.2".parse().unwrap(), start),
+            failures.may_try(address("10.0.0.2"), start),
             "another one is not held up"
         );
         assert!(failures.may_try(guesser, start + FORGIVEN.every));
@@ -96,12 +88,12 @@ mod tests {
     fn a_network_is_one_source_and_memory_is_bounded() {
         let (mut failures, now) = (Failures::default(), Instant::now());
         for n in 0..FORGIVEN.burst {
-            failures.failed(format!("2001:db8::{n:x}").parse().unwrap(), now);
+            failures.failed(address(&format!("2001:db8::{n:x}")), now);
         }
-        assert!(!failures.may_try("2001:db8::ffff".parse().unwrap(), now));
+        assert!(!failures.may_try(address("2001:db8::ffff"), now));
         for n in 0..20_000u32 {
-            failures.failed(IpAddr::from(n.to_be_bytes()), now);
+            failures.failed(Source::address(std::net::IpAddr::from(n.to_be_bytes())), now);
         }
-        assert!(failures.by_source.len() <= ADDRESSES_MAX + 1);
+        assert!(failures.by.len() <= REMEMBERED_MAX + 1);
     }
 }

@@ -3,20 +3,24 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use hoplite_host::accept::{Acceptor, WhenFull};
-use hoplite_host::clock;
+use hoplite_host::accept::Acceptor;
+use hoplite_host::held::Held;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_host::slots::{Bounds, Slot, Slots, Source};
+use hoplite_host::slots::{Bounds, Busy, Slot, Slots, Source};
+use hoplite_host::{clock, process};
 use hoplite_identity::{PeerRole, VerifiedPeer, tls};
+use hoplite_wire::Begins;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tonic::Status;
 use tonic::transport::server::Connected;
 
 use crate::door::Door;
@@ -24,17 +28,15 @@ use crate::door::Door;
 /// A handshake is two round trips; whoever needs longer is not talking to us.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Handshakes at once: each costs a signature of ours, some kilobytes and the attention of a stranger.
-const HANDSHAKES_MAX: usize = 512;
+/// Handshakes at once whose first message is whole: each costs a signature of ours and some 30 kilobytes. One more ends
+/// the oldest of the address that has most.
+const HANDSHAKES_MAX: usize = 2048;
 
-/// Handshakes at once from one address: a stranger with one address cannot keep the others waiting.
-const HANDSHAKES_PER_ADDRESS_MAX: usize = HANDSHAKES_MAX / 4;
-
-/// Connections at once: an agent needs one.
+/// Connections of agents at once, each of which needs one: where the system gives as many descriptors.
 const CONNECTIONS_MAX: usize = 20_000;
 
-/// Connections at once from one address, behind which a whole site may be.
-const CONNECTIONS_PER_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4;
+/// So much of them may come from one address, behind which a whole site may be.
+const PER_ADDRESS: usize = 4;
 
 /// How long a stranger, or a workload, may stay: joining takes one call, and there is nothing here for workloads.
 const STRANGER_STAYS: Duration = Duration::from_secs(60);
@@ -48,14 +50,22 @@ pub(crate) struct AgentCaller {
     /// None for a client that showed no certificate. Its standing is checked at each call.
     pub(crate) peer: Option<VerifiedPeer>,
     pub(crate) address: SocketAddr,
+    /// The connection's place. Whoever is no agent stays a newcomer there, whose place others may get.
+    slot: Arc<Slot>,
 }
 
 /// A connection after its handshake. It reads as ended once its time is up.
 pub(crate) struct TlsConnection {
-    stream: TlsStream<TcpStream>,
+    stream: Held<TlsStream<TcpStream>>,
     caller: AgentCaller,
     ends: Pin<Box<Sleep>>,
-    _slot: Slot,
+}
+
+/// What every handshake needs.
+#[derive(Clone)]
+struct Greeter {
+    door: watch::Receiver<Door>,
+    handshakes: Slots,
 }
 
 /// Accepts until the shutdown, and hands over the connections whose handshake succeeded.
@@ -63,60 +73,44 @@ pub(crate) async fn accept(
     listener: TcpListener,
     door: watch::Receiver<Door>,
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
-    mut shutdown: Shutdown,
+    shutdown: Shutdown,
 ) {
-    let slots = Slots::new(Bounds::network(CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX));
-    let handshakes = Slots::new(Bounds::network(HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX));
-    // The rest waits in the kernel's queue, which is bounded too.
-    let mut acceptor = Acceptor::new(listener, "agents", slots, WhenFull::Wait, shutdown.clone());
-    loop {
-        let handshake = tokio::select! {
-            handshake = handshakes.reserve() => handshake,
-            () = shutdown.wait() => return,
-        };
-        let Some(((tcp, address), slot)) = acceptor.next().await else {
-            return;
-        };
-        let handshake = match handshake.claim(&[Source::address(address.ip())]) {
-            Ok(handshake) => handshake,
-            Err(full) => {
-                tracing::debug!(%address, "no handshake: {full}");
-                continue;
-            }
-        };
-        let (door, accepted) = (door.borrow().clone(), accepted.clone());
+    let bounds = Bounds::network(CONNECTIONS_MAX, CONNECTIONS_MAX / PER_ADDRESS).at_most(process::places(1, 1));
+    let mut acceptor = Acceptor::new(listener, "agents", Slots::new("agents", bounds), shutdown);
+    let handshakes = Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX);
+    let greeter = Greeter {
+        door,
+        handshakes: Slots::new("agents' handshakes", handshakes),
+    };
+    while let Some(((tcp, address), slot)) = acceptor.next().await {
+        let (greeter, accepted) = (greeter.clone(), accepted.clone());
         tokio::spawn(async move {
-            match timeout(HANDSHAKE_TIMEOUT, greet(tcp, address, door, slot)).await {
+            let slot = Arc::new(slot);
+            let greeted = tokio::select! {
+                greeted = timeout(HANDSHAKE_TIMEOUT, greeter.greet(tcp, address, slot.clone())) => greeted,
+                () = slot.evicted() => Ok(Err(crowded_out())),
+            };
+            match greeted {
                 Ok(Ok(connection)) => {
                     let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
+                }
+                // Thousands may come in a second. The bounds have a line of their own in the log.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    tracing::debug!(%address, code = "crowded_out", %error, "refused a connection");
                 }
                 Ok(Err(error)) => {
                     let rejection = error.get_ref().and_then(|e| e.downcast_ref()).and_then(tls::rejection);
                     let code = rejection.map_or("handshake", |rejection| rejection.code());
                     tracing::warn!(%address, code, %error, "refused a connection");
                 }
-                Err(_) => tracing::warn!(%address, code = "timeout", "refused a connection"),
+                Err(_) => tracing::debug!(%address, code = "timeout", "refused a connection"),
             }
-            drop(handshake);
         });
     }
 }
 
-async fn greet(tcp: TcpStream, address: SocketAddr, door: Door, slot: Slot) -> io::Result<TlsConnection> {
-    let stream = TlsAcceptor::from(door.config).accept(tcp).await?;
-    let (_, tls) = stream.get_ref();
-    let now = clock::now();
-    let peer = match tls.peer_certificates() {
-        None | Some([]) => None,
-        Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
-    };
-    let ends = Box::pin(sleep_until(Instant::now() + stays(peer.as_ref(), now)));
-    Ok(TlsConnection {
-        stream,
-        caller: AgentCaller { peer, address },
-        ends,
-        _slot: slot,
-    })
+fn crowded_out() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "its place was given to another")
 }
 
 /// How long a connection may last. Only an agent's lasts: others could take up all places.
@@ -126,6 +120,51 @@ fn stays(peer: Option<&VerifiedPeer>, now: SystemTime) -> Duration {
             peer.not_after().duration_since(now).unwrap_or_default() + EXPIRED_STAYS
         }
         _ => STRANGER_STAYS,
+    }
+}
+
+// === impl Greeter ===
+
+impl Greeter {
+    async fn greet(&self, tcp: TcpStream, address: SocketAddr, slot: Arc<Slot>) -> io::Result<TlsConnection> {
+        // Until its first message is whole a stranger costs little, and there may be many.
+        let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
+        let handshake = self.handshakes.admit(&[Source::address(address.ip())]);
+        let handshake = handshake.map_err(io::Error::other)?;
+        let door = self.door.borrow().clone();
+        let stream = tokio::select! {
+            stream = begun.into_stream(door.config) => stream?,
+            () = handshake.evicted() => return Err(crowded_out()),
+        };
+        let (_, tls) = stream.get_ref();
+        let now = clock::now();
+        let peer = match tls.peer_certificates() {
+            None | Some([]) => None,
+            Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
+        };
+        if is_agent(peer.as_ref()) {
+            slot.settle().map_err(io::Error::other)?;
+        }
+        let ends = Box::pin(sleep_until(Instant::now() + stays(peer.as_ref(), now)));
+        Ok(TlsConnection {
+            stream: Held::new(stream, slot.clone()),
+            caller: AgentCaller { peer, address, slot },
+            ends,
+        })
+    }
+}
+
+fn is_agent(peer: Option<&VerifiedPeer>) -> bool {
+    peer.is_some_and(|peer| peer.spiffe_id().is_agent())
+}
+
+// === impl AgentCaller ===
+
+impl Begins for AgentCaller {
+    type UnderWay = Busy;
+
+    fn begin(&self) -> Result<Busy, Status> {
+        Ok(self.slot.begin())
     }
 }
 

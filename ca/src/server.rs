@@ -16,6 +16,7 @@ use hoplite_host::socket::{self, BindError};
 use hoplite_identity::TrustBundle;
 use hoplite_policy::holding::PolicyTrust;
 use hoplite_store::{SledStore, Store, StoreError};
+use hoplite_wire::Counted;
 use hoplite_wire::ca::admin_server::AdminServer;
 use hoplite_wire::ca::node_server::NodeServer;
 use tokio::net::TcpListener;
@@ -26,12 +27,12 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::Config;
-use crate::api::admin::{self, Admin};
+use crate::api::admin::{self, Admin, Caller};
 use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::issuer::Issuer;
-use crate::listener;
+use crate::listener::{self, AgentCaller};
 use crate::policy::bundles::BundleCache;
 use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
@@ -179,14 +180,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     parts.spawn(part("node service", async move {
         report(
             server()
-                .serve_with_incoming_shutdown(service, incoming, stop.wait())
+                .serve_with_incoming_shutdown(Counted::<_, AgentCaller>::new(service), incoming, stop.wait())
                 .await,
         );
     }));
     // The bundle decides whether it is too large, and says so; the message around it is a little longer.
     let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
     let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
-    let admin = InterceptedService::new(admin, admin::operators_only);
+    let admin = InterceptedService::new(Counted::<_, Caller>::new(admin), admin::operators_only);
     let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
     parts.spawn(part("admin service", async move {

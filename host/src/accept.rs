@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -9,33 +10,23 @@ use tokio::time::{Instant, sleep};
 
 use crate::local_connection::LocalConnection;
 use crate::shutdown::Shutdown;
-use crate::slots::{Full, Slot, Slots, Source};
+use crate::slots::{Slot, Slots, Source};
 
 /// After an `accept` that failed for want of descriptors or memory: trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Who is refused may try again as fast as it can; the log need not say it as often.
-const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// The log says so no more often than this.
+const FAULTS_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Accepts for as long as nothing stops it.
 #[derive(Debug)]
 pub struct Acceptor<L> {
     listener: L,
     /// Of the socket, for the log.
-    name: &'static str,
+    name: Arc<str>,
     slots: Slots,
-    when_full: WhenFull,
     shutdown: Shutdown,
-    refusals: Refusals,
-}
-
-/// What happens to a connection when all places are taken. One whose own source has too many is always closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// It waits in the system's queue, which is bounded too. For peers who come again anyway, and are many.
-    Wait,
-    /// It is closed at once, so that who calls learns it.
-    Close,
+    told: Option<Instant>,
 }
 
 /// A socket that accepts.
@@ -54,33 +45,25 @@ pub trait Listener {
     /// The system cannot say it, or not any more.
     fn meet(stream: Self::Stream) -> io::Result<Self::Connection>;
 
-    /// In whose names a connection takes its place.
+    /// In whose names a connection takes its place, from the widest to the narrowest.
     fn sources(connection: &Self::Connection) -> Vec<Source>;
-}
-
-/// How many were refused since the log said so.
-#[derive(Debug, Default)]
-struct Refusals {
-    told: Option<Instant>,
-    count: u64,
 }
 
 // === impl Acceptor ===
 
 impl<L: Listener> Acceptor<L> {
     /// Accepts from `listener` into `slots` until the shutdown. `name` is for the log.
-    pub fn new(listener: L, name: &'static str, slots: Slots, when_full: WhenFull, shutdown: Shutdown) -> Self {
+    pub fn new(listener: L, name: impl Into<Arc<str>>, slots: Slots, shutdown: Shutdown) -> Self {
         Self {
             listener,
-            name,
+            name: name.into(),
             slots,
-            when_full,
             shutdown,
-            refusals: Refusals::default(),
+            told: None,
         }
     }
 
-    /// The next connection with its place, which it keeps until it ends. None once the shutdown has begun.
+    /// The next connection with its place, which it keeps until it ends or is evicted. None once the shutdown has begun.
     pub async fn next(&mut self) -> Option<(L::Connection, Slot)> {
         loop {
             let mut shutdown = self.shutdown.clone();
@@ -92,11 +75,14 @@ impl<L: Listener> Acceptor<L> {
             match attempt {
                 Ok(admitted) => return Some(admitted),
                 Err(Fault::Connection(error)) => {
-                    tracing::debug!(socket = self.name, %error, "a connection closed before it began");
+                    tracing::debug!(socket = &*self.name, %error, "a connection closed before it began");
                 }
-                Err(Fault::Full(full)) => self.refusals.tell(self.name, full),
+                // The bounds have said it.
+                Err(Fault::Full) => {}
                 Err(Fault::Listener(error)) => {
-                    tracing::warn!(socket = self.name, %error, "cannot accept connections; trying again");
+                    self.tell(&error);
+                    // Most often there is no descriptor left; those who say nothing give some back.
+                    self.slots.relieve();
                     tokio::select! {
                         () = sleep(ACCEPT_PAUSE) => {}
                         () = shutdown.wait() => return None,
@@ -106,24 +92,22 @@ impl<L: Listener> Acceptor<L> {
         }
     }
 
-    /// Says, as often as the log may, that a connection was refused which was accepted and found no place elsewhere.
-    pub fn refused(&mut self, full: Full) {
-        self.refusals.tell(self.name, full);
+    async fn attempt(&self) -> Result<(L::Connection, Slot), Fault> {
+        let stream = self.listener.accept().await.map_err(Fault::of_accept)?;
+        let connection = L::meet(stream).map_err(Fault::Connection)?;
+        let slot = self
+            .slots
+            .admit(&L::sources(&connection))
+            .map_err(|_full| Fault::Full)?;
+        Ok((connection, slot))
     }
 
-    async fn attempt(&self) -> Result<(L::Connection, Slot), Fault> {
-        let place = match self.when_full {
-            WhenFull::Wait => Some(self.slots.reserve().await),
-            WhenFull::Close => None,
-        };
-        let stream = self.listener.accept().await.map_err(Fault::of_accept)?;
-        let place = match place {
-            Some(place) => place,
-            None => self.slots.try_reserve().map_err(Fault::Full)?,
-        };
-        let connection = L::meet(stream).map_err(Fault::Connection)?;
-        let slot = place.claim(&L::sources(&connection)).map_err(Fault::Full)?;
-        Ok((connection, slot))
+    fn tell(&mut self, error: &io::Error) {
+        if self.told.is_some_and(|told| told.elapsed() < FAULTS_TOLD_EVERY) {
+            return;
+        }
+        tracing::warn!(socket = &*self.name, %error, "cannot accept connections; trying again");
+        self.told = Some(Instant::now());
     }
 }
 
@@ -131,7 +115,7 @@ impl<L: Listener> Acceptor<L> {
 #[derive(Debug)]
 enum Fault {
     Connection(io::Error),
-    Full(Full),
+    Full,
     Listener(io::Error),
 }
 
@@ -152,22 +136,6 @@ impl Fault {
     }
 }
 
-// === impl Refusals ===
-
-impl Refusals {
-    fn tell(&mut self, socket: &str, full: Full) {
-        self.count += 1;
-        if self.told.is_some_and(|told| told.elapsed() < REFUSALS_TOLD_EVERY) {
-            return;
-        }
-        tracing::warn!(socket, refused = self.count, "a connection was refused: {full}");
-        *self = Self {
-            told: Some(Instant::now()),
-            count: 0,
-        };
-    }
-}
-
 // === impl Listener ===
 
 impl Listener for UnixListener {
@@ -184,7 +152,7 @@ impl Listener for UnixListener {
 
     fn sources(connection: &LocalConnection) -> Vec<Source> {
         let peer = connection.peer();
-        vec![Source::Process(peer.pid), Source::User(peer.uid)]
+        vec![Source::User(peer.uid), Source::Process(peer.pid)]
     }
 }
 
@@ -212,7 +180,6 @@ mod tests {
     use crate::shutdown;
     use crate::slots::Bounds;
     use std::sync::Mutex;
-    use tokio::io::AsyncReadExt;
     use tokio::sync::oneshot;
 
     /// What a listener gives, one after the other; then nothing more.
@@ -243,72 +210,61 @@ mod tests {
         }
     }
 
-    fn acceptor(
-        mut script: Vec<io::Result<i32>>,
-        bounds: Bounds,
-        when_full: WhenFull,
-    ) -> (Acceptor<Script>, shutdown::Stopper) {
+    fn acceptor(mut script: Vec<io::Result<i32>>, bounds: Bounds) -> (Acceptor<Script>, shutdown::Stopper) {
         script.reverse();
         let (stopper, shutdown) = shutdown::channel();
         let script = Script(Mutex::new(script));
         (
-            Acceptor::new(script, "test", Slots::new(bounds), when_full, shutdown),
+            Acceptor::new(script, "test", Slots::new("test", bounds), shutdown),
             stopper,
         )
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_fails_is_passed_over_and_a_listeners_own_fault_with_a_pause() {
-        let no_descriptors = io::Error::from_raw_os_error(24); // EMFILE
+        let no_descriptors = || Err(io::Error::from_raw_os_error(24)); // EMFILE
         let script = vec![
             Ok(1),
             Err(io::ErrorKind::ConnectionAborted.into()),
             Ok(-1),
             Ok(2),
-            Err(no_descriptors),
+            no_descriptors(),
+            no_descriptors(),
             Ok(3),
         ];
-        let (mut acceptor, _stopper) = acceptor(script, Bounds::local(9, 9, 9), WhenFull::Close);
+        let (mut acceptor, _stopper) = acceptor(script, Bounds::local(9, 9, 9));
         let began = Instant::now();
-        assert_eq!(acceptor.next().await.unwrap().0, 1);
-        assert_eq!(acceptor.next().await.unwrap().0, 2);
+        let (first, silent) = acceptor.next().await.unwrap();
+        let (second, settled) = acceptor.next().await.unwrap();
+        settled.settle().unwrap();
+        assert_eq!((first, second), (1, 2));
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(acceptor.next().await.unwrap().0, 3);
-        assert_eq!(began.elapsed(), ACCEPT_PAUSE);
+        assert_eq!(began.elapsed(), ACCEPT_PAUSE * 2, "it does not spin");
+        assert!(
+            silent.is_evicted() && !settled.is_evicted(),
+            "a descriptor is given back by who said nothing"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_source_that_is_full_does_not_keep_others_out() {
-        let script = vec![Ok(1), Ok(1), Ok(1), Ok(2)];
-        let (mut acceptor, _stopper) = acceptor(script, Bounds::local(9, 2, 9), WhenFull::Wait);
+        let script = vec![Ok(1), Ok(1), Ok(1), Ok(1), Ok(2)];
+        let (mut acceptor, _stopper) = acceptor(script, Bounds::local(9, 2, 9));
         let mut admitted = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..5 {
             admitted.push(acceptor.next().await.unwrap());
         }
-        let pids: Vec<_> = admitted.iter().map(|(pid, _)| *pid).collect();
-        assert_eq!(pids, [1, 1, 2]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn when_all_is_full_it_closes_or_waits() {
-        let second = Duration::from_secs(1);
-        for (when_full, expected) in [(WhenFull::Close, 3), (WhenFull::Wait, 2)] {
-            let script = vec![Ok(1), Ok(2), Ok(3)];
-            let (mut acceptor, _stopper) = acceptor(script, Bounds::local(1, 1, 1), when_full);
-            let (_, first) = acceptor.next().await.unwrap();
-            assert!(tokio::time::timeout(second, acceptor.next()).await.is_err());
-            drop(first);
-            if when_full == WhenFull::Close {
-                // Both were closed meanwhile; another comes.
-                acceptor.listener.0.lock().unwrap().push(Ok(3));
-            }
-            assert_eq!(acceptor.next().await.unwrap().0, expected, "{when_full:?}");
-        }
+        let kept = admitted
+            .iter()
+            .filter(|(_, slot)| !slot.is_evicted())
+            .map(|(pid, _)| *pid);
+        assert_eq!(kept.collect::<Vec<_>>(), [1, 1, 1, 2], "two, and a newcomer");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_shutdown_ends_it_also_while_it_waits() {
-        let (mut acceptor, stopper) = acceptor(vec![Ok(1), Ok(2)], Bounds::local(1, 1, 1), WhenFull::Wait);
+        let (mut acceptor, stopper) = acceptor(vec![Ok(1)], Bounds::local(1, 1, 1));
         let (_, held) = acceptor.next().await.unwrap();
         let slots = acceptor.slots.clone();
         let (ended, end) = oneshot::channel();
@@ -321,26 +277,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_holds_its_places_is_closed() {
+    async fn a_process_is_known_and_may_not_hold_more_than_its_places() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = crate::socket::bind(&path, 0o600).unwrap();
         let (_stopper, shutdown) = shutdown::channel();
-        let slots = Slots::new(Bounds::local(10, 1, 10));
-        let mut acceptor = Acceptor::new(listener, "test", slots, WhenFull::Close, shutdown);
-        let (_first, mut second) = (
-            UnixStream::connect(&path).await.unwrap(),
-            UnixStream::connect(&path).await.unwrap(),
-        );
-        let (connection, slot) = acceptor.next().await.unwrap();
-        assert_eq!(connection.peer().pid as u32, std::process::id());
-        let refused = tokio::select! {
-            _ = acceptor.next() => unreachable!("there is no place for it"),
-            read = second.read_u8() => read,
-        };
-        assert!(refused.is_err(), "it was closed");
-        drop(slot);
-        let _third = UnixStream::connect(&path).await.unwrap();
-        assert!(acceptor.next().await.is_some(), "the place was given back");
+        let slots = Slots::new("test", Bounds::local(10, 1, 10));
+        let mut acceptor = Acceptor::new(listener, "test", slots, shutdown);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let client = UnixStream::connect(&path).await.unwrap();
+            let (connection, slot) = acceptor.next().await.unwrap();
+            assert_eq!(connection.peer().pid as u32, std::process::id());
+            held.push((client, connection, slot));
+        }
+        let evicted: Vec<_> = held.iter().map(|(.., slot)| slot.is_evicted()).collect();
+        assert_eq!(evicted, [true, false, false], "one place, and one for a newcomer");
+        held[2].2.settle().unwrap();
     }
 }

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod files;
+pub mod held;
 mod hpack;
 pub mod http_authority;
 pub mod local_connection;

@@ -4,6 +4,12 @@ use std::io::Read;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+/// What a process without a limit takes for one.
+const DESCRIPTORS_ASSUMED: usize = 1 << 20;
+
+/// For files, logs and the process's own connections.
+const DESCRIPTORS_KEPT: usize = 256;
+
 /// How far a process closes itself to others of the same user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hardening {
@@ -36,6 +42,21 @@ pub fn harden(hardening: Hardening) -> std::io::Result<()> {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     }
     Ok(())
+}
+
+/// Descriptors that this process may have open, or a million where there is no limit.
+pub fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    limit.map_or(DESCRIPTORS_ASSUMED, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
+}
+
+/// How many connections that cost `each` descriptors one of `sockets` sockets may have, when all have as many. Some
+/// descriptors are left for files, and some places for newcomers.
+pub fn places(each: usize, sockets: usize) -> usize {
+    let shared = descriptors_max().saturating_sub(DESCRIPTORS_KEPT);
+    (shared / each.max(1) / sockets.max(1)) / 9 * 8
 }
 
 /// Blocks until standard input ends. A supervisor holds the other end, so this returns when the supervisor is gone,

@@ -1,6 +1,5 @@
 //! The admin socket: status and what each policy did for people, metrics for machines. Read only, and only for the own user.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hoplite_decision::DecisionPoint;
-use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::accept::Acceptor;
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
@@ -138,24 +137,26 @@ async fn ask(socket: &Path, path: &'static str, bytes_max: usize) -> Result<Valu
 impl Admin {
     /// Answers until the shutdown.
     pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener, shutdown: Shutdown) {
-        let slots = Slots::new(Bounds::local(
-            CONNECTIONS_MAX,
-            CONNECTIONS_PER_PROCESS_MAX,
-            CONNECTIONS_MAX,
-        ));
-        let mut acceptor = Acceptor::new(listener, "admin", slots, WhenFull::Wait, shutdown);
+        let bounds = Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_MAX);
+        let mut acceptor = Acceptor::new(listener, "admin", Slots::new("admin", bounds), shutdown);
         while let Some((stream, slot)) = acceptor.next().await {
             let admin = self.clone();
             tokio::spawn(async move {
-                let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(admin.answer(&request))));
+                // Who asks nothing loses its place to who does.
+                let service = service_fn(|request| {
+                    let answer = slot.settle().map(|()| admin.answer(&request));
+                    std::future::ready(answer)
+                });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(EXCHANGE_MAX)
                     .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
-                    debug!(%error, "an admin connection ended badly");
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        debug!(%error, "an admin connection ended badly");
+                    },
+                    () = slot.evicted() => {}
                 }
-                drop(slot);
             });
         }
     }

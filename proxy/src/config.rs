@@ -15,6 +15,7 @@ use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
 use crate::peer::destination::{BadDestination, Destination, is_address};
 
 /// More workers than this is a typing error.
@@ -61,6 +62,9 @@ pub struct Config {
     /// Threads that carry traffic.
     #[serde(default = "one")]
     pub workers: usize,
+    /// How much there may be of what callers take, and for how long.
+    #[serde(default)]
+    pub limits: Limits,
     /// Where peers call the service behind this proxy.
     #[serde(default)]
     pub inbound: Vec<Inbound>,

@@ -3,24 +3,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use hoplite_host::shutdown::Shutdown;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
-use tracing::warn;
-
-/// Connections of one listener at a time. Beyond, new ones wait in the system's queue.
-pub(crate) const CONNECTIONS_MAX: u32 = 10_000;
 
 /// Connections that wait for `accept`.
 const BACKLOG: i32 = 1024;
-
-/// Pause after `accept` failed for want of descriptors or memory: without it the loop would spin on the same error.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Binds `copies` sockets to one address; the kernel spreads connections over them. Port 0 takes a free port.
 pub(crate) fn bind(listen: SocketAddr, copies: usize) -> io::Result<Vec<Socket>> {
@@ -53,38 +40,6 @@ pub(crate) fn listen(socket: &Socket) -> io::Result<()> {
     socket.listen(BACKLOG)
 }
 
-/// Accepts until the shutdown, each connection with its slot.
-pub(crate) async fn accept(
-    socket: Socket,
-    slots: Arc<Semaphore>,
-    mut shutdown: Shutdown,
-    serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
-) {
-    let listener = match TcpListener::from_std(socket.into()) {
-        Ok(listener) => listener,
-        Err(error) => return warn!(%error, "the runtime refuses a listener"),
-    };
-    loop {
-        let accepted = async {
-            let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-            let (stream, remote) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            Ok::<_, io::Error>((stream, remote, slot))
-        };
-        tokio::select! {
-            () = shutdown.wait() => return,
-            accepted = accepted => match accepted {
-                Ok((stream, remote, slot)) => serve(stream, remote, slot),
-                Err(error) if is_one_connections(&error) => {}
-                Err(error) => {
-                    warn!(%error, "cannot accept connections; trying again");
-                    sleep(ACCEPT_BACKOFF).await;
-                }
-            },
-        }
-    }
-}
-
 fn bind_one(listen: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -95,19 +50,6 @@ fn bind_one(listen: SocketAddr, shared: bool) -> io::Result<Socket> {
     }
     socket.bind(&listen.into())?;
     Ok(socket)
-}
-
-/// Whether the error concerned a connection that is gone already, and not the listener.
-fn is_one_connections(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionAborted
-            | Kind::ConnectionReset
-            | Kind::ConnectionRefused
-            | Kind::NotConnected
-            | Kind::InvalidInput
-    )
 }
 
 #[cfg(test)]

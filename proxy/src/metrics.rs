@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use hoplite_decision::Metrics as Decisions;
+use hoplite_host::slots::{Counts, Slots};
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    /// The places of all listeners.
+    slots: OnceLock<Vec<Slots>>,
     connections: AtomicU64,
     rechecks: AtomicU64,
     revoked: AtomicU64,
@@ -24,6 +27,20 @@ pub(crate) struct Counted(Arc<Metrics>);
 // === impl Metrics ===
 
 impl Metrics {
+    /// Whose bounds are counted too. The first call counts.
+    pub(crate) fn watch(&self, slots: Vec<Slots>) {
+        let _ = self.slots.set(slots);
+    }
+
+    fn bounds(&self) -> Counts {
+        let each = self.slots.get().into_iter().flatten().map(Slots::counts);
+        each.fold(Counts::default(), |all, one| Counts {
+            newcomers_evicted: all.newcomers_evicted + one.newcomers_evicted,
+            idle_evicted: all.idle_evicted + one.idle_evicted,
+            refused: all.refused + one.refused,
+        })
+    }
+
     pub(crate) fn handshake_refused(&self, code: &'static str) {
         *self
             .handshakes_refused
@@ -88,6 +105,23 @@ impl Metrics {
             "gauge",
             "Accepted connections open now.",
             plain(&self.connections),
+        );
+        let bounds = self.bounds();
+        let stage = |stage: &str, count| (format!("{{stage=\"{stage}\"}}"), count);
+        family(
+            "hoplite_proxy_connections_evicted_total",
+            "counter",
+            "Connections closed for later ones because all places were taken: newcomers that had shown nothing yet, and idle ones.",
+            vec![
+                stage("newcomer", bounds.newcomers_evicted),
+                stage("idle", bounds.idle_evicted),
+            ],
+        );
+        family(
+            "hoplite_proxy_connections_refused_total",
+            "counter",
+            "Connections refused because all places were taken and none was idle.",
+            vec![(String::new(), bounds.refused)],
         );
         family(
             "hoplite_proxy_rechecks_total",

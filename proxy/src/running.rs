@@ -10,11 +10,12 @@ use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, follow_bundles};
 use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
-use hoplite_host::process::Hardening;
+use hoplite_host::process::{self, Hardening};
 use hoplite_host::shutdown::{self, Stopper};
+use hoplite_host::slots::Slots;
 use hoplite_host::socket as unix_socket;
 use hoplite_identity::SpiffeId;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -23,7 +24,6 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::http::rules::HttpRules;
-use crate::listener::CONNECTIONS_MAX;
 use crate::metrics::Metrics;
 use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
 use crate::peer::identity_feed::{IdentityFeed, Source};
@@ -42,7 +42,7 @@ const DRAIN_UNRECORDED_MAX: Duration = Duration::from_secs(1);
 pub struct Running {
     inbound: Vec<(String, SocketAddr)>,
     outbound: Vec<(String, SocketAddr, Arc<DestinationFeed>)>,
-    slots: Vec<Arc<Semaphore>>,
+    slots: Vec<Slots>,
     recorder: Recorder,
     audit_dir: PathBuf,
     drain: Stopper,
@@ -117,6 +117,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         source,
     })?;
     let metrics = Arc::new(Metrics::default());
+    metrics.watch(ports.iter().map(|port| port.slots.clone()).collect());
     let point = DecisionPoint::new(
         policy.clone(),
         recorder.clone(),
@@ -207,16 +208,19 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
 }
 
 fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
+    let listeners = config.inbound.len() + config.outbound.len();
+    // Each connection may need another one, to the service or to a peer.
+    let connections_max = config.limits.connections_max.min(process::places(2, listeners)).max(1);
     let inbound = config
         .inbound
         .iter()
-        .map(|inbound| Port::bind_inbound(inbound.clone(), copies));
+        .map(|inbound| Port::bind_inbound(inbound.clone(), copies, connections_max));
     let outbound = config.outbound.iter().map(|outbound| {
         let destination = outbound.destination().map_err(|source| StartError::Destination {
             name: outbound.name.to_string(),
             reason: source.to_string(),
         })?;
-        Port::bind_outbound(outbound.clone(), destination, copies)
+        Port::bind_outbound(outbound.clone(), destination, copies, connections_max)
     });
     inbound.chain(outbound).collect()
 }
@@ -308,8 +312,7 @@ impl Running {
         self.drain.stop();
         let drained = async {
             for slots in &self.slots {
-                // Every slot that is free is a connection that has ended.
-                let _all = slots.acquire_many(CONNECTIONS_MAX).await;
+                slots.drained().await;
             }
         };
         if timeout(drain, drained).await.is_err() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque};
+use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -16,7 +17,7 @@ use crate::config::UpstreamName;
 use crate::metrics::Metrics;
 use crate::peer::dial::{self, Dialled, Peer};
 use crate::peer::downstream::Downstream;
-use crate::peer::handshake::{Accepted, Handshaker};
+use crate::peer::handshake::{Accepted, Handshaker, no_place};
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session, Stop};
 use crate::tcp::relay::relay;
@@ -43,8 +44,11 @@ pub(crate) struct TcpOutbound {
 
 impl TcpInbound {
     /// One connection, from its first byte to its end.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let accepted = self.handshaker.accept(tcp, remote, Layer::Tcp, &self.service).await;
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
+        let accepted = self
+            .handshaker
+            .accept(tcp, remote, Layer::Tcp, &self.service, &slot)
+            .await;
         let Some(Accepted {
             mut stream,
             downstream,
@@ -63,7 +67,13 @@ impl TcpInbound {
             .judge(draft, Opaque(&mut stream), &downstream.transport())
             .await;
         if let Ok(granted) = judged.recorded().await {
-            self.forward(granted, &downstream, session).await;
+            if let Err(full) = slot.settle() {
+                let draft = self.draft(&downstream, Phase::Connect);
+                // The connection is closed either way; the decision point has said what failed.
+                let _ = self.point.refuse(draft, no_place(full)).await;
+                return;
+            }
+            self.forward(granted, &downstream, session, &slot).await;
         }
     }
 
@@ -84,6 +94,7 @@ impl TcpInbound {
         granted: Granted<Opaque<&mut TlsStream<TcpStream>>>,
         downstream: &Downstream,
         mut session: Session,
+        slot: &Slot,
     ) {
         let mut permitted_by = granted.revision().to_owned();
         let (Opaque(stream), _) = granted.spend();
@@ -94,12 +105,13 @@ impl TcpInbound {
                 return self.metrics.upstream_failed(error.code());
             }
         };
-        let mut copying = std::pin::pin!(relay(stream, app));
+        let mut copying = std::pin::pin!(relay(stream, app, || slot.touch()));
         let reason = loop {
             tokio::select! {
                 ended = copying.as_mut() => {
                     return debug!(remote = %downstream.remote, ?ended, "connection ended");
                 }
+                () = slot.evicted() => break "all places are taken, and it was idle for longest".to_owned(),
                 event = session.event() => match event {
                     Event::Drain => {}
                     Event::Close(reason) => break reason,
@@ -128,7 +140,7 @@ impl TcpInbound {
 
 impl TcpOutbound {
     /// One connection of the local service, on a TLS connection of its own.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, _remote: SocketAddr) {
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, _remote: SocketAddr, slot: Arc<Slot>) {
         let Dialled {
             stream, mut session, ..
         } = match self.peer.dial(Layer::Tcp).await {
@@ -139,10 +151,18 @@ impl TcpOutbound {
             }
         };
         session.end_with(self.stop.clone());
-        let mut copying = std::pin::pin!(relay(tcp, stream));
+        let moved = || {
+            slot.touch();
+            // Once anything has moved it is worth keeping. If there is no place it may go on until a newcomer needs its own.
+            let _ = slot.settle();
+        };
+        let mut copying = std::pin::pin!(relay(tcp, stream, moved));
         loop {
             tokio::select! {
                 ended = copying.as_mut() => return debug!(upstream = %self.name, ?ended, "connection ended"),
+                () = slot.evicted() => {
+                    return debug!(upstream = %self.name, "closed: all places are taken, and it was idle for longest");
+                }
                 event = session.event() => if let Event::Close(reason) = event {
                     return info!(upstream = %self.name, reason, "connection closed");
                 }

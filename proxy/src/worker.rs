@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use hoplite_decision::DecisionPoint;
+use hoplite_host::accept::Acceptor;
+use hoplite_host::slots::{Bounds, Slot, Slots};
 use socket2::Socket;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as OutboundConfig, OutboundProtocol};
 use crate::error::StartError;
@@ -18,11 +21,11 @@ use crate::http::outbound::Outbound;
 use crate::http::rules::HttpRules;
 use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
-use crate::listener::{self, CONNECTIONS_MAX};
+use crate::listener;
 use crate::metrics::Metrics;
 use crate::peer::destination::{Destination, DestinationFeed};
 use crate::peer::dial::Peer;
-use crate::peer::handshake::{Handshaker, UnderWay};
+use crate::peer::handshake::{HANDSHAKES_MAX, Handshaker};
 use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
 use crate::tcp::{TcpInbound, TcpOutbound};
@@ -33,8 +36,8 @@ pub(crate) struct Port {
     sockets: Vec<Socket>,
     /// Where it is.
     pub(crate) address: SocketAddr,
-    /// One for each connection it may have.
-    pub(crate) slots: Arc<Semaphore>,
+    /// One for each connection it may have, on all workers together.
+    pub(crate) slots: Slots,
 }
 
 #[derive(Clone)]
@@ -50,7 +53,7 @@ pub(crate) struct Shared {
     identity: Arc<IdentityFeed>,
     point: Arc<DecisionPoint>,
     metrics: Arc<Metrics>,
-    handshakes: Arc<UnderWay>,
+    handshakes: Slots,
     rules: Arc<HttpRules>,
     stop: Stop,
 }
@@ -58,33 +61,42 @@ pub(crate) struct Shared {
 /// One worker before it runs.
 pub(crate) struct Worker {
     shared: Shared,
-    listeners: Vec<(Kind, Socket, Arc<Semaphore>)>,
+    listeners: Vec<(Kind, Socket, Slots)>,
 }
 
 // === impl Port ===
 
 impl Port {
-    pub(crate) fn bind_inbound(config: InboundConfig, copies: usize) -> Result<Self, StartError> {
-        Self::bind(Kind::Inbound(config), copies)
+    pub(crate) fn bind_inbound(
+        config: InboundConfig,
+        copies: usize,
+        connections_max: usize,
+    ) -> Result<Self, StartError> {
+        // Behind one address may be a whole site, or one who takes all that there is.
+        let bounds = Bounds::network(connections_max, connections_max.div_ceil(2));
+        Self::bind(Kind::Inbound(config), copies, bounds)
     }
 
     pub(crate) fn bind_outbound(
         config: OutboundConfig,
         destination: Destination,
         copies: usize,
+        connections_max: usize,
     ) -> Result<Self, StartError> {
         let destination = Arc::new(DestinationFeed::new(destination));
-        Self::bind(Kind::Outbound(config, destination), copies)
+        // All come from the own machine.
+        let bounds = Bounds::network(connections_max, connections_max);
+        Self::bind(Kind::Outbound(config, destination), copies, bounds)
     }
 
-    fn bind(kind: Kind, copies: usize) -> Result<Self, StartError> {
+    fn bind(kind: Kind, copies: usize, bounds: Bounds) -> Result<Self, StartError> {
         let listen = kind.listen();
         let bound = listener::bind(listen, copies).and_then(|sockets| {
             let first = sockets.first().ok_or_else(|| std::io::Error::other("no socket"))?;
             let address = listener::address(first)?;
             Ok((sockets, address))
         });
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+        let slots = Slots::new(kind.name(), bounds);
         match bound {
             Ok((sockets, address)) => Ok(Self {
                 kind,
@@ -158,7 +170,7 @@ impl Shared {
             identity,
             point,
             metrics,
-            handshakes: Arc::default(),
+            handshakes: Slots::new("handshakes", Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX)),
             rules: Arc::new(rules),
             stop,
         }
@@ -211,19 +223,27 @@ impl Worker {
 
 impl Shared {
     /// Builds what serves one listener, and accepts for it.
-    fn accept(&self, kind: Kind, socket: Socket, slots: Arc<Semaphore>) -> impl Future<Output = ()> + Send + 'static {
+    fn accept(&self, kind: Kind, socket: Socket, slots: Slots) -> impl Future<Output = ()> + Send + 'static {
+        let name = kind.name().to_owned();
         let server = match kind {
             Kind::Inbound(config) => self.inbound(config),
             Kind::Outbound(config, destination) => self.outbound(config, destination),
         };
-        let metrics = self.metrics.clone();
-        listener::accept(socket, slots, self.stop.drain.clone(), move |tcp, remote, slot| {
-            let (server, counted) = (server.clone(), metrics.connection());
-            tokio::spawn(async move {
-                server.serve(tcp, remote).await;
-                drop((slot, counted));
-            });
-        })
+        let (metrics, drain) = (self.metrics.clone(), self.stop.drain.clone());
+        async move {
+            let listener = match TcpListener::from_std(socket.into()) {
+                Ok(listener) => listener,
+                Err(error) => return warn!(%error, "the runtime refuses a listener"),
+            };
+            let mut acceptor = Acceptor::new(listener, name, slots, drain);
+            while let Some(((tcp, remote), slot)) = acceptor.next().await {
+                let (server, counted) = (server.clone(), metrics.connection());
+                tokio::spawn(async move {
+                    server.serve(tcp, remote, Arc::new(slot)).await;
+                    drop(counted);
+                });
+            }
+        }
     }
 
     /// What serves peers.
@@ -300,12 +320,12 @@ enum Server {
 // === impl Server ===
 
 impl Server {
-    async fn serve(self, tcp: TcpStream, remote: SocketAddr) {
+    async fn serve(self, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         match self {
-            Self::HttpInbound(inbound) => inbound.serve(tcp, remote).await,
-            Self::HttpOutbound(outbound) => outbound.serve(tcp, remote).await,
-            Self::TcpInbound(inbound) => inbound.serve(tcp, remote).await,
-            Self::TcpOutbound(outbound) => outbound.serve(tcp, remote).await,
+            Self::HttpInbound(inbound) => inbound.serve(tcp, remote, slot).await,
+            Self::HttpOutbound(outbound) => outbound.serve(tcp, remote, slot).await,
+            Self::TcpInbound(inbound) => inbound.serve(tcp, remote, slot).await,
+            Self::TcpOutbound(outbound) => outbound.serve(tcp, remote, slot).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::X509Svid;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_proxy::InboundProtocol;
-use support::{App, HOUR, World, eventually, exchange, get, status};
+use support::{App, HOUR, Proxy, World, eventually, exchange, get, inbound, status};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -78,7 +78,13 @@ async fn silent_strangers_do_not_keep_others_out() {
     let world = World::new();
     world.policy("anybody.cedar", ANYBODY);
     let app = App::http().await;
-    let proxy = world.inbound("orders", InboundProtocol::Http, app.address).await;
+    let agent = world.agent("orders", &world.svid("/orders")).await;
+    let mut config = world.config("orders", &agent);
+    config.limits.connections_max = 227; // and an eighth more for newcomers
+    config
+        .inbound
+        .push(inbound("orders", InboundProtocol::Http, app.address));
+    let proxy = Proxy::start(config, agent).await;
     let mut silent = Vec::new();
     for _ in 0..300 {
         let mut stream = TcpStream::connect(proxy.inbound("orders")).await.unwrap();

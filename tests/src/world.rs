@@ -344,6 +344,7 @@ impl World {
             admin_socket: self.dir.path().join(format!("{name}.sock")),
             removed_headers: Default::default(),
             workers: 1,
+            limits: Default::default(),
             inbound: Vec::new(),
             outbound: Vec::new(),
         };

@@ -3,7 +3,7 @@
 //! Types from [`workload`], [`ca`], [`sds`] and [`ext_authz`] are parsed into domain types at the edge, once, and go no further. The
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force.
-//! [`Served`] is a connection on the server's side.
+//! [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
 
 pub mod channel;
 mod entry;
@@ -12,7 +12,7 @@ mod served;
 mod workload_api;
 
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
-pub use served::Served;
+pub use served::{Begins, Counted, Served};
 pub use workload_api::{FetchError, Identity, WorkloadApi};
 
 /// The SPIFFE Workload API, as the standard's proto file defines it.

@@ -1,10 +1,17 @@
-//! A connection that a gRPC server accepted, and what each request on it can learn of its peer.
+//! A connection that a gRPC server accepted, what each request on it can learn of its peer, and for how long it lasts.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
 use tonic::transport::server::Connected;
 
 /// A stream for `tonic`'s server. Each request has `info` in its extensions.
@@ -13,6 +20,31 @@ pub struct Served<S, I, H = ()> {
     stream: S,
     info: I,
     _held: H,
+}
+
+/// What is known of a connection, and can be told that a request on it begins.
+pub trait Begins: Clone + Send + Sync + 'static {
+    /// Lives as long as the request and its answer.
+    type UnderWay: Send + Unpin + 'static;
+
+    /// A request begins.
+    ///
+    /// # Errors
+    /// What the caller is told instead of an answer.
+    fn begin(&self) -> Result<Self::UnderWay, Status>;
+}
+
+/// A service whose requests are known to their connection from their first byte to their answer's last.
+#[derive(Debug, Clone)]
+pub struct Counted<S, I> {
+    service: S,
+    _info: std::marker::PhantomData<fn() -> I>,
+}
+
+/// An answer's body, and what lives as long as it does.
+struct CountedBody<U> {
+    body: Body,
+    _under_way: U,
 }
 
 // === impl Served ===
@@ -74,5 +106,75 @@ impl<S: AsyncWrite + Unpin, I: Unpin, H: Unpin> AsyncWrite for Served<S, I, H> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+// === impl Counted ===
+
+impl<S, I> Counted<S, I> {
+    /// `I` is the connections' [`Connected::connect_info`].
+    pub fn new(service: S) -> Self {
+        Self {
+            service,
+            _info: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<S: NamedService, I> NamedService for Counted<S, I> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, I> Service<http::Request<Body>> for Counted<S, I>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send + 'static>,
+    I: Begins,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let begun = match request.extensions().get::<I>() {
+            Some(info) => info.begin(),
+            None => Err(Status::internal("nothing is known of this connection")),
+        };
+        match begun {
+            Ok(under_way) => {
+                let answering = self.service.call(request);
+                Box::pin(async move {
+                    let response = answering.await?;
+                    let counted = |body| CountedBody {
+                        body,
+                        _under_way: under_way,
+                    };
+                    Ok(response.map(|body| Body::new(counted(body))))
+                })
+            }
+            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
+        }
+    }
+}
+
+// === impl CountedBody ===
+
+impl<U: Send + Unpin> HttpBody for CountedBody<U> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use hoplite_host::slots::{Bounds, Slot, Slots, Source};
+use hoplite_host::slots::{Bounds, Busy, Slot, Slots, Source};
 use hoplite_host::socket::Peer;
+use hoplite_wire::Begins;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http;
 use tonic::{Request, Status};
@@ -29,12 +30,15 @@ pub(crate) struct ConnectionInfo {
     caller: Arc<LocalProcess>,
     streams: Slots,
     /// The connection's own place, given back when the last request has ended too.
-    _slot: Arc<Slot>,
+    slot: Arc<Slot>,
 }
 
 /// Places for the streams of all connections.
 pub(crate) fn stream_slots() -> Slots {
-    Slots::new(Bounds::local(STREAMS_MAX, STREAMS_PER_PROCESS_MAX, STREAMS_MAX))
+    Slots::new(
+        "streams",
+        Bounds::local(STREAMS_MAX, STREAMS_PER_PROCESS_MAX, STREAMS_MAX),
+    )
 }
 
 /// Who calls, and a place for one more stream of that process.
@@ -67,11 +71,25 @@ pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
 // === impl ConnectionInfo ===
 
 impl ConnectionInfo {
-    pub(crate) fn new(peer: &Peer, slot: Slot, streams: Slots) -> io::Result<Self> {
+    pub(crate) fn new(peer: &Peer, slot: Arc<Slot>, streams: Slots) -> io::Result<Self> {
         Ok(Self {
             caller: Arc::new(LocalProcess::new(peer)?),
             streams,
-            _slot: Arc::new(slot),
+            slot,
         })
+    }
+}
+
+impl Begins for ConnectionInfo {
+    type UnderWay = Busy;
+
+    /// With its first request a connection settles, and as long as there is one it is not idle.
+    fn begin(&self) -> Result<Busy, Status> {
+        self.slot.settle().map_err(|full| {
+            Status::resource_exhausted(format!(
+                "the agent's socket has no place for this connection: {full}; try again"
+            ))
+        })?;
+        Ok(self.slot.begin())
     }
 }

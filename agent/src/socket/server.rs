@@ -7,11 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::accept::Acceptor;
+use hoplite_host::held::Held;
 use hoplite_host::local_connection::LocalConnection;
+use hoplite_host::process;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
-use hoplite_wire::Served;
+use hoplite_wire::{Counted, Served};
 use tokio::net::UnixListener;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,18 +54,21 @@ pub(crate) struct Routes {
     plain: Route,
 }
 
+/// How many connections there may be, of whom: where the system gives as many descriptors.
+pub(crate) fn connection_bounds() -> Bounds {
+    Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_PER_USER_MAX).at_most(process::places(2, 1))
+}
+
 /// Serves the socket until the stop; returns when every call has ended.
 pub(crate) async fn serve(
     listener: UnixListener,
     routes: Routes,
+    bounds: Bounds,
     mut shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    let slots = Slots::new(Bounds::local(
-        CONNECTIONS_MAX,
-        CONNECTIONS_PER_PROCESS_MAX,
-        CONNECTIONS_PER_USER_MAX,
-    ));
-    let acceptor = Acceptor::new(listener, "workloads", slots, WhenFull::Close, shutdown.clone());
+    let slots = Slots::new("workloads", bounds);
+    let acceptor = Acceptor::new(listener, "workloads", slots, shutdown.clone());
+    let routes = Counted::<_, ConnectionInfo>::new(routes);
     Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
@@ -72,7 +77,7 @@ pub(crate) async fn serve(
         .await
 }
 
-type Incoming = Result<Served<LocalConnection, ConnectionInfo>, Infallible>;
+type Incoming = Result<Served<Held<LocalConnection>, ConnectionInfo>, Infallible>;
 
 /// Accepted connections whose process is known and within its bounds, until the stop.
 fn incoming(mut acceptor: Acceptor<UnixListener>) -> impl Stream<Item = Incoming> {
@@ -85,8 +90,10 @@ fn incoming(mut acceptor: Acceptor<UnixListener>) -> impl Stream<Item = Incoming
                 () = sender.closed() => return,
             };
             let Some((connection, slot)) = accepted else { return };
-            match ConnectionInfo::new(connection.peer(), slot, streams.clone()) {
+            let slot = Arc::new(slot);
+            match ConnectionInfo::new(connection.peer(), slot.clone(), streams.clone()) {
                 Ok(info) => {
+                    let connection = Held::new(connection, slot);
                     if sender.send(Ok(Served::new(connection, info))).await.is_err() {
                         return;
                     }
@@ -195,6 +202,31 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn connections_that_do_nothing_keep_nobody_out() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let path = world.directory.path().join("agent.sock");
+        // One process, as far as its own bound goes: those that say nothing, and those that have been answered.
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_PER_PROCESS_MAX * 2 {
+            silent.push(tokio::net::UnixStream::connect(&path).await.unwrap());
+        }
+        let mut idle = Vec::new();
+        for n in 0..=CONNECTIONS_PER_PROCESS_MAX {
+            let channel = world.dial().await;
+            let answer = DiscoveryRequest {
+                resource_names: vec!["spiffe://prod.example/web".to_owned()],
+                ..Default::default()
+            };
+            let fetched = SecretDiscoveryServiceClient::new(channel.clone())
+                .fetch_secrets(answer)
+                .await;
+            assert!(fetched.is_ok(), "{n}: {fetched:?}");
+            idle.push(channel);
+        }
     }
 
     #[tokio::test]

@@ -1,15 +1,17 @@
 //! What operators ask, on the CA's own Unix socket. Whoever may connect is the CA's own user, or root.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hoplite_host::accept::{Acceptor, WhenFull};
+use hoplite_host::accept::Acceptor;
 use hoplite_host::clock;
+use hoplite_host::held::Held;
 use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_host::slots::{Bounds, Slot, Slots, Source};
+use hoplite_host::slots::{Bounds, Busy, Slot, Slots};
 use hoplite_identity::{SpiffeId, TrustDomain};
-use hoplite_wire::{Served, ca as wire};
+use hoplite_wire::{Begins, Served, ca as wire};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
@@ -32,16 +34,13 @@ const LIST_DEFAULT: u32 = 100;
 const LIST_MAX: u32 = 1_000;
 
 /// Connections of operators at once. A command line needs one, for a moment.
-const OPERATORS_MAX: usize = 256;
-
-/// Connections at once of those who may not call, all together. They are answered, and take no operator's place.
-const STRANGERS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 512;
 
 /// Those of one process.
 const CONNECTIONS_PER_PROCESS_MAX: usize = 64;
 
 /// Those of one user: the CA's own and root never keep each other out.
-const OPERATORS_PER_USER_MAX: usize = OPERATORS_MAX / 2;
+const CONNECTIONS_PER_USER_MAX: usize = CONNECTIONS_MAX / 2;
 
 /// Long enough to send a request and to read that it is refused.
 const STRANGER_STAYS: Duration = Duration::from_secs(10);
@@ -55,10 +54,12 @@ pub(crate) struct Admin {
 }
 
 /// Who called, as the kernel names them, and whether they may.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     uid: u32,
     own_uid: u32,
+    /// The connection's place. Those who may not call stay newcomers there, and take no operator's.
+    slot: Arc<Slot>,
 }
 
 /// A user who may call. Only [`operators_only`] makes one.
@@ -70,42 +71,32 @@ struct Operator {
 /// Accepts until the shutdown, and hands over all connections: those who may not call are told so on them.
 pub(crate) async fn accept(
     listener: UnixListener,
-    accepted: mpsc::Sender<io::Result<Served<LocalConnection, Caller, [Slot; 2]>>>,
+    accepted: mpsc::Sender<io::Result<Served<Held<LocalConnection>, Caller>>>,
     shutdown: Shutdown,
 ) {
     let own_uid = rustix::process::geteuid().as_raw();
-    // Whoever comes has a place here first, and then one among their like. There are enough here for both kinds.
-    let all = OPERATORS_MAX + STRANGERS_MAX;
-    let slots = Slots::new(Bounds::local(all, CONNECTIONS_PER_PROCESS_MAX, all));
-    let operators = Slots::new(Bounds::local(OPERATORS_MAX, OPERATORS_MAX, OPERATORS_PER_USER_MAX));
-    let strangers = Slots::new(Bounds::local(STRANGERS_MAX, STRANGERS_MAX, STRANGERS_MAX));
-    let mut acceptor = Acceptor::new(listener, "admin", slots, WhenFull::Close, shutdown);
+    let bounds = Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_PER_USER_MAX);
+    let mut acceptor = Acceptor::new(listener, "admin", Slots::new("admin", bounds), shutdown);
     while let Some((mut connection, slot)) = acceptor.next().await {
         let uid = connection.peer().uid;
-        let caller = Caller { uid, own_uid };
-        let places = match caller.may_call() {
-            true => &operators,
-            false => &strangers,
-        };
-        let place = match places.take(&[Source::User(uid)]) {
-            Ok(place) => place,
-            Err(full) => {
-                acceptor.refused(full);
-                continue;
-            }
+        let slot = Arc::new(slot);
+        let caller = Caller {
+            uid,
+            own_uid,
+            slot: slot.clone(),
         };
         if !caller.may_call() {
             connection = connection.for_no_longer_than(STRANGER_STAYS);
         }
-        let connection = Served::new(connection, caller).holding([slot, place]);
+        let connection = Served::new(Held::new(connection, slot), caller);
         let _ = accepted.send(Ok(connection)).await; // nobody listens any more while stopping
     }
 }
 
 /// Lets the calls of operators through, and answers those of others.
 pub(crate) fn operators_only(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let caller = request.extensions().get::<Caller>().copied();
-    let Caller { uid, own_uid } = caller.ok_or_else(|| ours(&"the caller of this connection is not known"))?;
+    let caller = request.extensions().get::<Caller>();
+    let &Caller { uid, own_uid, .. } = caller.ok_or_else(|| ours(&"the caller of this connection is not known"))?;
     if !may_call(uid, own_uid) {
         tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin call");
         return Err(Status::permission_denied(format!(
@@ -123,8 +114,21 @@ fn may_call(uid: u32, own_uid: u32) -> bool {
 // === impl Caller ===
 
 impl Caller {
-    fn may_call(self) -> bool {
+    fn may_call(&self) -> bool {
         may_call(self.uid, self.own_uid)
+    }
+}
+
+impl Begins for Caller {
+    type UnderWay = Busy;
+
+    /// Of those who may call: others do not come as far as this.
+    fn begin(&self) -> Result<Busy, Status> {
+        self.slot.settle().map_err(|full| {
+            let text = format!("the CA's admin socket has no place for this connection: {full}; try again");
+            Status::resource_exhausted(text)
+        })?;
+        Ok(self.slot.begin())
     }
 }
 

@@ -1,6 +1,8 @@
 //! What agents ask: to join, to renew, what they are entitled to, and certificates for it.
 
 use std::future::Future;
+use std::hash::Hash;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -8,17 +10,19 @@ use std::time::SystemTime;
 
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
+use hoplite_host::slots::Source;
 use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::writes::{Activate, Renew};
 use crate::api::messages;
+use crate::api::status::Blame;
 use crate::index::Update;
 use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
@@ -27,8 +31,8 @@ use crate::listener::AgentCaller;
 use crate::policy::index::InForce;
 use crate::publishing::Publishing;
 use crate::registry::Registry;
-use crate::tokens::token::digest_of;
-use crate::tokens::writes::Join;
+use crate::tokens::token::{JoinRefused, digest_of};
+use crate::tokens::writes::{Join, KnowsToken, TokenError};
 
 /// The piece of a policy bundle in one message: well below what any gRPC client takes.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
@@ -47,7 +51,10 @@ struct Shared {
     registry: Registry,
     issuer: Issuer,
     publishing: Publishing,
-    failures: Mutex<Failures>,
+    /// Of joins with tokens that are not known, by where they come from.
+    guesses: Mutex<Failures<Source>>,
+    /// Of joins with tokens that are known, by the token's digest.
+    failures: Mutex<Failures<String>>,
     shutdown: Shutdown,
 }
 
@@ -78,6 +85,7 @@ impl Node {
             registry,
             issuer,
             publishing,
+            guesses: Mutex::default(),
             failures: Mutex::default(),
             shutdown,
         }))
@@ -111,11 +119,30 @@ impl Node {
         )
     }
 
-    fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {
-        self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A token of 256 random bits cannot be guessed, at whatever rate: what guesses are bounded for is their cost. So whoever
+    /// has a token is never held up by others behind the same address, and those who have none do not learn by time what
+    /// others have, because what is looked up is a digest.
+    async fn try_join(
+        &self,
+        request: wire::JoinRequest,
+        address: SocketAddr,
+    ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+        let digest = digest_of(&request.token);
+        let knows = KnowsToken { digest: digest.clone() };
+        let joined = if self.0.registry.write(knows).await? {
+            let by = "with this token";
+            limited(&self.0.failures, digest, by, self.join_with_token(request)).await
+        } else {
+            let (by, from) = ("from this address", Source::address(address.ip()));
+            limited(&self.0.guesses, from, by, async {
+                Err(TokenError::from(JoinRefused::Unknown).status())
+            })
+            .await
+        };
+        joined
     }
 
-    async fn try_join(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+    async fn join_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let join = Join {
@@ -161,24 +188,40 @@ impl Node {
     }
 }
 
+/// An attempt that is not made where too many have failed, and counts if it fails.
+async fn limited<K: Eq + Hash + Clone, T>(
+    failures: &Mutex<Failures<K>>,
+    by: K,
+    what: &str,
+    attempt: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let lock = || failures.lock().unwrap_or_else(PoisonError::into_inner);
+    if !lock().may_try(by.clone(), clock::moment()) {
+        let text = format!("too many failed attempts {what}; wait a minute");
+        return Err(Status::resource_exhausted(text));
+    }
+    let made = attempt.await;
+    if made.is_err() {
+        lock().failed(by, clock::moment());
+    }
+    made
+}
+
 #[tonic::async_trait]
 impl wire::node_server::Node for Node {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let address = caller(&request)?.address;
-        if !self.failures().may_try(address.ip(), clock::moment()) {
-            tracing::warn!(target: "hoplite::audit", %address, outcome = "limited", "join");
-            return Err(Status::resource_exhausted(
-                "too many failed attempts from this address; wait a minute",
-            ));
-        }
-        match self.try_join(request.into_inner()).await {
+        match self.try_join(request.into_inner(), address).await {
             Ok((agent, response)) => {
                 tracing::info!(target: "hoplite::audit", %address, %agent, outcome = "joined", "join");
                 Ok(Response::new(response))
             }
             Err(status) => {
-                self.failures().failed(address.ip(), clock::moment());
-                tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "join");
+                let outcome = match status.code() {
+                    Code::ResourceExhausted => "limited",
+                    _ => "refused",
+                };
+                tracing::warn!(target: "hoplite::audit", %address, outcome, reason = status.message(), "join");
                 Err(status)
             }
         }

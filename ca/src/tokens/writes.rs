@@ -31,6 +31,12 @@ pub(crate) struct CreateToken {
     pub(crate) now: SystemTime,
 }
 
+/// Whether there is a token with this digest. Writes nothing.
+pub(crate) struct KnowsToken {
+    /// Of the token's text.
+    pub(crate) digest: String,
+}
+
 /// Admits a key by a token, once. `mint` makes the certificate of the agent that the token names.
 pub(crate) struct Join<F> {
     /// Of the token's text.
@@ -60,6 +66,22 @@ impl Write for CreateToken {
         let expired = tokens.iter().filter(|(_, token)| token.is_expired(self.now));
         let changes = expired.fold(Changes::none(), |changes, (name, _)| changes.delete::<Token>(name));
         Ok((changes.put(&self.digest, &token), ()))
+    }
+}
+
+// === impl KnowsToken ===
+
+impl Write for KnowsToken {
+    type Reads = bool;
+    type Answer = bool;
+    type Error = TokenError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<bool, ReadError> {
+        Ok(view.one::<Token>(&self.digest)?.is_some())
+    }
+
+    fn decide(&self, known: bool) -> Result<(Changes, bool), TokenError> {
+        Ok((Changes::none(), known))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use hoplite_host::slots::Busy;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
@@ -48,6 +49,12 @@ pub(crate) enum Body {
     Replayed(Replay),
     /// From us.
     Own(Full<Bytes>),
+    /// Any of these, as long as which its connection is not idle.
+    During {
+        /// The bytes.
+        body: Box<Body>,
+        _busy: Busy,
+    },
 }
 
 // === impl Incoming ===
@@ -99,6 +106,14 @@ impl Body {
         }
         self
     }
+
+    /// As long as it lasts, its connection is not idle.
+    pub(crate) fn during(self, busy: Busy) -> Self {
+        Self::During {
+            body: Box::new(self),
+            _busy: busy,
+        }
+    }
 }
 
 impl From<Incoming> for Body {
@@ -139,6 +154,7 @@ impl HttpBody for Body {
             }
             Self::Replayed(replay) => Pin::new(replay).poll_frame(context),
             Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
+            Self::During { body, .. } => Pin::new(&mut **body).poll_frame(context),
         }
     }
 
@@ -147,6 +163,7 @@ impl HttpBody for Body {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.is_end_stream(),
             Self::Replayed(replay) => replay.is_end_stream(),
             Self::Own(full) => full.is_end_stream(),
+            Self::During { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -155,6 +172,7 @@ impl HttpBody for Body {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.size_hint(),
             Self::Replayed(replay) => replay.size_hint(),
             Self::Own(full) => full.size_hint(),
+            Self::During { body, .. } => body.size_hint(),
         }
     }
 }

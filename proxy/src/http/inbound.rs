@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why};
 use hoplite_host::clock;
+use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -58,6 +59,7 @@ struct InboundConnection {
     not_after: SystemTime,
     http2: bool,
     exchanges: Exchanges,
+    slot: Arc<Slot>,
 }
 
 // === impl InboundConnection ===

@@ -1,21 +1,20 @@
 //! From a TCP connection to a verified peer, or to a reason why not.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_audit::Outcome;
 use hoplite_decision::{DecisionPoint, Stranger, Unasked};
 use hoplite_host::clock;
+use hoplite_host::slots::{Full, Slot, Slots, Source};
 use hoplite_identity::tls;
 use hoplite_identity::{CertificateDer, PeerRejected, PeerRole, ServiceName};
 use http::StatusCode;
 use rustls::CommonState;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
@@ -27,8 +26,10 @@ use crate::peer::session::Session;
 /// A peer that has not proved itself within this time is not going to.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// Handshakes under way at a time: each holds some 30 kB, and strangers may ask for them.
-const HANDSHAKES_MAX: usize = 256;
+/// Handshakes under way at a time, of all listeners together, whose first message is whole: each holds some 30 kB, and
+/// strangers may ask for them. One more ends the oldest of the address that has most. A processor makes some 4 000 in a second,
+/// so that the places are not what bounds the peers, however far away they are.
+pub(crate) const HANDSHAKES_MAX: usize = 2048;
 
 /// The first byte of every TLS connection: the content type `handshake` (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -37,7 +38,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 #[derive(Clone)]
 pub(crate) struct Handshaker {
     pub(crate) identity: Arc<IdentityFeed>,
-    pub(crate) under_way: Arc<UnderWay>,
+    pub(crate) under_way: Slots,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -50,11 +51,6 @@ pub(crate) struct Accepted {
     pub(crate) session: Session,
 }
 
-/// The handshakes under way, oldest first. One too many ends the oldest: if they queued, strangers who begin a handshake
-/// and fall silent would keep everybody out.
-#[derive(Debug, Default)]
-pub(crate) struct UnderWay(Mutex<VecDeque<oneshot::Sender<()>>>);
-
 // === impl Handshaker ===
 
 impl Handshaker {
@@ -66,9 +62,15 @@ impl Handshaker {
         remote: SocketAddr,
         layer: Layer,
         service: &ServiceName,
+        slot: &Slot,
     ) -> Option<Accepted> {
-        let accepted = timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)).await;
-        match accepted.unwrap_or_else(|_| Err(Unasked::unauthenticated("timeout", "no handshake within 10 s"))) {
+        let accepted = tokio::select! {
+            accepted = timeout(HANDSHAKE_MAX, self.handshake(tcp, remote, layer)) => accepted.unwrap_or_else(|_| {
+                Err(Unasked::unauthenticated("timeout", "no handshake within 10 s"))
+            }),
+            () = slot.evicted() => Err(crowded_out("connections")),
+        };
+        match accepted {
             Ok(accepted) => accepted,
             Err(unasked) => {
                 self.refuse(unasked, remote, service).await;
@@ -104,6 +106,9 @@ impl Handshaker {
             }
             Ok(_) => {}
         }
+        // Until its first message is whole a stranger costs little, and there may be many.
+        let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await;
+        let begun = begun.map_err(|error| broken(&error))?;
         let generation = self.identity.current();
         if !generation.is_valid(clock::now()) {
             return Err(ours(
@@ -111,14 +116,11 @@ impl Handshaker {
                 "the own SVID has expired and the agent gave no new one",
             ));
         }
-        let crowded_out = self.under_way.begin();
+        let under_way = self.under_way.admit(&[Source::address(remote.ip())]);
+        let under_way = under_way.map_err(|_full| crowded_out("handshakes"))?;
         let stream = tokio::select! {
-            accepted = TlsAcceptor::from(generation.server(layer)).accept(tcp) => {
-                accepted.map_err(|error| broken(&error))?
-            }
-            _ = crowded_out => {
-                return Err(Unasked::unauthenticated("crowded_out", "of too many handshakes under way it was the oldest"));
-            }
+            accepted = begun.into_stream(generation.server(layer)) => accepted.map_err(|error| broken(&error))?,
+            () = under_way.evicted() => return Err(crowded_out("handshakes")),
         };
         let (_, connection) = stream.get_ref();
         // The verifier ran inside the handshake. It runs again here, so that no configuration mistake can let a peer pass.
@@ -140,21 +142,13 @@ impl Handshaker {
     }
 }
 
-// === impl UnderWay ===
-
-impl UnderWay {
-    /// Begins a handshake, which is under way until the receiver is dropped, and must end when the receiver is ready.
-    fn begin(&self) -> oneshot::Receiver<()> {
-        let (end, ended) = oneshot::channel();
-        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if under_way.len() >= HANDSHAKES_MAX {
-            under_way.retain(|other| !other.is_closed());
-        }
-        if under_way.len() >= HANDSHAKES_MAX {
-            under_way.pop_front();
-        }
-        under_way.push_back(end);
-        ended
+/// There is no place for somebody who has shown who they are.
+pub(crate) fn no_place(full: Full) -> Unasked {
+    Unasked {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        outcome: Outcome::Error,
+        code: "too_many_connections",
+        reason: full.to_string(),
     }
 }
 
@@ -178,6 +172,12 @@ fn describe(connection: &CommonState) -> String {
 /// The TLS error inside an I/O error.
 pub(crate) fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
+}
+
+/// All places were taken, and others came later.
+fn crowded_out(of: &str) -> Unasked {
+    let reason = format!("of too many {of} without an identity it was the oldest");
+    Unasked::unauthenticated("crowded_out", reason)
 }
 
 /// The fault is ours.

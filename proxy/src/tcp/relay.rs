@@ -26,8 +26,9 @@ struct Pulse {
     half_closed: AtomicBool,
 }
 
-/// Copies until both sides have ended. The end of one side is passed on and does not end the other.
-pub(crate) async fn relay<A, B>(a: A, b: B) -> io::Result<()>
+/// Copies until both sides have ended, and calls `moved` whenever bytes have moved. The end of one side is passed on and
+/// does not end the other.
+pub(crate) async fn relay<A, B>(a: A, b: B, moved: impl Fn()) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite,
     B: AsyncRead + AsyncWrite,
@@ -40,12 +41,17 @@ where
     let (a_reads, a_writes) = tokio::io::split(a);
     let (b_reads, b_writes) = tokio::io::split(b);
     tokio::select! {
-        both = async { tokio::try_join!(copy(a_reads, b_writes, &pulse), copy(b_reads, a_writes, &pulse)) } => both.map(|_| ()),
+        both = async { tokio::try_join!(copy(a_reads, b_writes, &pulse, &moved), copy(b_reads, a_writes, &pulse, &moved)) } => both.map(|_| ()),
         () = pulse.stopped() => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, pulse: &Pulse) -> io::Result<()> {
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    pulse: &Pulse,
+    moved: &impl Fn(),
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_MIN];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -55,6 +61,7 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
         to.write_all(bytes).await?;
         to.flush().await?;
         pulse.beat();
+        moved();
         if read == buffer.len() && read < BUFFER_MAX {
             buffer.resize(read * 4, 0);
         }
@@ -101,7 +108,7 @@ mod tests {
     async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
         let (mut near, a) = tokio::io::duplex(1_000);
         let (mut far, b) = tokio::io::duplex(1_000);
-        let copying = tokio::spawn(relay(a, b));
+        let copying = tokio::spawn(relay(a, b, || {}));
         let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {

@@ -128,6 +128,7 @@ impl World {
             admin_socket: self.path(&format!("{name}.sock")),
             removed_headers: Default::default(),
             workers: 1,
+            limits: Default::default(),
             inbound: Vec::new(),
             outbound: Vec::new(),
         }

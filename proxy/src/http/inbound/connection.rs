@@ -3,17 +3,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hoplite_audit::Phase;
+use hoplite_decision::Unasked;
+use hoplite_host::slots::Slot;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
-use super::{Inbound, InboundConnection};
+use super::{Inbound, InboundConnection, LET_GO_MAX};
 use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
 use crate::http::hygiene;
 use crate::http::unparsed::{Tapped, Unparsed};
-use crate::peer::handshake::Accepted;
+use crate::peer::handshake::{Accepted, no_place};
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session};
 
@@ -28,15 +32,21 @@ struct Refusals {
 
 impl Inbound {
     /// One connection, from its first byte to its end.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr) {
-        let accepted = self.handshaker.accept(tcp, remote, Layer::Http, &self.service).await;
+    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
+        let accepted = self
+            .handshaker
+            .accept(tcp, remote, Layer::Http, &self.service, &slot)
+            .await;
         let Some(mut accepted) = accepted else {
             return;
         };
         accepted.session.end_with(self.stop.clone());
-        let Some((caller, stream, session)) = self.meet(accepted) else {
+        let Some((caller, stream, session)) = self.meet(accepted, slot) else {
             return;
         };
+        if let Err(full) = caller.slot.settle() {
+            return caller.refuse_connection(no_place(full)).await;
+        }
         let (stream, received) = Tapped::new(stream, caller.http2);
         let mut refusals = Refusals { received, told: false };
         let ended = caller.converse(stream, session, &mut refusals).await;
@@ -45,7 +55,11 @@ impl Inbound {
 
     /// What is true of all the connection's requests. The service is told of whoever has proved who it is, and of nobody
     /// else: who has not is no caller.
-    fn meet(self: Arc<Self>, accepted: Accepted) -> Option<(Arc<InboundConnection>, TlsStream<TcpStream>, Session)> {
+    fn meet(
+        self: Arc<Self>,
+        accepted: Accepted,
+        slot: Arc<Slot>,
+    ) -> Option<(Arc<InboundConnection>, TlsStream<TcpStream>, Session)> {
         let Accepted {
             stream,
             downstream,
@@ -60,6 +74,7 @@ impl Inbound {
             not_after: session.not_after,
             http2: stream.get_ref().1.alpn_protocol() == Some(b"h2"),
             exchanges: Exchanges::default(),
+            slot,
             inbound: self,
         };
         Some((Arc::new(caller), stream, session))
@@ -79,12 +94,25 @@ impl InboundConnection {
         let caller = self.clone();
         let mut connection = Conversation::new(stream, self.http2, move |request, ahead| {
             let caller = caller.clone();
-            async move { caller.answer(request, ahead).await }
+            async move {
+                let busy = caller.slot.begin();
+                let response = caller.answer(request, ahead).await;
+                response.map(|body| body.during(busy))
+            }
         });
         let mut following = std::pin::pin!(self.follow_policy());
+        let mut leaving = false;
         loop {
             tokio::select! {
                 ended = &mut connection => return ended,
+                () = self.slot.evicted(), if !leaving => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                () = sleep(LET_GO_MAX), if leaving => {
+                    self.close("all places are taken, and it was idle for longest");
+                    return Ok(());
+                }
                 // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
                 Some(unparsed) = refusals.received.recv() => refusals.record(self, unparsed).await,
                 reason = following.as_mut() => {
@@ -100,6 +128,17 @@ impl InboundConnection {
                 }
             }
         }
+    }
+
+    /// Records that nothing is asked on it, for whatever reason.
+    async fn refuse_connection(&self, unasked: Unasked) {
+        self.inbound.metrics.handshake_refused(unasked.code);
+        // The connection is closed either way; the decision point has said what failed.
+        let _ = self
+            .inbound
+            .point
+            .refuse(self.draft(Phase::Handshake, None), unasked)
+            .await;
     }
 
     fn close(&self, reason: &str) {
