@@ -91,8 +91,6 @@ pub enum Shape {
     IntermediateWithoutCa,
     /// The certificate between leaf and root is a CA that may not sign certificates.
     IntermediateWithoutKeyCertSign,
-    /// The authority between leaf and root has a URI name constraint.
-    IntermediateWithUriNameConstraint,
 }
 
 /// A chain, leaf first, and the key of its leaf.
@@ -111,9 +109,19 @@ impl TestAuthority {
 
     /// A new self-signed authority.
     pub fn new(trust_domain: &str) -> Self {
+        Self::with(trust_domain, |_| ())
+    }
+
+    /// A new self-signed authority whose subject is `name`, as others' may be.
+    pub fn named(trust_domain: &str, name: &str) -> Self {
+        Self::with(trust_domain, |params| params.distinguished_name = common_name(name))
+    }
+
+    fn with(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let trust_domain = TrustDomain::parse(trust_domain).unwrap();
         let key = KeyPair::generate().unwrap();
-        let params = authority_params(&trust_domain, &key);
+        let mut params = authority_params(&trust_domain, &key);
+        change(&mut params);
         let root = params.self_signed(&key).unwrap().der().clone();
         Self {
             trust_domain,
@@ -126,6 +134,32 @@ impl TestAuthority {
     /// An authority under this one: its SVIDs carry its certificate, and its bundle is this one's.
     pub fn intermediate(&self) -> Self {
         self.intermediate_with(|_| ())
+    }
+
+    /// An authority of this name under this one.
+    pub fn intermediate_named(&self, name: &str) -> Self {
+        self.intermediate_with(|params| params.distinguished_name = common_name(name))
+    }
+
+    /// An authority of this name under this one that may have no other below it (path length 0).
+    pub fn childless(&self, name: &str) -> Self {
+        self.intermediate_with(|params| {
+            params.distinguished_name = common_name(name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        })
+    }
+
+    /// An authority of this name under this one that vouches for TLS servers only.
+    pub fn for_servers(&self, name: &str) -> Self {
+        self.intermediate_with(|params| {
+            params.distinguished_name = common_name(name);
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        })
+    }
+
+    /// An authority under this one that may name these URI hosts, and not those.
+    pub fn constrained(&self, permitted: &[&str], excluded: &[&str]) -> Self {
+        self.intermediate_with(|params| params.custom_extensions.push(uri_name_constraints(permitted, excluded)))
     }
 
     /// The trust domain.
@@ -258,11 +292,6 @@ impl TestAuthority {
                 };
                 return self.intermediate_with(digital_signature).issue(&params);
             }
-            Shape::IntermediateWithUriNameConstraint => {
-                return self
-                    .intermediate_with(|params| params.custom_extensions.push(uri_name_constraint()))
-                    .issue(&params);
-            }
         }
         self.issue(&params)
     }
@@ -281,7 +310,9 @@ impl TestAuthority {
         change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         // rcgen signs only with what looks like a CA; the name and the key are all that counts here.
-        let issuer = Issuer::new(authority_params(&self.trust_domain, &key), key);
+        let mut named = authority_params(&self.trust_domain, &key);
+        named.distinguished_name = params.distinguished_name.clone();
+        let issuer = Issuer::new(named, key);
         let intermediates = [vec![certificate], self.intermediates.clone()].concat();
         Self {
             trust_domain: self.trust_domain(),
@@ -349,10 +380,17 @@ fn uri_san_extension(id: &SpiffeId) -> CustomExtension {
     CustomExtension::from_oid_content(&[2, 5, 29, 17], tlv(0x30, &uri))
 }
 
-/// permittedSubtrees with the URI host `example.org`.
-fn uri_name_constraint() -> CustomExtension {
-    let subtree = tlv(0x30, &tlv(0x86, b"example.org"));
-    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], tlv(0x30, &tlv(0xA0, &subtree)));
+/// permittedSubtrees and excludedSubtrees with these URI hosts.
+fn uri_name_constraints(permitted: &[&str], excluded: &[&str]) -> CustomExtension {
+    let subtrees = |tag: u8, hosts: &[&str]| match hosts {
+        [] => Vec::new(),
+        hosts => {
+            let subtree = |host: &&str| tlv(0x30, &tlv(0x86, host.as_bytes()));
+            tlv(tag, &hosts.iter().flat_map(subtree).collect::<Vec<_>>())
+        }
+    };
+    let both = [subtrees(0xA0, permitted), subtrees(0xA1, excluded)].concat();
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], tlv(0x30, &both));
     extension.set_criticality(true);
     extension
 }

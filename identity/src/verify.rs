@@ -1,9 +1,14 @@
 //! The one way to learn who a peer is: path validation against its own trust domain's bundle, then the SVID profile.
 
+mod signers;
+mod uri_constraints;
+
+use self::signers::Signer;
+use self::uri_constraints::{OverOriginals, Renamed, UriConstraints, constraints_of, uris};
 use crate::profile::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CheckedLeaf, InvalidAuthority};
 use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -88,8 +93,19 @@ pub enum PeerRejected {
 #[derive(Debug)]
 struct Anchors {
     anchors: Vec<TrustAnchor<'static>>,
-    /// notBefore and notAfter of the anchor in the same place, in seconds since 1970.
-    validity: Vec<(i64, i64)>,
+    /// Of the anchor in the same place, what webpki does not look at.
+    beside: Vec<BesideAnchor>,
+    /// Of the anchor in the same place, its name and key.
+    signers: Vec<Signer>,
+}
+
+/// What an authority of a bundle says besides what a [`TrustAnchor`] holds.
+#[derive(Debug)]
+struct BesideAnchor {
+    /// Seconds since 1970.
+    not_before: i64,
+    not_after: i64,
+    uri_constraints: UriConstraints,
 }
 
 // === impl PeerVerifier ===
@@ -193,7 +209,8 @@ impl Anchors {
     fn new(bundle: &TrustBundle) -> Result<Self, InvalidBundle> {
         let mut all = Self {
             anchors: Vec::new(),
-            validity: Vec::new(),
+            beside: Vec::new(),
+            signers: Vec::new(),
         };
         for (position, der) in bundle.authorities().iter().enumerate() {
             let unusable = |source| InvalidBundle::Authority {
@@ -201,17 +218,22 @@ impl Anchors {
                 position,
                 source,
             };
-            let validity = profile::authority(der).map_err(unusable)?.validity().clone();
-            let anchor = webpki::anchor_from_trusted_cert(der)
+            let certificate = profile::authority(der).map_err(unusable)?;
+            let renamed = Renamed::of(der);
+            let anchor = webpki::anchor_from_trusted_cert(renamed.as_ref().map_or(der, |renamed| &renamed.der))
                 .map_err(|error| unusable(InvalidAuthority::Malformed(error.to_string())))?;
             all.anchors.push(anchor.to_owned());
-            all.validity
-                .push((validity.not_before.timestamp(), validity.not_after.timestamp()));
+            all.beside.push(BesideAnchor {
+                not_before: certificate.validity().not_before.timestamp(),
+                not_after: certificate.validity().not_after.timestamp(),
+                uri_constraints: renamed.map(|renamed| renamed.constraints).unwrap_or_default(),
+            });
+            all.signers.push(Signer::of(&certificate));
         }
         Ok(all)
     }
 
-    /// RFC 5280 path validation, and what rustls-webpki leaves out of it: key usage and the anchor's own dates.
+    /// RFC 5280 path validation: webpki's, and what it leaves out.
     fn validate(
         &self,
         leaf: &CertificateDer<'_>,
@@ -220,51 +242,108 @@ impl Anchors {
         role: PeerRole,
         now: UnixTime,
     ) -> Result<(), ChainFault> {
-        let leaf = EndEntityCert::try_from(leaf).map_err(ChainFault::Path)?;
+        let found = self.find_path(leaf, intermediates, algorithms, role, now);
+        found.map_err(|refused| match refused {
+            ChainFault::Path(webpki::Error::InvalidSignatureForPublicKey) => {
+                let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+                let reason = signers::reason(leaf, intermediates, &self.signers, &algorithms, role, now);
+                reason.map_or(refused, ChainFault::Rejected)
+            }
+            refused => refused,
+        })
+    }
+
+    fn find_path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        algorithms: WebPkiSupportedAlgorithms,
+        role: PeerRole,
+        now: UnixTime,
+    ) -> Result<(), ChainFault> {
         let usage = match role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
         };
+        let renamed: Vec<Renamed> = intermediates.iter().filter_map(Renamed::of).collect();
+        // Intermediates are rare, and constrained ones rarer: nothing is copied for the others.
+        let (mut shown, mut over_originals) = (Vec::new(), Vec::new());
+        if !renamed.is_empty() {
+            let others = intermediates.iter().filter(|der| Renamed::of(der).is_none()).cloned();
+            shown.extend(renamed.iter().map(|renamed| renamed.der.clone()).chain(others));
+            over_originals.extend(algorithms.all.iter().map(|algorithm| OverOriginals {
+                algorithm: *algorithm,
+                renamed: &renamed,
+            }));
+        }
+        let over_originals: Vec<&dyn SignatureVerificationAlgorithm> =
+            over_originals.iter().map(|algorithm| algorithm as _).collect();
+        let (shown, algorithms): (&[CertificateDer<'_>], &[&dyn SignatureVerificationAlgorithm]) = if renamed.is_empty()
+        {
+            (intermediates, algorithms.all)
+        } else {
+            (&shown, &over_originals)
+        };
+
+        let end_entity = EndEntityCert::try_from(leaf).map_err(ChainFault::Path)?;
         // The reason why a path whose signatures are right was refused: it beats what webpki made of it.
         let refused = RefCell::new(None);
         let check_path = |path: &VerifiedPath<'_>| {
-            self.check_path(path, now).map_err(|reason| {
+            self.check_path(leaf, path, &renamed, now).map_err(|reason| {
                 refused.replace(Some(reason));
                 webpki::Error::UnknownIssuer
             })
         };
-        leaf.verify_for_usage(
-            algorithms.all,
-            &self.anchors,
-            intermediates,
-            now,
-            usage,
-            None,
-            Some(&check_path),
-        )
-        .map(|_| ())
-        .map_err(|error| refused.take().map_or(ChainFault::Path(error), ChainFault::Rejected))
+        end_entity
+            .verify_for_usage(algorithms, &self.anchors, shown, now, usage, None, Some(&check_path))
+            .map(|_| ())
+            .map_err(|error| refused.take().map_or(ChainFault::Path(error), ChainFault::Rejected))
     }
 
-    fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), PeerRejected> {
-        for intermediate in path.intermediate_certificates() {
-            profile::authority(&intermediate.der()).map_err(PeerRejected::NotAnAuthority)?;
-        }
+    /// What webpki leaves out: key usage, the anchor's own dates, and what is constrained about URIs.
+    fn check_path(
+        &self,
+        leaf: &CertificateDer<'_>,
+        path: &VerifiedPath<'_>,
+        renamed: &[Renamed],
+        now: UnixTime,
+    ) -> Result<(), PeerRejected> {
+        let mut anchors = self.anchors.iter().zip(&self.beside);
+        let Some((_, beside)) = anchors.find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor())) else {
+            let reason = "it ends at no authority of the bundle".to_owned();
+            return Err(PeerRejected::InvalidPath(reason));
+        };
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let is_anchor = |(anchor, _): &(&TrustAnchor<'_>, _)| std::ptr::eq(*anchor, path.anchor());
-        match self.anchors.iter().zip(&self.validity).find(is_anchor) {
-            Some((_, &(not_before, _))) if now < not_before => {
-                Err(PeerRejected::NotYetValid(not_before.unsigned_abs()))
-            }
-            Some((_, &(_, not_after))) if now > not_after => {
-                Err(PeerRejected::Expired(not_after.max(0).unsigned_abs()))
-            }
-            Some(_) => Ok(()),
-            None => Err(PeerRejected::InvalidPath(
-                "it ends at no authority of the bundle".to_owned(),
-            )),
+        if now < beside.not_before {
+            return Err(PeerRejected::NotYetValid(beside.not_before.unsigned_abs()));
         }
+        if now > beside.not_after {
+            return Err(PeerRejected::Expired(beside.not_after.max(0).unsigned_abs()));
+        }
+        // From the leaf up: each authority binds what is below it.
+        let leaf = profile::leaf(leaf).map_err(PeerRejected::Profile)?.leaf;
+        let mut below = vec![leaf.spiffe_id.as_str().to_owned()];
+        for intermediate in path.intermediate_certificates() {
+            let der = intermediate.der();
+            let certificate = profile::authority(&der).map_err(PeerRejected::NotAnAuthority)?;
+            if let Some(constraints) = constraints_of(renamed, certificate.tbs_certificate.as_ref()) {
+                check_uris(constraints, &below)?;
+            }
+            below.extend(
+                uris(&certificate)
+                    .map_err(PeerRejected::InvalidPath)?
+                    .into_iter()
+                    .map(str::to_owned),
+            );
+        }
+        check_uris(&beside.uri_constraints, &below)
     }
+}
+
+fn check_uris(constraints: &UriConstraints, below: &[String]) -> Result<(), PeerRejected> {
+    constraints
+        .check(below.iter().map(String::as_str))
+        .map_err(PeerRejected::InvalidPath)
 }
 
 /// What webpki found, in our words.
@@ -476,7 +555,117 @@ mod tests {
 
     #[test]
     fn x_8_uri_name_constraints_are_never_ignored() {
-        check(&[(Shape::IntermediateWithUriNameConstraint, Err("invalid_path"))]);
+        let now = SystemTime::now();
+        let ca = TestAuthority::new("example.org");
+        let verifier = verifier(ca.bundles());
+        for (permitted, excluded, expected) in [
+            (&["example.org"][..], &[][..], Ok("/web")),
+            (&["other.example", "example.org"], &[], Ok("/web")),
+            (&[], &["other.example"], Ok("/web")),
+            (&["other.example"], &[], Err("invalid_path")),
+            (&["example.org"], &["example.org"], Err("invalid_path")),
+            (&[".example.org"], &[], Err("invalid_path")),
+            (&[""], &[], Err("invalid_path")),
+        ] {
+            let constrained = ca.constrained(permitted, excluded);
+            let chain = constrained.svid("/web", HOUR).chain().to_vec();
+            let found = outcome(&verifier, &chain, now);
+            assert_eq!(found.as_deref(), expected.as_deref(), "{permitted:?} {excluded:?}");
+            // It binds what is further below, too, wherever its certificate stands among those shown.
+            let below = constrained.intermediate().svid("/web", HOUR);
+            let mut chain = below.chain().to_vec();
+            assert_eq!(
+                outcome(&verifier, &chain, now).as_deref(),
+                expected.as_deref(),
+                "below {permitted:?}"
+            );
+            chain.swap(1, 2);
+            assert_eq!(
+                outcome(&verifier, &chain, now).as_deref(),
+                expected.as_deref(),
+                "below {permitted:?}"
+            );
+        }
+    }
+
+    /// The form that webpki is shown, shown by a peer: it is the original, and constrained as that.
+    #[test]
+    fn x_8_a_renamed_certificate_is_no_way_around() {
+        let ca = TestAuthority::new("example.org");
+        let verifier = verifier(ca.bundles());
+        let now = SystemTime::now();
+        for (permitted, with_original) in [(&["other.example"][..], "invalid_path"), (&["example.org"], "")] {
+            let chain = ca.constrained(permitted, &[]).svid("/web", HOUR).chain().to_vec();
+            let renamed = Renamed::of(&chain[1]).unwrap().der;
+            // Alone, nobody signed it.
+            let alone = [chain[0].clone(), renamed.clone()];
+            assert_eq!(outcome(&verifier, &alone, now), Err("bad_signature"));
+            for chain in [
+                [chain[0].clone(), renamed.clone(), chain[1].clone()],
+                [chain[0].clone(), chain[1].clone(), renamed.clone()],
+            ] {
+                let found = outcome(&verifier, &chain, now).err().unwrap_or_default();
+                assert_eq!(found, with_original, "{permitted:?}");
+            }
+            // Nor with another signature behind it, so that its bytes are nobody's.
+            let mut other = renamed.to_vec();
+            *other.last_mut().unwrap() ^= 1;
+            let chain = [chain[0].clone(), other.into(), chain[1].clone()];
+            let found = outcome(&verifier, &chain, now).err().unwrap_or_default();
+            assert_eq!(found, with_original, "{permitted:?}");
+        }
+    }
+
+    #[test]
+    fn x_8_the_constraints_of_an_authority_of_the_bundle() {
+        let now = SystemTime::now();
+        for (permitted, expected) in [("example.org", Ok("/web")), ("other.example", Err("invalid_path"))] {
+            let ca = TestAuthority::new("example.org").constrained(&[permitted], &[]);
+            let svid = ca.svid("/web", HOUR);
+            let anchor = svid.chain()[1].clone();
+            let bundle = TrustBundle::new(ca.trust_domain(), vec![anchor], 1).unwrap();
+            let found = outcome(&verifier([bundle].into_iter().collect()), svid.chain(), now);
+            assert_eq!(found.as_deref(), expected.as_deref(), "{permitted}");
+        }
+    }
+
+    /// Namesakes have other keys: their wrong signatures are not the reason.
+    #[test]
+    fn x_9_the_reason_is_that_of_the_path_that_can_be_meant() {
+        let now = SystemTime::now();
+        let [ca, namesake] = [(); 2].map(|()| TestAuthority::named("example.org", "one name"));
+        let both = [namesake.bundle().to_der(), ca.bundle().to_der()].concat();
+        let bundle = TrustBundle::from_der(ca.trust_domain(), &both, 2).unwrap();
+        let verifier = verifier([bundle].into_iter().collect());
+        assert_eq!(
+            outcome(&verifier, ca.svid("/web", HOUR).chain(), now),
+            Ok("/web".to_owned())
+        );
+        for (shape, expected) in [
+            (Shape::IntermediateWithoutKeyCertSign, "not_an_authority"),
+            (Shape::IntermediateWithoutCa, "not_an_authority"),
+            (Shape::Expired, "expired"),
+            (Shape::BrokenSignature, "bad_signature"),
+            (Shape::SelfSigned, "unknown_authority"),
+        ] {
+            let Shown { chain, .. } = ca.shaped("/web", shape);
+            assert_eq!(outcome(&verifier, &chain, now), Err(expected), "{shape:?}");
+        }
+        let constrained = ca.constrained(&["other.example"], &[]);
+        assert_eq!(
+            outcome(&verifier, constrained.svid("/web", HOUR).chain(), now),
+            Err("invalid_path")
+        );
+        // Every authority has the one name. Self-issued ones count for a path length with us (RFC 5280 6.1.4 (l) spares them).
+        let below = ca.childless("one name").intermediate_named("one name");
+        let chain = below.svid("/web", HOUR).chain().to_vec();
+        let reason = verifier.verify(&chain, PeerRole::Client, now).unwrap_err();
+        assert!(reason.to_string().contains("path length"), "{reason}");
+        let for_servers = ca.for_servers("one name");
+        let chain = for_servers.svid("/web", HOUR).chain().to_vec();
+        let reason = verifier.verify(&chain, PeerRole::Client, now).unwrap_err();
+        assert_eq!(reason.code(), "wrong_extended_key_usage");
+        assert!(verifier.verify(&chain, PeerRole::Server, now).is_ok());
     }
 
     #[test]
