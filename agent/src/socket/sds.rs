@@ -216,7 +216,9 @@ impl Protocol for WorldStream {
     fn request(&mut self, request: DiscoveryRequest, pid: i32) -> Result<Reaction, Status> {
         check_type(&request.type_url)?;
         check_names(&request.resource_names)?;
-        if !request.response_nonce.is_empty() && request.response_nonce != self.nonce {
+        // A client may name the nonce of an earlier stream when it connects anew: the first request subscribes all the same.
+        let begun = self.names.is_some();
+        if begun && !request.response_nonce.is_empty() && request.response_nonce != self.nonce {
             return Ok(Reaction::Nothing); // about an answer that has been superseded meanwhile
         }
         if let Some(error) = &request.error_detail {

@@ -243,6 +243,30 @@ fn a_world_stream_hears_of_what_it_is_subscribed_to_only() {
     assert_eq!(errors(&gone.resource_errors), ["spiffe://prod.example/api"]);
 }
 
+/// A client that lost its stream names the nonce of that one.
+#[test]
+fn the_first_request_of_a_stream_subscribes_whatever_nonce_it_names() {
+    let domains = Domains::new();
+    let now = domains.entitlement(&["/web"]);
+    let mut world = WorldStream::default();
+    assert_eq!(
+        world.request(ask(&["ROOTCA"], "of another stream"), 1).unwrap(),
+        Reaction::Answer
+    );
+    assert_eq!(names(&world.answer(&now, true).unwrap()), ["ROOTCA"]);
+    assert_eq!(
+        world.request(ask(&["default"], "of another stream"), 1).unwrap(),
+        Reaction::Nothing,
+        "only the first"
+    );
+    let mut delta = DeltaStream::default();
+    assert_eq!(
+        delta.request(subscribe(&["ROOTCA"], "of another stream"), 1).unwrap(),
+        Reaction::Answer
+    );
+    assert_eq!(delta_names(&delta.answer(&now, true).unwrap()), ["ROOTCA"]);
+}
+
 #[test]
 fn no_names_means_everything() {
     let domains = Domains::new();
