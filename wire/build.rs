@@ -1,6 +1,10 @@
 //! Compiles the protobuf files without a system `protoc`.
 
 use std::error::Error;
+use std::path::PathBuf;
+use std::{env, fs};
+
+use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
@@ -14,6 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(files, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Bundles are megabytes: shared, not copied.
     tonic_prost_build::configure()
         .bytes(".hoplite.policy.v1")

@@ -1,6 +1,7 @@
 //! The agent's one Unix socket: who is at the other end, what they may have, and the services that give it to them.
 
 pub(crate) mod admission;
+mod health;
 pub(crate) mod policy_service;
 pub(crate) mod sds;
 pub(crate) mod server;
@@ -13,21 +14,52 @@ use hoplite_wire::policy::policies_server::PoliciesServer;
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use hoplite_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio::sync::watch;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::pb::v1::server_reflection_server::SERVICE_NAME;
+use tonic_reflection::server::Builder;
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::policy::Feed;
+use crate::socket::admission::Admitted;
+use crate::socket::health::HealthService;
 use crate::socket::policy_service::PolicyService;
 use crate::socket::sds::SdsService;
 use crate::socket::server::{REQUEST_BYTES_MAX, Routes};
 use crate::socket::session::Sessions;
 use crate::socket::workload_api::WorkloadApiService;
 
-/// Adds what every agent serves: SVIDs and bundles in two protocols, and the policy in force.
+/// Adds what every agent serves: SVIDs and bundles in two protocols, the policy in force, and what gRPC asks of any server.
 pub(crate) fn with_services(routes: Routes, sessions: &Sessions, policy: watch::Receiver<Arc<Feed>>) -> Routes {
     let workload_api = WorkloadApiService::new(sessions.clone());
     let sds = SdsService::new(sessions.clone());
     let policy = PolicyService::new(sessions.clone(), policy);
-    routes
+    let routes = routes
         .grpc(SpiffeWorkloadApiServer::new(workload_api).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let health = HealthService::new(sessions.supply.clone(), sessions.shutdown.clone(), routes.names());
+    let health = HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let routes = routes.grpc(Admitted(health));
+    match reflection(&routes) {
+        Ok(reflection) => routes.grpc(Admitted(reflection)),
+        // The descriptors are compiled in; a test asks for them.
+        Err(error) => {
+            tracing::error!(%error, "server reflection is not served");
+            routes
+        }
+    }
+}
+
+/// Server reflection for what is served (W-2).
+fn reflection(
+    routes: &Routes,
+) -> Result<ServerReflectionServer<impl ServerReflection>, tonic_reflection::server::Error> {
+    let mut builder = Builder::configure()
+        .register_encoded_file_descriptor_set(hoplite_wire::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name(SERVICE_NAME);
+    for name in routes.names() {
+        builder = builder.with_service_name(name);
+    }
+    builder.build_v1()
 }

@@ -15,6 +15,9 @@ pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use served::{Begins, Counted, Served};
 pub use workload_api::{FetchError, Identity, WorkloadApi};
 
+/// Every protobuf file as an encoded `FileDescriptorSet`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// The SPIFFE Workload API, as the standard's proto file defines it.
 #[expect(
     missing_docs,

@@ -1,13 +1,19 @@
 //! Who calls, and what one process may hold: what the services know of the connection that a request came on.
 
+use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots, Source};
 use hoplite_host::socket::Peer;
 use hoplite_wire::Begins;
+use http_body_util::BodyExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codegen::http;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tonic::server::NamedService;
 use tonic::{Request, Status};
 
 use crate::attest::LocalProcess;
@@ -20,6 +26,9 @@ const STREAMS_MAX: usize = 1 << 24;
 
 /// The header that a browser, tricked into calling a local socket, cannot send (W-4).
 pub(crate) const HEADER: &str = "workload.spiffe.io";
+
+/// What comes of a request.
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 /// A stream of answers.
 pub(crate) type Responses<T> = ReceiverStream<Result<T, Status>>;
@@ -55,6 +64,44 @@ pub(crate) fn admit(extensions: &http::Extensions) -> Result<(Arc<LocalProcess>,
             ))
         })?;
     Ok((Arc::clone(&info.caller), slot))
+}
+
+/// A service that knows nothing of callers, each of whose calls takes a place of its caller's until the answer has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted<S>(pub(crate) S);
+
+impl<S: NamedService> NamedService for Admitted<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Admitted<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send + 'static>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let slot = match admit(request.extensions()) {
+            Ok((_, slot)) => slot,
+            Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
+        };
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            let hold = move |body: Body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &slot;
+                    frame
+                }))
+            };
+            Ok(answer.await?.map(hold))
+        })
+    }
 }
 
 /// Lets through what no browser can have sent (W-4).

@@ -1,9 +1,8 @@
 //! The agent's one Unix socket: accepts, knows who is there, keeps everything bounded, and hands each request to the service
 //! that its path names: gRPC over HTTP/2, and plain HTTP for the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -23,7 +22,7 @@ use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use tonic::transport::Server;
 
-use crate::socket::admission::{ConnectionInfo, STREAMS_PER_PROCESS_MAX, stream_slots};
+use crate::socket::admission::{Answer, ConnectionInfo, STREAMS_PER_PROCESS_MAX, stream_slots};
 
 /// Open connections of all callers together: one descriptor and one pidfd each.
 const CONNECTIONS_MAX: usize = 8192;
@@ -39,9 +38,6 @@ pub(crate) const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 /// Metadata of an honest client is a few hundred bytes.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-
-/// What comes of a request.
-pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 type Route = Arc<dyn Fn(http::Request<Body>) -> Answer + Send + Sync>;
 
@@ -140,6 +136,11 @@ impl Routes {
         self.route(name, move |_| {
             Box::pin(async move { Ok(Status::unimplemented(why).into_http()) })
         })
+    }
+
+    /// The services of gRPC, the unserved among them.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.services.keys().map(|name| (*name).to_owned()).collect()
     }
 
     fn route(

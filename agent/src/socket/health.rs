@@ -1,0 +1,203 @@
+//! gRPC's health protocol on the socket: whether the agent can hand out identities now.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hoplite_host::shutdown::Shutdown;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::Health;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::socket::admission::Responses;
+use crate::supply::SupplyReceiver;
+
+/// The service. It serves once the agent has heard from its CA; what it has then, it goes on giving without the CA.
+#[derive(Debug, Clone)]
+pub(crate) struct HealthService {
+    supply: SupplyReceiver,
+    shutdown: Shutdown,
+    /// The services that may be asked about, besides the empty name for the whole.
+    services: Arc<BTreeSet<String>>,
+}
+
+impl HealthService {
+    pub(crate) fn new(supply: SupplyReceiver, shutdown: Shutdown, services: BTreeSet<String>) -> Self {
+        Self {
+            supply,
+            shutdown,
+            services: Arc::new(services),
+        }
+    }
+
+    fn knows(&self, service: &str) -> bool {
+        service.is_empty() || self.services.contains(service)
+    }
+
+    fn status(&mut self) -> ServingStatus {
+        match *self.supply.borrow_and_update() {
+            Some(_) => ServingStatus::Serving,
+            None => ServingStatus::NotServing,
+        }
+    }
+
+    /// Tells of each change until the stop, of which it tells too.
+    async fn tell(mut self, service: String, sender: mpsc::Sender<Result<HealthCheckResponse, Status>>) {
+        let mut told = None;
+        loop {
+            let status = match self.knows(&service) {
+                true => self.status(),
+                // The protocol: it may come later, so the stream stays open.
+                false => ServingStatus::ServiceUnknown,
+            };
+            if told != Some(status) {
+                told = Some(status);
+                if sender.send(Ok(answer(status))).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                changed = self.supply.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+                () = self.shutdown.wait() => {
+                    // Whoever does not read it sees the end of the stream.
+                    let _ = sender.try_send(Ok(answer(ServingStatus::NotServing)));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    type WatchStream = Responses<HealthCheckResponse>;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        if !self.knows(&request.get_ref().service) {
+            return Err(Status::not_found(
+                "this agent has no such service; ask about the empty name, or one that reflection lists",
+            ));
+        }
+        Ok(Response::new(answer(self.clone().status())))
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(self.clone().tell(request.into_inner().service, sender));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorProto;
+    use tonic::Code;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    use super::*;
+    use crate::socket::admission::STREAMS_PER_PROCESS_MAX;
+    use crate::testing::{World, own};
+
+    fn about(service: &str) -> HealthCheckRequest {
+        HealthCheckRequest {
+            service: service.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn it_serves_once_it_has_heard_from_its_ca() {
+        let world = World::start();
+        let mut client = HealthClient::new(world.dial().await);
+        let mut whole = client.watch(about("")).await.unwrap().into_inner();
+        let mut unknown = client.watch(about("nobody")).await.unwrap().into_inner();
+        let next = async |stream: &mut tonic::Streaming<HealthCheckResponse>| {
+            stream.message().await.unwrap().unwrap().status()
+        };
+        assert_eq!(next(&mut whole).await, ServingStatus::NotServing);
+        assert_eq!(next(&mut unknown).await, ServingStatus::ServiceUnknown);
+        world.publish([world.entry("/web", &[own()])]);
+        assert_eq!(next(&mut whole).await, ServingStatus::Serving);
+
+        for service in [
+            "",
+            "SpiffeWorkloadAPI",
+            "envoy.service.secret.v3.SecretDiscoveryService",
+        ] {
+            let answer = client.check(about(service)).await.unwrap().into_inner();
+            assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+        }
+        let refused = client.check(about("nobody")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+
+        world.stopper.stop();
+        assert_eq!(next(&mut whole).await, ServingStatus::NotServing);
+    }
+
+    #[tokio::test]
+    async fn its_streams_count_like_all_others() {
+        let world = World::start();
+        let mut client = HealthClient::new(world.dial().await);
+        let mut open = Vec::new();
+        for _ in 0..STREAMS_PER_PROCESS_MAX - 1 {
+            open.push(client.watch(about("")).await.unwrap());
+        }
+        let mut other = HealthClient::new(world.dial().await);
+        open.push(other.watch(about("")).await.unwrap());
+        let refused = HealthClient::new(world.dial().await)
+            .watch(about(""))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    }
+
+    async fn ask(world: &World, question: MessageRequest) -> ServerReflectionResponse {
+        let mut client = ServerReflectionClient::new(world.dial().await);
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(question),
+        };
+        let answers = client.server_reflection_info(tokio_stream::once(request)).await;
+        answers.unwrap().into_inner().message().await.unwrap().unwrap()
+    }
+
+    /// W-2: server reflection.
+    #[tokio::test]
+    async fn w_2_reflection_tells_what_is_served() {
+        let world = World::start();
+        let answer = ask(&world, MessageRequest::ListServices(String::new())).await;
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("no list: {answer:?}");
+        };
+        let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+        for name in [
+            "SpiffeWorkloadAPI",
+            "envoy.service.secret.v3.SecretDiscoveryService",
+            "hoplite.policy.v1.Policies",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+        ] {
+            assert!(names.contains(&name), "{name} is not in {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.starts_with("hoplite.ca")), "{names:?}");
+
+        let symbol = MessageRequest::FileContainingSymbol("SpiffeWorkloadAPI.FetchX509SVID".to_owned());
+        let answer = ask(&world, symbol).await;
+        let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response else {
+            panic!("no file: {answer:?}");
+        };
+        let file = FileDescriptorProto::decode(files.file_descriptor_proto[0].as_slice()).unwrap();
+        assert_eq!(file.name(), "workload.proto");
+    }
+}
