@@ -3,8 +3,8 @@
 mod signers;
 mod uri_constraints;
 
-use self::signers::Signer;
-use self::uri_constraints::{OverOriginals, Renamed, UriConstraints, constraints_of, uris};
+use self::signers::{Fault, Signer};
+use self::uri_constraints::{ForbiddenUri, OverOriginals, Renamed, UriConstraints, constraints_of, uris};
 use crate::profile::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CheckedLeaf, InvalidAuthority};
 use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::extensions::ExtendedKeyUsage;
 
 /// Verifies peers of every trust domain in a [`BundleSet`], each against its own bundle only.
 #[derive(Debug)]
@@ -246,8 +247,12 @@ impl Anchors {
         found.map_err(|refused| match refused {
             ChainFault::Path(webpki::Error::InvalidSignatureForPublicKey) => {
                 let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-                let reason = signers::reason(leaf, intermediates, &self.signers, &algorithms, role, now);
-                reason.map_or(refused, ChainFault::Rejected)
+                let is_for_role = |usage: &ExtendedKeyUsage<'_>| match role {
+                    PeerRole::Client => usage.client_auth,
+                    PeerRole::Server => usage.server_auth,
+                };
+                signers::reason(leaf, intermediates, &self.signers, &algorithms, is_for_role, now)
+                    .map_or(refused, |fault| ChainFault::Rejected(fault.into()))
             }
             refused => refused,
         })
@@ -329,21 +334,34 @@ impl Anchors {
             if let Some(constraints) = constraints_of(renamed, certificate.tbs_certificate.as_ref()) {
                 check_uris(constraints, &below)?;
             }
-            below.extend(
-                uris(&certificate)
-                    .map_err(PeerRejected::InvalidPath)?
-                    .into_iter()
-                    .map(str::to_owned),
-            );
+            below.extend(uris(&certificate)?.into_iter().map(str::to_owned));
         }
         check_uris(&beside.uri_constraints, &below)
     }
 }
 
 fn check_uris(constraints: &UriConstraints, below: &[String]) -> Result<(), PeerRejected> {
-    constraints
-        .check(below.iter().map(String::as_str))
-        .map_err(PeerRejected::InvalidPath)
+    constraints.check(below.iter().map(String::as_str))?;
+    Ok(())
+}
+
+impl From<ForbiddenUri> for PeerRejected {
+    fn from(error: ForbiddenUri) -> Self {
+        Self::InvalidPath(error.to_string())
+    }
+}
+
+impl From<Fault> for PeerRejected {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NotYetValid(since) => Self::NotYetValid(since),
+            Fault::Expired(at) => Self::Expired(at),
+            Fault::PathLength { below, allowed } => Self::InvalidPath(format!(
+                "{below} authorities are below one that allows {allowed} (path length)"
+            )),
+            Fault::ExtendedKeyUsage => Self::AuthorityExtendedKeyUsage,
+        }
+    }
 }
 
 /// What webpki found, in our words.

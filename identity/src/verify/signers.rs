@@ -7,9 +7,8 @@
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::prelude::FromDer;
-
-use super::{PeerRejected, PeerRole};
 
 /// Signatures that are checked for a reason; a chain with more namesakes keeps webpki's.
 const SIGNATURES_MAX: usize = 16;
@@ -19,6 +18,19 @@ const SIGNATURES_MAX: usize = 16;
 pub(super) struct Signer {
     subject: Vec<u8>,
     public_key: Vec<u8>,
+}
+
+/// What is wrong with an authority on the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It begins then, in seconds since 1970.
+    NotYetValid(u64),
+    /// It ended then, in seconds since 1970.
+    Expired(u64),
+    /// More authorities are below it than it allows.
+    PathLength { below: usize, allowed: usize },
+    /// It is not for the use that the chain is put to.
+    ExtendedKeyUsage,
 }
 
 impl Signer {
@@ -45,35 +57,28 @@ pub(super) fn reason(
     intermediates: &[CertificateDer<'_>],
     authorities: &[Signer],
     algorithms: &WebPkiSupportedAlgorithms,
-    role: PeerRole,
+    is_for_use: impl Fn(&ExtendedKeyUsage<'_>) -> bool,
     now: i64,
-) -> Option<PeerRejected> {
+) -> Option<Fault> {
     let path = signed_path(leaf, intermediates, authorities, algorithms)?;
     path.iter().enumerate().find_map(|(below, certificate)| {
         let validity = certificate.validity();
         let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         if now < not_before {
-            return Some(PeerRejected::NotYetValid(not_before.unsigned_abs()));
+            return Some(Fault::NotYetValid(not_before.unsigned_abs()));
         }
         if now > not_after {
-            return Some(PeerRejected::Expired(not_after.max(0).unsigned_abs()));
+            return Some(Fault::Expired(not_after.max(0).unsigned_abs()));
         }
         let constraints = certificate.basic_constraints().ok()??.value;
-        let length = constraints
+        let allowed = constraints
             .path_len_constraint
             .and_then(|length| usize::try_from(length).ok());
-        if length.is_some_and(|length| below > length) {
-            return Some(PeerRejected::InvalidPath(format!(
-                "{below} authorities are below one that allows {} (path length)",
-                length.unwrap_or_default()
-            )));
+        if let Some(allowed) = allowed.filter(|allowed| below > *allowed) {
+            return Some(Fault::PathLength { below, allowed });
         }
         let usage = certificate.extended_key_usage().ok().flatten()?.value;
-        let allows = match role {
-            PeerRole::Client => usage.client_auth,
-            PeerRole::Server => usage.server_auth,
-        };
-        (!allows).then_some(PeerRejected::AuthorityExtendedKeyUsage)
+        (!is_for_use(usage)).then_some(Fault::ExtendedKeyUsage)
     })
 }
 

@@ -42,6 +42,19 @@ pub(super) struct OverOriginals<'a> {
     pub(super) renamed: &'a [Renamed],
 }
 
+/// Why a certificate may not stand below an authority.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ForbiddenUri {
+    #[error("a URI constraint cannot be applied to `{0}`, which has no host name")]
+    NoHost(String),
+    #[error("`{0}` is not among the URIs that an authority may name")]
+    NotPermitted(String),
+    #[error("an authority may not name `{0}`")]
+    Excluded(String),
+    #[error("an alternative name of an authority is unreadable")]
+    Unreadable,
+}
+
 // === impl UriConstraints ===
 
 impl UriConstraints {
@@ -49,25 +62,25 @@ impl UriConstraints {
     ///
     /// # Errors
     /// The URI that may not, and why.
-    pub(super) fn check<'u>(&self, uris: impl IntoIterator<Item = &'u str>) -> Result<(), String> {
+    pub(super) fn check<'u>(&self, uris: impl IntoIterator<Item = &'u str>) -> Result<(), ForbiddenUri> {
         if *self == Self::default() {
             return Ok(());
         }
         for uri in uris {
             // RFC 5280: a URI whose host is no name is refused, since the constraint cannot be applied to it.
-            let host = host(uri).ok_or_else(|| format!("a URI constraint cannot be applied to `{uri}`"))?;
+            let host = host(uri).ok_or_else(|| ForbiddenUri::NoHost(uri.to_owned()))?;
             let matches = |constraint: &String| covers(constraint, &host);
             if let Some(permitted) = &self.permitted
                 && !permitted.iter().any(|constraint| matches(constraint) == Some(true))
             {
-                return Err(format!("`{uri}` is not among the URIs that an authority may name"));
+                return Err(ForbiddenUri::NotPermitted(uri.to_owned()));
             }
             if self
                 .excluded
                 .iter()
                 .any(|constraint| matches(constraint) != Some(false))
             {
-                return Err(format!("an authority may not name `{uri}`"));
+                return Err(ForbiddenUri::Excluded(uri.to_owned()));
             }
         }
         Ok(())
@@ -106,16 +119,16 @@ fn covers(constraint: &str, host: &str) -> Option<bool> {
 ///
 /// # Errors
 /// Names that cannot be read.
-pub(super) fn uris<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, String> {
+pub(super) fn uris<'a>(certificate: &X509Certificate<'a>) -> Result<Vec<&'a str>, ForbiddenUri> {
     let names = certificate.subject_alternative_name();
-    let Some(names) = names.map_err(|error| error.to_string())? else {
+    let Some(names) = names.map_err(|_| ForbiddenUri::Unreadable)? else {
         return Ok(Vec::new());
     };
     let mut uris = Vec::new();
     for name in &names.value.general_names {
         match name {
             GeneralName::URI(uri) => uris.push(*uri),
-            GeneralName::Invalid(..) => return Err("an alternative name of an authority is unreadable".to_owned()),
+            GeneralName::Invalid(..) => return Err(ForbiddenUri::Unreadable),
             _ => {}
         }
     }
