@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::directory::{Directory, Follower};
+use crate::files_error::FilesError;
 use crate::keeper::{DirectoryKeeper, Keeper};
-use crate::policy_files::{FilesError, has_policies};
+use crate::policy_files::has_policies;
 
 /// What could not be kept is tried again after this time: a disk may be full for a while.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);

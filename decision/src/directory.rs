@@ -7,11 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use hoplite_policy::Source;
+use tracing::{info, warn};
 
-use crate::policy_files::{FilesError, Glance, glance, read, sources};
+use crate::files_error::FilesError;
+use crate::listing::{Listing, Named};
+use crate::policy_files::{read, sources};
 
 /// How often the directory is looked at: an edit is in force well under a second after it was saved.
 const POLL: Duration = Duration::from_millis(200);
+
+/// So many looks in a row may find that a file has just gone; then nobody is saving it.
+const VANISHED_MAX: usize = 25;
 
 /// The thread that follows the directory. Dropping it ends the thread.
 #[derive(Debug)]
@@ -22,9 +28,13 @@ pub struct Follower {
 /// The directory as it was last read.
 pub(crate) struct Directory {
     path: PathBuf,
-    glance: Option<Glance>,
+    glance: Option<Listing>,
     /// What the last look found and did not read yet.
-    unsettled: Option<Glance>,
+    unsettled: Option<Listing>,
+    /// How many looks in a row found that a file had just gone.
+    vanished: usize,
+    /// What else lies there, as it was last told.
+    named: Vec<Named>,
     sources: Option<Result<Vec<(String, String)>, FilesError>>,
 }
 
@@ -36,6 +46,8 @@ impl Directory {
             path,
             glance: None,
             unsettled: None,
+            vanished: 0,
+            named: Vec::new(),
             sources: None,
         }
     }
@@ -64,7 +76,10 @@ impl Directory {
 
     /// The sources, if their names or texts differ from those last read, and two looks agree on them.
     fn changed(&mut self) -> Option<Result<Vec<Source>, FilesError>> {
-        let glance = glance(&self.path);
+        let glance = match Listing::of(&self.path) {
+            Err(FilesError::Vanished(_)) if self.is_being_saved() => return None,
+            glance => glance,
+        };
         if let Ok(now) = &glance {
             if self.glance.as_ref() == Some(now) {
                 self.unsettled = None;
@@ -76,16 +91,40 @@ impl Directory {
                 return None;
             }
         }
-        let read = glance
-            .as_ref()
-            .map_err(FilesError::directory)
-            .and_then(|glance| read(&self.path, glance));
+        let listed = glance.as_ref().map_err(Clone::clone);
+        let read = match listed.and_then(|glance| read(&self.path, glance)) {
+            Err(FilesError::Vanished(_)) if self.is_being_saved() => return None,
+            read => read,
+        };
+        self.vanished = 0;
+        if let Ok(glance) = &glance {
+            self.name(&glance.named);
+        }
         self.glance = glance.ok();
         if self.sources.as_ref() == Some(&read) {
             return None;
         }
         self.sources = Some(read.clone());
         Some(read.map(sources))
+    }
+
+    /// Whether a file that has just gone may be there again at the next look.
+    fn is_being_saved(&mut self) -> bool {
+        self.vanished += 1;
+        self.vanished < VANISHED_MAX
+    }
+
+    /// Says of what lies there and is no policy, or not as it seems, once.
+    fn name(&mut self, named: &[Named]) {
+        for new in named.iter().filter(|named| !self.named.contains(named)) {
+            let directory = self.path.display();
+            if new.is_misleading() {
+                warn!(notice = true, %directory, "in the policy directory: {new}");
+            } else {
+                info!(%directory, "in the policy directory: {new}");
+            }
+        }
+        self.named = named.to_vec();
     }
 }
 
@@ -118,5 +157,36 @@ mod tests {
         assert_eq!(look(), None, "and back");
         fs::remove_file(&file).unwrap();
         assert_eq!((look(), look().as_deref()), (None, Some("")), "a removal counts too");
+    }
+
+    #[test]
+    fn a_policy_that_becomes_a_link_to_nowhere_is_no_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, stop) = (dir.path().join("a.cedar"), dir.path().join("stop.cedar"));
+        let mut directory = Directory::new(dir.path().to_owned());
+        fs::write(&file, "permit").unwrap();
+        fs::write(&stop, "forbid").unwrap();
+        let texts = |read: Result<Vec<Source>, FilesError>| {
+            let texts = read.map(|sources| {
+                sources
+                    .into_iter()
+                    .map(|source| source.text)
+                    .collect::<Vec<_>>()
+                    .join(",")
+            });
+            texts.map_err(|error| error.to_string())
+        };
+        assert_eq!(directory.changed().map(texts), Some(Ok("permit,forbid".to_owned())));
+        fs::remove_file(&stop).unwrap();
+        std::os::unix::fs::symlink("gone", &stop).unwrap();
+        let refused = directory.changed().map(texts).unwrap().unwrap_err();
+        assert!(refused.contains("`stop.cedar` is a link to `gone`"), "{refused}");
+        assert_eq!(directory.changed().map(texts), None, "it is said once");
+        fs::remove_file(&stop).unwrap();
+        fs::write(&stop, "forbid").unwrap();
+        fs::write(dir.path().join("notes.md"), "").unwrap();
+        assert_eq!(directory.changed().map(texts), None);
+        assert_eq!(directory.changed().map(texts), Some(Ok("permit,forbid".to_owned())));
+        assert_eq!(directory.named, [Named::Other("notes.md".to_owned())]);
     }
 }

@@ -1,76 +1,65 @@
-//! A directory of policies: which files count, and their texts as sources.
+//! The files of a policy directory, as sources.
 //!
 //! `*.cedar`, `routes.toml`, `modules.toml` and `headers.toml` at the top; `*.cedar` in its folders, each of which is a
-//! module. Files of other kinds, and whatever starts with a dot, are passed over: editors and version control put them there. What looks
-//! like a policy but is in a place where it would be passed over is refused, since it may be a `forbid`.
+//! module. What else lies there is refused or named, see [`Listing`].
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::Path;
 
+use hoplite_host::files::open_regular;
 use hoplite_policy::Source;
-use hoplite_policy::files::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE};
 
-/// A policy set larger than this is a mistake in `policy_dir`.
-const FILES_MAX: usize = 4096;
+use crate::files_error::{FILE_BYTES_MAX, FilesError};
+use crate::listing::{Listing, Named};
 
-/// More entries in one folder, policies or not, are a mistake too: the directory is looked at several times a second.
-const ENTRIES_MAX: usize = 4 * FILES_MAX;
+/// How often a directory is read that somebody is changing.
+const READINGS_MAX: usize = 5;
 
-/// One file larger than this too.
-const FILE_BYTES_MAX: u64 = 4 << 20;
-
-/// What a look at the directory compares: names, and for each what changes when it is written.
-pub(crate) type Glance = Vec<(String, (u64, u64, i64, i64))>;
-
-/// Why the files of a directory are no policy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FilesError {
-    /// The directory, or something in it, cannot be read or is in the wrong place.
-    #[error("cannot read the policy directory: {0}")]
-    Directory(String),
-    /// It has no policies at all.
-    #[error("there is no `*.cedar` file in `{}`", .0.display())]
-    NoPolicies(PathBuf),
-    /// One file is longer than a file of policies may be.
-    #[error("`{name}` has {bytes} bytes, more than {FILE_BYTES_MAX}; split it")]
-    TooLarge {
-        /// The file.
-        name: String,
-        /// Its length.
-        bytes: u64,
-    },
-    /// One file cannot be read.
-    #[error("cannot read `{name}`: {problem}")]
-    File {
-        /// The file.
-        name: String,
-        /// What the system said.
-        problem: String,
-    },
-    /// One file is no text.
-    #[error("`{name}` is not UTF-8 in line {line}; save it as UTF-8")]
-    NotUtf8 {
-        /// The file.
-        name: String,
-        /// Where.
-        line: usize,
-    },
+/// The files of a directory, and what else lies there.
+#[derive(Debug)]
+pub struct PolicyFiles {
+    /// The files.
+    pub sources: Vec<Source>,
+    /// What is not one of them, or not as it seems.
+    pub named: Vec<Named>,
 }
 
-/// The policy files of a directory as a proxy reads them, for tools that check them before a proxy does.
+/// The policy files of a directory as a proxy reads them, for tools that check them before a proxy does. People are refused what
+/// a proxy only names: a policy that somebody put aside under another name, which nothing reads.
 ///
 /// # Errors
-/// What cannot be read, or that there is no policy.
-pub fn read_policies(directory: &Path) -> Result<Vec<Source>, FilesError> {
-    let glance = glance(directory).map_err(|error| FilesError::directory(&error))?;
-    let sources = sources(read(directory, &glance)?);
-    if has_policies(&sources) {
-        Ok(sources)
-    } else {
-        Err(FilesError::NoPolicies(directory.to_owned()))
+/// What cannot be read, what looks like a policy and is none, or that there is no policy.
+pub fn read_policies(directory: &Path) -> Result<PolicyFiles, FilesError> {
+    let mut changed = FilesError::NoPolicies(directory.to_owned());
+    for _ in 0..READINGS_MAX {
+        let read = Listing::of(directory).and_then(|listing| Ok((read(directory, &listing)?, listing)));
+        let (texts, listing) = match read {
+            Ok(read) => read,
+            Err(vanished @ FilesError::Vanished(_)) => {
+                changed = vanished;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if Listing::of(directory).as_ref() != Ok(&listing) {
+            changed = FilesError::Vanished(directory.display().to_string());
+            continue;
+        }
+        let mut named = listing.named.iter();
+        if let Some(Named::Leftover(leftover)) = named.find(|named| matches!(named, Named::Leftover(_))) {
+            return Err(FilesError::Leftover(leftover.clone()));
+        }
+        let sources = sources(texts);
+        return if has_policies(&sources) {
+            Ok(PolicyFiles {
+                sources,
+                named: listing.named,
+            })
+        } else {
+            Err(FilesError::NoPolicies(directory.to_owned()))
+        };
     }
+    Err(changed)
 }
 
 pub(crate) fn sources(texts: Vec<(String, String)>) -> Vec<Source> {
@@ -82,99 +71,28 @@ pub(crate) fn has_policies(sources: &[Source]) -> bool {
     sources.iter().any(|source| source.name.ends_with(".cedar"))
 }
 
-/// Names, inode, size and time of change of every policy file, in name order.
-pub(crate) fn glance(path: &Path) -> io::Result<Glance> {
-    let mut files = Vec::new();
-    look(path, None, &mut files)?;
-    files.sort();
-    Ok(files)
-}
-
-/// Adds what counts in the directory, or in the folder of a module.
-fn look(directory: &Path, module: Option<&str>, files: &mut Glance) -> io::Result<()> {
-    for (seen, entry) in fs::read_dir(directory)?.enumerate() {
-        if seen >= ENTRIES_MAX {
-            let place = directory.display();
-            return Err(io::Error::other(format!(
-                "more than {ENTRIES_MAX} files in `{place}`; move what is no policy"
-            )));
-        }
-        let file = entry?.file_name();
-        let Some(file) = file.to_str() else {
-            if file.as_encoded_bytes().ends_with(b".cedar") {
-                let name = file.display();
-                return Err(io::Error::other(format!(
-                    "the name of `{name}` is not UTF-8; rename it"
-                )));
-            }
-            continue;
-        };
-        // Editors' hidden swap files are not policies.
-        if file.starts_with('.') {
-            continue;
-        }
-        let path = directory.join(file);
-        let metadata = match fs::metadata(&path) {
-            Ok(metadata) => metadata,
-            // Replaced at this moment; the next look sees the new one.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(io::Error::new(error.kind(), format!("`{}`: {error}", path.display()))),
-        };
-        let is_table = [ROUTES_FILE, MODULES_FILE, HEADERS_FILE].contains(&file);
-        match module {
-            // Who may write here may write for his team; a grant needs two people.
-            None if metadata.is_dir() && file == BREAK_GLASS_MODULE => {
-                return Err(io::Error::other(format!(
-                    "`{file}` is for grants, which are no files; rename the folder"
-                )));
-            }
-            None if metadata.is_dir() => {
-                let within = look(&path, Some(file), files);
-                within.map_err(|error| io::Error::new(error.kind(), format!("in `{file}`: {error}")))?;
-                continue;
-            }
-            Some(module) if metadata.is_dir() => {
-                return Err(io::Error::other(format!(
-                    "`{module}/{file}` is a folder within a module; policies are one folder deep, move its files up"
-                )));
-            }
-            Some(module) if is_table => {
-                return Err(io::Error::other(format!(
-                    "`{module}/{file}` is in a module; there is one for all of them, beside the folders"
-                )));
-            }
-            _ => {}
-        }
-        if metadata.is_file() && (file.ends_with(".cedar") || is_table) {
-            let name = module.map_or_else(|| file.to_owned(), |module| format!("{module}/{file}"));
-            files.push((
-                name,
-                (metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()),
-            ));
-        }
-        if files.len() > FILES_MAX {
-            return Err(io::Error::other(format!(
-                "more than {FILES_MAX} policy files; join some"
-            )));
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>, FilesError> {
-    glance
-        .iter()
-        .map(|(name, (_, size, _, _))| {
-            if *size > FILE_BYTES_MAX {
-                return Err(FilesError::TooLarge {
-                    name: name.clone(),
-                    bytes: *size,
-                });
-            }
-            let bytes = fs::read(path.join(name)).map_err(|error| FilesError::File {
+pub(crate) fn read(path: &Path, listing: &Listing) -> Result<Vec<(String, String)>, FilesError> {
+    let files = listing.files.iter();
+    files
+        .map(|(name, stamp)| {
+            let too_large = |bytes| FilesError::TooLarge {
                 name: name.clone(),
-                problem: error.to_string(),
+                bytes,
+            };
+            if stamp.size > FILE_BYTES_MAX {
+                return Err(too_large(stamp.size));
+            }
+            // It may have grown since, or be something else by now.
+            let bytes = bytes(&path.join(name)).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => FilesError::Vanished(name.clone()),
+                _ => FilesError::File {
+                    name: name.clone(),
+                    problem: error.to_string(),
+                },
             })?;
+            if bytes.len() as u64 > FILE_BYTES_MAX {
+                return Err(too_large(bytes.len() as u64));
+            }
             match String::from_utf8(bytes) {
                 Ok(text) => Ok((name.clone(), text)),
                 Err(error) => {
@@ -193,43 +111,62 @@ pub(crate) fn read(path: &Path, glance: &Glance) -> Result<Vec<(String, String)>
         .collect()
 }
 
-// === impl FilesError ===
-
-impl FilesError {
-    pub(crate) fn directory(error: &io::Error) -> Self {
-        Self::Directory(error.to_string())
-    }
+/// One byte more than there may be is enough to know.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
-    /// What is read from a directory with these files; `/` at the end is a folder.
-    fn names(files: &[&str]) -> Result<String, String> {
+    /// A directory with these files; `/` at the end is a folder, ` -> ` a link.
+    fn directory(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for file in files {
-            let path = dir.path().join(file);
-            fs::create_dir_all(if file.ends_with('/') {
+            let (name, target) = file
+                .split_once(" -> ")
+                .map_or((*file, None), |(name, to)| (name, Some(to)));
+            let path = dir.path().join(name);
+            let folder = if name.ends_with('/') {
                 &path
             } else {
                 path.parent().unwrap()
-            })
-            .unwrap();
-            if !file.ends_with('/') {
-                fs::write(&path, "// nothing").unwrap();
+            };
+            fs::create_dir_all(folder).unwrap();
+            match target {
+                Some(target) => symlink(target, &path).unwrap(),
+                None if !name.ends_with('/') => fs::write(&path, "// nothing").unwrap(),
+                None => {}
             }
         }
-        let sources = read_policies(dir.path()).map_err(|error| error.to_string())?;
-        Ok(sources
-            .into_iter()
-            .map(|source| source.name)
-            .collect::<Vec<_>>()
-            .join(" "))
+        dir
+    }
+
+    /// What is read, and after `|` what is named.
+    fn names(files: &[&str]) -> Result<String, String> {
+        let dir = directory(files);
+        let files = read_policies(dir.path()).map_err(|error| error.to_string())?;
+        let read = files.sources.into_iter().map(|source| source.name);
+        let named = files.named.iter().map(|named| match named {
+            Named::LinkOut { name, .. } | Named::Leftover(name) | Named::Hidden(name) => name.clone(),
+            Named::Other(name) | Named::NoPolicies(name) => name.clone(),
+        });
+        let (read, named): (Vec<_>, Vec<_>) = (read.collect(), named.collect());
+        Ok(format!("{} | {}", read.join(" "), named.join(" "))
+            .trim_end_matches([' ', '|'])
+            .to_owned())
     }
 
     #[test]
-    fn modules_are_one_folder_deep() {
+    fn everything_is_read_or_named() {
         for (files, expected) in [
             (
                 &["a.cedar", "routes.toml", "headers.toml"][..],
@@ -243,18 +180,27 @@ mod tests {
                 &[
                     "a.cedar",
                     ".b.cedar",
-                    "a.cedar~",
+                    ".#a.cedar -> nowhere",
                     "notes.md",
                     ".git/x.cedar",
                     "pay/.x.cedar",
                     "pay/tests.toml",
                     "docs/",
+                    "a.test",
+                    "pay/a.test.json",
+                    "hoplite.cedarschema",
+                    "b.cedar -> a.cedar",
+                    "c.cedar -> /etc/hostname",
                 ],
-                "a.cedar",
+                "a.cedar b.cedar c.cedar | .b.cedar pay/.x.cedar c.cedar notes.md pay/tests.toml docs pay",
             ),
         ] {
             assert_eq!(names(files).as_deref(), Ok(expected), "{files:?}");
         }
+    }
+
+    #[test]
+    fn what_may_be_a_forbid_and_is_not_read_is_refused() {
         for (files, expected) in [
             (&["notes.md"][..], "no `*.cedar` file"),
             (
@@ -265,10 +211,63 @@ mod tests {
             (&["a.cedar", "pay/routes.toml"], "`pay/routes.toml` is in a module"),
             (&["a.cedar", "pay/headers.toml"], "`pay/headers.toml` is in a module"),
             (&["a.cedar", "pay/modules.toml"], "`pay/modules.toml` is in a module"),
+            (
+                &["a.cedar", "stop.cedar.bak"],
+                "`stop.cedar.bak` looks like a policy and is not read; name it",
+            ),
+            (&["a.cedar", "pay/stop.cedar~"], "`pay/stop.cedar~` looks like a policy"),
+            (&["a.cedar", "#stop.cedar#"], "`#stop.cedar#` looks like a policy"),
+            (
+                &["a.cedar", "modules.toml.orig"],
+                "`modules.toml.orig` looks like a policy",
+            ),
+            (
+                &["a.cedar", "stop.CEDAR"],
+                "`stop.CEDAR` is not read, since its name is not in lower case",
+            ),
+            (&["a.cedar", "Modules.toml"], "`Modules.toml` is not read"),
+            (
+                &["a.cedar", "A.cedar"],
+                "`A.cedar` and `a.cedar` differ only in upper and lower case",
+            ),
+            (
+                &["a.cedar", "pay/b.cedar", "Pay/c.cedar"],
+                "`Pay` and `pay` differ only",
+            ),
+            (
+                &["a.cedar", "stop.cedar -> gone"],
+                "`stop.cedar` is a link to `gone`, which cannot be followed",
+            ),
+            (
+                &["a.cedar", "rails -> /nonexistent/rails"],
+                "`rails` is a link to `/nonexistent/rails`",
+            ),
+            (
+                &["a.cedar", "pay/stop.cedar -> stop.cedar"],
+                "`pay/stop.cedar` is a link to `stop.cedar`",
+            ),
         ] {
             let refused = names(files).unwrap_err();
             assert!(refused.contains(expected), "{files:?}: {refused}");
         }
+        let check = |spoil: &dyn Fn(&Path), expected: &str| {
+            let dir = directory(&["a.cedar"]);
+            spoil(dir.path());
+            let refused = read_policies(dir.path()).unwrap_err().to_string();
+            assert!(refused.contains(expected), "{refused}");
+        };
+        let socket = |dir: &Path| drop(std::os::unix::net::UnixListener::bind(dir.join("stop.cedar")).unwrap());
+        check(&socket, "`stop.cedar` is a socket and no file; remove it");
+        check(
+            &|dir| symlink("/dev/null", dir.join("stop.cedar")).unwrap(),
+            "`stop.cedar` is a device and no file",
+        );
+        let name = |dir: &Path| fs::create_dir(dir.join(OsStr::from_bytes(b"rails\xff"))).unwrap();
+        check(&name, "is not UTF-8; rename it");
+        check(
+            &|dir| fs::remove_file(dir.join("a.cedar")).unwrap(),
+            "no `*.cedar` file",
+        );
     }
 
     #[test]
@@ -284,8 +283,18 @@ mod tests {
             refused.contains("`a.cedar` has 4194305 bytes") && refused.contains("split it"),
             "{refused}"
         );
-        fs::remove_file(&file).unwrap();
-        std::os::unix::fs::symlink("nowhere", &file).unwrap();
-        assert!(read_policies(dir.path()).is_err(), "a link to nowhere is no policy");
+    }
+
+    #[test]
+    fn what_goes_between_the_list_and_the_reading_is_not_taken_for_removed() {
+        let dir = directory(&["a.cedar", "stop.cedar"]);
+        let listing = Listing::of(dir.path()).unwrap();
+        fs::remove_file(dir.path().join("stop.cedar")).unwrap();
+        let went = read(dir.path(), &listing).unwrap_err();
+        assert_eq!(went, FilesError::Vanished("stop.cedar".to_owned()));
+        // Replaced by a pipe, which nobody writes into.
+        fs::create_dir(dir.path().join("stop.cedar")).unwrap();
+        let error = read(dir.path(), &listing).unwrap_err().to_string();
+        assert!(error.contains("cannot read `stop.cedar`: it is no file"), "{error}");
     }
 }

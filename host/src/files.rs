@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
 /// A file operation that failed: what was tried, on what, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} `{path}`: {source}{remedy}", path = .path.display())]
@@ -119,6 +121,20 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
             .and_then(|directory| directory.sync_all())
             .map_err(failed),
         _ => Ok(()),
+    }
+}
+
+/// Opens a file to be read, and nothing else that may have its name: who opens a pipe waits until somebody writes into it.
+///
+/// # Errors
+/// It cannot be opened, or is no file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("it is no file"))
     }
 }
 

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use hoplite_decision::PolicyFiles;
 use hoplite_policy::files::HEADERS_FILE;
 use hoplite_policy::{Fault, SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
@@ -217,6 +218,11 @@ fn schema(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
 
 /// The policies of a directory, as a proxy would read them.
 fn sources(directory: &Path) -> anyhow::Result<Vec<Source>> {
+    Ok(policy_files(directory)?.sources)
+}
+
+/// The policies of a directory, with what else lies there.
+fn policy_files(directory: &Path) -> anyhow::Result<PolicyFiles> {
     hoplite_decision::read_policies(directory)
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{}`: {reason}", directory.display()))
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Up, until};
+use crate::support::{Up, hoplite, until};
 
 const SECURITY: &str = "policies/security.cedar";
 /// The demo's table, and one that holds whatever is changed here.
@@ -119,6 +119,55 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
     // Why was it refused?
     let text = said(&up, &["policy", "explain", id], 0);
     assert!(text.contains("security/edge-stays-out-of-the-ledger"), "{text}");
+}
+
+#[test]
+fn a_forbid_that_nobody_can_read_stays_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    let policies = up.dir.join("policies");
+    let (shown, file) = (policies.display().to_string(), up.dir.join(SECURITY));
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(up.get("/ledger/42").status, 403);
+    let not_applied = |what: &str| {
+        until("the proxies say what they do not apply", || {
+            up.tool(&["policy", "status"]).stdout.windows(what.len()).any(|part| part == what.as_bytes()).then_some(())
+        });
+        assert_eq!(up.tool(&["policy", "status"]).status.code(), Some(1));
+        assert_eq!(up.get("/ledger/42").status, 403, "the forbid is still there");
+    };
+    let refused = |what: &str| {
+        for verb in ["check", "publish", "replay"] {
+            let code = if verb == "replay" { 2 } else { 1 };
+            let output = if verb == "check" { hoplite(&["policy", verb, &shown]) } else { up.tool(&["policy", verb, &shown]) };
+            let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            assert!(output.status.code() == Some(code) && text.contains(what), "{verb}: {text}");
+        }
+    };
+
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("gone.cedar", &file).unwrap();
+    let dangling = "`security.cedar` is a link to `gone.cedar`";
+    not_applied(dangling);
+    refused(dangling);
+    fs::remove_file(&file).unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(&file).status().unwrap();
+    assert!(pipe.success());
+    not_applied("`security.cedar` is a pipe and no file; remove it");
+    refused("`security.cedar` is a pipe");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, &text).unwrap();
+    until("the directory is good again", || up.tool(&["policy", "status"]).status.success().then_some(()));
+
+    // A proxy names what an editor leaves; people mend it.
+    fs::write(policies.join("more.cedar.bak"), &text).unwrap();
+    fs::write(policies.join("notes.md"), "").unwrap();
+    refused("`more.cedar.bak` looks like a policy and is not read");
+    up.sees("`more.cedar.bak` looks like a policy and is not read");
+    fs::remove_file(policies.join("more.cedar.bak")).unwrap();
+    let said = hoplite(&["policy", "check", &shown]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(said.status.success() && text.contains("beside: `notes.md` is no policy"), "{text}");
 }
 
 /// `policy grant create` for the edge at the ledger, signed by alice.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hoplite_author::lint;
+use hoplite_decision::PolicyFiles;
 use hoplite_policy::{Fault, Snapshot};
 use serde_json::{Value, json};
 
@@ -20,7 +21,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let sources = super::sources(&args.directory)?;
+    let PolicyFiles { sources, named } = super::policy_files(&args.directory)?;
+    let beside: Vec<String> = named.iter().map(ToString::to_string).collect();
     let files = sources.len();
     let (snapshot, faults) = match Snapshot::compile(&sources) {
         Ok(snapshot) => (Some(snapshot), lint(&sources)),
@@ -32,15 +34,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let listed: Vec<Value> = faults.iter().map(listed).collect();
         print_json(&json!({
             "ok": faults.is_empty(), "files": files, "policies": policies, "revision": revision, "faults": listed,
+            "beside": beside,
         }))?;
     } else if let (Some(policies), Some(revision), true) = (policies, revision, faults.is_empty()) {
+        let beside: String = beside.iter().map(|named| format!("beside: {named}\n")).collect();
         print(&format!(
-            "{policies} policies in {files} files are good; revision {revision}\n"
+            "{beside}{policies} policies in {files} files are good; revision {revision}\n"
         ))?;
     } else {
         // A path that an editor or a terminal can follow.
         let directory = args.directory.display();
         let mut text = String::new();
+        for named in &beside {
+            let _ = writeln!(text, "beside: {named}");
+        }
         for fault in &faults {
             let _ = writeln!(text, "{directory}/{}", fault.render());
         }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hoplite_author::publication::{Checked, NotTested, Tested};
+use hoplite_decision::PolicyFiles;
 use hoplite_host::clock;
 use hoplite_policy::Source;
 
@@ -21,7 +22,7 @@ use self::steps::Steps;
 use super::check::listed;
 use super::key::KeyArgs;
 use super::test::tables;
-use super::{sources, test};
+use super::{policy_files, test};
 use crate::command::admin::ListArgs;
 
 #[derive(Debug, clap::Args)]
@@ -57,7 +58,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     let ca = &args.list.ca;
     let office = Office::open(ca, &args.key, steps)?;
-    let sources = sources(&args.directory)?;
+    let PolicyFiles { sources, named } = policy_files(&args.directory)?;
+    let named: Vec<String> = named.iter().map(ToString::to_string).collect();
+    for named in &named {
+        steps.show(&format!("beside   {named}\n"))?;
+    }
+    steps.fact("beside", named);
     let signers = args.trust.signers(&office.key, ca.mesh(), &office.trust_domain)?;
     let in_force = InForce::obtain(ca, &office.state, &signers, &office.trust_domain, clock::now())?;
     in_force.show(steps)?;
