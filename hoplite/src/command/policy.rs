@@ -81,13 +81,14 @@ pub(crate) enum PolicyCommand {
     /// Keys with which people sign policies
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Check, test, replay and sign policies, and send them to every proxy; stops at the first step that fails
+    /// Check, test, compare, replay and sign policies, and send them to every proxy; stops at the first step that fails. Exit 0 also
+    /// if nothing changed, 1 if nothing was published, 3 if it was and a proxy does not follow in time
     #[command(
         after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' --key alice.key \\\n    \
         --accept 'allow spiffe://prod.acme/ns/pay/* × ledger:*'"
     )]
     Publish(publish::Args),
-    /// Publish an earlier revision's content again, as a new revision
+    /// Publish an earlier revision's content again, as a new revision; exits as `publish` does
     #[command(after_help = "Examples:\n  hoplite policy rollback\n  hoplite policy rollback 41 --key alice.key")]
     Rollback(publish::rollback::Args),
     /// List what was published, newest first
@@ -371,6 +372,11 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 // === impl ProxyArgs ===
 
 impl ProxyArgs {
+    /// Those that were named.
+    fn named(&self) -> &[PathBuf] {
+        &self.proxies
+    }
+
     /// Those that were named, or all of the mesh.
     fn sockets(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
         if self.proxies.is_empty() {

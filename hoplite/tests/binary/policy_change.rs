@@ -490,7 +490,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
     bytes[middle] ^= 0xff;
     fs::write(&segment, bytes).unwrap();
     says(
-        &publish(&damaged, &[]),
+        &publish(&damaged, &["--renew"]),
         1,
         &["the log is damaged", "decisions replayed", "nothing was published"],
     );
@@ -501,7 +501,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
     );
     let (empty, _recorder) = audit("empty");
     says(
-        &publish(&empty, &[]),
+        &publish(&empty, &["--renew"]),
         1,
         &[
             "0 of 0 decisions replayed: the logs have no decision since",
@@ -576,7 +576,13 @@ fn what_no_replay_has_seen_is_said_and_accepted() {
             "revision 1 is with",
         ],
     );
-    let json = publish(&["--audit", &nowhere, "--output", "json"]);
+    // Nobody looks for a proxy unless asked.
+    says(
+        &publish(&["--wait"]),
+        3,
+        &["nothing changed: revision 1", "no proxy is known here"],
+    );
+    let json = publish(&["--audit", &nowhere, "--renew", "--output", "json"]);
     let document: Value = serde_json::from_str(&json.1).unwrap();
     assert_eq!(
         (json.0, &document["ok"], &document["in_force"]),

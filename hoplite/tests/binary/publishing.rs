@@ -122,6 +122,64 @@ fn a_change_is_shown_before_it_is_made_and_can_be_taken_back() {
 }
 
 #[test]
+fn a_publication_waits_until_every_proxy_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let policies = up.dir.join("policies").display().to_string();
+    let publish = |more: &[&str], code: i32| said(&up, &[&["policy", "publish", &policies], more].concat(), code);
+    assert_eq!(up.get("/ledger/42").status, 403);
+    let text = publish(&["--wait"], 0);
+    assert!(text.contains("wait     3 of 3 proxies enforce revision 1\n"), "{text}");
+    let status = up.json(&["policy", "status"]);
+    assert!(
+        status
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|proxy| proxy["policy"]["bundle_revision"] == 1),
+        "{status:#}"
+    );
+
+    // The same again is no news.
+    let text = publish(&["--wait"], 0);
+    assert!(
+        text.contains("nothing changed: revision 1") && text.contains("3 of 3 proxies"),
+        "{text}"
+    );
+    let same = up.json(&["policy", "publish", &policies]);
+    assert_eq!(
+        (&same["ok"], &same["changed"], &same["revision"]),
+        (&json!(true), &json!(false), &json!(1))
+    );
+    assert_eq!(up.json(&["policy", "history"]).as_array().unwrap().len(), 1);
+    let renewed = up.json(&["policy", "publish", &policies, "--renew", "--wait"]);
+    assert_eq!((&renewed["changed"], &renewed["revision"]), (&json!(true), &json!(2)));
+    assert_eq!(renewed["proxies"], json!({"known": 3, "follow": 3, "behind": []}));
+    let text = publish(&["--shadow", "--wait"], 0);
+    assert!(text.contains("3 of 3 proxies try revision 3"), "{text}");
+    let text = publish(&["--shadow"], 0);
+    assert!(text.contains("nothing changed: revision 3"), "{text}");
+
+    // Who is behind is named, and the code says so.
+    let (edge, gone) = (up.dir.join("run/edge.sock"), up.dir.join("run/gone.sock"));
+    let (edge, gone) = (edge.to_str().unwrap(), gone.to_str().unwrap());
+    let text = publish(
+        &["--renew", "--wait", "--timeout", "2s", "--proxy", edge, "--proxy", gone],
+        3,
+    );
+    let behind = "1 of 2 proxies enforce revision 4; behind after 2s: gone (away";
+    assert!(
+        text.contains(behind) && text.contains("revision 4 is with the CA"),
+        "{text}"
+    );
+    let text = publish(&["--wait", "--timeout", "1s", "--proxy", gone], 3);
+    assert!(
+        text.contains("no proxy runs here, so nobody enforces it yet: gone"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_forbid_that_nobody_can_read_stays_in_force() {
     let dir = tempfile::tempdir().unwrap();
     let mut up = Up::start(dir.path());
@@ -131,7 +189,11 @@ fn a_forbid_that_nobody_can_read_stays_in_force() {
     assert_eq!(up.get("/ledger/42").status, 403);
     let not_applied = |what: &str| {
         until("the proxies say what they do not apply", || {
-            up.tool(&["policy", "status"]).stdout.windows(what.len()).any(|part| part == what.as_bytes()).then_some(())
+            up.tool(&["policy", "status"])
+                .stdout
+                .windows(what.len())
+                .any(|part| part == what.as_bytes())
+                .then_some(())
         });
         assert_eq!(up.tool(&["policy", "status"]).status.code(), Some(1));
         assert_eq!(up.get("/ledger/42").status, 403, "the forbid is still there");
@@ -139,9 +201,16 @@ fn a_forbid_that_nobody_can_read_stays_in_force() {
     let refused = |what: &str| {
         for verb in ["check", "publish", "replay"] {
             let code = if verb == "replay" { 2 } else { 1 };
-            let output = if verb == "check" { hoplite(&["policy", verb, &shown]) } else { up.tool(&["policy", verb, &shown]) };
+            let output = if verb == "check" {
+                hoplite(&["policy", verb, &shown])
+            } else {
+                up.tool(&["policy", verb, &shown])
+            };
             let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-            assert!(output.status.code() == Some(code) && text.contains(what), "{verb}: {text}");
+            assert!(
+                output.status.code() == Some(code) && text.contains(what),
+                "{verb}: {text}"
+            );
         }
     };
 
@@ -157,7 +226,9 @@ fn a_forbid_that_nobody_can_read_stays_in_force() {
     refused("`security.cedar` is a pipe");
     fs::remove_file(&file).unwrap();
     fs::write(&file, &text).unwrap();
-    until("the directory is good again", || up.tool(&["policy", "status"]).status.success().then_some(()));
+    until("the directory is good again", || {
+        up.tool(&["policy", "status"]).status.success().then_some(())
+    });
 
     // A proxy names what an editor leaves; people mend it.
     fs::write(policies.join("more.cedar.bak"), &text).unwrap();
@@ -167,7 +238,10 @@ fn a_forbid_that_nobody_can_read_stays_in_force() {
     fs::remove_file(policies.join("more.cedar.bak")).unwrap();
     let said = hoplite(&["policy", "check", &shown]);
     let text = String::from_utf8(said.stdout).unwrap();
-    assert!(said.status.success() && text.contains("beside: `notes.md` is no policy"), "{text}");
+    assert!(
+        said.status.success() && text.contains("beside: `notes.md` is no policy"),
+        "{text}"
+    );
 }
 
 /// `policy grant create` for the edge at the ledger, signed by alice.
@@ -347,8 +421,8 @@ fn what_scripts_are_told_of_a_publication() {
     assert_eq!(history.as_array().unwrap().len(), 1, "nothing more was published");
     let back = up.json(&["policy", "rollback", "1"]);
     assert_eq!(
-        (&back["ok"], &back["revision"], &back["content_of"]),
-        (&json!(true), &json!(2), &json!(1))
+        (&back["ok"], &back["changed"], &back["revision"], &back["content_of"]),
+        (&json!(true), &json!(false), &json!(1), &json!(1))
     );
     assert_eq!(up.json(&["policy", "clear-shadow"]), json!({"cleared": false}));
 }

@@ -5,6 +5,7 @@ mod in_force;
 pub(crate) mod rollback;
 mod sending;
 mod steps;
+mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,9 +17,10 @@ use hoplite_host::clock;
 use hoplite_policy::Source;
 
 use self::effects::{EffectArgs, Ground};
-use self::in_force::{InForce, TrustArgs};
+use self::in_force::{InForce, TrustArgs, has_files, is_young};
 use self::sending::{Meta, Office};
-use self::steps::Steps;
+use self::steps::{Ended, Steps};
+use self::wait::{Goal, WaitArgs};
 use super::check::listed;
 use super::key::KeyArgs;
 use super::test::tables;
@@ -38,6 +40,11 @@ pub(crate) struct Args {
     /// Only try them beside those in force; no answer changes
     #[arg(long)]
     shadow: bool,
+    /// Publish also what is in force already, for a new end or with another signature
+    #[arg(long)]
+    renew: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
     #[command(flatten)]
     effects: EffectArgs,
     #[command(flatten)]
@@ -50,13 +57,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(args.list.output);
-    let published = published(args, &mut steps)?;
-    steps.end(published)
+    let ended = published(args, &mut steps)?;
+    steps.end(ended)
 }
 
-/// Whether it came to the end; if not, the steps say why.
-fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
-    let ca = &args.list.ca;
+fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
+    let (ca, now) = (&args.list.ca, clock::now());
     let office = Office::open(ca, &args.key, steps)?;
     let PolicyFiles { sources, named } = policy_files(&args.directory)?;
     let named: Vec<String> = named.iter().map(ToString::to_string).collect();
@@ -65,14 +71,38 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     }
     steps.fact("beside", named);
     let signers = args.trust.signers(&office.key, ca.mesh(), &office.trust_domain)?;
-    let in_force = InForce::obtain(ca, &office.state, &signers, &office.trust_domain, clock::now())?;
+    let in_force = InForce::obtain(ca, &office.state, &signers, &office.trust_domain, now)?;
     in_force.show(steps)?;
     let Some(checked) = checked(&sources, args, steps)? else {
-        return Ok(false);
+        return Ok(Ended::NotPublished);
     };
     let Some(tested) = tested(checked, args, steps)? else {
-        return Ok(false);
+        return Ok(Ended::NotPublished);
     };
+    let goal = |revision, digest: &str| {
+        if args.shadow {
+            Goal::Shadow(revision, digest.to_owned())
+        } else {
+            Goal::Live(revision)
+        }
+    };
+    let digest = tested.snapshot().revision().to_owned();
+    let tried = if args.shadow {
+        office.shadow(&signers, now)
+    } else {
+        None
+    };
+    let same = match &tried {
+        Some(shadow) => Some(shadow).filter(|shadow| has_files(shadow, &sources) && is_young(shadow, now)),
+        None if args.shadow => None,
+        None => in_force.unchanged(&sources, now),
+    };
+    if let Some(same) = same.filter(|_| !args.renew) {
+        let revision = office.unchanged(same, steps)?;
+        return args
+            .wait
+            .follow(ca.mesh(), &goal(revision, &digest), args.list.output, steps);
+    }
     let ground = Ground {
         in_force: &in_force,
         mesh: ca.mesh(),
@@ -83,13 +113,16 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
     } else {
         effects::live(tested, ground, &args.effects, steps)?
     };
-    let Some(ready) = ready else { return Ok(false) };
+    let Some(ready) = ready else {
+        return Ok(Ended::NotPublished);
+    };
     let meta = Meta {
         expires: args.expires,
         note: args.note.clone(),
     };
-    office.send(ready, meta, steps)?;
-    Ok(true)
+    let revision = office.send(ready, meta, steps)?;
+    args.wait
+        .follow(ca.mesh(), &goal(revision, &digest), args.list.output, steps)
 }
 
 fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Checked<'a>>> {

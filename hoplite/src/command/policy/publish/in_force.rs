@@ -1,7 +1,7 @@
 //! The set of policies in force, with proof: the CA only keeps it, and somebody whom this person trusts has signed it.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use hoplite_author::gap::Gap;
@@ -150,6 +150,13 @@ impl InForce {
         self.bundle().map_or(&[], |bundle| bundle.sources())
     }
 
+    /// What is in force, if it is these very files and has more than half of its time before it. After that the same files are
+    /// published again: a set that nobody renews becomes stale.
+    pub(crate) fn unchanged(&self, sources: &[Source], now: SystemTime) -> Option<&Bundle> {
+        self.bundle()
+            .filter(|bundle| has_files(bundle, sources) && is_young(bundle, now))
+    }
+
     pub(crate) fn bundle(&self) -> Option<&Bundle> {
         match self {
             Self::Set { bundle, .. } | Self::Unusable { bundle, .. } => Some(bundle),
@@ -174,6 +181,25 @@ impl InForce {
         steps.fact("in_force", revision);
         steps.show(&format!("against  {said}\n"))
     }
+}
+
+/// Whether a bundle has these files and no others.
+pub(crate) fn has_files(bundle: &Bundle, sources: &[Source]) -> bool {
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    let held = bundle.sources();
+    held.len() == sources.len()
+        && held
+            .iter()
+            .zip(sources)
+            .all(|(held, source)| (&held.name, &held.text) == (&source.name, &source.text))
+}
+
+/// Whether less than half of a bundle's time has passed.
+pub(crate) fn is_young(bundle: &Bundle, now: SystemTime) -> bool {
+    let manifest = bundle.manifest();
+    let half = manifest.created.midpoint(manifest.expires);
+    now < SystemTime::UNIX_EPOCH + Duration::from_secs(half)
 }
 
 /// A revision that the CA keeps, if somebody who is trusted has signed it.
@@ -203,4 +229,53 @@ pub(crate) fn verified(
         bundle.manifest().revision
     );
     Ok(bundle)
+}
+
+#[cfg(test)]
+mod tests {
+    use hoplite_policy::bundle::Meta;
+
+    use super::*;
+
+    #[test]
+    fn the_same_files_are_published_again_at_half_of_their_time() {
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
+        let source = |name: &str, text: &str| Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let files = [source("b.cedar", "// b"), source("a.cedar", "// a")];
+        let key = SigningKey::from_seed("alice", [7; 32].into()).unwrap();
+        let trust_domain = TrustDomain::parse("x").unwrap();
+        let meta = Meta {
+            trust_domain: trust_domain.clone(),
+            revision: 1,
+            parent: None,
+            created: at(0),
+            expires: at(100),
+            min_engine: EngineVersion::THIS,
+            critical: Vec::new(),
+            stage: Stage::Live,
+            note: None,
+        };
+        let bytes = Bundle::build(&files, meta).unwrap().sign(&[&key]).unwrap();
+        let acceptance = Acceptance {
+            signers: &TrustedSigners::new([key.signer().clone()]).unwrap(),
+            trust_domain: &trust_domain,
+            highest_seen: None,
+            now: at(0),
+            engine_version: EngineVersion::THIS,
+            known_critical: KNOWN_CRITICAL,
+            max_bytes: BUNDLE_BYTES_MAX,
+        };
+        let in_force = InForce::Unusable {
+            bundle: Box::new(Bundle::open_kept(&bytes, &acceptance).unwrap()),
+            fault: String::new(),
+        };
+        let unchanged = |files: &[Source], now| in_force.unchanged(files, at(now)).is_some();
+        assert!(unchanged(&files, 0) && unchanged(&files, 49));
+        assert!(!unchanged(&files, 50) && !unchanged(&files, 101));
+        assert!(!unchanged(&files[..1], 0));
+        assert!(!unchanged(&[files[0].clone(), source("a.cedar", "// A")], 0));
+    }
 }

@@ -11,7 +11,8 @@ use hoplite_wire::ca::{PublishedPolicy, ShowPolicyResponse};
 use super::effects::{self, EffectArgs, Ground};
 use super::in_force::{InForce, TrustArgs, verified};
 use super::sending::{Meta, Office};
-use super::steps::Steps;
+use super::steps::{Ended, Steps};
+use super::wait::{Goal, WaitArgs};
 use crate::command::admin::{CaArgs, ListArgs};
 use crate::command::policy::key::KeyArgs;
 use crate::command::policy::published::content;
@@ -28,6 +29,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
     expires: Duration,
     #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
     effects: EffectArgs,
     #[command(flatten)]
     trust: TrustArgs,
@@ -39,12 +42,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(args.list.output);
-    let rolled_back = rolled_back(args, &mut steps)?;
-    steps.end(rolled_back)
+    let ended = rolled_back(args, &mut steps)?;
+    steps.end(ended)
 }
 
-/// Whether it came to the end; if not, the steps say why.
-fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
+fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     let (ca, now) = (&args.list.ca, clock::now());
     let office = Office::open(ca, &args.key, steps)?;
     let revision = match args.revision {
@@ -65,21 +67,28 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<bool> {
             tested.snapshot().policy_ids().len()
         ),
     )?;
+    if let Some(same) = in_force.unchanged(bundle.sources(), now) {
+        let revision = office.unchanged(same, steps)?;
+        return args
+            .wait
+            .follow(ca.mesh(), &Goal::Live(revision), args.list.output, steps);
+    }
     let ground = Ground {
         in_force: &in_force,
         mesh: ca.mesh(),
         trust_domain: &office.trust_domain,
     };
     let Some(ready) = effects::live(tested, ground, &args.effects, steps)? else {
-        return Ok(false);
+        return Ok(Ended::NotPublished);
     };
     let note = args.note.clone();
     let meta = Meta {
         expires: args.expires,
         note: Some(note.unwrap_or_else(|| format!("back to revision {revision}"))),
     };
-    office.send(ready, meta, steps)?;
-    Ok(true)
+    let revision = office.send(ready, meta, steps)?;
+    args.wait
+        .follow(ca.mesh(), &Goal::Live(revision), args.list.output, steps)
 }
 
 /// The last live revision before the content in force was first published. What was published since then has been taken back

@@ -1,15 +1,16 @@
 //! The last steps of a publication: signed, and given to the CA.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use hoplite_author::publication::{Ready, Signed, Terms};
 use hoplite_host::clock;
 use hoplite_identity::TrustDomain;
-use hoplite_policy::bundle::Stage;
-use hoplite_seal::{Hash, SigningKey};
+use hoplite_policy::bundle::{Bundle, Stage};
+use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::{PublishPolicyRequest, ShowPolicyResponse};
 
+use super::in_force::verified;
 use super::steps::Steps;
 use crate::command::admin::CaArgs;
 use crate::command::policy::key::KeyArgs;
@@ -61,6 +62,22 @@ impl<'a> Office<'a> {
         })
     }
 
+    /// The shadow that is tried now, if there is one that this person can verify.
+    pub(crate) fn shadow(&self, signers: &TrustedSigners, now: SystemTime) -> Option<Bundle> {
+        let shadow = self.state.shadow.as_ref()?;
+        verified(self.ca, shadow.revision, signers, &self.trust_domain, now).ok()
+    }
+
+    /// Says that there is nothing to publish, and which revision has it already.
+    pub(crate) fn unchanged(&self, same: &Bundle, steps: &mut Steps) -> anyhow::Result<u64> {
+        let revision = same.manifest().revision;
+        steps.fact("changed", false);
+        steps.fact("revision", revision);
+        let what = format!("nothing changed: revision {revision} has these very files; --renew publishes them again");
+        steps.done("publish", &what)?;
+        Ok(revision)
+    }
+
     /// Signs and sends the next revision, and says which it is.
     pub(crate) fn send(&self, ready: Ready<'_>, meta: Meta, steps: &mut Steps) -> anyhow::Result<u64> {
         let now = clock::now();
@@ -96,6 +113,7 @@ impl<'a> Office<'a> {
             Stage::Live => ("live", "in force on every proxy as it arrives"),
             Stage::Shadow => ("shadow", "tried beside the policies in force; no answer changes"),
         };
+        steps.fact("changed", true);
         steps.fact("revision", published);
         steps.fact("stage", stage);
         steps.fact("manifest", manifest.to_string());

@@ -6,6 +6,20 @@ use serde_json::{Map, Value, json};
 
 use crate::output::{Output, print, print_json};
 
+/// The exit code of a publication that the CA has, and that a proxy does not follow.
+const NOT_FOLLOWED: u8 = 3;
+
+/// How a publication ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It is in force as far as was asked for, or nothing had to change.
+    Well,
+    /// Nothing was published; the steps say why.
+    NotPublished,
+    /// The CA has it, and not everybody who was waited for follows.
+    NotFollowed,
+}
+
 pub(crate) struct Steps {
     output: Output,
     done: Vec<Value>,
@@ -33,6 +47,11 @@ impl Steps {
         self.step(step, &format!("FAILED: {what}; nothing was published"), false)
     }
 
+    /// The last one, after the CA has it.
+    pub(crate) fn behind(&mut self, step: &str, what: &str) -> anyhow::Result<()> {
+        self.step(step, &format!("FAILED: {what}"), false)
+    }
+
     fn step(&mut self, step: &str, what: &str, ok: bool) -> anyhow::Result<()> {
         self.done.push(json!({"step": step, "ok": ok, "said": what}));
         self.show(&format!("{step:<8} {what}\n"))
@@ -51,12 +70,17 @@ impl Steps {
         self.facts.insert(name.to_owned(), value.into());
     }
 
-    pub(crate) fn end(mut self, ok: bool) -> anyhow::Result<ExitCode> {
+    pub(crate) fn end(mut self, ended: Ended) -> anyhow::Result<ExitCode> {
         if self.output == Output::Json {
-            self.facts.insert("ok".to_owned(), ok.into());
+            self.facts.insert("ok".to_owned(), (ended == Ended::Well).into());
+            self.facts.entry("changed").or_insert(false.into());
             self.facts.insert("steps".to_owned(), self.done.into());
             print_json(&self.facts)?;
         }
-        Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(match ended {
+            Ended::Well => ExitCode::SUCCESS,
+            Ended::NotPublished => ExitCode::FAILURE,
+            Ended::NotFollowed => ExitCode::from(NOT_FOLLOWED),
+        })
     }
 }
