@@ -241,7 +241,7 @@ fn covers(name: &str, field: &str) -> bool {
 }
 
 /// Whether a server may take a field for the header of this name, which is lower case with `-` as its only sign.
-pub(crate) fn is_same_header(field: &str, name: &str) -> bool {
+pub fn is_same_header(field: &str, name: &str) -> bool {
     field.len() == name.len() && is_spelt(field.as_bytes(), name)
 }
 

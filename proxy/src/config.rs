@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,6 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::peer::destination::{BadDestination, Destination, is_address};
+
+/// A connection with more useless frames than work and time give back is ended: see `docs/reference/answers.md`.
+pub const USELESS_FRAMES_MAX: u32 = 1_000;
+
+/// Fewer are in use by clients that mean well, more bound nothing.
+const USELESS_FRAMES: RangeInclusive<u32> = 100..=1_000_000;
 
 /// More workers than this is a typing error.
 const WORKERS_MAX: usize = 64;
@@ -59,6 +66,9 @@ pub struct Config {
     /// Headers that no request takes to the service, in whatever spelling, beside those of `docs/reference/headers.md`.
     #[serde(default)]
     pub removed_headers: RemovedHeaders,
+    /// Frames of HTTP/2 that belong to no request, above what work and time give back: a connection with more is ended.
+    #[serde(default = "useless_frames")]
+    pub useless_frames_max: u32,
     /// Threads that carry traffic.
     #[serde(default = "one")]
     pub workers: usize,
@@ -193,6 +203,12 @@ impl Config {
             "workload_api",
             &self.workload_api,
             "write `unix:///absolute/path/to/agent.sock`",
+        )?;
+        check(
+            USELESS_FRAMES.contains(&self.useless_frames_max),
+            "useless_frames_max",
+            &self.useless_frames_max,
+            "write a number from 100 to 1000000; 1000 is right for all clients that are known",
         )?;
         check(
             (1..=WORKERS_MAX).contains(&self.workers),
@@ -355,6 +371,10 @@ fn beside(audit_dir: &Path) -> PathBuf {
     let mut name = audit_dir.file_name().unwrap_or_default().to_owned();
     name.push("-state");
     audit_dir.with_file_name(name)
+}
+
+fn useless_frames() -> u32 {
+    USELESS_FRAMES_MAX
 }
 
 fn one() -> usize {

@@ -16,7 +16,7 @@ mod tcp;
 mod worker;
 
 pub use admin::{AdminError, admin_policies, admin_status};
-pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol, UpstreamName};
+pub use config::{Config, Inbound, InboundProtocol, Outbound, OutboundProtocol, USELESS_FRAMES_MAX, UpstreamName};
 pub use error::StartError;
 pub use limits::Limits;
 pub use running::{CannotRedirect, Running, run, start};

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     revoked: AtomicU64,
     handshakes_refused: Mutex<BTreeMap<&'static str, u64>>,
     upstream_failures: Mutex<BTreeMap<&'static str, u64>>,
+    flooded: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Counts a connection for as long as it lives.
@@ -47,6 +48,16 @@ impl Metrics {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .entry(code)
+            .or_default() += 1;
+    }
+
+    /// A connection was ended for what belongs to no request.
+    pub(crate) fn flooded(&self, side: &'static str) {
+        *self
+            .flooded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(side)
             .or_default() += 1;
     }
 
@@ -85,11 +96,11 @@ impl Metrics {
             }
         };
         let plain = |counter: &AtomicU64| vec![(String::new(), counter.load(Relaxed))];
-        let by_code = |counts: &Mutex<BTreeMap<&'static str, u64>>| {
+        let by = |label: &str, counts: &Mutex<BTreeMap<&'static str, u64>>| {
             let counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts
                 .iter()
-                .map(|(code, count)| (format!("{{code=\"{code}\"}}"), *count))
+                .map(|(value, count)| (format!("{{{label}=\"{value}\"}}"), *count))
                 .collect()
         };
         for metric in decisions.families() {
@@ -139,13 +150,19 @@ impl Metrics {
             "hoplite_proxy_handshakes_refused_total",
             "counter",
             "Inbound connections refused before they had an identity.",
-            by_code(&self.handshakes_refused),
+            by("code", &self.handshakes_refused),
         );
         family(
             "hoplite_proxy_upstream_failures_total",
             "counter",
             "Requests and connections that found no upstream.",
-            by_code(&self.upstream_failures),
+            by("code", &self.upstream_failures),
+        );
+        family(
+            "hoplite_proxy_connections_flooded_total",
+            "counter",
+            "Connections ended because they carried too many HTTP/2 frames that belong to no request.",
+            by("side", &self.flooded),
         );
         text
     }
@@ -168,6 +185,7 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         let decisions = Decisions::default();
         metrics.handshake_refused("no_certificate");
+        metrics.flooded("peer");
         metrics.rechecked(true);
         metrics.rechecked(false);
         let open = metrics.connection();
@@ -178,6 +196,7 @@ mod tests {
             "hoplite_proxy_decisions_total{outcome=\"no_permit\"} 0",
             "hoplite_proxy_decisions_total{outcome=\"allow\"} 0",
             "hoplite_proxy_handshakes_refused_total{code=\"no_certificate\"} 1",
+            "hoplite_proxy_connections_flooded_total{side=\"peer\"} 1",
             "hoplite_proxy_connections 0",
             "hoplite_proxy_rechecks_total 2",
             "hoplite_proxy_revoked_total 1",

@@ -275,7 +275,12 @@ impl Shared {
                 handshaker,
                 point,
                 metrics,
-                app: Service::new(forward_to, protocol == InboundProtocol::Http2),
+                app: Service::new(
+                    forward_to,
+                    protocol == InboundProtocol::Http2,
+                    self.rules.clone(),
+                    self.metrics.clone(),
+                ),
                 rules: self.rules.clone(),
                 turns: Semaphore::new(1),
                 stop,
@@ -300,7 +305,8 @@ impl Shared {
             })),
             OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
                 name,
-                upstream: Upstream::new(Target::Peer(peer)),
+                upstream: Upstream::new(Target::Peer(peer), self.rules.clone(), metrics.clone()),
+                rules: self.rules.clone(),
                 metrics,
                 stop,
             })),

@@ -190,6 +190,41 @@ async fn headers_that_an_operator_has_named_do_not_reach_the_service_in_any_spel
     );
 }
 
+/// A repeated length is one (RFC 9110, 8.6; RFC 9112, 6.3), whichever protocol it comes by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9110_8_6_equal_lengths_are_one() {
+    let (world, _app, proxy) = world(InboundProtocol::Http).await;
+    for lengths in [
+        "content-length: 2\r\nContent-Length: 2\r\n",
+        "content-length: 2, 2\r\n",
+        "content-length: 2 ,2,2\r\n",
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n{lengths}\r\nab");
+        let answer = world.raw(proxy.inbound("orders"), "/orders", &request).await;
+        assert_eq!(status(&answer), 200, "{lengths}: {answer}");
+        assert!(
+            answer.ends_with("\n\nab") && answer.matches("\ncontent-length: 2\n").count() == 1,
+            "{answer}"
+        );
+    }
+    for lengths in [
+        "content-length: 2, 3\r\n",
+        "content-length: 2\r\ncontent-length: 02\r\n",
+        "content-length: 2,\r\n",
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n{lengths}\r\nab");
+        let answer = world.raw(proxy.inbound("orders"), "/orders", &request).await;
+        assert_eq!(status(&answer), 400, "{lengths}: {answer}");
+    }
+    let mut sender = http2(&world, &proxy).await;
+    let request = Request::post("http://orders/")
+        .header("content-length", "2")
+        .header("content-length", "2");
+    let (status, answer) = send(&mut sender, request.body(Full::from("ab").boxed()).unwrap()).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer.matches("\ncontent-length: 2\n").count(), 1, "{answer}");
+}
+
 /// By then all is decided, so nothing that is in the table comes in trailers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trailers_hold_nothing_that_has_a_nature() {

@@ -24,6 +24,7 @@
 
 mod app;
 mod client;
+pub mod frames;
 mod load;
 pub mod peers;
 pub mod rpc;

@@ -343,6 +343,7 @@ impl World {
             state_dir: self.dir.path().join("state").join(name),
             admin_socket: self.dir.path().join(format!("{name}.sock")),
             removed_headers: Default::default(),
+            useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,
             limits: Default::default(),
             inbound: Vec::new(),

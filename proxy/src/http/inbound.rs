@@ -26,6 +26,7 @@ use crate::http::interim::{Ahead, Interims};
 use crate::http::reading;
 use crate::http::rules::HttpRules;
 use crate::http::service::{Head, Outgoing, Service};
+use crate::http::unread::Unread;
 use crate::metrics::Metrics;
 use crate::peer::downstream::Downstream;
 use crate::peer::handshake::Handshaker;
@@ -69,7 +70,10 @@ impl InboundConnection {
     async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Response<Body> {
         let point = &self.inbound.point;
         let trace_id = hygiene::trace_id(request.headers());
-        let draft = self.draft(Phase::Request, trace_id).action(request.method().as_str());
+        let mut draft = self.draft(Phase::Request, trace_id);
+        if Unread::of(request.headers()).is_none() {
+            draft = draft.action(request.method().as_str());
+        }
 
         // Read it in one way, or not at all.
         let canonical = match self.read(&request) {

@@ -19,7 +19,8 @@ use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
 use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
-use crate::http::unparsed::Tapped;
+use crate::http::rules::HttpRules;
+use crate::http::unparsed::{Far, Tapped, Unparsed};
 use crate::http::upstream::Upstream;
 use crate::metrics::Metrics;
 use crate::peer::handshake::no_place;
@@ -33,6 +34,7 @@ pub(crate) struct Outbound {
     pub(crate) name: UpstreamName,
     pub(crate) upstream: Upstream,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) rules: Arc<HttpRules>,
     pub(crate) stop: Stop,
 }
 
@@ -50,7 +52,12 @@ impl Outbound {
         };
         let Ok(Ok((http2, stream))) = begun else { return };
         // Heads are read as strictly as a peer's, so that what the service meant is what the peer decides on.
-        let (stream, mut refusals) = Tapped::new(stream, http2);
+        let far = Far {
+            side: "local",
+            name: format!("{remote} to {name}"),
+            metrics: self.metrics.clone(),
+        };
+        let (stream, mut refusals) = Tapped::caller(stream, http2, far, &self.rules);
         let place = slot.clone();
         let mut connection = Conversation::new(stream, http2, move |request, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
@@ -73,8 +80,12 @@ impl Outbound {
                     }
                     return;
                 }
-                // Nobody called anybody yet, so there is nothing to record.
-                Some(refusal) = refusals.recv() => debug!(%remote, upstream = %name, %refusal, "request refused"),
+                Some(refusal) = refusals.recv() => match refusal {
+                    // Who means well goes on by another connection.
+                    Unparsed::Low => connection.graceful_shutdown(),
+                    // Nobody called anybody yet, so there is nothing to record.
+                    _ => debug!(%remote, upstream = %name, %refusal, "request refused"),
+                },
                 () = drain.wait(), if !draining => {
                     draining = true;
                     connection.graceful_shutdown();

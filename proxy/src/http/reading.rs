@@ -12,15 +12,16 @@ use hyper_util::rt::TokioTimer;
 
 use crate::http::http2::{CONNECTION_WINDOW, HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 use crate::http::hygiene::{self, Unclean};
+use crate::http::unread::Unread;
 
 /// A request's head must be whole within this time; an idle HTTP/1.1 connection is closed after it.
 pub(crate) const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A request's head, decompressed, and what HTTP/1.1 may read ahead.
-const HEADER_BYTES_MAX: u32 = HEAD_BYTES_MAX;
+pub(crate) const HEADER_BYTES_MAX: u32 = HEAD_BYTES_MAX;
 
 /// Header fields of one request.
-const HEADERS_MAX: usize = 100;
+pub(crate) const HEADERS_MAX: usize = 100;
 
 /// Streams that a peer opened and reset before we looked at them (CVE-2023-44487) …
 const RESETS_PENDING_MAX: usize = 20;
@@ -33,6 +34,9 @@ const SEND_BYTES_MAX: usize = 400 << 10;
 
 /// Reads a request in the only way it can be read.
 pub(crate) fn read<B>(request: &Request<B>) -> Result<CanonicalRequest, Unasked> {
+    if let Some(unread) = Unread::of(request.headers()) {
+        return Err(unread.refusal());
+    }
     // Refused before anything else is looked at, so that the answer is one and the same whatever else is wrong.
     let method = canonical_method(request.method().as_str())?;
     // The library's own bound on HTTP/1.1 is one on reading ahead: a head that comes in few reads may be larger.

@@ -5,10 +5,12 @@ use hoplite_policy::header_nature::RemovedHeaders;
 use crate::config::Config;
 
 /// See `docs/reference/configuration.md`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct HttpRules {
     /// What no request takes to the service.
     pub(crate) removed_headers: RemovedHeaders,
+    /// Frames of HTTP/2 that belong to no request and that one connection may have sent more than work and time give back.
+    pub(crate) useless_frames_max: u32,
 }
 
 // === impl HttpRules ===
@@ -17,6 +19,7 @@ impl HttpRules {
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             removed_headers: config.removed_headers.clone(),
+            useless_frames_max: config.useless_frames_max,
         }
     }
 }

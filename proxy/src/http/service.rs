@@ -11,7 +11,9 @@ use crate::http::body::{Body, Incoming};
 use crate::http::exchange::Exchange;
 use crate::http::hygiene;
 use crate::http::interim::Interims;
+use crate::http::rules::HttpRules;
 use crate::http::upstream::{Target, Upstream};
+use crate::metrics::Metrics;
 use crate::peer::dial::UpstreamError;
 
 /// A request's head without what belongs to its connection and without what only proxies may say. What is left of it is
@@ -67,8 +69,8 @@ impl Outgoing {
 
 impl Service {
     /// The service at an address; HTTP/2 is spoken with prior knowledge.
-    pub(crate) fn new(address: String, http2: bool) -> Self {
-        Self(Upstream::new(Target::Service { address, http2 }))
+    pub(crate) fn new(address: String, http2: bool, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
+        Self(Upstream::new(Target::Service { address, http2 }, rules, metrics))
     }
 
     /// Forwards what was granted, with who called, and returns as soon as the response's head is there.

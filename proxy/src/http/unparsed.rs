@@ -1,48 +1,86 @@
-//! What the HTTP library refuses, or should, before it becomes a request: seen in the bytes themselves, for the log.
+//! What the HTTP library refuses, or should, before it becomes a request: seen in the bytes themselves.
 //!
-//! The library answers a malformed head, resets a stream and ends a connection without asking the service. Some heads
-//! that two programs could read in two ways it reads in one, and tells nobody; those are spoilt before it reads them.
+//! The library answers a malformed head, resets a stream and ends a connection without asking the service; some heads that
+//! two programs could read in two ways it reads in one; and of what a peer sends beside its requests it bounds little. So
+//! each connection's bytes are looked at on their way to it: by [`Heads`] for HTTP/1.1, by [`PeerFrames`] for HTTP/2.
 
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
+use hoplite_host::clock;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
+use tracing::warn;
 
-use crate::http::frames::{Frames, Reset};
-use crate::http::heads::{Heads, Spoilt};
+use crate::http::frames::{Frames, Passed, PeerFrames, Reset, Role};
+use crate::http::heads::Heads;
 use crate::http::lane::Lane;
+use crate::http::rules::HttpRules;
+use crate::http::useless::{Budget, Standing};
+use crate::metrics::Metrics;
 
 /// Refusals that wait to be recorded; the library ends a connection on which there are more.
 const WAITING_MAX: usize = 256;
 
+/// Read at once while something is held.
+const READ_BYTES: usize = 8 << 10;
+
 /// Something the peer sent that never becomes a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unparsed {
-    /// A head of HTTP/1.1, and what is wrong with it. The library is about to answer it and to end the connection.
-    Head(&'static str),
     /// A stream of HTTP/2, or all of them.
     Reset(Reset),
+    /// Three quarters of the budget of useless frames are gone. Nothing is refused yet.
+    Low,
+    /// The budget is spent; the connection ends.
+    Flooded,
+}
+
+/// Whose connection it is, for the one line in the log that says how it ended.
+#[derive(Debug)]
+pub(crate) struct Far {
+    /// From a fixed set: a label.
+    pub(crate) side: &'static str,
+    /// For people.
+    pub(crate) name: String,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// A stream whose bytes are looked at.
 #[derive(Debug)]
 pub(crate) struct Tapped<S> {
     stream: S,
+    far: Far,
     protocol: Protocol,
     refusals: mpsc::Sender<Unparsed>,
     /// What goes between the library's messages.
     lane: Lane,
+    /// Read, and not shown yet: the beginning of something.
+    held: Vec<u8>,
+    /// For the library to read.
+    ready: Bytes,
+    /// Said once, after which nothing is read.
+    gone: bool,
 }
 
 #[derive(Debug)]
 enum Protocol {
-    /// What the peer writes; HTTP/2 in it is passed over.
     Http1(Heads),
-    /// What we write.
-    Http2(Frames),
+    Http2(Box<Http2>),
+    /// Answers of HTTP/1.1, of which the library reads each by itself.
+    Answers,
+}
+
+#[derive(Debug)]
+struct Http2 {
+    role: Role,
+    ours: Frames,
+    theirs: PeerFrames,
+    budget: Budget,
 }
 
 // === impl Unparsed ===
@@ -50,10 +88,13 @@ enum Protocol {
 impl fmt::Display for Unparsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Head(reason) => f.write_str(reason),
             Self::Reset(Reset { stream: 0, error }) => write!(f, "the connection was ended ({error})"),
             Self::Reset(Reset { stream, error }) => {
                 write!(f, "stream {stream} was reset before it became a request ({error})")
+            }
+            Self::Low => f.write_str("many frames that belong to no request"),
+            Self::Flooded => {
+                f.write_str("the connection was ended (ENHANCE_YOUR_CALM): too many frames that belong to no request")
             }
         }
     }
@@ -62,17 +103,37 @@ impl fmt::Display for Unparsed {
 // === impl Tapped ===
 
 impl<S> Tapped<S> {
-    pub(crate) fn new(stream: S, http2: bool) -> (Self, mpsc::Receiver<Unparsed>) {
+    /// A caller's connection, whose protocol is settled.
+    pub(crate) fn caller(stream: S, http2: bool, far: Far, rules: &HttpRules) -> (Self, mpsc::Receiver<Unparsed>) {
+        let protocol = if http2 {
+            Protocol::http2(Role::Server, rules.useless_frames_max)
+        } else {
+            Protocol::Http1(Heads::default())
+        };
+        Self::new(stream, protocol, far)
+    }
+
+    /// Our connection to somebody who answers.
+    pub(crate) fn upstream(stream: S, http2: bool, far: Far, rules: &HttpRules) -> Self {
+        let protocol = if http2 {
+            Protocol::http2(Role::Client, rules.useless_frames_max)
+        } else {
+            Protocol::Answers
+        };
+        Self::new(stream, protocol, far).0
+    }
+
+    fn new(stream: S, protocol: Protocol, far: Far) -> (Self, mpsc::Receiver<Unparsed>) {
         let (refusals, received) = mpsc::channel(WAITING_MAX);
         let tapped = Self {
             stream,
-            protocol: if http2 {
-                Protocol::Http2(Frames::default())
-            } else {
-                Protocol::Http1(Heads::default())
-            },
+            far,
+            protocol,
             refusals,
             lane: Lane::default(),
+            held: Vec::new(),
+            ready: Bytes::new(),
+            gone: false,
         };
         (tapped, received)
     }
@@ -83,33 +144,168 @@ impl<S> Tapped<S> {
     }
 
     fn written(&mut self, bytes: &[u8]) {
-        if let Protocol::Http2(frames) = &mut self.protocol {
-            frames.see(bytes, |reset| {
+        let Protocol::Http2(http2) = &mut self.protocol else {
+            return;
+        };
+        let Http2 { role, ours, budget, .. } = &mut **http2;
+        let refusals = &self.refusals;
+        ours.see(
+            bytes,
+            |frame, error| {
+                budget.sent(frame, error, clock::moment);
+                if *role == Role::Server && frame.ends_stream() {
+                    budget.answered();
+                }
+            },
+            |reset| {
                 // INVARIANT: what is lost here is beyond what the library lets one connection do.
-                let _ = self.refusals.try_send(Unparsed::Reset(reset));
-            });
-        }
+                let _ = refusals.try_send(Unparsed::Reset(reset));
+            },
+        );
+    }
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    fn http2(role: Role, useless_max: u32) -> Self {
+        Self::Http2(Box::new(Http2 {
+            role,
+            ours: Frames::default(),
+            theirs: PeerFrames::new(role),
+            budget: Budget::new(useless_max, clock::moment()),
+        }))
     }
 
-    fn read(&mut self, bytes: &mut [u8]) {
-        if let Protocol::Http1(heads) = &mut self.protocol
-            // Of a body that breaks off, whoever reads it hears.
-            && let Some(Spoilt::Head(reason)) = heads.see(bytes)
-        {
-            let _ = self.refusals.try_send(Unparsed::Head(reason));
+    /// Looks at the next bytes, of which some come again.
+    fn pass(&mut self, bytes: &mut [u8], instead: &mut Vec<u8>) -> Passed {
+        let whole = Passed {
+            through: bytes.len(),
+            used: bytes.len(),
+        };
+        match self {
+            Self::Http1(heads) => heads.pass(bytes, instead),
+            Self::Http2(http2) => http2.theirs.pass(bytes, instead, &mut http2.budget),
+            Self::Answers => whole,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Tapped<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Tapped<S> {
+    /// Reads once more into what is held, and shows it. Whether there was anything to read.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let before = self.held.len();
+        self.held.resize(before + READ_BYTES, 0);
+        let mut buffer = ReadBuf::new(self.held.get_mut(before..).unwrap_or_default());
+        let read = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
+        let filled = buffer.filled().len();
+        self.held.truncate(before + filled);
+        ready!(read)?;
+        if filled == 0 {
+            return Poll::Ready(Ok(false));
+        }
+        let mut instead = Vec::new();
+        let Passed { through, used } = self.protocol.pass(&mut self.held, &mut instead);
+        let left = self.held.split_off(used);
+        // An idle connection holds nothing, and no room for it.
+        let mut passed = std::mem::replace(&mut self.held, left);
+        passed.truncate(through);
+        passed.extend(instead);
+        self.ready = passed.into();
+        Poll::Ready(Ok(true))
+    }
+
+    /// Reads into the library's own buffer, and leaves there what may go on. Whether there was anything to read.
+    fn poll_straight(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let bytes = buffer.filled_mut().get_mut(before..).unwrap_or_default();
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(false));
+        }
+        let mut instead = Vec::new();
+        let Passed { through, used } = self.protocol.pass(bytes, &mut instead);
+        self.held.extend_from_slice(bytes.get(used..).unwrap_or_default());
+        self.ready = instead.into();
+        buffer.set_filled(before + through);
+        Poll::Ready(Ok(true))
+    }
+
+    /// Says how the budget stands, to whom it concerns. Whether the connection ends.
+    fn ends(&mut self) -> bool {
+        let Protocol::Http2(http2) = &mut self.protocol else {
+            return false;
+        };
+        match http2.budget.standing() {
+            Standing::Good => {}
+            Standing::Low => {
+                let _ = self.refusals.try_send(Unparsed::Low);
+            }
+            Standing::Spent => {
+                self.far.metrics.flooded(self.far.side);
+                warn!(
+                    side = self.far.side,
+                    peer = self.far.name,
+                    useless = %http2.budget,
+                    "connection ended: it carries too many frames that belong to no request"
+                );
+                let _ = self.refusals.try_send(Unparsed::Flooded);
+                http2.theirs.calm();
+            }
+        }
+        http2.theirs.goaway().is_some()
+    }
+
+    /// Ends the connection with a word, if there is room for one: who floods us may read nothing, and is not waited for.
+    fn say_goaway(&mut self, context: &mut Context<'_>) -> io::Error {
+        self.gone = true;
+        if let Protocol::Http2(http2) = &mut self.protocol
+            && http2.ours.at_boundary()
+            && let Some(frame) = http2.theirs.goaway()
+        {
+            let mut stream = Pin::new(&mut self.stream);
+            let _ = stream.as_mut().poll_write(context, &frame);
+            let _ = stream.as_mut().poll_flush(context);
+            let _ = stream.as_mut().poll_shutdown(context);
+        }
+        io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "it sent what ends a connection of HTTP/2",
+        )
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tapped<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
-        if let Some(bytes @ [_, ..]) = buffer.filled_mut().get_mut(before..) {
-            this.read(bytes);
+        loop {
+            if !this.ready.is_empty() {
+                let length = this.ready.len().min(buffer.remaining());
+                buffer.put_slice(this.ready.get(..length).unwrap_or_default());
+                this.ready.advance(length);
+                return Poll::Ready(Ok(()));
+            }
+            // Whatever comes behind what was said instead of a head is read by nobody.
+            if matches!(&this.protocol, Protocol::Http1(heads) if heads.is_over()) {
+                return Poll::Ready(Ok(()));
+            }
+            if this.gone {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            if this.ends() {
+                return Poll::Ready(Err(this.say_goaway(context)));
+            }
+            let before = buffer.filled().len();
+            let more = if this.held.is_empty() {
+                ready!(this.poll_straight(context, buffer))?
+            } else {
+                ready!(this.poll_held(context))?
+            };
+            // At the end the beginning of something is nothing.
+            if !more || buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
         }
-        read
     }
 }
 

@@ -5,7 +5,7 @@
 //! sent is sent again on another connection; one that may have been seen is not.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hoplite_host::clock;
 use hoplite_policy::CanonicalRequest;
@@ -22,6 +22,9 @@ use crate::http::interim::Interims;
 use crate::http::kept::{KeptConnection, NoAnswer};
 use crate::http::reading::head_bytes;
 use crate::http::replay::Again;
+use crate::http::rules::HttpRules;
+use crate::http::unparsed::{Far, Tapped};
+use crate::metrics::Metrics;
 use crate::peer::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
 use crate::peer::identity_feed::Layer;
 
@@ -37,6 +40,8 @@ const OWN_BYTES: usize = 1 << 10;
 /// One HTTP server, and our connections to it.
 pub(crate) struct Upstream {
     target: Target,
+    rules: Arc<HttpRules>,
+    metrics: Arc<Metrics>,
     kept: Mutex<Vec<KeptConnection>>,
     /// Held while a connection is made that others will share, so that a hundred requests make one connection.
     dialling: tokio::sync::Mutex<()>,
@@ -60,13 +65,15 @@ pub(crate) enum Target {
 // === impl Upstream ===
 
 impl Upstream {
-    pub(crate) fn new(target: Target) -> Self {
+    pub(crate) fn new(target: Target, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
         let shared = match &target {
             Target::Service { http2, .. } => *http2,
             Target::Peer(_) => true,
         };
         Self {
             target,
+            rules,
+            metrics,
             kept: Mutex::default(),
             dialling: tokio::sync::Mutex::default(),
             shared: AtomicBool::new(shared),
@@ -193,7 +200,7 @@ impl Upstream {
     async fn dial(&self) -> Result<KeptConnection, UpstreamError> {
         let connection = match &self.target {
             Target::Service { address, http2 } => {
-                let stream = dial::service(address).await?;
+                let stream = self.tapped(dial::service(address).await?, *http2, address);
                 KeptConnection::open(stream, *http2, None, MadeWith::default(), address).await?
             }
             Target::Peer(peer) => {
@@ -204,11 +211,22 @@ impl Upstream {
                     made_with,
                 } = peer.dial(Layer::Http).await?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let stream = self.tapped(stream, http2, &address);
                 KeptConnection::open(stream, http2, Some(session), made_with, &address).await?
             }
         };
         self.shared.store(connection.is_http2(), Relaxed);
         Ok(connection)
+    }
+
+    /// What answers is looked at as what asks is: one answer that is none costs its own request only.
+    fn tapped<S>(&self, stream: S, http2: bool, address: &str) -> Tapped<S> {
+        let far = Far {
+            side: "upstream",
+            name: address.to_owned(),
+            metrics: self.metrics.clone(),
+        };
+        Tapped::upstream(stream, http2, far, &self.rules)
     }
 
     /// A request with the one reading of host and path where the protocol wants it.

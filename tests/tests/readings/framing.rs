@@ -14,21 +14,17 @@ async fn h1_two_lengths() {
         format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n"),
         "transfer-encoding: chunked\r\ncontent-length: 4\r\n".to_owned(),
     ];
+    // RFC 9112, 6.3: it ought to be handled as an error, and is; nobody means both.
     for head in cl_te {
-        scene.refuses_h1("unparsed", lines(&head) + &chunked).await;
+        scene.refuses_h1("conflicting_length", lines(&head) + &chunked).await;
     }
-    scene
-        .refuses_h1(
-            "unparsed",
-            lines("content-length: 0\r\ncontent-length: 44\r\n") + SMUGGLED,
-        )
-        .await;
-    scene
-        .refuses_h1(
-            "unparsed",
-            lines("content-length: 44\r\ncontent-length: 44\r\n") + SMUGGLED,
-        )
-        .await;
+    for lengths in [
+        "content-length: 0\r\ncontent-length: 44\r\n",
+        "content-length: 44\r\ncontent-length: 044\r\n",
+        "content-length: 44, 0\r\n",
+    ] {
+        scene.refuses_h1("conflicting_length", lines(lengths) + SMUGGLED).await;
+    }
     scene
         .refuses_h1("duplicate_field", lines("content_length: 44\r\n") + SMUGGLED)
         .await;
@@ -41,8 +37,9 @@ async fn h1_a_length_that_is_none() {
         "-1",
         "+44",
         "0x2c",
-        "44,44",
-        "44, 0",
+        "44,",
+        ",44",
+        "44, x",
         "44;",
         "4 4",
         "",
@@ -237,4 +234,29 @@ async fn h1_versions() {
             .await;
     }
     scene.refuses_h1("no_host", "GET / HTTP/1.0\r\n\r\n").await;
+}
+
+/// RFC 9112, 7.1.1: a limit on their length, and a 4xx; trailers are bounded alike, by bytes and by number.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9112_7_1_1_chunk_extensions_and_trailers_are_bounded() {
+    let scene = Scene::start().await;
+    let many: String = (0..200).map(|n| format!("x{n}: a\r\n")).collect();
+    for (form, body) in [
+        ("one extension", format!("2;{}\r\nab\r\n0\r\n\r\n", "a".repeat(40_000))),
+        ("many extensions", "1;aaaaaaaaaa\r\na\r\n".repeat(4_000) + "0\r\n\r\n"),
+        (
+            "one trailer",
+            format!("2\r\nab\r\n0\r\nx: {}\r\n\r\n", "a".repeat(40_000)),
+        ),
+        ("many trailers", format!("2\r\nab\r\n0\r\n{many}\r\n")),
+    ] {
+        let before = scene.records(Some(Outcome::Malformed)).len();
+        let said = scene
+            .h1((lines("transfer-encoding: chunked\r\n") + &body).as_bytes())
+            .await;
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 400 "), "{form}: {said}");
+        let reason = scene.malformed(form, before).await;
+        assert!(reason.starts_with("unparsed: "), "{form}: {reason}");
+        assert!(!is_whole(scene.app.last().as_bytes()), "{form}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use hoplite_audit::Outcome;
 
-use crate::scene::{ANSWERED, ENDED, Field, RESET, SMUGGLED, Scene, and, is_whole, with};
+use crate::scene::{ANSWERED, Field, RESET, SMUGGLED, Said, Scene, and, is_whole, with};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h2_fields_that_are_none() {
@@ -22,8 +22,10 @@ async fn h2_fields_that_are_none() {
         (b"", b"a"),
         (b"x:", b"a"),
         (b"transfer-encoding: chunked\r\nx", b"a"),
+        (b"x", b" a"),
+        (b"x", b"a\t"),
     ] {
-        scene.refuses_h2("unparsed", ENDED(), &and(&[field]), None).await;
+        scene.refuses_h2("unparsed", RESET(), &and(&[field]), None).await;
     }
 }
 
@@ -80,7 +82,7 @@ async fn h2_pseudo_fields() {
         let fields: Vec<_> = and(&[]).into_iter().filter(|(name, _)| *name != missing).collect();
         reset(&fields).await;
     }
-    scene.refuses_h2("unparsed", ENDED(), &with(b"/\xff", &[]), None).await;
+    reset(&with(b"/\xff", &[])).await;
     let change = |changed: &'static [u8], value: &'static [u8]| -> Vec<Field<'static>> {
         and(&[])
             .into_iter()
@@ -90,12 +92,9 @@ async fn h2_pseudo_fields() {
     reset(&change(b":authority", b"a b")).await;
     reset(&change(b":authority", b"a\r\nb")).await;
     reset(&change(b":scheme", b"ht tp")).await;
-    scene
-        .refuses_h2("unparsed", ENDED(), &change(b":method", b"G T"), None)
-        .await;
-    scene
-        .refuses_h2("unparsed", ENDED(), &and(&[(b":unknown", b"a")]), None)
-        .await;
+    reset(&change(b":method", b"G T")).await;
+    reset(&and(&[(b":unknown", b"a")])).await;
+    reset(&and(&[(b":", b"")])).await;
     scene
         .refuses_h2("method", ANSWERED(), &change(b":method", b"get"), None)
         .await;
@@ -126,4 +125,74 @@ async fn h2_lengths_that_the_body_has_not() {
         let all = scene.app.connections.lock().unwrap()[connections..].concat();
         assert!(all.is_empty() || !is_whole(&all), "{}", all.escape_ascii());
     }
+}
+
+/// The connection and its other streams, begun before and after, live on; so does the table of HPACK.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9113_8_1_1_what_is_malformed_costs_its_own_stream() {
+    let scene = Scene::start().await;
+    let mut connection = scene.open_h2().await;
+    let upload: Vec<Field<'_>> = and(&[])
+        .into_iter()
+        .map(|(name, value)| (name, if name == b":method" { b"POST" } else { value }))
+        .collect();
+    connection.headers(1, &upload, false).await;
+    let mut stream = 3;
+    for fields in [
+        and(&[(b"X", b"a")]),
+        and(&[(b"", b"a")]),
+        and(&[(b"x", b"a\r\nb")]),
+        and(&[(b":unknown", b"a")]),
+        and(&[(b":status", b"200")]),
+        and(&[(b"connection", b"close")]),
+        with(b"/\xff", &[]),
+    ] {
+        connection.headers(stream, &fields, true).await;
+        assert_eq!(connection.said(stream).await, RESET(), "{fields:?}");
+        stream += 2;
+    }
+    for trailer in [b":path" as &[u8], b":status", b":unknown", b"X"] {
+        connection.headers(stream, &upload, false).await;
+        connection.data(stream, b"ab", false).await;
+        connection.headers(stream, &[(trailer, b"/")], true).await;
+        assert_eq!(
+            connection.said(stream).await,
+            RESET(),
+            "in trailers: {}",
+            trailer.escape_ascii()
+        );
+        stream += 2;
+    }
+    // A field that is none may be in the table, and is none again for whoever names it there.
+    for block in [b"\x40\x01X\x01a" as &[u8], &[0x80 | 62]] {
+        connection
+            .block(stream, &[b"\x82\x87\x84\x41\x07backend", block].concat(), true)
+            .await;
+        assert_eq!(connection.said(stream).await, RESET(), "{}", block.escape_ascii());
+        stream += 2;
+    }
+    connection.headers(stream, &and(&[]), true).await;
+    assert_eq!(connection.said(stream).await, Said::Status(200));
+    connection.data(1, b"late", true).await;
+    assert_eq!(connection.said(1).await, Said::Status(200));
+    let connections = scene.app.connections.lock().unwrap();
+    assert!(connections.iter().any(|seen| seen.ends_with(b"4\r\nlate\r\n0\r\n\r\n")));
+}
+
+/// RFC 9113, 4.3: of what cannot be decompressed nobody can read what follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rfc9113_4_3_what_cannot_be_decompressed_ends_the_connection() {
+    const COMPRESSION_ERROR: u32 = 9;
+    let scene = Scene::start().await;
+    for block in [b"\x80" as &[u8], b"\x82\xff\xff\xff\xff\xff\xff", b"\x3f\xe2\x1f\x82"] {
+        let mut connection = scene.open_h2().await;
+        connection.block(1, block, true).await;
+        assert_eq!(
+            connection.said(1).await,
+            Said::Ended(COMPRESSION_ERROR),
+            "{}",
+            block.escape_ascii()
+        );
+    }
+    assert_eq!(scene.app.bytes(), b"");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hoplite_audit::{Outcome, Query, Record};
 use hoplite_proxy::InboundProtocol;
+use hoplite_tests::frames::Frame;
 use hoplite_tests::{Proxy, TestClient, World, id, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -212,6 +213,16 @@ impl Scene {
         );
     }
 
+    /// A connection of HTTP/2 for several requests, in frames of our own.
+    pub(crate) async fn open_h2(&self) -> Connection {
+        let mut stream = self.connect(b"h2").await;
+        stream.write_all(&hoplite_tests::frames::opening()).await.unwrap();
+        Connection {
+            stream,
+            heard: Vec::new(),
+        }
+    }
+
     /// One request over HTTP/2, in frames of our own, and the first thing that is said about it.
     pub(crate) async fn h2(&self, fields: &[Field<'_>], body: Option<&[u8]>) -> Said {
         const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -243,13 +254,7 @@ impl Scene {
                 let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
                 match head[3] {
                     HEADERS => {
-                        // An indexed field of the static table (RFC 7541, A), after what the dynamic table's size is.
-                        let status = payload.iter().find(|byte| **byte & 0xe0 != 0x20).unwrap();
-                        return Said::Status(match status {
-                            0x88 => 200,
-                            0x8c => 400,
-                            _ => 0,
-                        });
+                        return Said::Status(status(&payload));
                     }
                     RST_STREAM => return Said::Reset(code(0)),
                     GOAWAY => return Said::Ended(code(4)),
@@ -258,6 +263,83 @@ impl Scene {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), said).await.unwrap()
+    }
+}
+
+/// A connection of HTTP/2, and what was said on it and not asked for yet.
+pub(crate) struct Connection {
+    stream: TlsStream<TcpStream>,
+    heard: Vec<Frame>,
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Fields as literals, in as many frames as they need.
+    pub(crate) async fn headers(&mut self, stream: u32, fields: &[Field<'_>], end: bool) {
+        let block: Vec<u8> = fields
+            .iter()
+            .flat_map(|(name, value)| [vec![0], text(name), text(value)].concat())
+            .collect();
+        self.block(stream, &block, end).await;
+    }
+
+    pub(crate) async fn block(&mut self, stream: u32, block: &[u8], end: bool) {
+        let mut pieces = block.chunks(10_000).peekable();
+        let (mut kind, mut flags) = (HEADERS, u8::from(end));
+        while let Some(piece) = pieces.next() {
+            let last = if pieces.peek().is_none() { 4 } else { 0 };
+            let frame = frame(kind, flags | last, stream, piece);
+            self.stream.write_all(&frame).await.unwrap();
+            (kind, flags) = (9, 0);
+        }
+        self.stream.flush().await.unwrap();
+    }
+
+    pub(crate) async fn data(&mut self, stream: u32, bytes: &[u8], end: bool) {
+        let frame = frame(DATA, u8::from(end), stream, bytes);
+        self.stream.write_all(&frame).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// The first thing that is said about a stream, or about all of them.
+    pub(crate) async fn said(&mut self, stream: u32) -> Said {
+        let about = |frame: &Frame| match frame.kind {
+            HEADERS | RST_STREAM => frame.stream == stream,
+            GOAWAY => true,
+            _ => false,
+        };
+        let frame = self.hear(about).await;
+        match (frame.kind, frame.error()) {
+            (RST_STREAM, Some(error)) => Said::Reset(error),
+            (GOAWAY, Some(error)) => Said::Ended(error),
+            _ => Said::Status(status(&frame.payload)),
+        }
+    }
+
+    /// An answer's body, if it is one frame.
+    pub(crate) async fn body(&mut self, stream: u32) -> String {
+        let frame = self.hear(|frame| frame.kind == DATA && frame.stream == stream).await;
+        String::from_utf8(frame.payload).unwrap()
+    }
+
+    async fn hear(&mut self, about: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            if let Some(at) = self.heard.iter().position(&about) {
+                return self.heard.remove(at);
+            }
+            let read = tokio::time::timeout(Duration::from_secs(20), Frame::read(&mut self.stream));
+            self.heard.push(read.await.unwrap().expect("the connection ended"));
+        }
+    }
+}
+
+/// An indexed field of the static table (RFC 7541, A), after what the dynamic table's size is; 0 for others.
+fn status(block: &[u8]) -> u16 {
+    match block.iter().find(|byte| **byte & 0xe0 != 0x20).unwrap() {
+        0x88 => 200,
+        0x8c => 400,
+        _ => 0,
     }
 }
 
@@ -282,7 +364,6 @@ pub(crate) enum Said {
 }
 
 pub(crate) const RESET: fn() -> Said = || Said::Reset(PROTOCOL_ERROR);
-pub(crate) const ENDED: fn() -> Said = || Said::Ended(PROTOCOL_ERROR);
 pub(crate) const ANSWERED: fn() -> Said = || Said::Status(400);
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

@@ -16,17 +16,13 @@ use super::{Inbound, InboundConnection, LET_GO_MAX};
 use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
 use crate::http::hygiene;
-use crate::http::unparsed::{Tapped, Unparsed};
+use crate::http::unparsed::{Far, Tapped, Unparsed};
 use crate::peer::handshake::{Accepted, no_place};
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session};
 
 /// What the peer sent on one connection that never becomes a request.
-struct Refusals {
-    received: mpsc::Receiver<Unparsed>,
-    /// One was a head: the library's error about it says nothing new.
-    told: bool,
-}
+type Refusals = mpsc::Receiver<Unparsed>;
 
 // === impl Inbound ===
 
@@ -47,8 +43,12 @@ impl Inbound {
         if let Err(full) = caller.slot.settle() {
             return caller.refuse_connection(no_place(full)).await;
         }
-        let (stream, received) = Tapped::new(stream, caller.http2);
-        let mut refusals = Refusals { received, told: false };
+        let far = Far {
+            side: "peer",
+            name: format!("{} at {remote}", caller.downstream),
+            metrics: caller.inbound.metrics.clone(),
+        };
+        let (stream, mut refusals) = Tapped::caller(stream, caller.http2, far, &caller.inbound.rules);
         let ended = caller.converse(stream, session, &mut refusals).await;
         caller.part(ended, refusals).await;
     }
@@ -113,8 +113,12 @@ impl InboundConnection {
                     self.close("all places are taken, and it was idle for longest");
                     return Ok(());
                 }
-                // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
-                Some(unparsed) = refusals.received.recv() => refusals.record(self, unparsed).await,
+                Some(unparsed) = refusals.recv() => match unparsed {
+                    // Who means well goes on by another connection.
+                    Unparsed::Low => connection.graceful_shutdown(),
+                    // While it is recorded the connection waits: its peer cannot make us write faster than the disk does.
+                    refused => self.record_unparsed(&refused).await,
+                },
                 reason = following.as_mut() => {
                     self.close(reason);
                     return Ok(());
@@ -148,25 +152,18 @@ impl InboundConnection {
 
     /// Records what was refused on it and is not recorded yet.
     async fn part(&self, ended: Ended, mut refusals: Refusals) {
-        while let Ok(unparsed) = refusals.received.try_recv() {
-            refusals.record(self, unparsed).await;
+        while let Ok(unparsed) = refusals.try_recv() {
+            if unparsed != Unparsed::Low {
+                self.record_unparsed(&unparsed).await;
+            }
         }
         let Err(error) = ended else {
             return;
         };
         debug!(remote = %self.downstream.remote, error, "connection ended badly");
         let unparsed = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
-        if let Some(unparsed) = unparsed.filter(|_| !refusals.told) {
+        if let Some(unparsed) = unparsed {
             self.record_unparsed(unparsed).await;
         }
-    }
-}
-
-// === impl Refusals ===
-
-impl Refusals {
-    async fn record(&mut self, caller: &InboundConnection, unparsed: Unparsed) {
-        self.told |= matches!(unparsed, Unparsed::Head(_));
-        caller.record_unparsed(&unparsed).await;
     }
 }
