@@ -54,6 +54,31 @@ pub enum RecorderError {
         /// What the system said.
         problem: String,
     },
+    /// Somebody else has moved, removed or cut what is being written. Final, as [`RecorderError::Io`]: what was written
+    /// since may be gone.
+    #[error(
+        "log directory `{directory}`: somebody has touched `{file}` while it was written: {problem}; put the directory back as it was, or mount its disk, and start again"
+    )]
+    Disturbed {
+        /// The log directory.
+        directory: String,
+        /// The file in it.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The log has not what this recorder has written into it before.
+    #[error(
+        "log directory `{directory}` does not hold what was written there last ({noted}): put it back, mount its disk, or accept the loss and remove `{note}`"
+    )]
+    Behind {
+        /// The log directory.
+        directory: String,
+        /// What it should hold.
+        noted: String,
+        /// The file that says so.
+        note: String,
+    },
     /// The record is too large to be one. Others can still be written.
     #[error("a record of {0} bytes is too large: at most {PAYLOAD_BYTES_MAX}, shorten its texts")]
     TooLarge(usize),

@@ -157,7 +157,8 @@ pub struct Record {
     #[n(20)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// Refusals of strangers not recorded one by one since the record before.
+    /// How many other refusals of this caller, or of strangers, it stands for: as many before it had this service, phase and
+    /// outcome, and have no record of their own.
     #[n(21)]
     #[cbor(default)]
     pub suppressed: u64,

@@ -1,15 +1,15 @@
 //! The writer: appends records of any kind, chains them and makes them durable.
 
+mod durable;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, TryLockError};
-use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,10 @@ use crate::error::{RecorderError, io_error, private};
 use crate::fields::to_micros;
 use crate::id::{BootId, DecisionId, is_recorder_name};
 use crate::kind::{self, Kind, Recordable};
+use crate::last_boot::LastBoot;
 use crate::mend::{Mended, Repair, mend};
+use crate::presence::{Disturbed, Place, check_length};
+use crate::recorder::durable::Durable;
 use crate::segment::{
     Before, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentName, Span,
 };
@@ -70,6 +73,8 @@ struct Shared {
     options: Options,
     head: File,
     _lock: File,
+    /// Where the files are that stay as long as this boot.
+    kept: [Place; 2],
     state: Mutex<State>,
     /// There is something to flush, or the end has come.
     work: Condvar,
@@ -80,6 +85,8 @@ struct Shared {
 struct State {
     segment: SegmentName,
     file: Arc<File>,
+    /// Where the segment's file is.
+    at: Place,
     /// Where the segment ends.
     end: u64,
     /// From when to when its records are.
@@ -94,6 +101,8 @@ struct State {
     wanted: u64,
     /// When the oldest record that is not durable was written.
     dirty_since: Option<Instant>,
+    /// When it is to be looked next whether the files are still there.
+    look_at: Instant,
     waiting: BTreeMap<u64, Waiting>,
     next_waiting: u64,
     failed: Option<RecorderError>,
@@ -105,14 +114,15 @@ struct Waiting {
     waker: Waker,
 }
 
+/// How often it is looked whether the files are still where they were opened, busy or not: well within a second, and
+/// nothing beside a flush. Until then ids may have been given out for records that are gone.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// … and after how many records the time is asked for it by those who write.
+const LOOK_RECORDS: u64 = 1_024;
+
 /// A sequence number that no record gets: who waits for it hears of a failure only.
 const NEVER: u64 = u64::MAX;
-
-struct Durable<'a> {
-    shared: &'a Shared,
-    seq: u64,
-    place: Option<u64>,
-}
 
 // === impl Options ===
 
@@ -139,7 +149,22 @@ impl Recorder {
     /// refuses.
     pub fn open(directory: &Path, name: &str, options: Options) -> Result<(Self, Repair), RecorderError> {
         let boot = BootId::random().ok_or(RecorderError::NoRandomness)?;
-        Self::open_as(directory, name, options, boot)
+        Self::open_as(directory, name, options, boot, None)
+    }
+
+    /// As [`Recorder::open`], for a log that must not be begun anew unnoticed: the file `note`, outside of `directory`,
+    /// says which boot of it was the last.
+    ///
+    /// # Errors
+    /// As [`Recorder::open`], and [`RecorderError::Behind`]: the log is gone, or older than what was written there.
+    pub fn open_noted(
+        directory: &Path,
+        name: &str,
+        options: Options,
+        note: &Path,
+    ) -> Result<(Self, Repair), RecorderError> {
+        let boot = BootId::random().ok_or(RecorderError::NoRandomness)?;
+        Self::open_as(directory, name, options, boot, Some(note))
     }
 
     /// As [`Recorder::open`], with the name of the boot.
@@ -148,6 +173,7 @@ impl Recorder {
         name: &str,
         options: Options,
         boot: BootId,
+        note: Option<&Path>,
     ) -> Result<(Self, Repair), RecorderError> {
         if !is_recorder_name(name) {
             return Err(RecorderError::InvalidName(name.to_owned()));
@@ -172,6 +198,9 @@ impl Recorder {
             Err(TryLockError::Error(e)) => return Err(io("lock the lock file")(e)),
         }
         let Mended { before, place, repair } = mend(directory, name)?;
+        if let Some(note) = note {
+            LastBoot::check(note, directory, place, before.boot)?;
+        }
 
         let place = place.saturating_add(1);
         let header = Header {
@@ -183,7 +212,7 @@ impl Recorder {
             },
             before,
         };
-        let file = create_segment(directory, &header).map_err(io("begin a segment"))?;
+        let (file, at) = create_segment(directory, &header).map_err(io("begin a segment"))?;
         let head = private()
             .create(true)
             .open(Head::path(directory))
@@ -191,6 +220,7 @@ impl Recorder {
         let state = State {
             segment: header.name,
             file: Arc::new(file),
+            at,
             end: HEADER_BYTES as u64,
             span: Span::EMPTY,
             hash: header.hash(),
@@ -198,6 +228,7 @@ impl Recorder {
             durable: 0,
             wanted: 0,
             dirty_since: None,
+            look_at: moment() + LOOK_EVERY,
             waiting: BTreeMap::new(),
             next_waiting: 0,
             failed: None,
@@ -206,6 +237,16 @@ impl Recorder {
         write_head(&head, &state.head())
             .and_then(|()| head.sync_all())
             .map_err(io("write the head file"))?;
+        if let Some(note) = note {
+            let noted = LastBoot::new(directory, place, boot).write(note);
+            noted.map_err(io("note its last boot elsewhere"))?;
+        }
+        let kept = [("lock", &lock), ("head", &head)].map(|(name, file)| Place::of(directory.join(name), file));
+        let [lock_at, head_at] = kept;
+        let kept = [
+            lock_at.map_err(io("look at the lock file"))?,
+            head_at.map_err(io("look at the head file"))?,
+        ];
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             place,
@@ -214,6 +255,7 @@ impl Recorder {
             options,
             head,
             _lock: lock,
+            kept,
             state: Mutex::new(state),
             work: Condvar::new(),
             settled: Condvar::new(),
@@ -244,6 +286,10 @@ impl Recorder {
     pub fn append<R: Recordable>(&self, record: &mut R, class: Class) -> Result<Appended, RecorderError> {
         let shared = &self.owner.shared;
         let mut state = shared.lock();
+        // The flusher looks, but writers that never pause may keep the lock from it.
+        if state.written.is_multiple_of(LOOK_RECORDS) && state.look_at <= moment() {
+            shared.look(&mut state);
+        }
         if let Some(failed) = &state.failed {
             return Err(failed.clone());
         }
@@ -258,8 +304,8 @@ impl Recorder {
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(RecorderError::TooLarge(payload.len()));
         }
-        if let Err((action, e)) = shared.write(&mut state, R::KIND, &payload, to_micros(record.at())) {
-            return Err(shared.fail(&mut state, action, &e));
+        if let Err(failure) = shared.write(&mut state, R::KIND, &payload, to_micros(record.at())) {
+            return Err(shared.fail(&mut state, failure));
         }
         if class == Class::Must {
             state.wanted = state.written;
@@ -301,6 +347,12 @@ impl Recorder {
             }
             state = shared.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Why nothing can be recorded any more, if it has come to that.
+    #[must_use]
+    pub fn failure(&self) -> Option<RecorderError> {
+        self.owner.shared.lock().failed.clone()
     }
 
     /// Waits until nothing can be recorded any more, and says why. What holds the recorder cannot mend that by itself:
@@ -347,40 +399,6 @@ impl Drop for Owner {
     }
 }
 
-// === impl Durable ===
-
-impl Future for Durable<'_> {
-    type Output = Result<(), RecorderError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let mut state = this.shared.lock();
-        if let Some(settled) = this.shared.settled(&mut state, this.seq) {
-            return Poll::Ready(settled);
-        }
-        let place = *this.place.get_or_insert_with(|| {
-            state.next_waiting += 1;
-            state.next_waiting
-        });
-        state.waiting.insert(
-            place,
-            Waiting {
-                seq: this.seq,
-                waker: context.waker().clone(),
-            },
-        );
-        Poll::Pending
-    }
-}
-
-impl Drop for Durable<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.shared.lock().waiting.remove(&place);
-        }
-    }
-}
-
 // === impl Shared ===
 
 impl Shared {
@@ -410,17 +428,19 @@ impl Shared {
         None
     }
 
-    fn write(&self, state: &mut State, kind: Kind, payload: &[u8], at: i64) -> Result<(), (&'static str, io::Error)> {
+    fn write(&self, state: &mut State, kind: Kind, payload: &[u8], at: i64) -> Result<(), RecorderError> {
         let (mut frame, mut hash) = Frame::encode(&state.hash, kind, payload);
         let max = self.options.segment_bytes_max.min(SEGMENT_BYTES_MAX);
         if state.end > HEADER_BYTES as u64 && state.end + frame.len() as u64 > max {
-            self.rotate(state).map_err(|e| ("begin a segment", e))?;
+            // What is left now is looked at no more.
+            self.undisturbed(state)?;
+            self.rotate(state).map_err(|e| self.io("begin a segment", &e))?;
             (frame, hash) = Frame::encode(&state.hash, kind, payload);
         }
-        if let Err(e) = state.file.write_all_at(&frame, state.end) {
+        if let Err(e) = (&*state.file).write_all(&frame) {
             // Whatever part of it got there is no record. When this fails too, opening finds a torn tail.
             let _ = state.file.set_len(state.end);
-            return Err(("write a record", e));
+            return Err(self.io("write a record", &e));
         }
         state.end += frame.len() as u64;
         state.hash = hash;
@@ -447,7 +467,8 @@ impl Shared {
                 hash: state.hash,
             },
         };
-        state.file = Arc::new(create_segment(&self.directory, &header)?);
+        let (file, at) = create_segment(&self.directory, &header)?;
+        (state.file, state.at) = (Arc::new(file), at);
         state.segment = header.name;
         state.end = HEADER_BYTES as u64;
         state.span = Span::EMPTY;
@@ -470,20 +491,21 @@ impl Shared {
             if state.failed.is_some() {
                 break;
             }
+            let until_look = state.look_at.saturating_duration_since(moment());
+            if until_look.is_zero() {
+                self.look(&mut state);
+                continue;
+            }
             let Some(since) = state.dirty_since else {
                 if state.closing {
                     break;
                 }
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.wait(state, until_look);
                 continue;
             };
             let left = self.options.flush_after.saturating_sub(since.elapsed());
             if state.wanted <= state.durable && !state.closing && !left.is_zero() {
-                state = self
-                    .work
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+                state = self.wait(state, left.min(until_look));
                 continue;
             }
             let (file, head) = (Arc::clone(&state.file), state.head());
@@ -492,11 +514,37 @@ impl Shared {
             let flushed = file.sync_data();
             state = self.lock();
             if let Err(e) = flushed.and_then(|()| self.made_durable(&mut state, head)) {
-                self.fail(&mut state, "flush", &e);
+                let failure = self.io("flush", &e);
+                self.fail(&mut state, failure);
             }
         }
         // So that a clean end leaves a head that shows every record, also after a power cut.
         let _ = self.head.sync_all();
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, longest: Duration) -> MutexGuard<'a, State> {
+        let waited = self.work.wait_timeout(state, longest);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Looks whether the files are still what this recorder opened and wrote, and fails if they are not.
+    fn look(&self, state: &mut State) {
+        state.look_at = moment() + LOOK_EVERY;
+        if let Err(disturbed) = self.undisturbed(state) {
+            self.fail(state, disturbed);
+        }
+    }
+
+    fn undisturbed(&self, state: &State) -> Result<(), RecorderError> {
+        // Under the lock nobody writes, so the length is exact.
+        check_length(state.at.path(), &state.file, state.end)
+            .and_then(|()| state.at.check())
+            .and_then(|()| self.kept.iter().try_for_each(Place::check))
+            .map_err(|Disturbed { file, problem }| RecorderError::Disturbed {
+                directory: self.directory.display().to_string(),
+                file,
+                problem,
+            })
     }
 
     /// Everything up to `head` is on the disk: say so there, then to those who wait.
@@ -513,12 +561,15 @@ impl Shared {
     }
 
     /// From here on nothing is written: what the disk holds is not known.
-    fn fail(&self, state: &mut State, action: &'static str, error: &io::Error) -> RecorderError {
-        let error = io_error(&self.directory, action, error);
-        let first = state.failed.get_or_insert(error).clone();
+    fn fail(&self, state: &mut State, failure: RecorderError) -> RecorderError {
+        let first = state.failed.get_or_insert(failure).clone();
         self.settled.notify_all();
         self.work.notify_one();
         first
+    }
+
+    fn io(&self, action: &'static str, error: &io::Error) -> RecorderError {
+        io_error(&self.directory, action, error)
     }
 }
 
@@ -556,15 +607,15 @@ impl State {
 
 // === Files ===
 
-/// On the disk, with its name, when it returns.
-fn create_segment(directory: &Path, header: &Header) -> io::Result<File> {
-    let file = private()
-        .create_new(true)
-        .open(directory.join(header.name.file_name()))?;
-    file.write_all_at(&header.encode(), 0)?;
+/// On the disk, with its name, when it returns. It is only ever appended to: when somebody cuts it, it stays too short.
+fn create_segment(directory: &Path, header: &Header) -> io::Result<(File, Place)> {
+    let path = directory.join(header.name.file_name());
+    let mut file = private().append(true).create_new(true).open(&path)?;
+    file.write_all(&header.encode())?;
     file.sync_all()?;
     File::open(directory)?.sync_all()?;
-    Ok(file)
+    let place = Place::of(path, &file)?;
+    Ok((file, place))
 }
 
 fn write_head(file: &File, head: &Head) -> io::Result<()> {

@@ -27,7 +27,7 @@ pub(crate) fn record(n: u64) -> Record {
 
 /// The next boot, named by its place, so that names are the same in each run.
 pub(crate) fn open(directory: &Path) -> (Recorder, Repair) {
-    let named = |boot| Recorder::open_as(directory, "ledger", SMALL, BootId::from_bits(boot)).unwrap();
+    let named = |boot| Recorder::open_as(directory, "ledger", SMALL, BootId::from_bits(boot), None).unwrap();
     // Mending may remove a segment that was just begun, and then its place is free again.
     let head = Head::read(directory).ok().flatten().and_then(Result::ok);
     let segments = segment::list(directory)

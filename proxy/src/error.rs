@@ -48,7 +48,7 @@ pub enum StartError {
     State(#[from] FileError),
     /// The decision log can no longer be written: from there on every request would be refused.
     #[error(
-        "the decision log `{dir}` can no longer be written, and nothing may be decided without a record; make room or mend the disk, then start again",
+        "the decision log `{dir}` can no longer be written, and nothing may be decided without a record",
         dir = .dir.display()
     )]
     Log {

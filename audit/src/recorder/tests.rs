@@ -1,7 +1,7 @@
 //! What a recorder promises: order, durability, failures that stay, and names that never repeat.
 
 use std::os::unix::fs::PermissionsExt;
-use std::task::Wake;
+use std::task::{Context, Poll, Wake};
 use std::thread::Thread;
 
 use super::*;
@@ -268,7 +268,7 @@ fn after_a_failure_every_append_fails() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, RecorderError::Io { .. }), "{error}");
+    assert!(matches!(error, RecorderError::Disturbed { .. }), "{error}");
     assert!(error.to_string().contains(&directory.display().to_string()), "{error}");
     std::fs::rename(&moved, &directory).unwrap();
     for class in [Class::Full, Class::Must] {
@@ -301,6 +301,102 @@ fn a_failure_is_told_to_who_waits_for_one() {
     // Who asks afterwards is told too, and who stops waiting leaves nothing behind.
     let _ = block_on(recorder.failed());
     assert!(recorder.owner.shared.lock().waiting.is_empty());
+}
+
+/// Whatever somebody does to the files of a running recorder, it notices and writes nothing more, whether it is busy or
+/// not. A record that is gone has no id that was given out a second later.
+#[test]
+fn what_is_done_to_the_files_is_noticed() {
+    use std::fs;
+    type Deed = fn(&Path);
+    fn segment(directory: &Path) -> PathBuf {
+        let segments = files(directory).into_iter().filter(|name| name.ends_with(".seg"));
+        directory.join(segments.max().unwrap())
+    }
+    fn cut(path: &Path, to: u64) {
+        File::options().write(true).open(path).unwrap().set_len(to).unwrap();
+    }
+    let deeds: [(&str, Deed); 11] = [
+        ("the segment is removed", |log| fs::remove_file(segment(log)).unwrap()),
+        ("it is renamed", |log| {
+            fs::rename(segment(log), log.join("000-old")).unwrap();
+        }),
+        ("it is emptied", |log| cut(&segment(log), 0)),
+        ("its end is cut", |log| {
+            let segment = segment(log);
+            cut(&segment, segment.metadata().unwrap().len() - 1);
+        }),
+        ("a copy is put in its place", |log| {
+            fs::copy(segment(log), log.join("copy")).unwrap();
+            fs::rename(log.join("copy"), segment(log)).unwrap();
+        }),
+        ("somebody else appends to it", |log| {
+            File::options()
+                .append(true)
+                .open(segment(log))
+                .unwrap()
+                .write_all(b"x")
+                .unwrap();
+        }),
+        ("the head is removed", |log| fs::remove_file(log.join("head")).unwrap()),
+        ("the lock is removed, and another process locks anew", |log| {
+            fs::remove_file(log.join("lock")).unwrap();
+            let lock = File::create(log.join("lock")).unwrap();
+            lock.try_lock().unwrap();
+        }),
+        ("the directory is removed", |log| fs::remove_dir_all(log).unwrap()),
+        ("the directory is renamed", |log| {
+            fs::rename(log, log.with_extension("old")).unwrap();
+        }),
+        ("an older copy of the directory is put in its place", |log| {
+            let copy = copy(log);
+            fs::rename(log, log.with_extension("old")).unwrap();
+            fs::rename(copy.keep(), log).unwrap();
+        }),
+    ];
+    let large = Options {
+        segment_bytes_max: 1 << 20,
+        ..SMALL
+    };
+    for (what, deed) in deeds {
+        for busy in [false, true] {
+            let parent = tempfile::tempdir().unwrap();
+            let directory = parent.path().join("log");
+            let (recorder, _) = Recorder::open(&directory, "ledger", large.clone()).unwrap();
+            let kept = append(&recorder, 0, Class::Must).id;
+            recorder.wait_durable(kept.seq).unwrap();
+            deed(&directory);
+            let done = Instant::now();
+            if busy {
+                // As fast as it goes: what it writes must not hide what was done.
+                while recorder.append(&mut record(1), Class::Full).is_ok() {}
+            }
+            let error = block_on(recorder.failed());
+            assert!(done.elapsed() < Duration::from_secs(1), "{what}: {:?}", done.elapsed());
+            assert!(matches!(error, RecorderError::Disturbed { .. }), "{what}: {error}");
+            assert!(error.to_string().contains(&directory.display().to_string()), "{error}");
+            assert!(recorder.append(&mut record(2), Class::Full).is_err(), "{what}");
+        }
+    }
+}
+
+/// What nobody touched goes on, idle or not, and over the beginning of new segments.
+#[test]
+fn what_is_left_alone_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (recorder, _) = open(directory.path());
+    let start = Instant::now();
+    let mut n = 0;
+    while start.elapsed() < 3 * LOOK_EVERY {
+        append(&recorder, n, Class::Full);
+        n += 1;
+        if n.is_multiple_of(200) {
+            std::thread::sleep(LOOK_EVERY / 5);
+        }
+    }
+    drop(recorder);
+    assert_eq!(read(directory.path()).0.len() as u64, n);
+    assert_eq!(findings(directory.path()), 0);
 }
 
 struct Unpark(Thread);
