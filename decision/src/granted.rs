@@ -237,12 +237,12 @@ impl<'a, R> Judged<'a, R> {
         let Self { log, record, answer } = self;
         let outcome = record.outcome;
         match (log.record(record).await, answer) {
-            (Ok(decision), Ok((request, permit))) => Ok(Granted {
+            (Ok(Some(decision)), Ok((request, permit))) => Ok(Granted {
                 request,
                 permit,
                 decision,
             }),
-            (Err(_), Ok(_)) => Err(Refused::unrecorded(outcome)),
+            (Ok(None) | Err(_), Ok(_)) => Err(Refused::unrecorded(outcome)),
             (recorded, Err(why)) => Err(Refused::new(outcome, why, recorded)),
         }
     }
@@ -284,13 +284,9 @@ impl Refused {
         }
     }
 
-    pub(crate) fn new(outcome: Outcome, why: Why, recorded: Result<DecisionId, RecorderError>) -> Self {
+    pub(crate) fn new(outcome: Outcome, why: Why, recorded: Result<Option<DecisionId>, RecorderError>) -> Self {
         match recorded {
-            Ok(decision) => Self {
-                outcome,
-                decision: Some(decision),
-                why,
-            },
+            Ok(decision) => Self { outcome, decision, why },
             Err(_) => Self::unrecorded(outcome),
         }
     }
@@ -308,7 +304,8 @@ impl Refused {
         self.outcome
     }
 
-    /// The record of it. None where it could not be written, and for strangers who are so many that they are counted only.
+    /// The record of it, and of nothing else. None where it could not be written, and for one of so many refusals of its
+    /// caller, or of strangers, that it is only counted, in the record of another.
     pub fn decision(&self) -> Option<&DecisionId> {
         self.decision.as_ref()
     }

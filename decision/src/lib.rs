@@ -21,8 +21,8 @@ mod metrics;
 mod point;
 mod policy_files;
 mod reference;
+mod roll_up;
 mod settings;
-mod strangers;
 mod trace;
 
 pub use answer::{DECISION_HEADER, refusal};
@@ -34,6 +34,7 @@ pub use follow::follow_bundles;
 pub use granted::{Granted, Judged, Refused, Renewed, Why, Withdrawn};
 pub use keeper::Keeper;
 pub use listing::Named;
+pub use log::LOG_NOTE;
 pub use metrics::{Family, Metrics};
 pub use point::DecisionPoint;
 pub use policy_files::{PolicyFiles, read_policies};

@@ -4,14 +4,22 @@ use std::error::Error;
 use std::fmt;
 
 use hoplite_audit::{Appended, Class, DecisionId, Outcome, Record, Recorder, RecorderError};
+use hoplite_host::clock;
 use hoplite_policy::grant::GRANT_IDS;
-use tracing::error;
+use tokio::sync::Notify;
+use tracing::{error, warn};
 
 use crate::metrics::Metrics;
+use crate::roll_up::{Admitted, RollUp, WRITTEN_EVERY};
 
-/// The recorder, and the counters.
+/// The file beside the kept policy that says what the decision log had reached: one that is gone is not begun anew.
+pub const LOG_NOTE: &str = "decision-log";
+
+/// The recorder, what is held back from it, and the counters.
 pub(crate) struct Log {
     recorder: Recorder,
+    roll_up: RollUp,
+    held_back: Notify,
     metrics: Metrics,
 }
 
@@ -28,6 +36,8 @@ impl Log {
     pub(crate) fn new(recorder: Recorder) -> Self {
         Self {
             recorder,
+            roll_up: RollUp::new(clock::moment()),
+            held_back: Notify::new(),
             metrics: Metrics::default(),
         }
     }
@@ -36,11 +46,59 @@ impl Log {
         &self.metrics
     }
 
-    /// Writes the record. A plain allow is written when this returns, anything else is on the disk. After an error nothing
-    /// may be forwarded, and nothing be said but that we cannot answer.
-    pub(crate) async fn record(&self, record: Record) -> Result<DecisionId, RecorderError> {
-        let appended = self.append(record);
-        self.settled(appended).await
+    /// Writes the record. A plain allow is written when this returns, anything else is on the disk; a refusal of which
+    /// there are too many is only counted, and has no id. After an error nothing may be forwarded, and nothing be said but
+    /// that we cannot answer.
+    pub(crate) async fn record(&self, record: Record) -> Result<Option<DecisionId>, RecorderError> {
+        let outcome = record.outcome;
+        match self.roll_up.admit(record, clock::moment()) {
+            Admitted::Record(record) => {
+                let appended = self.append(*record);
+                self.settled(appended).await.map(Some)
+            }
+            Admitted::Counted { say } => {
+                if let Some((principal, service)) = say {
+                    let principal = principal.as_deref().unwrap_or("nobody known");
+                    warn!(
+                        principal,
+                        service,
+                        "refused so often that not each refusal has a record: they are counted, in one a second"
+                    );
+                }
+                self.metrics.counted(outcome);
+                self.held_back.notify_one();
+                // What cannot be counted for good is not told either.
+                match self.recorder.failure() {
+                    Some(failure) => Err(failure),
+                    None => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Writes what is held back, so that it is counted.
+    pub(crate) fn roll_up(&self) {
+        for mut record in self.roll_up.take(clock::moment()) {
+            match self.recorder.append(&mut record, Class::Full) {
+                Ok(_) => self.metrics.rolled_up(),
+                Err(failure) => {
+                    let (error, refusals): (&dyn Error, _) = (&failure, record.suppressed.saturating_add(1));
+                    error!(error, refusals, "refusals are not counted in the log");
+                }
+            }
+        }
+    }
+
+    /// Writes what is held back once a second, for as long as it is polled. May be dropped at any time.
+    pub(crate) async fn keep_counts(&self) {
+        loop {
+            self.held_back.notified().await;
+            // Dropped while it sleeps, it finds the rest when it is asked again.
+            self.held_back.notify_one();
+            tokio::time::sleep(WRITTEN_EVERY).await;
+            self.held_back.notified().await;
+            self.roll_up();
+        }
     }
 
     /// Appends a record, and does not wait.
@@ -80,9 +138,15 @@ impl Log {
         }
     }
 
-    /// Waits until nothing can be written any more.
+    /// Waits until nothing can be written any more, and raises the alarm.
     pub(crate) async fn failed(&self) -> RecorderError {
-        self.recorder.failed().await
+        let failure = self.recorder.failed().await;
+        let error: &dyn Error = &failure;
+        error!(
+            notice = true,
+            error, "ALARM: nothing can be recorded any more, so everything is refused"
+        );
+        failure
     }
 }
 

@@ -19,6 +19,7 @@ pub struct Metrics {
     decisions: [AtomicU64; OUTCOMES.len()],
     records: AtomicU64,
     record_failures: AtomicU64,
+    counted: AtomicU64,
     pub(crate) panics: AtomicU64,
     pub(crate) reference_checks: AtomicU64,
     pub(crate) reference_differences: AtomicU64,
@@ -43,6 +44,21 @@ pub struct Family {
 impl Metrics {
     pub(crate) fn recorded(&self, outcome: Outcome) {
         self.records.fetch_add(1, Relaxed);
+        self.decided(outcome);
+    }
+
+    /// A refusal without a record of its own.
+    pub(crate) fn counted(&self, outcome: Outcome) {
+        self.counted.fetch_add(1, Relaxed);
+        self.decided(outcome);
+    }
+
+    /// A record of refusals that were counted when they were decided.
+    pub(crate) fn rolled_up(&self) {
+        self.records.fetch_add(1, Relaxed);
+    }
+
+    fn decided(&self, outcome: Outcome) {
         if let Some(index) = OUTCOMES.iter().position(|known| *known == outcome)
             && let Some(counter) = self.decisions.get(index)
         {
@@ -72,6 +88,11 @@ impl Metrics {
                 samples: by_outcome.collect(),
             },
             plain("records_total", "Decision records written.", &self.records),
+            plain(
+                "refusals_rolled_up_total",
+                "Refusals without a record of their own, because their caller has too many.",
+                &self.counted,
+            ),
             plain(
                 "record_failures_total",
                 "Requests refused because their record could not be written.",

@@ -1,5 +1,6 @@
 //! One question, one answer, one record: nothing is answered before what was decided is written down.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,7 +23,6 @@ use crate::log::{Log, broke_glass};
 use crate::metrics::Metrics;
 use crate::reference::Sampler;
 use crate::settings::OnStale;
-use crate::strangers::Strangers;
 
 /// Why nothing is allowed once the policy is stale, where that is the rule.
 const STALE: &str = "the policy has expired, and this service denies then; publish it anew";
@@ -46,7 +46,6 @@ pub struct DecisionPoint {
     policy: Arc<CurrentPolicy>,
     log: Log,
     sampler: Sampler,
-    strangers: Strangers,
     on_stale: OnStale,
 }
 
@@ -59,7 +58,6 @@ impl DecisionPoint {
             policy,
             log: Log::new(recorder),
             sampler: Sampler::new(reference_every),
-            strangers: Strangers::new(clock::moment()),
             on_stale,
         }
     }
@@ -89,19 +87,13 @@ impl DecisionPoint {
     /// Refuses without asking policy, and records that.
     pub async fn refuse(&self, draft: Draft<'_>, unasked: Unasked) -> Refused {
         let recorded = self.log.record(draft.refused(&unasked)).await;
-        Refused::unasked(unasked, recorded.map(Some))
+        Refused::unasked(unasked, recorded)
     }
 
-    /// Refuses somebody without an identity, and records that. Of too many at once it is only counted, in the next one's
-    /// record; then it has no decision id.
+    /// Refuses somebody without an identity, and records that. Of too many at once it is only counted.
     pub async fn refuse_stranger(&self, stranger: Stranger<'_>, unasked: Unasked) -> Refused {
-        let Some(suppressed) = self.strangers.admit(clock::moment()) else {
-            return Refused::unasked(unasked, Ok(None));
-        };
-        let mut record = stranger.record(&unasked);
-        record.suppressed = suppressed;
-        let recorded = self.log.record(record).await;
-        Refused::unasked(unasked, recorded.map(Some))
+        let recorded = self.log.record(stranger.record(&unasked)).await;
+        Refused::unasked(unasked, recorded)
     }
 
     /// Asks policy again about what it has granted: a connection, or a request as it was judged then. Of headers that are
@@ -147,7 +139,7 @@ impl DecisionPoint {
         let appended: Vec<_> = withdrawn.into_iter().map(append).collect();
         let mut refused = Vec::with_capacity(appended.len());
         for (appended, outcome, why) in appended {
-            refused.push(Refused::new(outcome, why, self.log.settled(appended).await));
+            refused.push(Refused::new(outcome, why, self.log.settled(appended).await.map(Some)));
         }
         refused
     }
@@ -294,10 +286,27 @@ impl DecisionPoint {
         }
     }
 
+    /// Writes the records of refusals that are only counted, once a second, for as long as it is polled. May be dropped at
+    /// any time.
+    pub async fn keep_counts(&self) {
+        self.log.keep_counts().await;
+    }
+
+    /// Writes them now: the last thing before the end.
+    pub fn roll_up(&self) {
+        self.log.roll_up();
+    }
+
     /// Waits until nothing can be recorded any more, and says why. From then on nothing is permitted: what holds this
     /// ends, so that its supervisor starts it again.
     pub async fn log_failed(&self) -> RecorderError {
         self.log.failed().await
+    }
+}
+
+impl fmt::Debug for DecisionPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecisionPoint").finish_non_exhaustive()
     }
 }
 

@@ -13,7 +13,8 @@ use std::time::SystemTime;
 
 use hoplite_audit::{Options, Phase, Recorder, RecorderError};
 use hoplite_decision::{
-    CurrentPolicy, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, Refused, Stranger, Unasked, Witness,
+    CurrentPolicy, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, LOG_NOTE, Refused, Stranger, Unasked,
+    Witness,
 };
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
@@ -86,7 +87,9 @@ impl Authorizer {
     /// # Errors
     /// [`AuthorizerError`]. A policy that cannot be used is no error: everything is denied, and the reason said.
     pub(crate) fn open(config: &Authorization, holding: Holding, now: SystemTime) -> Result<Self, AuthorizerError> {
-        let opened = Recorder::open(&config.audit_dir, &config.name, Options::default());
+        files::private_dir(&config.state_dir)?;
+        let note = config.state_dir.join(LOG_NOTE);
+        let opened = Recorder::open_noted(&config.audit_dir, &config.name, Options::default(), &note);
         let (recorder, repair) = opened.map_err(|source| AuthorizerError::Log {
             dir: config.audit_dir.clone(),
             source,
@@ -97,7 +100,6 @@ impl Authorizer {
                 "the decision log has lost records that were on the disk"
             );
         }
-        files::private_dir(&config.state_dir)?;
         let feed = Arc::new(CurrentPolicy::beside(&config.state_dir, holding, now));
         let directory = config.policy_dir.clone().map(|dir| feed.follow(dir)).transpose()?;
         Ok(Self {
@@ -125,7 +127,8 @@ impl Authorizer {
             }
             tokio::select! {
                 changed = held.changed() => if changed.is_err() { return },
-                () = shutdown.wait() => return,
+                () = shutdown.wait() => return self.point.roll_up(),
+                () = self.point.keep_counts() => return,
             }
         }
     }

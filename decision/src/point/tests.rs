@@ -429,3 +429,110 @@ async fn what_was_granted_is_asked_about_again_with_the_headers_known_then() {
     assert!(records[0].reason.as_ref().unwrap().contains("x-debug"), "{records:?}");
     assert_eq!(records[1].reason, Some(format!("it was permitted as {id}")));
 }
+
+/// `GET /accounts/7`, by somebody.
+async fn refused_by(world: &World, point: &DecisionPoint, peer: &VerifiedPeer) -> Refused {
+    let draft = Draft::new(Facts {
+        phase: Phase::Request,
+        service: &LEDGER,
+        witness: Witness::Own { peer, tls: "1.3" },
+        source: None,
+        trace_id: None,
+    });
+    let asked = HttpRequest {
+        canonical: CanonicalRequest::parse("GET", &[b"ledger"], b"/accounts/7").unwrap(),
+        rest: Told(None),
+    };
+    let from = Transport::new([10, 0, 0, 1].into());
+    let judged = point.judge(draft, asked, &from).await;
+    assert!(!world.dir.path().as_os_str().is_empty());
+    judged.recorded().await.err().unwrap()
+}
+
+fn refusals(records: &[Record]) -> u64 {
+    let refused = records.iter().filter(|record| record.outcome != Outcome::Allow);
+    refused.map(|record| 1 + record.suppressed).sum()
+}
+
+/// A caller that is refused all day writes no more than its share, and neither its permits nor anybody else's records are
+/// touched by that. Nothing goes uncounted.
+#[tokio::test]
+async fn a_caller_that_is_refused_all_day_is_counted() {
+    let world = world();
+    let point = world.point(0, OnStale::Keep);
+    let authority = TestAuthority::new("prod.acme");
+    let [busy, quiet] = ["/busy", "/quiet"].map(|path| authority.peer(path));
+    let only_web =
+        "@id(\"web\") permit (principal == Hoplite::Workload::\"spiffe://prod.acme/web\", action, resource);";
+    world.publish(1, Stage::Live, only_web, HOUR);
+    let mut without_id = 0;
+    for n in 0..1_500 {
+        let refused = refused_by(&world, &point, &busy).await;
+        assert_eq!((refused.status().as_u16(), refused.code()), (403, "denied"));
+        without_id += u64::from(refused.decision().is_none());
+        assert_eq!(refused.body().contains("decision"), refused.decision().is_some());
+        if n % 100 == 0 {
+            assert!(refused_by(&world, &point, &quiet).await.decision().is_some());
+            let granted = world.judge(&point, SystemTime::now(), None).await.recorded().await;
+            assert!(granted.is_ok(), "what is allowed has a record each");
+        }
+    }
+    assert!(without_id > 0, "the bound is never reached");
+    point.roll_up();
+    let records = world.records();
+    let of = |name: &str| -> Vec<Record> {
+        let of = |record: &&Record| record.principal.as_deref() == Some(&format!("spiffe://prod.acme{name}"));
+        records.iter().filter(of).cloned().collect()
+    };
+    assert_eq!(refusals(&of("/busy")), 1_500);
+    assert!(of("/busy").len() < 1_500, "{}", of("/busy").len());
+    assert_eq!((of("/quiet").len(), refusals(&of("/quiet"))), (15, 15));
+    assert_eq!(of("/web").len(), 15);
+    assert_eq!(count(&point, "refusals_rolled_up_total"), without_id);
+    let families = point.metrics().families();
+    let decided = families.iter().find(|family| family.name == "decisions_total").unwrap();
+    assert_eq!(decided.samples.iter().map(|(_, count)| count).sum::<u64>(), 1_530);
+    assert_eq!(count(&point, "records_total"), records.len() as u64);
+}
+
+/// The test runs itself again and is killed: what has been rolled up is in the log, all but the last second of refusals.
+#[test]
+fn counts_survive_a_kill() {
+    use std::io::{BufRead, BufReader, Write};
+    const AGAIN: &str = "HOPLITE_TEST_COUNTS_SURVIVE";
+    if let Some(directory) = std::env::var_os(AGAIN) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        return runtime.block_on(async {
+            let (recorder, _) = Recorder::open(directory.as_ref(), "test", Options::default()).unwrap();
+            let log = Log::new(recorder);
+            for refused in 1_u64.. {
+                let record = Record::new(Phase::Request, Outcome::Forbid, "ledger", SystemTime::now());
+                log.record(record).await.unwrap();
+                if refused.is_multiple_of(1_000) {
+                    log.roll_up();
+                    let mut out = std::io::stdout().lock();
+                    writeln!(out, "\ncounted {refused}").unwrap();
+                    out.flush().unwrap();
+                }
+            }
+        });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "point::tests::counts_survive_a_kill", "--nocapture"])
+        .env(AGAIN, dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let counted = |line: String| line.strip_prefix("counted ").map(|n| n.parse::<u64>().unwrap());
+    let counted = lines.filter_map(counted).take_while(|n| *n < 7_000).last().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = read_log(dir.path(), &Query::default()).unwrap();
+    let records: Vec<Record> = log.map(Result::unwrap).collect();
+    assert!(refusals(&records) >= counted, "{} of {counted}", refusals(&records));
+    assert!(records.len() < 3_000, "{}", records.len());
+}

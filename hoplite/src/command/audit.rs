@@ -266,6 +266,10 @@ fn row(record: &Record) -> Vec<String> {
     } else {
         record.determining.join(" ")
     };
+    let why = match record.suppressed {
+        0 => why,
+        others => format!("{why}  (stands for {others} more)"),
+    };
     vec![
         humantime::format_rfc3339_millis(record.at).to_string(),
         record.id.to_string(),
