@@ -14,6 +14,7 @@ pub(crate) mod process;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -132,12 +133,12 @@ impl From<io::Error> for Unknown {
 // === impl LocalProcess ===
 
 impl LocalProcess {
-    pub(crate) fn new(peer: &Peer) -> io::Result<Self> {
+    pub(crate) fn new(peer: Peer, process: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             pid: peer.pid,
             uid: peer.uid,
             gid: peer.gid,
-            process: Process::new(Arc::clone(&peer.pidfd))?,
+            process: Process::new(Arc::new(process))?,
         })
     }
 
@@ -367,13 +368,12 @@ mod tests {
     fn caller(pid: u32) -> LocalProcess {
         let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        LocalProcess::new(&Peer {
+        let peer = Peer {
             pid: pid.as_raw_nonzero().get(),
             uid: 4_000_000,
             gid: 7,
-            pidfd: Arc::new(pidfd),
-        })
-        .unwrap()
+        };
+        LocalProcess::new(peer, pidfd).unwrap()
     }
 
     fn attestor() -> Attestor {

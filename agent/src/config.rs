@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use hoplite_audit::is_recorder_name;
 use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
+use hoplite_host::logging::Levels;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
@@ -41,6 +43,12 @@ pub struct Config {
     /// The socket's mode, `0o666` when left out: any local user may connect, attestation decides.
     #[serde(default)]
     pub socket_mode: Option<u32>,
+    /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
+    #[serde(default)]
+    pub log_levels: Option<Levels>,
+    /// How it is known which process calls: by the kernel's word, or, on kernels before Linux 6.5, by its number.
+    #[serde(default)]
+    pub peer_process: PeerProcess,
     /// Whose policy is taken: `["alice=ed25519:…"]`. Nobody's when left out.
     #[serde(default)]
     pub policy_signers: TrustedSigners,

@@ -30,7 +30,10 @@ use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::FileError;
+use hoplite_host::logging;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::process::Hardening;
+use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
 use hoplite_policy::holding::{Holding, PolicyTrust};
@@ -63,6 +66,8 @@ pub struct Running {
     /// Each says why it ended. All of them end only after the stop.
     parts: JoinSet<&'static str>,
     authorizer: Option<Arc<Authorizer>>,
+    /// Those in force, for an agent that has a file.
+    settings: Settings,
 }
 
 /// Why an agent did not start. One sentence for the operator.
@@ -100,7 +105,14 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing is bound or half-written then. A CA that is away is no error: the agent keeps trying.
 pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Running, StartError> {
-    unix_socket::ensure_peers_are_known().map_err(StartError::Kernel)?;
+    config.peer_process.ensure_possible().map_err(StartError::Kernel)?;
+    if config.peer_process == PeerProcess::Pid {
+        tracing::warn!(
+            notice = true,
+            "`peer_process = \"pid\"`: callers are known by their process number, user and group, not by the kernel's word; see the threat \
+             model for what that leaves open"
+        );
+    }
     let keeper = Arc::new(Keeper::open(
         &config.data_dir,
         &config.trust_domain,
@@ -150,6 +162,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         stopper,
         parts: JoinSet::new(),
         authorizer: authorizer.clone(),
+        settings: Settings::default(),
     };
     let mut stopping = stop.clone();
     if let Some(authorizer) = authorizer.clone() {
@@ -161,7 +174,8 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     }
     let routes = authorize::routes(&sessions, authorizer.as_ref());
     let routes = socket::with_services(routes, &sessions, feed);
-    let server = socket::server::serve(listener, routes, socket::server::connection_bounds(), stop);
+    let bounds = socket::server::connection_bounds();
+    let server = socket::server::serve(listener, routes, config.peer_process, bounds, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"
@@ -224,9 +238,12 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         threads: Threads::Two,
     };
     daemon::run(&arguments.daemon, process, || async {
-        let config = Config::load(&arguments.daemon.config)?;
+        let file = &arguments.daemon.config;
+        let (config, settings) = (Config::load(file)?, Settings::read(file)?);
+        logging::set(config.log_levels.as_ref());
         let launcher = arguments.launcher_stdin.then(launcher_on_stdin).transpose()?;
-        start(config, launcher).await
+        let running = start(config, launcher).await?;
+        Ok(Running { settings, ..running })
     })
 }
 
@@ -249,6 +266,17 @@ impl Daemon for Running {
 
     async fn ended(&mut self) -> Result<(), StartError> {
         self.wait().await
+    }
+
+    async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
+        let (config, next) = (Config::load(file)?, Settings::read(file)?);
+        Ok(self.settings.reload(&next, |name| {
+            let is_taken = name == "log_levels";
+            if is_taken {
+                logging::set(config.log_levels.as_ref());
+            }
+            is_taken
+        }))
     }
 
     async fn stop(self, _why: &Result<(), StartError>) {

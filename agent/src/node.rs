@@ -13,7 +13,8 @@ use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
-    CertificateDer, InvalidSvid, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain, X509Svid, pem,
+    CertificateDer, InvalidSvid, Moment, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain,
+    X509Svid, pem,
 };
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
@@ -110,6 +111,8 @@ struct Held {
     bundle: Arc<TrustBundle>,
     verifier: Arc<PeerVerifier>,
     svid: Option<Arc<X509Svid>>,
+    /// The disk did not take it.
+    unsaved: bool,
 }
 
 /// The one file, so that a key, its certificate and the bundle change together or not at all.
@@ -140,12 +143,13 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
     };
     let mut said = None;
     loop {
+        keeper.save_again();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
         let now = clock::now();
         let step = facts.next(now);
         if said != Some(step) {
-            say(step, token_file.as_deref());
+            say(step, token_file.as_deref(), facts.svid, now);
             said = Some(step);
         }
         let work = async {
@@ -189,7 +193,7 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
 }
 
 /// A node that waits for a human must say for what.
-fn say(step: Step, token_file: Option<&Path>) {
+fn say(step: Step, token_file: Option<&Path>, svid: Option<Validity>, now: SystemTime) {
     match (step, token_file) {
         (Step::NeedToken, Some(file)) => tracing::warn!(
             "this node has no valid SVID and no unused token; put one from `hoplite token create` into `{}`",
@@ -199,7 +203,12 @@ fn say(step: Step, token_file: Option<&Path>) {
             "this node has no valid SVID; set `join_token_file` to a file with a token from `hoplite token create`"
         ),
         (Step::ClockBehind, _) => {
-            tracing::error!("this machine's clock is before the start of the node's certificate; set the clock");
+            let starts = svid.map(|svid| Moment::from(svid.not_before).to_string());
+            tracing::error!(
+                starts,
+                now = %Moment::from(now),
+                "this machine's clock is before the start of the node's certificate; set this clock, or the CA's"
+            );
         }
         (Step::Join | Step::Renew | Step::Sleep { .. }, _) => {}
     }
@@ -231,13 +240,13 @@ impl Facts {
                 (true, None) => Step::Join,
             };
         };
-        if now < svid.not_before {
+        if now < svid.not_before && !self.token {
             return Step::ClockBehind;
         }
         if let Some(until) = resting {
             return Step::Sleep { until };
         }
-        if self.refused && self.token {
+        if (self.refused || now < svid.not_before) && self.token {
             return Step::Join;
         }
         if now < svid.renew_at {
@@ -316,7 +325,7 @@ impl Keeper {
         let bundle = link::parse_bundle(message, &self.trust_domain)?;
         let mut held = self.held();
         if held.adopt(bundle)? {
-            self.save(&held);
+            self.save(&mut held);
             self.publish(&held);
         }
         Ok(())
@@ -404,7 +413,7 @@ impl Keeper {
         if let Some(bundle) = bundle
             && held.adopt(bundle)?
         {
-            self.save(&held);
+            self.save(&mut held);
             self.publish(&held);
         }
         held.verifier.verify(svid.chain(), PeerRole::Client, clock::now())?;
@@ -416,7 +425,7 @@ impl Keeper {
             held.disk.spent_token = Some(token.digest());
         }
         held.svid = Some(Arc::new(svid));
-        self.save(&held);
+        self.save(&mut held);
         self.publish(&held);
         Ok(())
     }
@@ -438,13 +447,24 @@ impl Keeper {
         Ok(files::write_private(&self.path, &bytes)?)
     }
 
-    /// A full disk must not take the identity away; it costs a new token if the agent is restarted meanwhile.
-    fn save(&self, held: &Held) {
-        if let Err(error) = self.write(held) {
+    /// A full disk must not take the identity away; it costs a new token if the agent is restarted before there is room.
+    fn save(&self, held: &mut Held) {
+        let written = self.write(held);
+        held.unsaved = written.is_err();
+        if let Err(error) = written {
             tracing::error!(
                 %error,
                 "the node's identity is not on disk and would be lost by a restart"
             );
+        }
+    }
+
+    /// Tries again what could not be written, without a word as long as it fails.
+    fn save_again(&self) {
+        let mut held = self.held();
+        if held.unsaved && self.write(&held).is_ok() {
+            held.unsaved = false;
+            tracing::info!("the node's identity is on the disk now");
         }
     }
 
@@ -524,6 +544,7 @@ impl Held {
             bundle,
             verifier,
             svid: svid.map(Arc::new),
+            unsaved: false,
         })
     }
 

@@ -357,10 +357,12 @@ impl Stock {
 
     /// The next batch of entries to have minted.
     fn due(&self, now: SystemTime) -> Vec<Arc<RegisteredEntry>> {
+        // Of a clock that was set back an SVID is not valid yet.
+        let is_good = |minted: &Minted| now < minted.renew_at && minted.svid.leaf().not_before() <= now;
         let missing = |entry: &RegisteredEntry| {
             self.minted
                 .get(&entry.id)
-                .is_none_or(|minted| minted.renew_at <= now || !minted.entry.has_same_certificate(entry))
+                .is_none_or(|minted| !is_good(minted) || !minted.entry.has_same_certificate(entry))
         };
         let resting = |entry: &RegisteredEntry| {
             self.failed

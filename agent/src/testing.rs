@@ -129,7 +129,13 @@ impl World {
             holding,
             authorizer: authorizer.clone(),
             stopper,
-            served: tokio::spawn(serve(listener, routes, connection_bounds(), shutdown)),
+            served: tokio::spawn(serve(
+                listener,
+                routes,
+                Default::default(),
+                connection_bounds(),
+                shutdown,
+            )),
             directory,
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
+use hoplite_host::logging::Levels;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
@@ -40,6 +41,9 @@ pub struct Config {
     /// Life of the authority's certificate, when it is made.
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
+    /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
+    #[serde(default)]
+    pub log_levels: Option<Levels>,
     /// Who may publish policy: `["alice=ed25519:…"]`. Nobody when left out.
     #[serde(default)]
     pub policy_signers: TrustedSigners,

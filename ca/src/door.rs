@@ -10,16 +10,12 @@ use hoplite_identity::{
 };
 use rustls::ServerConfig;
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use crate::issuance::{MintError, SubjectKey};
 use crate::issuer::Issuer;
 
 /// Between two renewals of the CA's own certificate, or attempts at it; half of its life is left for trying.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
-
-/// Timers do not see the clock being set: it is looked at no less often.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
 
 /// For the handshakes of now. Clones are the same one.
 #[derive(Clone)]
@@ -90,19 +86,22 @@ impl Doorkeeper {
     /// Keeps the door right, for ever.
     pub(crate) async fn keep(mut self, door: watch::Sender<Door>) {
         let mut renewed = false;
+        let mut steps = clock::steps();
         loop {
-            let left = self.svid.renew_at(0.0).duration_since(clock::now()).unwrap_or_default();
             let least = if renewed { RENEW_PAUSE } else { Duration::ZERO };
+            let due = self.svid.renew_at(0.0).max(clock::now() + least);
             let is_new = tokio::select! {
                 changed = self.bundles.changed() => match changed {
                     Ok(()) => true,
                     // The CA no longer follows its store: another part says so, and ends the CA.
                     Err(_) => std::future::pending().await,
                 },
-                () = sleep(left.clamp(least, SLEEP_MAX)) => false,
+                () = clock::reached(due) => false,
+                Ok(()) = steps.changed() => false,
             };
             let now = clock::now();
-            renewed = self.svid.renew_at(0.0) <= now;
+            // Of a clock that was set back it is not valid yet.
+            renewed = self.svid.renew_at(0.0) <= now || now < self.svid.leaf().not_before();
             if renewed {
                 match mint(&self.issuer, &self.id, now) {
                     Ok(svid) => self.svid = svid,

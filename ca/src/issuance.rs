@@ -27,7 +27,7 @@ const CSR_BYTES_MAX: usize = 8192;
 
 /// Machines whose clocks are this much behind ours accept a fresh certificate at once. A short-lived certificate is
 /// back-dated by less, a fifth of what it has to live: it is renewed at the half of its whole life, which must lie ahead.
-const BACK_DATED: Duration = Duration::from_secs(10);
+const BACK_DATED: Duration = Duration::from_secs(60);
 
 /// What is to be certified: all of it registered, none of it asked for.
 #[derive(Debug, Clone, Copy)]

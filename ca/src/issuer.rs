@@ -1,6 +1,6 @@
 //! Who gets a certificate, and for how long: the one place that mints.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use hoplite_identity::{Entry, SpiffeId};
@@ -13,25 +13,43 @@ use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
 #[derive(Debug, Clone)]
 pub(crate) struct Issuer {
     authority: Arc<Authority>,
-    agent_ttl: Duration,
+    lives: Arc<RwLock<Lives>>,
+}
+
+/// How long certificates live.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lives {
+    pub(crate) agent: Duration,
     /// Of entries that do not say, and of the CA itself.
-    x509_ttl: Duration,
+    pub(crate) x509: Duration,
 }
 
 // === impl Issuer ===
 
 impl Issuer {
     pub(crate) fn new(authority: Arc<Authority>, agent_ttl: Duration, x509_ttl: Duration) -> Self {
+        let lives = Lives {
+            agent: agent_ttl,
+            x509: x509_ttl,
+        };
         Self {
             authority,
-            agent_ttl,
-            x509_ttl,
+            lives: Arc::new(RwLock::new(lives)),
         }
+    }
+
+    /// What is issued from now on lives so long.
+    pub(crate) fn set_lives(&self, lives: Lives) {
+        *self.lives.write().unwrap_or_else(PoisonError::into_inner) = lives;
+    }
+
+    fn lives(&self) -> Lives {
+        *self.lives.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For an agent.
     pub(crate) fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], self.agent_ttl, key, now)
+        self.mint(id, &[], self.lives().agent, key, now)
     }
 
     /// For a workload: every field from its entry.
@@ -41,12 +59,12 @@ impl Issuer {
 
     /// For the CA's own server.
     pub(crate) fn own(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], self.x509_ttl, key, now)
+        self.mint(id, &[], self.lives().x509, key, now)
     }
 
     /// The life of a workload's certificates.
     pub(crate) fn ttl(&self, entry: &Entry) -> Duration {
-        entry.ttl(self.x509_ttl)
+        entry.ttl(self.lives().x509)
     }
 
     fn mint(

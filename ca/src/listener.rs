@@ -17,7 +17,7 @@ use hoplite_wire::Begins;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::Status;
@@ -58,7 +58,7 @@ pub(crate) struct AgentCaller {
 pub(crate) struct TlsConnection {
     stream: Held<TlsStream<TcpStream>>,
     caller: AgentCaller,
-    ends: Pin<Box<Sleep>>,
+    ends: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// What every handshake needs.
@@ -114,12 +114,25 @@ fn crowded_out() -> io::Error {
 }
 
 /// How long a connection may last. Only an agent's lasts: others could take up all places.
-fn stays(peer: Option<&VerifiedPeer>, now: SystemTime) -> Duration {
-    match peer {
-        Some(peer) if peer.spiffe_id().is_agent() => {
-            peer.not_after().duration_since(now).unwrap_or_default() + EXPIRED_STAYS
+#[derive(Debug, PartialEq, Eq)]
+enum Stay {
+    Until(SystemTime),
+    For(Duration),
+}
+
+impl Stay {
+    fn of(peer: Option<&VerifiedPeer>) -> Self {
+        match peer {
+            Some(peer) if peer.spiffe_id().is_agent() => Self::Until(peer.not_after() + EXPIRED_STAYS),
+            _ => Self::For(STRANGER_STAYS),
         }
-        _ => STRANGER_STAYS,
+    }
+
+    async fn ended(self) {
+        match self {
+            Self::Until(at) => clock::reached(at).await,
+            Self::For(span) => sleep(span).await,
+        }
     }
 }
 
@@ -145,7 +158,7 @@ impl Greeter {
         if is_agent(peer.as_ref()) {
             slot.settle().map_err(io::Error::other)?;
         }
-        let ends = Box::pin(sleep_until(Instant::now() + stays(peer.as_ref(), now)));
+        let ends = Box::pin(Stay::of(peer.as_ref()).ended());
         Ok(TlsConnection {
             stream: Held::new(stream, slot.clone()),
             caller: AgentCaller { peer, address, slot },
@@ -208,14 +221,12 @@ mod tests {
 
     #[test]
     fn only_an_agent_may_stay() {
-        let (authority, now) = (TestAuthority::new("prod.example"), SystemTime::now());
-        let check = |path: &str, long: bool| {
-            let stays = stays(Some(&authority.peer(path)), now);
-            assert_eq!(stays > STRANGER_STAYS, long, "{path}: {stays:?}");
-        };
-        check("/hoplite/agent/n1", true);
-        check("/orders", false);
-        check("/hoplite/ca", false);
-        assert_eq!(stays(None, now), STRANGER_STAYS);
+        let authority = TestAuthority::new("prod.example");
+        let stays = |path: &str| Stay::of(Some(&authority.peer(path)));
+        let until = |stay| matches!(stay, Stay::Until(at) if at > SystemTime::now());
+        assert!(until(stays("/hoplite/agent/n1")));
+        for stay in [stays("/orders"), stays("/hoplite/ca"), Stay::of(None)] {
+            assert_eq!(stay, Stay::For(STRANGER_STAYS));
+        }
     }
 }

@@ -9,12 +9,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hoplite_identity::TrustBundle;
-use hoplite_store::{Revision, Store, StoreError, Watch, WatchError};
+use hoplite_store::{CommitError, Revision, Store, StoreError, Watch, WatchError};
 use tokio::sync::watch;
 
 use crate::index::Index;
 use crate::record::BadRecord;
-use crate::write::{self, Write, WriteError};
+use crate::write::{self, ReadError, Write, WriteError};
 
 /// How often the follower looks whether it should stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -26,6 +26,7 @@ pub(crate) struct Registry {
     index: Arc<RwLock<Index>>,
     revisions: watch::Receiver<Revision>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
+    stopped: Arc<watch::Sender<Option<StoreError>>>,
 }
 
 /// The thread that follows the store. Ends when it is dropped.
@@ -75,6 +76,7 @@ impl Registry {
             index: Arc::new(RwLock::new(index)),
             revisions: news.revisions.subscribe(),
             bundles: news.bundles.subscribe(),
+            stopped: Arc::default(),
         };
         Ok((registry.clone(), Follower::spawn(&registry, watch, news)))
     }
@@ -107,13 +109,44 @@ impl Registry {
         let done = tokio::task::spawn_blocking(move || write::commit(&*store, &write))
             .await
             .map_err(|_| WriteError::NotFollowing)?;
-        let (answer, revision) = done?;
+        let (answer, revision) = done.inspect_err(|error| self.note_if_stopped(error))?;
         let mut revisions = self.revisions();
         revisions
             .wait_for(|reached| *reached >= revision)
             .await
             .map_err(|_| WriteError::NotFollowing)?;
         Ok((answer, revision))
+    }
+}
+
+impl Registry {
+    /// Returns when the store takes nothing more, with the first reason. That does not mend itself: the store says of what it
+    /// holds only when it is opened again.
+    pub(crate) async fn store_stopped(&self) -> StoreError {
+        let mut stopped = self.stopped.subscribe();
+        let first = stopped
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|first| first.clone());
+        match first {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A failed write may have been the store's last: then it says so itself.
+    fn note_if_stopped<E>(&self, error: &WriteError<E>) {
+        let (WriteError::Commit(CommitError::Store(error)) | WriteError::Read(ReadError::Store(error))) = error else {
+            return;
+        };
+        if matches!(self.store.get(b""), Err(StoreError::Stopped { .. })) {
+            self.stopped.send_if_modified(|first| {
+                let is_first = first.is_none();
+                first.get_or_insert_with(|| error.clone());
+                is_first
+            });
+        }
     }
 }
 

@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
-use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process, Threads};
+use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::{self, FileError};
+use hoplite_host::logging;
 use hoplite_host::process::Hardening;
+use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::TrustBundle;
@@ -31,7 +33,8 @@ use crate::api::admin::{self, Admin, Caller};
 use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
-use crate::issuer::Issuer;
+use crate::founding::{self, Founding, FoundingError};
+use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller};
 use crate::policy::bundles::BundleCache;
 use crate::publishing::Publishing;
@@ -71,6 +74,9 @@ pub struct Running {
     stopper: Stopper,
     parts: JoinSet<&'static str>,
     follower: Follower,
+    issuer: Issuer,
+    /// Those in force, for a CA that has a file.
+    settings: Settings,
 }
 
 /// Why a CA did not start. One sentence for the operator.
@@ -100,6 +106,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A write to the store failed, and nothing can be stored any more.
+    #[error("the store can take nothing more, so the CA ends: {0}")]
+    StoreStopped(#[source] StoreError),
+    /// The data directory is not whole.
+    #[error(transparent)]
+    Founding(#[from] FoundingError),
     /// There is no authority to sign with.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -116,6 +128,14 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`], one sentence for the operator; nothing is half-written.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_founding(config, Founding::default()).await
+}
+
+/// Starts a CA, and says whether it may begin anew where one was.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_founding(config: Config, founding: Founding) -> Result<Running, StartError> {
     config.check(Path::new("configuration"))?;
     files::private_dir(&config.data_dir)?;
     let listener = listen(config.listen).await?;
@@ -125,7 +145,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     })?;
 
     let now = clock::now();
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(config.data_dir.join("store"))?);
+    let store_dir = config.data_dir.join("store");
+    founding::check_store(&config.data_dir, &store_dir, founding)?;
+    let store: Arc<dyn Store> = Arc::new(SledStore::open(&store_dir)?);
     let authority = Authority::open(
         &*store,
         &config.data_dir,
@@ -133,6 +155,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         config.authority_ttl.0,
         now,
     )?;
+    founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
     let issuer = Issuer::new(Arc::new(authority), config.agent_ttl.0, config.x509_ttl.0);
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
@@ -158,7 +181,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         tracing::error!(target: "hoplite::audit", doubt, "policy in force would not be believed if it came today; publish again");
     }
     publishing.sweep().await;
-    let node = Node::new(registry.clone(), issuer, publishing.clone(), shutdown.clone());
+    let node = Node::new(registry.clone(), issuer.clone(), publishing.clone(), shutdown.clone());
     let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing);
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
@@ -206,6 +229,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         stopper,
         parts,
         follower,
+        issuer,
+        settings: Settings::default(),
     })
 }
 
@@ -267,6 +292,18 @@ fn report(served: Result<(), tonic::transport::Error>) {
     }
 }
 
+/// What a CA is started with.
+#[derive(Debug, Clone, clap::Args)]
+#[group(skip)] // those of every daemon are the group of this name
+pub struct Arguments {
+    /// As every daemon.
+    #[command(flatten)]
+    pub daemon: daemon::Arguments,
+    /// Begin with an empty store although a CA was here: every agent joins, every entry is registered anew
+    #[arg(long)]
+    pub init: bool,
+}
+
 /// Runs a CA until SIGTERM or SIGINT.
 ///
 /// Two threads: signing for one agent must not hold up the others. Sealed, because it holds the trust domain's key.
@@ -274,12 +311,21 @@ fn report(served: Result<(), tonic::transport::Error>) {
 /// # Errors
 /// As [`start`], and what the system refuses.
 pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
+    let founding = if arguments.init {
+        Founding::Anew
+    } else {
+        Founding::default()
+    };
     let process = Process {
         hardening: Hardening::Sealed,
         threads: Threads::Two,
     };
-    daemon::run(arguments, process, || async {
-        start(Config::load(&arguments.config)?).await
+    daemon::run(&arguments.daemon, process, || async {
+        let file = &arguments.daemon.config;
+        let (config, settings) = (Config::load(file)?, Settings::read(file)?);
+        logging::set(config.log_levels.as_ref());
+        let running = start_founding(config, founding).await?;
+        Ok(Running { settings, ..running })
     })
 }
 
@@ -289,8 +335,28 @@ impl Daemon for Running {
     type Error = StartError;
 
     async fn ended(&mut self) -> Result<(), StartError> {
-        self.wait().await;
-        Err(StartError::PartEnded)
+        Err(self.wait().await)
+    }
+
+    async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
+        let (config, next) = (Config::load(file)?, Settings::read(file)?);
+        let mut settings = std::mem::take(&mut self.settings);
+        let reloaded = settings.reload(&next, |name| match name {
+            "log_levels" => {
+                logging::set(config.log_levels.as_ref());
+                true
+            }
+            "x509_ttl" | "agent_ttl" => {
+                self.issuer.set_lives(Lives {
+                    agent: config.agent_ttl.0,
+                    x509: config.x509_ttl.0,
+                });
+                true
+            }
+            _ => false,
+        });
+        self.settings = settings;
+        Ok(reloaded)
     }
 
     async fn stop(self, _why: &Result<(), StartError>) {
@@ -346,13 +412,21 @@ impl Running {
         let _ = std::fs::remove_file(&admin_socket); // a stale one is replaced by the next start anyway
     }
 
-    /// Returns when a part of it died, which should not happen: the caller restarts the process.
-    pub async fn wait(&mut self) {
-        match self.parts.join_next().await {
-            Some(Ok(part)) => tracing::error!(part, "a part of the CA ended"),
-            Some(Err(error)) => tracing::error!(%error, "a part of the CA died"),
-            None => {}
+    /// Returns when it can do its work no longer, and says why: a write to the store failed, as on a full disk, or a part of it
+    /// died, which should not happen. The caller restarts the process.
+    pub async fn wait(&mut self) -> StartError {
+        tokio::select! {
+            error = self.registry.store_stopped() => {
+                tracing::error!(notice = true, %error, "ALARM: nothing can be stored any more, so the CA ends");
+                return StartError::StoreStopped(error);
+            }
+            ended = self.parts.join_next() => match ended {
+                Some(Ok(part)) => tracing::error!(part, "a part of the CA ended"),
+                Some(Err(error)) => tracing::error!(%error, "a part of the CA died"),
+                None => {}
+            },
         }
+        StartError::PartEnded
     }
 }
 

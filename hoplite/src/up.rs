@@ -7,6 +7,7 @@ mod mesh;
 mod picture;
 mod relay;
 mod supervisor;
+mod watch;
 
 pub(crate) use check::check;
 pub(crate) use layout::Ports;

@@ -2,14 +2,16 @@
 
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::logging::{self, Format};
 use crate::process::{self, Hardening};
+use crate::reload::Reloaded;
 use crate::shutdown;
 
 /// What every daemon is started with.
@@ -32,8 +34,11 @@ pub trait Daemon {
     type Error: Error + Send + Sync + 'static;
 
     /// Returns when it ends by itself: well, because whoever it depends on has ended, or because it can do its work no
-    /// longer. It goes on refusing until it is stopped.
+    /// longer. It goes on refusing until it is stopped. May be dropped at any time, and asked again.
     fn ended(&mut self) -> impl Future<Output = Result<(), Self::Error>>;
+
+    /// Reads the file again and takes over what can be taken over while it serves. After an error everything is as it was.
+    fn reload(&mut self, file: &Path) -> impl Future<Output = Result<Reloaded, Self::Error>>;
 
     /// Takes nothing new, lets what is under way finish for a bounded time, then ends the rest. `why` is how it ended by
     /// itself, or nothing but good when it is told to stop.
@@ -103,23 +108,39 @@ where
         runtime.worker_threads(2);
     }
     let runtime = runtime.enable_all().build().map_err(DaemonError::Thread)?;
-    runtime.block_on(live(start()))
+    runtime.block_on(live(&arguments.config, start()))
 }
 
-async fn live<D: Daemon>(start: impl Future<Output = Result<D, D::Error>>) -> Result<(), DaemonError<D::Error>> {
+async fn live<D: Daemon>(
+    file: &Path,
+    start: impl Future<Output = Result<D, D::Error>>,
+) -> Result<(), DaemonError<D::Error>> {
     // Before the start, which may wait for others: it must be possible to stop that too.
     let mut terminated = std::pin::pin!(shutdown::terminated());
+    // Unhandled it would end the process.
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut daemon = tokio::select! {
         biased;
         stopped = terminated.as_mut() => return stopped.map_err(DaemonError::Signals),
         started = start => started?,
     };
-    let why = tokio::select! {
-        stopped = terminated.as_mut() => {
-            stopped.map_err(DaemonError::Signals)?;
-            Ok(())
+    let why = loop {
+        tokio::select! {
+            stopped = terminated.as_mut() => {
+                stopped.map_err(DaemonError::Signals)?;
+                break Ok(());
+            }
+            ended = daemon.ended() => break ended,
+            Some(()) = hangup.recv() => {}
         }
-        ended = daemon.ended() => ended,
+        match daemon.reload(file).await {
+            Ok(reloaded) => reloaded.say(file),
+            Err(error) => tracing::error!(
+                notice = true,
+                error = one_line(&error),
+                "SIGHUP: the file cannot be used, so everything stays as it is"
+            ),
+        }
     };
     tracing::info!("stopping");
     daemon.stop(&why).await;
@@ -197,6 +218,14 @@ mod tests {
             }
         }
 
+        async fn reload(&mut self, file: &Path) -> Result<Reloaded, Broken> {
+            self.heard.lock().unwrap().push("read again");
+            if file == Path::new("bad.toml") {
+                return Err(Broken);
+            }
+            Ok(Reloaded::default())
+        }
+
         async fn stop(self, why: &Result<(), Broken>) {
             self.heard
                 .lock()
@@ -206,37 +235,58 @@ mod tests {
     }
 
     fn term() {
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        say(rustix::process::Signal::TERM);
+    }
+
+    fn say(signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
     }
 
     /// One test, because a signal is for the whole process.
     #[tokio::test]
     async fn a_daemon_is_drained_however_it_ends() {
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (heard, good) = (Arc::new(Mutex::new(Vec::new())), Path::new("good.toml"));
         let sample = |ends| Sample {
             ends,
             heard: Arc::clone(&heard),
         };
         assert!(matches!(
-            live::<Sample>(async { Err(Broken) }).await,
+            live::<Sample>(good, async { Err(Broken) }).await,
             Err(DaemonError::Daemon(Broken))
         ));
         assert!(heard.lock().unwrap().is_empty(), "what did not start is not stopped");
 
-        let failed = live(async { Ok(sample(Some(Err(Broken)))) }).await;
+        let failed = live(good, async { Ok(sample(Some(Err(Broken)))) }).await;
         assert_eq!(one_line(&failed.unwrap_err()), "the disk, is full");
-        live(async { Ok(sample(Some(Ok(())))) }).await.unwrap();
+        live(good, async { Ok(sample(Some(Ok(())))) }).await.unwrap();
         assert_eq!(*heard.lock().unwrap(), ["ended soon", "drained"]);
 
         // The handler stays installed, so that a signal does not end the test.
-        let (running, ()) = tokio::join!(live(async { Ok(sample(None)) }), async {
+        let (running, ()) = tokio::join!(live(good, async { Ok(sample(None)) }), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             term();
         });
         running.unwrap();
         assert_eq!(heard.lock().unwrap().len(), 3);
 
-        let (starting, ()) = tokio::join!(live::<Sample>(std::future::pending()), async {
+        // Asked to read its file again it serves on, whatever the file says, until it is told to stop.
+        for file in ["good.toml", "bad.toml"] {
+            heard.lock().unwrap().clear();
+            let heard = Arc::clone(&heard);
+            let (running, ()) = tokio::join!(live(Path::new(file), async { Ok(sample(None)) }), async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                say(rustix::process::Signal::HUP);
+                while heard.lock().unwrap().is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                term();
+            });
+            running.unwrap();
+        }
+        assert_eq!(*heard.lock().unwrap(), ["read again", "drained"]);
+        heard.lock().unwrap().push("");
+
+        let (starting, ()) = tokio::join!(live::<Sample>(good, std::future::pending()), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             term();
         });

@@ -1,6 +1,7 @@
 //! A connection on one of our Unix sockets: its peer is known by the kernel's word, and may name the socket as it likes.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::http_authority::HttpAuthorityMender;
+use crate::peer_process::PeerProcess;
 use crate::socket::{self, Peer};
 
 /// What is read from the socket at once.
@@ -34,7 +36,7 @@ impl LocalConnection {
     /// Asks the kernel who is at the other end.
     ///
     /// # Errors
-    /// The peer has exited already, or the kernel cannot say.
+    /// The kernel cannot say.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         Ok(Self {
             peer: socket::peer(&stream)?,
@@ -53,9 +55,17 @@ impl LocalConnection {
         Self { ends, ..self }
     }
 
-    /// The process at the other end.
-    pub fn peer(&self) -> &Peer {
-        &self.peer
+    /// Who is at the other end.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// The process at the other end, held. To be asked right after the connection was accepted.
+    ///
+    /// # Errors
+    /// It has exited, or it is not certain which process it is.
+    pub fn process(&self, how: PeerProcess) -> io::Result<OwnedFd> {
+        how.of(&self.stream, self.peer)
     }
 }
 

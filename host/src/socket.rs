@@ -1,13 +1,10 @@
-//! Unix sockets: bound safely, and with the peer's process known by pidfd.
+//! Unix sockets: bound safely, and with the peer known by the kernel's word.
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -48,17 +45,15 @@ pub enum BindError {
     },
 }
 
-/// The process at the other end of a Unix socket, as it was when it connected.
-#[derive(Debug, Clone)]
+/// Who was at the other end of a Unix socket when it connected. Which process that was: [`crate::peer_process`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Its process id in our pid namespace.
+    /// The process id it had in our pid namespace; it may be anybody's by now.
     pub pid: i32,
     /// Its effective user id.
     pub uid: u32,
     /// Its effective group id.
     pub gid: u32,
-    /// Stays with this very process: when it has exited the descriptor polls readable, and its pid may be anybody's.
-    pub pidfd: Arc<OwnedFd>,
 }
 
 /// Fails if a path is too long for [`bind`], so that a daemon can say so before it makes anything.
@@ -105,32 +100,17 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     Ok(listener)
 }
 
-/// Who is at the other end. Fails when the peer has exited already, and on a kernel that cannot say.
+/// Who is at the other end.
 ///
-/// The pidfd is the kernel's own (`SO_PEERPIDFD`, Linux 6.5). To open one by number instead would leave a moment between
-/// connect and here in which the number may have become another process's, so older kernels are refused.
+/// # Errors
+/// The kernel cannot say.
 pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
-    let pidfd = getsockopt(stream, sockopt::PeerPidfd)?;
     Ok(Peer {
         pid: credentials.pid(),
         uid: credentials.uid(),
         gid: credentials.gid(),
-        pidfd: Arc::new(pidfd),
     })
-}
-
-/// Fails on a kernel that cannot say which process connected; for a daemon to say so when it starts.
-pub fn ensure_peers_are_known() -> io::Result<()> {
-    let (one, _other) = std::os::unix::net::UnixStream::pair()?;
-    match getsockopt(&one, sockopt::PeerPidfd) {
-        Ok(_) => Ok(()),
-        Err(Errno::ENOPROTOOPT) => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this kernel cannot tell which process connected (SO_PEERPIDFD); Linux 6.5 or later is needed",
-        )),
-        Err(errno) => Err(errno.into()),
-    }
 }
 
 #[cfg(test)]

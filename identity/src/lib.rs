@@ -33,4 +33,4 @@ pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, Selector
 pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};
 pub use spiffe_id::{Excerpt, InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use svid::X509Svid;
-pub use verify::{PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};
+pub use verify::{Moment, PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};

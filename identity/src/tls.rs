@@ -384,8 +384,8 @@ mod tests {
             Some(PeerRejected::NoCertificate)
         );
         assert_eq!(
-            rejection(&refused(PeerRejected::Expired(1))),
-            Some(PeerRejected::Expired(1))
+            rejection(&refused(PeerRejected::NoCertificate)),
+            Some(PeerRejected::NoCertificate)
         );
         assert_eq!(rejection(&Error::InvalidCertificate(CertificateError::Expired)), None);
         assert_eq!(rejection(&Error::DecryptError), None);

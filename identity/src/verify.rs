@@ -41,6 +41,10 @@ pub enum PeerRole {
     Server,
 }
 
+/// A second of a certificate's or a clock's, since 1970. Its text is RFC 3339, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub i64);
+
 /// Why a peer was refused. The text is for our log; a peer is told only a TLS alert.
 ///
 /// What it says of the peer's certificate is what the peer claims: nothing is proved when a peer is refused.
@@ -66,11 +70,25 @@ pub enum PeerRejected {
     #[error("a certificate in the peer's chain signed another, but {0}")]
     NotAnAuthority(InvalidAuthority),
     /// A certificate of the chain, authority included, has expired.
-    #[error("a certificate in the peer's chain expired at {0} (seconds since 1970)")]
-    Expired(u64),
+    #[error(
+        "a certificate in the peer's chain expired at {not_after}, and the clock here says {now}; the peer must renew it, or one of the clocks is wrong"
+    )]
+    Expired {
+        /// The end that its issuer gave it.
+        not_after: Moment,
+        /// What the clock here says.
+        now: Moment,
+    },
     /// A certificate of the chain, authority included, is not valid yet.
-    #[error("a certificate in the peer's chain is valid only from {0} (seconds since 1970); compare the clocks")]
-    NotYetValid(u64),
+    #[error(
+        "a certificate in the peer's chain is valid only from {not_before}, and the clock here says {now}; set this clock, or its issuer's"
+    )]
+    NotYetValid {
+        /// The beginning that its issuer gave it.
+        not_before: Moment,
+        /// What the clock here says.
+        now: Moment,
+    },
     /// A signature of the chain is wrong, or of an algorithm that is not accepted.
     #[error("a signature in the peer's chain is wrong or of an unaccepted algorithm: {0}")]
     BadSignature(String),
@@ -320,10 +338,16 @@ impl Anchors {
         };
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if now < beside.not_before {
-            return Err(PeerRejected::NotYetValid(beside.not_before.unsigned_abs()));
+            return Err(PeerRejected::NotYetValid {
+                not_before: Moment(beside.not_before),
+                now: Moment(now),
+            });
         }
         if now > beside.not_after {
-            return Err(PeerRejected::Expired(beside.not_after.max(0).unsigned_abs()));
+            return Err(PeerRejected::Expired {
+                not_after: Moment(beside.not_after),
+                now: Moment(now),
+            });
         }
         // From the leaf up: each authority binds what is below it.
         let leaf = profile::leaf(leaf).map_err(PeerRejected::Profile)?.leaf;
@@ -354,8 +378,14 @@ impl From<ForbiddenUri> for PeerRejected {
 impl From<Fault> for PeerRejected {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::NotYetValid(since) => Self::NotYetValid(since),
-            Fault::Expired(at) => Self::Expired(at),
+            Fault::NotYetValid { not_before, now } => Self::NotYetValid {
+                not_before: Moment(not_before),
+                now: Moment(now),
+            },
+            Fault::Expired { not_after, now } => Self::Expired {
+                not_after: Moment(not_after),
+                now: Moment(now),
+            },
             Fault::PathLength { below, allowed } => Self::InvalidPath(format!(
                 "{below} authorities are below one that allows {allowed} (path length)"
             )),
@@ -364,13 +394,44 @@ impl From<Fault> for PeerRejected {
     }
 }
 
+// === impl Moment ===
+
+/// The last second that RFC 3339, and X.509, can say: of the year 9999.
+const MOMENT_MAX: u64 = 253_402_300_799;
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = u64::try_from(self.0).unwrap_or_default().min(MOMENT_MAX);
+        humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).fmt(f)
+    }
+}
+
+impl From<SystemTime> for Moment {
+    fn from(time: SystemTime) -> Self {
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self(i64::try_from(seconds).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<&UnixTime> for Moment {
+    fn from(time: &UnixTime) -> Self {
+        Self(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+    }
+}
+
 /// What webpki found, in our words.
 fn rejected(error: &webpki::Error, trust_domain: &TrustDomain) -> PeerRejected {
     use webpki::Error;
     match error {
         Error::UnknownIssuer => PeerRejected::UnknownAuthority(trust_domain.clone()),
-        Error::CertExpired { not_after, .. } => PeerRejected::Expired(not_after.as_secs()),
-        Error::CertNotValidYet { not_before, .. } => PeerRejected::NotYetValid(not_before.as_secs()),
+        Error::CertExpired { not_after, time } => PeerRejected::Expired {
+            not_after: not_after.into(),
+            now: time.into(),
+        },
+        Error::CertNotValidYet { not_before, time } => PeerRejected::NotYetValid {
+            not_before: not_before.into(),
+            now: time.into(),
+        },
         Error::EndEntityUsedAsCa => PeerRejected::NotAnAuthority(InvalidAuthority::NotCa),
         Error::CaUsedAsEndEntity => PeerRejected::Profile(InvalidSvid::CertificateAuthority),
         Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => PeerRejected::AuthorityExtendedKeyUsage,
@@ -442,8 +503,8 @@ impl PeerRejected {
             Self::UnknownTrustDomain(_) => "unknown_trust_domain",
             Self::UnknownAuthority(_) => "unknown_authority",
             Self::NotAnAuthority(_) => "not_an_authority",
-            Self::Expired(_) => "expired",
-            Self::NotYetValid(_) => "not_yet_valid",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
             Self::BadSignature(_) => "bad_signature",
             Self::AuthorityExtendedKeyUsage => "wrong_extended_key_usage",
             Self::InvalidPath(_) => "invalid_path",
@@ -515,6 +576,33 @@ mod tests {
             (Shape::HttpsUriSan, Err("no_spiffe_id")),
             (Shape::UpperCaseScheme, Err("no_spiffe_id")),
         ]);
+    }
+
+    /// Whoever reads it sees at once which of two clocks is wrong.
+    #[test]
+    fn a_time_that_does_not_fit_is_told_with_both_clocks() {
+        let authority = TestAuthority::new("prod.example");
+        let start = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let svid = authority.svid_valid("/web", start, start + HOUR);
+        let verifier = verifier(authority.bundles());
+        for (now, said) in [
+            (
+                start - Duration::from_secs(90),
+                ["2027-01-15T08:00:00Z", "2027-01-15T07:58:30Z", "only from"],
+            ),
+            (
+                start + 2 * HOUR,
+                ["2027-01-15T09:00:00Z", "2027-01-15T10:00:00Z", "expired"],
+            ),
+        ] {
+            let text = verifier
+                .verify(svid.chain(), PeerRole::Client, now)
+                .unwrap_err()
+                .to_string();
+            assert!(said.iter().all(|part| text.contains(part)), "{text}");
+        }
+        assert_eq!(Moment(-1).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(Moment(i64::MAX).to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use hoplite_audit::is_recorder_name;
 use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
+use hoplite_host::logging::Levels;
 use hoplite_identity::{InvalidServiceName, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::header_nature::RemovedHeaders;
 use hoplite_policy::holding::PolicyTrust;
@@ -66,6 +67,9 @@ pub struct Config {
     /// Headers that no request takes to the service, in whatever spelling, beside those of `docs/reference/headers.md`.
     #[serde(default)]
     pub removed_headers: RemovedHeaders,
+    /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
+    #[serde(default)]
+    pub log_levels: Option<Levels>,
     /// Frames of HTTP/2 that belong to no request, above what work and time give back: a connection with more is ended.
     #[serde(default = "useless_frames")]
     pub useless_frames_max: u32,

@@ -1,16 +1,18 @@
 //! The whole proxy, from its configuration to its end.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
-use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, follow_bundles};
+use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, LOG_NOTE, follow_bundles};
 use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
+use hoplite_host::logging;
 use hoplite_host::process::{self, Hardening};
+use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::slots::Slots;
 use hoplite_host::socket as unix_socket;
@@ -43,8 +45,10 @@ pub struct Running {
     inbound: Vec<(String, SocketAddr)>,
     outbound: Vec<(String, SocketAddr, Arc<DestinationFeed>)>,
     slots: Vec<Slots>,
-    recorder: Recorder,
+    point: Arc<DecisionPoint>,
     audit_dir: PathBuf,
+    /// Those in force, for a proxy that has a file.
+    settings: Settings,
     drain: Stopper,
     close: Stopper,
     /// A worker says here that it has ended.
@@ -90,7 +94,10 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         threads: daemon::Threads::One,
     };
     daemon::run(arguments, process, || async {
-        start_with(Config::load(&arguments.config)?, Traffic::Threads).await
+        let (config, settings) = (Config::load(&arguments.config)?, Settings::read(&arguments.config)?);
+        logging::set(config.log_levels.as_ref());
+        let running = start_with(config, Traffic::Threads).await?;
+        Ok(Running { settings, ..running })
     })
 }
 
@@ -104,8 +111,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     // What can fail fails first, before anybody waits for an agent.
     let workers = if traffic == Traffic::Threads { config.workers } else { 1 };
     let ports = bind(&config, workers)?;
-    let recorder = open_log(&config)?;
     files::private_dir(&config.state_dir)?;
+    let recorder = open_log(&config)?;
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
@@ -120,11 +127,16 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     metrics.watch(ports.iter().map(|port| port.slots.clone()).collect());
     let point = DecisionPoint::new(
         policy.clone(),
-        recorder.clone(),
+        recorder,
         config.reference_check_every,
         config.on_stale_policy,
     );
     let point = Arc::new(point);
+
+    // Whatever is refused too often is written once a second.
+    let mut control = JoinSet::new();
+    let counting = point.clone();
+    control.spawn(async move { counting.keep_counts().await });
 
     // Status can be asked for while the proxy waits for its identity.
     let inbound = || ports.iter().filter(|port| port.destination().is_none());
@@ -143,7 +155,6 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         identity: OnceLock::new(),
         metrics: metrics.clone(),
     });
-    let mut control = JoinSet::new();
     let (close, closed) = shutdown::channel();
     control.spawn(admin.clone().serve(admin_listener, closed.clone()));
 
@@ -176,8 +187,9 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
             .map(|(port, destination)| (port.name().to_owned(), port.address, destination))
             .collect(),
         slots: ports.iter().map(|port| port.slots.clone()).collect(),
-        recorder,
+        point: point.clone(),
         audit_dir: config.audit_dir.clone(),
+        settings: Settings::default(),
         drain,
         close,
         ended,
@@ -226,11 +238,12 @@ fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
 }
 
 fn open_log(config: &Config) -> Result<Recorder, StartError> {
-    let (recorder, repair) =
-        Recorder::open(&config.audit_dir, &config.name, Options::default()).map_err(|source| StartError::Audit {
-            dir: config.audit_dir.clone(),
-            source,
-        })?;
+    let note = config.state_dir.join(LOG_NOTE);
+    let opened = Recorder::open_noted(&config.audit_dir, &config.name, Options::default(), &note);
+    let (recorder, repair) = opened.map_err(|source| StartError::Audit {
+        dir: config.audit_dir.clone(),
+        source,
+    })?;
     if repair.missing > 0 {
         error!(
             notice = true,
@@ -253,6 +266,28 @@ impl Daemon for Running {
 
     async fn ended(&mut self) -> Result<(), StartError> {
         Err(self.wait().await)
+    }
+
+    async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
+        let (config, next) = (Config::load(file)?, Settings::read(file)?);
+        let mut settings = std::mem::take(&mut self.settings);
+        let reloaded = settings.reload(&next, |name| {
+            if name == "log_levels" {
+                logging::set(config.log_levels.as_ref());
+                return true;
+            }
+            // Whom an upstream's listener calls. A listener that came, went or moved needs another start.
+            let upstream = config.outbound.iter().find(|outbound| {
+                let of = |key| format!("outbound.{}.{key}", outbound.name) == name;
+                of("connect_to") || of("expect")
+            });
+            upstream.is_some_and(|outbound| {
+                let redirected = self.redirect(outbound.name.as_str(), &outbound.connect_to, &outbound.expect);
+                redirected.is_ok()
+            })
+        });
+        self.settings = settings;
+        Ok(reloaded)
     }
 
     async fn stop(self, why: &Result<(), StartError>) {
@@ -322,13 +357,14 @@ impl Running {
         for thread in self.threads.drain(..) {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.point.roll_up();
     }
 
     /// Returns when the proxy can no longer do its work: the decision log cannot be written, or a worker has ended by
     /// itself, which it does only by a fault of ours. It goes on refusing until it is stopped.
     pub async fn wait(&mut self) -> StartError {
         tokio::select! {
-            source = self.recorder.failed() => StartError::Log { dir: self.audit_dir.clone(), source },
+            source = self.point.log_failed() => StartError::Log { dir: self.audit_dir.clone(), source },
             _ = self.ended.recv() => StartError::System {
                 what: "a worker",
                 source: std::io::Error::other("it ended by itself"),

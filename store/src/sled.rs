@@ -216,7 +216,10 @@ impl Disk {
                 Ok(meta) => meta,
                 Err(problem) => return damaged(problem.to_string()),
             },
-            None if acknowledged.is_none() && self.guarded("read", || Ok(self.db.is_empty()))? => Meta::START,
+            // New, or opened before and never committed to.
+            None if acknowledged.unwrap_or_default() == 0 && self.guarded("read", || Ok(self.db.is_empty()))? => {
+                Meta::START
+            }
             None => return damaged("its revision is gone".into()),
         };
         let reach = meta.reach;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Query, Record, find_logs, read_log};
 use hoplite_host::config::Span;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::{files, logging};
 use hoplite_identity::{
     BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, Selector, SpiffeId, TrustBundle, TrustDomain,
@@ -116,6 +117,7 @@ impl World {
             agent_ttl: Span(HOUR),
             authority_ttl: Span(24 * HOUR),
             policy_signers: policy_signers(),
+            log_levels: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
         };
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
@@ -129,7 +131,9 @@ impl World {
             join_token_file: Some(dir.path().join("token")),
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
+            peer_process: Default::default(),
             policy_signers: policy_signers(),
+            log_levels: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
             authorization: None,
         };
@@ -342,6 +346,7 @@ impl World {
             audit_dir: self.dir.path().join("audit").join(name),
             state_dir: self.dir.path().join("state").join(name),
             admin_socket: self.dir.path().join(format!("{name}.sock")),
+            log_levels: None,
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,
@@ -420,6 +425,14 @@ impl World {
             on_stale_policy: Default::default(),
             services: [(service.parse().unwrap(), SpiffeId::parse(&id(path)).unwrap())].into(),
         });
+        self.start_agent().await;
+    }
+
+    /// Has the agent know callers by the number of their process, as on a kernel that cannot say more. The agent is started
+    /// anew.
+    pub async fn know_callers_by_number(&mut self) {
+        self.stop_agent().await;
+        self.agent_config.peer_process = PeerProcess::Pid;
         self.start_agent().await;
     }
 

@@ -330,3 +330,15 @@ async fn a_tcp_connection_passes_until_policy_takes_it_back() {
     );
     assert_eq!(outcomes(Phase::Recheck), [(id("/client"), Outcome::NoPermit)]);
 }
+
+/// The way of old kernels, chosen by the setting: callers are attested as before, and a caller that has gone is nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_are_known_by_number_where_that_is_declared() {
+    let mut world = World::start().await;
+    world.know_callers_by_number().await;
+    world.caller("/own").await;
+    world
+        .register("/other", &["unix:uid:4294967294".to_owned()], None)
+        .await;
+    assert!(world.fetch("/other").await.unwrap().is_none(), "what is another user's");
+}

@@ -55,7 +55,7 @@ pub(crate) enum CaError {
     /// The CA's answer is not what was asked for.
     #[error("the CA's answer cannot be used: {0}")]
     Answer(String),
-    #[error("the certificate starts after this machine's time ({0}); set the clock of this machine, or of the CA's")]
+    #[error("the CA's certificate for us cannot be used yet: {0}")]
     Clock(PeerRejected),
     #[error(transparent)]
     Key(#[from] KeyError),

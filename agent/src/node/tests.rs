@@ -27,7 +27,8 @@ fn the_next_step() {
     check(150, None, true, false, None, Step::Join);
     check(150, None, true, false, Some(151), sleep(151));
     check(150, None, true, false, Some(150), Step::Join);
-    check(99, svid, true, true, None, Step::ClockBehind);
+    check(99, svid, false, true, None, Step::ClockBehind);
+    check(99, svid, true, false, None, Step::Join);
     check(100, svid, true, false, None, sleep(200));
     check(199, svid, false, false, Some(120), sleep(200));
     check(200, svid, false, false, None, Step::Renew);

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -118,9 +119,9 @@ pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
 // === impl ConnectionInfo ===
 
 impl ConnectionInfo {
-    pub(crate) fn new(peer: &Peer, slot: Arc<Slot>, streams: Slots) -> io::Result<Self> {
+    pub(crate) fn new(peer: Peer, process: OwnedFd, slot: Arc<Slot>, streams: Slots) -> io::Result<Self> {
         Ok(Self {
-            caller: Arc::new(LocalProcess::new(peer)?),
+            caller: Arc::new(LocalProcess::new(peer, process)?),
             streams,
             slot,
         })

@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hoplite_host::accept::Acceptor;
 use hoplite_host::held::Held;
 use hoplite_host::local_connection::LocalConnection;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::process;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
@@ -59,6 +61,7 @@ pub(crate) fn connection_bounds() -> Bounds {
 pub(crate) async fn serve(
     listener: UnixListener,
     routes: Routes,
+    peer_process: PeerProcess,
     bounds: Bounds,
     mut shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
@@ -69,14 +72,16 @@ pub(crate) async fn serve(
         .accept_http1(true)
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .serve_with_incoming_shutdown(routes, incoming(acceptor), async move { shutdown.wait().await })
+        .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process), async move {
+            shutdown.wait().await
+        })
         .await
 }
 
 type Incoming = Result<Served<Held<LocalConnection>, ConnectionInfo>, Infallible>;
 
 /// Accepted connections whose process is known and within its bounds, until the stop.
-fn incoming(mut acceptor: Acceptor<UnixListener>) -> impl Stream<Item = Incoming> {
+fn incoming(mut acceptor: Acceptor<UnixListener>, peer_process: PeerProcess) -> impl Stream<Item = Incoming> {
     let streams = stream_slots();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
@@ -87,14 +92,21 @@ fn incoming(mut acceptor: Acceptor<UnixListener>) -> impl Stream<Item = Incoming
             };
             let Some((connection, slot)) = accepted else { return };
             let slot = Arc::new(slot);
-            match ConnectionInfo::new(connection.peer(), slot.clone(), streams.clone()) {
+            // Nothing is waited for between the accept and this.
+            let process = connection.process(peer_process);
+            let info = process
+                .and_then(|process| ConnectionInfo::new(connection.peer(), process, slot.clone(), streams.clone()));
+            match info {
                 Ok(info) => {
                     let connection = Held::new(connection, slot);
                     if sender.send(Ok(Served::new(connection, info))).await.is_err() {
                         return;
                     }
                 }
-                // The peer is gone already. Hanging up is all that can be said to it.
+                // The peer is somebody else now, or gone. Hanging up is all that can be said to it.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::warn!(pid = connection.peer().pid, %error, "a connection was refused");
+                }
                 Err(error) => tracing::debug!(%error, "a connection closed before it began"),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use hoplite_identity::{Leaf, SpiffeId};
+use hoplite_identity::{Leaf, Moment, SpiffeId};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{self, Record};
@@ -48,8 +48,15 @@ pub(crate) enum Denied {
     #[error("this call needs an agent's certificate; join first")]
     NoCertificate,
     /// The certificate was good when the connection began.
-    #[error("the agent's certificate has expired; connect with a newer one, or join anew")]
-    Expired,
+    #[error(
+        "the agent's certificate expired at {not_after}, and the CA's clock says {now}; connect with a newer one, or join anew"
+    )]
+    Expired {
+        /// Its end.
+        not_after: Moment,
+        /// What the clock here says.
+        now: Moment,
+    },
     /// Neither the agent's newest certificate nor the one before.
     #[error("the agent has newer certificates than this one; connect with the newest, or join anew")]
     Superseded,
@@ -145,7 +152,10 @@ impl Record for Agent {
 pub(crate) fn authorize(agent: Option<&Agent>, shown: &Leaf, now: SystemTime) -> Result<Standing, Denied> {
     let id = shown.spiffe_id();
     if now >= shown.not_after() {
-        return Err(Denied::Expired);
+        return Err(Denied::Expired {
+            not_after: shown.not_after().into(),
+            now: now.into(),
+        });
     }
     if !id.is_agent() {
         return Err(Denied::NotAnAgent(id.clone()));
@@ -254,7 +264,15 @@ mod tests {
             ..good.clone()
         };
         assert_eq!(authorize(Some(&good), &shown, now), Ok(Standing::Known));
-        assert_eq!(authorize(Some(&good), &shown, shown.not_after()), Err(Denied::Expired));
+        let late = shown.not_after() + Duration::from_secs(60);
+        let expired = authorize(Some(&good), &shown, late).unwrap_err();
+        for clock in [shown.not_after(), late] {
+            assert!(
+                expired.to_string().contains(&Moment::from(clock).to_string()),
+                "{expired}"
+            );
+        }
+        assert!(authorize(Some(&good), &shown, shown.not_after()).is_err());
         assert_eq!(authorize(Some(&banned), &shown, now), Err(Denied::Banned(id())));
         assert_eq!(authorize(None, &shown, now), Err(Denied::Unknown(id())));
         assert_eq!(authorize(Some(&joined("1")), &shown, now), Err(Denied::Superseded));

@@ -392,12 +392,11 @@ impl Watcher {
                 self.first = false;
                 return Ok(self.node.update(update, policy.as_ref()));
             }
-            let left = self.peer.not_after().duration_since(clock::now()).unwrap_or_default();
             tokio::select! {
                 changed = self.revisions.wait_for(|revision| *revision != seen) => {
                     changed.map_err(|_| Status::unavailable("the CA no longer follows its store; connect again"))?;
                 }
-                () = tokio::time::sleep(left) => {}
+                () = clock::reached(self.peer.not_after()) => {}
                 () = self.shutdown.wait() => {
                     return Err(Status::unavailable("the CA is stopping; connect again"));
                 }

@@ -82,7 +82,7 @@ impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let text = denied.to_string();
         match denied {
-            Denied::NoCertificate | Denied::Expired | Denied::Superseded => Self::unauthenticated(text),
+            Denied::NoCertificate | Denied::Expired { .. } | Denied::Superseded => Self::unauthenticated(text),
             Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
         }
     }

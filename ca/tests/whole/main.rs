@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
-use hoplite_ca::{AuthorityError, StartError};
+use hoplite_ca::{AuthorityError, Founding, StartError};
 use hoplite_host::config::Span;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_identity::{Leaf, TrustDomain, X509Svid};
@@ -174,7 +174,11 @@ async fn an_agent_mints_what_is_registered_under_it_and_nothing_else() {
         .not_after()
         .duration_since(minted.leaf().not_before())
         .unwrap();
-    assert_eq!(life, Duration::from_secs(70), "the entry's, and ten seconds back-dated");
+    assert_eq!(
+        life,
+        Duration::from_secs(72),
+        "the entry's, and a fifth of it back-dated"
+    );
     for refused in &results[1..] {
         assert!(refused.chain.is_empty());
     }
@@ -505,4 +509,99 @@ fn skip(test: &str, reason: &str) {
         let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
         writeln!(file, "{test}: {reason}").unwrap();
     }
+}
+
+/// What is lost is said, and not made anew: each thing that may be missing from a data directory, or be an older one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_is_not_whole_is_refused() {
+    let world = World::start().await;
+    let create = async |world: &World, path: &str| {
+        let entries = vec![entry(path, "n1")];
+        let request = CreateEntriesRequest { entries };
+        let created = world.admin().await.create_entries(request).await.unwrap().into_inner();
+        assert!(created.results[0].error.is_empty());
+    };
+    create(&world, "/first").await;
+    let data = world.dir.path().join("data");
+    let (store, aside) = (data.join("store"), world.dir.path().join("aside"));
+    let bundle = world.ca.bundle();
+
+    // A copy of the store, as a backup has it; then one more entry, which it lacks, and another start.
+    let World { dir, ca } = world;
+    ca.stop().await;
+    assert!(
+        Command::new("cp")
+            .arg("-a")
+            .args([&store, &aside])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let world = World {
+        ca: hoplite_ca::start(config(dir.path())).await.unwrap(),
+        dir,
+    };
+    create(&world, "/second").await;
+    let world = world.restart().await.unwrap();
+    let World { dir, ca } = world;
+    ca.stop().await;
+
+    let refused = async || {
+        hoplite_ca::start(config(dir.path()))
+            .await
+            .expect_err("it must not start")
+            .to_string()
+    };
+    let newest = dir.path().join("newest");
+    let says = |error: String, parts: &[&str]| assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+
+    // The store is gone; an empty directory is in its place, as under a disk that is not mounted; only the bundle is left.
+    fs::rename(&store, &newest).unwrap();
+    says(refused().await, &["no store in", "authority.key", "--init"]);
+    fs::create_dir(&store).unwrap();
+    says(refused().await, &["no store in", "--init"]);
+    fs::rename(data.join("authority.key"), dir.path().join("key")).unwrap();
+    says(refused().await, &["no store in", "bundle.pem"]);
+    fs::rename(dir.path().join("key"), data.join("authority.key")).unwrap();
+
+    // An older copy.
+    fs::remove_dir(&store).unwrap();
+    fs::rename(&aside, &store).unwrap();
+    says(refused().await, &["older copy", "store-revision"]);
+
+    // What was there is as good as it was.
+    fs::remove_dir_all(&store).unwrap();
+    fs::rename(&newest, &store).unwrap();
+    let ca = hoplite_ca::start(config(dir.path())).await.unwrap();
+    assert_eq!(ca.bundle(), bundle);
+    let world = World { dir, ca };
+    let listed = world
+        .admin()
+        .await
+        .list_entries(ListEntriesRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(listed.entries.len(), 2);
+
+    // Told so, it begins anew.
+    let World { dir, ca } = world;
+    ca.stop().await;
+    fs::remove_dir_all(&store).unwrap();
+    let ca = hoplite_ca::start_founding(config(dir.path()), Founding::Anew)
+        .await
+        .unwrap();
+    assert_ne!(ca.bundle(), bundle);
+    ca.stop().await;
+    hoplite_ca::start(config(dir.path())).await.unwrap().stop().await;
+}
+
+/// A first start that was killed leaves a store and a key, or a store alone; it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_was_interrupted_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    drop(hoplite_store::SledStore::open(data.join("store")).unwrap());
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+    hoplite_ca::start(config(dir.path())).await.unwrap().stop().await;
 }

@@ -43,6 +43,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         agent_ttl: Span(Duration::from_secs(3600)),
         authority_ttl: Span(Duration::from_secs(86400)),
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
+        log_levels: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
     }
 }

@@ -11,7 +11,7 @@ use crate::command::admin;
 pub(crate) enum CaCommand {
     /// Run the CA until it is told to stop
     #[command(after_help = "Example:\n  hoplite ca run --config /etc/hoplite/ca.toml")]
-    Run(Arguments),
+    Run(hoplite_ca::Arguments),
 }
 
 #[derive(Debug, Subcommand)]

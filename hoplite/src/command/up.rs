@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// How long each service's SVID lives [default: one hour]
     #[arg(long, value_name = "TIME", conflicts_with = "check", value_parser = humantime::parse_duration)]
     svid_ttl: Option<Duration>,
+    /// How long the agent's own SVID lives [default: one day]
+    #[arg(long, value_name = "TIME", conflicts_with = "check", hide = true, value_parser = humantime::parse_duration)]
+    agent_ttl: Option<Duration>,
     /// Run the mesh on free ports in a temporary directory, check what it promises, print a JSON report, exit 0 or 1
     #[arg(long, conflicts_with = "dir")]
     check: bool,
@@ -47,6 +50,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         let settings = Settings {
             svid_ttl: args.svid_ttl,
+            agent_ttl: args.agent_ttl,
             ..Settings::new(Ports::from_base(args.base_port))
         };
         let dir = args.dir.path()?;
@@ -57,7 +61,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             stopped = &mut terminated => { stopped?; return Ok(ExitCode::SUCCESS); }
         };
         eprintln!("{}", up::picture(&mesh));
-        terminated.await?;
+        tokio::select! {
+            stopped = &mut terminated => stopped?,
+            () = mesh.look_after() => {}
+        }
         eprintln!("stopping");
         mesh.stop().await;
         Ok(ExitCode::SUCCESS)

@@ -205,11 +205,11 @@ impl Layout {
         self.dir.join("run/join-token")
     }
 
-    /// Writes the configuration of every part. `via` is where a proxy dials a callee, when not its listener itself.
+    /// Writes the configuration of every part. The lives are those of services' SVIDs and of the agent's. `via` is where a proxy dials a callee, when not its listener itself.
     pub(crate) fn write_configs(
         &self,
         ports: &Ports,
-        svid_ttl: Option<Duration>,
+        (svid_ttl, agent_ttl): (Option<Duration>, Option<Duration>),
         via: impl Fn(&str, &str) -> Option<SocketAddr>,
     ) -> anyhow::Result<()> {
         // As TOML writes it between quotes.
@@ -224,8 +224,10 @@ impl Layout {
              {signers}",
             loopback(ports.ca)
         );
-        if let Some(ttl) = svid_ttl {
-            let _ = writeln!(ca, "x509_ttl = \"{}\"", Span(ttl));
+        for (name, ttl) in [("x509_ttl", svid_ttl), ("agent_ttl", agent_ttl)] {
+            if let Some(ttl) = ttl {
+                let _ = writeln!(ca, "{name} = \"{}\"", Span(ttl));
+            }
         }
         let agent = format!(
             "# Written by `hoplite up` at each start.\n\
@@ -319,7 +321,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(&dir.path().join(r#"a "strange\name"#)).unwrap();
         layout
-            .write_configs(&Ports::from_base(7700), Some(Duration::from_secs(10)), |_, _| None)
+            .write_configs(
+                &Ports::from_base(7700),
+                (Some(Duration::from_secs(10)), None),
+                |_, _| None,
+            )
             .unwrap();
         hoplite_ca::Config::load(&layout.config("ca")).unwrap();
         hoplite_agent::Config::load(&layout.config("agent")).unwrap();

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tonic::transport::Channel;
 
 use super::layout::{CALLS, Layout, NODE, Ports, SERVICES, TRUST_DOMAIN, spiffe_id, visitor_id};
-use super::supervisor::{Role, Spec, Supervisor};
+use super::supervisor::{Events, Role, Spec, Supervisor};
 use crate::command::admin::connect;
 use crate::output::part;
 
@@ -24,18 +24,31 @@ use crate::output::part;
 const STEP: Duration = Duration::from_secs(20);
 /// How often a part that is starting is asked whether it is there.
 const POLL: Duration = Duration::from_millis(10);
+/// How long the agent's certificate lives unless it is said otherwise: the CA's default.
+const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// A token is used within a second, or not at all.
-const TOKEN_TTL_SECONDS: u32 = 60;
+pub(super) const TOKEN_TTL_SECONDS: u32 = 60;
 
 /// What may differ between meshes.
 pub(crate) struct Settings {
     pub(crate) ports: Ports,
     /// How long SVIDs live; the CA's default if `None`.
     pub(crate) svid_ttl: Option<Duration>,
+    /// How long the agent's own lives; the CA's default if `None`.
+    pub(crate) agent_ttl: Option<Duration>,
     /// Whether this process itself is registered as the `visitor` who calls `edge`.
     pub(crate) visitor: bool,
     /// Caller, callee, and where the caller's proxy dials instead of at the callee's listener.
     pub(crate) detours: Vec<(&'static str, &'static str, SocketAddr)>,
+}
+
+/// Where the proxies have their policy from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PolicySource {
+    /// A directory: an edit counts when it is saved.
+    Directory,
+    /// A signed bundle, of this revision.
+    Bundle(u64),
 }
 
 /// A running mesh. Call [`Mesh::stop`]; dropping it kills the children.
@@ -43,6 +56,9 @@ pub(crate) struct Mesh {
     pub(crate) layout: Layout,
     pub(crate) ports: Ports,
     pub(crate) took: Duration,
+    /// Where policy came from when the mesh was up.
+    pub(crate) policy_source: PolicySource,
+    pub(super) agent_ttl: Duration,
     supervisor: Supervisor,
     _lock: std::fs::File,
 }
@@ -54,6 +70,7 @@ impl Settings {
         Self {
             ports,
             svid_ttl: None,
+            agent_ttl: None,
             visitor: false,
             detours: Vec::new(),
         }
@@ -69,23 +86,30 @@ impl Mesh {
         let layout = Layout::create(dir)?;
         let lock = lock(&layout)?;
         settings.ports.ensure_free()?;
-        layout.write_configs(&settings.ports, settings.svid_ttl, |caller, callee| {
-            settings
-                .detours
-                .iter()
-                .find(|(from, to, _)| (*from, *to) == (caller, callee))
-                .map(|(_, _, address)| *address)
-        })?;
+        layout.write_configs(
+            &settings.ports,
+            (settings.svid_ttl, settings.agent_ttl),
+            |caller, callee| {
+                settings
+                    .detours
+                    .iter()
+                    .find(|(from, to, _)| (*from, *to) == (caller, callee))
+                    .map(|(_, _, address)| *address)
+            },
+        )?;
         let mut mesh = Self {
             layout,
             ports: settings.ports.clone(),
             took: Duration::ZERO,
+            policy_source: PolicySource::Directory,
+            agent_ttl: settings.agent_ttl.unwrap_or(DAY),
             supervisor: Supervisor::new(),
             _lock: lock,
         };
         match mesh.bring_up(&settings).await {
             Ok(()) => {
                 mesh.took = started.elapsed();
+                mesh.policy_source = mesh.policy_source().await.unwrap_or(PolicySource::Directory);
                 Ok(mesh)
             }
             Err(error) => {
@@ -146,6 +170,10 @@ impl Mesh {
     /// What a proxy says of itself on its admin socket.
     pub(crate) async fn proxy_status(&self, name: &str) -> anyhow::Result<Value> {
         Ok(hoplite_proxy::admin_status(&self.layout.socket(name)).await?)
+    }
+
+    pub(super) fn events(&self) -> &Events {
+        self.supervisor.events()
     }
 
     /// Stops proxies, services, agent and CA, in that order.

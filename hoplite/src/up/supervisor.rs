@@ -143,6 +143,11 @@ impl Supervisor {
         self.up.send_replace(true);
     }
 
+    /// Where the person at the terminal is told.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Stops the groups, last started first, each when the one before has ended.
     pub(crate) async fn stop(mut self) {
         while let Some(mut group) = self.groups.pop() {

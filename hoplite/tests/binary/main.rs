@@ -10,12 +10,16 @@
 #[path = "../../../agent/tests/as_a_process/mod.rs"]
 mod as_a_process;
 mod cli;
+#[path = "../../../tests/clock/mod.rs"]
+mod clock;
+mod clock_steps;
 mod daemon;
 mod denied;
 mod entries;
 mod policy_change;
 mod policy_check;
 mod publishing;
+mod signals;
 mod support;
 mod tables;
 mod up;

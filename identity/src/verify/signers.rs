@@ -23,10 +23,10 @@ pub(super) struct Signer {
 /// What is wrong with an authority on the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It begins then, in seconds since 1970.
-    NotYetValid(u64),
-    /// It ended then, in seconds since 1970.
-    Expired(u64),
+    /// It begins later than now; both in seconds since 1970.
+    NotYetValid { not_before: i64, now: i64 },
+    /// It ended before now; both in seconds since 1970.
+    Expired { not_after: i64, now: i64 },
     /// More authorities are below it than it allows.
     PathLength { below: usize, allowed: usize },
     /// It is not for the use that the chain is put to.
@@ -65,10 +65,10 @@ pub(super) fn reason(
         let validity = certificate.validity();
         let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         if now < not_before {
-            return Some(Fault::NotYetValid(not_before.unsigned_abs()));
+            return Some(Fault::NotYetValid { not_before, now });
         }
         if now > not_after {
-            return Some(Fault::Expired(not_after.max(0).unsigned_abs()));
+            return Some(Fault::Expired { not_after, now });
         }
         let constraints = certificate.basic_constraints().ok()??.value;
         let allowed = constraints

@@ -116,15 +116,9 @@ impl IdentityFeed {
         let mut expiry_said = 0;
         loop {
             let current = self.current();
-            let left = current
-                .svid
-                .leaf()
-                .not_after()
-                .duration_since(clock::now())
-                .unwrap_or_default();
             tokio::select! {
                 next = source.next(Some(&current)) => self.replace(next),
-                () = sleep(left), if expiry_said != current.number => {
+                () = clock::reached(current.svid.leaf().not_after()), if expiry_said != current.number => {
                     expiry_said = current.number;
                     error!(
                         notice = true,

@@ -7,7 +7,6 @@ use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{CertificateDer, PeerRole, VerifiedPeer};
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use crate::peer::identity_feed::{Generation, IdentityFeed};
 
@@ -100,7 +99,7 @@ impl Session {
         loop {
             let due = if self.draining { self.not_after } else { self.drain_at };
             tokio::select! {
-                () = sleep(due.duration_since(clock::now()).unwrap_or_default()) => {
+                () = clock::reached(due) => {
                     if self.draining {
                         return Event::Close("its certificate, or ours, has expired".to_owned());
                     }

@@ -126,6 +126,7 @@ impl World {
             audit_dir: self.path(&format!("{name}-audit")),
             state_dir: self.path(&format!("{name}-state")),
             admin_socket: self.path(&format!("{name}.sock")),
+            log_levels: None,
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,

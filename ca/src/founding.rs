@@ -1,0 +1,125 @@
+//! Whether a data directory is whole: a CA whose store was lost does not found itself anew without being told.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hoplite_host::files::{self, FileError};
+use hoplite_store::Revision;
+
+/// What is beside the store and outlives it.
+const EVIDENCE: [&str; 3] = ["authority.key", "bundle.pem", NOTE];
+
+/// The revision that the store had when the CA started last.
+const NOTE: &str = "store-revision";
+
+/// May a trust domain begin here?
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Founding {
+    /// In a directory in which none was.
+    #[default]
+    WhereNoneWas,
+    /// Also where one was: the operator says that its store is lost for good.
+    Anew,
+}
+
+/// Why the data directory is not used. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FoundingError {
+    /// The store is gone, and something is left of the CA that had it.
+    #[error(
+        "there is no store in `{store}`, but `{evidence}` says that a CA was here: restore the store from a backup or mount its disk; \
+         `--init` begins with an empty one, and every agent must join and every entry be registered anew",
+        store = .store.display(), evidence = .evidence.display()
+    )]
+    StoreLost {
+        /// Where it should be.
+        store: PathBuf,
+        /// What is left.
+        evidence: PathBuf,
+    },
+    /// The store is an older copy.
+    #[error(
+        "the store in `{store}` ends at revision {found}, and it had {noted} when the CA started last: it is an older copy, without what was \
+         registered, banned or published since; restore the newest one, or remove `{note}` to go on with it, and restart the agents, \
+         which have seen newer ones",
+        store = .store.display(), note = .note.display()
+    )]
+    StoreOlder {
+        /// Where it is.
+        store: PathBuf,
+        /// What it has.
+        found: Revision,
+        /// What it had.
+        noted: Revision,
+        /// The file that says so.
+        note: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The note is not one of ours.
+    #[error("`{path}` is no revision; remove it if the store is the newest there is", path = .path.display())]
+    Note {
+        /// The note.
+        path: PathBuf,
+    },
+}
+
+/// Before the store is opened, which would make one: whether there is one, or there never was.
+///
+/// A first start that was interrupted leaves a store and perhaps a key, never a key alone: the store is made first.
+pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> Result<(), FoundingError> {
+    if founding == Founding::Anew || is_store(store) {
+        return Ok(());
+    }
+    match EVIDENCE
+        .iter()
+        .map(|name| data_dir.join(name))
+        .find(|path| path.exists())
+    {
+        Some(evidence) => Err(FoundingError::StoreLost {
+            store: store.to_owned(),
+            evidence,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// After it was opened: whether it is as new as it was at the last start. From here on no older one is taken.
+pub(crate) fn check_revision(
+    data_dir: &Path,
+    store: &Path,
+    found: Revision,
+    founding: Founding,
+) -> Result<(), FoundingError> {
+    let note = data_dir.join(NOTE);
+    let noted = match files::read_private(&note) {
+        Ok(bytes) => {
+            let text = String::from_utf8(bytes).unwrap_or_default();
+            let noted = text.trim_end().parse().ok();
+            noted.ok_or_else(|| FoundingError::Note { path: note.clone() })?
+        }
+        Err(error) if error.is_not_found() => 0,
+        Err(error) => return Err(error.into()),
+    };
+    if found < noted && founding == Founding::WhereNoneWas {
+        return Err(FoundingError::StoreOlder {
+            store: store.to_owned(),
+            found,
+            noted,
+            note,
+        });
+    }
+    if found != noted {
+        files::write_private(&note, format!("{found}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Whether a store was ever acknowledged there: its head is not empty.
+fn is_store(store: &Path) -> bool {
+    let head: io::Result<fs::Metadata> = fs::metadata(store.join("head"));
+    head.is_ok_and(|head| head.len() > 0)
+}
