@@ -43,6 +43,11 @@ pub enum Witness<'a> {
         /// Who says so.
         by: &'a SpiffeId,
     },
+    /// Nobody: it is the service that this process speaks for, as whom it calls others.
+    Service {
+        /// As whom.
+        own: &'a SpiffeId,
+    },
 }
 
 /// What a decision point is told of somebody without an identity.
@@ -122,6 +127,7 @@ impl<'a> Witness<'a> {
         match self {
             Self::Own { peer, .. } => peer.into(),
             Self::Other { caller, .. } => caller,
+            Self::Service { own } => Caller::danger_vouched_for(own),
         }
     }
 }
@@ -269,6 +275,7 @@ impl<'a> Draft<'a> {
                 record.tls = Some(tls.to_owned());
             }
             Witness::Other { by, .. } => record.vouched_by = Some(by.to_string()),
+            Witness::Service { .. } => {}
         }
         record.source = source;
         record.trace_id = trace_id;

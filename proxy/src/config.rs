@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::{self, Display};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -255,8 +255,66 @@ impl Config {
         for outbound in &self.outbound {
             outbound.check(&mut addresses, &mut names)?;
         }
+        self.check_circles()
+    }
+
+    /// What an inbound listener forwards to must not come back to it by way of our own listeners. A circle through other
+    /// proxies is noticed when a request goes round in it.
+    fn check_circles(&self) -> Result<(), Unusable> {
+        let targets = |listen: SocketAddr| {
+            let inbound = self.inbound.iter().map(|inbound| (inbound.listen, &inbound.forward_to));
+            let outbound = self
+                .outbound
+                .iter()
+                .map(|outbound| (outbound.listen, &outbound.connect_to));
+            inbound
+                .chain(outbound)
+                .find(|(own, _)| *own == listen)
+                .map(|(_, target)| target)
+        };
+        let listeners = || {
+            let inbound = self.inbound.iter().map(|inbound| inbound.listen);
+            inbound.chain(self.outbound.iter().map(|outbound| outbound.listen))
+        };
+        let next = |target: &str| listeners().find(|listen| reaches(target, *listen));
+        let circular = |key: &'static str, listen: SocketAddr, target: &str| {
+            let mut at = next(target);
+            for _ in listeners() {
+                match at {
+                    Some(there) if there == listen => {
+                        let remedy = "this leads back to its own listener; write where the service itself listens";
+                        return Err(Unusable::new(key, &target, remedy));
+                    }
+                    Some(there) => at = targets(there).and_then(|target| next(target)),
+                    None => break,
+                }
+            }
+            Ok(())
+        };
+        for inbound in &self.inbound {
+            circular("inbound.forward_to", inbound.listen, &inbound.forward_to)?;
+        }
+        for outbound in &self.outbound {
+            circular("outbound.connect_to", outbound.listen, &outbound.connect_to)?;
+        }
         Ok(())
     }
+}
+
+/// Whether who connects to `target` meets a listener with this address, as far as the text tells.
+fn reaches(target: &str, listen: SocketAddr) -> bool {
+    let Some((host, port)) = target.rsplit_once(':') else {
+        return false;
+    };
+    if port.parse() != Ok(listen.port()) || listen.port() == 0 {
+        return false;
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let (local, ip) = match host.parse::<IpAddr>() {
+        Ok(ip) => (ip.is_loopback() || ip.is_unspecified(), Some(ip)),
+        Err(_) => (host == "localhost", None),
+    };
+    ip == Some(listen.ip()) || (local && (listen.ip().is_loopback() || listen.ip().is_unspecified()))
 }
 
 // === impl Inbound ===
@@ -312,6 +370,11 @@ impl Outbound {
 // === impl UpstreamName ===
 
 impl UpstreamName {
+    /// In records, as the service that is called.
+    pub(crate) fn called(&self) -> &ServiceName {
+        &self.0
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
@@ -483,6 +546,11 @@ expect = "spiffe://demo.hoplite/ledger"
             "forward_to = \"127.0.0.1:7702\"",
             "forward_to = \"127.0.0.1\"",
             &["inbound.forward_to = 127.0.0.1"],
+        );
+        check(
+            "forward_to = \"127.0.0.1:7702\"",
+            "forward_to = \"localhost:7712\"",
+            &["inbound.forward_to = localhost:7712", "leads back to its own listener"],
         );
         check(
             "admin_socket = \"orders.sock\"",

@@ -12,6 +12,7 @@ mod listener;
 mod metrics;
 mod peer;
 mod running;
+mod share;
 mod tcp;
 mod worker;
 

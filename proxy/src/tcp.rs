@@ -5,10 +5,11 @@ pub(crate) mod relay;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hoplite_audit::Phase;
-use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque};
+use hoplite_audit::{Outcome, Phase};
+use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque, Unasked, Witness};
 use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
+use http::StatusCode;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
@@ -20,12 +21,16 @@ use crate::peer::downstream::Downstream;
 use crate::peer::handshake::{Accepted, Handshaker, no_place};
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session, Stop};
-use crate::tcp::relay::relay;
+use crate::share::{ByCaller, Places, Share};
+use crate::tcp::relay::{relay, reset};
 
 /// One inbound TCP listener on one worker.
 pub(crate) struct TcpInbound {
     pub(crate) service: ServiceName,
     pub(crate) forward_to: String,
+    /// Connections under way, which callers share.
+    pub(crate) places: Places,
+    pub(crate) callers: ByCaller<Share>,
     pub(crate) handshaker: Handshaker,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
@@ -36,6 +41,7 @@ pub(crate) struct TcpInbound {
 pub(crate) struct TcpOutbound {
     pub(crate) name: UpstreamName,
     pub(crate) peer: Peer,
+    pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
 }
@@ -58,6 +64,22 @@ impl TcpInbound {
             return;
         };
         session.end_with(self.stop.clone());
+
+        let share = downstream
+            .peer()
+            .map(|peer| self.callers.get(peer.spiffe_id(), || self.places.share()));
+        let Some(_place) = share.and_then(|share| share.take()) else {
+            let busy = Unasked {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                outcome: Outcome::Error,
+                code: "caller_busy",
+                reason: "the caller has as many connections here as are left for all others".to_owned(),
+            };
+            let draft = self.draft(&downstream, Phase::Connect).action("connect");
+            // The connection ends either way; the decision point has said what failed.
+            let _ = self.point.refuse(draft, busy).await;
+            return;
+        };
 
         // Watched before it is decided: a policy that comes in between is not missed.
         session.watch_policy(self.point.policy().subscribe());
@@ -98,40 +120,47 @@ impl TcpInbound {
     ) {
         let mut permitted_by = granted.revision().to_owned();
         let (Opaque(stream), _) = granted.spend();
-        let app = match dial::service(&self.forward_to).await {
+        let mut app = match dial::service(&self.forward_to).await {
             Ok(app) => app,
             Err(error) => {
                 error.log(self.service.as_str());
                 return self.metrics.upstream_failed(error.code());
             }
         };
-        let mut copying = std::pin::pin!(relay(stream, app, || slot.touch()));
-        let reason = loop {
-            tokio::select! {
-                ended = copying.as_mut() => {
-                    return debug!(remote = %downstream.remote, ?ended, "connection ended");
-                }
-                () = slot.evicted() => break "all places are taken, and it was idle for longest".to_owned(),
-                event = session.event() => match event {
-                    Event::Drain => {}
-                    Event::Close(reason) => break reason,
-                    Event::Redecide => {
-                        let draft = self.draft(downstream, Phase::Recheck);
-                        let renewed = self.point.recheck(draft, None, &downstream.transport()).await;
-                        self.metrics.rechecked(renewed.is_ok());
-                        match renewed {
-                            Ok(renewed) => renewed.revision().clone_into(&mut permitted_by),
-                            Err(withdrawn) => {
-                                // The answer has changed, so it is recorded; the connection ends whether or not that
-                                // succeeds.
-                                let _ = self.point.record_all(vec![withdrawn]).await;
-                                break "policy no longer permits it".to_owned();
+        let reason = {
+            let mut copying = std::pin::pin!(relay(stream, &mut app, || slot.touch()));
+            loop {
+                tokio::select! {
+                    ended = copying.as_mut() => {
+                        debug!(remote = %downstream.remote, ?ended, "connection ended");
+                        match ended {
+                            Ok(()) => return,
+                            Err(error) => break format!("it broke off: {error}"),
+                        }
+                    }
+                    () = slot.evicted() => break "all places are taken, and it was idle for longest".to_owned(),
+                    event = session.event() => match event {
+                        Event::Drain => {}
+                        Event::Close(reason) => break reason,
+                        Event::Redecide => {
+                            let draft = self.draft(downstream, Phase::Recheck);
+                            let renewed = self.point.recheck(draft, None, &downstream.transport()).await;
+                            self.metrics.rechecked(renewed.is_ok());
+                            match renewed {
+                                Ok(renewed) => renewed.revision().clone_into(&mut permitted_by),
+                                Err(withdrawn) => {
+                                    // The answer has changed, so it is recorded; the connection ends whether or not that
+                                    // succeeds.
+                                    let _ = self.point.record_all(vec![withdrawn]).await;
+                                    break "policy no longer permits it".to_owned();
+                                }
                             }
                         }
                     }
                 }
             }
         };
+        reset(&app);
         info!(peer = %downstream, remote = %downstream.remote, permitted_by, reason, "connection closed");
     }
 }
@@ -140,14 +169,18 @@ impl TcpInbound {
 
 impl TcpOutbound {
     /// One connection of the local service, on a TLS connection of its own.
-    pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, _remote: SocketAddr, slot: Arc<Slot>) {
+    pub(crate) async fn serve(self: Arc<Self>, mut tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         let Dialled {
-            stream, mut session, ..
+            mut stream,
+            mut session,
+            ..
         } = match self.peer.dial(Layer::Tcp).await {
             Ok(dialled) => dialled,
             Err(error) => {
                 error.log(self.name.as_str());
-                return self.metrics.upstream_failed(error.code());
+                self.metrics.upstream_failed(error.code());
+                self.record(remote, error.unasked()).await;
+                return reset(&tcp);
             }
         };
         session.end_with(self.stop.clone());
@@ -156,17 +189,44 @@ impl TcpOutbound {
             // Once anything has moved it is worth keeping. If there is no place it may go on until a newcomer needs its own.
             let _ = slot.settle();
         };
-        let mut copying = std::pin::pin!(relay(tcp, stream, moved));
-        loop {
-            tokio::select! {
-                ended = copying.as_mut() => return debug!(upstream = %self.name, ?ended, "connection ended"),
-                () = slot.evicted() => {
-                    return debug!(upstream = %self.name, "closed: all places are taken, and it was idle for longest");
-                }
-                event = session.event() => if let Event::Close(reason) = event {
-                    return info!(upstream = %self.name, reason, "connection closed");
+        {
+            let mut copying = std::pin::pin!(relay(&mut tcp, &mut stream, moved));
+            loop {
+                tokio::select! {
+                    ended = copying.as_mut() => {
+                        debug!(upstream = %self.name, ?ended, "connection ended");
+                        if ended.is_ok() {
+                            return;
+                        }
+                        break;
+                    }
+                    () = slot.evicted() => {
+                        debug!(upstream = %self.name, "closed: all places are taken, and it was idle for longest");
+                        break;
+                    }
+                    event = session.event() => if let Event::Close(reason) = event {
+                        info!(upstream = %self.name, reason, "connection closed");
+                        break;
+                    }
                 }
             }
         }
+        reset(&tcp);
+    }
+
+    /// That a call of the own service came to nothing.
+    async fn record(&self, remote: SocketAddr, unasked: Unasked) {
+        let own = self.peer.identity.current();
+        let draft = Draft::new(Facts {
+            phase: Phase::Connect,
+            service: self.name.called(),
+            witness: Witness::Service {
+                own: own.svid.spiffe_id(),
+            },
+            source: Some(remote.to_string()),
+            trace_id: None,
+        });
+        // The connection ends either way; the decision point has said what failed.
+        let _ = self.point.refuse(draft.action("connect"), unasked).await;
     }
 }

@@ -28,6 +28,7 @@ use crate::peer::dial::Peer;
 use crate::peer::handshake::{HANDSHAKES_MAX, Handshaker};
 use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
+use crate::share::{ByCaller, Places};
 use crate::tcp::{TcpInbound, TcpOutbound};
 
 /// A configured listener with its sockets: one for each worker.
@@ -265,6 +266,8 @@ impl Shared {
             InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
                 service,
                 forward_to,
+                places: Places::new(),
+                callers: ByCaller::default(),
                 handshaker,
                 point,
                 metrics,
@@ -291,7 +294,7 @@ impl Shared {
     /// What serves the own service.
     fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>) -> Server {
         let OutboundConfig { name, protocol, .. } = config;
-        let (metrics, stop) = (self.metrics.clone(), self.stop.clone());
+        let (point, metrics, stop) = (self.point.clone(), self.metrics.clone(), self.stop.clone());
         let peer = Peer {
             destination,
             identity: self.identity.clone(),
@@ -300,6 +303,7 @@ impl Shared {
             OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
                 name,
                 peer,
+                point,
                 metrics,
                 stop,
             })),
@@ -307,6 +311,8 @@ impl Shared {
                 name,
                 upstream: Upstream::new(Target::Peer(peer), self.rules.clone(), metrics.clone()),
                 rules: self.rules.clone(),
+                identity: self.identity.clone(),
+                point,
                 metrics,
                 stop,
             })),

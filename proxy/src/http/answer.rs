@@ -1,55 +1,162 @@
-//! Short answers of the proxy itself: what a caller may know, and the id under which the log knows more.
+//! Answers: a server's, passed on, or one of ours, which says what a caller may know and the id under which the log knows
+//! more.
+//!
+//! Whoever answers gives an [`Answer`], and there is one of ours only for what is recorded: it is made of a [`Refused`], a
+//! [`Revoked`], or the decision under which something went wrong.
 
 use bytes::Bytes;
-use hoplite_audit::{DecisionId, Outcome};
+use hoplite_audit::DecisionId;
 use hoplite_decision::{Refused, refusal};
+use hoplite_host::slots::Busy;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode, Version};
 use http_body_util::Full;
 
 use crate::http::body::Body;
+use crate::http::exchange::{Answering, Revoked};
+use crate::http::grpc::{self, GrpcEnd};
 use crate::http::hygiene;
+use crate::http::upstream::FromServer;
+use crate::peer::dial::UpstreamError;
 
-/// A refusal's body, and the decision in a header too.
-pub(crate) fn answer(
-    status: StatusCode,
-    error: &str,
-    outcome: Option<Outcome>,
-    decision: Option<&DecisionId>,
-) -> Response<Body> {
-    said(status, refusal(error, outcome, decision), decision)
+/// What a caller gets.
+#[derive(Debug)]
+pub(crate) struct Answer(Response<Body>);
+
+/// A body of ours: only an answer has one.
+#[derive(Debug)]
+pub(crate) struct Own(Full<Bytes>);
+
+/// How a caller wants to be answered, and over what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dialect {
+    http2: bool,
+    grpc: bool,
 }
 
-/// What somebody is told to whom nothing is granted.
-pub(crate) fn refused(refused: &Refused) -> Response<Body> {
-    said(refused.status(), refused.body(), refused.decision())
+// === impl Dialect ===
+
+impl Dialect {
+    /// As the request says it.
+    pub(crate) fn of(headers: &HeaderMap, version: Version) -> Self {
+        let http2 = version == Version::HTTP_2;
+        Self {
+            http2,
+            grpc: http2 && grpc::is_grpc(headers),
+        }
+    }
 }
 
-fn said(status: StatusCode, text: String, decision: Option<&DecisionId>) -> Response<Body> {
-    let mut response = Response::new(Body::Own(Full::new(Bytes::from(text))));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(decision) = decision {
-        set_decision(&mut response, decision);
+// === impl Own ===
+
+impl Own {
+    pub(crate) fn get_mut(&mut self) -> &mut Full<Bytes> {
+        &mut self.0
+    }
+
+    pub(crate) fn get(&self) -> &Full<Bytes> {
+        &self.0
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// What the own service said to a request that was granted; its caller learns under which decision.
+    pub(crate) fn of_service(
+        server: FromServer,
+        answering: Answering,
+        decision: &DecisionId,
+        dialect: Dialect,
+    ) -> Self {
+        let mut response = server.into_response().map(|body| body.answering(answering));
+        hygiene::sanitize_service_response(response.headers_mut());
+        set_decision(response.headers_mut(), decision);
+        Self(ending(response, dialect))
+    }
+
+    /// What a peer said, with the decision that it names.
+    pub(crate) fn of_peer(server: FromServer, dialect: Dialect) -> Self {
+        let mut response = server.into_response();
+        hygiene::sanitize_response(response.headers_mut());
+        Self(ending(response, dialect))
+    }
+
+    /// That somebody is granted nothing.
+    pub(crate) fn refused(refused: &Refused, dialect: Dialect) -> Self {
+        let text = refused.body();
+        Self::own(refused.status(), refused.code(), text, refused.decision(), dialect)
+    }
+
+    /// That what was granted found no service.
+    pub(crate) fn failed(error: &UpstreamError, granted: &DecisionId, dialect: Dialect) -> Self {
+        let text = refusal(error.code(), None, Some(granted));
+        Self::own(error.status(), error.code(), text, Some(granted), dialect)
+    }
+
+    /// That what was granted is granted no longer.
+    pub(crate) fn revoked(revoked: &Revoked, dialect: Dialect) -> Self {
+        let Revoked { outcome, decision } = revoked;
+        let text = refusal("revoked", Some(*outcome), decision.as_ref());
+        Self::own(StatusCode::FORBIDDEN, "revoked", text, decision.as_ref(), dialect).closing(dialect)
+    }
+
+    /// Ends an HTTP/1.1 connection with this answer: what follows on it may not be what it seems. HTTP/2 frames its streams.
+    pub(crate) fn closing(mut self, dialect: Dialect) -> Self {
+        if !dialect.http2 {
+            let headers = self.0.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self
+    }
+
+    /// As long as it lasts, its connection is not idle.
+    pub(crate) fn during(self, busy: Busy) -> Self {
+        Self(self.0.map(|body| body.during(busy)))
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        self.0
+    }
+
+    fn own(
+        status: StatusCode,
+        code: &'static str,
+        text: String,
+        decision: Option<&DecisionId>,
+        dialect: Dialect,
+    ) -> Self {
+        let mut response = if dialect.grpc {
+            // Trailers only: the stream ends with its head.
+            let mut response = Response::new(Body::Own(Own(Full::default())));
+            grpc::refuse(response.headers_mut(), status, code, decision);
+            response
+        } else {
+            let mut response = Response::new(Body::Own(Own(Full::new(Bytes::from(text)))));
+            *response.status_mut() = status;
+            let json = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(CONTENT_TYPE, json);
+            response
+        };
+        if let Some(decision) = decision {
+            set_decision(response.headers_mut(), decision);
+        }
+        Self(response)
+    }
+}
+
+/// A gRPC answer that breaks off says so as gRPC does. Over HTTP/1.1 there would be no telling that from a clean end.
+fn ending(mut response: Response<Body>, dialect: Dialect) -> Response<Body> {
+    if dialect.http2 && grpc::is_grpc(response.headers()) {
+        let end = GrpcEnd::of(response.headers());
+        response = response.map(|body| body.ending(end));
     }
     response
 }
 
 /// Names the decision in an answer.
-pub(crate) fn set_decision(response: &mut Response<Body>, decision: &DecisionId) {
+fn set_decision(headers: &mut HeaderMap, decision: &DecisionId) {
     if let Ok(value) = HeaderValue::try_from(decision.to_string()) {
-        response.headers_mut().insert(hygiene::DECISION, value);
+        headers.insert(hygiene::DECISION, value);
     }
-}
-
-/// Ends an HTTP/1.1 connection with this answer: what follows on it may not be what it seems. HTTP/2 frames its streams.
-pub(crate) fn closing(mut response: Response<Body>, http2: bool) -> Response<Body> {
-    if !http2 {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }

@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hoplite_host::slots::Busy;
-use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use crate::http::answer::Own;
 use crate::http::exchange::{Answering, Exchange};
+use crate::http::grpc::GrpcEnd;
 use crate::http::http2::received::Received;
 use crate::http::hygiene;
 use crate::http::replay::Replay;
@@ -37,6 +38,8 @@ pub(crate) enum Body {
         _stream: Option<Arc<()>>,
         /// What it is the answer of, if that may be revoked.
         answering: Option<Answering>,
+        /// How it ends where it breaks off, if it can say so.
+        end: Option<GrpcEnd>,
     },
     /// From a peer whose framing may be no framing, and whose permission may be revoked.
     Received {
@@ -47,8 +50,10 @@ pub(crate) enum Body {
     },
     /// Of a request that may have to be sent again.
     Replayed(Replay),
-    /// From us.
-    Own(Full<Bytes>),
+    /// An answer of ours.
+    Own(Own),
+    /// Of a request without one.
+    Empty,
     /// Any of these, as long as which its connection is not idle.
     During {
         /// The bytes.
@@ -91,12 +96,8 @@ impl Body {
             incoming,
             _stream: Some(stream),
             answering: None,
+            end: None,
         }
-    }
-
-    /// Nothing.
-    pub(crate) fn empty() -> Self {
-        Self::Own(Full::default())
     }
 
     /// As the answer of an exchange, with which it ends.
@@ -114,6 +115,14 @@ impl Body {
             _busy: busy,
         }
     }
+
+    /// Ends as gRPC does, also where it breaks off.
+    pub(crate) fn ending(mut self, grpc: GrpcEnd) -> Self {
+        if let Self::Streamed { end, .. } = &mut self {
+            *end = Some(grpc);
+        }
+        self
+    }
 }
 
 impl From<Incoming> for Body {
@@ -122,6 +131,7 @@ impl From<Incoming> for Body {
             incoming,
             _stream: None,
             answering: None,
+            end: None,
         }
     }
 }
@@ -133,12 +143,31 @@ impl HttpBody for Body {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Streamed {
-                incoming, answering, ..
+                incoming,
+                answering,
+                end,
+                ..
             } => {
-                if let Some(Err(revoked)) = answering.as_ref().map(|answering| answering.check(context)) {
-                    return Poll::Ready(Some(Err(revoked.into())));
+                if end.as_ref().is_some_and(GrpcEnd::is_said) {
+                    return Poll::Ready(None);
                 }
-                incoming.poll_frame(context).map_ok(sanitized)
+                let polled = match answering.as_ref().map(|answering| answering.check(context)) {
+                    Some(Err(revoked)) => Poll::Ready(Some(Err(revoked.into()))),
+                    _ => incoming.poll_frame(context).map_ok(sanitized),
+                };
+                match (polled, end) {
+                    (Poll::Ready(Some(Err(broken))), Some(end)) => {
+                        let trailers = end.trailers(&broken).map(Frame::trailers);
+                        Poll::Ready(Some(trailers.ok_or(broken)))
+                    }
+                    (Poll::Ready(Some(Ok(mut frame))), Some(end)) => {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            end.name(trailers);
+                        }
+                        Poll::Ready(Some(Ok(frame)))
+                    }
+                    (polled, _) => polled,
+                }
             }
             Self::Received { incoming, exchange } => {
                 if let Err(revoked) = exchange.check_request(context) {
@@ -153,7 +182,10 @@ impl HttpBody for Body {
                 polled
             }
             Self::Replayed(replay) => Pin::new(replay).poll_frame(context),
-            Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
+            Self::Own(own) => Pin::new(own.get_mut())
+                .poll_frame(context)
+                .map_err(|never| match never {}),
+            Self::Empty => Poll::Ready(None),
             Self::During { body, .. } => Pin::new(&mut **body).poll_frame(context),
         }
     }
@@ -162,7 +194,8 @@ impl HttpBody for Body {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.is_end_stream(),
             Self::Replayed(replay) => replay.is_end_stream(),
-            Self::Own(full) => full.is_end_stream(),
+            Self::Own(own) => own.get().is_end_stream(),
+            Self::Empty => true,
             Self::During { body, .. } => body.is_end_stream(),
         }
     }
@@ -171,7 +204,8 @@ impl HttpBody for Body {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.size_hint(),
             Self::Replayed(replay) => replay.size_hint(),
-            Self::Own(full) => full.size_hint(),
+            Self::Own(own) => own.get().size_hint(),
+            Self::Empty => SizeHint::with_exact(0),
             Self::During { body, .. } => body.size_hint(),
         }
     }

@@ -11,6 +11,7 @@ use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::http::answer::Answer;
 use crate::http::body::{Body, Incoming};
 use crate::http::http2::server;
 use crate::http::interim::Ahead;
@@ -25,7 +26,7 @@ pub(crate) type Ended = Result<(), Box<dyn Error + Send + Sync>>;
 pub(crate) enum Conversation<S, H, F>
 where
     H: Fn(Request<Incoming>, Ahead) -> F,
-    F: Future<Output = Response<Body>>,
+    F: Future<Output = Answer>,
 {
     Http1(Pin<Box<http1::Connection<TokioIo<Tapped<S>>, OneByOne<H>>>>),
     Http2(Box<server::Connection<Tapped<S>, H>>),
@@ -46,7 +47,7 @@ impl<S, H, F> Conversation<S, H, F>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Ahead) -> F,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     pub(crate) fn new(stream: Tapped<S>, http2: bool, answer: H) -> Self {
         if http2 {
@@ -72,7 +73,7 @@ impl<S, H, F> Future for Conversation<S, H, F>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>, Ahead) -> F + Unpin,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     type Output = Ended;
 
@@ -89,7 +90,7 @@ where
 impl<H, F> Service<Request<hyper::body::Incoming>> for OneByOne<H>
 where
     H: Fn(Request<Incoming>, Ahead) -> F,
-    F: Future<Output = Response<Body>>,
+    F: Future<Output = Answer>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -106,10 +107,10 @@ where
 
 // === impl Always ===
 
-impl<F: Future<Output = Response<Body>>> Future for Always<F> {
+impl<F: Future<Output = Answer>> Future for Always<F> {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(context).map(Ok)
+        self.0.as_mut().poll(context).map(|answer| Ok(answer.into_response()))
     }
 }

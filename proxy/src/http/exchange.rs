@@ -12,6 +12,8 @@ use hoplite_audit::{DecisionId, Outcome};
 use hoplite_decision::Refused;
 use hoplite_policy::CanonicalRequest;
 
+use crate::share::Place;
+
 /// One request that was permitted.
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -25,6 +27,8 @@ pub(crate) struct Exchange {
     malformed: AtomicBool,
     answered: AtomicBool,
     waiting: Mutex<Waiting>,
+    /// What it takes of what its caller may have.
+    _place: Option<Place>,
 }
 
 /// That it is no longer permitted.
@@ -61,7 +65,7 @@ struct Waiting {
 
 impl Exchange {
     /// Permitted by a policy no older than `epoch`.
-    pub(crate) fn new(canonical: CanonicalRequest, decision: DecisionId, epoch: u64) -> Self {
+    pub(crate) fn new(canonical: CanonicalRequest, decision: DecisionId, epoch: u64, place: Option<Place>) -> Self {
         Self {
             canonical,
             decision,
@@ -70,6 +74,7 @@ impl Exchange {
             malformed: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             waiting: Mutex::default(),
+            _place: place,
         }
     }
 
@@ -201,7 +206,7 @@ mod tests {
 
     fn exchange(epoch: u64) -> Arc<Exchange> {
         let canonical = CanonicalRequest::parse("GET", &[b"orders"], b"/").unwrap();
-        Arc::new(Exchange::new(canonical, DecisionId::default(), epoch))
+        Arc::new(Exchange::new(canonical, DecisionId::default(), epoch, None))
     }
 
     #[test]

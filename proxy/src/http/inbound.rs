@@ -7,30 +7,32 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::Phase;
-use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, HttpRequest, Unasked, Why};
+use hoplite_decision::{DecisionPoint, Draft, Facts, HttpRequest, Unasked, Why};
 use hoplite_host::clock;
 use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
 use hoplite_policy::{CanonicalRequest, Transport};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use tracing::info;
 
-use crate::http::answer::{answer, closing, refused, set_decision};
-use crate::http::body::{Body, Incoming};
-use crate::http::exchange::{Answering, Exchange, Exchanges, Revoked};
+use crate::http::answer::{Answer, Dialect};
+use crate::http::body::Incoming;
+use crate::http::exchange::{Answering, Exchange, Exchanges};
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
 use crate::http::reading;
 use crate::http::rules::HttpRules;
-use crate::http::service::{Head, Outgoing, Service};
+use crate::http::service::{CallersService, Head, Outgoing, Service};
 use crate::http::unread::Unread;
+use crate::http::via;
 use crate::metrics::Metrics;
 use crate::peer::downstream::Downstream;
 use crate::peer::handshake::Handshaker;
 use crate::peer::session::Stop;
+use crate::share::Place;
 
 /// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
 const RECHECKS_AT_ONCE: usize = 16;
@@ -57,6 +59,8 @@ struct InboundConnection {
     downstream: Downstream,
     transport: Transport,
     client_cert: HeaderValue,
+    /// The service as this caller has it.
+    app: Arc<CallersService>,
     not_after: SystemTime,
     http2: bool,
     exchanges: Exchanges,
@@ -67,8 +71,9 @@ struct InboundConnection {
 
 impl InboundConnection {
     /// One request: read, decide, record, forward. Whatever fails, fails before anything is forwarded.
-    async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Answer {
         let point = &self.inbound.point;
+        let dialect = Dialect::of(request.headers(), request.version());
         let trace_id = hygiene::trace_id(request.headers());
         let mut draft = self.draft(Phase::Request, trace_id);
         if Unread::of(request.headers()).is_none() {
@@ -76,9 +81,9 @@ impl InboundConnection {
         }
 
         // Read it in one way, or not at all.
-        let canonical = match self.read(&request) {
-            Ok(canonical) => canonical,
-            Err(unasked) => return closing(refused(&point.refuse(draft, unasked).await), self.http2),
+        let (canonical, place) = match self.read(&request) {
+            Ok(read) => read,
+            Err(unasked) => return Answer::refused(&point.refuse(draft, unasked).await, dialect).closing(dialect),
         };
         let (parts, body) = request.into_parts();
         let request = HttpRequest {
@@ -90,24 +95,23 @@ impl InboundConnection {
         let epoch = point.policy().epoch();
         let judged = point.judge(draft, request, &self.transport).await;
         match judged.recorded().await {
-            Ok(granted) => self.forward(granted, epoch, body, ahead).await,
-            Err(why) => match why.why() {
-                Why::Ambiguous(_) => closing(refused(&why), self.http2),
-                _ => refused(&why),
-            },
+            Ok(granted) => {
+                let outgoing = Outgoing::new(granted, epoch, place);
+                self.forward(outgoing, epoch, body, ahead, dialect).await
+            }
+            Err(why) => {
+                let answer = Answer::refused(&why, dialect);
+                match why.why() {
+                    Why::Ambiguous(_) => answer.closing(dialect),
+                    _ => answer,
+                }
+            }
         }
     }
 
     /// Forwards what was granted, and brings back its answer unless the grant is withdrawn before.
-    async fn forward(
-        &self,
-        granted: Granted<HttpRequest<Head>>,
-        epoch: u64,
-        body: Incoming,
-        ahead: Ahead,
-    ) -> Response<Body> {
+    async fn forward(&self, outgoing: Outgoing, epoch: u64, body: Incoming, ahead: Ahead, dialect: Dialect) -> Answer {
         // From here on it can be revoked.
-        let outgoing = Outgoing::new(granted, epoch);
         let exchange = outgoing.exchange().clone();
         let answering = Answering::new(exchange.clone());
         self.exchanges.add(&exchange);
@@ -118,34 +122,26 @@ impl InboundConnection {
         }
 
         let interims = Interims::default();
-        let forwarded = self
-            .inbound
-            .app
-            .forward(outgoing, body, self.client_cert.clone(), &interims);
+        let forwarded = self.app.forward(outgoing, body, self.client_cert.clone(), &interims);
         let answered = tokio::select! {
             biased;
-            revoked = exchange.until_revoked() => return self.withdraw(revoked),
+            revoked = exchange.until_revoked() => return Answer::revoked(revoked, dialect),
             answered = interims.ahead_of(forwarded, &ahead, hygiene::sanitize_service_response) => answered,
         };
         match answered {
-            Ok(response) => {
-                let mut response = response.map(|body| body.answering(answering));
-                hygiene::sanitize_service_response(response.headers_mut());
-                set_decision(&mut response, &exchange.decision);
-                response
-            }
+            Ok(server) => Answer::of_service(server, answering, &exchange.decision, dialect),
             // Permitted by its head, it has broken off behind it: the service never saw a whole request.
-            Err(_) if exchange.is_malformed() => self.refuse_body(&exchange).await,
+            Err(_) if exchange.is_malformed() => self.refuse_body(&exchange, dialect).await,
             Err(error) => {
                 error.log(self.inbound.service.as_str());
                 self.inbound.metrics.upstream_failed(error.code());
-                answer(error.status(), error.code(), None, Some(&exchange.decision))
+                Answer::failed(&error, &exchange.decision, dialect)
             }
         }
     }
 
     /// Instead of the service's answer to a request that never was whole.
-    async fn refuse_body(&self, exchange: &Exchange) -> Response<Body> {
+    async fn refuse_body(&self, exchange: &Exchange, dialect: Dialect) -> Answer {
         let unasked = Unasked::malformed(
             "unparsed",
             "the request's body is not well-formed: its chunk sizes or trailers cannot be read",
@@ -153,7 +149,7 @@ impl InboundConnection {
         let draft = self.draft(Phase::Request, None).action(exchange.canonical.method());
         let draft = draft.about(&exchange.canonical);
         let why = self.inbound.point.refuse(draft, unasked).await;
-        closing(refused(&why), self.http2)
+        Answer::refused(&why, dialect).closing(dialect)
     }
 
     /// Decides again what is under way whenever policy changes. Returns, with the reason, when the peer holds on to what
@@ -218,15 +214,6 @@ impl InboundConnection {
         ended.len()
     }
 
-    /// Instead of the service's answer, of which nothing was sent yet.
-    fn withdraw(&self, revoked: &Revoked) -> Response<Body> {
-        let (outcome, decision) = (revoked.outcome, revoked.decision.as_ref());
-        closing(
-            answer(StatusCode::FORBIDDEN, "revoked", Some(outcome), decision),
-            self.http2,
-        )
-    }
-
     /// The record of a request on this connection, begun.
     fn draft(&self, phase: Phase, trace_id: Option<String>) -> Draft<'_> {
         Draft::new(Facts {
@@ -249,7 +236,8 @@ impl InboundConnection {
             .await;
     }
 
-    fn read(&self, request: &Request<Incoming>) -> Result<CanonicalRequest, Unasked> {
+    /// What is asked for, and a place for it.
+    fn read(&self, request: &Request<Incoming>) -> Result<(CanonicalRequest, Place), Unasked> {
         if clock::now() >= self.not_after {
             // The timer that closes the connection is due; a suspended machine may wake with it late.
             return Err(Unasked::unauthenticated(
@@ -257,6 +245,8 @@ impl InboundConnection {
                 "the connection has outlived a certificate",
             ));
         }
-        reading::read(request)
+        let canonical = reading::read(request)?;
+        via::check(request.headers())?;
+        Ok((canonical, self.app.place()?))
     }
 }

@@ -150,7 +150,7 @@ impl KeptConnection {
         match &self.sender {
             Sender::Http1(sender) => sender.is_ready(),
             // One of the count is the place where it is kept.
-            Sender::Http2(caller) => Arc::strong_count(&self.streams) <= caller.streams_max(),
+            Sender::Http2(caller) => Arc::strong_count(&self.streams) <= caller.streams_max() && !caller.is_stuck(),
         }
     }
 

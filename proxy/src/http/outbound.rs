@@ -1,19 +1,22 @@
 //! The local service's HTTP request on its way out: read in one way, and sent to exactly the peer it is meant for.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hoplite_decision::Unasked;
+use hoplite_audit::Phase;
+use hoplite_decision::{DecisionPoint, Draft, Facts, Unasked, Witness};
 use hoplite_host::slots::Slot;
-use http::{Request, Response, Version};
+use hoplite_identity::SpiffeId;
+use http::Request;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::config::UpstreamName;
-use crate::http::answer::{answer, closing};
-use crate::http::body::{Body, Incoming};
+use crate::http::answer::{Answer, Dialect};
+use crate::http::body::Incoming;
 use crate::http::conversation::Conversation;
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
@@ -21,9 +24,12 @@ use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
 use crate::http::rules::HttpRules;
 use crate::http::unparsed::{Far, Tapped, Unparsed};
+use crate::http::unread::Unread;
 use crate::http::upstream::Upstream;
+use crate::http::via;
 use crate::metrics::Metrics;
 use crate::peer::handshake::no_place;
+use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
 
 /// A connection that has to go is given this long to hear of it.
@@ -33,6 +39,9 @@ const LET_GO_MAX: Duration = Duration::from_millis(300);
 pub(crate) struct Outbound {
     pub(crate) name: UpstreamName,
     pub(crate) upstream: Upstream,
+    /// Who calls: the own service, whoever of it reaches the port.
+    pub(crate) identity: Arc<IdentityFeed>,
+    pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) rules: Arc<HttpRules>,
     pub(crate) stop: Stop,
@@ -44,7 +53,6 @@ impl Outbound {
     /// One connection of the local service, HTTP/1.1 or HTTP/2 with prior knowledge.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         let Stop { mut drain, mut close } = self.stop.clone();
-        let name = self.name.clone();
         let begun = tokio::select! {
             begun = timeout(HEADER_TIME_MAX, preface::is_http2(tcp)) => begun,
             () = drain.wait() => return,
@@ -54,37 +62,27 @@ impl Outbound {
         // Heads are read as strictly as a peer's, so that what the service meant is what the peer decides on.
         let far = Far {
             side: "local",
-            name: format!("{remote} to {name}"),
+            name: format!("{remote} to {}", self.name),
             metrics: self.metrics.clone(),
         };
         let (stream, mut refusals) = Tapped::caller(stream, http2, far, &self.rules);
-        let place = slot.clone();
+        let (this, place) = (self.clone(), slot.clone());
         let mut connection = Conversation::new(stream, http2, move |request, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
             async move {
                 let busy = slot.begin();
-                // With its first request a connection is worth keeping.
-                let response = match slot.settle() {
-                    Ok(()) => outbound.answer(request, ahead).await,
-                    Err(full) => outbound.refuse(&request, &no_place(full)),
-                };
-                response.map(|body| body.during(busy))
+                outbound.answer(request, remote, ahead, &slot).await.during(busy)
             }
         });
         let (mut draining, mut leaving) = (false, false);
-        loop {
+        let ended = loop {
             tokio::select! {
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        debug!(%remote, error, "connection ended badly");
-                    }
-                    return;
-                }
+                ended = &mut connection => break ended,
                 Some(refusal) = refusals.recv() => match refusal {
                     // Who means well goes on by another connection.
                     Unparsed::Low => connection.graceful_shutdown(),
-                    // Nobody called anybody yet, so there is nothing to record.
-                    _ => debug!(%remote, upstream = %name, %refusal, "request refused"),
+                    // While it is recorded the connection waits.
+                    refused => this.record_unparsed(remote, &refused).await,
                 },
                 () = drain.wait(), if !draining => {
                     draining = true;
@@ -95,43 +93,79 @@ impl Outbound {
                     connection.graceful_shutdown();
                 }
                 () = sleep(LET_GO_MAX), if leaving => {
-                    return debug!(%remote, upstream = %name, "closed: all places are taken, and it was idle for longest");
+                    debug!(%remote, upstream = %this.name, "closed: all places are taken, and it was idle for longest");
+                    break Ok(());
                 }
-                () = close.wait() => return,
+                () = close.wait() => break Ok(()),
+            }
+        };
+        drop(connection);
+        while let Ok(refusal) = refusals.try_recv() {
+            if refusal != Unparsed::Low {
+                this.record_unparsed(remote, &refusal).await;
+            }
+        }
+        if let Err(error) = ended {
+            debug!(%remote, error, "connection ended badly");
+            let unparsed = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse());
+            if let Some(unparsed) = unparsed {
+                this.record_unparsed(remote, unparsed).await;
             }
         }
     }
 
-    /// Refuses a request. Nobody called anybody yet, so there is nothing to record.
-    fn refuse<B>(&self, request: &Request<B>, unasked: &Unasked) -> Response<Body> {
-        let Unasked { code, reason, .. } = unasked;
-        debug!(upstream = %self.name, code, reason, "request refused");
-        let http2 = request.version() == Version::HTTP_2;
-        closing(answer(unasked.status, code, None, None), http2)
-    }
-
-    /// One request. Whether it is allowed is decided where it arrives, by the proxy of the service that is called.
-    async fn answer(&self, request: Request<Incoming>, ahead: Ahead) -> Response<Body> {
-        let canonical = match read(&request) {
+    /// One request. Whether it is allowed is decided where it arrives, by the proxy of the service that is called; what does
+    /// not arrive there is recorded here.
+    async fn answer(&self, request: Request<Incoming>, remote: SocketAddr, ahead: Ahead, slot: &Slot) -> Answer {
+        let dialect = Dialect::of(request.headers(), request.version());
+        let own = self.identity.current();
+        let mut draft = self.draft(remote, own.svid.spiffe_id(), hygiene::trace_id(request.headers()));
+        if Unread::of(request.headers()).is_none() {
+            draft = draft.action(request.method().as_str());
+        }
+        // With its first request a connection is worth keeping.
+        let asked = slot.settle().map_err(no_place);
+        let asked = asked.and_then(|()| read(&request));
+        let asked = asked.and_then(|canonical| via::check(request.headers()).map(|()| canonical));
+        let canonical = match asked {
             Ok(canonical) => canonical,
-            Err(unasked) => return self.refuse(&request, &unasked),
+            Err(unasked) => return Answer::refused(&self.point.refuse(draft, unasked).await, dialect).closing(dialect),
         };
+        let draft = draft.about(&canonical);
         let (mut parts, body) = request.into_parts();
         hygiene::sanitize_request(&mut parts.headers);
+        via::add(&mut parts.headers, parts.version);
         let interims = Interims::default();
         let sent = self
             .upstream
             .send(&canonical, Request::from_parts(parts, body.into()), &interims);
         match interims.ahead_of(sent, &ahead, hygiene::sanitize_response).await {
-            Ok(mut response) => {
-                hygiene::sanitize_response(response.headers_mut());
-                response
-            }
+            Ok(server) => Answer::of_peer(server, dialect),
             Err(error) => {
                 error.log(self.name.as_str());
                 self.metrics.upstream_failed(error.code());
-                answer(error.status(), error.code(), None, None)
+                Answer::refused(&self.point.refuse(draft, error.unasked()).await, dialect)
             }
         }
+    }
+
+    /// What the service sent cannot be read as HTTP: the library has answered it with an error.
+    async fn record_unparsed(&self, remote: SocketAddr, unparsed: &impl Display) {
+        let own = self.identity.current();
+        let draft = self.draft(remote, own.svid.spiffe_id(), None);
+        let unasked = Unasked::malformed("unparsed", unparsed.to_string());
+        // Nothing is forwarded either way; the decision point has said what failed.
+        let _ = self.point.refuse(draft, unasked).await;
+    }
+
+    /// The record of a call that the own service makes, begun.
+    fn draft<'a>(&'a self, remote: SocketAddr, own: &'a SpiffeId, trace_id: Option<String>) -> Draft<'a> {
+        Draft::new(Facts {
+            phase: Phase::Request,
+            service: self.name.called(),
+            witness: Witness::Service { own },
+            source: Some(remote.to_string()),
+            trace_id,
+        })
     }
 }

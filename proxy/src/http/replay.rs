@@ -81,7 +81,7 @@ impl Again {
     /// The body from its beginning; none if not all of that is there any more.
     pub(crate) fn read(&self) -> Option<Body> {
         let kept = match self {
-            Self::Empty => return Some(Body::empty()),
+            Self::Empty => return Some(Body::Empty),
             Self::Kept(kept) => kept,
         };
         let mut state = lock(kept);

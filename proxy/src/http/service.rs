@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
-use hoplite_decision::{Granted, HeaderFields, HttpRequest};
+use hoplite_audit::Outcome;
+use hoplite_decision::{Granted, HeaderFields, HttpRequest, Unasked};
+use hoplite_identity::SpiffeId;
 use hoplite_policy::header_nature::RemovedHeaders;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, StatusCode};
 
 use crate::http::body::{Body, Incoming};
 use crate::http::exchange::Exchange;
 use crate::http::hygiene;
 use crate::http::interim::Interims;
 use crate::http::rules::HttpRules;
-use crate::http::upstream::{Target, Upstream};
+use crate::http::upstream::{FromServer, Target, Upstream};
+use crate::http::via;
 use crate::metrics::Metrics;
 use crate::peer::dial::UpstreamError;
+use crate::share::{ByCaller, Place, Places, Share};
 
 /// A request's head without what belongs to its connection and without what only proxies may say. What is left of it is
 /// what policy is shown and what the service will see.
@@ -28,8 +32,21 @@ pub(crate) struct Outgoing {
     head: Head,
 }
 
-/// The service, and our connections to it.
-pub(crate) struct Service(Upstream);
+/// The service.
+pub(crate) struct Service {
+    /// As each is made.
+    upstream: Upstream,
+    /// HTTP/1.1 carries one request at a time on a connection, so that what is idle serves any caller.
+    common: Option<Arc<Upstream>>,
+    places: Places,
+    callers: ByCaller<CallersService>,
+}
+
+/// The service as one caller has it: its part of the places, and connections on which nobody else's streams are.
+pub(crate) struct CallersService {
+    upstream: Arc<Upstream>,
+    share: Arc<Share>,
+}
 
 // === impl Head ===
 
@@ -52,10 +69,10 @@ impl HeaderFields for Head {
 
 impl Outgoing {
     /// Begins the exchange that was granted, by a policy no older than `epoch`.
-    pub(crate) fn new(granted: Granted<HttpRequest<Head>>, epoch: u64) -> Self {
+    pub(crate) fn new(granted: Granted<HttpRequest<Head>>, epoch: u64, place: Place) -> Self {
         let (HttpRequest { canonical, rest }, decision) = granted.spend();
         Self {
-            exchange: Arc::new(Exchange::new(canonical, decision, epoch)),
+            exchange: Arc::new(Exchange::new(canonical, decision, epoch, Some(place))),
             head: rest,
         }
     }
@@ -70,7 +87,41 @@ impl Outgoing {
 impl Service {
     /// The service at an address; HTTP/2 is spoken with prior knowledge.
     pub(crate) fn new(address: String, http2: bool, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
-        Self(Upstream::new(Target::Service { address, http2 }, rules, metrics))
+        let upstream = Upstream::new(Target::Service { address, http2 }, rules, metrics);
+        Self {
+            common: (!http2).then(|| Arc::new(upstream.anew())),
+            upstream,
+            places: Places::new(),
+            callers: ByCaller::default(),
+        }
+    }
+
+    /// For one caller, as long as it holds this.
+    pub(crate) fn of(&self, caller: &SpiffeId) -> Arc<CallersService> {
+        self.callers.get(caller, || CallersService {
+            upstream: match &self.common {
+                Some(common) => common.clone(),
+                None => Arc::new(self.upstream.anew()),
+            },
+            share: Arc::new(self.places.share()),
+        })
+    }
+}
+
+// === impl CallersService ===
+
+impl CallersService {
+    /// A place for one more request.
+    ///
+    /// # Errors
+    /// The caller has as many under way as are left for everybody else.
+    pub(crate) fn place(&self) -> Result<Place, Unasked> {
+        self.share.take().ok_or_else(|| Unasked {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            outcome: Outcome::Error,
+            code: "caller_busy",
+            reason: "the caller has as many requests under way here as are left for all others".to_owned(),
+        })
     }
 
     /// Forwards what was granted, with who called, and returns as soon as the response's head is there.
@@ -80,17 +131,18 @@ impl Service {
         body: Incoming,
         client_cert: HeaderValue,
         interims: &Interims,
-    ) -> Result<Response<Body>, UpstreamError> {
+    ) -> Result<FromServer, UpstreamError> {
         let Outgoing {
             exchange,
             head: Head(mut parts),
         } = outgoing;
         hygiene::set_identity(&mut parts.headers, client_cert);
+        via::add(&mut parts.headers, parts.version);
         let body = Body::Received {
             incoming: body,
             exchange: exchange.clone(),
         };
-        self.0
+        self.upstream
             .send(&exchange.canonical, Request::from_parts(parts, body), interims)
             .await
     }

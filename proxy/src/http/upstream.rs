@@ -37,6 +37,10 @@ const KEPT_MAX: usize = 1_024;
 /// What an answer may gain on its way: the decision's id, a date.
 const OWN_BYTES: usize = 1 << 10;
 
+/// An answer as a server gave it.
+#[derive(Debug)]
+pub(crate) struct FromServer(Response<Body>);
+
 /// One HTTP server, and our connections to it.
 pub(crate) struct Upstream {
     target: Target,
@@ -62,6 +66,14 @@ pub(crate) enum Target {
     Peer(Peer),
 }
 
+// === impl FromServer ===
+
+impl FromServer {
+    pub(crate) fn into_response(self) -> Response<Body> {
+        self.0
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -80,6 +92,11 @@ impl Upstream {
         }
     }
 
+    /// The same server, with connections of its own.
+    pub(crate) fn anew(&self) -> Self {
+        Self::new(self.target.clone(), self.rules.clone(), self.metrics.clone())
+    }
+
     /// Sends a request as `canonical` says, and returns as soon as the response's head is there.
     ///
     /// It is sent again, on another connection, if the server has not looked at it. If a kept connection ends without a
@@ -89,7 +106,7 @@ impl Upstream {
         canonical: &CanonicalRequest,
         request: Request<Body>,
         interims: &Interims,
-    ) -> Result<Response<Body>, UpstreamError> {
+    ) -> Result<FromServer, UpstreamError> {
         let (head, body) = request.into_parts();
         let idempotent = head.method.is_idempotent();
         let (mut body, again) = Again::keep(body);
@@ -125,11 +142,11 @@ impl Upstream {
     }
 
     /// A head that is larger than the next reader takes would end more than this request there.
-    fn bounded(&self, response: Response<Body>) -> Result<Response<Body>, UpstreamError> {
+    fn bounded(&self, response: Response<Body>) -> Result<FromServer, UpstreamError> {
         if head_bytes(0, response.headers()) > HEAD_BYTES_MAX as usize - OWN_BYTES {
             return Err(UpstreamError::HeadTooLarge(self.name()));
         }
-        Ok(response)
+        Ok(FromServer(response))
     }
 
     /// A kept connection that can take a request now, or a new one.

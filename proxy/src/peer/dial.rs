@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hoplite_audit::Outcome;
+use hoplite_decision::Unasked;
 use hoplite_host::clock;
 use hoplite_identity::tls;
 use hoplite_identity::{PeerRole, SpiffeId};
@@ -151,6 +153,16 @@ impl UpstreamError {
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::OwnSvidExpired => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// That a call comes to nothing, for the record and the caller.
+    pub(crate) fn unasked(&self) -> Unasked {
+        Unasked {
+            status: self.status(),
+            outcome: Outcome::Error,
+            code: self.code(),
+            reason: self.to_string(),
         }
     }
 

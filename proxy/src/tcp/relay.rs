@@ -4,7 +4,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 /// The first buffer of each way: an idle connection must be cheap …
@@ -28,10 +30,13 @@ struct Pulse {
 
 /// Copies until both sides have ended, and calls `moved` whenever bytes have moved. The end of one side is passed on and
 /// does not end the other.
-pub(crate) async fn relay<A, B>(a: A, b: B, moved: impl Fn()) -> io::Result<()>
+///
+/// # Errors
+/// It broke off, and neither side has been told of an end: what is dropped now must not look like one ([`reset`]).
+pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B, moved: impl Fn()) -> io::Result<()>
 where
-    A: AsyncRead + AsyncWrite,
-    B: AsyncRead + AsyncWrite,
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
 {
     let pulse = Pulse {
         start: Instant::now(),
@@ -44,6 +49,12 @@ where
         both = async { tokio::try_join!(copy(a_reads, b_writes, &pulse, &moved), copy(b_reads, a_writes, &pulse, &moved)) } => both.map(|_| ()),
         () = pulse.stopped() => Err(io::ErrorKind::TimedOut.into()),
     }
+}
+
+/// Makes the end of a connection in plain text one that nobody takes for clean: what was sent is perhaps not all. TLS says so
+/// by itself, where `close_notify` is missing.
+pub(crate) fn reset(tcp: &TcpStream) {
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
 async fn copy(
@@ -106,9 +117,9 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
-        let (mut near, a) = tokio::io::duplex(1_000);
-        let (mut far, b) = tokio::io::duplex(1_000);
-        let copying = tokio::spawn(relay(a, b, || {}));
+        let (mut near, mut a) = tokio::io::duplex(1_000);
+        let (mut far, mut b) = tokio::io::duplex(1_000);
+        let copying = tokio::spawn(async move { relay(&mut a, &mut b, || {}).await });
         let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {

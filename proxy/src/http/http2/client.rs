@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::http::interim::{Interims, Unfit};
 pub(crate) struct Caller {
     send: SendRequest<Bytes>,
     ear: Ear,
+    /// Requests whose bodies do not move.
+    stuck: Arc<AtomicUsize>,
 }
 
 /// Moves the connection's bytes; it ends when nobody can ask any more, or nobody answers.
@@ -81,12 +84,23 @@ impl Caller {
             .handshake(stream)
             .await?;
         let keepalive = Keepalive::new(connection.ping_pong(), ear.clone());
-        Ok((Self { send, ear }, Driver { connection, keepalive }))
+        let caller = Self {
+            send,
+            ear,
+            stuck: Arc::default(),
+        };
+        Ok((caller, Driver { connection, keepalive }))
     }
 
     /// How many requests it takes at a time.
     pub(crate) fn streams_max(&self) -> usize {
         self.send.current_max_send_streams().min(STREAMS_MAX as usize)
+    }
+
+    /// Whether something on it does not move. What that has sent may be all that the connection's window allows, if the
+    /// server gives its connections less than their streams.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.load(Relaxed) > 0
     }
 
     /// Whether the server has said what it takes.
@@ -119,7 +133,7 @@ impl Caller {
             .send
             .send_request(Request::from_parts(head, ()), whole)
             .map_err(unsent)?;
-        let mut pipe = (!whole).then(|| Pipe::new(body, sending));
+        let mut pipe = (!whole).then(|| Pipe::counted(body, sending, self.stuck.clone()));
         let answered = std::future::poll_fn(|context| {
             // How its sending ends shows in the answer.
             if let Some(sending) = &mut pipe

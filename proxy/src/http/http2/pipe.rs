@@ -2,13 +2,20 @@
 
 use std::error::Error;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::Body as HttpBody;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::http::body::Body;
+
+/// A body that has not moved for so long is stuck.
+const STUCK_AFTER: Duration = Duration::from_millis(100);
 
 /// Sends a body, as fast as the stream's window allows. Dropped before its end it resets the stream.
 #[derive(Debug)]
@@ -17,6 +24,16 @@ pub(crate) struct Pipe {
     to: SendStream<Bytes>,
     /// What waits for the window, and whether it is the last.
     waiting: Option<(Bytes, bool)>,
+    patience: Option<Patience>,
+}
+
+/// Tells of a body that does not move, whose bytes may hold the window of the whole connection.
+#[derive(Debug)]
+struct Patience {
+    stuck: Arc<AtomicUsize>,
+    due: Pin<Box<Sleep>>,
+    waits: bool,
+    told: bool,
 }
 
 /// How a body has ended that was not sent whole. The stream is reset.
@@ -38,6 +55,21 @@ impl Pipe {
             body,
             to,
             waiting: None,
+            patience: None,
+        }
+    }
+
+    /// Counts itself in `stuck` for as long as it does not move.
+    pub(crate) fn counted(body: Body, to: SendStream<Bytes>, stuck: Arc<AtomicUsize>) -> Self {
+        let patience = Patience {
+            stuck,
+            due: Box::pin(sleep(STUCK_AFTER)),
+            waits: false,
+            told: false,
+        };
+        Self {
+            patience: Some(patience),
+            ..Self::new(body, to)
         }
     }
 
@@ -47,16 +79,52 @@ impl Pipe {
             return Poll::Ready(Ok(false));
         }
         while self.to.capacity() == 0 {
-            match ready!(self.to.poll_capacity(context)) {
-                Some(granted) => granted.map(drop)?,
-                None => return Poll::Ready(Err(Cut::Reset(Reason::CANCEL))),
+            match self.to.poll_capacity(context) {
+                Poll::Ready(Some(granted)) => granted.map(drop)?,
+                Poll::Ready(None) => return Poll::Ready(Err(Cut::Reset(Reason::CANCEL))),
+                Poll::Pending => {
+                    if let Some(patience) = &mut self.patience {
+                        patience.wait(context);
+                    }
+                    return Poll::Pending;
+                }
             };
+        }
+        if let Some(patience) = &mut self.patience {
+            patience.moved();
         }
         let Some((data, last)) = self.waiting.take() else {
             return Poll::Ready(Ok(false));
         };
         self.to.send_data(data, last)?;
         Poll::Ready(Ok(last))
+    }
+}
+
+// === impl Patience ===
+
+impl Patience {
+    fn wait(&mut self, context: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.waits, true) {
+            self.due.as_mut().reset(Instant::now() + STUCK_AFTER);
+        }
+        if !self.told && self.due.as_mut().poll(context).is_ready() {
+            self.told = true;
+            self.stuck.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn moved(&mut self) {
+        self.waits = false;
+        if std::mem::take(&mut self.told) {
+            self.stuck.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.moved();
     }
 }
 

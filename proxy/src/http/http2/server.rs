@@ -16,7 +16,8 @@ use hyper::body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use crate::http::body::{Body, Incoming};
+use crate::http::answer::Answer;
+use crate::http::body::Incoming;
 use crate::http::http2::heard::{Ear, Heard};
 use crate::http::http2::keepalive::Keepalive;
 use crate::http::http2::pipe::Pipe;
@@ -43,7 +44,7 @@ impl<S, H, F> Connection<S, H>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>, Ahead) -> F,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     /// Begins with the bytes of the peer's preface.
     pub(crate) fn new(stream: S, bounds: &Builder, answer: H) -> Self {
@@ -100,15 +101,15 @@ where
 }
 
 /// One request: waits for its answer, as long as somebody else does, and sends it.
-async fn serve(answer: impl Future<Output = Response<Body>>, reply: Reply) {
+async fn serve(answer: impl Future<Output = Answer>, reply: Reply) {
     let mut answer = pin!(answer);
     let answered = poll_fn(|context| match answer.as_mut().poll(context) {
         Poll::Ready(answered) => Poll::Ready(Some(answered)),
         Poll::Pending => lock(&reply).poll_reset(context).map(|_| None),
     })
     .await;
-    let Some(response) = answered else { return };
-    let (mut head, body) = response.into_parts();
+    let Some(answer) = answered else { return };
+    let (mut head, body) = answer.into_response().into_parts();
     head.headers.entry(DATE).or_insert_with(|| date(clock::now()));
     let whole = body.is_end_stream();
     if let (false, Some(length)) = (whole, body.size_hint().exact()) {

@@ -66,11 +66,14 @@ impl Inbound {
             session,
         } = accepted;
         let own = self.handshaker.identity.current();
-        let client_cert = hygiene::client_cert(own.svid.spiffe_id(), downstream.peer()?)?;
+        let peer = downstream.peer()?;
+        let client_cert = hygiene::client_cert(own.svid.spiffe_id(), peer)?;
+        let app = self.app.of(peer.spiffe_id());
         let caller = InboundConnection {
             transport: downstream.transport(),
             downstream,
             client_cert,
+            app,
             not_after: session.not_after,
             http2: stream.get_ref().1.alpn_protocol() == Some(b"h2"),
             exchanges: Exchanges::default(),
@@ -96,8 +99,7 @@ impl InboundConnection {
             let caller = caller.clone();
             async move {
                 let busy = caller.slot.begin();
-                let response = caller.answer(request, ahead).await;
-                response.map(|body| body.during(busy))
+                caller.answer(request, ahead).await.during(busy)
             }
         });
         let mut following = std::pin::pin!(self.follow_policy());
