@@ -557,6 +557,11 @@ expect = "spiffe://demo.hoplite/ledger"
             "admin_socket = \"orders.sock\"\nremoved_headers = [\"host\"]",
             &["`host` says where a request goes"],
         );
+        check(
+            "admin_socket = \"orders.sock\"",
+            "admin_socket = \"orders.sock\"\nuseless_frames_max = 10",
+            &["useless_frames_max = 10", "100 to 1000000"],
+        );
         check("protocol = \"http\"", "protocol = \"https\"", &["https", "http2"]);
         check(
             "admin_socket = \"orders.sock\"",

@@ -66,6 +66,76 @@ async fn a_call_crosses_both_and_the_decision_comes_back() {
     );
 }
 
+/// The port of the host, the crumbs of a cookie and a length said twice, in either protocol on either side.
+#[tokio::test]
+async fn rfc9110_7_2_and_rfc9113_8_2_3_host_and_cookies_cross_two_proxies() {
+    for protocol in [InboundProtocol::Http, InboundProtocol::Http2] {
+        let (_world, _app, caller, _callee) = pair(protocol).await;
+        let (host, line) = match protocol {
+            InboundProtocol::Http => ("\nhost: orders:8080\n", "POST / []\n"),
+            _ => ("POST / [orders:8080]\n", "POST / [orders:8080]\n"),
+        };
+        let arrived = |answer: &str| {
+            for part in [host, line, "\ncookie: a=1; b=2\n", "\n\nab"] {
+                assert!(answer.contains(part), "{protocol:?}: `{part}` is missing from {answer}");
+            }
+            for once in ["\ncookie: ", "\ncontent-length: 2\n"] {
+                assert_eq!(answer.matches(once).count(), 1, "{protocol:?}: {answer}");
+            }
+        };
+        let fields = "cookie: a=1\r\ncookie: b=2\r\ncontent-length: 2, 2\r\nconnection: close\r\n";
+        arrived(
+            &call(
+                &caller,
+                &format!("POST / HTTP/1.1\r\nhost: orders:8080\r\n{fields}\r\nab"),
+            )
+            .await,
+        );
+        arrived(
+            &call(
+                &caller,
+                &format!("POST http://orders:8080/ HTTP/1.1\r\nhost: other\r\n{fields}\r\nab"),
+            )
+            .await,
+        );
+
+        let stream = TcpStream::connect(caller.outbound("orders")).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://orders:8080/")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .body(Full::new(Bytes::from("ab")))
+            .unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        arrived(&String::from_utf8_lossy(&body));
+    }
+}
+
+/// What a peer would be refused, a local caller is refused by its own proxy, in so many words.
+#[tokio::test]
+async fn rfc9112_what_has_two_readings_goes_to_no_peer() {
+    let (_world, app, caller, _callee) = pair(InboundProtocol::Http).await;
+    let both = "POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    for (request, expected, code) in [
+        ("GET /a#b HTTP/1.1\r\nhost: orders\r\n\r\n".to_owned(), 400, "fragment"),
+        (both.to_owned(), 400, "conflicting_length"),
+        ("GET http://orders/ HTTP/1.1\r\n\r\n".to_owned(), 400, "no_host"),
+        ("GET / HTTP/1.1\nhost: orders\n\n".to_owned(), 400, "unparsed"),
+        (get(&format!("/{}", "a".repeat(9_000))), 414, "too_long"),
+        (get(&format!("/{}", "a".repeat(40_000))), 414, "too_long"),
+    ] {
+        let answer = call(&caller, &request).await;
+        assert_eq!(status(&answer), expected, "{code}: {answer}");
+        assert!(answer.contains(&format!("\"error\":\"{code}\"")), "{code}: {answer}");
+    }
+    assert_eq!(app.count(), 0);
+}
+
 #[tokio::test]
 async fn many_calls_share_one_connection() {
     let (world, app, caller, callee) = pair(InboundProtocol::Http).await;

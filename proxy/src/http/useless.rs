@@ -181,8 +181,8 @@ impl Budget {
 
 /// Whether a stream that we reset so was one that its peer should not have begun, or has broken (RFC 9113, 7).
 fn is_made_by_peer(error: u32) -> bool {
-    // Not NO_ERROR, INTERNAL_ERROR and CANCEL.
-    !matches!(error, 0 | 2 | 8)
+    // Not NO_ERROR, INTERNAL_ERROR, CANCEL; and not STREAM_CLOSED, which meets what was on its way when we had answered.
+    !matches!(error, 0 | 2 | 5 | 8)
 }
 
 /// What was useless, for the log: `1000 PING, 3 SETTINGS`.
@@ -287,7 +287,7 @@ mod tests {
         }
         assert_eq!(
             (budget.left, budget.to_string()),
-            (MAX - 5, "5 streams to be refused".to_owned())
+            (MAX - 4, "4 streams to be refused".to_owned())
         );
     }
 
