@@ -61,6 +61,8 @@ pub enum Lost {
     Permits,
     /// It was changed, and need not stop all that it did.
     Changed,
+    /// Proxies enforce it from directories of their own, whose place the first revision takes.
+    Local,
     /// It stands as it was, and new routes may take requests away from the one it is about.
     Routes,
 }
@@ -121,6 +123,14 @@ impl Difference {
         difference
     }
 
+    /// Adds forbids that are enforced without having been published, and that the second set does not have.
+    #[must_use]
+    pub fn without(mut self, local: impl IntoIterator<Item = String>) -> Self {
+        let lost = local.into_iter().map(|id| LostForbid { id, why: Lost::Local });
+        self.lost.extend(lost);
+        self
+    }
+
     /// Whether both mean the same.
     pub fn is_empty(&self) -> bool {
         self.added.is_empty()
@@ -171,6 +181,11 @@ impl Difference {
         if self.is_empty() {
             return "They mean the same.\n".to_owned();
         }
+        format!("{}{}\n", self.listed(), self.counted())
+    }
+
+    /// Each of them, for people.
+    pub fn listed(&self) -> String {
         let mut page = String::new();
         for (mark, views) in [("+", &self.added), ("-", &self.removed)] {
             for view in views {
@@ -208,7 +223,6 @@ impl Difference {
         for lost in &self.lost {
             let _ = writeln!(page, "! forbid {}: {}", lost.id, lost.why);
         }
-        let _ = writeln!(page, "{}", self.counted());
         page
     }
 
@@ -386,6 +400,7 @@ impl fmt::Display for Lost {
             Self::Removed => "it is gone",
             Self::Permits => "it is a permit now",
             Self::Changed => "it was changed, and need not stop all that it stopped",
+            Self::Local => "proxies have it in directories of their own, and this set has not",
             Self::Routes => "requests that it stopped may have another route now",
         })
     }

@@ -162,6 +162,11 @@ impl Snapshot {
         self.ids.binary_search_by(|known| known.as_str().cmp(id)).is_ok()
     }
 
+    /// Whether the policy of this `@id` forbids; one that nobody knows counts as a forbid.
+    pub fn has_forbid(&self, id: &str) -> bool {
+        self.is_forbid(&PolicyId::new(id))
+    }
+
     /// The `@id` of every policy, sorted.
     pub fn policy_ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.ids.iter().map(String::as_str)

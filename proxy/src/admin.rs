@@ -263,6 +263,7 @@ impl Admin {
             let each = snapshot.counts().map(|(id, counts)| {
                 json!({
                     "id": id,
+                    "effect": if snapshot.has_forbid(id) { "forbid" } else { "permit" },
                     "candidate": counts.candidate,
                     "satisfied": counts.satisfied,
                     "determining": counts.determining,

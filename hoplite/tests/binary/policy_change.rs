@@ -297,7 +297,7 @@ fn a_forbid_that_is_lost_and_an_owner_who_gains_are_named() {
 
     // Nobody evil has called yet, so no replay tells of it.
     write("rails/stop.cedar", "// nothing to stop\n");
-    let gone = ["- forbid rails/stop   security", "none would flip"];
+    let gone = ["- forbid rails/stop   security"];
     let refused = publish(&[]);
     says(
         &refused,

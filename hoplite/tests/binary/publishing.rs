@@ -180,6 +180,39 @@ fn a_publication_waits_until_every_proxy_follows() {
 }
 
 #[test]
+fn the_first_revision_takes_no_forbid_away_unseen() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let (policies, other) = (up.dir.join("policies"), dir.path().join("other"));
+    fs::create_dir(&other).unwrap();
+    for file in fs::read_dir(&policies)
+        .unwrap()
+        .flatten()
+        .filter(|file| file.file_name() != "security.cedar")
+    {
+        fs::copy(file.path(), other.join(file.file_name())).unwrap();
+    }
+    fs::write(other.join("demo.test"), ANYTHING).unwrap();
+    let other = other.display().to_string();
+    let publish = |more: &[&str], code: i32| {
+        said(
+            &up,
+            &[&["policy", "publish", &other, "--accept-unreplayed"], more].concat(),
+            code,
+        )
+    };
+    // No request has met the forbid, and nothing was published that has it.
+    let text = publish(&[], 1);
+    let local = "local    edge enforces another set from its own directory, with 1 forbids that this one lacks";
+    let accept = "--accept-removed 'security/edge-stays-out-of-the-ledger'";
+    assert!(
+        text.contains(local) && text.contains("compare  FAILED") && text.contains(accept),
+        "{text}"
+    );
+    publish(&["--accept-removed", "security/*"], 0);
+}
+
+#[test]
 fn a_forbid_that_nobody_can_read_stays_in_force() {
     let dir = tempfile::tempdir().unwrap();
     let mut up = Up::start(dir.path());
@@ -309,9 +342,11 @@ fn a_grant_is_loud_and_ends_by_itself() {
     fs::write(up.dir.join("policies/ledger.cedar"), only_orders).unwrap();
     fs::write(up.dir.join(SECURITY), "// nothing yet\n").unwrap();
     fs::write(up.dir.join(TABLE), ANYTHING).unwrap();
-    let text = said(&up, &["policy", "publish", &policies], 1);
+    // The proxies may not have seen yet that the directory forbids nothing.
+    let publish = ["policy", "publish", &policies, "--accept-removed", "security/*"];
+    let text = said(&up, &publish, 1);
     assert!(text.contains("the logs have no decision since"), "{text}");
-    said(&up, &["policy", "publish", &policies, "--accept-unreplayed"], 0);
+    said(&up, &[&publish[..], &["--accept-unreplayed"]].concat(), 0);
     in_force(&up, 1);
     assert_eq!(up.get("/ledger/42").status, 403);
 

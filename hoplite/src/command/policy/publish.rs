@@ -2,6 +2,7 @@
 
 mod effects;
 mod in_force;
+mod local;
 pub(crate) mod rollback;
 mod sending;
 mod steps;
@@ -103,10 +104,12 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
             .wait
             .follow(ca.mesh(), &goal(revision, &digest), args.list.output, steps);
     }
+    let proxies = args.wait.proxies(ca.mesh())?;
     let ground = Ground {
         in_force: &in_force,
         mesh: ca.mesh(),
         trust_domain: &office.trust_domain,
+        proxies: &proxies,
     };
     let ready = if args.shadow {
         Some(effects::shadow(tested, ground, &args.effects, steps)?)

@@ -1,7 +1,7 @@
 //! What a publication would change: by what the policies mean, and by the requests of the log, decided by what is in force and
 //! by the candidate; and what of it nobody has accepted.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hoplite_author::difference::{Difference, PolicySet};
@@ -14,6 +14,7 @@ use hoplite_policy::Snapshot;
 use serde_json::json;
 
 use super::in_force::InForce;
+use super::local::forbids_beside;
 use super::steps::Steps;
 use crate::command::MeshDir;
 use crate::command::policy::{AuditArgs, Logs, replay};
@@ -54,6 +55,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) in_force: &'a InForce,
     pub(crate) mesh: &'a MeshDir,
     pub(crate) trust_domain: &'a TrustDomain,
+    /// The proxies that are known here.
+    pub(crate) proxies: &'a [PathBuf],
 }
 
 /// A replay with all that stands beside it.
@@ -72,7 +75,7 @@ pub(crate) fn live<'a>(
     args: &EffectArgs,
     steps: &mut Steps,
 ) -> anyhow::Result<Option<Ready<'a>>> {
-    let difference = difference(&tested, ground.in_force, steps)?;
+    let difference = difference(&tested, ground, steps)?;
     let replay = replay_of(&tested, ground, args, steps)?;
     match tested.compared(&difference, &args.accept_removed, &args.accept_module) {
         Ok(compared) => {
@@ -93,7 +96,7 @@ pub(crate) fn shadow<'a>(
     args: &EffectArgs,
     steps: &mut Steps,
 ) -> anyhow::Result<Ready<'a>> {
-    let difference = difference(&tested, ground.in_force, steps)?;
+    let difference = difference(&tested, ground, steps)?;
     steps.done("compare", &difference.counted())?;
     let Replay {
         replayed,
@@ -115,7 +118,8 @@ pub(crate) fn shadow<'a>(
 }
 
 /// What is different between what is in force and the candidate, shown. Before the first revision all of it is new.
-fn difference(tested: &Tested<'_>, in_force: &InForce, steps: &mut Steps) -> anyhow::Result<Difference> {
+fn difference(tested: &Tested<'_>, ground: Ground<'_>, steps: &mut Steps) -> anyhow::Result<Difference> {
+    let in_force = ground.in_force;
     let nothing = Snapshot::deny_all("nothing was published yet");
     let before = PolicySet {
         snapshot: in_force.snapshot().unwrap_or(&nothing),
@@ -125,10 +129,13 @@ fn difference(tested: &Tested<'_>, in_force: &InForce, steps: &mut Steps) -> any
         snapshot: tested.snapshot(),
         sources: tested.sources(),
     };
-    let difference = Difference::of(before, after);
+    let mut difference = Difference::of(before, after);
+    if matches!(in_force, InForce::Nothing) {
+        difference = difference.without(forbids_beside(ground.proxies, tested.snapshot(), steps)?);
+    }
     steps.fact("difference", difference.json());
     if in_force.snapshot().is_some() && !difference.is_empty() {
-        steps.show(&difference.page())?;
+        steps.show(&difference.listed())?;
     }
     Ok(difference)
 }

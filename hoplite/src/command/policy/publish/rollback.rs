@@ -73,10 +73,12 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
             .wait
             .follow(ca.mesh(), &Goal::Live(revision), args.list.output, steps);
     }
+    let proxies = args.wait.proxies(ca.mesh())?;
     let ground = Ground {
         in_force: &in_force,
         mesh: ca.mesh(),
         trust_domain: &office.trust_domain,
+        proxies: &proxies,
     };
     let Some(ready) = effects::live(tested, ground, &args.effects, steps)? else {
         return Ok(Ended::NotPublished);

@@ -56,6 +56,14 @@ struct Behind {
 // === impl WaitArgs ===
 
 impl WaitArgs {
+    /// The proxies that were named, or those of the mesh.
+    pub(crate) fn proxies(&self, mesh: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
+        Ok(match self.proxies.named() {
+            [] => mesh_proxies(&mesh.path()?).unwrap_or_default(),
+            named => named.to_vec(),
+        })
+    }
+
     /// Waits, if it is to be waited.
     pub(crate) fn follow(
         &self,
@@ -68,10 +76,7 @@ impl WaitArgs {
         if !(self.wait || by_default) {
             return Ok(Ended::Well);
         }
-        let sockets = match self.proxies.named() {
-            [] => mesh_proxies(&mesh.path()?).unwrap_or_default(),
-            named => named.to_vec(),
-        };
+        let sockets = self.proxies(mesh)?;
         if sockets.is_empty() {
             steps.fact("proxies", json!({"known": 0, "follow": 0, "behind": []}));
             let what = "no proxy is known here, so nobody was waited for; --proxy SOCKET names them";
