@@ -266,7 +266,7 @@ mod tests {
         for (before, after, expected) in [
             (
                 format!("when {{ {mon} }}"),
-                format!("when {{context.conn.dow  ==\n\"Mon\"}}"),
+                "when {context.conn.dow  ==\n\"Mon\"}".to_owned(),
                 true,
             ),
             (
