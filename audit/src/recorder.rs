@@ -1,15 +1,14 @@
 //! The writer: appends records of any kind, chains them and makes them durable.
 
-mod durable;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,6 @@ use crate::kind::{self, Kind, Recordable};
 use crate::last_boot::LastBoot;
 use crate::mend::{Mended, Repair, mend};
 use crate::presence::{Disturbed, Place, check_length};
-use crate::recorder::durable::Durable;
 use crate::segment::{
     Before, Frame, HEADER_BYTES, Hash, Head, Header, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentName, Span,
 };
@@ -123,6 +121,13 @@ const LOOK_RECORDS: u64 = 1_024;
 
 /// A sequence number that no record gets: who waits for it hears of a failure only.
 const NEVER: u64 = u64::MAX;
+
+/// Waits until a record is on the disk. May be dropped at any time.
+struct Durable<'a> {
+    shared: &'a Shared,
+    seq: u64,
+    place: Option<u64>,
+}
 
 // === impl Options ===
 
@@ -395,6 +400,40 @@ impl Drop for Owner {
         if let Some(flusher) = self.flusher.take() {
             // A panic there has been reported where it happened; there is nobody left here to tell.
             let _ = flusher.join();
+        }
+    }
+}
+
+// === impl Durable ===
+
+impl Future for Durable<'_> {
+    type Output = Result<(), RecorderError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let mut state = this.shared.lock();
+        if let Some(settled) = this.shared.settled(&mut state, this.seq) {
+            return Poll::Ready(settled);
+        }
+        let place = *this.place.get_or_insert_with(|| {
+            state.next_waiting += 1;
+            state.next_waiting
+        });
+        state.waiting.insert(
+            place,
+            Waiting {
+                seq: this.seq,
+                waker: context.waker().clone(),
+            },
+        );
+        Poll::Pending
+    }
+}
+
+impl Drop for Durable<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.shared.lock().waiting.remove(&place);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a recorder promises: order, durability, failures that stay, and names that never repeat.
 
 use std::os::unix::fs::PermissionsExt;
-use std::task::{Context, Poll, Wake};
+use std::task::Wake;
 use std::thread::Thread;
 
 use super::*;

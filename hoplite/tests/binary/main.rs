@@ -16,6 +16,7 @@ mod clock_steps;
 mod daemon;
 mod denied;
 mod entries;
+mod full_disk;
 mod policy_change;
 mod policy_check;
 mod publishing;
