@@ -182,6 +182,24 @@ impl TrustedSigners {
         self.keys.is_empty()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The signers, sorted by name.
+    pub fn signers(&self) -> impl Iterator<Item = Signer> {
+        self.keys.iter().map(|(name, key)| Signer {
+            name: name.clone(),
+            key: *key,
+        })
+    }
+
+    /// Names and keys, sorted by name.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&str, &[u8; 32])> {
+        self.keys.iter().map(|(name, key)| (name.as_str(), key))
+    }
+
     /// The names, sorted.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.keys.keys().map(String::as_str)
