@@ -49,7 +49,8 @@ pub struct Config {
     /// How it is known which process calls: by the kernel's word, or, on kernels before Linux 6.5, by its number.
     #[serde(default)]
     pub peer_process: PeerProcess,
-    /// Whose policy is taken: `["alice=ed25519:…"]`. Nobody's when left out.
+    /// Whose policy is taken at first: `["alice=ed25519:…"]`. When left out, that of those whom the CA names when the node
+    /// joins. Later whomever a quorum of those before has signed for.
     #[serde(default)]
     pub policy_signers: TrustedSigners,
     /// The longest policy bundle, in bytes; the CA's setting of this name is not above it.
@@ -165,7 +166,7 @@ impl Config {
             ));
         }
         match &self.authorization {
-            Some(authorization) => authorization.check(file, !self.policy_signers.is_empty()),
+            Some(authorization) => authorization.check(file),
             None => Ok(()),
         }
     }
@@ -178,7 +179,7 @@ impl Config {
 // === impl Authorization ===
 
 impl Authorization {
-    fn check(&self, file: &Path, takes_bundles: bool) -> Result<(), ConfigError> {
+    fn check(&self, file: &Path) -> Result<(), ConfigError> {
         let fail = |key: &str, value: &dyn std::fmt::Display, reason: &str| {
             Err(ConfigError::unusable(
                 file,
@@ -199,13 +200,6 @@ impl Authorization {
                 "state_dir",
                 &self.state_dir.display(),
                 "the log's directory is the log's alone; choose a directory outside `audit_dir`",
-            );
-        }
-        if self.policy_dir.is_none() && !takes_bundles {
-            return fail(
-                "policy_dir",
-                &"",
-                "say where policy comes from: name the keys that sign its bundles in `policy_signers`, or a directory here",
             );
         }
         if self.services.is_empty() {
@@ -299,7 +293,6 @@ mod tests {
         );
         for (from, to, expected) in [
             ("node-7", "Node", "authorization.name = \"Node\""),
-            ("policy_dir = \"/p\"\n", "", "policy_signers"),
             ("ledger = \"spiffe://prod.example/ledger\"\n", "", "nobody could ask"),
             ("ledger =", "Ledger =", "`Ledger` is not a service name; use 1 to 64"),
             ("/ledger\"", "\"", "a workload's SPIFFE ID has a path"),

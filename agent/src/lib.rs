@@ -29,14 +29,13 @@ use std::time::Duration;
 use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
-use hoplite_host::files::FileError;
 use hoplite_host::logging;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
-use hoplite_policy::holding::{Holding, PolicyTrust};
+use hoplite_policy::holding::Holding;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -50,6 +49,7 @@ use attest::launch::Launches;
 use authorize::authorizer::Authorizer;
 use node::Keeper;
 use node::link::CaLink;
+pub use policy::HolderError;
 use policy::PolicyHolder;
 use socket::session::Sessions;
 use supply::{Supplier, SupplyReceiver};
@@ -85,7 +85,7 @@ pub enum StartError {
     Node(#[from] NodeError),
     /// What policy was accepted before cannot be read.
     #[error(transparent)]
-    Policy(#[from] FileError),
+    Policy(#[from] HolderError),
     /// What decides for others cannot begin.
     #[error(transparent)]
     Authorizer(#[from] AuthorizerError),
@@ -118,11 +118,13 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         &config.trust_domain,
         &config.trust_bundle,
     )?);
-    let trust = (!config.policy_signers.is_empty()).then(|| PolicyTrust {
-        max_bytes: config.policy_max_bytes,
-        ..PolicyTrust::new(config.policy_signers.clone(), config.trust_domain.clone())
-    });
-    let holder = PolicyHolder::open(&config.data_dir, trust, clock::now())?;
+    let holder = PolicyHolder::open(
+        &config.data_dir,
+        &config.policy_signers,
+        &config.trust_domain,
+        config.policy_max_bytes,
+        clock::now(),
+    )?;
     let (feed, holdings) = (holder.feed(), holder.holdings());
     let authorizer = config.authorization.as_ref().map(|authorization| {
         let holding = Holding::clone(&holdings.borrow());

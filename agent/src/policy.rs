@@ -8,18 +8,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hoplite_decision::Keeper;
+use hoplite_decision::{Keeper, Signers, SignersRefused};
 use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
 use hoplite_host::files::FileError;
 use hoplite_host::shutdown::Shutdown;
+use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Refused, Stage};
 use hoplite_policy::holding::{HeldBundle, Holding, NotTaken, PolicyTrust};
-use hoplite_seal::SealBroken;
+use hoplite_seal::{BadSet, SealBroken, SignerChain, TrustedSigners};
 use hoplite_wire::ca::node_client::NodeClient;
-use hoplite_wire::ca::{FetchPolicyRequest, PolicyRef, PolicyState};
+use hoplite_wire::ca::{FetchPolicyRequest, FetchSignersRequest, PolicyRef, PolicyState, SignersRef};
 use prost::bytes::Bytes;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::node::link::{CaError, CaLink, RETRY};
 
@@ -33,6 +35,8 @@ pub(crate) struct Feed {
     pub(crate) shadow: Option<FeedBundle>,
     /// Signed envelopes.
     pub(crate) grants: Vec<Vec<u8>>,
+    /// Whom this agent believes: who is told nothing by a configuration of its own begins with them.
+    pub(crate) signers: Option<Arc<SignerChain>>,
 }
 
 /// A bundle that was verified, as it travels.
@@ -48,8 +52,23 @@ pub(crate) struct FeedBundle {
 pub(crate) struct PolicyHolder {
     holding: Holding,
     keeper: Keeper,
+    signers: Signers,
+    /// Whose policy this is.
+    trust_domain: TrustDomain,
+    max_bytes: usize,
     holdings: watch::Sender<Arc<Holding>>,
     feed: watch::Sender<Arc<Feed>>,
+}
+
+/// Why an agent cannot hold policy.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What the configuration names is no signer set.
+    #[error("`policy_signers`: {0}")]
+    Signers(#[from] BadSet),
 }
 
 /// Why what the CA names cannot be taken.
@@ -59,6 +78,8 @@ enum Trouble {
     Ca(#[from] CaError),
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
+    #[error("the signers that the CA names are not followed: {0}")]
+    Signers(#[from] SignersRefused),
     #[error("the CA named revision {named} a {stage} bundle, and it is another")]
     Other { named: u64, stage: Stage },
     #[error("what is accepted cannot be kept: {0}")]
@@ -107,7 +128,7 @@ async fn backoff_or_forever(wait: Option<Duration>) {
 // === impl Feed ===
 
 impl Feed {
-    fn of(holding: &Holding) -> Self {
+    fn of(holding: &Holding, signers: &Signers) -> Self {
         let bundle = |held: &HeldBundle| FeedBundle {
             revision: held.revision(),
             bytes: Bytes::from_owner(held.clone()),
@@ -116,6 +137,7 @@ impl Feed {
             live: holding.live().map(bundle),
             shadow: holding.shadow().map(bundle),
             grants: holding.grants().iter().map(|grant| grant.bytes().to_vec()).collect(),
+            signers: signers.chain().cloned().map(Arc::new),
         }
     }
 }
@@ -128,7 +150,21 @@ impl PolicyHolder {
     ///
     /// # Errors
     /// The state cannot be read, so that what was ever accepted is not known.
-    pub(crate) fn open(data_dir: &Path, trust: Option<PolicyTrust>, now: SystemTime) -> Result<Self, FileError> {
+    pub(crate) fn open(
+        data_dir: &Path,
+        configured: &TrustedSigners,
+        trust_domain: &TrustDomain,
+        max_bytes: usize,
+        now: SystemTime,
+    ) -> Result<Self, HolderError> {
+        let named = (!configured.is_empty()).then_some((trust_domain, configured));
+        let (mut signers, doubt) = Signers::open(data_dir, named)?;
+        if let Some(doubt) = doubt {
+            tracing::error!(target: "hoplite::audit", "{doubt}");
+        }
+        // What the configuration names must be followed over the next start, too.
+        signers.keep()?;
+        let trust = signers.trust().map(|trust| PolicyTrust { max_bytes, ..trust });
         let (keeper, kept) = Keeper::open(data_dir)?;
         let (holding, lost) = Holding::restore(trust, kept, now);
         for why in lost {
@@ -141,9 +177,12 @@ impl PolicyHolder {
         }
         Ok(Self {
             holdings: watch::Sender::new(Arc::new(holding.clone())),
-            feed: watch::Sender::new(Arc::new(Feed::of(&holding))),
+            feed: watch::Sender::new(Arc::new(Feed::of(&holding, &signers))),
             holding,
             keeper,
+            signers,
+            trust_domain: trust_domain.clone(),
+            max_bytes,
         })
     }
 
@@ -160,6 +199,53 @@ impl PolicyHolder {
     /// Brings what is held to what the CA names. A refusal is said and is no error: asking again would bring the same.
     /// What is taken is in force before it is kept, so that a full disk keeps no revocation away; keeping is tried again.
     async fn follow(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
+        let signers = match &state.signers {
+            Some(named) => self.follow_signers(link, named).await,
+            None => Ok(false),
+        };
+        let (others, signers) = match signers {
+            Ok(others) => (others, Ok(())),
+            Err(refused @ Trouble::Signers(_)) => {
+                tracing::error!(target: "hoplite::audit", "ALARM: {refused}; those of before are believed");
+                (false, Ok(()))
+            }
+            Err(error) => (false, Err(error)),
+        };
+        let followed = self.follow_policy(link, state).await;
+        if others {
+            // After what they have signed could be taken.
+            for why in self.holding.doubt(clock::now()) {
+                tracing::error!(%why, "signed policy that was held is not believed any more");
+            }
+            self.publish();
+        }
+        followed.and(signers).and(self.keep())
+    }
+
+    /// Walks to the newest signers. Whether others are believed now.
+    async fn follow_signers(&mut self, link: &CaLink, named: &SignersRef) -> Result<bool, Trouble> {
+        let own = self.signers.chain().map(|chain| (chain.version(), chain.digest()));
+        if own.is_some_and(|(version, digest)| version == named.version && digest.0[..] == named.sha256[..]) {
+            return Ok(false);
+        }
+        // All of them: signers that a configuration names have yet to find their place.
+        let sets = fetch_signers(link).await?;
+        if !self.signers.follow(&sets, &self.trust_domain)? {
+            return Ok(false);
+        }
+        if let Some(trust) = self.signers.trust() {
+            let version = self.signers.chain().map(SignerChain::version);
+            let names: Vec<&str> = trust.signers.names().collect();
+            tracing::warn!(target: "hoplite::audit", version, signers = ?names, "signers of policy: these are believed from now on");
+            let max_bytes = self.max_bytes;
+            self.holding.believe(PolicyTrust { max_bytes, ..trust });
+        }
+        self.publish();
+        let _ = self.keep(); // what fails is tried again below
+        Ok(true)
+    }
+
+    async fn follow_policy(&mut self, link: &CaLink, state: &PolicyState) -> Result<(), Trouble> {
         // First what costs no call, and narrows.
         let (grants, refused) = self
             .holding
@@ -251,23 +337,36 @@ impl PolicyHolder {
 
     /// Writes down what is not yet.
     fn keep(&mut self) -> Result<(), Trouble> {
+        self.signers.keep()?;
         Ok(self.keeper.keep(&self.holding)?)
     }
 
     fn publish(&self) {
         self.holdings.send_replace(Arc::new(self.holding.clone()));
-        self.feed.send_replace(Arc::new(Feed::of(&self.holding)));
+        self.feed.send_replace(Arc::new(Feed::of(&self.holding, &self.signers)));
     }
 }
 
-/// All pieces of a bundle. Nothing in it is believed yet.
-async fn fetch(link: &CaLink, named: &PolicyRef, max_bytes: usize) -> Result<Vec<u8>, CaError> {
+/// Every signer set that the CA has. None is believed yet.
+async fn fetch_signers(link: &CaLink) -> Result<Vec<Vec<u8>>, CaError> {
+    let mut client = client(link).await?;
+    let request = FetchSignersRequest { from_version: 0 };
+    let fetched = tokio::time::timeout(CHUNK_TIMEOUT, client.fetch_signers(request)).await;
+    Ok(fetched.map_err(|_| CaError::Timeout)??.into_inner().sets)
+}
+
+async fn client(link: &CaLink) -> Result<NodeClient<Channel>, CaError> {
     let mut credentials = link.credentials();
     let own = credentials.wait_for(Option::is_some).await.map(|own| own.clone());
     let Ok(Some(own)) = own else {
         return Err(CaError::Timeout); // the agent is stopping
     };
-    let mut client = NodeClient::new(link.connect(&own).await?);
+    Ok(NodeClient::new(link.connect(&own).await?))
+}
+
+/// All pieces of a bundle. Nothing in it is believed yet.
+async fn fetch(link: &CaLink, named: &PolicyRef, max_bytes: usize) -> Result<Vec<u8>, CaError> {
+    let mut client = client(link).await?;
     let request = FetchPolicyRequest {
         revision: named.revision,
     };
@@ -313,9 +412,9 @@ pub(crate) mod tests {
     use hoplite_host::files;
     use hoplite_identity::TrustDomain;
     use hoplite_policy::Source;
-    use hoplite_policy::bundle::{Bundle, EngineVersion, Meta};
+    use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, EngineVersion, Meta};
     use hoplite_policy::grant::{GrantDraft, GrantScope};
-    use hoplite_seal::{SigningKey, TrustedSigners};
+    use hoplite_seal::SigningKey;
 
     /// A signer's key, always the same for the same name.
     pub(crate) fn key(name: &str) -> SigningKey {
@@ -366,13 +465,17 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn trusted(signers: &[&str]) -> TrustedSigners {
+        TrustedSigners::new(signers.iter().map(|name| key(name).signer().clone())).unwrap()
+    }
+
     pub(crate) fn trust(signers: &[&str]) -> PolicyTrust {
-        let signers = TrustedSigners::new(signers.iter().map(|name| key(name).signer().clone())).unwrap();
-        PolicyTrust::new(signers, TrustDomain::parse("prod.example").unwrap())
+        PolicyTrust::new(trusted(signers), TrustDomain::parse("prod.example").unwrap())
     }
 
     fn open_trusting(directory: &Path, signers: &[&str], at: SystemTime) -> PolicyHolder {
-        PolicyHolder::open(directory, Some(trust(signers)), at).unwrap()
+        let trust_domain = TrustDomain::parse("prod.example").unwrap();
+        PolicyHolder::open(directory, &trusted(signers), &trust_domain, BUNDLE_BYTES_MAX, at).unwrap()
     }
 
     fn open(directory: &Path) -> PolicyHolder {

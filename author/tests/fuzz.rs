@@ -206,4 +206,6 @@ macro_rules! fuzzed {
     };
 }
 
-fuzzed!(request, routes, policies, bundle, grant, table, openapi, evaluation);
+fuzzed!(
+    request, routes, policies, bundle, grant, signers, table, openapi, evaluation
+);

@@ -4,4 +4,5 @@ pub(crate) mod bundles;
 pub(crate) mod grant;
 pub(crate) mod index;
 pub(crate) mod published;
+pub(crate) mod signers;
 pub(crate) mod writes;

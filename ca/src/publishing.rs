@@ -12,12 +12,13 @@ use hoplite_policy::bundle::{Refused, Stage};
 use hoplite_policy::grant::GrantRefused;
 use hoplite_policy::holding::{HeldBundle, Holding, KeptPolicy, PolicyTrust, Unreadable};
 use hoplite_policy::{Fault, Snapshot};
-use hoplite_seal::TrustedSigners;
+use hoplite_seal::{Hash, TrustedSigners};
 use hoplite_store::{CommitError, LargeId};
 
 use crate::policy::bundles::{BundleCache, KeepError};
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::Published;
+use crate::policy::signers::AddSigners;
 use crate::policy::writes::{AddGrant, PolicyError, Publish};
 use crate::record::Record;
 use crate::registry::Registry;
@@ -37,7 +38,8 @@ pub(crate) struct Publishing(Arc<Shared>);
 struct Shared {
     registry: Registry,
     bundles: BundleCache,
-    trust: PolicyTrust,
+    trust_domain: TrustDomain,
+    bytes_max: usize,
     /// What was compiled last: the next publication is mostly the same.
     compiled: Mutex<Snapshot>,
 }
@@ -91,12 +93,13 @@ pub(crate) enum PublishError {
 // === impl Publishing ===
 
 impl Publishing {
-    /// Who has this trust. What was published before is in the store.
-    pub(crate) fn new(registry: Registry, bundles: BundleCache, trust: PolicyTrust) -> Self {
+    /// Who may sign, and what was published before, is in the store.
+    pub(crate) fn new(registry: Registry, bundles: BundleCache, trust_domain: TrustDomain, bytes_max: usize) -> Self {
         Self(Arc::new(Shared {
             registry,
             bundles,
-            trust,
+            trust_domain,
+            bytes_max,
             compiled: Mutex::new(Snapshot::deny_all("nothing is published yet")),
         }))
     }
@@ -109,17 +112,31 @@ impl Publishing {
 
     /// Whose policies these are.
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
-        &self.0.trust.trust_domain
+        &self.0.trust_domain
     }
 
     /// Who may publish here.
-    pub(crate) fn signers(&self) -> &TrustedSigners {
-        &self.0.trust.signers
+    pub(crate) fn signers(&self) -> TrustedSigners {
+        self.0.trust().0.signers
+    }
+
+    /// The signer sets from a version on, as they travel.
+    pub(crate) fn signer_sets(&self, from_version: u64) -> Vec<Vec<u8>> {
+        let chain = self.0.registry.index().policy.signers().cloned();
+        let sets = chain.iter().flat_map(|chain| chain.since(from_version));
+        sets.map(<[u8]>::to_vec).collect()
+    }
+
+    /// Takes the next signer set. Its version, and the grants that ended with it.
+    pub(crate) async fn add_signers(&self, set: Vec<u8>) -> Result<(u64, Vec<String>), PublishError> {
+        let (version, ended) = self.0.registry.write(AddSigners(set)).await?;
+        tracing::warn!(target: "hoplite::audit", version, signers = ?self.signers(), ended_grants = ?ended, "signers of policy: these count from now on");
+        Ok((version, ended))
     }
 
     /// The longest bundle, in bytes.
     pub(crate) fn bytes_max(&self) -> usize {
-        self.0.trust.max_bytes
+        self.0.bytes_max
     }
 
     /// What is in force and would not be believed if it came today, each in a sentence: a signer may have left, or the store
@@ -135,9 +152,10 @@ impl Publishing {
         self.somebody_may()?;
         // Compiling takes seconds for tens of thousands of policies.
         let candidate = self.blocking(move |shared| {
-            let bundle = shared.trust.open(&bytes, now)?;
+            let (trust, signers) = shared.trust();
+            let bundle = trust.open(&bytes, now)?;
             shared.can_be_enforced(&bundle)?;
-            Ok::<_, PublishError>(Candidate::new(bundle, expected, now))
+            Ok::<_, PublishError>(Candidate::new(bundle, signers, expected, now))
         });
         let revision = self.put_in_force(candidate.await??).await?;
         self.sweep().await;
@@ -211,9 +229,11 @@ impl Publishing {
     /// Verifies a grant, and puts it in force.
     pub(crate) async fn add_grant(&self, bytes: &[u8], now: SystemTime) -> Result<GrantRecord, PublishError> {
         self.somebody_may()?;
-        let grant = GrantRecord::new(&self.0.trust.open_grant(bytes, now)?);
+        let (trust, signers) = self.0.trust();
+        let grant = GrantRecord::new(&trust.open_grant(bytes, now)?);
         let add = AddGrant {
             grant: grant.clone(),
+            signers,
             now,
         };
         self.0.registry.write(add).await?;
@@ -231,7 +251,7 @@ impl Publishing {
     }
 
     fn somebody_may(&self) -> Result<(), PublishError> {
-        if self.0.trust.signers.is_empty() {
+        if self.0.trust().0.signers.is_empty() {
             return Err(PublishError::NoSigners);
         }
         Ok(())
@@ -241,6 +261,17 @@ impl Publishing {
 // === impl Shared ===
 
 impl Shared {
+    /// Whom agents believe now, and the digest of that set.
+    fn trust(&self) -> (PolicyTrust, Option<Hash>) {
+        let chain = self.registry.index().policy.signers().cloned();
+        let signers = chain.as_ref().map(|chain| chain.newest().signers().clone());
+        let trust = PolicyTrust {
+            max_bytes: self.bytes_max,
+            ..PolicyTrust::new(signers.unwrap_or_default(), self.trust_domain.clone())
+        };
+        (trust, chain.map(|chain| chain.digest()))
+    }
+
     /// Whether whoever gets this bundle can compile it.
     fn can_be_enforced(&self, bundle: &HeldBundle) -> Result<(), PublishError> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -263,7 +294,7 @@ impl Shared {
             live: kept(&in_force.live),
             shadow: kept(&in_force.shadow),
         };
-        let (holding, _) = Holding::restore(Some(self.trust.clone()), kept, now);
+        let (holding, _) = Holding::restore(Some(self.trust().0), kept, now);
         let grants: Vec<_> = in_force.grants.iter().filter_map(|grant| grant.envelope()).collect();
         let (_, refused) = holding.examine_grants(grants.iter().map(Vec::as_slice), now);
         let revision = |stage| match stage {
@@ -281,11 +312,12 @@ impl Shared {
 // === impl Candidate ===
 
 impl Candidate {
-    fn new(bundle: HeldBundle, expected: u64, now: SystemTime) -> Self {
+    fn new(bundle: HeldBundle, signers: Option<Hash>, expected: u64, now: SystemTime) -> Self {
         let publish = Publish {
             published: Published::new(&bundle, now),
             parent: bundle.manifest().parent,
             expected,
+            signers,
             lost: BTreeSet::new(),
         };
         Self { bundle, publish }

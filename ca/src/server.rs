@@ -16,7 +16,6 @@ use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::TrustBundle;
-use hoplite_policy::holding::PolicyTrust;
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_wire::Counted;
 use hoplite_wire::ca::admin_server::AdminServer;
@@ -29,6 +28,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::Config;
+#[cfg(feature = "testing")]
+use crate::TrustError;
 use crate::api::admin::{self, Admin, Caller};
 use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
@@ -37,10 +38,11 @@ use crate::founding::{self, Founding, FoundingError};
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller};
 use crate::policy::bundles::BundleCache;
+use crate::policy::signers::NameFirst;
+use crate::policy::writes::PolicyError;
 use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
-#[cfg(feature = "testing")]
-use crate::{TrustError, WriteError};
+use crate::write::{self, WriteError};
 
 /// Calls that have begun may end.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -118,9 +120,22 @@ pub enum StartError {
     /// What is stored cannot be followed.
     #[error(transparent)]
     Registry(#[from] FollowError),
+    /// The signers of policy cannot be taken from the configuration, or from the store.
+    #[error("who may sign policy cannot be had: {reason}")]
+    Signers {
+        /// What is wrong.
+        reason: String,
+    },
     /// The CA's own certificate, or its verifier of others, cannot be made.
     #[error(transparent)]
     Identity(#[from] DoorError),
+}
+
+impl StartError {
+    fn signers(error: WriteError<PolicyError>) -> Self {
+        let reason = error.to_string();
+        Self::Signers { reason }
+    }
 }
 
 /// Starts a CA: makes the authority on the first start, and serves when this returns.
@@ -159,6 +174,13 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let issuer = Issuer::new(Arc::new(authority), config.agent_ttl.0, config.x509_ttl.0);
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
+    let first = NameFirst::new(&config.trust_domain, &config.policy_signers);
+    if let (false, _) = write::commit(&*store, &first).map_err(StartError::signers)? {
+        tracing::error!(
+            target: "hoplite::audit",
+            "`policy_signers` names others than the signers that people have signed for; those count, and `hoplite policy signers list` shows them"
+        );
+    }
     // It begins to follow the store, which stays open as long as that goes on.
     let (registry, follower) = Registry::open(store)?;
     let door = door(&config, &registry, issuer.clone(), now);
@@ -172,11 +194,12 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
 
     // From here on nothing fails.
     let (stopper, shutdown) = shutdown::channel();
-    let trust = PolicyTrust {
-        max_bytes: config.policy_max_bytes,
-        ..PolicyTrust::new(config.policy_signers, config.trust_domain.clone())
-    };
-    let publishing = Publishing::new(registry.clone(), bundles, trust);
+    let publishing = Publishing::new(
+        registry.clone(),
+        bundles,
+        config.trust_domain.clone(),
+        config.policy_max_bytes,
+    );
     for doubt in publishing.doubts_at(clock::now()).await {
         tracing::error!(target: "hoplite::audit", doubt, "policy in force would not be believed if it came today; publish again");
     }

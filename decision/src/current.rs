@@ -11,16 +11,21 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use hoplite_host::clock;
+use hoplite_identity::TrustDomain;
 use hoplite_policy::bundle::{Refused, Stage};
-use hoplite_policy::holding::{Examined, HeldGrant, Holding, KeptPolicy, NotTaken, PolicyTrust, Unreadable};
+use hoplite_policy::holding::{
+    Examined, HeldGrant, Holding, KeptPolicy, NotRestored, NotTaken, PolicyTrust, Unreadable,
+};
 use hoplite_policy::{Fault, Snapshot, Source};
+use hoplite_seal::{Hash, SignerChain};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::directory::{Directory, Follower};
 use crate::files_error::FilesError;
 use crate::keeper::{DirectoryKeeper, Keeper};
 use crate::policy_files::has_policies;
+use crate::signers::Signers;
 
 /// What could not be kept is tried again after this time: a disk may be full for a while.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
@@ -52,6 +57,11 @@ pub struct PolicyStatus {
     pub grants: Vec<(String, SystemTime)>,
     /// Who signed the bundle in force.
     pub signed_by: Vec<String>,
+    /// The version of the signers that are followed; none where the configuration names them, or nobody is believed.
+    pub signers_version: Option<u64>,
+    /// What somebody has to look at, until it is mended: an unsigned directory decides though there is a signed bundle, or
+    /// signers were offered that do not follow those before.
+    pub alarms: Vec<String>,
 }
 
 /// The policy in force, where it came from, and who wants to hear of changes.
@@ -89,6 +99,14 @@ struct Parts {
     /// The last good files of the directory.
     directory: Option<Vec<Source>>,
     directory_keeper: DirectoryKeeper,
+    /// Whom to believe, where the configuration does not say it.
+    signers: Option<Signers>,
+    /// Others are believed than when what is held was verified.
+    doubted: bool,
+    /// Why there is a signed bundle and the directory decides all the same.
+    unsigned_because: Option<String>,
+    /// Why signers that were offered are not followed.
+    signers_refused: Option<String>,
 }
 
 // === impl InForce ===
@@ -130,6 +148,29 @@ impl InForce {
 impl CurrentPolicy {
     /// Goes on with what `state_dir` has kept, and waits for bundles. Without one, everything is denied.
     pub fn new(state_dir: &Path, trust: Option<PolicyTrust>, now: SystemTime) -> Self {
+        Self::open(state_dir, trust, None, now)
+    }
+
+    /// As [`new`](Self::new), for whoever is told by nobody's configuration whom to believe: the signers that the agent
+    /// names first, kept in `state_dir`, and from then on whomever a quorum of those before has signed for.
+    pub fn following_signers(state_dir: &Path, now: SystemTime) -> Self {
+        let signers = match Signers::open(state_dir, None) {
+            Ok((signers, doubt)) => {
+                if let Some(doubt) = doubt {
+                    error!(notice = true, "{doubt}");
+                }
+                Some(signers)
+            }
+            Err(bad) => {
+                error!(notice = true, "{bad}");
+                None
+            }
+        };
+        let trust = signers.as_ref().and_then(Signers::trust);
+        Self::open(state_dir, trust, signers, now)
+    }
+
+    fn open(state_dir: &Path, trust: Option<PolicyTrust>, signers: Option<Signers>, now: SystemTime) -> Self {
         let (keeper, kept) = match Keeper::open(state_dir) {
             Ok((keeper, kept)) => (Some(keeper), kept),
             Err(error) => {
@@ -153,16 +194,22 @@ impl CurrentPolicy {
         for why in lost {
             warn!(notice = true, "signed policy that was kept is not used: {why}");
         }
-        Self::begin(state_dir, holding, keeper, now)
+        Self::begin(state_dir, holding, keeper, signers, now)
     }
 
     /// Begins with what another holding of this process has verified and keeps, and is told of its changes by
     /// [`follow_holding`](Self::follow_holding). In `state_dir` lies the last good directory.
     pub fn beside(state_dir: &Path, holding: Holding, now: SystemTime) -> Self {
-        Self::begin(state_dir, holding, None, now)
+        Self::begin(state_dir, holding, None, None, now)
     }
 
-    fn begin(state_dir: &Path, holding: Holding, keeper: Option<Keeper>, now: SystemTime) -> Self {
+    fn begin(
+        state_dir: &Path,
+        holding: Holding,
+        keeper: Option<Keeper>,
+        signers: Option<Signers>,
+        now: SystemTime,
+    ) -> Self {
         let nothing = Snapshot::deny_all("no policy has been loaded yet");
         let policy = Self {
             current: ArcSwap::from_pointee(InForce {
@@ -176,22 +223,28 @@ impl CurrentPolicy {
                 unkept: false,
                 directory: None,
                 directory_keeper: DirectoryKeeper::new(state_dir),
+                signers,
+                doubted: false,
+                unsigned_because: None,
+                signers_refused: None,
             }),
             status: Mutex::new(PolicyStatus {
                 loaded_at: now,
                 faults: Vec::new(),
                 grants: Vec::new(),
                 signed_by: Vec::new(),
+                signers_version: None,
+                alarms: Vec::new(),
             }),
             epoch: watch::Sender::new(0),
         };
-        policy.go_on(now);
+        policy.go_on(&mut policy.parts(), now);
+        policy.tell_alarms(&policy.parts());
         policy
     }
 
     /// Brings in force what is held from before.
-    fn go_on(&self, now: SystemTime) {
-        let mut parts = self.parts();
+    fn go_on(&self, parts: &mut Parts, now: SystemTime) {
         if !parts.holding.ever_signed() {
             return;
         }
@@ -209,7 +262,7 @@ impl CurrentPolicy {
         let shadow = parts.holding.shadow().map(|shadow| live.recompile(shadow.sources()));
         // One that cannot be tried is as good as none.
         let shadow = shadow.and_then(Result::ok).map(Arc::new);
-        self.swap(&mut parts, Arc::new(live), shadow, now);
+        self.swap(parts, Arc::new(live), shadow, now);
     }
 
     /// Loads the directory and follows it on a thread of its own, until there is a bundle. If the directory is missing or
@@ -242,6 +295,13 @@ impl CurrentPolicy {
         self.told().clone()
     }
 
+    /// The version and the digest of the signers that are followed; nothing where there are none.
+    pub fn signers(&self) -> Option<(u64, Hash)> {
+        let parts = self.parts();
+        let chain = parts.signers.as_ref()?.chain()?;
+        Some((chain.version(), chain.digest()))
+    }
+
     /// The revisions of the live and the shadow bundle that are held; 0 for none.
     pub fn revisions(&self) -> (u64, u64) {
         let holding = &self.parts().holding;
@@ -257,9 +317,79 @@ impl CurrentPolicy {
         self.accept(|holding| holding.examine(bytes, now), now)
     }
 
+    /// Signer sets, in a row. Where nobody was believed yet they are the first; otherwise they must follow. What is held
+    /// is verified again by [`doubt`](Self::doubt), after the bundles that came with them.
+    pub fn offer_signers(&self, sets: &[impl AsRef<[u8]>], trust_domain: &TrustDomain) {
+        let mut parts = self.parts();
+        let Some(signers) = &mut parts.signers else {
+            return; // the configuration says whom to believe
+        };
+        match signers.follow(sets, trust_domain) {
+            Ok(changed) => {
+                parts.signers_refused = None;
+                let trust = parts.signers.as_ref().and_then(Signers::trust);
+                if let (true, Some(trust)) = (changed, trust) {
+                    let version = parts
+                        .signers
+                        .as_ref()
+                        .and_then(Signers::chain)
+                        .map(SignerChain::version);
+                    let names: Vec<&str> = trust.signers.names().collect();
+                    warn!(notice = true, version, signers = ?names, "signers of policy: these are believed from now on");
+                    parts.holding.believe(trust);
+                    parts.doubted = true;
+                    parts.keep();
+                }
+            }
+            Err(refused) => {
+                error!(
+                    notice = true,
+                    "ALARM: signers of policy were offered and are not followed: {refused}"
+                );
+                parts.signers_refused = Some(format!("signers were offered and are not followed: {refused}"));
+            }
+        }
+        self.tell_alarms(&parts);
+    }
+
+    /// Verifies again what is held, if others are believed than before.
+    pub fn doubt(&self, now: SystemTime) {
+        let mut parts = self.parts();
+        if !std::mem::take(&mut parts.doubted) {
+            return;
+        }
+        let gone = parts.holding.doubt(now);
+        self.let_go(&mut parts, &gone, now);
+    }
+
+    /// Brings in force what is left after these were let go of.
+    fn let_go(&self, parts: &mut Parts, gone: &[NotRestored], now: SystemTime) {
+        if gone.is_empty() {
+            return;
+        }
+        for why in gone {
+            error!(
+                notice = true,
+                "signed policy that was in force is not believed any more: {why}"
+            );
+        }
+        if parts.holding.ever_signed() {
+            self.go_on(parts, now);
+        } else {
+            // Beside a directory there are only grants to go.
+            let left = parts.holding.grants().to_vec();
+            let _ = self.replace_grants(parts, left, now);
+        }
+        parts.keep();
+    }
+
     /// Puts in force what another holding of this process holds. Nothing is verified again; what cannot be enforced is
     /// refused, and the status says so.
     pub fn follow_holding(&self, held: &Holding, now: SystemTime) {
+        let mut parts = self.parts();
+        let gone = parts.holding.follow_losses(held);
+        self.let_go(&mut parts, &gone, now);
+        drop(parts);
         for bundle in [held.live(), held.shadow()].into_iter().flatten() {
             // Refusals are in the log and in the status.
             let _ = self.accept(|own| own.examine_held(bundle).map_err(NotTaken::from), now);
@@ -283,6 +413,17 @@ impl CurrentPolicy {
             Err(NotTaken::Refused(Refused::AlreadyHave(_))) => Ok(()),
             Err(refused) => Err(refused.into()),
         };
+        if let Err(refused) = &accepted
+            && !parts.holding.ever_signed()
+        {
+            // From the first signed bundle on a directory has no say; this process only does not believe it.
+            let why = format!("there is a signed bundle, and an unsigned directory decides here: {refused}");
+            if parts.unsigned_because.as_ref() != Some(&why) {
+                error!(notice = true, "ALARM: {why}");
+            }
+            parts.unsigned_because = Some(why);
+            self.tell_alarms(&parts);
+        }
         drop(parts);
         accepted.inspect_err(|refused| self.refuse("bundle", &refused.to_string()))
     }
@@ -511,7 +652,12 @@ impl CurrentPolicy {
             expires: bundle.expires(),
         });
         let grants = parts.holding.grants().iter();
+        if parts.holding.ever_signed() {
+            parts.unsigned_because = None;
+        }
         *self.told() = PolicyStatus {
+            signers_version: parts.signers_version(),
+            alarms: parts.alarms(),
             loaded_at: now,
             faults: Vec::new(),
             grants: grants.map(|grant| (grant.policy_id(), grant.until())).collect(),
@@ -539,6 +685,12 @@ impl CurrentPolicy {
         status.faults.push(Fault::whole(what, reason));
     }
 
+    fn tell_alarms(&self, parts: &Parts) {
+        let mut status = self.told();
+        status.signers_version = parts.signers_version();
+        status.alarms = parts.alarms();
+    }
+
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -557,10 +709,23 @@ impl Parts {
         live.or(self.directory.as_deref().filter(|_| !self.holding.ever_signed()))
     }
 
+    fn signers_version(&self) -> Option<u64> {
+        self.signers.as_ref().and_then(Signers::chain).map(SignerChain::version)
+    }
+
+    fn alarms(&self) -> Vec<String> {
+        self.unsigned_because
+            .iter()
+            .chain(&self.signers_refused)
+            .cloned()
+            .collect()
+    }
+
     /// What cannot be kept is in force all the same, and is kept with the next change or the next look at the clock.
     fn keep(&mut self) {
-        let Some(keeper) = &mut self.keeper else { return };
-        let kept = keeper.keep(&self.holding);
+        let signers = self.signers.as_mut().map_or(Ok(()), Signers::keep);
+        let holding = self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.keep(&self.holding));
+        let kept = signers.and(holding);
         let before = std::mem::replace(&mut self.unkept, kept.is_err());
         match kept {
             // Once is enough: it is tried every few seconds.

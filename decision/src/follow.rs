@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
+use hoplite_identity::TrustDomain;
 use hoplite_wire::PolicyFeed;
+use hoplite_wire::policy::WatchRequest;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
@@ -22,10 +24,11 @@ const LOOK: Duration = Duration::from_secs(10);
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// Offers every bundle and grant that the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) sends, for as
-/// long as it is polled. While the agent is away, what is in force stays so; but a grant ends when it says.
-pub async fn follow_bundles(policy: Arc<CurrentPolicy>, address: String) {
+/// long as it is polled. While the agent is away, what is in force stays so; but a grant ends when it says. Signers that
+/// nobody named before have to be those of `trust_domain`.
+pub async fn follow_bundles(policy: Arc<CurrentPolicy>, address: String, trust_domain: TrustDomain) {
     tokio::select! {
-        () = follow(&policy, address) => {}
+        () = follow(&policy, address, trust_domain) => {}
         () = end_what_is_over(&policy) => {}
     }
 }
@@ -54,21 +57,24 @@ async fn end_what_is_over(policy: &Arc<CurrentPolicy>) {
     }
 }
 
-async fn follow(policy: &Arc<CurrentPolicy>, address: String) {
+async fn follow(policy: &Arc<CurrentPolicy>, address: String, trust_domain: TrustDomain) {
     let mut stream = PolicyFeed::new(&address);
     let mut backoff = RETRY;
     loop {
-        let (live, shadow) = policy.revisions();
-        match stream.next(live, shadow).await {
+        match stream.next(held(policy)).await {
             Ok(update) => {
                 if backoff.is_at_longest() {
                     info!("the agent's policy feed is back");
                 }
                 backoff.succeeded();
-                let policy = policy.clone();
+                let (policy, trust_domain) = (policy.clone(), trust_domain.clone());
                 // Verifying and compiling a large bundle takes seconds.
                 let offered = spawn_blocking(move || {
                     let now = clock::now();
+                    // First whom to believe; what they have signed comes with them.
+                    if !update.signers.is_empty() {
+                        policy.offer_signers(&update.signers, &trust_domain);
+                    }
                     for bundle in [&update.live, &update.shadow].into_iter().flatten() {
                         // Refusals are in the log and in the status.
                         let _ = policy.offer(bundle, now);
@@ -77,6 +83,7 @@ async fn follow(policy: &Arc<CurrentPolicy>, address: String) {
                         policy.clear_shadow(now);
                     }
                     policy.offer_grants(&update.grants, now);
+                    policy.doubt(now);
                 });
                 if let Err(error) = offered.await {
                     debug!(%error, "a policy update was lost; the stream is opened again");
@@ -93,5 +100,18 @@ async fn follow(policy: &Arc<CurrentPolicy>, address: String) {
                 }
             }
         }
+    }
+}
+
+fn held(policy: &CurrentPolicy) -> WatchRequest {
+    let (live_revision, shadow_revision) = policy.revisions();
+    let (signers_version, signers_sha256) = policy
+        .signers()
+        .map_or((0, Vec::new()), |(version, digest)| (version, digest.0.to_vec()));
+    WatchRequest {
+        live_revision,
+        shadow_revision,
+        signers_version,
+        signers_sha256: signers_sha256.into(),
     }
 }

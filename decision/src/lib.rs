@@ -23,6 +23,7 @@ mod policy_files;
 mod reference;
 mod roll_up;
 mod settings;
+mod signers;
 mod trace;
 
 pub use answer::{DECISION_HEADER, refusal};
@@ -39,4 +40,5 @@ pub use metrics::{Family, Metrics};
 pub use point::DecisionPoint;
 pub use policy_files::{PolicyFiles, read_policies};
 pub use settings::{OnStale, reference_every};
+pub use signers::{Signers, SignersDoubt, SignersRefused};
 pub use trace::trace_id;

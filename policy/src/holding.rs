@@ -433,6 +433,47 @@ impl Holding {
         self.slots.clear_shadow()
     }
 
+    /// Believes others from now on, in what comes. What is held stays until [`doubt`](Self::doubt): a bundle that they have
+    /// signed may come with them.
+    pub fn believe(&mut self, trust: PolicyTrust) {
+        self.trust = Some(trust);
+    }
+
+    /// Verifies again what is held, by whoever is believed now, and lets go of what is not believed any more. It may have
+    /// expired since. What went, each in its own words.
+    pub fn doubt(&mut self, now: SystemTime) -> Vec<NotRestored> {
+        let mut gone = Vec::new();
+        for stage in [Stage::Live, Stage::Shadow] {
+            let Some(held) = self.bundle(stage).cloned() else {
+                continue;
+            };
+            if let Err(why) = self.open_kept(stage, self.seen(stage), held.bytes(), now) {
+                gone.push(why.clone());
+                self.slots.restore(stage, self.seen(stage), Err(why));
+            }
+        }
+        let grants = self.grants().to_vec();
+        // None is held, so that none is taken for known.
+        self.take_grants(Vec::new());
+        let (grants, refused) = self.examine_grants(grants.iter().map(HeldGrant::bytes), now);
+        self.take_grants(grants);
+        gone.extend(refused.into_iter().map(NotRestored::Grant));
+        gone
+    }
+
+    /// Believes whom another holding of this process believes, and lets go of what that one has let go of.
+    pub fn follow_losses(&mut self, other: &Self) -> Vec<NotRestored> {
+        self.trust.clone_from(&other.trust);
+        let mut gone = Vec::new();
+        for stage in [Stage::Live, Stage::Shadow] {
+            if let (Some(why), Some(_)) = (other.lost(stage), self.bundle(stage)) {
+                gone.push(why.clone());
+                self.slots.restore(stage, self.seen(stage), Err(why.clone()));
+            }
+        }
+        gone
+    }
+
     /// Verifies grants: those that hold, each once, and why others do not. One that is over is neither: it was told of when
     /// it began, and its end stands in it. What is held already is not verified again. Nothing changes yet.
     pub fn examine_grants<'a>(

@@ -169,7 +169,8 @@ impl Admin {
                 (
                     StatusCode::OK,
                     "text/plain; version=0.0.4",
-                    self.metrics.exposition(decisions),
+                    self.metrics
+                        .exposition(decisions, self.point.policy().status().alarms.len() as u64),
                 )
             }
             (&Method::GET, "/policies") => (StatusCode::OK, "application/json", self.policies().to_string() + "\n"),
@@ -243,6 +244,8 @@ impl Admin {
                 "source": if in_force.bundle_revision().is_some() { "bundle" } else { "directory" },
                 "bundle_revision": in_force.bundle_revision(),
                 "signed_by": status.signed_by,
+                "signers_version": status.signers_version,
+                "alarms": status.alarms,
                 "expires": in_force.expires().map(rfc3339),
                 "stale": in_force.stale(clock::now()),
                 "shadow": in_force.shadow().map(|shadow| shadow.revision()),

@@ -44,7 +44,8 @@ pub struct Config {
     /// Directory of `*.cedar` files and `routes.toml`; followed while the proxy runs, until the agent sends a first
     /// signed bundle. Without it, everything is denied until then.
     pub policy_dir: Option<PathBuf>,
-    /// Whose policy bundles and grants are believed: `name=ed25519:KEY` each. Empty means nobody's.
+    /// Whose policy bundles and grants are believed, `name=ed25519:KEY` each, and nobody else ever. Without it those that
+    /// the agent named first, and whomever a quorum of them has signed for since.
     #[serde(default)]
     pub policy_signers: TrustedSigners,
     /// Whose policies these have to be. Needed with `policy_signers`, unless `spiffe_id` says it.
@@ -165,7 +166,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Whose bundles are believed; nobody's without `policy_signers`.
+    /// Whose bundles are believed, if it is said here.
     pub(crate) fn bundle_trust(&self) -> Option<PolicyTrust> {
         let own = self.spiffe_id.as_ref().map(|id| id.trust_domain().clone());
         let trust_domain = self.trust_domain.clone().or(own)?;
@@ -222,7 +223,7 @@ impl Config {
         )
     }
 
-    /// Where policy comes from, and whose it has to be.
+    /// Whose policy it has to be.
     fn check_policy(&self) -> Result<(), Unusable> {
         let signed = !self.policy_signers.is_empty();
         check(
@@ -230,12 +231,6 @@ impl Config {
             "trust_domain",
             &"",
             "bundles are signed for one trust domain; write its name, for example `prod.example`",
-        )?;
-        check(
-            signed || self.policy_dir.is_some(),
-            "policy_signers",
-            &"[]",
-            "say where policy comes from: name the keys that sign its bundles here, or a directory in `policy_dir`",
         )
     }
 

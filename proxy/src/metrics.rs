@@ -87,7 +87,7 @@ impl Metrics {
     }
 
     /// Prometheus' text format, 0.0.4, with what the decision point has counted.
-    pub(crate) fn exposition(&self, decisions: &Decisions) -> String {
+    pub(crate) fn exposition(&self, decisions: &Decisions, policy_alarms: u64) -> String {
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -111,6 +111,12 @@ impl Metrics {
                 metric.samples,
             );
         }
+        family(
+            "hoplite_proxy_policy_alarms",
+            "gauge",
+            "What is wrong with where policy comes from: an unsigned directory decides though a signed bundle is there, or signers are not followed. Alarm on any.",
+            vec![(String::new(), policy_alarms)],
+        );
         family(
             "hoplite_proxy_connections",
             "gauge",
@@ -189,9 +195,13 @@ mod tests {
         metrics.rechecked(true);
         metrics.rechecked(false);
         let open = metrics.connection();
-        assert!(metrics.exposition(&decisions).contains("hoplite_proxy_connections 1"));
+        assert!(
+            metrics
+                .exposition(&decisions, 0)
+                .contains("hoplite_proxy_connections 1")
+        );
         drop(open);
-        let text = metrics.exposition(&decisions);
+        let text = metrics.exposition(&decisions, 0);
         for line in [
             "hoplite_proxy_decisions_total{outcome=\"no_permit\"} 0",
             "hoplite_proxy_decisions_total{outcome=\"allow\"} 0",

@@ -116,7 +116,10 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
 
     // Policy. From here on there is always a snapshot, if only one that denies.
-    let policy = CurrentPolicy::new(&config.state_dir, config.bundle_trust(), clock::now());
+    let policy = match config.bundle_trust() {
+        Some(trust) => CurrentPolicy::new(&config.state_dir, Some(trust), clock::now()),
+        None => CurrentPolicy::following_signers(&config.state_dir, clock::now()),
+    };
     let policy = Arc::new(policy);
     let follower = config.policy_dir.clone().map(|dir| policy.follow(dir)).transpose();
     let follower = follower.map_err(|source| StartError::System {
@@ -169,9 +172,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     control.spawn(async move { following.follow(source).await });
 
     // Bundles. The agent gives its feed to whom it knows, so an identity comes first.
-    if !config.policy_signers.is_empty() {
-        control.spawn(follow_bundles(policy, config.workload_api.clone()));
-    }
+    let trust_domain = own.svid.spiffe_id().trust_domain().clone();
+    control.spawn(follow_bundles(policy, config.workload_api.clone(), trust_domain));
 
     // Traffic.
     for port in &ports {

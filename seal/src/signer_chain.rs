@@ -117,7 +117,15 @@ impl SignerChain {
             bad: BadSet::Seal(crate::SealBroken::Malformed(why.to_string())),
         })?;
         let sets: Vec<&[u8]> = kept.sets.iter().map(|set| set.as_slice()).collect();
-        Self::linked(read(&sets)?)
+        Self::linked_from_first(&sets)
+    }
+
+    /// The chain that somebody keeps set by set. The first is believed as it is kept, each later one is verified again.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn linked_from_first<S: AsRef<[u8]>>(kept: &[S]) -> Result<Self, NotFollowed> {
+        Self::linked(read(kept)?)
     }
 
     /// For the disk.

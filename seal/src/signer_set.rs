@@ -324,6 +324,11 @@ impl TrustedSet {
         &self.signers
     }
 
+    /// The signer of this name, if there is one.
+    pub fn member(&self, name: &str) -> Option<Signer> {
+        self.signers.signers().find(|signer| signer.name() == name)
+    }
+
     /// Its place among all.
     pub fn version(&self) -> u64 {
         self.set.version

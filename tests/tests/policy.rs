@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hoplite_audit::{Outcome, Phase, Query};
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents, Stage};
 use hoplite_tests::{HttpApp, World, own_selectors, until};
-use hoplite_wire::policy::PolicyUpdate;
+use hoplite_wire::policy::{PolicyUpdate, WatchRequest};
 use hoplite_wire::{FetchError, PolicyFeed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -40,7 +40,14 @@ impl Enforcer {
 
     /// The next word, which must come.
     async fn next(&mut self) -> Result<PolicyUpdate, FetchError> {
-        let next = tokio::time::timeout(PATIENCE, self.feed.next(self.live, self.shadow));
+        let next = tokio::time::timeout(
+            PATIENCE,
+            self.feed.next(WatchRequest {
+                live_revision: self.live,
+                shadow_revision: self.shadow,
+                ..WatchRequest::default()
+            }),
+        );
         let update = next.await.expect("a word in time")?;
         let revision = |bytes: &[u8]| {
             let contents = BundleContents::danger_read_unverified(bytes, BUNDLE_BYTES_MAX).unwrap();

@@ -43,14 +43,13 @@ impl PolicyFeed {
         }
     }
 
-    /// The next news. The revisions are those of the bundles the caller holds (0 for none); they are told when the
-    /// stream is opened, so that what is held is not sent again. May be dropped half-way and called again.
+    /// The next news. What the caller holds is told when the stream is opened, so that it is not sent again. May be dropped half-way and called again.
     ///
     /// # Errors
     /// The stream could not be opened or broke. The next call opens it anew: wait a little before that.
-    pub async fn next(&mut self, live_revision: u64, shadow_revision: u64) -> Result<PolicyUpdate, FetchError> {
+    pub async fn next(&mut self, held: WatchRequest) -> Result<PolicyUpdate, FetchError> {
         if self.stream.is_none() {
-            self.stream = Some(self.open(live_revision, shadow_revision).await?);
+            self.stream = Some(self.open(held).await?);
             self.pieces = Pieces::default();
         }
         let whole = self.whole().await;
@@ -70,16 +69,13 @@ impl PolicyFeed {
         }
     }
 
-    async fn open(&self, live_revision: u64, shadow_revision: u64) -> Result<Streaming<PolicyUpdate>, FetchError> {
+    async fn open(&self, held: WatchRequest) -> Result<Streaming<PolicyUpdate>, FetchError> {
         let path = socket_path(&self.address)?;
         let channel = channel::unix(path).await.map_err(|source| FetchError::Unreachable {
             path: path.to_owned(),
             source,
         })?;
-        let mut request = Request::new(WatchRequest {
-            live_revision,
-            shadow_revision,
-        });
+        let mut request = Request::new(held);
         request
             .metadata_mut()
             .insert("workload.spiffe.io", MetadataValue::from_static("true"));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hoplite_host::slots::Slot;
+use hoplite_seal::SignerChain;
 use hoplite_wire::policy::policies_server::Policies;
 use hoplite_wire::policy::{PolicyUpdate, WatchRequest};
 use prost::bytes::Bytes;
@@ -29,6 +30,8 @@ pub(crate) struct PolicyService {
 struct Told {
     live: u64,
     shadow: u64,
+    /// The newest signers: version and digest.
+    signers: (u64, Vec<u8>),
     /// None before the first word.
     grants: Option<Vec<Vec<u8>>>,
 }
@@ -54,10 +57,13 @@ impl Policies for PolicyService {
         let WatchRequest {
             live_revision,
             shadow_revision,
+            signers_version,
+            signers_sha256,
         } = request.into_inner();
         let told = Told {
             live: live_revision,
             shadow: shadow_revision,
+            signers: (signers_version, signers_sha256.to_vec()),
             grants: None,
         };
         let (sender, receiver) = mpsc::channel(1);
@@ -112,7 +118,9 @@ impl Told {
             shadow_cleared: feed.shadow.is_none(),
             grants: feed.grants.iter().map(|grant| grant.clone().into()).collect(),
             more: false,
+            signers: Vec::new(),
         };
+        let signers = feed.signers.as_ref().filter(|chain| self.signers != named(chain));
         let mut news = Vec::new();
         if let Some(live) = feed.live.as_ref().filter(|live| live.revision != self.live) {
             self.live = live.revision;
@@ -122,13 +130,24 @@ impl Told {
             news.extend(in_pieces(shadow, &base, |update, piece| update.shadow = Some(piece)));
         }
         let same_shadow = revision(&feed.shadow) == self.shadow;
-        if news.is_empty() && !(same_shadow && self.grants.as_ref() == Some(&feed.grants)) {
+        if news.is_empty() && !(signers.is_none() && same_shadow && self.grants.as_ref() == Some(&feed.grants)) {
             news.push(base);
+        }
+        // With the last piece of the first bundle, since what is signed may need them.
+        if let (Some(chain), Some(update)) = (signers, news.iter_mut().find(|update| !update.more)) {
+            // From its own on, so that a fork is noticed; all, where it has yet to find its place among them.
+            let from = if self.signers.0 > 1 { self.signers.0 } else { 0 };
+            update.signers = chain.since(from).map(|set| set.to_vec().into()).collect();
+            self.signers = named(chain);
         }
         self.shadow = revision(&feed.shadow);
         self.grants = Some(feed.grants.clone());
         news
     }
+}
+
+fn named(chain: &SignerChain) -> (u64, Vec<u8>) {
+    (chain.version(), chain.digest().0.to_vec())
 }
 
 /// A bundle in as many updates as it needs; the last one says all the rest.
@@ -172,14 +191,22 @@ mod tests {
         PolicyFeed::new(world.directory.path().join("agent.sock").to_str().unwrap())
     }
 
+    fn held(live_revision: u64, shadow_revision: u64) -> WatchRequest {
+        WatchRequest {
+            live_revision,
+            shadow_revision,
+            ..WatchRequest::default()
+        }
+    }
+
     async fn next(feed: &mut PolicyFeed, live: u64, shadow: u64) -> Result<PolicyUpdate, FetchError> {
-        tokio::time::timeout(Duration::from_secs(20), feed.next(live, shadow))
+        tokio::time::timeout(Duration::from_secs(20), feed.next(held(live, shadow)))
             .await
             .expect("an answer in time")
     }
 
     async fn is_silent(feed: &mut PolicyFeed) -> bool {
-        let more = tokio::time::timeout(Duration::from_millis(200), feed.next(0, 0));
+        let more = tokio::time::timeout(Duration::from_millis(200), feed.next(held(0, 0)));
         more.await.is_err()
     }
 

@@ -369,6 +369,28 @@ impl wire::admin_server::Admin for Admin {
         .await
     }
 
+    async fn list_signers(
+        &self,
+        request: Request<wire::ListSignersRequest>,
+    ) -> Result<Response<wire::SignerSets>, Status> {
+        let call = AdminCall::new(&request, "list signers")?;
+        let sets = self.publishing.signer_sets(0);
+        call.answer("", async { Ok(wire::SignerSets { sets }) }).await
+    }
+
+    async fn publish_signers(
+        &self,
+        request: Request<wire::PublishSignersRequest>,
+    ) -> Result<Response<wire::PublishSignersResponse>, Status> {
+        let call = AdminCall::new(&request, "publish signers")?;
+        let set = request.into_inner().set;
+        call.answer("", async {
+            let (version, ended_grants) = self.publishing.add_signers(set).await?;
+            Ok(wire::PublishSignersResponse { version, ended_grants })
+        })
+        .await
+    }
+
     async fn clear_shadow(
         &self,
         request: Request<wire::ClearShadowRequest>,

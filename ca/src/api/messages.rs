@@ -47,6 +47,10 @@ impl From<&InForce> for wire::PolicyState {
             live: reference(&state.live),
             shadow: reference(&state.shadow),
             grants: state.grants.iter().filter_map(|grant| grant.envelope()).collect(),
+            signers: state.signers.as_ref().map(|chain| wire::SignersRef {
+                version: chain.version(),
+                sha256: chain.digest().0.to_vec(),
+            }),
         }
     }
 }

@@ -307,6 +307,15 @@ impl wire::node_server::Node for Node {
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
+
+    async fn fetch_signers(
+        &self,
+        request: Request<wire::FetchSignersRequest>,
+    ) -> Result<Response<wire::SignerSets>, Status> {
+        self.agent(&request).await?;
+        let sets = self.0.publishing.signer_sets(request.into_inner().from_version);
+        Ok(Response::new(wire::SignerSets { sets }))
+    }
 }
 
 fn caller<T>(request: &Request<T>) -> Result<&AgentCaller, Status> {

@@ -65,11 +65,14 @@ impl Blame for PolicyError {
     fn status(&self) -> Status {
         let text = self.to_string();
         match self {
-            Self::Outdated { .. } => Status::aborted(text),
+            Self::Outdated { .. } | Self::SignersChanged => Status::aborted(text),
             Self::NoSuchGrant(_) => Status::not_found(text),
             Self::Revision { .. }
             | Self::Parent { .. }
             | Self::NotTaken(_)
+            | Self::NoSigners
+            | Self::NotFollowed(_)
+            | Self::Strands { .. }
             | Self::Revoked(_)
             | Self::GrantTaken(_)
             | Self::TooManyGrants => Status::failed_precondition(text),

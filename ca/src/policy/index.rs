@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use hoplite_policy::holding::GrantRef;
+use hoplite_seal::SignerChain;
 use hoplite_store::Revision;
 
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::{Head, Published};
+use crate::policy::signers::{self, SetRecord};
 use crate::record::{BadRecord, Mutation};
 
 /// Everything about policy, at one revision of the store.
@@ -17,6 +19,9 @@ pub(crate) struct PolicyIndex {
     head: Head,
     published: BTreeMap<u64, Arc<Published>>,
     grants: BTreeMap<String, Arc<GrantRecord>>,
+    sets: BTreeMap<String, SetRecord>,
+    /// What the sets are, verified.
+    signers: Option<Arc<SignerChain>>,
     /// When anything of it last changed.
     changed: Revision,
 }
@@ -28,6 +33,8 @@ pub(crate) struct InForce {
     pub(crate) shadow: Option<Arc<Published>>,
     /// Those that are neither over nor revoked.
     pub(crate) grants: Vec<Arc<GrantRecord>>,
+    /// Who may sign.
+    pub(crate) signers: Option<Arc<SignerChain>>,
 }
 
 // === impl PolicyIndex ===
@@ -50,6 +57,16 @@ impl PolicyIndex {
                 Some(grant) => self.grants.insert(name.to_owned(), Arc::new(grant)),
                 None => self.grants.remove(name),
             };
+        } else if let Some((name, set)) = mutation.of::<SetRecord>()? {
+            match set {
+                Some(set) => self.sets.insert(name.to_owned(), set),
+                None => self.sets.remove(name),
+            };
+            let chain = signers::chain(self.sets.values()).map_err(|why| BadRecord::Malformed {
+                key: mutation.key.to_owned(),
+                reason: why.to_string(),
+            })?;
+            self.signers = chain.map(Arc::new);
         } else {
             return Ok(());
         }
@@ -70,7 +87,13 @@ impl PolicyIndex {
             live: one(self.head.live),
             shadow: one(self.head.shadow),
             grants: grants.cloned().collect(),
+            signers: self.signers.clone(),
         }
+    }
+
+    /// Who may sign, and who might before; none when nobody was ever named.
+    pub(crate) fn signers(&self) -> Option<&Arc<SignerChain>> {
+        self.signers.as_ref()
     }
 
     /// Which bundles are in force.

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 
 use hoplite_policy::bundle::{Refused, Stage};
 use hoplite_policy::holding::{BundleRef, GRANTS_HELD_MAX, Slots};
-use hoplite_seal::Hash;
+use hoplite_seal::{Hash, NotFollowed};
 use hoplite_store::LargeId;
 
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::{Head, Published};
+use crate::policy::signers::{self, SetRecord};
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Bundles of each stage that are kept, for going back and for comparing; of older ones the manifest stays.
@@ -35,6 +36,18 @@ pub(crate) enum PolicyError {
         "the bundle does not name the manifest of revision {current} as its parent; make it anew from the current one"
     )]
     Parent { current: u64 },
+    #[error(
+        "this CA trusts nobody to sign policy; put the output of `hoplite policy key create` into `policy_signers` and restart it"
+    )]
+    NoSigners,
+    #[error("{0}")]
+    NotFollowed(#[from] NotFollowed),
+    #[error(
+        "the policy of revision {revision} is in force, and `{signer}`, who signed it, is not to be believed any more: every node would deny everything; publish it again with a key that stays, then send these signers"
+    )]
+    Strands { revision: u64, signer: String },
+    #[error("the signers changed while this was on its way; look who they are, and send it again")]
+    SignersChanged,
     /// What agents would say of it.
     #[error(transparent)]
     NotTaken(#[from] Refused),
@@ -57,6 +70,8 @@ pub(crate) struct Publish {
     pub(crate) parent: Option<Hash>,
     /// The revision that its maker believed to be the highest.
     pub(crate) expected: u64,
+    /// By which signers it was verified.
+    pub(crate) signers: Option<Hash>,
     /// Manifests of earlier publications that were found to be gone from the store.
     pub(crate) lost: BTreeSet<LargeId>,
 }
@@ -67,6 +82,8 @@ pub(crate) struct ClearShadow;
 /// Takes a grant in, and forgets those that are over.
 pub(crate) struct AddGrant {
     pub(crate) grant: GrantRecord,
+    /// By which signers it was verified.
+    pub(crate) signers: Option<Hash>,
     pub(crate) now: SystemTime,
 }
 
@@ -78,16 +95,17 @@ pub(crate) struct RevokeGrant {
 // === impl Publish ===
 
 impl Write for Publish {
-    /// What is in force, and all that was published.
-    type Reads = (Option<Head>, BTreeMap<String, Published>);
+    /// What is in force, all that was published, and who may sign.
+    type Reads = (Option<Head>, BTreeMap<String, Published>, BTreeMap<String, SetRecord>);
     type Answer = u64;
     type Error = PolicyError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        Ok((view.one("")?, view.all()?))
+        Ok((view.one("")?, view.all()?, view.all()?))
     }
 
-    fn decide(&self, (head, history): Self::Reads) -> Result<(Changes, u64), PolicyError> {
+    fn decide(&self, (head, history, sets): Self::Reads) -> Result<(Changes, u64), PolicyError> {
+        same_signers(self.signers, &sets)?;
         let (head, new) = (head.unwrap_or_default(), &self.published);
         let mut slots = head.slots(history.values());
         // The answer was lost, so it was sent again: it is in force, whoever else signed this copy.
@@ -107,6 +125,15 @@ impl Write for Publish {
             .put("", &head)
             .put(&Published::name_of(new.revision), new);
         Ok((self.retire(changes, &head, &history), new.revision))
+    }
+}
+
+/// Whether those by whom something was verified are still the newest: agents ask those.
+fn same_signers(verified_by: Option<Hash>, sets: &BTreeMap<String, SetRecord>) -> Result<(), PolicyError> {
+    let newest = signers::chain(sets.values())?;
+    match newest.map(|chain| chain.digest()) == verified_by {
+        true => Ok(()),
+        false => Err(PolicyError::SignersChanged),
     }
 }
 
@@ -171,15 +198,16 @@ impl Write for ClearShadow {
 // === impl AddGrant ===
 
 impl Write for AddGrant {
-    type Reads = BTreeMap<String, GrantRecord>;
+    type Reads = (BTreeMap<String, GrantRecord>, BTreeMap<String, SetRecord>);
     type Answer = ();
     type Error = PolicyError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        view.all()
+        Ok((view.all()?, view.all()?))
     }
 
-    fn decide(&self, there: Self::Reads) -> Result<(Changes, ()), PolicyError> {
+    fn decide(&self, (there, sets): Self::Reads) -> Result<(Changes, ()), PolicyError> {
+        same_signers(self.signers, &sets)?;
         let (grant, mut slots) = (&self.grant, Slots::<Published, _>::default());
         slots.take_grants(there.into_values().collect());
         let over = slots.end_what_is_over(self.now).grants;
@@ -287,6 +315,7 @@ mod tests {
                 published: new.clone(),
                 parent: parent.map(manifest),
                 expected,
+                signers: None,
                 lost: BTreeSet::new(),
             })
         }
@@ -367,6 +396,7 @@ mod tests {
             published: published(revision, false),
             parent: Some(manifest(1)),
             expected: 1,
+            signers: None,
             lost: BTreeSet::new(),
         };
         // All looked before any wrote, and the revisions differ.
@@ -382,6 +412,7 @@ mod tests {
         // Two grants at one time could be more than there may be.
         let add = |id: &str| AddGrant {
             grant: grant(id, id, 10),
+            signers: None,
             now: record::from_unix_seconds(1),
         };
         let (one, other) = (batch(store, &add("a")), batch(store, &add("b")));
@@ -436,6 +467,7 @@ mod tests {
         let add = |ca: &mut Ca, grant: &GrantRecord, now: u64| {
             ca.write(&AddGrant {
                 grant: grant.clone(),
+                signers: None,
                 now: record::from_unix_seconds(now),
             })?;
             Ok::<_, String>(ca.grants(now).len())

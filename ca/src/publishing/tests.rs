@@ -3,12 +3,13 @@
 use super::*;
 use crate::authority::writes::Found;
 use crate::authority::x509::Authority;
+use crate::policy::signers::NameFirst;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::write;
 use hoplite_policy::Source;
-use hoplite_policy::bundle::{Bundle, BundleContents, EngineVersion, Meta};
+use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, BundleContents, EngineVersion, Meta};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
-use hoplite_seal::{Hash, SigningKey};
+use hoplite_seal::{Hash, SignerChain, SignerSet, SigningKey};
 use hoplite_store::{
     Batch, LargeError, MemoryStore, Revision, SledStore, Snapshot as StoreSnapshot, Store, StoreError, Versioned,
     Watch, WatchError,
@@ -69,12 +70,19 @@ fn found(store: &dyn Store) {
             .clone(),
     };
     write::commit(store, &found).unwrap();
+    let first = NameFirst::new(&trust_domain(), &trust().signers);
+    assert!(write::commit(store, &first).unwrap().0);
 }
 
 /// One CA over a store in which an authority is founded. It follows the store for as long as the second of both lives.
 fn replica(store: &Arc<dyn Store>) -> (Publishing, crate::registry::Follower) {
     let (registry, follower) = Registry::open(Arc::clone(store)).unwrap();
-    let publishing = Publishing::new(registry, BundleCache::new(Arc::clone(store)), trust());
+    let publishing = Publishing::new(
+        registry,
+        BundleCache::new(Arc::clone(store)),
+        trust_domain(),
+        BUNDLE_BYTES_MAX,
+    );
     (publishing, follower)
 }
 
@@ -207,8 +215,15 @@ impl World {
     }
 
     /// What an agent does when it hears of what is in force; what it refuses.
-    async fn hear(&self, holding: &mut Holding) -> Vec<String> {
+    async fn hear(&self, agent: &mut Agent) -> Vec<String> {
         let in_force = self.publishing.0.registry.index().policy.in_force(self.now);
+        let Agent { holding, chain } = agent;
+        let others = chain
+            .follow(&self.publishing.signer_sets(0))
+            .expect("whatever the CA took");
+        if others {
+            holding.believe(PolicyTrust::new(chain.newest().signers().clone(), trust_domain()));
+        }
         let grants: Vec<_> = in_force.grants.iter().map(|grant| grant.envelope().unwrap()).collect();
         let (grants, refused) = holding.examine_grants(grants.iter().map(Vec::as_slice), self.now);
         let mut refused: Vec<_> = refused.iter().map(ToString::to_string).collect();
@@ -233,7 +248,31 @@ impl World {
                 Err(why) => refused.push(why.to_string()),
             }
         }
+        if others {
+            refused.extend(holding.doubt(self.now).iter().map(ToString::to_string));
+        }
         refused
+    }
+
+    /// Whose signature counts now, besides alice's.
+    fn other_signer(&self) -> &'static str {
+        let signers = self.publishing.signers();
+        if signers.names().any(|name| name == "bob") {
+            "bob"
+        } else {
+            "alice"
+        }
+    }
+
+    async fn change_signers(&self, members: &[&str], enough: bool) -> Option<Result<u64, PublishError>> {
+        let chain = self.publishing.0.registry.index().policy.signers().cloned().unwrap();
+        let before = chain.newest();
+        let signers = TrustedSigners::new(members.iter().map(|name| key(name).signer().clone())).unwrap();
+        let draft = SignerSet::after(before, &signers, None).ok()?.encode();
+        let by = before.quorum() as usize - usize::from(!enough);
+        let names = before.signers().names().take(by);
+        let set = names.fold(draft, |bytes, name| SignerSet::sign_too(&bytes, &key(name)).unwrap());
+        Some(self.publishing.add_signers(set).await.map(|(version, _)| version))
     }
 }
 
@@ -254,8 +293,30 @@ enum Step {
     },
     Revoke(u8),
     Wait(u64),
+    /// The signers change: carol or bob, or both, beside alice.
+    Signers {
+        bob: bool,
+        carol: bool,
+        /// As many sign as must, or one fewer.
+        enough: bool,
+    },
     /// The agent that hears now and then hears now.
     Hear,
+}
+
+/// What one agent has.
+struct Agent {
+    holding: Holding,
+    chain: SignerChain,
+}
+
+impl Agent {
+    fn new() -> Self {
+        Self {
+            holding: Holding::new(Some(trust())),
+            chain: SignerChain::configured(&trust_domain(), &trust().signers).unwrap(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -288,6 +349,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => grant,
         1 => (0..3u8).prop_map(Step::Revoke),
         2 => (1..3000u64).prop_map(Step::Wait),
+        2 => (any::<bool>(), any::<bool>(), proptest::bool::weighted(0.8))
+            .prop_map(|(bob, carol, enough)| Step::Signers { bob, carol, enough }),
         2 => Just(Step::Hear),
     ];
     proptest::collection::vec(step, 1..25)
@@ -316,12 +379,16 @@ fn grant(id: u8, lasts: u64, signers: usize, now: SystemTime) -> Vec<u8> {
 async fn agents_take_whatever_is_published(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let mut world = World::over(&store);
-    let (mut always, mut sometimes) = (Holding::new(Some(trust())), Holding::new(Some(trust())));
+    let (mut always, mut sometimes) = (Agent::new(), Agent::new());
     for step in steps {
         match step {
             Step::Publish { shadow, further, wrong } => {
                 let (highest, _) = world.head();
-                let by = if wrong == Wrong::Stranger { "mallory" } else { "bob" };
+                let by = if wrong == Wrong::Stranger {
+                    "mallory"
+                } else {
+                    world.other_signer()
+                };
                 let published = world.publish(by, |meta| {
                     meta.revision = highest + further;
                     meta.stage = if shadow { Stage::Shadow } else { Stage::Live };
@@ -348,7 +415,17 @@ async fn agents_take_whatever_is_published(steps: Vec<Step>) -> Result<(), TestC
                 let again = world.publishing.publish(bytes, highest, world.now).await;
                 let index = world.publishing.0.registry.index();
                 let in_force = newest == Some(contents.manifest_hash()) && index.policy.head().is_current(highest);
-                prop_assert_eq!(again.is_ok(), in_force && !contents.stale(world.now), "{:?}", again);
+                let trusted = world.publishing.signers();
+                let is_signer = contents
+                    .signed_by()
+                    .iter()
+                    .all(|name| trusted.names().any(|known| known == name));
+                prop_assert_eq!(
+                    again.is_ok(),
+                    in_force && is_signer && !contents.stale(world.now),
+                    "{:?}",
+                    again
+                );
             }
             Step::ClearShadow => {
                 world.publishing.0.registry.write(ClearShadow).await.unwrap();
@@ -368,13 +445,28 @@ async fn agents_take_whatever_is_published(steps: Vec<Step>) -> Result<(), TestC
             }
             Step::Wait(seconds) => {
                 world.now += Duration::from_secs(seconds);
-                always.end_what_is_over(world.now);
-                sometimes.end_what_is_over(world.now);
+                always.holding.end_what_is_over(world.now);
+                sometimes.holding.end_what_is_over(world.now);
+            }
+            Step::Signers { bob, carol, enough } => {
+                let others = [("bob", bob), ("carol", carol)]
+                    .into_iter()
+                    .filter_map(|(name, is)| is.then_some(name));
+                let members: Vec<_> = ["alice"].into_iter().chain(others).collect();
+                match world.change_signers(&members, enough).await {
+                    None => {} // nothing would change
+                    Some(Ok(_)) => prop_assert!(enough),
+                    Some(Err(error)) => {
+                        let strands = error.to_string().contains("every node would deny everything");
+                        prop_assert!(!enough || strands, "{}", error);
+                    }
+                }
             }
             Step::Hear => {
                 for refused in world.hear(&mut sometimes).await {
-                    // Nobody told it in time.
-                    prop_assert!(refused.contains("expired"), "{}", refused);
+                    // Nobody told it in time; and what it had may be of somebody who left since.
+                    let late = refused.contains("expired") || refused.contains("is not trusted here");
+                    prop_assert!(late, "{}", refused);
                 }
             }
         }
@@ -386,7 +478,10 @@ async fn agents_take_whatever_is_published(steps: Vec<Step>) -> Result<(), TestC
         );
         let in_force = world.publishing.0.registry.index().policy.in_force(world.now);
         for (stage, published) in [(Stage::Live, &in_force.live), (Stage::Shadow, &in_force.shadow)] {
-            let held = always.bundle(stage).map(|held| (held.revision(), held.seen().manifest));
+            let held = always
+                .holding
+                .bundle(stage)
+                .map(|held| (held.revision(), held.seen().manifest));
             prop_assert_eq!(
                 held,
                 published
@@ -394,7 +489,12 @@ async fn agents_take_whatever_is_published(steps: Vec<Step>) -> Result<(), TestC
                     .map(|published| (published.revision, published.manifest))
             );
         }
-        let held: Vec<_> = always.grants().iter().map(|grant| grant.bytes().to_vec()).collect();
+        let held: Vec<_> = always
+            .holding
+            .grants()
+            .iter()
+            .map(|grant| grant.bytes().to_vec())
+            .collect();
         let told: Vec<_> = in_force.grants.iter().map(|grant| grant.envelope().unwrap()).collect();
         prop_assert_eq!(held, told);
         prop_assert_eq!(world.publishing.doubts_at(world.now).await, Vec::<String>::new());
@@ -445,11 +545,16 @@ async fn what_is_in_force_of_a_signer_who_left_is_said() {
     let mut world = World::over(&store);
     world.publish("alice", |_| ()).await.unwrap();
     assert_eq!(world.publishing.doubts_at(world.now).await, Vec::<String>::new());
-    let (registry, _follower) = Registry::open(Arc::clone(&store)).unwrap();
+    let now = world.now;
+    drop(world);
     let bob = TrustedSigners::new([key("bob").signer().clone()]).unwrap();
-    let trust = PolicyTrust::new(bob, trust_domain());
-    let later = Publishing::new(registry, BundleCache::new(Arc::clone(&store)), trust);
-    let doubts = later.doubts_at(world.now).await;
+    assert!(
+        write::commit(&*store, &NameFirst::new(&trust_domain(), &bob))
+            .unwrap()
+            .0
+    );
+    let (later, _follows) = replica(&store);
+    let doubts = later.doubts_at(now).await;
     assert!(
         matches!(&doubts[..], [doubt] if doubt.contains("live policy of revision 1") && doubt.contains("`alice`")),
         "{doubts:?}"

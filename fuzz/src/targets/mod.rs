@@ -10,6 +10,7 @@ mod openapi;
 mod policies;
 mod request;
 mod routes;
+mod signers;
 mod table;
 
 pub use bundle::bundle;
@@ -19,6 +20,7 @@ pub use openapi::openapi;
 pub use policies::policies;
 pub use request::request;
 pub use routes::routes;
+pub use signers::signers;
 pub use table::table;
 
 /// One parser, by name, and the function that feeds it.
@@ -31,7 +33,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "request",
         run: request,
@@ -51,6 +53,10 @@ pub const TARGETS: [Target; 8] = [
     Target {
         name: "grant",
         run: grant,
+    },
+    Target {
+        name: "signers",
+        run: signers,
     },
     Target {
         name: "table",

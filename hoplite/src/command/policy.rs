@@ -11,6 +11,7 @@ mod publish;
 mod published;
 mod replay;
 mod routes;
+mod signers;
 mod test;
 mod unused;
 mod who;
@@ -81,6 +82,9 @@ pub(crate) enum PolicyCommand {
     /// Keys with which people sign policies
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Who may sign policy: list them, and change them with the signatures of those there are
+    #[command(subcommand)]
+    Signers(signers::SignersCommand),
     /// Check, test, compare, replay and sign policies, and send them to every proxy; stops at the first step that fails. Exit 0 also
     /// if nothing changed, 1 if nothing was published, 3 if it was and a proxy does not follow in time
     #[command(
@@ -100,7 +104,8 @@ pub(crate) enum PolicyCommand {
     /// Break-glass: permits for a few hours that two people sign
     #[command(subcommand)]
     Grant(grant::GrantCommand),
-    /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones or denies all
+    /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones, denies all, or obeys a
+    /// directory though there is a signed bundle
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
     )]
@@ -175,6 +180,7 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Diff(args) => Ok(compared(diff::run(&args))),
         PolicyCommand::Unused(args) => unused::run(&args),
         PolicyCommand::Key(command) => key::run(command),
+        PolicyCommand::Signers(command) => signers::run(command),
         PolicyCommand::Publish(args) => publish::run(&args),
         PolicyCommand::Rollback(args) => publish::rollback::run(&args),
         PolicyCommand::History(args) => history::run(&args),
@@ -257,7 +263,9 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
         statuses
     });
-    let good = |status: &Value| part(status, "/policy/in_force") == "live" && faults(status).is_empty();
+    let good = |status: &Value| {
+        part(status, "/policy/in_force") == "live" && faults(status).is_empty() && alarms(status).is_empty()
+    };
     let code = if statuses.iter().all(good) {
         ExitCode::SUCCESS
     } else {
@@ -268,7 +276,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         return Ok(code);
     }
     let mut table = Table::new(&["PROXY", "IN FORCE", "FROM", "REVISION", "POLICIES", "LOADED"]);
-    let mut not_applied = String::new();
+    let (mut not_applied, mut alarmed) = (String::new(), String::new());
     for status in &statuses {
         let cell = |pointer| plain(part(status, pointer));
         if let Some(error) = part(status, "/error").as_str() {
@@ -276,6 +284,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             continue;
         }
         let state = match part(status, "/policy/in_force").as_str() {
+            Some("live") if !alarms(status).is_empty() => "ALARM".to_owned(),
             Some("live") if faults(status).is_empty() => "live".to_owned(),
             Some("live") => "the last good one".to_owned(),
             _ => format!("deny all: {}", cell("/policy/reason")),
@@ -289,6 +298,9 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             cell("/policy/policies"),
             cell("/policy/loaded_at"),
         ]);
+        for alarm in alarms(status) {
+            alarmed.push_str(&format!("{}: {}\n", cell("/name"), plain(alarm)));
+        }
         // The proxies of a mesh read the same directory: each fault once.
         for line in faults(status).iter().map(fault_line) {
             if !not_applied.contains(&line) {
@@ -297,6 +309,9 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
     }
     table.print()?;
+    if !alarmed.is_empty() {
+        print(&format!("\nAlarm:\n{alarmed}"))?;
+    }
     if !not_applied.is_empty() {
         print(&format!("\nNot applied:\n{not_applied}"))?;
     }
@@ -323,10 +338,16 @@ fn origin(status: &Value) -> String {
 }
 
 fn faults(status: &Value) -> &[Value] {
-    part(status, "/policy/faults")
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default()
+    listed(status, "/policy/faults")
+}
+
+/// What somebody has to look at, until it is mended.
+fn alarms(status: &Value) -> &[Value] {
+    listed(status, "/policy/alarms")
+}
+
+fn listed<'a>(status: &'a Value, pointer: &str) -> &'a [Value] {
+    part(status, pointer).as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// `file:line:column: reason`; line 0 is the file or directory as a whole.
@@ -345,7 +366,8 @@ fn fault_line(fault: &Value) -> String {
     }
 }
 
-/// The admin sockets of a mesh's proxies: every configured one, so that a proxy that is away is shown as away.
+/// The admin sockets of a mesh's proxies: every one that is configured there, so that a proxy that is away is shown as away,
+/// and every other whose socket lies there, since somebody may have put their own service behind one.
 fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let configs = std::fs::read_dir(dir.join("config")).with_context(|| {
         format!(
@@ -362,7 +384,14 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
             names.push(name.to_owned());
         }
     }
+    if let Ok(sockets) = std::fs::read_dir(dir.join("run")) {
+        let paths = sockets.filter_map(|socket| Some(socket.ok()?.path()));
+        let sockets = paths.filter(|path| path.extension().is_some_and(|ending| ending == "sock"));
+        let found = sockets.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+        names.extend(found.filter(|name| !matches!(&**name, "ca" | "agent")));
+    }
     names.sort();
+    names.dedup();
     Ok(names
         .iter()
         .map(|name| dir.join("run").join(format!("{name}.sock")))

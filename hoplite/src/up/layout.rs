@@ -192,7 +192,7 @@ impl Layout {
         self.dir.join("keys").join(format!("{name}.key"))
     }
 
-    /// As a line of a configuration file.
+    /// As a line of the CA's configuration file. Agent and proxies follow whom it names.
     fn policy_signers(&self) -> anyhow::Result<String> {
         let signers = SIGNERS
             .iter()
@@ -237,8 +237,7 @@ impl Layout {
              trust_bundle = \"{dir}/ca/bundle.pem\"\n\
              join_token_file = \"{dir}/run/join-token\"\n\
              socket = \"{dir}/run/agent.sock\"\n\
-             socket_mode = 0o600\n\
-             {signers}",
+             socket_mode = 0o600\n",
             loopback(ports.ca)
         );
         self.write_config("ca", &ca)?;
@@ -250,7 +249,6 @@ impl Layout {
                  workload_api = \"unix://{dir}/run/agent.sock\"\n\
                  spiffe_id = \"{}\"\n\
                  policy_dir = \"{dir}/policies\"\n\
-                 {signers}\
                  audit_dir = \"{dir}/audit/{name}\"\n\
                  state_dir = \"{dir}/state/{name}\"\n\
                  admin_socket = \"{dir}/run/{name}.sock\"\n\n\
