@@ -454,6 +454,12 @@ impl Slot {
         self.holder.touch();
     }
 
+    /// For how long nothing has been under way; none if something is.
+    pub fn idle_for(&self) -> Option<Duration> {
+        let since = self.holder.idle_since()?;
+        Some(clock::moment().saturating_duration_since(since))
+    }
+
     /// Whether its place was given to another.
     pub fn is_evicted(&self) -> bool {
         self.holder.evicted.load(SeqCst)

@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     handshakes_refused: Mutex<BTreeMap<&'static str, u64>>,
     upstream_failures: Mutex<BTreeMap<&'static str, u64>>,
     flooded: Mutex<BTreeMap<&'static str, u64>>,
+    timeouts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Counts a connection for as long as it lives.
@@ -68,6 +69,26 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner)
             .entry(code)
             .or_default() += 1;
+    }
+
+    /// Something was ended by the setting of this name in `[limits]`.
+    pub(crate) fn timed_out(&self, limit: &'static str) {
+        *self
+            .timeouts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(limit)
+            .or_default() += 1;
+    }
+
+    /// A TCP connection has ended so.
+    pub(crate) fn relayed(&self, ended: &std::io::Result<()>) {
+        if ended
+            .as_ref()
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+        {
+            self.timed_out("tcp_idle");
+        }
     }
 
     /// Something under way was decided again.
@@ -169,6 +190,12 @@ impl Metrics {
             "counter",
             "Connections ended because they carried too many HTTP/2 frames that belong to no request.",
             by("side", &self.flooded),
+        );
+        family(
+            "hoplite_proxy_timeouts_total",
+            "counter",
+            "Requests and connections that were ended because nothing moved for too long, by the setting in [limits].",
+            by("limit", &self.timeouts),
         );
         text
     }

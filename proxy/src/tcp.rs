@@ -4,6 +4,7 @@ pub(crate) mod relay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hoplite_audit::{Outcome, Phase};
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque, Unasked, Witness};
@@ -35,6 +36,8 @@ pub(crate) struct TcpInbound {
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
+    /// How long nothing may move; none is no limit.
+    pub(crate) idle_max: Option<Duration>,
 }
 
 /// One outbound TCP listener on one worker.
@@ -44,6 +47,8 @@ pub(crate) struct TcpOutbound {
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stop: Stop,
+    /// How long nothing may move; none is no limit.
+    pub(crate) idle_max: Option<Duration>,
 }
 
 // === impl TcpInbound ===
@@ -128,11 +133,12 @@ impl TcpInbound {
             }
         };
         let reason = {
-            let mut copying = std::pin::pin!(relay(stream, &mut app, || slot.touch()));
+            let mut copying = std::pin::pin!(relay(stream, &mut app, self.idle_max, || slot.touch()));
             loop {
                 tokio::select! {
                     ended = copying.as_mut() => {
                         debug!(remote = %downstream.remote, ?ended, "connection ended");
+                        self.metrics.relayed(&ended);
                         match ended {
                             Ok(()) => return,
                             Err(error) => break format!("it broke off: {error}"),
@@ -190,11 +196,12 @@ impl TcpOutbound {
             let _ = slot.settle();
         };
         {
-            let mut copying = std::pin::pin!(relay(&mut tcp, &mut stream, moved));
+            let mut copying = std::pin::pin!(relay(&mut tcp, &mut stream, self.idle_max, moved));
             loop {
                 tokio::select! {
                     ended = copying.as_mut() => {
                         debug!(upstream = %self.name, ?ended, "connection ended");
+                        self.metrics.relayed(&ended);
                         if ended.is_ok() {
                             return;
                         }

@@ -21,6 +21,7 @@ use crate::http::outbound::Outbound;
 use crate::http::rules::HttpRules;
 use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
+use crate::limits::limit;
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::peer::destination::{Destination, DestinationFeed};
@@ -272,6 +273,7 @@ impl Shared {
                 point,
                 metrics,
                 stop,
+                idle_max: limit(self.rules.limits.tcp_idle),
             })),
             InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
                 service,
@@ -306,6 +308,7 @@ impl Shared {
                 point,
                 metrics,
                 stop,
+                idle_max: limit(self.rules.limits.tcp_idle),
             })),
             OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
                 name,

@@ -4,10 +4,11 @@
 //! Whoever answers gives an [`Answer`], and there is one of ours only for what is recorded: it is made of a [`Refused`], a
 //! [`Revoked`], or the decision under which something went wrong.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use hoplite_audit::DecisionId;
 use hoplite_decision::{Refused, refusal};
-use hoplite_host::slots::Busy;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body_util::Full;
@@ -16,6 +17,7 @@ use crate::http::body::Body;
 use crate::http::exchange::{Answering, Revoked};
 use crate::http::grpc::{self, GrpcEnd};
 use crate::http::hygiene;
+use crate::http::transfer::Transfer;
 use crate::http::upstream::FromServer;
 use crate::peer::dial::UpstreamError;
 
@@ -110,9 +112,9 @@ impl Answer {
         self
     }
 
-    /// As long as it lasts, its connection is not idle.
-    pub(crate) fn during(self, busy: Busy) -> Self {
-        Self(self.0.map(|body| body.during(busy)))
+    /// On its way, as a part of this.
+    pub(crate) fn with(self, transfer: Arc<Transfer>) -> Self {
+        Self(self.0.map(|body| body.answered(transfer)))
     }
 
     pub(crate) fn into_response(self) -> Response<Body> {

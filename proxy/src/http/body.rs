@@ -5,9 +5,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use hoplite_host::slots::Busy;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::http::answer::Own;
@@ -16,6 +16,7 @@ use crate::http::grpc::GrpcEnd;
 use crate::http::http2::received::Received;
 use crate::http::hygiene;
 use crate::http::replay::Replay;
+use crate::http::transfer::{Due, Late, Transfer};
 
 /// What a body breaks off with: the other side's fault, or that policy no longer permits it.
 pub(crate) type Broken = Box<dyn Error + Send + Sync>;
@@ -25,6 +26,16 @@ pub(crate) type Broken = Box<dyn Error + Send + Sync>;
 pub(crate) enum Incoming {
     Http1(hyper::body::Incoming),
     Http2(Received),
+    /// Either, of a request whose body has to come.
+    Awaited(Box<Awaited>),
+}
+
+/// A request's body that has to come.
+#[derive(Debug)]
+pub(crate) struct Awaited {
+    incoming: Incoming,
+    transfer: Arc<Transfer>,
+    due: Due,
 }
 
 /// A body on its way from one side to the other. It is never held whole.
@@ -54,21 +65,51 @@ pub(crate) enum Body {
     Own(Own),
     /// Of a request without one.
     Empty,
-    /// Any of these, as long as which its connection is not idle.
-    During {
+    /// Any of these, on its way to who asked.
+    Answered {
         /// The bytes.
         body: Box<Body>,
-        _busy: Busy,
+        transfer: Arc<Transfer>,
+        due: Due,
     },
 }
 
 // === impl Incoming ===
 
 impl Incoming {
+    /// A request's, which has to come.
+    pub(crate) fn awaited(self, transfer: Arc<Transfer>) -> Self {
+        Self::Awaited(Box::new(Awaited {
+            incoming: self,
+            transfer,
+            due: Due::default(),
+        }))
+    }
+
+    /// What it is a part of.
+    pub(crate) fn transfer(&self) -> Option<Arc<Transfer>> {
+        match self {
+            Self::Awaited(awaited) => Some(awaited.transfer.clone()),
+            Self::Http1(_) | Self::Http2(_) => None,
+        }
+    }
+
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self {
             Self::Http1(incoming) => Pin::new(incoming).poll_frame(context).map_err(Broken::from),
             Self::Http2(received) => received.poll_frame(context).map_err(Broken::from),
+            Self::Awaited(awaited) => {
+                let Awaited {
+                    incoming,
+                    transfer,
+                    due,
+                } = &mut **awaited;
+                let polled = incoming.poll_frame(context);
+                match transfer.requested(due, &polled, context) {
+                    Ok(()) => polled,
+                    Err(late) => Poll::Ready(Some(Err(late.into()))),
+                }
+            }
         }
     }
 
@@ -76,6 +117,7 @@ impl Incoming {
         match self {
             Self::Http1(incoming) => incoming.is_end_stream(),
             Self::Http2(received) => received.is_end_stream(),
+            Self::Awaited(awaited) => awaited.incoming.is_end_stream(),
         }
     }
 
@@ -83,6 +125,7 @@ impl Incoming {
         match self {
             Self::Http1(incoming) => incoming.size_hint(),
             Self::Http2(received) => received.size_hint(),
+            Self::Awaited(awaited) => awaited.incoming.size_hint(),
         }
     }
 }
@@ -108,11 +151,28 @@ impl Body {
         self
     }
 
-    /// As long as it lasts, its connection is not idle.
-    pub(crate) fn during(self, busy: Busy) -> Self {
-        Self::During {
+    /// On its way to who asked.
+    pub(crate) fn answered(self, transfer: Arc<Transfer>) -> Self {
+        transfer.answers();
+        Self::Answered {
             body: Box::new(self),
-            _busy: busy,
+            transfer,
+            due: Due::default(),
+        }
+    }
+
+    /// How long its reader may take none of it.
+    pub(crate) fn write_idle(&self) -> Option<Duration> {
+        match self {
+            Self::Answered { transfer, .. } => transfer.write_idle(),
+            _ => None,
+        }
+    }
+
+    /// Its reader has taken none of it for too long.
+    pub(crate) fn stalled(&self) {
+        if let Self::Answered { transfer, .. } = self {
+            transfer.cut(Late::ResponseWrite);
         }
     }
 
@@ -186,7 +246,13 @@ impl HttpBody for Body {
                 .poll_frame(context)
                 .map_err(|never| match never {}),
             Self::Empty => Poll::Ready(None),
-            Self::During { body, .. } => Pin::new(&mut **body).poll_frame(context),
+            Self::Answered { body, transfer, due } => {
+                let polled = Pin::new(&mut **body).poll_frame(context);
+                match transfer.responded(due, polled.is_ready(), context) {
+                    Ok(()) => polled,
+                    Err(late) => Poll::Ready(Some(Err(late.into()))),
+                }
+            }
         }
     }
 
@@ -196,7 +262,7 @@ impl HttpBody for Body {
             Self::Replayed(replay) => replay.is_end_stream(),
             Self::Own(own) => own.get().is_end_stream(),
             Self::Empty => true,
-            Self::During { body, .. } => body.is_end_stream(),
+            Self::Answered { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -206,7 +272,7 @@ impl HttpBody for Body {
             Self::Replayed(replay) => replay.size_hint(),
             Self::Own(own) => own.get().size_hint(),
             Self::Empty => SizeHint::with_exact(0),
-            Self::During { body, .. } => body.size_hint(),
+            Self::Answered { body, .. } => body.size_hint(),
         }
     }
 }

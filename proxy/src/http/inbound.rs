@@ -4,10 +4,10 @@ mod connection;
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use hoplite_audit::Phase;
-use hoplite_decision::{DecisionPoint, Draft, Facts, HttpRequest, Unasked, Why};
+use hoplite_decision::{DecisionPoint, Draft, Facts, HttpRequest, Refused, Unasked, Why};
 use hoplite_host::clock;
 use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
@@ -23,9 +23,11 @@ use crate::http::body::Incoming;
 use crate::http::exchange::{Answering, Exchange, Exchanges};
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
+use crate::http::leaving::LET_GO_MAX;
 use crate::http::reading;
 use crate::http::rules::HttpRules;
 use crate::http::service::{CallersService, Head, Outgoing, Service};
+use crate::http::transfer::{Late, head_late};
 use crate::http::unread::Unread;
 use crate::http::via;
 use crate::metrics::Metrics;
@@ -36,9 +38,6 @@ use crate::share::Place;
 
 /// Requests under way that are decided again in one go; then it is the turn of whatever else this worker has to do.
 const RECHECKS_AT_ONCE: usize = 16;
-
-/// A peer that reads nothing cannot be told that its stream has ended. After this its whole connection does.
-const LET_GO_MAX: Duration = Duration::from_millis(300);
 
 /// One inbound HTTP listener on one worker.
 pub(crate) struct Inbound {
@@ -121,17 +120,25 @@ impl InboundConnection {
             self.decide_again(std::slice::from_ref(&exchange), now).await;
         }
 
+        let transfer = body.transfer();
+        if let Some(transfer) = &transfer {
+            transfer.is_of(&exchange);
+        }
         let interims = Interims::default();
         let forwarded = self.app.forward(outgoing, body, self.client_cert.clone(), &interims);
         let answered = tokio::select! {
             biased;
             revoked = exchange.until_revoked() => return Answer::revoked(revoked, dialect),
             answered = interims.ahead_of(forwarded, &ahead, hygiene::sanitize_service_response) => answered,
+            late = head_late(transfer.as_ref()) => return self.refuse_late(&exchange, late, dialect).await,
         };
         match answered {
             Ok(server) => Answer::of_service(server, answering, &exchange.decision, dialect),
             // Permitted by its head, it has broken off behind it: the service never saw a whole request.
             Err(_) if exchange.is_malformed() => self.refuse_body(&exchange, dialect).await,
+            Err(_) if transfer.is_some_and(|transfer| transfer.is_late()) => {
+                self.refuse_late(&exchange, Late::RequestBody, dialect).await
+            }
             Err(error) => {
                 error.log(self.inbound.service.as_str());
                 self.inbound.metrics.upstream_failed(error.code());
@@ -150,6 +157,17 @@ impl InboundConnection {
         let draft = draft.about(&exchange.canonical);
         let why = self.inbound.point.refuse(draft, unasked).await;
         Answer::refused(&why, dialect).closing(dialect)
+    }
+
+    /// Instead of the service's answer to a request that one side has waited for too long.
+    async fn refuse_late(&self, exchange: &Exchange, late: Late, dialect: Dialect) -> Answer {
+        Answer::refused(&self.record_late(exchange, late).await, dialect).closing(dialect)
+    }
+
+    async fn record_late(&self, exchange: &Exchange, late: Late) -> Refused {
+        let draft = self.draft(Phase::Request, None).action(exchange.canonical.method());
+        let draft = draft.about(&exchange.canonical);
+        self.inbound.point.refuse(draft, late.unasked()).await
     }
 
     /// Decides again what is under way whenever policy changes. Returns, with the reason, when the peer holds on to what

@@ -1,7 +1,7 @@
 //! One connection to a server of HTTP, and what ends it.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use hoplite_host::clock;
@@ -9,6 +9,7 @@ use http::{Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::sleep;
 
 use crate::http::body::{Body, Incoming};
 use crate::http::http2::HEAD_BYTES_MAX;
@@ -33,6 +34,8 @@ pub(crate) struct KeptConnection {
     retired: Arc<AtomicBool>,
     /// One for us, and one for each stream under way.
     streams: Arc<()>,
+    /// Something was asked lately.
+    asked: Arc<AtomicBool>,
     /// Why it ended.
     fault: Arc<OnceLock<UpstreamError>>,
     /// It carried requests before this one.
@@ -60,17 +63,26 @@ impl KeptConnection {
         session: Option<Session>,
         made_with: MadeWith,
         address: &str,
+        idle_max: Option<Duration>,
     ) -> Result<Self, UpstreamError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let retired = Arc::new(AtomicBool::new(false));
         let fault = Arc::new(OnceLock::new());
+        let streams = Arc::default();
+        let use_ = Use {
+            asked: Arc::default(),
+            streams: Arc::downgrade(&streams),
+            idle_max: if http2 { idle_max } else { Some(IDLE_MAX) },
+        };
+        let asked = use_.asked.clone();
         let end = End {
             address: address.to_owned(),
             session,
             retired: retired.clone(),
             fault: fault.clone(),
+            use_,
         };
         let sender = if http2 {
             let (caller, driver) = Caller::open(stream)
@@ -93,7 +105,8 @@ impl KeptConnection {
             made_with,
             used: clock::moment(),
             retired,
-            streams: Arc::default(),
+            streams,
+            asked,
             fault,
             is_old: false,
         })
@@ -110,8 +123,12 @@ impl KeptConnection {
         interims: &Interims,
         address: &str,
     ) -> Result<Response<Body>, NoAnswer> {
+        self.asked.store(true, Relaxed);
         let asked = match &mut self.sender {
-            Sender::Http1(sender) => ask_http1(sender, request, interims).await,
+            Sender::Http1(sender) => {
+                let _under_way = self.streams.clone();
+                ask_http1(sender, request, interims).await
+            }
             Sender::Http2(caller) => match caller.ask(request, interims, &self.streams).await {
                 Ok(response) => Ok(response.map(Incoming::Http2)),
                 Err(Failed { reached, why }) => Err((reached, why.into())),
@@ -173,6 +190,7 @@ impl KeptConnection {
             used: self.used,
             retired: self.retired.clone(),
             streams: self.streams.clone(),
+            asked: self.asked.clone(),
             fault: self.fault.clone(),
             is_old: true,
         })
@@ -264,6 +282,32 @@ struct End {
     session: Option<Session>,
     retired: Arc<AtomicBool>,
     fault: Arc<OnceLock<UpstreamError>>,
+    use_: Use,
+}
+
+/// Whether anybody needs a connection.
+struct Use {
+    asked: Arc<AtomicBool>,
+    /// One is the place where it is kept.
+    streams: Weak<()>,
+    idle_max: Option<Duration>,
+}
+
+// === impl Use ===
+
+impl Use {
+    /// Returns when nobody has needed it for `idle_max`, or up to twice as long.
+    async fn ended(&self) {
+        let Some(idle_max) = self.idle_max else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep(idle_max).await;
+            if !self.asked.swap(false, Relaxed) && self.streams.strong_count() <= 1 {
+                return;
+            }
+        }
+    }
 }
 
 // === impl End ===
@@ -283,6 +327,11 @@ impl End {
                         // Set before the connection is dropped, and with it the requests that wait on it.
                         let _ = self.fault.set(UpstreamError::broken(&self.address, &error));
                     }
+                    return;
+                }
+                () = self.use_.ended() => {
+                    // Nobody asks on it between this and its end: whoever finds it is on the same thread.
+                    self.retired.store(true, Relaxed);
                     return;
                 }
                 event = next(&mut self.session) => {

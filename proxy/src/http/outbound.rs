@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Unasked, Witness};
@@ -11,7 +10,7 @@ use hoplite_host::slots::Slot;
 use hoplite_identity::SpiffeId;
 use http::Request;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::UpstreamName;
@@ -20,20 +19,21 @@ use crate::http::body::Incoming;
 use crate::http::conversation::Conversation;
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
+use crate::http::leaving::{let_go, unused};
 use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
 use crate::http::rules::HttpRules;
+use crate::http::stalling::Stalling;
+use crate::http::transfer::{Late, Transfer, head_late};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
 use crate::http::unread::Unread;
 use crate::http::upstream::Upstream;
 use crate::http::via;
+use crate::limits::limit;
 use crate::metrics::Metrics;
 use crate::peer::handshake::no_place;
 use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
-
-/// A connection that has to go is given this long to hear of it.
-const LET_GO_MAX: Duration = Duration::from_millis(300);
 
 /// One outbound HTTP listener on one worker.
 pub(crate) struct Outbound {
@@ -53,6 +53,8 @@ impl Outbound {
     /// One connection of the local service, HTTP/1.1 or HTTP/2 with prior knowledge.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         let Stop { mut drain, mut close } = self.stop.clone();
+        let limits = self.rules.limits.of_outbound();
+        let (tcp, stalled) = Stalling::new(tcp, limit(limits.response_write_idle));
         let begun = tokio::select! {
             begun = timeout(HEADER_TIME_MAX, preface::is_http2(tcp)) => begun,
             () = drain.wait() => return,
@@ -67,14 +69,16 @@ impl Outbound {
         };
         let (stream, mut refusals) = Tapped::caller(stream, http2, far, &self.rules);
         let (this, place) = (self.clone(), slot.clone());
-        let mut connection = Conversation::new(stream, http2, move |request, ahead| {
+        let mut connection = Conversation::new(stream, http2, move |request: Request<Incoming>, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
+            let (busy, metrics) = (slot.begin(), self.metrics.clone());
+            let transfer = Transfer::new(request.headers(), limits, busy, metrics, None);
             async move {
-                let busy = slot.begin();
-                outbound.answer(request, remote, ahead, &slot).await.during(busy)
+                let request = request.map(|body| body.awaited(transfer.clone()));
+                outbound.answer(request, remote, ahead, &slot).await.with(transfer)
             }
         });
-        let (mut draining, mut leaving) = (false, false);
+        let (mut draining, mut leaving) = (false, None);
         let ended = loop {
             tokio::select! {
                 ended = &mut connection => break ended,
@@ -88,18 +92,26 @@ impl Outbound {
                     draining = true;
                     connection.graceful_shutdown();
                 }
-                () = slot.evicted(), if !leaving => {
-                    leaving = true;
+                () = slot.evicted(), if leaving.is_none() => {
+                    leaving = Some("all places are taken, and it was idle for longest");
                     connection.graceful_shutdown();
                 }
-                () = sleep(LET_GO_MAX), if leaving => {
-                    debug!(%remote, upstream = %this.name, "closed: all places are taken, and it was idle for longest");
+                () = unused(&slot, limits.connection_idle), if leaving.is_none() => {
+                    this.metrics.timed_out("connection_idle");
+                    leaving = Some("nothing was asked on it for too long");
+                    connection.graceful_shutdown();
+                }
+                reason = let_go(leaving) => {
+                    debug!(%remote, upstream = %this.name, reason, "connection closed");
                     break Ok(());
                 }
                 () = close.wait() => break Ok(()),
             }
         };
         drop(connection);
+        if stalled.is_so() {
+            this.metrics.timed_out(Late::ResponseWrite.name());
+        }
         while let Ok(refusal) = refusals.try_recv() {
             if refusal != Unparsed::Low {
                 this.record_unparsed(remote, &refusal).await;
@@ -133,14 +145,26 @@ impl Outbound {
         };
         let draft = draft.about(&canonical);
         let (mut parts, body) = request.into_parts();
+        let transfer = body.transfer();
         hygiene::sanitize_request(&mut parts.headers);
         via::add(&mut parts.headers, parts.version);
         let interims = Interims::default();
         let sent = self
             .upstream
             .send(&canonical, Request::from_parts(parts, body.into()), &interims);
-        match interims.ahead_of(sent, &ahead, hygiene::sanitize_response).await {
+        let answered = tokio::select! {
+            biased;
+            answered = interims.ahead_of(sent, &ahead, hygiene::sanitize_response) => answered,
+            late = head_late(transfer.as_ref()) => {
+                return Answer::refused(&self.point.refuse(draft, late.unasked()).await, dialect).closing(dialect);
+            }
+        };
+        match answered {
             Ok(server) => Answer::of_peer(server, dialect),
+            Err(_) if transfer.is_some_and(|transfer| transfer.is_late()) => {
+                let late = Late::RequestBody.unasked();
+                Answer::refused(&self.point.refuse(draft, late).await, dialect).closing(dialect)
+            }
             Err(error) => {
                 error.log(self.name.as_str());
                 self.metrics.upstream_failed(error.code());

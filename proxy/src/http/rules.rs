@@ -3,6 +3,7 @@
 use hoplite_policy::header_nature::RemovedHeaders;
 
 use crate::config::Config;
+use crate::limits::Limits;
 
 /// See `docs/reference/configuration.md`.
 #[derive(Debug, Clone)]
@@ -11,6 +12,8 @@ pub(crate) struct HttpRules {
     pub(crate) removed_headers: RemovedHeaders,
     /// Frames of HTTP/2 that belong to no request and that one connection may have sent more than work and time give back.
     pub(crate) useless_frames_max: u32,
+    /// For how long callers may keep what they take.
+    pub(crate) limits: Limits,
 }
 
 // === impl HttpRules ===
@@ -20,6 +23,7 @@ impl HttpRules {
         Self {
             removed_headers: config.removed_headers.clone(),
             useless_frames_max: config.useless_frames_max,
+            limits: config.limits,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::http::reading::head_bytes;
 use crate::http::replay::Again;
 use crate::http::rules::HttpRules;
 use crate::http::unparsed::{Far, Tapped};
+use crate::limits::limit;
 use crate::metrics::Metrics;
 use crate::peer::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
 use crate::peer::identity_feed::Layer;
@@ -215,10 +216,11 @@ impl Upstream {
     }
 
     async fn dial(&self) -> Result<KeptConnection, UpstreamError> {
+        let idle_max = limit(self.rules.limits.upstream_idle);
         let connection = match &self.target {
             Target::Service { address, http2 } => {
                 let stream = self.tapped(dial::service(address).await?, *http2, address);
-                KeptConnection::open(stream, *http2, None, MadeWith::default(), address).await?
+                KeptConnection::open(stream, *http2, None, MadeWith::default(), address, idle_max).await?
             }
             Target::Peer(peer) => {
                 let Dialled {
@@ -229,7 +231,7 @@ impl Upstream {
                 } = peer.dial(Layer::Http).await?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 let stream = self.tapped(stream, http2, &address);
-                KeptConnection::open(stream, http2, Some(session), made_with, &address).await?
+                KeptConnection::open(stream, http2, Some(session), made_with, &address, idle_max).await?
             }
         };
         self.shared.store(connection.is_http2(), Relaxed);

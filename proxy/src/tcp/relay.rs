@@ -15,9 +15,6 @@ const BUFFER_MIN: usize = 4 << 10;
 /// … and a busy one fast. A full buffer grows fourfold up to this.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// Nothing moved for this long.
-const IDLE_MAX: Duration = Duration::from_secs(3_600);
-
 /// Nothing moved for this long after one side has said its end: the other has most likely gone.
 const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
 
@@ -26,6 +23,8 @@ struct Pulse {
     start: Instant,
     last_millis: AtomicU64,
     half_closed: AtomicBool,
+    /// Nothing may move for so long.
+    idle_max: Option<Duration>,
 }
 
 /// Copies until both sides have ended, and calls `moved` whenever bytes have moved. The end of one side is passed on and
@@ -33,7 +32,7 @@ struct Pulse {
 ///
 /// # Errors
 /// It broke off, and neither side has been told of an end: what is dropped now must not look like one ([`reset`]).
-pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B, moved: impl Fn()) -> io::Result<()>
+pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B, idle_max: Option<Duration>, moved: impl Fn()) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -42,6 +41,7 @@ where
         start: Instant::now(),
         last_millis: AtomicU64::new(0),
         half_closed: AtomicBool::new(false),
+        idle_max,
     };
     let (a_reads, a_writes) = tokio::io::split(a);
     let (b_reads, b_writes) = tokio::io::split(b);
@@ -93,10 +93,13 @@ impl Pulse {
     /// Returns when nothing has moved for too long.
     async fn stopped(&self) {
         loop {
-            let idle_max = if self.half_closed.load(Relaxed) {
-                HALF_CLOSED_IDLE_MAX
-            } else {
-                IDLE_MAX
+            let idle_max = match self.half_closed.load(Relaxed) {
+                true => Some(HALF_CLOSED_IDLE_MAX.min(self.idle_max.unwrap_or(HALF_CLOSED_IDLE_MAX))),
+                false => self.idle_max,
+            };
+            let Some(idle_max) = idle_max else {
+                sleep(HALF_CLOSED_IDLE_MAX).await;
+                continue;
             };
             let idle = self
                 .start
@@ -119,7 +122,7 @@ mod tests {
     async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
         let (mut near, mut a) = tokio::io::duplex(1_000);
         let (mut far, mut b) = tokio::io::duplex(1_000);
-        let copying = tokio::spawn(async move { relay(&mut a, &mut b, || {}).await });
+        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, || {}).await });
         let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {

@@ -13,6 +13,10 @@ use hyper::body::Body as HttpBody;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::http::body::Body;
+use crate::http::transfer::Due;
+
+/// What is handed to the library at a time: a frame, by its default size.
+const PIECE_BYTES_MAX: usize = 16 << 10;
 
 /// A body that has not moved for so long is stuck.
 const STUCK_AFTER: Duration = Duration::from_millis(100);
@@ -25,6 +29,8 @@ pub(crate) struct Pipe {
     /// What waits for the window, and whether it is the last.
     waiting: Option<(Bytes, bool)>,
     patience: Option<Patience>,
+    /// When the window has been closed for too long.
+    due: Due,
 }
 
 /// Tells of a body that does not move, whose bytes may hold the window of the whole connection.
@@ -43,6 +49,8 @@ pub(crate) enum Cut {
     Reset(Reason),
     #[error(transparent)]
     Stream(#[from] h2::Error),
+    #[error("the other side opens its window no more")]
+    Stalled,
     #[error("the body broke off: {0}")]
     Body(Box<dyn Error + Send + Sync>),
 }
@@ -56,6 +64,7 @@ impl Pipe {
             to,
             waiting: None,
             patience: None,
+            due: Due::default(),
         }
     }
 
@@ -93,11 +102,28 @@ impl Pipe {
         if let Some(patience) = &mut self.patience {
             patience.moved();
         }
-        let Some((data, last)) = self.waiting.take() else {
+        self.due.clear();
+        let Some((mut data, last)) = self.waiting.take() else {
             return Poll::Ready(Ok(false));
         };
+        // By pieces, so that a reader who is slow is seen to read.
+        if data.len() > PIECE_BYTES_MAX {
+            let piece = data.split_to(PIECE_BYTES_MAX);
+            self.to.send_data(piece, false)?;
+            self.to.reserve_capacity(1);
+            self.waiting = Some((data, last));
+            return self.poll_waiting(context);
+        }
         self.to.send_data(data, last)?;
         Poll::Ready(Ok(last))
+    }
+
+    /// Ready when there has been no window for too long.
+    fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self.body.write_idle() {
+            Some(limit) if self.due.is_over(limit, context) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
     }
 }
 
@@ -137,8 +163,15 @@ impl Future for Pipe {
             if let Poll::Ready(reason) = this.to.poll_reset(context)? {
                 return Poll::Ready(Err(Cut::Reset(reason)));
             }
-            if ready!(this.poll_waiting(context))? {
-                return Poll::Ready(Ok(()));
+            match this.poll_waiting(context)? {
+                Poll::Ready(true) => return Poll::Ready(Ok(())),
+                Poll::Ready(false) => {}
+                Poll::Pending => {
+                    ready!(this.poll_stalled(context));
+                    this.body.stalled();
+                    this.to.send_reset(Reason::CANCEL);
+                    return Poll::Ready(Err(Cut::Stalled));
+                }
             }
             let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(context)) else {
                 this.to.send_data(Bytes::new(), true)?;

@@ -6,17 +6,22 @@ use std::sync::Arc;
 use hoplite_audit::Phase;
 use hoplite_decision::Unasked;
 use hoplite_host::slots::Slot;
+use http::Request;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
-use super::{Inbound, InboundConnection, LET_GO_MAX};
+use super::{Inbound, InboundConnection};
+use crate::http::body::Incoming;
 use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
 use crate::http::hygiene;
+use crate::http::leaving::{let_go, unused};
+use crate::http::stalling::{Stalled, Stalling};
+use crate::http::transfer::{CUTS_WAITING_MAX, Cut, Late, Transfer};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
+use crate::limits::limit;
 use crate::peer::handshake::{Accepted, no_place};
 use crate::peer::identity_feed::Layer;
 use crate::peer::session::{Event, Session};
@@ -43,13 +48,15 @@ impl Inbound {
         if let Err(full) = caller.slot.settle() {
             return caller.refuse_connection(no_place(full)).await;
         }
+        let write_idle = limit(caller.inbound.rules.limits.response_write_idle);
+        let (stream, stalled) = Stalling::new(stream, write_idle);
         let far = Far {
             side: "peer",
             name: format!("{} at {remote}", caller.downstream),
             metrics: caller.inbound.metrics.clone(),
         };
         let (stream, mut refusals) = Tapped::caller(stream, caller.http2, far, &caller.inbound.rules);
-        let ended = caller.converse(stream, session, &mut refusals).await;
+        let ended = caller.converse(stream, stalled, session, &mut refusals).await;
         caller.part(ended, refusals).await;
     }
 
@@ -90,29 +97,51 @@ impl InboundConnection {
     /// Answers its requests until the peer, trust or policy ends it.
     async fn converse(
         self: &Arc<Self>,
-        stream: Tapped<TlsStream<TcpStream>>,
+        stream: Tapped<Stalling<TlsStream<TcpStream>>>,
+        stalled: Stalled,
         mut session: Session,
         refusals: &mut Refusals,
     ) -> Ended {
         let caller = self.clone();
-        let mut connection = Conversation::new(stream, self.http2, move |request, ahead| {
+        let limits = self.inbound.rules.limits;
+        let (cuts, mut cut) = mpsc::channel(CUTS_WAITING_MAX);
+        let mut connection = Conversation::new(stream, self.http2, move |request: Request<Incoming>, ahead| {
             let caller = caller.clone();
+            let (busy, metrics) = (caller.slot.begin(), caller.inbound.metrics.clone());
+            let transfer = Transfer::new(request.headers(), limits, busy, metrics, Some(cuts.clone()));
             async move {
-                let busy = caller.slot.begin();
-                caller.answer(request, ahead).await.during(busy)
+                let request = request.map(|body| body.awaited(transfer.clone()));
+                caller.answer(request, ahead).await.with(transfer)
             }
         });
         let mut following = std::pin::pin!(self.follow_policy());
-        let mut leaving = false;
+        let mut leaving = None;
         loop {
             tokio::select! {
-                ended = &mut connection => return ended,
-                () = self.slot.evicted(), if !leaving => {
-                    leaving = true;
+                ended = &mut connection => {
+                    if stalled.is_so() {
+                        // Whatever was under way on it ends with it, and before it is dropped.
+                        self.inbound.metrics.timed_out(Late::ResponseWrite.name());
+                        for exchange in self.exchanges.permitted_before(u64::MAX) {
+                            self.record_late(&exchange, Late::ResponseWrite).await;
+                        }
+                    }
+                    return ended;
+                }
+                Some(Cut { late, exchange }) = cut.recv() => {
+                    self.record_late(&exchange, late).await;
+                }
+                () = self.slot.evicted(), if leaving.is_none() => {
+                    leaving = Some("all places are taken, and it was idle for longest");
                     connection.graceful_shutdown();
                 }
-                () = sleep(LET_GO_MAX), if leaving => {
-                    self.close("all places are taken, and it was idle for longest");
+                () = unused(&self.slot, limits.connection_idle), if leaving.is_none() => {
+                    self.inbound.metrics.timed_out("connection_idle");
+                    leaving = Some("nothing was asked on it for too long");
+                    connection.graceful_shutdown();
+                }
+                reason = let_go(leaving) => {
+                    self.close(reason);
                     return Ok(());
                 }
                 Some(unparsed) = refusals.recv() => match unparsed {

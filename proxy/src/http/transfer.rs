@@ -1,0 +1,267 @@
+//! A request and its answer on their way: when each last moved, and which limit has ended it.
+//!
+//! Silence alone ends nothing that moves as it should. A call of gRPC, and an answer that has begun, may be silent for as
+//! long as they like: whether the other side is still there is asked by HTTP/2's PING. What is limited is waiting: for a body that
+//! was announced, for an answer's beginning, for a reader.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hoplite_audit::Outcome;
+use hoplite_decision::Unasked;
+use hoplite_host::slots::Busy;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::http::exchange::Exchange;
+use crate::limits::{Limits, limit};
+use crate::metrics::Metrics;
+
+/// Transfers of one connection that were cut off and wait to be recorded.
+pub(crate) const CUTS_WAITING_MAX: usize = 64;
+
+/// One request and its answer. As long as either is under way its connection is not idle.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    limits: Limits,
+    /// Its ends decide by themselves how long they are silent.
+    streaming: bool,
+    began: Instant,
+    /// Nanoseconds since `began`.
+    moved: AtomicU64,
+    /// The request's body is waited for.
+    wanting: AtomicBool,
+    answered: AtomicBool,
+    late: OnceLock<Late>,
+    exchange: OnceLock<Arc<Exchange>>,
+    cuts: Option<mpsc::Sender<Cut>>,
+    metrics: Arc<Metrics>,
+    _busy: Busy,
+}
+
+/// Which limit has ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    RequestBody,
+    ResponseHead,
+    ResponseWrite,
+    Stream,
+}
+
+/// One that was cut off when no head could be sent any more: it is recorded all the same.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub(crate) late: Late,
+    pub(crate) exchange: Arc<Exchange>,
+}
+
+/// What a body breaks off with.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing of it has come for too long")]
+pub(crate) struct TooLate(#[source] h2::Error);
+
+/// When to look again whether anything has moved.
+#[derive(Debug, Default)]
+pub(crate) struct Due(Option<Pin<Box<Sleep>>>);
+
+// === impl Transfer ===
+
+impl Transfer {
+    /// Of a request with this head. `cuts` is for whoever records.
+    pub(crate) fn new(
+        head: &HeaderMap,
+        limits: Limits,
+        busy: Busy,
+        metrics: Arc<Metrics>,
+        cuts: Option<mpsc::Sender<Cut>>,
+    ) -> Arc<Self> {
+        let kind = head.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+        Arc::new(Self {
+            limits,
+            streaming: kind.is_some_and(|kind| kind.starts_with(b"application/grpc")),
+            began: Instant::now(),
+            moved: AtomicU64::new(0),
+            wanting: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            late: OnceLock::new(),
+            exchange: OnceLock::new(),
+            cuts,
+            metrics,
+            _busy: busy,
+        })
+    }
+
+    /// What was granted, for the record.
+    pub(crate) fn is_of(&self, exchange: &Arc<Exchange>) {
+        let _ = self.exchange.set(exchange.clone());
+    }
+
+    /// Something of it has moved.
+    pub(crate) fn moves(&self) {
+        let nanos = self.began.elapsed().as_nanos();
+        self.moved.store(u64::try_from(nanos).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Its answer has begun.
+    pub(crate) fn answers(&self) {
+        self.answered.store(true, Relaxed);
+        self.moves();
+    }
+
+    /// Whether its request's body was waited for in vain.
+    pub(crate) fn is_late(&self) -> bool {
+        self.late.get() == Some(&Late::RequestBody)
+    }
+
+    /// How long its reader may take none of it.
+    pub(crate) fn write_idle(&self) -> Option<Duration> {
+        limit(self.limits.response_write_idle)
+    }
+
+    /// Returns when no answer has begun for too long after the request was sent.
+    pub(crate) async fn head_late(&self) -> Late {
+        let Some(limit) = limit(self.limits.response_head).filter(|_| !self.streaming) else {
+            return std::future::pending().await;
+        };
+        let mut due = self.moved_at() + limit;
+        loop {
+            sleep_until(due).await;
+            let now = Instant::now();
+            // As long as it is the body that is waited for, that has a limit of its own.
+            let wanting = self.wanting.load(Relaxed);
+            due = if wanting { now } else { self.moved_at() } + limit;
+            if due <= now {
+                self.end(Late::ResponseHead);
+                return Late::ResponseHead;
+            }
+        }
+    }
+
+    /// It ends here, and nothing can be said of that to who asked.
+    pub(crate) fn cut(&self, late: Late) {
+        self.end(late);
+        if let (Some(cuts), Some(exchange)) = (&self.cuts, self.exchange.get()) {
+            let exchange = exchange.clone();
+            // What finds no room is counted all the same.
+            let _ = cuts.try_send(Cut { late, exchange });
+        }
+    }
+
+    fn end(&self, late: Late) {
+        if self.late.set(late).is_ok() {
+            self.metrics.timed_out(late.name());
+        }
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.began + Duration::from_nanos(self.moved.load(Relaxed))
+    }
+
+    /// Looks at what came of the request's body.
+    pub(crate) fn requested(
+        &self,
+        due: &mut Due,
+        polled: &Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>>,
+        context: &mut Context<'_>,
+    ) -> Result<(), TooLate> {
+        self.wanting.store(polled.is_pending(), Relaxed);
+        if polled.is_ready() {
+            self.moves();
+            due.0 = None;
+            return Ok(());
+        }
+        let limit = limit(self.limits.request_body_idle).filter(|_| !self.streaming);
+        // Since when it is waited for: bytes that wait for the service are not late.
+        match limit {
+            Some(limit) if due.is_over(limit, context) && !self.answered.load(Relaxed) => {
+                self.end(Late::RequestBody);
+                Err(TooLate(h2::Reason::CANCEL.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at what came of the answer's body.
+    pub(crate) fn responded(&self, due: &mut Due, moved: bool, context: &mut Context<'_>) -> Result<(), TooLate> {
+        if moved {
+            self.moves();
+            return Ok(());
+        }
+        let Some(limit) = limit(self.limits.stream_idle) else {
+            return Ok(());
+        };
+        while due.is_over(limit, context) {
+            // The request may have moved meanwhile.
+            let end = self.moved_at() + limit;
+            if end <= Instant::now() {
+                self.cut(Late::Stream);
+                return Err(TooLate(h2::Reason::CANCEL.into()));
+            }
+            due.0 = Some(Box::pin(sleep_until(end)));
+        }
+        Ok(())
+    }
+}
+
+/// Returns when a transfer waits for its answer's beginning for too long.
+pub(crate) async fn head_late(transfer: Option<&Arc<Transfer>>) -> Late {
+    match transfer {
+        Some(transfer) => transfer.head_late().await,
+        None => std::future::pending().await,
+    }
+}
+
+// === impl Late ===
+
+impl Late {
+    /// As the setting is called.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::RequestBody => "request_body_idle",
+            Self::ResponseHead => "response_head",
+            Self::ResponseWrite => "response_write_idle",
+            Self::Stream => "stream_idle",
+        }
+    }
+
+    /// As who asked is told, where that can be, and as it is recorded.
+    pub(crate) fn unasked(self) -> Unasked {
+        let ours = |reason: &str| Unasked {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            outcome: Outcome::Error,
+            code: self.name(),
+            reason: reason.to_owned(),
+        };
+        match self {
+            Self::RequestBody => Unasked::malformed(self.name(), "the request's body stopped coming")
+                .with_status(StatusCode::REQUEST_TIMEOUT),
+            Self::ResponseHead => ours("no answer has begun within the time for it"),
+            Self::ResponseWrite => ours("who asked has stopped reading the answer"),
+            Self::Stream => ours("nothing has moved in either direction"),
+        }
+    }
+}
+
+// === impl Due ===
+
+impl Due {
+    /// Whether so much time has passed since it was first asked.
+    pub(crate) fn is_over(&mut self, limit: Duration, context: &mut Context<'_>) -> bool {
+        let due = self
+            .0
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+        due.as_mut().poll(context).is_ready()
+    }
+
+    /// Time begins anew with the next question.
+    pub(crate) fn clear(&mut self) {
+        self.0 = None;
+    }
+}
