@@ -1,11 +1,7 @@
 //! Frames of HTTP/2 that belong to no request, without bound: the connection they come on ends with ENHANCE_YOUR_CALM, the
 //! others notice nothing; and clients that mean well are told from those that do not.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking, its helpers too"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -237,12 +233,12 @@ async fn rfc9113_8_1_1_an_answer_that_is_none_costs_its_own_request() {
                 if heard.kind == HEADERS {
                     asked.push(heard.stream);
                 }
-                let [good, upper, large] = asked[..] else {
+                let &[good, upper, large] = asked.as_slice() else {
                     continue;
                 };
-                let field = [&b"\x88\x00\x01X\x01a"[..]].concat();
-                let long = [&[0x88][..], &b"\x00\x01x\x7f\x81\x7e".repeat(1), &[b'a'; 16_256]].concat();
-                let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, upper, &field);
+                let field = b"\x88\x00\x01X\x01a";
+                let long = [&[0x88][..], b"\x00\x01x\x7f\x81\x7e", &[b'a'; 16_256]].concat();
+                let mut bytes = frame(HEADERS, END_HEADERS | END_STREAM, upper, field);
                 bytes.extend(frame(HEADERS, END_STREAM, large, &long));
                 for number in 0..5 {
                     let more = [&b"\x00\x01x\x7f\x81\x7e"[..], &[b'a'; 16_256]].concat();
@@ -291,7 +287,7 @@ async fn a_download_with_many_window_updates_and_pings_is_no_flood() {
         stream.flush().await.unwrap();
         let (mut length, mut updates) = (0, 0);
         loop {
-            let heard = Frame::read(&mut stream).await.expect("the connection lives");
+            let heard = Frame::read(&mut stream).await.unwrap();
             assert!(
                 ![GOAWAY, RST_STREAM].contains(&heard.kind),
                 "after {length} bytes: {heard:?}"

@@ -329,7 +329,7 @@ impl Connection {
                 return self.heard.remove(at);
             }
             let read = tokio::time::timeout(Duration::from_secs(20), Frame::read(&mut self.stream));
-            self.heard.push(read.await.unwrap().expect("the connection ended"));
+            self.heard.push(read.await.unwrap().unwrap());
         }
     }
 }
