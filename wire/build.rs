@@ -9,6 +9,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "workload.proto",
+        "hoplite/agent.proto",
         "hoplite/ca.proto",
         "hoplite/policy.proto",
         "envoy/sds.proto",

@@ -9,6 +9,7 @@
 //! user, who could as well trace that program: where that matters, give each service its own user.
 
 pub(crate) mod launch;
+pub(crate) mod other;
 pub(crate) mod process;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};

@@ -13,6 +13,7 @@ mod authorize;
 mod config;
 mod node;
 mod policy;
+mod refused;
 mod socket;
 mod supply;
 #[cfg(test)]
@@ -143,6 +144,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         attestor: Arc::new(Attestor::new(launches.clone())),
         supply: supply.subscribe(),
         shutdown: stop.clone(),
+        refused: Arc::default(),
     };
 
     let mut parts = JoinSet::new();
@@ -176,8 +178,9 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     }
     let routes = authorize::routes(&sessions, authorizer.as_ref());
     let routes = socket::with_services(routes, &sessions, feed);
+    let refused = Arc::clone(&sessions.refused);
     let bounds = socket::server::connection_bounds();
-    let server = socket::server::serve(listener, routes, config.peer_process, bounds, stop);
+    let server = socket::server::serve(listener, routes, config.peer_process, bounds, refused, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

@@ -1,6 +1,7 @@
 //! The agent's one Unix socket: who is at the other end, what they may have, and the services that give it to them.
 
 pub(crate) mod admission;
+pub(crate) mod diagnosis;
 mod health;
 pub(crate) mod policy_service;
 pub(crate) mod sds;
@@ -10,6 +11,7 @@ pub(crate) mod workload_api;
 
 use std::sync::Arc;
 
+use hoplite_wire::agent::diagnosis_server::DiagnosisServer;
 use hoplite_wire::policy::policies_server::PoliciesServer;
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use hoplite_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
@@ -21,6 +23,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::policy::Feed;
 use crate::socket::admission::Admitted;
+use crate::socket::diagnosis::DiagnosisService;
 use crate::socket::health::HealthService;
 use crate::socket::policy_service::PolicyService;
 use crate::socket::sds::SdsService;
@@ -28,15 +31,18 @@ use crate::socket::server::{REQUEST_BYTES_MAX, Routes};
 use crate::socket::session::Sessions;
 use crate::socket::workload_api::WorkloadApiService;
 
-/// Adds what every agent serves: SVIDs and bundles in two protocols, the policy in force, and what gRPC asks of any server.
+/// Adds what every agent serves: SVIDs and bundles in two protocols, the policy in force, why somebody has what, and what gRPC
+/// asks of any server.
 pub(crate) fn with_services(routes: Routes, sessions: &Sessions, policy: watch::Receiver<Arc<Feed>>) -> Routes {
     let workload_api = WorkloadApiService::new(sessions.clone());
     let sds = SdsService::new(sessions.clone());
     let policy = PolicyService::new(sessions.clone(), policy);
+    let diagnosis = DiagnosisService::new(sessions.clone());
     let routes = routes
         .grpc(SpiffeWorkloadApiServer::new(workload_api).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX));
+        .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .grpc(DiagnosisServer::new(diagnosis).max_decoding_message_size(REQUEST_BYTES_MAX));
     let health = HealthService::new(sessions.supply.clone(), sessions.shutdown.clone(), routes.names());
     let health = HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = routes.grpc(Admitted(health));

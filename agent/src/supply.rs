@@ -2,6 +2,7 @@
 //!
 //! Keys are made here and go to nobody but their workload. A renewal that fails keeps the SVID that is still valid.
 
+pub(crate) mod near;
 pub(crate) mod sync;
 
 use std::cmp::Reverse;

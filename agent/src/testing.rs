@@ -10,6 +10,7 @@ use crate::authorize::authorizer::Authorizer;
 use crate::config::Authorization;
 use crate::policy::Feed;
 use crate::policy::tests::trust;
+use crate::refused::Refused;
 use crate::socket::server::{connection_bounds, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
@@ -36,6 +37,7 @@ pub(crate) struct World {
     pub(crate) holding: watch::Sender<Arc<Holding>>,
     pub(crate) authorizer: Option<Arc<Authorizer>>,
     pub(crate) stopper: Stopper,
+    pub(crate) refused: Arc<Refused>,
     pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     pub(crate) directory: tempfile::TempDir,
 }
@@ -118,9 +120,11 @@ impl World {
             attestor,
             supply: supply.subscribe(),
             shutdown: shutdown.clone(),
+            refused: Arc::default(),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
         let routes = with_services(routes, &sessions, policy.subscribe());
+        let refused = Arc::clone(&sessions.refused);
         Self {
             authority: TestAuthority::new("prod.example"),
             foreign: TestAuthority::new("other.example"),
@@ -129,11 +133,13 @@ impl World {
             holding,
             authorizer: authorizer.clone(),
             stopper,
+            refused: Arc::clone(&refused),
             served: tokio::spawn(serve(
                 listener,
                 routes,
                 Default::default(),
                 connection_bounds(),
+                refused,
                 shutdown,
             )),
             directory,

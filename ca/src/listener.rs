@@ -1,7 +1,7 @@
 //! Where agents come in: TCP, TLS with the CA's own SVID, and who is at the other end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::accept::Acceptor;
 use hoplite_host::held::Held;
+use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots, Source};
 use hoplite_host::{clock, process};
@@ -52,6 +53,8 @@ pub(crate) struct AgentCaller {
     pub(crate) address: SocketAddr,
     /// The connection's place. Whoever is no agent stays a newcomer there, whose place others may get.
     slot: Arc<Slot>,
+    /// Of all connections.
+    refusals: Arc<Refusals<IpAddr>>,
 }
 
 /// A connection after its handshake. It reads as ended once its time is up.
@@ -66,6 +69,7 @@ pub(crate) struct TlsConnection {
 struct Greeter {
     door: watch::Receiver<Door>,
     handshakes: Slots,
+    refusals: Arc<Refusals<IpAddr>>,
 }
 
 /// Accepts until the shutdown, and hands over the connections whose handshake succeeded.
@@ -81,6 +85,7 @@ pub(crate) async fn accept(
     let greeter = Greeter {
         door,
         handshakes: Slots::new("agents' handshakes", handshakes),
+        refusals: Arc::default(),
     };
     while let Some(((tcp, address), slot)) = acceptor.next().await {
         let (greeter, accepted) = (greeter.clone(), accepted.clone());
@@ -161,7 +166,12 @@ impl Greeter {
         let ends = Box::pin(Stay::of(peer.as_ref()).ended());
         Ok(TlsConnection {
             stream: Held::new(stream, slot.clone()),
-            caller: AgentCaller { peer, address, slot },
+            caller: AgentCaller {
+                peer,
+                address,
+                slot,
+                refusals: Arc::clone(&self.refusals),
+            },
             ends,
         })
     }
@@ -178,6 +188,13 @@ impl Begins for AgentCaller {
 
     fn begin(&self) -> Result<Busy, Status> {
         Ok(self.slot.begin())
+    }
+
+    fn refused(&self, path: &str, reason: &str) {
+        let address = self.address.ip();
+        if let Some(refused) = self.refusals.count(address, clock::moment()) {
+            tracing::warn!(target: "hoplite::audit", %address, path, reason, refused, outcome = "limited", "call");
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod daemon;
 pub(crate) mod demo_service;
+pub(crate) mod diagnosis;
 pub(crate) mod entry;
 pub(crate) mod policy;
 pub(crate) mod svid;

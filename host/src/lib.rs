@@ -19,6 +19,7 @@ pub mod local_connection;
 pub mod logging;
 pub mod peer_process;
 pub mod process;
+pub mod refusals;
 pub mod reload;
 pub mod shutdown;
 pub mod slots;

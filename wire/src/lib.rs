@@ -13,7 +13,7 @@ mod workload_api;
 
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use served::{Begins, Counted, Served};
-pub use workload_api::{FetchError, Identity, WorkloadApi};
+pub use workload_api::{FetchError, Identity, WorkloadApi, socket_path};
 
 /// Every protobuf file as an encoded `FileDescriptorSet`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -38,6 +38,17 @@ pub mod workload {
 )]
 pub mod ca {
     tonic::include_proto!("hoplite.ca.v1");
+}
+
+/// What people ask of the agent on their node.
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/hoplite/agent.proto, which is documented"
+)]
+pub mod agent {
+    tonic::include_proto!("hoplite.agent.v1");
 }
 
 /// What an agent tells those on its node that enforce policy.

@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use tonic::transport::server::Connected;
+use tonic::{Code, Status};
 
 /// A stream for `tonic`'s server. Each request has `info` in its extensions.
 #[derive(Debug)]
@@ -32,6 +32,9 @@ pub trait Begins: Clone + Send + Sync + 'static {
     /// # Errors
     /// What the caller is told instead of an answer.
     fn begin(&self) -> Result<Self::UnderWay, Status>;
+
+    /// A request was refused because of a bound: too long, too many, too slow. Whoever reads the log must learn of it.
+    fn refused(&self, path: &str, reason: &str);
 }
 
 /// A service whose requests are known to their connection from their first byte to their answer's last.
@@ -139,15 +142,19 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let begun = match request.extensions().get::<I>() {
-            Some(info) => info.begin(),
-            None => Err(Status::internal("nothing is known of this connection")),
+        let Some(info) = request.extensions().get::<I>().cloned() else {
+            let status = Status::internal("nothing is known of this connection");
+            return Box::pin(std::future::ready(Ok(status.into_http())));
         };
-        match begun {
+        let uri = request.uri().clone();
+        match info.begin() {
             Ok(under_way) => {
                 let answering = self.service.call(request);
                 Box::pin(async move {
                     let response = answering.await?;
+                    if let Some(reason) = bound_of(&response) {
+                        info.refused(uri.path(), &reason);
+                    }
                     let counted = |body| CountedBody {
                         body,
                         _under_way: under_way,
@@ -155,9 +162,27 @@ where
                     Ok(response.map(|body| Body::new(counted(body))))
                 })
             }
-            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
+            Err(status) => {
+                info.refused(uri.path(), status.message());
+                Box::pin(std::future::ready(Ok(status.into_http())))
+            }
         }
     }
+}
+
+/// Why an answer refuses because of a bound, in the codes of gRPC and of HTTP; none when it does not.
+fn bound_of(response: &http::Response<Body>) -> Option<String> {
+    const HTTP: [http::StatusCode; 3] = [
+        http::StatusCode::PAYLOAD_TOO_LARGE,
+        http::StatusCode::REQUEST_TIMEOUT,
+        http::StatusCode::TOO_MANY_REQUESTS,
+    ];
+    if HTTP.contains(&response.status()) {
+        return Some(response.status().to_string());
+    }
+    let status = Status::from_header_map(response.headers())?;
+    let is_bound = matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange);
+    is_bound.then(|| status.message().to_owned())
 }
 
 // === impl CountedBody ===

@@ -103,7 +103,10 @@ impl WorkloadApi {
 const RESPONSE_BYTES_MAX: usize = 32 << 20;
 
 /// The path in `unix:///path`, `unix:/path` or a bare absolute path.
-pub(crate) fn socket_path(address: &str) -> Result<&Path, FetchError> {
+///
+/// # Errors
+/// [`FetchError::Address`] when it is none of these.
+pub fn socket_path(address: &str) -> Result<&Path, FetchError> {
     let path = address
         .strip_prefix("unix://")
         .or_else(|| address.strip_prefix("unix:"))

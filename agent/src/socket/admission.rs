@@ -18,6 +18,7 @@ use tonic::server::NamedService;
 use tonic::{Request, Status};
 
 use crate::attest::LocalProcess;
+use crate::refused::Refused;
 
 /// Open streams of one process. Envoy opens one for each secret it is configured with.
 pub(crate) const STREAMS_PER_PROCESS_MAX: usize = 256;
@@ -39,6 +40,7 @@ pub(crate) type Responses<T> = ReceiverStream<Result<T, Status>>;
 pub(crate) struct ConnectionInfo {
     caller: Arc<LocalProcess>,
     streams: Slots,
+    refused: Arc<Refused>,
     /// The connection's own place, given back when the last request has ended too.
     slot: Arc<Slot>,
 }
@@ -59,11 +61,7 @@ pub(crate) fn admit(extensions: &http::Extensions) -> Result<(Arc<LocalProcess>,
     let slot = info
         .streams
         .take(&[Source::Process(info.caller.pid)])
-        .map_err(|_full| {
-            Status::resource_exhausted(format!(
-                "this process has {STREAMS_PER_PROCESS_MAX} streams open; close some"
-            ))
-        })?;
+        .map_err(|full| Status::resource_exhausted(format!("{full}; close some streams")))?;
     Ok((Arc::clone(&info.caller), slot))
 }
 
@@ -119,10 +117,17 @@ pub(crate) fn check_header<Q>(request: &Request<Q>) -> Result<(), Status> {
 // === impl ConnectionInfo ===
 
 impl ConnectionInfo {
-    pub(crate) fn new(peer: Peer, process: OwnedFd, slot: Arc<Slot>, streams: Slots) -> io::Result<Self> {
+    pub(crate) fn new(
+        peer: Peer,
+        process: OwnedFd,
+        slot: Arc<Slot>,
+        streams: Slots,
+        refused: Arc<Refused>,
+    ) -> io::Result<Self> {
         Ok(Self {
             caller: Arc::new(LocalProcess::new(peer, process)?),
             streams,
+            refused,
             slot,
         })
     }
@@ -139,5 +144,9 @@ impl Begins for ConnectionInfo {
             ))
         })?;
         Ok(self.slot.begin())
+    }
+
+    fn refused(&self, path: &str, reason: &str) {
+        self.refused.call(&self.caller, path, reason);
     }
 }

@@ -12,11 +12,12 @@
 //! answered and the stream goes on; should the caller become entitled to it, it is delivered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use hoplite_host::slots::Slot;
 use hoplite_identity::{SpiffeId, TrustBundle, TrustDomain, X509Svid};
-use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryService;
+use hoplite_wire::sds::secret_discovery_service_server::{SERVICE_NAME, SecretDiscoveryService};
 use hoplite_wire::sds::{
     CertificateValidationContext, DataSource, DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
     DiscoveryResponse, Resource, ResourceError, ResourceName, Secret, SpiffeCertValidatorConfig, TlsCertificate,
@@ -29,6 +30,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::attest::LocalProcess;
+use crate::refused::Refused;
 use crate::socket::admission::{Responses, admit};
 use crate::socket::session::{Entitlement, Session, Sessions, Wake};
 
@@ -117,6 +120,7 @@ impl SecretDiscoveryService for SdsService {
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
             session: self.sessions.session(&caller),
+            refused: Arc::clone(&self.sessions.refused),
             _slot: slot,
             sender,
         };
@@ -132,6 +136,7 @@ impl SecretDiscoveryService for SdsService {
         let (sender, receiver) = mpsc::channel(1);
         let protocol = Conversation {
             session: self.sessions.session(&caller),
+            refused: Arc::clone(&self.sessions.refused),
             _slot: slot,
             sender,
         };
@@ -142,12 +147,14 @@ impl SecretDiscoveryService for SdsService {
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
         let (caller, _slot) = admit(request.extensions())?;
         let mut stream = WorldStream::default();
-        stream.request(request.into_inner(), caller.pid)?;
+        let refused = &self.sessions.refused;
+        let asked = stream.request(request.into_inner(), caller.pid);
+        asked.inspect_err(|status| refused.call(&caller, SERVICE_NAME, status.message()))?;
         let entitlement = self.sessions.session(&caller).entitlement().await?;
-        stream
-            .answer(&entitlement, true)
-            .map(Response::new)
-            .ok_or_else(|| Status::internal("there is no answer"))
+        let answer = stream.answer(&entitlement, true);
+        let answer = answer.ok_or_else(|| Status::internal("there is no answer"))?;
+        tell_unknown(refused, &caller, WorldStream::unknown(&answer));
+        Ok(Response::new(answer))
     }
 }
 
@@ -159,6 +166,8 @@ trait Protocol {
     fn request(&mut self, request: Self::Request, pid: i32) -> Result<Reaction, Status>;
     /// Whether there is a subscription that could be answered.
     fn is_subscribed(&self) -> bool;
+    /// The names in an answer that are not there for its receiver.
+    fn unknown(response: &Self::Response) -> &[ResourceError];
     /// What to tell now: when `asked`, in any case; else only when something subscribed to has changed.
     fn answer(&mut self, entitlement: &Entitlement, asked: bool) -> Option<Self::Response>;
 }
@@ -166,6 +175,7 @@ trait Protocol {
 /// One stream and its two ends.
 struct Conversation<T> {
     session: Session,
+    refused: Arc<Refused>,
     _slot: Slot,
     sender: mpsc::Sender<Result<T, Status>>,
 }
@@ -180,15 +190,22 @@ impl<T: Send> Conversation<T> {
                 },
                 () = self.sender.closed() => return,
                 request = requests.message() => match request {
-                    Ok(Some(request)) => match protocol.request(request, self.session.pid()) {
+                    Ok(Some(request)) => match protocol.request(request, self.session.caller().pid) {
                         Ok(Reaction::Answer) => true,
                         Ok(Reaction::Nothing) => continue,
                         Err(status) => {
+                            self.refused.call(self.session.caller(), SERVICE_NAME, status.message());
                             self.session.deliver(&self.sender, Err(status)).await;
                             return;
                         }
                     },
-                    Ok(None) | Err(_) => return,
+                    Ok(None) => return,
+                    Err(status) => {
+                        if matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
+                            self.refused.call(self.session.caller(), SERVICE_NAME, status.message());
+                        }
+                        return;
+                    }
                 },
             };
             if !protocol.is_subscribed() {
@@ -199,6 +216,9 @@ impl<T: Send> Conversation<T> {
                 Err(status) => Some(Err(status)),
             };
             let Some(item) = item else { continue };
+            if let Ok(response) = &item {
+                tell_unknown(&self.refused, self.session.caller(), P::unknown(response));
+            }
             let last = item.is_err();
             if self.session.deliver(&self.sender, item).await == Wake::End || last {
                 return;
@@ -235,6 +255,10 @@ impl Protocol for WorldStream {
 
     fn is_subscribed(&self) -> bool {
         self.names.is_some()
+    }
+
+    fn unknown(response: &DiscoveryResponse) -> &[ResourceError] {
+        &response.resource_errors
     }
 
     fn answer(&mut self, entitlement: &Entitlement, asked: bool) -> Option<DiscoveryResponse> {
@@ -328,6 +352,10 @@ impl Protocol for DeltaStream {
         self.begun
     }
 
+    fn unknown(response: &DeltaDiscoveryResponse) -> &[ResourceError] {
+        &response.resource_errors
+    }
+
     fn answer(&mut self, entitlement: &Entitlement, asked: bool) -> Option<DeltaDiscoveryResponse> {
         let mut wanted = self.names.clone();
         if self.wildcard {
@@ -382,6 +410,13 @@ impl Protocol for DeltaStream {
             removed_resources,
             resource_errors,
         })
+    }
+}
+
+/// A misspelt name is waited for without a word on Envoy's side.
+fn tell_unknown(refused: &Refused, caller: &LocalProcess, unknown: &[ResourceError]) {
+    for name in unknown.iter().filter_map(|error| error.resource_name.as_ref()) {
+        refused.unknown_secret(caller, &name.name);
     }
 }
 

@@ -24,6 +24,7 @@ use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 use tonic::transport::Server;
 
+use crate::refused::Refused;
 use crate::socket::admission::{Answer, ConnectionInfo, STREAMS_PER_PROCESS_MAX, stream_slots};
 
 /// Open connections of all callers together: one descriptor and one pidfd each.
@@ -63,6 +64,7 @@ pub(crate) async fn serve(
     routes: Routes,
     peer_process: PeerProcess,
     bounds: Bounds,
+    refused: Arc<Refused>,
     mut shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
     let slots = Slots::new("workloads", bounds);
@@ -72,7 +74,7 @@ pub(crate) async fn serve(
         .accept_http1(true)
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process), async move {
+        .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process, refused), async move {
             shutdown.wait().await
         })
         .await
@@ -81,7 +83,11 @@ pub(crate) async fn serve(
 type Incoming = Result<Served<Held<LocalConnection>, ConnectionInfo>, Infallible>;
 
 /// Accepted connections whose process is known and within its bounds, until the stop.
-fn incoming(mut acceptor: Acceptor<UnixListener>, peer_process: PeerProcess) -> impl Stream<Item = Incoming> {
+fn incoming(
+    mut acceptor: Acceptor<UnixListener>,
+    peer_process: PeerProcess,
+    refused: Arc<Refused>,
+) -> impl Stream<Item = Incoming> {
     let streams = stream_slots();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
@@ -94,9 +100,11 @@ fn incoming(mut acceptor: Acceptor<UnixListener>, peer_process: PeerProcess) -> 
             let slot = Arc::new(slot);
             // Nothing is waited for between the accept and this.
             let process = connection.process(peer_process);
-            let info = process
-                .and_then(|process| ConnectionInfo::new(connection.peer(), process, slot.clone(), streams.clone()));
-            match info {
+            let known = |process| {
+                let refused = Arc::clone(&refused);
+                ConnectionInfo::new(connection.peer(), process, slot.clone(), streams.clone(), refused)
+            };
+            match process.and_then(known) {
                 Ok(info) => {
                     let connection = Held::new(connection, slot);
                     if sender.send(Ok(Served::new(connection, info))).await.is_err() {
@@ -215,6 +223,14 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+        // A message that is too long is refused before any service sees it.
+        let long = DiscoveryRequest {
+            version_info: "x".repeat(REQUEST_BYTES_MAX),
+            ..DiscoveryRequest::default()
+        };
+        let refused = SecretDiscoveryServiceClient::new(first).fetch_secrets(long).await;
+        assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
+        assert_eq!(world.refused.counts()[2], ("call beyond a bound", 2));
     }
 
     #[tokio::test]

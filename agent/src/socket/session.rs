@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use crate::attest::{Attestor, LocalProcess};
+use crate::refused::Refused;
 use crate::supply::{Supply, SupplyReceiver};
 
 /// Begins sessions, and has what they share.
@@ -19,6 +20,8 @@ pub(crate) struct Sessions {
     pub(crate) attestor: Arc<Attestor>,
     pub(crate) supply: SupplyReceiver,
     pub(crate) shutdown: Shutdown,
+    /// Whom the socket refused, for the log and for those who ask.
+    pub(crate) refused: Arc<Refused>,
 }
 
 /// One call of one process.
@@ -29,6 +32,7 @@ pub(crate) struct Session {
     supply: SupplyReceiver,
     launches: watch::Receiver<()>,
     shutdown: Shutdown,
+    refused: Arc<Refused>,
 }
 
 /// All that a caller may have at one moment.
@@ -66,6 +70,7 @@ impl Sessions {
             supply: self.supply.clone(),
             launches: self.attestor.launches().changes(),
             shutdown: self.shutdown.clone(),
+            refused: Arc::clone(&self.refused),
         }
     }
 }
@@ -121,9 +126,10 @@ impl Session {
         } else {
             format!("; not known: {}", seen.unknown.join(", "))
         };
-        tracing::info!(pid = self.caller.pid, selectors, "no identity issued");
+        self.refused.no_identity(&self.caller, &selectors);
         Err(Status::permission_denied(format!(
-            "no identity issued: no entry matches {selectors}{unknown}"
+            "no identity issued: no entry matches {selectors}{unknown}; `hoplite entry why --pid {}` shows the nearest",
+            self.caller.pid
         )))
     }
 
@@ -147,8 +153,9 @@ impl Session {
         }
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.caller.pid
+    /// Who calls.
+    pub(crate) fn caller(&self) -> &LocalProcess {
+        &self.caller
     }
 }
 

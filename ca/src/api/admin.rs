@@ -8,6 +8,7 @@ use hoplite_host::accept::Acceptor;
 use hoplite_host::clock;
 use hoplite_host::held::Held;
 use hoplite_host::local_connection::LocalConnection;
+use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots};
 use hoplite_identity::{SpiffeId, TrustDomain};
@@ -60,6 +61,7 @@ pub(crate) struct Caller {
     own_uid: u32,
     /// The connection's place. Those who may not call stay newcomers there, and take no operator's.
     slot: Arc<Slot>,
+    refusals: Arc<Refusals<u32>>,
 }
 
 /// A user who may call. Only [`operators_only`] makes one.
@@ -77,6 +79,7 @@ pub(crate) async fn accept(
     let own_uid = rustix::process::geteuid().as_raw();
     let bounds = Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_PER_USER_MAX);
     let mut acceptor = Acceptor::new(listener, "admin", Slots::new("admin", bounds), shutdown);
+    let refusals = Arc::<Refusals<u32>>::default();
     while let Some((mut connection, slot)) = acceptor.next().await {
         let uid = connection.peer().uid;
         let slot = Arc::new(slot);
@@ -84,6 +87,7 @@ pub(crate) async fn accept(
             uid,
             own_uid,
             slot: slot.clone(),
+            refusals: Arc::clone(&refusals),
         };
         if !caller.may_call() {
             connection = connection.for_no_longer_than(STRANGER_STAYS);
@@ -129,6 +133,18 @@ impl Begins for Caller {
             Status::resource_exhausted(text)
         })?;
         Ok(self.slot.begin())
+    }
+
+    fn refused(&self, path: &str, reason: &str) {
+        if let Some(refused) = self.refusals.count(self.uid, clock::moment()) {
+            tracing::warn!(
+                uid = self.uid,
+                path,
+                reason,
+                refused,
+                "an admin call was refused by a bound"
+            );
+        }
     }
 }
 

@@ -217,11 +217,10 @@ impl wire::node_server::Node for Node {
                 Ok(Response::new(response))
             }
             Err(status) => {
-                let outcome = match status.code() {
-                    Code::ResourceExhausted => "limited",
-                    _ => "refused",
-                };
-                tracing::warn!(target: "hoplite::audit", %address, outcome, reason = status.message(), "join");
+                // Of bounds the connection tells, not as often as somebody can guess.
+                if status.code() != Code::ResourceExhausted {
+                    tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "join");
+                }
                 Err(status)
             }
         }

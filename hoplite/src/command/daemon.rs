@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use hoplite_host::daemon::Arguments;
 
-use crate::command::admin;
+use crate::command::svid::SocketArgs;
+use crate::command::{admin, diagnosis};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaCommand {
@@ -19,6 +20,9 @@ pub(crate) enum AgentCommand {
     /// Run the agent until it is told to stop
     #[command(after_help = "Example:\n  hoplite agent run --config /etc/hoplite/agent.toml")]
     Run(hoplite_agent::Arguments),
+    /// Show what this node's agent holds, and whom it refused how often; exit 1 if it lacks something
+    #[command(after_help = "Example:\n  hoplite agent status --socket unix:///run/hoplite/agent.sock --output json")]
+    Status(SocketArgs),
     /// List the agents that joined
     #[command(after_help = "Example:\n  hoplite agent list --output json")]
     List(admin::ListArgs),
@@ -49,6 +53,7 @@ pub(crate) fn agent(command: AgentCommand) -> anyhow::Result<ExitCode> {
             hoplite_agent::run(&arguments)?;
             Ok(ExitCode::SUCCESS)
         }
+        AgentCommand::Status(args) => diagnosis::status(&args),
         AgentCommand::List(args) => admin::agent_list(args),
         AgentCommand::Ban(args) => admin::agent_ban(args),
         AgentCommand::Evict(args) => admin::agent_evict(args),

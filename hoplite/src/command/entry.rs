@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::command::admin::{CaArgs, ListArgs, rfc3339};
+use crate::command::diagnosis;
 use crate::output::{Output, Table, print, print_json};
 
 /// Deleted in one call.
@@ -51,6 +52,11 @@ pub(crate) enum EntryCommand {
     /// Delete registrations; their SVIDs are withdrawn from the agents at once
     #[command(after_help = "Example:\n  hoplite entry delete 3f2a…")]
     Delete(DeleteArgs),
+    /// Ask this node's agent why a process has its identities, or none: which entries nearly fit, and what each lacks
+    #[command(
+        after_help = "Example:\n  hoplite entry why --pid 4711\n\nThe agent's own user and root may ask about every process. Exit 1 when it has none."
+    )]
+    Why(diagnosis::WhyArgs),
 }
 
 /// The life of an entry's certificates, in whole seconds; 0 for the CA's default.
@@ -182,6 +188,7 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Delete(args) => delete(&args),
+        EntryCommand::Why(args) => diagnosis::why(&args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `hoplite svid`: a Workload API client for people.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -91,6 +92,17 @@ fn shown(identity: &Identity, output: Output) -> anyhow::Result<String> {
 // === impl SocketArgs ===
 
 impl SocketArgs {
+    /// The form of the answer.
+    pub(crate) fn output(&self) -> Output {
+        self.output
+    }
+
+    /// The socket as a file.
+    pub(crate) fn path(&self) -> anyhow::Result<PathBuf> {
+        let address = self.address()?;
+        Ok(hoplite_wire::socket_path(&address)?.to_owned())
+    }
+
     fn address(&self) -> anyhow::Result<String> {
         match &self.socket {
             Some(address) => Ok(address.clone()),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::support::Ca;
+use crate::support::{Ca, Up};
 
 const NODE: &str = "spiffe://test.example/hoplite/agent/n1";
 
@@ -230,4 +230,39 @@ fn ten_thousand_entries_are_one_commit_and_more_go_in_parts() {
         "{text}"
     );
     assert!(apply("2 500 long ones unchanged").contains("0 changes"));
+}
+
+#[test]
+fn why_a_process_has_an_identity_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path());
+    let why = |pid: u32, code: i32| {
+        let output = up.tool(&["entry", "why", "--pid", &pid.to_string()]);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let orders = up.processes()["orders"];
+    let text = why(orders, 0);
+    assert!(text.contains("fits    spiffe://demo.hoplite/shop/orders"), "{text}");
+    assert!(text.contains("launch:name:orders"), "{text}");
+    // Of the same user and the same program, and not what was launched.
+    let text = why(up.pid(), 1);
+    for part in [
+        "nearly  spiffe://demo.hoplite/shop/orders",
+        "it demands launch:name:orders, which is not known of the process",
+        "no entry fits, of 3",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing from {text}");
+    }
+    let found = up.json(&["entry", "why", "--pid", &orders.to_string()]);
+    assert_eq!(
+        (&found["candidates"][0]["fits"], &found["entries"]),
+        (&json!(true), &json!(3))
+    );
+    let output = up.tool(&["entry", "why", "--pid", "2147483647"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no process 2147483647"));
+    let status = up.json(&["agent", "status"]);
+    assert_eq!((&status["entries"], &status["without_svid"]), (&json!(3), &json!(0)));
+    assert_eq!(status["refused"]["unknown secret"], json!(0));
 }

@@ -1,0 +1,68 @@
+//! Whom this agent refused, and for what: counted by cause, and told in the log once in a while.
+
+use hoplite_host::clock;
+use hoplite_host::refusals::Refusals;
+
+use crate::attest::LocalProcess;
+
+/// A name or a path in a log line is cut at this; whoever asks may write anything.
+const NAME_CHARS_MAX: usize = 200;
+
+/// By cause. Those of one process share a line, and those of one user and one name.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    no_identity: Refusals<i32>,
+    unknown_secret: Refusals<(u32, String)>,
+    calls: Refusals<i32>,
+}
+
+// === impl Refused ===
+
+impl Refused {
+    /// A process that fits no entry.
+    pub(crate) fn no_identity(&self, caller: &LocalProcess, selectors: &str) {
+        let LocalProcess { pid, uid, .. } = *caller;
+        if let Some(refused) = self.no_identity.count(pid, clock::moment()) {
+            tracing::info!(
+                pid,
+                uid,
+                selectors,
+                refused,
+                "no identity issued; `hoplite entry why --pid {pid}` says why"
+            );
+        }
+    }
+
+    /// A secret that is not there, or not for this caller.
+    pub(crate) fn unknown_secret(&self, caller: &LocalProcess, name: &str) {
+        let LocalProcess { pid, uid, .. } = *caller;
+        let name: String = name.chars().take(NAME_CHARS_MAX).collect();
+        if let Some(refused) = self.unknown_secret.count((uid, name.clone()), clock::moment()) {
+            tracing::warn!(
+                pid,
+                uid,
+                ?name,
+                refused,
+                "a secret was asked for that is not there for this process; `hoplite entry why --pid {pid}` says what is"
+            );
+        }
+    }
+
+    /// A call that a bound of the socket stands against: its streams, a length, a time.
+    pub(crate) fn call(&self, caller: &LocalProcess, path: &str, reason: &str) {
+        let LocalProcess { pid, uid, .. } = *caller;
+        if let Some(refused) = self.calls.count(pid, clock::moment()) {
+            let path: String = path.chars().take(NAME_CHARS_MAX).collect();
+            tracing::warn!(pid, uid, ?path, reason, refused, "a call was refused by a bound");
+        }
+    }
+
+    /// How many of each cause, since the start.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
+        [
+            ("no identity", self.no_identity.total()),
+            ("unknown secret", self.unknown_secret.total()),
+            ("call beyond a bound", self.calls.total()),
+        ]
+    }
+}
