@@ -397,7 +397,7 @@ permit(principal == Hoplite::Workload::\"spiffe://x/ns/pay/a\", action, resource
 @id(\"far\")
 permit(principal in Hoplite::Path::\"x/ns/web\", action, resource in Hoplite::Service::\"orders\");
 @id(\"nothing\")
-permit(principal in Hoplite::Path::\"y\", action == Hoplite::Action::\"connect\", resource);
+permit(principal in Hoplite::Path::\"y/z\", action == Hoplite::Action::\"connect\", resource);
 @id(\"stop\")
 forbid(principal, action in Hoplite::Action::\"anyHttp\", resource) when { context.seg.n * 9223372036854775807 > 9 && context.host == \"x\" };
 ";

@@ -17,6 +17,7 @@ mod lookalike;
 mod openapi;
 mod possible;
 pub mod publication;
+mod registered;
 pub mod replay;
 mod report;
 #[cfg(test)]
@@ -31,5 +32,6 @@ pub use format::format;
 pub use lint::lint;
 pub use openapi::{ImportedRoutes, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
+pub use registered::unregistered;
 pub use report::{TableReport, TestReport};
 pub use view::{Effect, Place, Places, PolicyView};

@@ -35,7 +35,7 @@ fn main() {
         let snapshot = Snapshot::compile(&sources).unwrap();
         let (compiled, kept) = (began.elapsed(), resident_bytes().saturating_sub(before));
 
-        let one_more = "@id(\"one-more\") forbid (principal, action, resource == Hoplite::Route::\"two:GET /never\");";
+        let one_more = "@id(\"one-more\") forbid (principal, action, resource == Hoplite::Route::\"two:unmatched\");";
         sources.first_mut().unwrap().text.push_str(one_more);
         let began = Instant::now();
         let next = snapshot.recompile(&sources).unwrap();

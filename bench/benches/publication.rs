@@ -124,7 +124,7 @@ fn set(policies: usize, caller: &str) -> String {
     for n in 1..policies {
         let _ = writeln!(
             text,
-            "@id(\"other/{n}\") @owner(\"other\") permit (principal in Hoplite::Path::\"world.test/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{n}:GET /x\") when {{ context.seg has s1 }};",
+            "@id(\"other/{n}\") @owner(\"other\") permit (principal in Hoplite::Path::\"world.test/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{n}:unmatched\") when {{ context.seg has s1 }};",
             n % 50
         );
     }

@@ -35,7 +35,7 @@ fn text(policies: usize) -> String {
         let condition = if n % 3 == 0 { "when { context.seg has s1 }" } else { "" };
         let _ = writeln!(
             text,
-            "@id(\"team-{}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{}:GET /x\") {condition};",
+            "@id(\"team-{}/{n}\") permit (principal in Hoplite::Path::\"prod.acme/ns/n{}\", action in Hoplite::Action::\"read\", resource == Hoplite::Route::\"svc{}:unmatched\") {condition};",
             n % 97,
             n % 5_003,
             n % 10_007,

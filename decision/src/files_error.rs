@@ -66,6 +66,14 @@ pub enum FilesError {
     /// It went, or changed, while the directory was read.
     #[error("`{0}` changed while the directory was read; try again")]
     Vanished(String),
+    /// One file is text in another encoding, as its byte order mark says.
+    #[error("`{name}` is {encoding}, as its byte order mark says; save it as UTF-8 without one")]
+    Encoding {
+        /// The file.
+        name: String,
+        /// Which.
+        encoding: &'static str,
+    },
     /// One file is no text.
     #[error("`{name}` is not UTF-8 in line {line}; save it as UTF-8")]
     NotUtf8 {

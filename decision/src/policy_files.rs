@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use hoplite_host::files::open_regular;
+use hoplite_host::files::{encoding, open_regular};
 use hoplite_policy::Source;
 
 use crate::files_error::{FILE_BYTES_MAX, FilesError};
@@ -95,6 +95,10 @@ pub(crate) fn read(path: &Path, listing: &Listing) -> Result<Vec<(String, String
             }
             match String::from_utf8(bytes) {
                 Ok(text) => Ok((name.clone(), text)),
+                Err(error) if encoding(error.as_bytes()).is_some() => Err(FilesError::Encoding {
+                    name: name.clone(),
+                    encoding: encoding(error.as_bytes()).unwrap_or_default(),
+                }),
                 Err(error) => {
                     let good = error
                         .as_bytes()

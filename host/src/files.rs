@@ -140,12 +140,29 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
-    fs::read_to_string(path).map_err(|source| FileError {
+    let failed = |source| FileError {
         verb: "read",
         path: path.to_owned(),
         remedy: "",
         source,
+    };
+    let bytes = fs::read(path).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let what = match encoding(error.as_bytes()) {
+            Some(encoding) => format!("it is {encoding}, as its byte order mark says; save it as UTF-8 without one"),
+            None => "it is not UTF-8; save it as UTF-8".to_owned(),
+        };
+        failed(io::Error::new(io::ErrorKind::InvalidData, what))
     })
+}
+
+/// Which encoding but UTF-8 a file says that it has, by its byte order mark.
+pub fn encoding(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some("UTF-32"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16"),
+        _ => None,
+    }
 }
 
 fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {

@@ -111,6 +111,32 @@ impl<'a> Anatomy<'a> {
             .map(Token::span)
     }
 
+    /// The first string of this value after the scope; the scope has names, which are strings too.
+    pub fn condition_string(&self, value: &str) -> Option<Span> {
+        let scope = self.scope("resource")?.end;
+        self.tokens
+            .iter()
+            .find(|token| token.offset >= scope && string(token.text).as_deref() == Some(value))
+            .map(Token::span)
+    }
+
+    /// The first place where this name, a word or a string, stands behind this word, up to the end of a dotted name.
+    pub fn after(&self, word: &str, name: &str) -> Option<Span> {
+        let is_name = |token: &Token<'_>| token.text == name || string(token.text).as_deref() == Some(name);
+        self.tokens.iter().enumerate().find_map(|(at, token)| {
+            let rest = self.tokens.get(at + 1..).filter(|_| token.text == word)?;
+            // `has a.b.c` is one test.
+            let dotted = rest
+                .iter()
+                .enumerate()
+                .take_while(|(n, token)| n % 2 == 0 || token.text == ".");
+            dotted
+                .map(|(_, token)| token)
+                .find(|token| is_name(token))
+                .map(Token::span)
+        })
+    }
+
     /// The first `like "…"` with this pattern.
     pub fn pattern(&self, value: &[pst::PatternElem]) -> Option<Span> {
         self.tokens.windows(2).find_map(|pair| match pair {

@@ -145,6 +145,16 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// Refuses a text that begins with a byte order mark: editors put it there, nobody sees it, and it makes a first word
+/// unknown.
+pub(crate) fn check_mark(text: &Text<'_>) -> Result<(), Vec<Fault>> {
+    if text.text.starts_with('\u{feff}') {
+        let reason = "the file begins with a byte order mark (U+FEFF); save it as UTF-8 without one";
+        return Err(vec![text.fault(0, reason)]);
+    }
+    Ok(())
+}
+
 /// These faults and that there are more.
 pub fn enough(mut faults: Vec<Fault>, file: &str) -> Vec<Fault> {
     faults.truncate(FAULTS_MAX);

@@ -11,7 +11,7 @@
 //! comma.
 
 use crate::ambiguous::{Ambiguous, HEADER_VALUE_BYTES_MAX};
-use crate::fault::Fault;
+use crate::fault::{Fault, Text, check_mark};
 use crate::header_nature::{HeaderNature, KnownHeader, is_same_header};
 use crate::source::{HEADERS_FILE, Source};
 use serde::Deserialize;
@@ -99,6 +99,7 @@ impl SelectedHeaders {
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
         let fault =
             |span: Range<usize>, reason: String| Fault::at(HEADERS_FILE, text, span.start, reason).spanning(span.len());
+        check_mark(&Text::new(HEADERS_FILE, text))?;
         let table: Table = toml::from_str(text).map_err(|error| {
             let reason = error.message().trim_end().replace('\n', "; ");
             vec![fault(error.span().unwrap_or_default(), reason)]
@@ -221,7 +222,7 @@ fn unselectable(nature: HeaderNature) -> Option<&'static str> {
 
 /// A value that everybody reads alike: visible ASCII, with spaces only inside. Other bytes are UTF-8 to some and Latin-1 to
 /// others, space around a value is dropped by some, and an empty one is to some as good as none.
-fn canonical_value(value: &[u8]) -> Option<&str> {
+pub(crate) fn canonical_value(value: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(value).ok()?;
     let good = (1..=HEADER_VALUE_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')

@@ -12,6 +12,7 @@ mod calendar;
 mod canonical;
 mod cedar;
 mod counters;
+mod dead;
 mod decide;
 mod evaluate;
 mod fault;
@@ -33,6 +34,7 @@ mod source;
 mod statement;
 mod undecidable;
 mod unseen;
+mod values;
 
 pub use ambiguous::Ambiguous;
 pub use ask::{Ask, Asked, WhatIf, WhatIfGiven};

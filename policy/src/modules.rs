@@ -16,7 +16,7 @@
 
 use crate::anatomy::Anatomy;
 use crate::cedar::annotation;
-use crate::fault::{Fault, Text};
+use crate::fault::{Fault, Text, check_mark};
 use crate::ids::ID_BYTES_MAX;
 use crate::schema::VOCABULARY;
 use crate::source::{BREAK_GLASS_MODULE, FILE_NAME_BYTES_MAX, MODULES_FILE, Source};
@@ -132,6 +132,7 @@ impl Modules {
     pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
         let source = Text::new(MODULES_FILE, text);
         let fault = |span: Range<usize>, reason: String| source.fault(span.start, reason).spanning(span.len());
+        check_mark(&source)?;
         let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text).map_err(|error| {
             let reason = error.message().trim_end().replace('\n', "; ");
             vec![fault(error.span().unwrap_or_default(), reason)]
@@ -208,6 +209,12 @@ impl Modules {
             owner: &module.owner,
             services: module.services.as_ref(),
         }))
+    }
+
+    /// The services that modules are over, security's left out: it is over everything.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        let modules = self.by_name.iter().flat_map(BTreeMap::values);
+        modules.flat_map(|module| module.services.iter().flatten())
     }
 
     /// On whose behalf the source of this name speaks.
@@ -391,14 +398,21 @@ security = true
     fn scope(resource: &str, expected: &[&str]) {
         for effect in ["permit", "forbid"] {
             let text = format!("@id(\"x\")\n@owner(\"team-pay\")\n{effect} (principal, action,\n{resource});");
-            check(&[("modules.toml", MODULES), ("pay/a.cedar", &text)], expected);
+            let routes =
+                "[ledger]\nroutes = []\n[refunds]\nroutes = [\"POST /r/{ab}\"]\n[orders]\nroutes = [\"GET /ledger:\"]";
+            let files = [
+                ("modules.toml", MODULES),
+                ("pay/a.cedar", &text),
+                ("routes.toml", routes),
+            ];
+            check(&files, expected);
         }
     }
 
     #[test]
     fn a_team_speaks_of_its_own_services_only() {
         scope(r#"resource in Hoplite::Service::"ledger""#, &[]);
-        scope(r#"resource == Hoplite::Route::"refunds:POST /r/{a:b}""#, &[]);
+        scope(r#"resource == Hoplite::Route::"refunds:POST /r/{ab}""#, &[]);
         scope(r#"resource is Hoplite::Route in Hoplite::Service::"ledger""#, &[]);
         scope("resource", &["pay/a.cedar:4:1…may not speak of every service"]);
         scope(

@@ -17,6 +17,9 @@ use std::time::{Duration, SystemTime};
 /// since a policy about a group left out would not be asked.
 pub const PATH_GROUPS_MAX: usize = 64;
 
+/// The days of the week as policies see them, from that of 1 January 1970, a Thursday.
+pub(crate) const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+
 /// Who calls, and how that is known.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
@@ -311,7 +314,6 @@ fn instant(now: SystemTime) -> Result<(Value, Value), Undecidable> {
 
 /// Seconds since 1970, in UTC, and the day of the week. A clock outside 1970…9999 is taken to its end.
 fn second(now: SystemTime) -> (u64, &'static str) {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"]; // 1 January 1970 was a Thursday
     let seconds = seconds(now).min(LAST_SECOND);
     let day = DAYS.into_iter().cycle().nth((seconds / 86_400 % 7) as usize);
     (seconds, day.unwrap_or_default())

@@ -10,8 +10,8 @@
 
 use crate::ambiguous::Ambiguous;
 use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
-use crate::fault::{Fault, Text};
-use crate::source::ROUTES_FILE;
+use crate::fault::{Fault, Text, check_mark};
+use crate::source::{ROUTES_FILE, Source};
 use hoplite_identity::ServiceName;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -118,6 +118,17 @@ impl fmt::Display for Route {
 // === impl RouteTable ===
 
 impl RouteTable {
+    /// The routes that the sources' `routes.toml` tells of.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn of_sources(sources: &[&Source]) -> Result<Self, Vec<Fault>> {
+        match sources.iter().find(|source| source.name == ROUTES_FILE) {
+            Some(source) => Self::parse(&source.text),
+            None => Ok(Self::default()),
+        }
+    }
+
     /// Reads the text of `routes.toml`.
     ///
     /// # Errors
@@ -127,6 +138,7 @@ impl RouteTable {
         let source = Text::new(ROUTES_FILE, text);
         let fault =
             |span: Option<Range<usize>>, reason: String| source.fault(span.map_or(0, |span| span.start), reason);
+        check_mark(&source)?;
         let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text)
             .map_err(|error| vec![fault(error.span(), error.message().trim_end().replace('\n', "; "))])?;
 
@@ -180,6 +192,48 @@ impl RouteTable {
         })
     }
 
+    /// The route that somebody meant who wrote another, if there is one: of the same service, with a parameter where theirs has
+    /// `:id`, `<id>`, `*` or another name.
+    pub(crate) fn meant(&self, name: &str) -> Option<&Route> {
+        let (service, what) = name.split_once(':')?;
+        let alike = |what: &str| {
+            let (method, path) = what.split_once(' ')?;
+            let segments = path.trim_end_matches('/').split('/');
+            let path: Vec<&str> = segments
+                .map(|segment| {
+                    if is_parameter_elsewhere(segment) || segment.starts_with('{') {
+                        "{}"
+                    } else {
+                        segment
+                    }
+                })
+                .collect();
+            Some((method.to_ascii_uppercase(), path.join("/")))
+        };
+        let wanted = alike(what)?;
+        self.services
+            .get(service)?
+            .iter()
+            .map(|template| &template.route)
+            .find(|route| {
+                let (_, what) = route.as_str().split_once(':').unwrap_or_default();
+                alike(what).as_ref() == Some(&wanted)
+            })
+    }
+
+    /// The routes of a text, each with the place of a segment that is taken by its letters and would be a parameter
+    /// elsewhere. Nothing of a text that is no route table.
+    pub fn literals(text: &str) -> Vec<(Range<usize>, String)> {
+        let sections: BTreeMap<Spanned<String>, Section> = toml::from_str(text).unwrap_or_default();
+        let routes = sections.values().flat_map(|section| &section.routes);
+        let odd = |route: &Spanned<String>| {
+            let (_, path) = route.as_ref().split_once(' ')?;
+            let segment = path.split('/').find(|segment| is_parameter_elsewhere(segment))?;
+            Some((route.span(), segment.to_owned()))
+        };
+        routes.filter_map(odd).collect()
+    }
+
     /// Whether a table would take this line for a service.
     ///
     /// # Errors
@@ -210,6 +264,19 @@ impl RouteTable {
             .find(|template| template.covers(request))
             .map_or_else(|| Route::unmatched(service), |template| template.route.clone())
     }
+}
+
+/// Whether a segment is how others write a parameter: `:id`, `<id>`, `*`, `**`, `$id`.
+fn is_parameter_elsewhere(segment: &str) -> bool {
+    let is_word = |text: &str| {
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
+    let named = segment.strip_prefix([':', '$']).is_some_and(is_word);
+    let angled = segment.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
+    named || angled.is_some_and(is_word) || matches!(segment, "*" | "**")
 }
 
 // === impl Template ===

@@ -3,8 +3,9 @@
 use crate::anatomy::Anatomy;
 use crate::cedar::{annotation, without_text};
 use crate::counters::{Counter, PolicyCounts};
+use crate::dead;
 use crate::evaluate::{CallFacts, Evaluator};
-use crate::fault::{FAULTS_MAX, Fault, Text, enough};
+use crate::fault::{FAULTS_MAX, Fault, Text, check_mark, enough};
 use crate::headers::SelectedHeaders;
 use crate::ids::{BadId, Ids};
 use crate::modules::{Modules, Team};
@@ -33,6 +34,8 @@ pub struct Snapshot {
     counters: Vec<Arc<Counter>>,
     /// Whose text is which, so that the next snapshot takes over what stays.
     texts: HashMap<Hash, PolicyId>,
+    /// Of the route table: where it stays, the routes that its policies name stay too.
+    routes_text: Option<Hash>,
     verdict: Verdict,
 }
 
@@ -81,22 +84,29 @@ impl Snapshot {
             .map(|source| Text::new(&source.name, &source.text))
             .collect();
         let mut faults = Vec::new();
-        let mut routes = RouteTable::default();
         let mut previous = None;
         let modules = Modules::of(&sources);
         // Policies are checked even where the choice of headers is at fault, as if there were none.
         let headers = SelectedHeaders::of(&sources);
         let selected = headers.clone().unwrap_or_default();
-        let mut policies = Policies::new(&selected, self)?;
+        let routes = RouteTable::of_sources(&sources);
+        let routes_text = sources
+            .iter()
+            .find(|source| source.name == ROUTES_FILE)
+            .map(|source| Hash::of(source.text.as_bytes()));
+        let known = Known {
+            headers: &selected,
+            // Where the table is at fault, that is told and nothing of its routes.
+            routes: routes.as_ref().ok(),
+            same_routes: routes_text == self.routes_text,
+        };
+        let mut policies = Policies::new(known, self)?;
         for (source, text) in sources.iter().zip(&texts) {
             let fault = |reason: &str| text.fault(0, reason);
             if previous.replace(&source.name) == Some(&source.name) {
                 faults.push(fault("there are two sources of this name; rename one"));
             } else if source.name == ROUTES_FILE {
-                match RouteTable::parse(&source.text) {
-                    Ok(table) => routes = table,
-                    Err(found) => faults.extend(found),
-                }
+                faults.extend(routes.as_ref().err().into_iter().flatten().cloned());
             } else if source.name == MODULES_FILE {
                 faults.extend(modules.as_ref().err().into_iter().flatten().cloned());
             } else if source.name == HEADERS_FILE {
@@ -109,6 +119,10 @@ impl Snapshot {
                     faults.push(fault(&reason.to_string()));
                     Team::Anyone
                 });
+                if let Err(mark) = check_mark(text) {
+                    faults.extend(mark);
+                    continue;
+                }
                 for statement in statements(&source.text) {
                     policies
                         .add(text, &statement, team)
@@ -126,14 +140,17 @@ impl Snapshot {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let evaluator = Evaluator::new(policies.set);
+        let Policies { set, ids, texts, .. } = policies;
+        let ids = ids.into_sorted();
+        let evaluator = Evaluator::new(set);
         Ok(Self {
             revision: revision(&sources).into(),
-            ids: policies.ids.into_sorted(),
-            routes,
+            ids,
+            routes: routes.unwrap_or_default(),
             headers: selected,
             counters: evaluator.policies().policies().map(|_| Arc::default()).collect(),
-            texts: policies.texts,
+            texts,
+            routes_text,
             verdict: Verdict::Ask(Box::new(evaluator)),
         })
     }
@@ -147,6 +164,7 @@ impl Snapshot {
             headers: SelectedHeaders::default(),
             counters: Vec::new(),
             texts: HashMap::new(),
+            routes_text: None,
             verdict: Verdict::DenyAll(reason.into()),
         }
     }
@@ -300,10 +318,20 @@ fn revision(sources: &[&Source]) -> String {
     HEXLOWER.encode(context.finish().as_ref().get(..REVISION_BYTES).unwrap_or_default())
 }
 
+/// What policies may speak of, besides the schema itself.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    headers: &'a SelectedHeaders,
+    routes: Option<&'a RouteTable>,
+    /// Whether the routes are those of the snapshot before.
+    same_routes: bool,
+}
+
 /// Policies as they are gathered.
 struct Policies<'a> {
     set: PolicySet,
     ids: Ids<'a>,
+    words: Known<'a>,
     validator: Cow<'static, Validator>,
     texts: HashMap<Hash, PolicyId>,
     /// Whose policies are valid here too.
@@ -313,11 +341,13 @@ struct Policies<'a> {
 // === impl Policies ===
 
 impl<'a> Policies<'a> {
-    fn new(headers: &SelectedHeaders, before: &'a Snapshot) -> Result<Self, Vec<Fault>> {
+    fn new(words: Known<'a>, before: &'a Snapshot) -> Result<Self, Vec<Fault>> {
+        let headers = words.headers;
         let validator = validator(headers).map_err(|error| vec![Fault::whole(HEADERS_FILE, error.to_string())])?;
         Ok(Self {
             set: PolicySet::default(),
             ids: Ids::default(),
+            words,
             validator,
             texts: HashMap::new(),
             // INVARIANT: the schema depends on nothing else.
@@ -342,7 +372,20 @@ impl<'a> Policies<'a> {
             }
         };
         if is_new {
-            faults.extend(validate(&policy, &self.validator, &fault));
+            faults.extend(validate(
+                &policy,
+                &self.validator,
+                self.words.headers,
+                statement,
+                &fault,
+            ));
+        }
+        // Routes are in another file, which may be another than before.
+        if let Some(routes) = self.words.routes
+            && (is_new || !self.words.same_routes)
+        {
+            let found = dead::routes(&policy, statement.text, routes);
+            faults.extend(found.into_iter().map(|found| placed(found, &fault)));
         }
         // What a team may say is in another file, which may be another than before.
         faults.extend(team.check(&policy, statement, &fault));
@@ -372,7 +415,13 @@ impl<'a> Policies<'a> {
 }
 
 /// What strict validation finds, in the order of the text; the validator itself keeps none.
-fn validate(policy: &Policy, validator: &Validator, fault: &dyn Fn(usize, String) -> Fault) -> Vec<Fault> {
+fn validate(
+    policy: &Policy,
+    validator: &Validator,
+    headers: &SelectedHeaders,
+    statement: &Statement<'_>,
+    fault: &dyn Fn(usize, String) -> Fault,
+) -> Vec<Fault> {
     let mut alone = PolicySet::new();
     if let Err(error) = alone.add(policy.clone()) {
         return vec![fault(0, error.to_string())];
@@ -389,8 +438,25 @@ fn validate(policy: &Policy, validator: &Validator, fault: &dyn Fn(usize, String
             fault.reason = rest.to_owned();
         }
     }
+    let anatomy = Anatomy::of(statement.text);
+    let mut dead = dead::names(policy, &anatomy);
+    // Of what is no valid policy nothing more can be said.
+    if faults.is_empty() {
+        dead.extend(dead::conditions(policy, &anatomy, headers));
+        // One message is enough, and that of the word is the better one.
+        if dead.is_empty() {
+            dead.extend(dead::applies_to_nothing(policy, &anatomy, &result));
+        }
+    }
+    faults.extend(dead.into_iter().map(|found| placed(found, fault)));
     faults.sort_by(|a, b| (a.line, a.column, &a.reason).cmp(&(b.line, b.column, &b.reason)));
     faults
+}
+
+/// A dead word at its place.
+fn placed((span, message): dead::Found, fault: &dyn Fn(usize, String) -> Fault) -> Fault {
+    let span = span.unwrap_or(0..0);
+    fault(span.start, message).spanning(span.len())
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub(super) fn snapshot_with_headers() -> Snapshot {
     Snapshot::compile(&[
         source("a.cedar", &format!("{POLICIES}{policy}")),
         source("headers.toml", "headers = ['x-tenant', 'content-type']"),
+        source("routes.toml", "[ledger]\nroutes = [\"POST /entries\"]"),
     ])
     .unwrap()
 }
@@ -142,7 +143,8 @@ fn a_case_that_fails_says_what_came_out() {
 
 #[test]
 fn what_nearly_decided_is_told_of_what_fails() {
-    let policies = [source("a.cedar", POLICIES)];
+    let routes = "[ledger]\nroutes = [\"POST /entries\"]";
+    let policies = [source("a.cedar", POLICIES), source("routes.toml", routes)];
     let snapshot = Snapshot::compile(&policies).unwrap();
     let table = "[trust-domain prod.acme]\n/ns/web GET ledger / no_permit\n/ns/web PUT ledger / allow by pay/read\n\
                  /ns/web GET ledger / allow by pay/read";

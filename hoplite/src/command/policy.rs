@@ -234,6 +234,15 @@ fn policy_files(directory: &Path) -> anyhow::Result<PolicyFiles> {
         .map_err(|reason| anyhow::anyhow!("cannot read the policy directory `{}`: {reason}", directory.display()))
 }
 
+/// The lines of a file of names, without comments.
+fn names_in(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text = hoplite_host::files::read_text(file)?;
+    let lines = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim());
+    Ok(lines.filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
 /// The snapshot of policies that have to be good.
 fn compile(sources: &[Source]) -> anyhow::Result<Snapshot> {
     Snapshot::compile(sources).map_err(|faults| uncompiled(&faults))

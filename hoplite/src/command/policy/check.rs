@@ -1,37 +1,63 @@
 //! `hoplite policy check`: everything that can be said of policies before they are in force.
+//!
+//! An error is what nothing loads: `publish`, the CA, agents and proxies refuse it as this does. A warning is what they would
+//! load; it fails a check and a publication all the same.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hoplite_author::lint;
+use anyhow::Context;
+use hoplite_author::{lint, unregistered};
 use hoplite_decision::PolicyFiles;
+use hoplite_identity::SpiffeId;
 use hoplite_policy::{Fault, Snapshot};
 use serde_json::{Value, json};
 
+use crate::command::admin::{self, CaArgs};
 use crate::output::{Output, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory: *.cedar, routes.toml, headers.toml, and modules.toml with a folder for each module
     directory: PathBuf,
+    /// Warn of workloads that nobody is registered as: at the CA, or in a file of SPIFFE IDs, one a line
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    registered: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    ca: CaArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
+/// How bad a fault is.
+#[derive(Debug, Clone, Copy)]
+enum Level {
+    Error,
+    Warning,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let registered = args.registered(&args.ca)?;
     let PolicyFiles { sources, named } = super::policy_files(&args.directory)?;
     let beside: Vec<String> = named.iter().map(ToString::to_string).collect();
     let files = sources.len();
-    let (snapshot, faults) = match Snapshot::compile(&sources) {
-        Ok(snapshot) => (Some(snapshot), lint(&sources)),
-        Err(faults) => (None, faults),
+    let (snapshot, level, faults) = match Snapshot::compile(&sources) {
+        Ok(snapshot) => {
+            let mut warnings = lint(&sources);
+            if let Some(registered) = &registered {
+                warnings.extend(unregistered(&sources, registered));
+                warnings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+            }
+            (Some(snapshot), Level::Warning, warnings)
+        }
+        Err(faults) => (None, Level::Error, faults),
     };
     let policies = snapshot.as_ref().map(|snapshot| snapshot.policy_ids().count());
     let revision = snapshot.as_ref().map(Snapshot::revision);
     if args.output == Output::Json {
-        let listed: Vec<Value> = faults.iter().map(listed).collect();
+        let listed: Vec<Value> = faults.iter().map(|fault| level.listed(fault)).collect();
         print_json(&json!({
             "ok": faults.is_empty(), "files": files, "policies": policies, "revision": revision, "faults": listed,
             "beside": beside,
@@ -49,10 +75,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let _ = writeln!(text, "beside: {named}");
         }
         for fault in &faults {
+            let mut fault = fault.clone();
+            fault.reason = format!("{}: {}", level.as_str(), fault.reason);
             let _ = writeln!(text, "{directory}/{}", fault.render());
         }
         let plural = if faults.len() == 1 { "" } else { "s" };
-        let _ = writeln!(text, "{} fault{plural} in {files} files", faults.len());
+        let _ = writeln!(
+            text,
+            "{} {}{plural} in {files} files; {}",
+            faults.len(),
+            level.as_str(),
+            level.meaning()
+        );
         print(&text)?;
     }
     Ok(if faults.is_empty() {
@@ -60,6 +94,49 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+// === impl Args ===
+
+impl Args {
+    /// Who is registered, if that is asked about.
+    fn registered(&self, ca: &CaArgs) -> anyhow::Result<Option<Vec<SpiffeId>>> {
+        let lines = match &self.registered {
+            None => return Ok(None),
+            Some(None) => admin::registered(ca)?,
+            Some(Some(file)) => super::names_in(file)?,
+        };
+        let parsed = lines.iter().map(|line| {
+            SpiffeId::parse(line).with_context(|| format!("`{line}` is not a SPIFFE ID; write one on each line"))
+        });
+        parsed.collect::<anyhow::Result<_>>().map(Some)
+    }
+}
+
+// === impl Level ===
+
+impl Level {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Error => "no proxy loads this",
+            Self::Warning => "a proxy loads this, and `publish` does not sign it",
+        }
+    }
+
+    fn listed(self, fault: &Fault) -> Value {
+        let mut listed = listed(fault);
+        if let Some(fields) = listed.as_object_mut() {
+            fields.insert("level".to_owned(), self.as_str().into());
+        }
+        listed
+    }
 }
 
 pub(super) fn listed(fault: &Fault) -> Value {

@@ -11,7 +11,7 @@ use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::{CanonicalRequest, Route, Snapshot, Source};
 use serde_json::{Value, json};
 
-use super::{PoliciesArgs, compile};
+use super::{PoliciesArgs, compile, names_in};
 use crate::command::admin::{self, CaArgs};
 use crate::output::{Output, Table, print, print_json};
 
@@ -60,13 +60,7 @@ pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
     let snapshot = compile(&sources)?;
     let deeds = deeds(args, &snapshot)?;
     let workloads = match (&args.among, args.registered) {
-        (Some(file), _) => {
-            let text = hoplite_host::files::read_text(file)?;
-            let lines = text
-                .lines()
-                .map(|line| line.split('#').next().unwrap_or_default().trim());
-            Some(lines.filter(|line| !line.is_empty()).map(str::to_owned).collect())
-        }
+        (Some(file), _) => Some(names_in(file)?),
         (None, true) => Some(admin::registered(&args.ca)?),
         (None, false) => None,
     };

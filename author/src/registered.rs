@@ -1,0 +1,130 @@
+//! Workloads of policies that nobody has registered: legal, often early, and more often misspelt.
+
+use cedar_policy::EntityUid;
+use hoplite_identity::SpiffeId;
+use hoplite_policy::text::{
+    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Text, VOCABULARY, enough, on_stack, parse, statements,
+};
+use hoplite_policy::{Fault, Source};
+use std::collections::BTreeSet;
+
+/// The workloads, paths and trust domains in policies that hold nobody of these. For sources that compile.
+pub fn unregistered(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
+    on_stack(COMPILE_STACK_BYTES, || look(sources, registered)).unwrap_or_else(|error| {
+        let file = sources.first().map_or("", |source| &source.name);
+        vec![Fault::whole(
+            file,
+            format!("the policies could not be checked: {error}; try again"),
+        )]
+    })
+}
+
+fn look(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
+    let held = Held::of(registered);
+    let mut faults = Vec::new();
+    for source in sources.iter().filter(|source| source.name.ends_with(".cedar")) {
+        let text = Text::new(&source.name, &source.text);
+        for statement in statements(&source.text) {
+            let Ok(policy) = parse(&statement, &|_, reason| Fault::whole(&source.name, reason)) else {
+                continue;
+            };
+            let mut names = policy.entity_literals();
+            names.sort_by_cached_key(ToString::to_string);
+            names.dedup();
+            for uid in names.iter().filter(|uid| !held.has(uid)) {
+                let (kind, id) = (uid.type_name().to_string(), uid.id().unescaped());
+                let span = Anatomy::of(statement.text).entity(&kind, id).unwrap_or(0..0);
+                let message = format!(
+                    "nobody is registered as `{id}`, or below it; mend the name, or register who it is for with `hoplite entry \
+                     create`"
+                );
+                let fault = text.fault(statement.offset + span.start, message);
+                faults.push(fault.spanning(span.len()));
+            }
+            if faults.len() > FAULTS_MAX {
+                return enough(faults, &source.name);
+            }
+        }
+    }
+    faults
+}
+
+/// Everything that the registered are, or are in, as policies name it.
+struct Held {
+    workloads: BTreeSet<String>,
+    paths: BTreeSet<String>,
+    trust_domains: BTreeSet<String>,
+}
+
+// === impl Held ===
+
+impl Held {
+    fn of(registered: &[SpiffeId]) -> Self {
+        let mut held = Self {
+            workloads: BTreeSet::new(),
+            paths: BTreeSet::new(),
+            trust_domains: BTreeSet::new(),
+        };
+        for id in registered {
+            held.workloads.insert(id.as_str().to_owned());
+            held.trust_domains.insert(id.trust_domain().as_str().to_owned());
+            let mut path = id.trust_domain().as_str().to_owned();
+            for segment in id.segments() {
+                path.push('/');
+                path.push_str(segment);
+                held.paths.insert(path.clone());
+            }
+        }
+        held
+    }
+
+    /// Whether a name holds somebody; what is no name of workloads is not looked for.
+    fn has(&self, uid: &EntityUid) -> bool {
+        let (kind, id) = (uid.type_name(), uid.id().unescaped());
+        match () {
+            () if *kind == VOCABULARY.workload => self.workloads.contains(id),
+            () if *kind == VOCABULARY.path => self.paths.contains(id),
+            () if *kind == VOCABULARY.trust_domain => self.trust_domains.contains(id),
+            () => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_hold_nobody_are_told() {
+        let registered = ["spiffe://prod.acme/ns/pay/sa/refunds"].map(|id| SpiffeId::parse(id).unwrap());
+        let check = |principal: &str, is_known: bool| {
+            let text = format!("@id(\"a\")\npermit ({principal}, action, resource);");
+            let sources = [Source {
+                name: "a.cedar".to_owned(),
+                text,
+            }];
+            let faults = unregistered(&sources, &registered);
+            assert_eq!(faults.is_empty(), is_known, "{principal}: {faults:?}");
+            for fault in faults {
+                let line = fault.render();
+                assert!(
+                    line.starts_with("a.cedar:2:22: nobody is registered") && line.contains("^^^"),
+                    "{line}"
+                );
+            }
+        };
+        check(
+            "principal == Hoplite::Workload::\"spiffe://prod.acme/ns/pay/sa/refunds\"",
+            true,
+        );
+        check("principal in Hoplite::Path::\"prod.acme/ns/pay\"", true);
+        check("principal in Hoplite::TrustDomain::\"prod.acme\"", true);
+        check("principal", true);
+        check(
+            "principal == Hoplite::Workload::\"spiffe://prod.acme/ns/pay/sa/refund\"",
+            false,
+        );
+        check("principal in Hoplite::Path::\"prod.acme/ns/pa\"", false);
+        check("principal in Hoplite::TrustDomain::\"prod.acm\"", false);
+    }
+}
