@@ -30,7 +30,7 @@ pub use cases::{CaseResult, CaseTable, TABLE_BYTES_MAX};
 pub use explain::{Candidate, Explanation, Finding, Miss, NEAR_MISSES_MAX, NearMiss, Unmet, explain};
 pub use format::format;
 pub use lint::lint;
-pub use openapi::{ImportedRoutes, routes_from_openapi};
+pub use openapi::{ImportedRoutes, Selection, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
 pub use registered::unregistered;
 pub use report::{TableReport, TestReport};

@@ -787,8 +787,9 @@ mod tests {
         let owner = text("", "x", "ledger").replace("team-pay", "team\u{200b}pay");
         check(&owner, &["2:22…`\\u{200b}` cannot be seen"]);
         check(&text("", "p\u{430}y", "ledger"), &["2:1…mixes letters"]);
-        when("context.host == \"p\u{430}y\"", &["3:24…mixed scripts"]);
-        when("context.host == \"a\\u{202e}b\"", &["3:24…BIDI"]);
+        let segment = |text: &str| format!("context.seg has s0 && context.seg.s0 == \"{text}\"");
+        when(&segment("p\u{430}y"), &["3:48…mixed scripts"]);
+        when(&segment("a\\u{202e}b"), &["3:48…BIDI"]);
         let both = format!(
             "{}\n@id(\"\u{440}\u{430}\u{443}\") @owner(\"team-pay\") forbid ({WHO}, {GET}, {WHAT});",
             text("", "pay", "ledger")

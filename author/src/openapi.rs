@@ -1,4 +1,4 @@
-//! Reads a service's routes out of its OpenAPI document (3.0 or 3.1, YAML or JSON).
+//! Reads a service's routes out of its OpenAPI documents (3.0 or 3.1, YAML or JSON).
 //!
 //! What a route cannot say is left out with a warning that says what to do, never approximated: a route that is wider
 //! than the document would let a policy permit more than its author read.
@@ -33,39 +33,83 @@ pub struct ImportedRoutes {
     pub service: ServiceName,
     /// The routes in the document's order, each once, as `routes.toml` writes them.
     pub routes: Vec<String>,
-    /// What of the document is not in the routes, or not as written, and what to do about it.
+    /// Every operation that was selected and is in no route, by method and path as written; where its methods are not known,
+    /// by its path.
+    pub left_out: Vec<String>,
+    /// How many operations were not selected.
+    pub unselected: usize,
+    /// What of the documents is not in the routes, or not as written, and what to do about it.
     pub warnings: Vec<Fault>,
 }
 
-/// Reads the routes of a service out of an OpenAPI document, servers' base paths included.
+/// Which operations of the documents are imported: all, or those that have one of the tags, below one of the prefixes.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Paths with their servers' base paths, whole segments: `/v1/accounts`.
+    pub prefixes: Vec<String>,
+    /// Tags of operations.
+    pub tags: Vec<String>,
+}
+
+/// Reads the routes of a service out of its OpenAPI documents, servers' base paths included.
 ///
 /// # Errors
-/// The document cannot be read, is no OpenAPI 3.0 or 3.1, or describes no route, or too many.
-pub fn routes_from_openapi(service: &ServiceName, document: &Source) -> Result<ImportedRoutes, Vec<Fault>> {
-    let fault = |place: Position, reason: String| vec![place.fault(&document.name, &document.text, reason)];
-    let root = read(&document.text).map_err(|(place, reason)| fault(place, reason))?;
-    check_version(&root).map_err(|(place, reason)| fault(place, reason))?;
-    let mut import = Import {
-        root: &root,
-        service,
-        seen: HashSet::new(),
-        routes: Vec::new(),
-        warnings: Vec::new(),
-        steps: 0,
-    };
-    let whole = root.get("paths").map_or(Ok(()), |paths| import.paths(paths));
-    whole.map_err(|reason| fault(Position::START, reason.to_string()))?;
-    let warnings = import.warnings.into_iter();
+/// A document cannot be read or is no OpenAPI 3.0 or 3.1; or all of them together describe no route that is selected, or too
+/// many.
+pub fn routes_from_openapi(
+    service: &ServiceName,
+    documents: &[Source],
+    selection: &Selection,
+) -> Result<ImportedRoutes, Vec<Fault>> {
+    let mut gathered = Gathered::default();
+    let mut warnings = Vec::new();
+    for document in documents {
+        let fault = |place: Position, reason: String| place.fault(&document.name, &document.text, reason);
+        let root = read(&document.text).map_err(|(place, reason)| vec![fault(place, reason)])?;
+        check_version(&root).map_err(|(place, reason)| vec![fault(place, reason)])?;
+        let mut import = Import {
+            root: &root,
+            service,
+            selection,
+            gathered: &mut gathered,
+            warnings: Vec::new(),
+            steps: 0,
+        };
+        let whole = root.get("paths").map_or(Ok(()), |paths| import.paths(paths));
+        whole.map_err(|reason| vec![fault(Position::START, reason.to_string())])?;
+        warnings.extend(import.warnings.into_iter().map(|(place, reason)| fault(place, reason)));
+    }
+    let first = documents.first().map_or("", |document| &document.name);
+    for (what, words) in [("prefix", &selection.prefixes), ("tag", &selection.tags)] {
+        for word in words
+            .iter()
+            .filter(|word| !gathered.used.contains(&(what, (*word).clone())))
+        {
+            let reason = format!(
+                "no operation has the {what} `{}`; mend it, or leave it out",
+                shown(word)
+            );
+            warnings.push(Fault::whole(first, reason));
+        }
+    }
     let found = ImportedRoutes {
         service: service.clone(),
-        routes: import.routes,
-        warnings: warnings
-            .map(|(place, reason)| place.fault(&document.name, &document.text, reason))
-            .collect(),
+        routes: gathered.routes,
+        left_out: gathered.left_out,
+        unselected: gathered.unselected,
+        warnings,
     };
     if found.routes.is_empty() {
-        let reason = "the document describes no route; is it the right one?".to_owned();
-        return Err([fault(Position::START, reason), found.warnings].concat());
+        let reason = match found.unselected {
+            0 => "the document describes no route; is it the right one?".to_owned(),
+            others => format!("none of {others} operations is selected; mend `--prefix` or `--tag`"),
+        };
+        let document = documents.first();
+        let place = document.map_or_else(
+            || Fault::whole("", &reason),
+            |document| Position::START.fault(&document.name, &document.text, &reason),
+        );
+        return Err([vec![place], found.warnings].concat());
     }
     // Cannot fail while every route passed `RouteTable::check_line`; the file that people get is what is checked.
     RouteTable::parse(&found.section())?;
@@ -118,13 +162,24 @@ fn is_release_of(text: &str, version: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// What several documents amount to.
+#[derive(Default)]
+struct Gathered {
+    /// Routes already there, without the names of their parameters.
+    seen: HashSet<String>,
+    routes: Vec<String>,
+    left_out: Vec<String>,
+    unselected: usize,
+    /// The prefixes and tags that some operation has.
+    used: HashSet<(&'static str, String)>,
+}
+
 /// A walk through one document.
 struct Import<'a> {
     root: &'a Rc<Node>,
     service: &'a ServiceName,
-    /// Routes already there, without the names of their parameters.
-    seen: HashSet<String>,
-    routes: Vec<String>,
+    selection: &'a Selection,
+    gathered: &'a mut Gathered,
     warnings: Vec<(Position, String)>,
     steps: usize,
 }
@@ -136,7 +191,7 @@ enum TooMuch {
     Steps,
     #[error(
         "the document describes more routes than the {ROUTES_PER_SERVICE_MAX} a service may have; split the service, or \
-         leave out what nobody calls"
+         import what is called by `--prefix` or `--tag`"
     )]
     Routes,
 }
@@ -197,16 +252,16 @@ impl Import<'_> {
                 continue;
             }
             if !entry.key.starts_with('/') {
-                self.warn(
-                    entry.place,
-                    format!(
-                        "the path `{}` does not start with `/`; it is left out",
-                        shown(&entry.key)
-                    ),
+                let reason = format!(
+                    "the path `{}` does not start with `/`; it is left out",
+                    shown(&entry.key)
                 );
+                self.warn(entry.place, reason);
+                self.gathered.left_out.push(shown(&entry.key));
                 continue;
             }
             let Some(item) = self.resolved(&entry.node)? else {
+                self.gathered.left_out.push(shown(&entry.key));
                 continue;
             };
             let own = self.bases(item.get("servers"))?;
@@ -214,17 +269,29 @@ impl Import<'_> {
             for operation in item.entries() {
                 self.step(1 + operation.node.entries().len())?;
                 let method = &*operation.key;
+                let has_tag = self.has_tag(&operation.node)?;
                 if METHODS.contains(&method) {
                     let own = self.bases(operation.node.get("servers"))?;
-                    for base in own.as_ref().unwrap_or(here) {
+                    let bases = own.as_ref().unwrap_or(here);
+                    // Why no server is left, their own warnings say.
+                    if bases.is_empty() {
+                        self.leave_out(method, &entry.key);
+                    }
+                    for base in bases {
                         self.step(ROUTE_STEPS)?;
-                        self.route(method, base, &entry.key, entry.place)?;
+                        if has_tag && self.has_prefix(&format!("{base}{}", entry.key)) {
+                            self.route(method, base, &entry.key, entry.place)?;
+                        } else {
+                            self.gathered.unselected += 1;
+                        }
                     }
                 } else if method == "trace" {
+                    self.leave_out(method, &entry.key);
                     self.warn(operation.place, "`trace` is left out; no proxy serves it");
                 } else if !matches!(method, "summary" | "description" | "servers" | "parameters" | "$ref")
                     && !method.starts_with("x-")
                 {
+                    self.leave_out(method, &entry.key);
                     let reason = format!("`{}` is no operation of OpenAPI 3.1; it is left out", shown(method));
                     self.warn(operation.place, reason);
                 }
@@ -246,6 +313,9 @@ impl Import<'_> {
                 if METHODS.contains(&key) || key == "servers" {
                     let reason = format!("`{key}` beside a `$ref` is left out; move it to where the `$ref` leads");
                     self.warn(beside.place, reason);
+                    if key != "servers" {
+                        self.leave_out(key, "beside a `$ref`");
+                    }
                 }
             }
             let target = reference.text().unwrap_or_default();
@@ -364,6 +434,45 @@ impl Import<'_> {
         Ok(Some(path.trim_end_matches('/').to_owned()))
     }
 
+    fn leave_out(&mut self, method: &str, path: &str) {
+        let name = format!("{} {}", shown(&method.to_uppercase()), shown(path));
+        self.gathered.left_out.push(name);
+    }
+
+    /// Whether an operation has one of the tags that are wanted.
+    fn has_tag(&mut self, operation: &Node) -> Result<bool, TooMuch> {
+        let wanted = &self.selection.tags;
+        if wanted.is_empty() {
+            return Ok(true);
+        }
+        let tags = operation.get("tags").map_or(&[][..], |tags| tags.items());
+        self.step(tags.len())?;
+        let mut has = false;
+        for tag in tags.iter().filter_map(|tag| tag.text()) {
+            if let Some(tag) = self.selection.tags.iter().find(|wanted| *wanted == tag) {
+                self.gathered.used.insert(("tag", tag.clone()));
+                has = true;
+            }
+        }
+        Ok(has)
+    }
+
+    /// Whether a path is below one of the prefixes that are wanted.
+    fn has_prefix(&mut self, path: &str) -> bool {
+        let below = |prefix: &str| {
+            let rest = path.strip_prefix(prefix.trim_end_matches('/'));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let mut wanted = self.selection.prefixes.iter();
+        match wanted.find(|prefix| below(prefix)) {
+            Some(prefix) => {
+                self.gathered.used.insert(("prefix", prefix.clone()));
+                true
+            }
+            None => self.selection.prefixes.is_empty(),
+        }
+    }
+
     fn route(&mut self, method: &str, base: &str, path: &str, place: Position) -> Result<(), TooMuch> {
         let whole = format!("{base}{path}");
         match template(&whole).and_then(|template| {
@@ -372,13 +481,20 @@ impl Import<'_> {
             Ok((route, template))
         }) {
             Ok((route, template)) => {
-                if self.seen.insert(format!("{method} {}", without_names(&template))) {
-                    self.routes.push(route);
+                if self
+                    .gathered
+                    .seen
+                    .insert(format!("{method} {}", without_names(&template)))
+                {
+                    self.gathered.routes.push(route);
                 }
             }
-            Err(reason) => self.warn(place, format!("`{}` is left out: {reason}", shown(&whole))),
+            Err(reason) => {
+                self.leave_out(method, &whole);
+                self.warn(place, format!("`{}` is left out: {reason}", shown(&whole)));
+            }
         }
-        if self.routes.len() > ROUTES_PER_SERVICE_MAX {
+        if self.gathered.routes.len() > ROUTES_PER_SERVICE_MAX {
             return Err(TooMuch::Routes);
         }
         Ok(())
@@ -513,7 +629,7 @@ mod tests {
             name: "api.yaml".to_owned(),
             text: text.to_owned(),
         };
-        routes_from_openapi(&"ledger".parse().unwrap(), &source)
+        routes_from_openapi(&"ledger".parse().unwrap(), &[source], &Selection::default())
     }
 
     /// The routes of a document, one a line, and after them the warnings as `line:column: reason`.
@@ -713,8 +829,105 @@ components:
             .collect();
         refused(
             &format!("openapi: 3.0.0\npaths:\n{many}"),
-            "1:1…more routes than the 1000",
+            "1:1…more routes than the 4000",
         );
+    }
+
+    fn selected(texts: &[&str], prefixes: &[&str], tags: &[&str]) -> Result<ImportedRoutes, Vec<Fault>> {
+        let documents: Vec<Source> = texts
+            .iter()
+            .enumerate()
+            .map(|(n, text)| Source {
+                name: format!("{n}.yaml"),
+                text: (*text).to_owned(),
+            })
+            .collect();
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let selection = Selection {
+            prefixes: owned(prefixes),
+            tags: owned(tags),
+        };
+        routes_from_openapi(&"ledger".parse().unwrap(), &documents, &selection)
+    }
+
+    #[test]
+    fn several_documents_describe_one_service() {
+        const A: &str = r#"{"openapi": "3.0.3", "paths": {"/api/v1/pods": {"get": {}}, "/version/": {"get": {}}}}"#;
+        const B: &str =
+            r#"{"openapi": "3.0.3", "paths": {"/apis/apps/v1/deployments": {"get": {}}, "/version": {"get": {}}}}"#;
+        let found = selected(&[A, B], &[], &[]).unwrap();
+        assert_eq!(
+            found.routes,
+            ["GET /api/v1/pods", "GET /version", "GET /apis/apps/v1/deployments"],
+            "what both describe is one route"
+        );
+        let faults = selected(&[A, "a: b"], &[], &[]).unwrap_err();
+        assert!(faults[0].to_string().starts_with("1.yaml:1:1: "), "{faults:?}");
+    }
+
+    #[test]
+    fn operations_are_selected_by_prefix_and_tag() {
+        let text = "openapi: 3.0.0\nservers: [{url: /v1}]\npaths:\n  /repos/{a}: {get: {tags: [repos]}, delete: {tags: [admin, repos]}}\n  \
+                    /reposits: {get: {tags: [other]}}\n";
+        let check = |prefixes: &[&str], tags: &[&str], routes: &[&str], unselected: usize| {
+            let found = selected(&[text], prefixes, tags).unwrap();
+            assert_eq!(
+                (&found.routes[..], found.unselected),
+                (
+                    &routes.iter().map(|r| (*r).to_owned()).collect::<Vec<_>>()[..],
+                    unselected
+                )
+            );
+            assert_eq!(found.warnings, []);
+        };
+        check(&["/v1/repos"], &[], &["GET /v1/repos/{a}", "DELETE /v1/repos/{a}"], 1);
+        check(
+            &["/v1/repos/", "/v1/reposits"],
+            &["other", "admin"],
+            &["DELETE /v1/repos/{a}", "GET /v1/reposits"],
+            1,
+        );
+        check(&[], &["admin"], &["DELETE /v1/repos/{a}"], 2);
+        let found = selected(&[text], &[], &["admin", "admni"]).unwrap();
+        assert!(
+            found.warnings[0]
+                .to_string()
+                .contains("no operation has the tag `admni`"),
+            "{found:?}"
+        );
+        let faults = selected(&[text], &["/repos"], &[]).unwrap_err();
+        assert!(
+            faults[0].to_string().contains("none of 3 operations is selected"),
+            "{faults:?}"
+        );
+    }
+
+    /// As large as the largest public descriptions of services: 1 300 operations, and those that no route can say are counted.
+    #[test]
+    fn a_large_document_is_imported_whole_and_what_is_left_out_is_named() {
+        let mut text = String::from("openapi: 3.0.3\npaths:\n");
+        for n in 0..650 {
+            text.push_str(&format!(
+                "  /repos/{{owner}}/{{repo}}/things-{n}/{{id}}: {{get: {{tags: [t{}]}}, delete: {{tags: [t{}]}}}}\n",
+                n % 40,
+                n % 40
+            ));
+        }
+        for n in 0..150 {
+            text.push_str(&format!(
+                "  /2010/Accounts/{{Sid}}/Things{n}/{{Sid}}.json: {{get: {{}}}}\n"
+            ));
+        }
+        let began = Instant::now();
+        let found = import(&text).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert_eq!(
+            (found.routes.len(), found.left_out.len(), found.unselected),
+            (1_300, 150, 0)
+        );
+        assert_eq!(found.left_out[149], "GET /2010/Accounts/{Sid}/Things149/{Sid}.json");
+        let table = RouteTable::parse(&found.section()).unwrap();
+        assert_eq!(table.of(&found.service).count(), 1_300);
     }
 
     /// Each variable is twice the next: 2⁶⁴ bytes.

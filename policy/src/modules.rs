@@ -429,11 +429,17 @@ security = true
         );
         scope(
             r#"resource == Hoplite::Route::"ledger""#,
-            &["pay/a.cedar:4:1…its own services only"],
+            &[
+                "pay/a.cedar:4:13…no route `ledger`",
+                "pay/a.cedar:4:1…its own services only",
+            ],
         );
         scope(
             r#"resource in Hoplite::Service::"Ledger""#,
-            &["pay/a.cedar:4:1…`Ledger` is not"],
+            &[
+                "pay/a.cedar:4:13…`Ledger` is not a service name",
+                "pay/a.cedar:4:1…`Ledger` is not",
+            ],
         );
         // A condition does not narrow a scope: it may be wrong.
         scope(

@@ -14,14 +14,16 @@ use crate::fault::{Fault, Text, check_mark};
 use crate::source::{ROUTES_FILE, Source};
 use hoplite_identity::ServiceName;
 use serde::Deserialize;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use toml::Spanned;
 
-/// The most routes of one service: a request is compared with them one by one.
-pub const ROUTES_PER_SERVICE_MAX: usize = 1_000;
+/// The most routes of one service. The largest public descriptions of services have some 1 300 operations; a request is
+/// compared, one by one, with those that have as many segments as it.
+pub const ROUTES_PER_SERVICE_MAX: usize = 4_000;
 
 /// A route's name, for example `ledger:GET /accounts/{id}` or `ledger:unmatched`. Made by a [`RouteTable`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,8 +35,16 @@ pub struct Route {
 /// The routes of every service, from the text of `routes.toml`.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
+    services: HashMap<ServiceName, Templates>,
+}
+
+/// The routes of one service.
+#[derive(Debug, Clone, Default)]
+struct Templates {
     /// Most specific first.
-    services: HashMap<ServiceName, Vec<Template>>,
+    sorted: Vec<Template>,
+    /// By number of segments, the places in that order.
+    by_segments: HashMap<usize, Vec<usize>>,
 }
 
 /// `GET /accounts/{id}`, parsed.
@@ -47,7 +57,7 @@ struct Template {
 }
 
 /// What one segment has to be. The order is that of precedence: a literal is more specific.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Pattern {
     Literal(String),
     Parameter,
@@ -158,23 +168,29 @@ impl RouteTable {
                 continue;
             }
             let mut templates: Vec<Template> = Vec::with_capacity(section.routes.len());
+            let mut known: HashMap<(Vec<Pattern>, Option<String>), usize> = HashMap::new();
             for route in &section.routes {
                 match Template::parse(&name, route.as_ref()) {
-                    Ok(template) => match templates.iter().find(|other| other.covers_the_same(&template)) {
-                        Some(other) => {
+                    Ok(template) => match known.entry((template.pattern.clone(), template.method.clone())) {
+                        Entry::Occupied(first) => {
+                            let Some(other) = templates.get(*first.get()) else {
+                                continue;
+                            };
                             let reason = format!(
                                 "`{}` covers the same requests as `{}`; remove one of them",
                                 template.route, other.route
                             );
                             faults.push(fault(Some(route.span()), reason));
                         }
-                        None => templates.push(template),
+                        Entry::Vacant(place) => {
+                            place.insert(templates.len());
+                            templates.push(template);
+                        }
                     },
                     Err(reason) => faults.push(fault(Some(route.span()), reason.to_string())),
                 }
             }
-            templates.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
-            services.insert(name, templates);
+            services.insert(name, Templates::new(templates));
         }
         if faults.is_empty() {
             Ok(Self { services })
@@ -186,7 +202,7 @@ impl RouteTable {
     /// Whether a request can be given the route of this name: one that is in the table, or the unmatched of any service.
     pub fn has(&self, name: &str) -> bool {
         name.split_once(':').is_some_and(|(service, what)| {
-            let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
+            let templates = self.services.get(service).map_or(&[] as &[_], |of| &of.sorted);
             let unmatched = what == "unmatched" && ServiceName::check(service).is_ok();
             unmatched || templates.iter().any(|template| template.route.as_str() == name)
         })
@@ -213,6 +229,7 @@ impl RouteTable {
         let wanted = alike(what)?;
         self.services
             .get(service)?
+            .sorted
             .iter()
             .map(|template| &template.route)
             .find(|route| {
@@ -249,7 +266,7 @@ impl RouteTable {
 
     /// The routes of a service, most specific first, each with its method; none is any method.
     pub fn of(&self, service: &ServiceName) -> impl Iterator<Item = (&Route, Option<&str>)> {
-        let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
+        let templates = self.services.get(service).map_or(&[] as &[_], |of| &of.sorted);
         templates
             .iter()
             .map(|template| (&template.route, template.method.as_deref()))
@@ -258,11 +275,30 @@ impl RouteTable {
     /// The most specific route that covers the request: of two templates the one that is literal where the other has
     /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
     pub fn route(&self, service: &ServiceName, request: &CanonicalRequest) -> Route {
-        let templates = self.services.get(service).map_or(&[] as &[_], Vec::as_slice);
-        templates
-            .iter()
-            .find(|template| template.covers(request))
+        self.services
+            .get(service)
+            .and_then(|templates| templates.covering(request))
             .map_or_else(|| Route::unmatched(service), |template| template.route.clone())
+    }
+}
+
+// === impl Templates ===
+
+impl Templates {
+    fn new(mut sorted: Vec<Template>) -> Self {
+        sorted.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
+        let mut by_segments: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (place, template) in sorted.iter().enumerate() {
+            by_segments.entry(template.pattern.len()).or_default().push(place);
+        }
+        Self { sorted, by_segments }
+    }
+
+    /// The first that covers the request.
+    fn covering(&self, request: &CanonicalRequest) -> Option<&Template> {
+        let places = self.by_segments.get(&request.segments().len())?.iter();
+        let mut templates = places.filter_map(|place| self.sorted.get(*place));
+        templates.find(|template| template.covers(request))
     }
 }
 
@@ -346,10 +382,6 @@ impl Template {
                     Pattern::Literal(literal) => literal == segment,
                     Pattern::Parameter => true,
                 })
-    }
-
-    fn covers_the_same(&self, other: &Self) -> bool {
-        self.precedence() == other.precedence()
     }
 
     /// Smaller goes first. Equal only for templates that cover exactly the same requests.

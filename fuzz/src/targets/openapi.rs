@@ -1,6 +1,6 @@
 //! OpenAPI documents: what is imported is a route table.
 
-use hoplite_author::routes_from_openapi;
+use hoplite_author::{Selection, routes_from_openapi};
 use hoplite_policy::{RouteTable, Source};
 
 use super::signature;
@@ -15,7 +15,11 @@ pub fn openapi(input: &[u8]) -> String {
         name: name.to_owned(),
         text: text.to_owned(),
     };
-    let found = match routes_from_openapi(&"a.b".parse().expect("it is the name of a service"), &document) {
+    let found = match routes_from_openapi(
+        &"a.b".parse().expect("it is the name of a service"),
+        &[document],
+        &Selection::default(),
+    ) {
         Ok(found) => found,
         Err(faults) => return signature(&faults.first().expect("what is refused has a fault").reason),
     };

@@ -59,7 +59,8 @@ fn a_fault_is_shown_in_its_line() {
     assert_eq!(code, Some(1));
     let expected = format!(
         "{}/b.cedar:1:1: the policy has no `@owner`\n  |\n1 | @id(\"b\")\n  | ^^^^^^^^\n  \
-         = help: put `@owner(\"team\")` before it, naming who answers for it\n\n1 fault in 2 files\n",
+         = help: put `@owner(\"team\")` before it, naming who answers for it\n\n1 warning in 2 files; \
+         a proxy loads this, and `publish` does not sign it\n",
         dir.path().display()
     );
     assert_eq!(said, expected);
@@ -75,6 +76,7 @@ fn a_fault_is_shown_in_its_line() {
         (&"b.cedar".into(), &1.into(), &1.into())
     );
     assert_eq!(fault["reason"], "the policy has no `@owner`");
+    assert_eq!(fault["level"], "warning");
     assert!(fault["help"].as_str().unwrap().starts_with("put `@owner"));
 
     fs::remove_file(dir.path().join("b.cedar")).unwrap();
@@ -84,6 +86,74 @@ fn a_fault_is_shown_in_its_line() {
         (code, &answer["ok"], &answer["faults"]),
         (Some(0), &true.into(), &Value::Array(Vec::new()))
     );
+}
+
+/// What a check calls an error is what nothing loads; a warning is what would be loaded.
+#[test]
+fn errors_are_told_from_warnings() {
+    let forbid = |condition: &str| {
+        format!("{GOOD}@id(\"f\") @owner(\"x\") forbid (principal, action, resource) when {{ {condition} }};\n")
+    };
+    let routes: &[u8] = b"[ledger]\nroutes = []\n";
+    let check = |policy: &str, level: &str, expected: &str| {
+        let dir = directory(&[("a.cedar", policy.as_bytes()), ("routes.toml", routes)]);
+        let (code, said) = policy_json(dir.path());
+        let fault = &said["faults"][0];
+        assert_eq!(code, Some(1), "{said:#}");
+        assert_eq!(
+            (&fault["level"], &fault["line"]),
+            (&level.into(), &8.into()),
+            "{said:#}"
+        );
+        assert!(fault["reason"].as_str().unwrap().contains(expected), "{said:#}");
+        let sources = hoplite_policy::Source {
+            name: "a.cedar".to_owned(),
+            text: policy.to_owned(),
+        };
+        assert_eq!(
+            hoplite_policy::Snapshot::compile(&[sources]).is_err(),
+            level == "error",
+            "{policy}"
+        );
+    };
+    check(&forbid("context has path"), "error", "no `context.path`");
+    check(
+        &forbid("context has host && context.host == \"Ledger:8443\""),
+        "error",
+        "no request has the host",
+    );
+    check(&forbid("context.conn.dow == \"Monday\""), "error", "no day of the week");
+    let stranger = GOOD
+        .replace("ledger/reads", "f")
+        .replace("::\"ledger\"", "::\"legder\"")
+        .replace('\n', " ");
+    check(&format!("{GOOD}{stranger}\n"), "warning", "names the service `legder`");
+
+    let dir = directory(&[("a.cedar", GOOD.as_bytes()), ("who", b"spiffe://prod.acme/shop/web\n")]);
+    let who = dir.path().join("who").display().to_string();
+    assert_eq!(policy("check", dir.path(), &["--registered", &who]).0, Some(0));
+    fs::write(dir.path().join("who"), "spiffe://prod.acme/shopping\n").unwrap();
+    let (code, said) = policy("check", dir.path(), &["--registered", &who]);
+    assert!(
+        code == Some(1) && said.contains("a.cedar:4:16: nobody is registered as `prod.acme/shop`"),
+        "{said}"
+    );
+
+    let marked: Vec<u8> = [0xff, 0xfe]
+        .into_iter()
+        .chain(GOOD.encode_utf16().flat_map(u16::to_le_bytes))
+        .collect();
+    let dir = directory(&[("a.cedar", &marked)]);
+    let (code, said) = policy("check", dir.path(), &[]);
+    assert!(
+        code != Some(0) && said.contains("`a.cedar` is UTF-16, as its byte order mark says; save it as UTF-8"),
+        "{said}"
+    );
+}
+
+fn policy_json(dir: &Path) -> (Option<i32>, Value) {
+    let (code, said) = policy("check", dir, &["--output", "json"]);
+    (code, serde_json::from_str(&said).unwrap())
 }
 
 #[test]

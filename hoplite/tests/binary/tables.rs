@@ -94,6 +94,28 @@ fn routes_come_out_of_an_openapi_document() {
         said.contains("warning: ") && said.contains("api.yaml:4:3: `/files/{name}.json` is left out"),
         "{said}"
     );
+    assert!(
+        said.contains("1 operation is left out:\n  GET /files/{name}.json\n"),
+        "{said}"
+    );
+
+    // Two documents of one service, and a part of them.
+    write(
+        dir.path(),
+        "more.json",
+        r#"{"openapi": "3.0.3", "paths": {"/apis/apps": {"get": {"tags": ["apps"]}}}}"#,
+    );
+    let more = path("more.json");
+    let (ok, printed, said) = run(&[import, &[&more]].concat());
+    assert!(
+        ok && printed.contains("/accounts/{id}") && printed.contains("/apis/apps"),
+        "{printed}{said}"
+    );
+    let (ok, printed, said) = run(&[import, &[&more, "--tag", "apps"]].concat());
+    assert!(
+        ok && printed == "[ledger]\nroutes = [\n    \"GET /apis/apps\",\n]\n",
+        "{printed}{said}"
+    );
 
     let table = path("routes.toml");
     write(dir.path(), "routes.toml", "# ours\n[edge]\nroutes = []\n");

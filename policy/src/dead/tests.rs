@@ -325,9 +325,9 @@ fn numbers_times_and_addresses_that_no_request_has() {
             "context.conn.src == ip(\"10.0.0.0/8\")",
             "3:31…isInRange(ip(\"10.0.0.0/8\"))",
         ),
-        ("context.conn.src == ip(\"::ffff:10.0.0.1\")", "3:31…write it as IPv4"),
+        ("context.conn.src == ip(\"::ffff:a00:1\")", "3:31…write it as IPv4"),
         (
-            "context.conn.src.isInRange(ip(\"::ffff:10.0.0.0/104\"))",
+            "context.conn.src.isInRange(ip(\"::ffff:a00:0/104\"))",
             "3:38…write it as IPv4",
         ),
         ("context.conn.src == ip(\"10.0.0.1\")", ""),

@@ -75,8 +75,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let _ = writeln!(text, "beside: {named}");
         }
         for fault in &faults {
-            let mut fault = fault.clone();
-            fault.reason = format!("{}: {}", level.as_str(), fault.reason);
             let _ = writeln!(text, "{directory}/{}", fault.render());
         }
         let plural = if faults.len() == 1 { "" } else { "s" };

@@ -1,12 +1,13 @@
 //! `hoplite policy routes`: a service's routes out of the documents its team already has.
 
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_author::{ImportedRoutes, routes_from_openapi};
+use hoplite_author::{ImportedRoutes, Selection, routes_from_openapi};
 use hoplite_host::files;
 use hoplite_identity::ServiceName;
 use hoplite_policy::{Fault, RouteTable, Source};
@@ -19,7 +20,7 @@ use crate::output::{Output, print, print_json};
 pub(crate) enum RoutesCommand {
     /// Read a service's routes out of its OpenAPI document (3.0 or 3.1, YAML or JSON)
     #[command(
-        after_help = "Examples:\n  hoplite policy routes import --service ledger openapi.yaml\n  hoplite policy routes import --service ledger openapi.yaml --into policies/routes.toml"
+        after_help = "Examples:\n  hoplite policy routes import --service ledger openapi.yaml\n  hoplite policy routes import --service ledger openapi.yaml --into policies/routes.toml\n  hoplite policy routes import --service github api.json --prefix /repos --tag issues --tag pulls"
     )]
     Import(ImportArgs),
 }
@@ -32,8 +33,15 @@ pub(crate) struct ImportArgs {
     /// Replace the service's section of this routes.toml and keep everything else [default: print the section]
     #[arg(long, value_name = "ROUTES_TOML")]
     into: Option<PathBuf>,
-    /// The OpenAPI document
-    document: PathBuf,
+    /// Only operations below this path, base paths of servers included; may be repeated
+    #[arg(long, value_name = "PATH")]
+    prefix: Vec<String>,
+    /// Only operations with this tag; may be repeated
+    #[arg(long)]
+    tag: Vec<String>,
+    /// The OpenAPI documents of the service
+    #[arg(required = true)]
+    documents: Vec<PathBuf>,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -46,22 +54,36 @@ pub(crate) fn run(command: RoutesCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
-    let document = Source {
-        name: args.document.display().to_string(),
-        text: files::read_text(&args.document)?,
+    let source = |path: &PathBuf| -> anyhow::Result<Source> {
+        Ok(Source {
+            name: path.display().to_string(),
+            text: files::read_text(path)?,
+        })
     };
-    let imported = routes_from_openapi(&args.service, &document)
+    let documents = args.documents.iter().map(source).collect::<anyhow::Result<Vec<_>>>()?;
+    let selection = Selection {
+        prefixes: args.prefix.clone(),
+        tags: args.tag.clone(),
+    };
+    let imported = routes_from_openapi(&args.service, &documents, &selection)
         .map_err(|faults| refused("the routes cannot be imported", &faults))?;
     // Beside the section, which may go into a file.
     let mut stderr = io::stderr().lock();
     for warning in &imported.warnings {
         let _ = writeln!(stderr, "warning: {warning}");
     }
+    if !imported.left_out.is_empty() {
+        let plural = if imported.left_out.len() == 1 { " is" } else { "s are" };
+        let _ = writeln!(stderr, "{} operation{plural} left out:", imported.left_out.len());
+        for operation in &imported.left_out {
+            let _ = writeln!(stderr, "  {operation}");
+        }
+    }
     let changes = args.into.as_ref().map(|path| merge_file(path, &imported)).transpose()?;
     match (args.output, &args.into, changes) {
         (Output::Json, into, changes) => print_json(&json!({
             "service": imported.service, "routes": imported.routes, "changes": changes,
-            "into": into.as_ref().map(|path| path.display().to_string()),
+            "left_out": imported.left_out, "unselected": imported.unselected, "into": into.as_ref().map(|path| path.display().to_string()),
             "warnings": imported.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }))?,
         (Output::Table, Some(path), Some(changes)) => print(&told(path, &imported, &changes))?,
@@ -88,11 +110,13 @@ fn merge_file(path: &Path, imported: &ImportedRoutes) -> anyhow::Result<Vec<Stri
 fn told(path: &Path, imported: &ImportedRoutes, changes: &[String]) -> String {
     let mut text: String = changes.iter().map(|change| format!("{change}\n")).collect();
     text.push_str(&format!(
-        "`{}` has {} routes in `{}`; {} changed\n",
+        "`{}` has {} routes in `{}`; {} changed, {} left out, {} not selected\n",
         imported.service,
         imported.routes.len(),
         path.display(),
-        changes.len()
+        changes.len(),
+        imported.left_out.len(),
+        imported.unselected
     ));
     text
 }
@@ -145,13 +169,14 @@ fn merged(before: &str, imported: &ImportedRoutes) -> anyhow::Result<(String, Ve
             .collect()
     };
     let (was, is) = (texts(&old), texts(&new));
+    let (had, has): (HashSet<_>, HashSet<_>) = (was.iter().collect(), is.iter().collect());
     let gone = was
         .iter()
-        .filter(|route| !is.contains(route))
+        .filter(|route| !has.contains(route))
         .map(|route| format!("- {route}"));
     let come = is
         .iter()
-        .filter(|route| !was.contains(route))
+        .filter(|route| !had.contains(route))
         .map(|route| format!("+ {route}"));
     let changes: Vec<String> = gone.chain(come).collect();
     if changes.is_empty() && was == is {
@@ -176,6 +201,8 @@ mod tests {
         ImportedRoutes {
             service: service.parse().unwrap(),
             routes: routes.iter().map(|route| (*route).to_owned()).collect(),
+            left_out: Vec::new(),
+            unselected: 0,
             warnings: Vec::new(),
         }
     }
