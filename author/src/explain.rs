@@ -308,7 +308,7 @@ pub(crate) enum NotEvaluated {
     #[error("`{0}` is neither true nor false")]
     NoBool(String),
     #[error(transparent)]
-    Cedar(#[from] EvaluationError),
+    Cedar(Box<EvaluationError>),
 }
 
 // === impl Question ===
@@ -331,7 +331,7 @@ impl<'a> Question<'a> {
         match eval_expression(request, &self.call.entities, &conjunct.expression) {
             Ok(EvalResult::Bool(holds)) => Ok(holds),
             Ok(other) => Err(NotEvaluated::NoBool(other.to_string())),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(NotEvaluated::Cedar(Box::new(error))),
         }
     }
 

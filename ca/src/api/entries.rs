@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_host::clock;
-use hoplite_identity::{Difference, Entry, EntryId, RegisteredEntry, TrustDomain, check_owner};
+use hoplite_identity::{Difference, Entry, EntryId, InvalidEntry, RegisteredEntry, TrustDomain, check_owner};
 use hoplite_store::Revision;
 use hoplite_wire::ca as wire;
 use hoplite_wire::ca::applied_entry::Action;
@@ -61,7 +61,7 @@ impl Entries {
         let mut results = Vec::with_capacity(parsed.len());
         for parsed in parsed {
             results.push(match parsed {
-                Err(error) => refused(error),
+                Err(error) => refused(error.to_string()),
                 Ok(_) => created_result(uid, created.next().ok_or_else(unanswered)?, revision),
             });
         }
@@ -82,18 +82,18 @@ impl Entries {
             .iter()
             .map(|message| (EntryId::parse(&message.id), message.revision))
             .collect();
-        let parsed: Vec<_> = named
+        let parsed: Vec<Result<Update, InvalidEntry>> = named
             .into_iter()
             .zip(self.parsed(messages))
             .map(|((id, revision), entry)| {
                 Ok(Update {
-                    id: id.map_err(|error| error.to_string())?,
+                    id: id?,
                     entry: entry?,
                     expected: (revision != 0).then_some(revision),
                 })
             })
             .collect();
-        let mut results: Vec<Result<EntryId, String>> = Vec::with_capacity(parsed.len());
+        let mut results: Vec<Result<EntryId, InvalidEntry>> = Vec::with_capacity(parsed.len());
         let mut entries = Vec::with_capacity(parsed.len());
         for update in parsed {
             results.push(match update {
@@ -111,7 +111,7 @@ impl Entries {
         let mut answers = Vec::with_capacity(results.len());
         for result in results {
             answers.push(match result {
-                Err(error) => refused(error),
+                Err(error) => refused(error.to_string()),
                 Ok(id) => updated_result(uid, id, updated.next().ok_or_else(unanswered)?, revision),
             });
         }
@@ -149,8 +149,8 @@ impl Entries {
         let parsed = self.parsed(messages);
         if parsed.iter().any(Result::is_err) {
             // Nothing is done, so nothing is known of the others.
-            let told = |parsed: Result<Entry, String>| wire::AppliedEntry {
-                error: parsed.err().unwrap_or_default(),
+            let told = |parsed: Result<Entry, InvalidEntry>| wire::AppliedEntry {
+                error: parsed.err().map(|error| error.to_string()).unwrap_or_default(),
                 ..wire::AppliedEntry::default()
             };
             return Ok(wire::ApplyEntriesResponse {
@@ -239,11 +239,9 @@ impl Entries {
         Ok(wire::DeleteEntriesResponse { errors })
     }
 
-    fn parsed(&self, messages: Vec<wire::Entry>) -> Vec<Result<Entry, String>> {
+    fn parsed(&self, messages: Vec<wire::Entry>) -> Vec<Result<Entry, InvalidEntry>> {
         let now = clock::now();
-        let parse = |message| {
-            entry::parse(message, &self.trust_domain, self.ttl_limit, now).map_err(|invalid| invalid.to_string())
-        };
+        let parse = |message| entry::parse(message, &self.trust_domain, self.ttl_limit, now);
         messages.into_iter().map(parse).collect()
     }
 

@@ -340,31 +340,37 @@ fn selector_text(selector: &ca::Selector) -> String {
     format!("{}:{}", selector.kind, selector.value)
 }
 
+/// A text that is no life of a certificate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadTtl {
+    #[error("`{0}` is not a length of time; write for example `30s` or `1h`, or `default`")]
+    NoTime(String),
+    #[error("`{0}` is no life of a certificate; write whole seconds, at least one")]
+    NoLife(Span),
+}
+
 // === impl Ttl ===
 
 impl FromStr for Ttl {
-    type Err = String;
+    type Err = BadTtl;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, BadTtl> {
         if text == "default" {
             return Ok(Self(0));
         }
-        let span = humantime::parse_duration(text)
-            .map_err(|_| format!("`{text}` is not a length of time; write for example `30s` or `1h`, or `default`"))?;
+        let span = humantime::parse_duration(text).map_err(|_| BadTtl::NoTime(text.to_owned()))?;
         Self::try_from(Span(span))
     }
 }
 
 impl TryFrom<Span> for Ttl {
-    type Error = String;
+    type Error = BadTtl;
 
-    fn try_from(span: Span) -> Result<Self, String> {
+    fn try_from(span: Span) -> Result<Self, BadTtl> {
         let seconds = u32::try_from(span.0.as_secs()).ok();
         match seconds.filter(|seconds| *seconds > 0 && span.0.subsec_nanos() == 0) {
             Some(seconds) => Ok(Self(seconds)),
-            None => Err(format!(
-                "`{span}` is no life of a certificate; write whole seconds, at least one"
-            )),
+            None => Err(BadTtl::NoLife(span)),
         }
     }
 }
