@@ -16,10 +16,11 @@ use hoplite_seal::{Hash, TrustedSigners};
 use hoplite_store::{CommitError, LargeId};
 
 use crate::policy::bundles::{BundleCache, KeepError};
+use crate::policy::error::PolicyError;
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::Published;
 use crate::policy::signers::AddSigners;
-use crate::policy::writes::{AddGrant, PolicyError, Publish};
+use crate::policy::writes::{AddGrant, Publish};
 use crate::record::Record;
 use crate::registry::Registry;
 use crate::write::WriteError;

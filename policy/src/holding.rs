@@ -21,8 +21,10 @@ use crate::bundle::{
 use crate::calendar::instant;
 use crate::grant::{Grant, GrantRefused};
 
+mod not_restored;
 mod slots;
 
+pub use not_restored::{NotRestored, Unreadable};
 pub use slots::{BundleRef, Ended, GrantRef, Slots};
 
 /// Grants held at once; a CA has fewer.
@@ -78,20 +80,6 @@ pub struct KeptPolicy {
     pub shadow: Option<Result<Vec<u8>, Unreadable>>,
 }
 
-/// Why what was kept cannot be read, in words for people.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unreadable(String);
-
-// === impl Unreadable ===
-
-impl Unreadable {
-    /// For this reason.
-    pub fn of(why: impl std::fmt::Display) -> Self {
-        Self(why.to_string())
-    }
-}
-
 /// Why a bundle that was offered is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
@@ -101,32 +89,6 @@ pub enum NotTaken {
     /// It is refused, or held already.
     #[error(transparent)]
     Refused(#[from] Refused),
-}
-
-/// Why something that was kept is not held. What was accepted last is known all the same, unless it says otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotRestored {
-    /// The state cannot be read or understood.
-    #[error("what policy was accepted before is not known any more: {0}")]
-    State(String),
-    /// The file cannot be read.
-    #[error("{0}")]
-    Unreadable(String),
-    /// It was accepted, and its file is gone.
-    #[error("its file is gone")]
-    Missing,
-    /// Nobody's signature counts here any more.
-    #[error("`policy_signers` is empty, and a bundle has been in force here")]
-    NoSigner,
-    /// It is damaged, signed by somebody who is trusted no longer, or older than what was accepted.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    /// A bundle of another stage lies in its place.
-    #[error("it is a {0} bundle, which may not decide in the place of another")]
-    OtherStage(Stage),
-    /// A grant is damaged, or signed by somebody who is trusted no longer.
-    #[error(transparent)]
-    Grant(#[from] GrantRefused),
 }
 
 /// What [`Holding::state`] writes.
@@ -347,7 +309,7 @@ impl Holding {
             let seen = seen.map(|KeptSeen { revision, manifest }| Seen { revision, manifest });
             let opened = match bytes {
                 Some(Ok(bytes)) => holding.open_kept(stage, seen, &bytes, now).map(Some),
-                Some(Err(why)) => Err(NotRestored::Unreadable(why.0)),
+                Some(Err(why)) => Err(NotRestored::Unreadable(why.to_string())),
                 None if seen.is_some() => Err(NotRestored::Missing),
                 None => Ok(None),
             };

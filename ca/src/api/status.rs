@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
 use crate::issuance::{BadCsr, MintError};
-use crate::policy::writes::PolicyError;
+use crate::policy::error::PolicyError;
 use crate::publishing::PublishError;
 use crate::tokens::writes::TokenError;
 use crate::write::WriteError;

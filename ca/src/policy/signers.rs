@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
 use hoplite_identity::TrustDomain;
-use hoplite_seal::{BadSet, NotFollowed, SignerChain, TrustedSet, TrustedSigners};
+use hoplite_seal::{NotFollowed, SignerChain, TrustedSet, TrustedSigners};
 use serde::{Deserialize, Serialize};
 
+use crate::policy::error::PolicyError;
 use crate::policy::grant::GrantRecord;
 use crate::policy::published::{Head, Published};
-use crate::policy::writes::PolicyError;
 use crate::record::Record;
 use crate::write::{Changes, ReadError, View, Write};
 
@@ -147,11 +147,5 @@ impl Write for AddSigners {
                 changes.put(&name, &revoked)
             });
         Ok((changes, (newest.version(), ended)))
-    }
-}
-
-impl From<BadSet> for PolicyError {
-    fn from(bad: BadSet) -> Self {
-        NotFollowed::Bad { version: 1, bad }.into()
     }
 }

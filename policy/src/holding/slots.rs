@@ -6,8 +6,8 @@
 
 use std::time::SystemTime;
 
+use super::not_restored::NotRestored;
 use crate::bundle::{Refused, Seen, Stage, in_order};
-use crate::holding::NotRestored;
 
 /// A bundle, as somebody holds it: whole, or as a record of where it lies.
 pub trait BundleRef: Clone {
