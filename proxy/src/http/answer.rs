@@ -25,10 +25,6 @@ use crate::peer::dial::UpstreamError;
 #[derive(Debug)]
 pub(crate) struct Answer(Response<Body>);
 
-/// A body of ours: only an answer has one.
-#[derive(Debug)]
-pub(crate) struct Own(Full<Bytes>);
-
 /// How a caller wants to be answered, and over what.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dialect {
@@ -46,18 +42,6 @@ impl Dialect {
             http2,
             grpc: http2 && grpc::is_grpc(headers),
         }
-    }
-}
-
-// === impl Own ===
-
-impl Own {
-    pub(crate) fn get_mut(&mut self) -> &mut Full<Bytes> {
-        &mut self.0
-    }
-
-    pub(crate) fn get(&self) -> &Full<Bytes> {
-        &self.0
     }
 }
 
@@ -130,11 +114,11 @@ impl Answer {
     ) -> Self {
         let mut response = if dialect.grpc {
             // Trailers only: the stream ends with its head.
-            let mut response = Response::new(Body::Own(Own(Full::default())));
+            let mut response = Response::new(Body::Own(Full::default()));
             grpc::refuse(response.headers_mut(), status, code, decision);
             response
         } else {
-            let mut response = Response::new(Body::Own(Own(Full::new(Bytes::from(text)))));
+            let mut response = Response::new(Body::Own(Full::new(Bytes::from(text))));
             *response.status_mut() = status;
             let json = HeaderValue::from_static("application/json");
             response.headers_mut().insert(CONTENT_TYPE, json);

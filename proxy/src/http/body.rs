@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::http::answer::Own;
 use crate::http::exchange::{Answering, Exchange};
 use crate::http::grpc::GrpcEnd;
 use crate::http::http2::received::Received;
@@ -60,9 +60,9 @@ pub(crate) enum Body {
         exchange: Arc<Exchange>,
     },
     /// Of a request that may have to be sent again.
-    Replayed(Replay),
+    Replayed(Replay<Body>),
     /// An answer of ours.
-    Own(Own),
+    Own(Full<Bytes>),
     /// Of a request without one.
     Empty,
     /// Any of these, on its way to who asked.
@@ -217,7 +217,7 @@ impl HttpBody for Body {
                 };
                 match (polled, end) {
                     (Poll::Ready(Some(Err(broken))), Some(end)) => {
-                        let trailers = end.trailers(&broken).map(Frame::trailers);
+                        let trailers = end.trailers(&*broken).map(Frame::trailers);
                         Poll::Ready(Some(trailers.ok_or(broken)))
                     }
                     (Poll::Ready(Some(Ok(mut frame))), Some(end)) => {
@@ -242,9 +242,7 @@ impl HttpBody for Body {
                 polled
             }
             Self::Replayed(replay) => Pin::new(replay).poll_frame(context),
-            Self::Own(own) => Pin::new(own.get_mut())
-                .poll_frame(context)
-                .map_err(|never| match never {}),
+            Self::Own(full) => Pin::new(full).poll_frame(context).map_err(|never| match never {}),
             Self::Empty => Poll::Ready(None),
             Self::Answered { body, transfer, due } => {
                 let polled = Pin::new(&mut **body).poll_frame(context);
@@ -260,7 +258,7 @@ impl HttpBody for Body {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.is_end_stream(),
             Self::Replayed(replay) => replay.is_end_stream(),
-            Self::Own(own) => own.get().is_end_stream(),
+            Self::Own(full) => full.is_end_stream(),
             Self::Empty => true,
             Self::Answered { body, .. } => body.is_end_stream(),
         }
@@ -270,7 +268,7 @@ impl HttpBody for Body {
         match self {
             Self::Streamed { incoming, .. } | Self::Received { incoming, .. } => incoming.size_hint(),
             Self::Replayed(replay) => replay.size_hint(),
-            Self::Own(own) => own.get().size_hint(),
+            Self::Own(full) => full.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
             Self::Answered { body, .. } => body.size_hint(),
         }

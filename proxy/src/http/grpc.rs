@@ -1,11 +1,12 @@
 //! gRPC over HTTP/2: a refusal is an answer of trailers only, and what breaks off ends with a status, never as a fault of
 //! gRPC's own (`INTERNAL`).
 
+use std::error::Error;
+
 use hoplite_audit::DecisionId;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::http::body::Broken;
 use crate::http::exchange::NoLongerPermitted;
 use crate::http::hygiene::DECISION;
 
@@ -85,7 +86,7 @@ impl GrpcEnd {
     }
 
     /// The trailers to end with instead of this fault, once.
-    pub(crate) fn trailers(&mut self, broken: &Broken) -> Option<HeaderMap> {
+    pub(crate) fn trailers(&mut self, broken: &(dyn Error + Send + Sync + 'static)) -> Option<HeaderMap> {
         if std::mem::replace(&mut self.said, true) {
             return None;
         }

@@ -3,6 +3,7 @@
 //! A request that a server has not looked at is sent to it again. What was read of its body by then is kept for that, up
 //! to a bound; beyond it, or once the answer has begun, nothing is kept and nothing can be sent again.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -11,15 +12,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::http::body::{Body, Broken};
-
 /// What is kept of one body.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// One reading of a body, which may be read again.
 #[derive(Debug)]
-pub(crate) struct Replay {
-    kept: Arc<Mutex<Kept>>,
+pub(crate) struct Replay<B> {
+    kept: Arc<Mutex<Kept<B>>>,
     /// Which reading it is: one that is no longer the last reads nothing.
     reading: usize,
     next: usize,
@@ -27,16 +26,11 @@ pub(crate) struct Replay {
 
 /// Whoever may want to have it read again.
 #[derive(Debug)]
-pub(crate) enum Again {
-    /// There is nothing to read.
-    Empty,
-    /// What was read is kept.
-    Kept(Arc<Mutex<Kept>>),
-}
+pub(crate) struct Again<B>(Arc<Mutex<Kept<B>>>);
 
 #[derive(Debug)]
-pub(crate) struct Kept {
-    body: Body,
+struct Kept<B> {
+    body: B,
     frames: Vec<Piece>,
     bytes: usize,
     /// Everything that was read of it is still there.
@@ -57,56 +51,40 @@ struct Superseded;
 
 // === impl Again ===
 
-impl Again {
-    /// Gives a body for its first reading, and the means to have it read again.
-    pub(crate) fn keep(body: Body) -> (Body, Self) {
-        if body.is_end_stream() {
-            return (body, Self::Empty);
-        }
-        let kept = Arc::new(Mutex::new(Kept {
+impl<B> Again<B> {
+    pub(crate) fn new(body: B) -> Self {
+        Self(Arc::new(Mutex::new(Kept {
             body,
             frames: Vec::new(),
             bytes: 0,
             whole: true,
             readings: 0,
-        }));
-        let first = Replay {
-            kept: kept.clone(),
-            reading: 0,
-            next: 0,
-        };
-        (Body::Replayed(first), Self::Kept(kept))
+        })))
     }
 
-    /// The body from its beginning; none if not all of that is there any more.
-    pub(crate) fn read(&self) -> Option<Body> {
-        let kept = match self {
-            Self::Empty => return Some(Body::Empty),
-            Self::Kept(kept) => kept,
-        };
-        let mut state = lock(kept);
+    /// The body from its beginning; none if not all of that is there any more. An earlier reading ends.
+    pub(crate) fn read(&self) -> Option<Replay<B>> {
+        let mut state = lock(&self.0);
         if !state.whole {
             return None;
         }
         state.readings += 1;
-        Some(Body::Replayed(Replay {
-            kept: kept.clone(),
+        Some(Replay {
+            kept: self.0.clone(),
             reading: state.readings,
             next: 0,
-        }))
+        })
     }
 
     /// It will not be read again.
-    pub(crate) fn settle(self) {
-        if let Self::Kept(kept) = self {
-            lock(&kept).forget();
-        }
+    pub(crate) fn settle(&self) {
+        lock(&self.0).forget();
     }
 }
 
 // === impl Kept ===
 
-impl Kept {
+impl<B> Kept<B> {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if !self.whole {
             return;
@@ -131,11 +109,14 @@ impl Kept {
 
 // === impl Replay ===
 
-impl HttpBody for Replay {
+impl<B> HttpBody for Replay<B>
+where
+    B: HttpBody<Data = Bytes, Error = Box<dyn Error + Send + Sync>> + Unpin,
+{
     type Data = Bytes;
-    type Error = Broken;
+    type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let mut kept = lock(&this.kept);
         if kept.readings != this.reading {
@@ -190,6 +171,6 @@ impl From<Piece> for Frame<Bytes> {
     }
 }
 
-fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+fn lock<B>(kept: &Mutex<Kept<B>>) -> MutexGuard<'_, Kept<B>> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,7 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version};
+use hyper::body::Body as HttpBody;
 use tokio::time::timeout;
 
 use crate::http::body::Body;
@@ -110,7 +111,13 @@ impl Upstream {
     ) -> Result<FromServer, UpstreamError> {
         let (head, body) = request.into_parts();
         let idempotent = head.method.is_idempotent();
-        let (mut body, again) = Again::keep(body);
+        let again = (!body.is_end_stream()).then(|| Again::new(body));
+        // Of nothing there is always all.
+        let read = || match &again {
+            Some(again) => again.read().map(Body::Replayed),
+            None => Some(Body::Empty),
+        };
+        let mut body = read().unwrap_or(Body::Empty);
         let (mut anew, mut left) = (false, ATTEMPTS_MAX);
         loop {
             left -= 1;
@@ -123,7 +130,9 @@ impl Upstream {
             let request = self.address(head.clone(), body, canonical, &connection)?;
             let NoAnswer { reached, error } = match connection.ask(request, interims, &self.name()).await {
                 Ok(response) => {
-                    again.settle();
+                    if let Some(again) = &again {
+                        again.settle();
+                    }
                     self.give_back(connection);
                     return self.bounded(response);
                 }
@@ -134,7 +143,7 @@ impl Upstream {
                 Reached::Unknown => is_old && !anew && idempotent && !interims.any(),
                 Reached::Server => false,
             };
-            body = match again.read() {
+            body = match read() {
                 Some(body) if may_again && left > 0 => body,
                 _ => return Err(error),
             };
