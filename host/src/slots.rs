@@ -108,8 +108,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    newcomers: Rank<Arc<Holder>>,
-    settled: Rank<Arc<Holder>>,
+    newcomers: Rank<Source, Arc<Holder>>,
+    settled: Rank<Source, Arc<Holder>>,
     /// Who holds a [`Slot`], among them those that were evicted and have not ended yet.
     open: usize,
     came: u64,

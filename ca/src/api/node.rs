@@ -129,7 +129,7 @@ impl Node {
     ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let digest = digest_of(&request.token);
         let knows = KnowsToken { digest: digest.clone() };
-        let joined = if self.0.registry.write(knows).await? {
+        if self.0.registry.write(knows).await? {
             let by = "with this token";
             limited(&self.0.failures, digest, by, self.join_with_token(request)).await
         } else {
@@ -138,8 +138,7 @@ impl Node {
                 Err(TokenError::from(JoinRefused::Unknown).status())
             })
             .await
-        };
-        joined
+        }
     }
 
     async fn join_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {

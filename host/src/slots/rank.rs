@@ -1,23 +1,22 @@
 //! Who holds how many places: a tree of sources, in which the one that holds most is found without looking at the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-use super::Source;
+use std::hash::Hash;
 
 /// Those below one source, or below all.
 #[derive(Debug)]
-pub(super) struct Rank<T> {
+pub(super) struct Rank<S, T> {
     count: usize,
     /// In the order in which they came.
     members: BTreeMap<u64, T>,
-    below: HashMap<Source, Rank<T>>,
+    below: HashMap<S, Self>,
     /// The keys of `below`, by how many each holds.
-    by_count: BTreeSet<(usize, Source)>,
+    by_count: BTreeSet<(usize, S)>,
 }
 
 // === impl Rank ===
 
-impl<T> Default for Rank<T> {
+impl<S, T> Default for Rank<S, T> {
     fn default() -> Self {
         Self {
             count: 0,
@@ -28,9 +27,9 @@ impl<T> Default for Rank<T> {
     }
 }
 
-impl<T> Rank<T> {
+impl<S: Copy + Ord + Hash, T> Rank<S, T> {
     /// Adds one that came as number `at`, with its sources from the widest to the narrowest.
-    pub(super) fn insert(&mut self, path: &[Source], at: u64, member: T) {
+    pub(super) fn insert(&mut self, path: &[S], at: u64, member: T) {
         self.count += 1;
         let Some((source, rest)) = path.split_first() else {
             self.members.insert(at, member);
@@ -43,7 +42,7 @@ impl<T> Rank<T> {
     }
 
     /// Takes one out, if it is there.
-    pub(super) fn remove(&mut self, path: &[Source], at: u64) -> Option<T> {
+    pub(super) fn remove(&mut self, path: &[S], at: u64) -> Option<T> {
         let removed = match path.split_first() {
             None => self.members.remove(&at),
             Some((source, rest)) => {
@@ -66,12 +65,12 @@ impl<T> Rank<T> {
     }
 
     /// How many there are below these sources; below none of them, all.
-    pub(super) fn count(&self, prefix: &[Source]) -> usize {
+    pub(super) fn count(&self, prefix: &[S]) -> usize {
         self.at(prefix).map_or(0, |rank| rank.count)
     }
 
     /// Below these sources: the one that came first, of the source that holds most.
-    pub(super) fn oldest_of_biggest(&self, prefix: &[Source]) -> Option<&T> {
+    pub(super) fn oldest_of_biggest(&self, prefix: &[S]) -> Option<&T> {
         let mut rank = self.at(prefix)?;
         while let Some((_, source)) = rank.by_count.last() {
             rank = rank.below.get(source)?;
@@ -83,7 +82,7 @@ impl<T> Rank<T> {
     /// that hold fewer than `least` none is taken.
     pub(super) fn least_of_biggest<K: Ord>(
         &self,
-        prefix: &[Source],
+        prefix: &[S],
         least: usize,
         key: &impl Fn(&T) -> Option<K>,
     ) -> Option<&T> {
@@ -100,7 +99,7 @@ impl<T> Rank<T> {
             .find_map(|below| below.least(0, key))
     }
 
-    fn at(&self, prefix: &[Source]) -> Option<&Self> {
+    fn at(&self, prefix: &[S]) -> Option<&Self> {
         prefix.iter().try_fold(self, |rank, source| rank.below.get(source))
     }
 }
@@ -108,6 +107,7 @@ impl<T> Rank<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slots::Source;
 
     #[test]
     fn the_biggest_is_found_as_places_come_and_go() {

@@ -68,7 +68,7 @@ pub(crate) enum Body {
     /// Any of these, on its way to who asked.
     Answered {
         /// The bytes.
-        body: Box<Body>,
+        body: Box<Self>,
         transfer: Arc<Transfer>,
         due: Due,
     },
@@ -105,7 +105,7 @@ impl Incoming {
                     due,
                 } = &mut **awaited;
                 let polled = incoming.poll_frame(context);
-                match transfer.requested(due, &polled, context) {
+                match transfer.requested(due, polled.is_ready(), context) {
                     Ok(()) => polled,
                     Err(late) => Poll::Ready(Some(Err(late.into()))),
                 }

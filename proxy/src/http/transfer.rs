@@ -7,16 +7,14 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hoplite_audit::Outcome;
 use hoplite_decision::Unasked;
 use hoplite_host::slots::Busy;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
-use hyper::body::Frame;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -165,16 +163,11 @@ impl Transfer {
     }
 
     /// Looks at what came of the request's body.
-    pub(crate) fn requested(
-        &self,
-        due: &mut Due,
-        polled: &Poll<Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>>,
-        context: &mut Context<'_>,
-    ) -> Result<(), TooLate> {
-        self.wanting.store(polled.is_pending(), Relaxed);
-        if polled.is_ready() {
+    pub(crate) fn requested(&self, due: &mut Due, moved: bool, context: &mut Context<'_>) -> Result<(), TooLate> {
+        self.wanting.store(!moved, Relaxed);
+        if moved {
             self.moves();
-            due.0 = None;
+            due.clear();
             return Ok(());
         }
         let limit = limit(self.limits.request_body_idle).filter(|_| !self.streaming);
