@@ -190,10 +190,13 @@ impl World {
             ..ListEntriesRequest::default()
         };
         let mut entries = admin.list_entries(asked).await.unwrap().into_inner().entries;
-        change(&mut entries[0]);
+        change(entries.first_mut().unwrap());
         let response = admin.update_entries(UpdateEntriesRequest { entries }).await;
         let results = response.unwrap().into_inner().results;
-        assert!(results[0].error.is_empty() && !results[0].existed, "{results:?}");
+        assert!(
+            results.iter().all(|result| result.error.is_empty() && !result.existed),
+            "{results:?}"
+        );
     }
 
     /// Takes a registration away.

@@ -192,7 +192,7 @@ mod tests {
 
         let user = own();
         world.publish([
-            world.entry("/fits", &[user.clone()]),
+            world.entry("/fits", std::slice::from_ref(&user)),
             world.entry("/near", &[user.clone(), "unix:path:/opt/other".into()]),
             world.entry("/launched", &[user.clone(), "launch:name:edge".into()]),
         ]);

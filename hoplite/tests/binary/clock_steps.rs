@@ -32,7 +32,6 @@ fn mends(up: &Up, what: &str) {
         );
         std::thread::sleep(Duration::from_millis(200));
     }
-    println!("{what}: whole after {:?}", since.elapsed());
 }
 
 #[test]

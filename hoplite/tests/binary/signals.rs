@@ -9,7 +9,7 @@ fn edit(up: &Up, name: &str, change: impl Fn(String) -> String) {
     let file = up.dir.join(format!("config/{name}.toml"));
     let text = change(fs::read_to_string(&file).unwrap());
     fs::write(&file, text).unwrap();
-    kill("-HUP", up.processes()[name]);
+    kill("-HUP", *up.processes().get(name).unwrap());
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(crate) enum Body {
         exchange: Arc<Exchange>,
     },
     /// Of a request that may have to be sent again.
-    Replayed(Replay<Body>),
+    Replayed(Replay<Self>),
     /// An answer of ours.
     Own(Full<Bytes>),
     /// Of a request without one.

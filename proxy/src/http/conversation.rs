@@ -22,13 +22,15 @@ use crate::http::unparsed::Tapped;
 /// How a connection ended, as the HTTP library says it.
 pub(crate) type Ended = Result<(), Box<dyn Error + Send + Sync>>;
 
+type OneConnection<S, H> = http1::Connection<TokioIo<Tapped<S>>, OneByOne<H>>;
+
 /// Answers what comes on a connection, until that ends. Each request comes with the way for what goes ahead of its answer.
 pub(crate) enum Conversation<S, H, F>
 where
     H: Fn(Request<Incoming>, Ahead) -> F,
     F: Future<Output = Answer>,
 {
-    Http1(Pin<Box<http1::Connection<TokioIo<Tapped<S>>, OneByOne<H>>>>),
+    Http1(Pin<Box<OneConnection<S, H>>>),
     Http2(Box<server::Connection<Tapped<S>, H>>),
 }
 
