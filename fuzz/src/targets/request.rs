@@ -28,7 +28,7 @@ pub fn request(input: &[u8]) -> String {
     };
 
     let sent = once.path_and_query();
-    let again = CanonicalRequest::parse(once.method(), &[once.host().as_bytes()], sent.as_bytes());
+    let again = CanonicalRequest::parse(once.method(), &[once.authority().as_bytes()], sent.as_bytes());
     assert_eq!(again.as_ref(), Ok(&once), "a second reading differs");
 
     let path = once.path();
