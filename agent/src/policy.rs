@@ -228,6 +228,7 @@ impl PolicyHolder {
         if own.is_some_and(|(version, digest)| version == named.version && digest.0[..] == named.sha256[..]) {
             return Ok(false);
         }
+        let first = self.signers.trust().is_none();
         // All of them: signers that a configuration names have yet to find their place.
         let sets = fetch_signers(link).await?;
         if !self.signers.follow(&sets, &self.trust_domain)? {
@@ -236,7 +237,11 @@ impl PolicyHolder {
         if let Some(trust) = self.signers.trust() {
             let version = self.signers.chain().map(SignerChain::version);
             let names: Vec<&str> = trust.signers.names().collect();
-            tracing::warn!(target: "hoplite::audit", version, signers = ?names, "signers of policy: these are believed from now on");
+            if first {
+                tracing::info!(target: "hoplite::audit", version, signers = ?names, "signers of policy: these are the first");
+            } else {
+                tracing::warn!(target: "hoplite::audit", version, signers = ?names, "signers of policy: these are believed from now on");
+            }
             let max_bytes = self.max_bytes;
             self.holding.believe(PolicyTrust { max_bytes, ..trust });
         }

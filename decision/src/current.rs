@@ -324,6 +324,7 @@ impl CurrentPolicy {
         let Some(signers) = &mut parts.signers else {
             return; // the configuration says whom to believe
         };
+        let first = signers.trust().is_none();
         match signers.follow(sets, trust_domain) {
             Ok(changed) => {
                 parts.signers_refused = None;
@@ -335,7 +336,11 @@ impl CurrentPolicy {
                         .and_then(Signers::chain)
                         .map(SignerChain::version);
                     let names: Vec<&str> = trust.signers.names().collect();
-                    warn!(notice = true, version, signers = ?names, "signers of policy: these are believed from now on");
+                    if first {
+                        info!(version, signers = ?names, "signers of policy: these are the first");
+                    } else {
+                        warn!(notice = true, version, signers = ?names, "signers of policy: these are believed from now on");
+                    }
                     parts.holding.believe(trust);
                     parts.doubted = true;
                     parts.keep();

@@ -12,7 +12,7 @@ use x509_parser::extensions::{GeneralName, GeneralSubtree};
 
 use crate::{SpiffeId, profile};
 
-/// uniformResourceIdentifier [6] and registeredID [8] of RFC 5280 4.2.1.6. A peer with the second among its names is refused by
+/// `uniformResourceIdentifier` (6) and `registeredID` (8) of RFC 5280 4.2.1.6. A peer with the second among its names is refused by
 /// webpki if an authority constrains that form, so the renaming can only refuse more.
 const URI_TAG: u8 = 0x86;
 const REGISTERED_ID_TAG: u8 = 0x88;
