@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use hoplite_host::clock;
 use hoplite_host::config::Span;
 use hoplite_host::slots::Slot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::limits::limit;
 
@@ -25,11 +26,28 @@ pub(crate) async fn unused(slot: &Slot, idle_max: Span) {
     }
 }
 
+/// Why a connection leaves, and until when it may say so: what its peer does meanwhile gives it no more time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leaving {
+    reason: &'static str,
+    until: Instant,
+}
+
+impl Leaving {
+    /// From now on.
+    pub(crate) fn for_reason(reason: &'static str) -> Self {
+        Self {
+            reason,
+            until: Instant::from_std(clock::moment()) + LET_GO_MAX,
+        }
+    }
+}
+
 /// Returns the reason for which a connection leaves, if it does, when it has had time to say so.
-pub(crate) async fn let_go(leaving: Option<&'static str>) -> &'static str {
+pub(crate) async fn let_go(leaving: Option<Leaving>) -> &'static str {
     match leaving {
-        Some(reason) => {
-            sleep(LET_GO_MAX).await;
+        Some(Leaving { reason, until }) => {
+            sleep_until(until).await;
             reason
         }
         None => std::future::pending().await,

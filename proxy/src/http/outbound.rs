@@ -19,7 +19,7 @@ use crate::http::body::Incoming;
 use crate::http::conversation::Conversation;
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
-use crate::http::leaving::{let_go, unused};
+use crate::http::leaving::{Leaving, let_go, unused};
 use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
 use crate::http::rules::HttpRules;
@@ -93,12 +93,12 @@ impl Outbound {
                     connection.graceful_shutdown();
                 }
                 () = slot.evicted(), if leaving.is_none() => {
-                    leaving = Some("all places are taken, and it was idle for longest");
+                    leaving = Some(Leaving::for_reason("all places are taken, and it was idle for longest"));
                     connection.graceful_shutdown();
                 }
                 () = unused(&slot, limits.connection_idle), if leaving.is_none() => {
                     this.metrics.timed_out("connection_idle");
-                    leaving = Some("nothing was asked on it for too long");
+                    leaving = Some(Leaving::for_reason("nothing was asked on it for too long"));
                     connection.graceful_shutdown();
                 }
                 reason = let_go(leaving) => {

@@ -17,7 +17,7 @@ use crate::http::body::Incoming;
 use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
 use crate::http::hygiene;
-use crate::http::leaving::{let_go, unused};
+use crate::http::leaving::{Leaving, let_go, unused};
 use crate::http::stalling::{Stalled, Stalling};
 use crate::http::transfer::{CUTS_WAITING_MAX, Cut, Late, Transfer};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
@@ -132,12 +132,12 @@ impl InboundConnection {
                     self.record_late(&exchange, late).await;
                 }
                 () = self.slot.evicted(), if leaving.is_none() => {
-                    leaving = Some("all places are taken, and it was idle for longest");
+                    leaving = Some(Leaving::for_reason("all places are taken, and it was idle for longest"));
                     connection.graceful_shutdown();
                 }
                 () = unused(&self.slot, limits.connection_idle), if leaving.is_none() => {
                     self.inbound.metrics.timed_out("connection_idle");
-                    leaving = Some("nothing was asked on it for too long");
+                    leaving = Some(Leaving::for_reason("nothing was asked on it for too long"));
                     connection.graceful_shutdown();
                 }
                 reason = let_go(leaving) => {
