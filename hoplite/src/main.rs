@@ -10,16 +10,21 @@ mod output;
 mod replay;
 mod up;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use jiff::tz::TimeZone;
 
 /// Zero-trust identity, mutual TLS and policy for every hop.
 #[derive(Debug, Parser)]
-#[command(name = "hoplite", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "hoplite", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    /// The time zone of moments in tables and arguments: `local`, `utc`, or a name such as Europe/Berlin; JSON and CSV are in UTC
+    #[arg(long, global = true, value_name = "ZONE", env = "HOPLITE_TIME_ZONE", value_parser = output::moment::parse_zone)]
+    time_zone: Option<TimeZone>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -58,9 +63,47 @@ enum Command {
     DemoService(command::demo_service::Args),
 }
 
+/// For who types only the name of the program.
+const WELCOME: &str = "\
+Hoplite: zero-trust identity, mutual TLS and policy for every hop.
+
+  hoplite up                     a whole mesh on this machine, to try it; Ctrl-C ends all of it
+  hoplite policy status          which policy each proxy enforces
+  hoplite audit query --since 5m who called what, who was refused, and why
+
+`hoplite --help` lists every command, and `hoplite COMMAND --help` has an example of each.
+";
+
+fn welcome() -> ExitCode {
+    match output::print(WELCOME) {
+        // Nothing was asked for, so nothing was done.
+        Ok(()) => ExitCode::from(2),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// The time zone that the command line or the environment names; known before the moments on the command line are read. What is
+/// wrong with it is said when its turn comes.
+fn zone_of(arguments: impl Iterator<Item = OsString>) -> Option<TimeZone> {
+    let mut arguments = arguments.filter_map(|argument| argument.into_string().ok());
+    let mut named = std::env::var("HOPLITE_TIME_ZONE").ok();
+    while let Some(argument) = arguments.next().filter(|argument| argument != "--") {
+        if argument == "--time-zone" {
+            named = arguments.next();
+        } else if let Some(zone) = argument.strip_prefix("--time-zone=") {
+            named = Some(zone.to_owned());
+        }
+    }
+    output::moment::parse_zone(&named?).ok()
+}
+
 fn main() -> ExitCode {
+    output::moment::set_zone(zone_of(std::env::args_os()));
     let cli = Cli::parse();
-    let outcome = match cli.command {
+    let Some(command) = cli.command else {
+        return welcome();
+    };
+    let outcome = match command {
         Command::Up(args) => command::up::run(args),
         Command::Ca(command) => command::daemon::ca(command),
         Command::Agent(command) => command::daemon::agent(command),

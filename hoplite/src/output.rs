@@ -1,6 +1,9 @@
-//! What people and scripts get to see: tables or JSON on standard output, one-line errors.
+//! What people and scripts get to see: listings or JSON on standard output, one-line errors.
 
-use std::fmt::Write as _;
+mod listing;
+pub(crate) mod moment;
+mod table;
+
 use std::io;
 
 use clap::ValueEnum;
@@ -8,23 +11,19 @@ use hoplite_host::daemon;
 use serde::Serialize;
 use serde_json::Value;
 
+pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict};
+
 /// Longer lines are cut where [`cut`] is used.
 const SHOWN_CHARS: usize = 160;
 
-/// The form of a listing.
+/// The form of an answer that is no listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Output {
-    /// Aligned columns for people
+    /// Text for people
     #[default]
     Table,
     /// One JSON document for scripts
     Json,
-}
-
-/// Columns under their headings.
-#[derive(Debug)]
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
 }
 
 /// Whether anybody reads what is printed.
@@ -69,11 +68,6 @@ pub(crate) fn part<'a>(document: &'a Value, pointer: &str) -> &'a Value {
     document.pointer(pointer).unwrap_or(&Value::Null)
 }
 
-/// A JSON value as people read it: text without quotes.
-pub(crate) fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
 /// A line as people read it: what is longer than a wide terminal is cut, for the policy it comes from has all of it.
 pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS) {
@@ -101,55 +95,9 @@ impl std::error::Error for StdoutError {
     }
 }
 
-// === impl Table ===
-
-impl Table {
-    pub(crate) fn new(headings: &[&str]) -> Self {
-        Self {
-            rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()],
-        }
-    }
-
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
-    }
-
-    pub(crate) fn print(&self) -> Result<(), StdoutError> {
-        print(&self.to_string())
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut widths: Vec<usize> = Vec::new();
-        for row in &self.rows {
-            widths.resize(widths.len().max(row.len()), 0);
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, "{cell:<width$}  ");
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_align_and_lines_do_not_trail() {
-        let mut table = Table::new(&["NAME", "X"]);
-        table.row(["a long one".to_owned(), "1".to_owned()]);
-        table.row(["b".to_owned(), String::new()]);
-        assert_eq!(table.to_string(), "NAME        X\na long one  1\nb\n");
-    }
 
     /// An output whose every write fails.
     struct Failing(io::ErrorKind);

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::command::MeshDir;
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Column, Form, Listing, Output, print, print_json, verdict};
 
 /// How to reach the CA.
 #[derive(Debug, Clone, Args)]
@@ -34,6 +34,15 @@ pub(crate) struct ListArgs {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     pub(crate) output: Output,
+}
+
+/// Of a listing that the CA is asked for.
+#[derive(Debug, Args)]
+pub(crate) struct ListingArgs {
+    #[command(flatten)]
+    pub(crate) ca: CaArgs,
+    #[command(flatten)]
+    pub(crate) form: Form,
 }
 
 #[derive(Debug, Args)]
@@ -121,29 +130,28 @@ pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn agent_list(args: ListArgs) -> anyhow::Result<ExitCode> {
+/// What people see of an agent.
+const AGENT_COLUMNS: [Column; 3] = [
+    Column::new("AGENT", "spiffe_id"),
+    Column::moment("VALID UNTIL", "expires_at"),
+    Column::made("STATE", "banned", |agent| {
+        if agent["banned"] == true { "banned" } else { "joined" }.to_owned()
+    })
+    .coloured(verdict),
+];
+
+pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
     let agents = args
         .ca
         .call(async |mut ca| Ok(ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents))?;
-    if args.output == Output::Json {
-        let rows: Vec<_> = agents
-            .iter()
-            .map(|agent| {
-                serde_json::json!({
-                    "spiffe_id": agent.spiffe_id, "serial": agent.serial,
-                    "expires_at": rfc3339(agent.expires_at_unix), "banned": agent.banned,
-                })
-            })
-            .collect();
-        print_json(&rows)?;
-    } else {
-        let mut table = Table::new(&["AGENT", "VALID UNTIL", "STATE"]);
-        for agent in agents {
-            let state = if agent.banned { "banned" } else { "joined" };
-            table.row([agent.spiffe_id, rfc3339(agent.expires_at_unix), state.to_owned()]);
-        }
-        table.print()?;
+    let mut listing = Listing::new(&AGENT_COLUMNS);
+    for agent in agents {
+        listing.row(serde_json::json!({
+            "spiffe_id": agent.spiffe_id, "serial": agent.serial,
+            "expires_at": rfc3339(agent.expires_at_unix), "banned": agent.banned,
+        }));
     }
+    listing.print(args.form)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use hoplite_audit::{DecisionId, Outcome, Query, Record, Tail, find_logs, read_log, verify_log};
-use hoplite_host::clock;
+use hoplite_audit::{DecisionId, Outcome, Query, Tail, find_logs, read_log, verify_log};
 use hoplite_identity::ServiceName;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::command::MeshDir;
-use crate::output::{Output, Reader, Table, print, print_json, print_while_read};
+use crate::output::{
+    Column, Form, Listing, Output, Reader, moment, plain, print, print_json, print_while_read, verdict,
+};
 
 /// How often `tail` looks for new records.
 const TAIL_INTERVAL: Duration = Duration::from_millis(100);
@@ -42,9 +43,6 @@ pub(crate) struct LogArgs {
     log: Option<PathBuf>,
     #[command(flatten)]
     dir: MeshDir,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -71,11 +69,11 @@ pub(crate) struct FilterArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct QueryArgs {
-    /// From when on: a length of time ago (`10m`) or a moment (`2026-11-23T12:00:00Z`)
-    #[arg(long, value_parser = moment)]
+    /// From when on: `10m` (ago), `yesterday 18:00`, `2026-11-28`, `2026-11-28T18:00:00+01:00`; a day is its beginning
+    #[arg(long, value_name = "MOMENT", value_parser = moment::parse)]
     since: Option<SystemTime>,
     /// Until when, in the same forms
-    #[arg(long, value_parser = moment)]
+    #[arg(long, value_name = "MOMENT", value_parser = moment::parse)]
     until: Option<SystemTime>,
     /// The decision's id
     #[arg(long)]
@@ -87,6 +85,8 @@ pub(crate) struct QueryArgs {
     filter: FilterArgs,
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    form: Form,
 }
 
 #[derive(Debug, Args)]
@@ -95,12 +95,17 @@ pub(crate) struct TailArgs {
     filter: FilterArgs,
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    form: Form,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     log: LogArgs,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 pub(crate) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
@@ -138,15 +143,11 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         eprintln!("{surplus} earlier records are not shown; --limit shows more");
         records.drain(..surplus);
     }
-    if args.log.output == Output::Json {
-        print_json(&records)?;
-    } else {
-        let mut table = Table::new(HEADINGS);
-        for record in &records {
-            table.row(row(record));
-        }
-        table.print()?;
+    let mut listing = Listing::new(&COLUMNS);
+    for record in records {
+        listing.row(record);
     }
+    listing.print(args.form)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -176,15 +177,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         }
         records.sort_by_key(|record| record.at);
         for record in &records {
-            let line = if args.log.output == Output::Json {
-                serde_json::to_string(record)?
-            } else {
-                row(record)
-                    .into_iter()
-                    .filter(|cell| !cell.is_empty())
-                    .collect::<Vec<_>>()
-                    .join("  ")
-            };
+            let line = args.form.line(&COLUMNS, record)?;
             if print_while_read(&format!("{line}\n"))? == Reader::Gone {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -206,7 +199,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         good &= report.findings.is_empty();
         reports.push((log, report));
     }
-    if args.log.output == Output::Json {
+    if args.output == Output::Json {
         let rows: Vec<_> = reports
             .iter()
             .map(|(log, report)| {
@@ -253,67 +246,52 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-const HEADINGS: &[&str] = &["TIME", "DECISION", "OUTCOME", "PRINCIPAL", "ACTION", "RESOURCE", "BY"];
+/// What people see of a decision.
+const COLUMNS: [Column; 7] = [
+    Column::moment("TIME", "at"),
+    Column::new("DECISION", "id"),
+    Column::new("OUTCOME", "outcome").coloured(verdict),
+    Column::made("PRINCIPAL", "principal", |record| {
+        first(record, &["principal", "source"])
+    }),
+    Column::new("ACTION", "action"),
+    Column::made("RESOURCE", "route", resource),
+    Column::made("BY", "determining", why),
+];
 
-fn row(record: &Record) -> Vec<String> {
-    let why = if record.determining.is_empty() {
-        record
-            .errors
-            .first()
-            .cloned()
-            .or_else(|| record.reason.clone())
-            .unwrap_or_default()
-    } else {
-        record.determining.join(" ")
+/// The first of these keys that says something.
+fn first(record: &Value, keys: &[&str]) -> String {
+    let said = keys
+        .iter()
+        .map(|key| plain(&record[*key]))
+        .find(|text| !text.is_empty());
+    said.unwrap_or_default()
+}
+
+fn why(record: &Value) -> String {
+    let why = match plain(&record["determining"]) {
+        by if !by.is_empty() => by,
+        _ => match record["errors"].get(0) {
+            Some(error) => plain(error),
+            None => plain(&record["reason"]),
+        },
     };
-    let why = match record.suppressed {
-        0 => why,
-        others => format!("{why}  (stands for {others} more)"),
-    };
-    vec![
-        humantime::format_rfc3339_millis(record.at).to_string(),
-        record.id.to_string(),
-        record.outcome.to_string(),
-        record
-            .principal
-            .clone()
-            .or_else(|| record.source.clone())
-            .unwrap_or_default(),
-        record.action.clone(),
-        resource(record),
-        why,
-    ]
+    match record["suppressed"].as_u64() {
+        Some(others @ 1..) => format!("{why}  (stands for {others} more)"),
+        _ => why,
+    }
 }
 
 /// The route with the headers that policy looked at, or the service.
-fn resource(record: &Record) -> String {
-    let mut text = record.route.as_ref().unwrap_or(&record.service).clone();
-    for (name, value) in &record.headers {
+fn resource(record: &Value) -> String {
+    let mut text = first(record, &["route", "service"]);
+    for (name, value) in record["headers"].as_object().into_iter().flatten() {
         match value {
-            Some(value) => text.push_str(&format!("  {name}: {value}")),
-            None => text.push_str(&format!("  no {name}")),
+            Value::Null => text.push_str(&format!("  no {name}")),
+            value => text.push_str(&format!("  {name}: {}", plain(value))),
         }
     }
     text
-}
-
-/// Why a text is no moment.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NoMoment {
-    #[error("`{0}` is before time began")]
-    TooEarly(String),
-    #[error("`{0}` is neither a length of time (`10m`) nor a moment (`2026-11-23T12:00:00Z`)")]
-    Unknown(String),
-}
-
-/// `10m` ago, or an RFC 3339 moment.
-pub(crate) fn moment(text: &str) -> Result<SystemTime, NoMoment> {
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return clock::now()
-            .checked_sub(ago)
-            .ok_or_else(|| NoMoment::TooEarly(text.to_owned()));
-    }
-    humantime::parse_rfc3339_weak(text).map_err(|_| NoMoment::Unknown(text.to_owned()))
 }
 
 // === impl LogArgs ===

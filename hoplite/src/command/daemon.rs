@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use hoplite_host::daemon::Arguments;
 
-use crate::command::svid::SocketArgs;
+use crate::command::svid::AnswerArgs;
 use crate::command::{admin, diagnosis};
 
 #[derive(Debug, Subcommand)]
@@ -22,10 +22,10 @@ pub(crate) enum AgentCommand {
     Run(hoplite_agent::Arguments),
     /// Show what this node's agent holds, and whom it refused how often; exit 1 if it lacks something
     #[command(after_help = "Example:\n  hoplite agent status --socket unix:///run/hoplite/agent.sock --output json")]
-    Status(SocketArgs),
+    Status(AnswerArgs),
     /// List the agents that joined
     #[command(after_help = "Example:\n  hoplite agent list --output json")]
-    List(admin::ListArgs),
+    List(admin::ListingArgs),
     /// Refuse an agent for good: its SVID counts for nothing from now on
     #[command(after_help = "Example:\n  hoplite agent ban spiffe://demo.hoplite/hoplite/agent/local")]
     Ban(admin::AgentArgs),

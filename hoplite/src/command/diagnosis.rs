@@ -12,7 +12,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::command::svid::SocketArgs;
+use crate::command::svid::{AnswerArgs, SocketArgs};
 use crate::output::{Output, print, print_json};
 
 #[derive(Debug, Args)]
@@ -21,16 +21,16 @@ pub(crate) struct WhyArgs {
     #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
     pid: i32,
     #[command(flatten)]
-    socket: SocketArgs,
+    agent: AnswerArgs,
 }
 
 /// Exit 1 when the process has no identity: that is the answer people wait for.
 pub(crate) fn why(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     let request = WhyRequest { pid: args.pid };
-    let why = call(&args.socket, async |mut agent| {
+    let why = call(&args.agent.socket, async |mut agent| {
         Ok(agent.why(for_agent(request)).await?.into_inner())
     })?;
-    match args.socket.output() {
+    match args.agent.output {
         Output::Json => print_json(&why_json(&why))?,
         Output::Table => print(&why_text(&why))?,
     }
@@ -41,11 +41,11 @@ pub(crate) fn why(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     Ok(if has_one { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(crate) fn status(args: &SocketArgs) -> anyhow::Result<ExitCode> {
-    let status = call(args, async |mut agent| {
+pub(crate) fn status(args: &AnswerArgs) -> anyhow::Result<ExitCode> {
+    let status = call(&args.socket, async |mut agent| {
         Ok(agent.show_status(for_agent(ShowStatusRequest {})).await?.into_inner())
     })?;
-    match args.output() {
+    match args.output {
         Output::Json => print_json(&status_json(&status))?,
         Output::Table => print(&status_text(&status))?,
     }

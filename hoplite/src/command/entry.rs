@@ -16,9 +16,9 @@ use hoplite_wire::ca::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::command::admin::{CaArgs, ListArgs, rfc3339};
+use crate::command::admin::{CaArgs, ListArgs, ListingArgs, rfc3339};
 use crate::command::diagnosis;
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Column, Form, Listing, Output, print, print_json};
 
 /// Deleted in one call.
 const DELETED_AT_ONCE: usize = 1_000;
@@ -87,7 +87,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, default_value = "")]
     owner: String,
     #[command(flatten)]
-    list: ListArgs,
+    list: ListingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -125,7 +125,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long, group = "change")]
     owner: Option<String>,
     #[command(flatten)]
-    list: ListArgs,
+    list: ListingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +134,7 @@ pub(crate) struct ListEntriesArgs {
     #[arg(long, value_name = "NAME")]
     owner: Option<String>,
     #[command(flatten)]
-    list: ListArgs,
+    list: ListingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -180,7 +180,7 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
                 owner,
                 ..ListEntriesRequest::default()
             };
-            show_entries(list(&args.list.ca, asked)?, args.list.output)?;
+            show_entries(list(&args.list.ca, asked)?, args.list.form)?;
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Show(args) => {
@@ -214,7 +214,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     if existed {
         eprintln!("`{spiffe_id}` is registered already, the same way, as `{}`", entry.id);
     }
-    show_entries(vec![entry], args.list.output)?;
+    show_entries(vec![entry], args.list.form)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -246,7 +246,7 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
             eprintln!("{difference}");
         }
     }
-    show_entries(vec![entry], args.list.output)?;
+    show_entries(vec![entry], args.list.form)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -313,27 +313,25 @@ fn warn_of_unknown(parents: &[String]) {
     }
 }
 
-fn show_entries(entries: Vec<Entry>, output: Output) -> anyhow::Result<()> {
-    let rows: Vec<EntryRow> = entries.into_iter().map(EntryRow::from).collect();
-    if output == Output::Json {
-        return print_json(&rows);
+/// What people see of an entry.
+const COLUMNS: [Column; 6] = [
+    Column::new("ID", "id"),
+    Column::new("SPIFFE ID", "spiffe_id"),
+    Column::new("SELECTORS", "selectors"),
+    Column::new("PARENT", "parent"),
+    Column::made("TTL", "ttl_seconds", |row| match row["ttl_seconds"].as_u64() {
+        Some(seconds @ 1..) => Span(Duration::from_secs(seconds)).to_string(),
+        _ => "the CA's".to_owned(),
+    }),
+    Column::new("OWNER", "owner"),
+];
+
+fn show_entries(entries: Vec<Entry>, form: Form) -> anyhow::Result<()> {
+    let mut listing = Listing::new(&COLUMNS);
+    for entry in entries {
+        listing.row(EntryRow::from(entry));
     }
-    let mut table = Table::new(&["ID", "SPIFFE ID", "SELECTORS", "PARENT", "TTL", "OWNER"]);
-    for row in rows {
-        let ttl = match row.ttl_seconds {
-            0 => "the CA's".to_owned(),
-            seconds => Span(Duration::from_secs(seconds.into())).to_string(),
-        };
-        table.row([
-            row.id,
-            row.spiffe_id,
-            row.selectors.join(" "),
-            row.parent,
-            ttl,
-            row.owner,
-        ]);
-    }
-    Ok(table.print()?)
+    Ok(listing.print(form)?)
 }
 
 fn selector_text(selector: &ca::Selector) -> String {

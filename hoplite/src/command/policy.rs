@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::command::MeshDir;
 use crate::command::admin::ListArgs;
-use crate::output::{Output, Table, one_line, part, plain, print, print_json};
+use crate::output::{Column, Form, Listing, moment, one_line, part, plain, print, verdict};
 
 /// The exit code of a comparison that could not be made, apart from that of one that found a difference.
 const COULD_NOT: u8 = 2;
@@ -123,9 +123,8 @@ pub(crate) struct StatusArgs {
     dir: MeshDir,
     #[command(flatten)]
     proxies: ProxyArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    #[command(flatten)]
+    form: Form,
 }
 
 /// Which proxies are asked.
@@ -260,6 +259,39 @@ fn uncompiled(faults: &[Fault]) -> anyhow::Error {
     }
 }
 
+/// Digits of a revision that tell it from others.
+const REVISION_SHOWN: usize = 12;
+
+/// What people see of a proxy's status.
+const COLUMNS: [Column; 6] = [
+    Column::new("PROXY", "name"),
+    Column::made("IN FORCE", "policy", state).coloured(verdict),
+    Column::made("FROM", "policy", origin),
+    Column::made("REVISION", "policy", |status| {
+        plain(part(status, "/policy/revision"))
+            .chars()
+            .take(REVISION_SHOWN)
+            .collect()
+    }),
+    Column::made("POLICIES", "policy", |status| plain(part(status, "/policy/policies"))),
+    Column::made("LOADED", "policy", |status| {
+        moment::shown(&plain(part(status, "/policy/loaded_at")))
+    }),
+];
+
+/// What a proxy's policy is worth, in a word or two.
+fn state(status: &Value) -> String {
+    if let Some(error) = part(status, "/error").as_str() {
+        return format!("away: {error}");
+    }
+    match part(status, "/policy/in_force").as_str() {
+        Some("live") if !alarms(status).is_empty() => "ALARM".to_owned(),
+        Some("live") if faults(status).is_empty() => "live".to_owned(),
+        Some("live") => "the last good one".to_owned(),
+        _ => format!("deny all: {}", plain(part(status, "/policy/reason"))),
+    }
+}
+
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let sockets = args.proxies.sockets(&args.dir)?;
     let statuses: Vec<Value> = super::runtime()?.block_on(async {
@@ -280,35 +312,10 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     };
-    if args.output == Output::Json {
-        print_json(&statuses)?;
-        return Ok(code);
-    }
-    let mut table = Table::new(&["PROXY", "IN FORCE", "FROM", "REVISION", "POLICIES", "LOADED"]);
     let (mut not_applied, mut alarmed) = (String::new(), String::new());
     for status in &statuses {
-        let cell = |pointer| plain(part(status, pointer));
-        if let Some(error) = part(status, "/error").as_str() {
-            table.row([cell("/name"), format!("away: {error}")]);
-            continue;
-        }
-        let state = match part(status, "/policy/in_force").as_str() {
-            Some("live") if !alarms(status).is_empty() => "ALARM".to_owned(),
-            Some("live") if faults(status).is_empty() => "live".to_owned(),
-            Some("live") => "the last good one".to_owned(),
-            _ => format!("deny all: {}", cell("/policy/reason")),
-        };
-        let revision = cell("/policy/revision");
-        table.row([
-            cell("/name"),
-            state,
-            origin(status),
-            revision,
-            cell("/policy/policies"),
-            cell("/policy/loaded_at"),
-        ]);
         for alarm in alarms(status) {
-            alarmed.push_str(&format!("{}: {}\n", cell("/name"), plain(alarm)));
+            alarmed.push_str(&format!("{}: {}\n", plain(part(status, "/name")), plain(alarm)));
         }
         // The proxies of a mesh read the same directory: each fault once.
         for line in faults(status).iter().map(fault_line) {
@@ -317,7 +324,14 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    table.print()?;
+    let mut listing = Listing::new(&COLUMNS);
+    for status in statuses {
+        listing.row(status);
+    }
+    listing.print(args.form)?;
+    if !args.form.is_table() {
+        return Ok(code);
+    }
     if !alarmed.is_empty() {
         print(&format!("\nAlarm:\n{alarmed}"))?;
     }
@@ -331,6 +345,8 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 fn origin(status: &Value) -> String {
     let mut text = match part(status, "/policy/bundle_revision").as_u64() {
         Some(revision) => format!("bundle {revision}"),
+        // It is away.
+        None if part(status, "/policy").is_null() => String::new(),
         None => "directory".to_owned(),
     };
     if part(status, "/policy/stale") == true {

@@ -10,7 +10,7 @@ use hoplite_wire::{Identity, WorkloadApi};
 use serde::Serialize;
 
 use crate::command::MeshDir;
-use crate::output::{Output, Reader, Table, print_while_read};
+use crate::output::{Column, Form, Listing, Output, Reader, coloured, print_while_read};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SvidCommand {
@@ -19,7 +19,7 @@ pub(crate) enum SvidCommand {
     Fetch(FetchArgs),
     /// Show them, and again whenever they change
     #[command(after_help = "Example:\n  hoplite svid watch --output json")]
-    Watch(SocketArgs),
+    Watch(WatchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -29,6 +29,8 @@ pub(crate) struct FetchArgs {
     /// Print the certificate chain of the default SVID as PEM instead (never the key)
     #[arg(long)]
     pem: bool,
+    #[command(flatten)]
+    form: Form,
 }
 
 #[derive(Debug, Args)]
@@ -38,9 +40,24 @@ pub(crate) struct SocketArgs {
     socket: Option<String>,
     #[command(flatten)]
     dir: MeshDir,
+}
+
+/// Of an answer about this node's agent.
+#[derive(Debug, Args)]
+pub(crate) struct AnswerArgs {
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
+    form: Form,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,16 +71,16 @@ struct Row {
 
 pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
-        let (socket, watch, pem) = match &command {
-            SvidCommand::Fetch(args) => (&args.socket, false, args.pem),
-            SvidCommand::Watch(args) => (args, true, false),
+        let (socket, form, watch, pem) = match &command {
+            SvidCommand::Fetch(args) => (&args.socket, args.form, false, args.pem),
+            SvidCommand::Watch(args) => (&args.socket, args.form, true, false),
         };
         let mut api = WorkloadApi::open(&socket.address()?).await?;
         loop {
             let identity = api.next().await?;
             let text = match identity.svids.first() {
                 Some(svid) if pem => svid.chain_pem(),
-                _ => shown(&identity, socket.output)?,
+                _ => shown(&identity, form)?,
             };
             if print_while_read(&text)? == Reader::Gone || !watch {
                 return Ok(ExitCode::SUCCESS);
@@ -72,31 +89,30 @@ pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn shown(identity: &Identity, output: Output) -> anyhow::Result<String> {
+/// What people see of an SVID.
+const COLUMNS: [Column; 4] = [
+    Column::new("SPIFFE ID", "spiffe_id"),
+    Column::moment("VALID UNTIL", "not_after"),
+    Column::new("SERIAL", "serial"),
+    Column::new("TRUSTS", "trusts"),
+];
+
+fn shown(identity: &Identity, form: Form) -> anyhow::Result<String> {
     let trusts: Vec<String> = identity
         .bundles
         .iter()
         .map(|bundle| bundle.trust_domain().as_str().to_owned())
         .collect();
-    let rows: Vec<Row> = identity.svids.iter().map(|svid| Row::new(svid, &trusts)).collect();
-    if output == Output::Json {
-        return Ok(format!("{}\n", serde_json::to_string_pretty(&rows)?));
+    let mut listing = Listing::new(&COLUMNS);
+    for svid in &identity.svids {
+        listing.row(Row::new(svid, &trusts));
     }
-    let mut table = Table::new(&["SPIFFE ID", "VALID UNTIL", "SERIAL", "TRUSTS"]);
-    for row in rows {
-        table.row([row.spiffe_id, row.not_after, row.serial, row.trusts.join(",")]);
-    }
-    Ok(table.to_string())
+    Ok(listing.render(form, coloured())?)
 }
 
 // === impl SocketArgs ===
 
 impl SocketArgs {
-    /// The form of the answer.
-    pub(crate) fn output(&self) -> Output {
-        self.output
-    }
-
     /// The socket as a file.
     pub(crate) fn path(&self) -> anyhow::Result<PathBuf> {
         let address = self.address()?;

@@ -175,7 +175,14 @@ fn flags_and_tools() {
     check(&["policy", "check", &empty], &["no `*.cedar` file"]);
     check(&["policy", "status", "--dir", &empty], &["there is no mesh"]);
     check(&["audit", "query", "--log", &empty], &["no decision log"]);
-    check(&["audit", "query", "--since", "yesterday"], &["yesterday", "10m"]);
+    check(
+        &["audit", "query", "--since", "28.11.2026"],
+        &["28.11.2026", "yesterday 18:00"],
+    );
+    check(
+        &["audit", "query", "--time-zone", "Europe/Berlim"],
+        &["Europe/Berlim", "Europe/Berlin"],
+    );
     check(&["audit", "query", "--outcome", "denied"], &["denied"]);
     check(&["audit", "query", "--id", "nonsense"], &["nonsense"]);
 }

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// The new ones
     new: String,
     /// Also decide the requests of the log from then on by both, and say which answers differ: a length of time ago or a moment
-    #[arg(long, value_parser = crate::command::audit::moment)]
+    #[arg(long, value_parser = crate::output::moment::parse)]
     since: Option<SystemTime>,
     #[command(flatten)]
     audit: AuditArgs,

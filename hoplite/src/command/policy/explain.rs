@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IP", default_value = "127.0.0.1", conflicts_with = "decision")]
     from: IpAddr,
     /// When: `2026-11-23T12:00:00Z`, or a length of time ago [default: now]
-    #[arg(long, value_name = "TIME", value_parser = crate::command::audit::moment, conflicts_with = "decision")]
+    #[arg(long, value_name = "TIME", value_parser = crate::output::moment::parse, conflicts_with = "decision")]
     at: Option<SystemTime>,
     /// The host they would name [default: the service]
     #[arg(long, conflicts_with = "decision")]

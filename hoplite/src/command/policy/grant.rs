@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 
 use super::key::KeyArgs;
 use super::published::state;
-use crate::command::admin::{ListArgs, rfc3339};
-use crate::output::{Output, Table, print, print_json};
+use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
+use crate::output::{Column, Listing, Output, print, print_json, verdict};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum GrantCommand {
@@ -32,7 +32,7 @@ pub(crate) enum GrantCommand {
     Approve(ApproveArgs),
     /// List the grants that are not over
     #[command(after_help = "Example:\n  hoplite policy grant list")]
-    List(ListArgs),
+    List(ListingArgs),
     /// End a grant before its time
     #[command(after_help = "Example:\n  hoplite policy grant revoke inc-1")]
     Revoke(RevokeArgs),
@@ -240,28 +240,33 @@ fn listed(grant: &Grant) -> Value {
     })
 }
 
-fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+/// What people see of a grant.
+const COLUMNS: [Column; 7] = [
+    Column::new("GRANT", "id"),
+    Column::new("TICKET", "ticket"),
+    Column::new("WHO", "principal"),
+    Column::new("SERVICE", "service"),
+    Column::moment("UNTIL", "until"),
+    Column::new("SIGNED BY", "signed_by"),
+    Column::made("STATE", "revoked", |grant| {
+        if grant["revoked"] == true {
+            "revoked"
+        } else {
+            "IN FORCE"
+        }
+        .to_owned()
+    })
+    .coloured(verdict),
+];
+
+fn list(args: &ListingArgs) -> anyhow::Result<ExitCode> {
     let grants = args
         .ca
         .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner().grants))?;
-    if args.output == Output::Json {
-        let rows: Vec<_> = grants.iter().map(listed).collect();
-        print_json(&rows)?;
-        return Ok(ExitCode::SUCCESS);
+    let mut listing = Listing::new(&COLUMNS);
+    for grant in &grants {
+        listing.row(listed(grant));
     }
-    let mut table = Table::new(&["GRANT", "TICKET", "WHO", "SERVICE", "UNTIL", "SIGNED BY", "STATE"]);
-    for grant in grants {
-        let state = if grant.revoked { "revoked" } else { "IN FORCE" };
-        table.row([
-            grant.id,
-            grant.ticket,
-            grant.principal,
-            grant.service,
-            rfc3339(grant.until_unix),
-            grant.signed_by.join(" "),
-            state.to_owned(),
-        ]);
-    }
-    table.print()?;
+    listing.print(args.form)?;
     Ok(ExitCode::SUCCESS)
 }

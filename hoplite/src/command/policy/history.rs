@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use hoplite_wire::ca::{ClearShadowRequest, ListPoliciesRequest, PublishedPolicy};
 use serde_json::{Value, json};
 
-use crate::command::admin::{CaArgs, ListArgs, rfc3339};
-use crate::output::{Output, Table, print, print_json};
+use crate::command::admin::{CaArgs, ListArgs, ListingArgs, rfc3339};
+use crate::output::{Column, Listing, Output, plain, print, print_json, verdict};
 
 /// What is asked for at once; the CA gives no more.
 const PAGE: u32 = 1_000;
@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     #[command(flatten)]
-    list: ListArgs,
+    list: ListingArgs,
 }
 
 /// What was published below a revision (0: all), newest first, and no more than so many.
@@ -42,6 +42,23 @@ pub(crate) fn before(ca: &CaArgs, revision: u64, limit: Option<u32>) -> anyhow::
     }
 }
 
+/// What people see of a published bundle.
+const COLUMNS: [Column; 7] = [
+    Column::new("REVISION", "revision"),
+    Column::new("STAGE", "stage").coloured(verdict),
+    Column::new("POLICIES", "policies"),
+    Column::new("SIGNED BY", "signed_by"),
+    Column::moment("PUBLISHED", "published"),
+    Column::moment("EXPIRES", "expires"),
+    Column::made("NOTE", "note", |policy| {
+        if policy["lost"] == true {
+            "lost: the store no longer has its manifest".to_owned()
+        } else {
+            plain(&policy["note"])
+        }
+    }),
+];
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let history = before(&args.list.ca, 0, Some(args.limit))?;
     let older = match history.last() {
@@ -52,36 +69,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let shown = history.len();
         eprintln!("only the newest {shown} are shown; --limit N shows more");
     }
-    if args.list.output == Output::Json {
-        let all: Vec<Value> = history.iter().map(listed).collect();
-        print_json(&all)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut table = Table::new(&[
-        "REVISION",
-        "STAGE",
-        "POLICIES",
-        "SIGNED BY",
-        "PUBLISHED",
-        "EXPIRES",
-        "NOTE",
-    ]);
+    let mut listing = Listing::new(&COLUMNS);
     for policy in &history {
-        table.row([
-            policy.revision.to_string(),
-            policy.stage.clone(),
-            policy.policies.to_string(),
-            policy.signed_by.join(", "),
-            rfc3339(policy.published_at_unix),
-            rfc3339(policy.expires_at_unix),
-            if policy.lost {
-                "lost: the store no longer has its manifest".to_owned()
-            } else {
-                policy.note.clone()
-            },
-        ]);
+        listing.row(listed(policy));
     }
-    table.print()?;
+    listing.print(args.list.form)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// The directory of the new policies
     directory: PathBuf,
     /// From when on: a length of time ago (`7d`) or a moment (`2026-11-23T12:00:00Z`)
-    #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
+    #[arg(long, value_parser = crate::output::moment::parse, default_value = "7d")]
     since: SystemTime,
     #[command(flatten)]
     audit: AuditArgs,

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::key::KeyArgs;
 use crate::command::admin::{CaArgs, ListArgs};
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Column, Form, Listing, Output, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SignersCommand {
@@ -102,11 +102,11 @@ fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
         print_json(&listed(newest.set(), &newest.digest().to_string()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["SIGNER", "KEY"]);
+    let mut listing = Listing::new(&[Column::new("SIGNER", "name"), Column::new("KEY", "signer")]);
     for signer in newest.signers().signers() {
-        table.row([signer.name().to_owned(), signer.to_string()]);
+        listing.row(json!({"name": signer.name(), "signer": signer.to_string()}));
     }
-    table.print()?;
+    listing.print(Form::default())?;
     print(&format!(
         "\nversion {} of {}; {} of these must sign a change\n",
         newest.version(),

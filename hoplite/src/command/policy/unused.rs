@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use super::{AuditArgs, ProxyArgs, compile, sources};
 use crate::command::MeshDir;
-use crate::output::{Output, Table, part, print, print_json};
+use crate::output::{Column, Form, Listing, part, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The directory of the policies
     directory: PathBuf,
     /// From when on: a length of time ago or a moment
-    #[arg(long, value_parser = crate::command::audit::moment, default_value = "30d")]
+    #[arg(long, value_parser = crate::output::moment::parse, default_value = "30d")]
     since: SystemTime,
     #[command(flatten)]
     proxies: ProxyArgs,
@@ -26,9 +26,8 @@ pub(crate) struct Args {
     audit: AuditArgs,
     #[command(flatten)]
     dir: MeshDir,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    #[command(flatten)]
+    form: Form,
 }
 
 /// What is known of a policy's use.
@@ -95,20 +94,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .collect();
     let asked = !answers.is_empty();
     let proxies: Vec<_> = answers.iter().map(|answer| part(answer, "/name")).collect();
-    if args.output == Output::Json {
-        let listed: Vec<Value> = unused
-            .iter()
-            .map(|(each, policy)| {
-                json!({
-                    "id": policy.id, "effect": policy.effect.as_str(), "owner": policy.owner(),
-                    "place": policy.place.as_ref().map(ToString::to_string),
-                    "candidate": asked.then_some(each.candidate),
-                })
+    let rows: Vec<Value> = unused
+        .iter()
+        .map(|(each, policy)| {
+            json!({
+                "id": policy.id, "effect": policy.effect.as_str(), "owner": policy.owner(),
+                "place": policy.place.as_ref().map(ToString::to_string),
+                "candidate": asked.then_some(each.candidate),
             })
-            .collect();
+        })
+        .collect();
+    if args.form.is_json() {
         print_json(&json!({
             "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "damaged": damaged, "unknown": unknown, "proxies": proxies, "away": away,
-            "unused": listed,
+            "unused": rows,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -140,21 +139,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if unused.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["POLICY", "EFFECT", "OWNER", "PLACE", if asked { "COVERED" } else { "" }]);
-    for (each, policy) in &unused {
-        table.row([
-            policy.id.clone(),
-            policy.effect.to_string(),
-            policy.owner().unwrap_or("-").to_owned(),
-            policy.place.as_ref().map(ToString::to_string).unwrap_or_default(),
-            if asked {
-                each.candidate.to_string()
-            } else {
-                String::new()
-            },
-        ]);
+    let columns = [
+        Column::new("POLICY", "id"),
+        Column::new("EFFECT", "effect"),
+        Column::made("OWNER", "owner", |policy| {
+            policy["owner"].as_str().unwrap_or("-").to_owned()
+        }),
+        Column::new("PLACE", "place"),
+        Column::new("COVERED", "candidate"),
+    ];
+    // Nobody who was not asked has covered anything.
+    let mut listing = Listing::new(columns.get(..if asked { 5 } else { 4 }).unwrap_or_default());
+    for policy in &rows {
+        listing.row(policy);
     }
-    table.print()?;
+    listing.print(args.form)?;
     if unused.iter().any(|(_, policy)| policy.effect == Effect::Forbid) {
         print("A forbid that never had to act may be a good one: look at what it guards before you remove it.\n")?;
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{PoliciesArgs, compile, names_in};
 use crate::command::admin::{self, CaArgs};
-use crate::output::{Output, Table, print, print_json};
+use crate::output::{Column, Form, Listing, print, verdict};
 
 /// The methods that policies tell apart; `other` is asked as one that has no action of its own.
 const METHODS: [&str; 8] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other"];
@@ -36,9 +36,8 @@ pub(crate) struct WhoArgs {
     registered: bool,
     #[command(flatten)]
     ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    #[command(flatten)]
+    form: Form,
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,9 +49,8 @@ pub(crate) struct WhatArgs {
     policies: PoliciesArgs,
     #[command(flatten)]
     ca: CaArgs,
-    /// The form of the answer
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    #[command(flatten)]
+    form: Form,
 }
 
 pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
@@ -65,8 +63,8 @@ pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
         (None, false) => None,
     };
     match workloads {
-        Some(workloads) => among(&snapshot, &deeds, workloads, args.output),
-        None => by_policies(&snapshot, &sources, &deeds, args.output),
+        Some(workloads) => among(&snapshot, &deeds, workloads, args.form),
+        None => by_policies(&snapshot, &sources, &deeds, args.form),
     }
 }
 
@@ -105,9 +103,9 @@ fn name(deed: &Deed) -> String {
 }
 
 /// Who, in the words of the policies.
-fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], output: Output) -> anyhow::Result<ExitCode> {
+fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], form: Form) -> anyhow::Result<ExitCode> {
     let places = Places::of(sources);
-    let mut listed = Vec::new();
+    let mut listing = Listing::new(&[Column::new("WHAT", "deed")]);
     let mut page = String::new();
     let mut last: Option<Vec<PolicyView>> = None;
     for deed in deeds {
@@ -118,13 +116,13 @@ fn by_policies(snapshot: &Snapshot, sources: &[Source], deeds: &[Deed], output: 
         } else {
             show_policies(&mut page, &policies);
         }
-        listed.push(json!({"deed": name(deed), "policies": policies.iter().map(view).collect::<Vec<_>>()}));
+        listing.row(json!({"deed": name(deed), "policies": policies.iter().map(view).collect::<Vec<_>>()}));
         last = Some(policies);
     }
-    if output == Output::Json {
-        print_json(&listed)?;
-    } else {
+    if form.is_table() {
         print(&page)?;
+    } else {
+        listing.print(form)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -169,8 +167,14 @@ fn view(policy: &PolicyView) -> Value {
     })
 }
 
+/// Whether it can be, for people.
+const CAN: Column = Column::new("CAN", "can").coloured(verdict);
+
+/// By which policies, or why not.
+const WHY: Column = Column::new("WHY", "why");
+
 /// Yes or no for each workload.
-fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, output: Output) -> anyhow::Result<ExitCode> {
+fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, form: Form) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     for workload in workloads {
         let id = SpiffeId::parse(&workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"))?;
@@ -179,20 +183,17 @@ fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, output: Ou
             rows.push((workload.clone(), name(deed), possible));
         }
     }
-    if output == Output::Json {
-        let listed: Vec<Value> = rows
-            .iter()
-            .map(|(workload, deed, possible)| json!({"workload": workload, "deed": deed, "answer": as_json(possible)}))
-            .collect();
-        print_json(&listed)?;
-        return Ok(ExitCode::SUCCESS);
+    let mut listing = Listing::new(&[
+        CAN,
+        Column::new("WORKLOAD", "workload"),
+        Column::new("WHAT", "deed"),
+        WHY,
+    ]);
+    for (workload, deed, possible) in &rows {
+        let (can, why) = words(possible);
+        listing.row(json!({"can": can, "workload": workload, "deed": deed, "why": why, "answer": as_json(possible)}));
     }
-    let mut table = Table::new(&["CAN", "WORKLOAD", "WHAT", "WHY"]);
-    for (workload, deed, possible) in rows {
-        let (can, why) = words(&possible);
-        table.row([can.to_owned(), workload, deed, why]);
-    }
-    table.print()?;
+    listing.print(form)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -228,28 +229,26 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    if args.output == Output::Json {
-        let listed: Vec<Value> = rows
-            .iter()
-            .map(|(resource, actions, possible)| {
-                json!({"resource": resource, "actions": actions.split(' ').collect::<Vec<_>>(), "answer": as_json(possible)})
-            })
-            .collect();
-        print_json(&listed)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut table = Table::new(&["CAN", "ACTION", "RESOURCE", "WHY"]);
+    let mut listing = Listing::new(&[
+        CAN,
+        Column::new("ACTION", "actions"),
+        Column::new("RESOURCE", "resource"),
+        WHY,
+    ]);
     let mut never: BTreeMap<&str, usize> = BTreeMap::new();
     for (resource, actions, possible) in &rows {
-        // What nothing speaks of is most of everything; it is only counted.
-        if *possible == Possible::Never(Vec::new()) {
+        // What nothing speaks of is most of everything; to people it is only counted.
+        if args.form.is_table() && *possible == Possible::Never(Vec::new()) {
             *never.entry(resource.split(':').next().unwrap_or_default()).or_default() += 1;
             continue;
         }
+        let actions = actions.split(' ').collect::<Vec<_>>();
         let (can, why) = words(possible);
-        table.row([can.to_owned(), actions.clone(), resource.clone(), why]);
+        listing.row(
+            json!({"can": can, "resource": resource, "actions": actions, "why": why, "answer": as_json(possible)}),
+        );
     }
-    table.print()?;
+    listing.print(args.form)?;
     let services: Vec<&str> = never.keys().copied().collect();
     if !services.is_empty() {
         print(&format!("Nothing else is permitted on {}.\n", services.join(", ")))?;

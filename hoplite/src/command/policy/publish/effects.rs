@@ -43,7 +43,7 @@ pub(crate) struct EffectArgs {
     #[arg(long)]
     accept_unreplayed: bool,
     /// From when on logged requests are replayed
-    #[arg(long, value_parser = crate::command::audit::moment, default_value = "7d")]
+    #[arg(long, value_parser = crate::output::moment::parse, default_value = "7d")]
     since: SystemTime,
     #[command(flatten)]
     audit: AuditArgs,
