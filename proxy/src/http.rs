@@ -8,6 +8,7 @@ mod fields;
 mod frame;
 mod frames;
 mod grpc;
+mod half_close;
 mod heads;
 mod hpack;
 mod http2;

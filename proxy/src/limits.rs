@@ -8,6 +8,9 @@ use serde::Deserialize;
 /// Connections of one listener at a time, where the system gives as many descriptors.
 const CONNECTIONS_MAX: usize = 10_000;
 
+/// Nothing moved for this long after one side has said its end: the other has most likely gone.
+pub(crate) const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
+
 /// A peer's proxy has the same limits, and answers a little earlier than we would give up.
 const AHEAD: Duration = Duration::from_secs(5);
 

@@ -53,7 +53,8 @@ where
 {
     pub(crate) fn new(stream: Tapped<S>, http2: bool, answer: H) -> Self {
         if http2 {
-            return Self::Http2(Box::new(server::Connection::new(stream, &bounded_http2(), answer)));
+            let end = stream.end();
+            return Self::Http2(Box::new(server::Connection::new(stream, end, &bounded_http2(), answer)));
         }
         let lane = stream.lane();
         let service = OneByOne { answer, lane };

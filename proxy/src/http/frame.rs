@@ -18,6 +18,13 @@ pub(crate) const END_HEADERS: u8 = 4;
 pub(crate) const PADDED: u8 = 8;
 pub(crate) const WITH_PRIORITY: u8 = 0x20;
 
+/// Which end of a connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Server,
+    Client,
+}
+
 /// A frame without its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FrameHead {
@@ -43,6 +50,10 @@ impl FrameHead {
             stream: u32::from_be_bytes([*s & 0x7f, *t, *u, *v]),
         };
         Some((head, rest))
+    }
+
+    pub(crate) fn opens_stream(&self) -> bool {
+        self.kind == HEADERS
     }
 
     pub(crate) fn ends_stream(&self) -> bool {

@@ -7,8 +7,10 @@ use hoplite_host::clock;
 
 use crate::http::fields::{self, Block};
 use crate::http::frame::{
-    CONTINUATION, END_HEADERS, END_STREAM, FrameHead, GOAWAY, HEAD_BYTES, HEADERS, PADDED, RST_STREAM, WITH_PRIORITY,
+    CONTINUATION, END_HEADERS, END_STREAM, FrameHead, GOAWAY, HEAD_BYTES, HEADERS, PADDED, RST_STREAM, Role,
+    WITH_PRIORITY,
 };
+use crate::http::half_close::Open;
 use crate::http::hpack::Decoder;
 use crate::http::reading::HEADER_BYTES_MAX;
 use crate::http::useless::Budget;
@@ -31,13 +33,6 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Streams that we remember to have answered: more than there may be at a time.
 const ANSWERED_MAX: usize = 512;
-
-/// Which end of a connection we are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Server,
-    Client,
-}
 
 /// How much of what was looked at goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +153,12 @@ pub(crate) struct PeerFrames {
     end: Option<u32>,
 }
 
+/// What is counted of a peer's frames.
+pub(crate) struct Counts<'c> {
+    pub(crate) budget: &'c mut Budget,
+    pub(crate) open: &'c mut Open,
+}
+
 #[derive(Debug)]
 struct HeaderBlock {
     stream: u32,
@@ -184,6 +185,11 @@ impl PeerFrames {
         }
     }
 
+    /// Whether the peer has said whole frames only. What ends in the middle of one has broken off.
+    pub(crate) fn at_boundary(&self) -> bool {
+        self.skip == 0 && self.block.is_none() && !self.refused && self.end.is_none()
+    }
+
     /// The connection has to end, because of how much there is in it.
     pub(crate) fn calm(&mut self) {
         self.end.get_or_insert(ENHANCE_YOUR_CALM);
@@ -203,7 +209,8 @@ impl PeerFrames {
     }
 
     /// Looks at the next bytes, of which some come again. What stands in their place is added to `instead`.
-    pub(crate) fn pass(&mut self, bytes: &[u8], instead: &mut Vec<u8>, budget: &mut Budget) -> Passed {
+    pub(crate) fn pass(&mut self, bytes: &[u8], instead: &mut Vec<u8>, counts: Counts<'_>) -> Passed {
+        let Counts { budget, open } = counts;
         let (mut at, mut through) = (0, 0);
         let mut anew = false;
         loop {
@@ -211,7 +218,7 @@ impl PeerFrames {
             if rest.is_empty() {
                 break;
             }
-            let on = match self.next(rest, instead, budget) {
+            let on = match self.next(rest, instead, Counts { budget, open }) {
                 Next::As(length) => length,
                 Next::Anew(length) => {
                     anew = true;
@@ -238,7 +245,8 @@ impl PeerFrames {
     }
 
     /// What becomes of the next bytes.
-    fn next(&mut self, rest: &[u8], instead: &mut Vec<u8>, budget: &mut Budget) -> Next {
+    fn next(&mut self, rest: &[u8], instead: &mut Vec<u8>, counts: Counts<'_>) -> Next {
+        let Counts { budget, open } = counts;
         if self.end.is_some() {
             return Next::End;
         }
@@ -274,7 +282,7 @@ impl PeerFrames {
                 return Next::Wait;
             };
             budget.received(&head, clock::moment);
-            if let Err(error) = self.add(&head, payload, instead, budget) {
+            if let Err(error) = self.add(&head, payload, instead, Counts { budget, open }) {
                 return self.end(error);
             }
             if budget.is_spent() {
@@ -283,6 +291,7 @@ impl PeerFrames {
             return Next::Anew(HEAD_BYTES + length);
         }
         budget.received(&head, clock::moment);
+        open.received(&head);
         if self.role == Role::Client && head.ends_stream() {
             budget.answered();
         }
@@ -301,7 +310,7 @@ impl PeerFrames {
     }
 
     /// HEADERS or CONTINUATION, whole.
-    fn add(&mut self, head: &FrameHead, payload: &[u8], instead: &mut Vec<u8>, budget: &mut Budget) -> Result<(), u32> {
+    fn add(&mut self, head: &FrameHead, payload: &[u8], instead: &mut Vec<u8>, counts: Counts<'_>) -> Result<(), u32> {
         match &mut self.block {
             Some(block) => block.bytes.extend_from_slice(payload),
             None => {
@@ -313,7 +322,7 @@ impl PeerFrames {
             }
         }
         match self.block.take_if(|_| head.flags & END_HEADERS != 0) {
-            Some(block) => self.finish(&block, instead, budget),
+            Some(block) => self.finish(&block, instead, counts),
             None => match &self.block {
                 Some(block) if block.bytes.len() > BLOCK_BYTES_MAX => Err(ENHANCE_YOUR_CALM),
                 _ => Ok(()),
@@ -321,7 +330,8 @@ impl PeerFrames {
         }
     }
 
-    fn finish(&mut self, block: &HeaderBlock, instead: &mut Vec<u8>, budget: &mut Budget) -> Result<(), u32> {
+    fn finish(&mut self, block: &HeaderBlock, instead: &mut Vec<u8>, counts: Counts<'_>) -> Result<(), u32> {
+        let Counts { budget, open } = counts;
         let kind = match self.role {
             Role::Client => Block::Answer,
             Role::Server if block.stream > self.newest => Block::Head,
@@ -331,6 +341,7 @@ impl PeerFrames {
             self.newest = block.stream;
             budget.opened(block.stream, clock::moment());
         }
+        open.received_head(block.stream, block.end != 0);
         if kind == Block::Answer && block.end != 0 {
             budget.answered();
         }
@@ -447,11 +458,19 @@ mod tests {
     fn passed(bytes: &[u8], size: usize) -> (Vec<u8>, Option<u32>) {
         let mut frames = PeerFrames::new(Role::Server);
         let mut budget = Budget::new(100, clock::moment());
+        let mut open = Open::new(Role::Server);
         let (mut out, mut held) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(size) {
             held.extend_from_slice(piece);
             let mut instead = Vec::new();
-            let Passed { through, used } = frames.pass(&held, &mut instead, &mut budget);
+            let Passed { through, used } = frames.pass(
+                &held,
+                &mut instead,
+                Counts {
+                    budget: &mut budget,
+                    open: &mut open,
+                },
+            );
             out.extend_from_slice(&held[..through]);
             out.extend(instead);
             held.drain(..used);

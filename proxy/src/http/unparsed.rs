@@ -16,7 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::http::frames::{Frames, Passed, PeerFrames, Reset, Role};
+use crate::http::frame::Role;
+use crate::http::frames::{Counts, Frames, Passed, PeerFrames, Reset};
+use crate::http::half_close::{AtEnd, End, Open};
 use crate::http::heads::Heads;
 use crate::http::lane::Lane;
 use crate::http::rules::HttpRules;
@@ -81,6 +83,9 @@ struct Http2 {
     ours: Frames,
     theirs: PeerFrames,
     budget: Budget,
+    open: Open,
+    /// Nothing more can be read.
+    at_end: bool,
 }
 
 // === impl Unparsed ===
@@ -143,16 +148,31 @@ impl<S> Tapped<S> {
         self.lane.clone()
     }
 
+    /// That its other side has said its end; of HTTP/2 only.
+    pub(crate) fn end(&self) -> End {
+        match &self.protocol {
+            Protocol::Http2(http2) => http2.open.end(),
+            Protocol::Http1(_) | Protocol::Answers => End::default(),
+        }
+    }
+
     fn written(&mut self, bytes: &[u8]) {
         let Protocol::Http2(http2) = &mut self.protocol else {
             return;
         };
-        let Http2 { role, ours, budget, .. } = &mut **http2;
+        let Http2 {
+            role,
+            ours,
+            budget,
+            open,
+            ..
+        } = &mut **http2;
         let refusals = &self.refusals;
         ours.see(
             bytes,
             |frame, error| {
                 budget.sent(frame, error, clock::moment);
+                open.sent(frame);
                 if *role == Role::Server && frame.ends_stream() {
                     budget.answered();
                 }
@@ -174,7 +194,26 @@ impl Protocol {
             ours: Frames::default(),
             theirs: PeerFrames::new(role),
             budget: Budget::new(useless_max, clock::moment()),
+            open: Open::new(role),
+            at_end: false,
         }))
+    }
+
+    fn is_at_end(&self) -> bool {
+        matches!(self, Self::Http2(http2) if http2.at_end)
+    }
+
+    /// TLS that ends without `close_notify` may have been cut off. Of requests, and of HTTP/2, that shows: each says where
+    /// it ends. An answer of HTTP/1.1 may end where its connection does.
+    fn ending(&self, read: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        match read {
+            Poll::Ready(Err(error))
+                if error.kind() == io::ErrorKind::UnexpectedEof && !matches!(self, Self::Answers) =>
+            {
+                Poll::Ready(Ok(()))
+            }
+            read => read,
+        }
     }
 
     /// Looks at the next bytes, of which some come again.
@@ -185,7 +224,12 @@ impl Protocol {
         };
         match self {
             Self::Http1(heads) => heads.pass(bytes, instead),
-            Self::Http2(http2) => http2.theirs.pass(bytes, instead, &mut http2.budget),
+            Self::Http2(http2) => {
+                let Http2 {
+                    theirs, budget, open, ..
+                } = &mut **http2;
+                theirs.pass(bytes, instead, Counts { budget, open })
+            }
             Self::Answers => whole,
         }
     }
@@ -197,7 +241,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tapped<S> {
         let before = self.held.len();
         self.held.resize(before + READ_BYTES, 0);
         let mut buffer = ReadBuf::new(self.held.get_mut(before..).unwrap_or_default());
-        let read = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
+        let read = self
+            .protocol
+            .ending(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
         let filled = buffer.filled().len();
         self.held.truncate(before + filled);
         ready!(read)?;
@@ -218,7 +264,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tapped<S> {
     /// Reads into the library's own buffer, and leaves there what may go on. Whether there was anything to read.
     fn poll_straight(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        ready!(self.protocol.ending(read))?;
         let bytes = buffer.filled_mut().get_mut(before..).unwrap_or_default();
         if bytes.is_empty() {
             return Poll::Ready(Ok(false));
@@ -229,6 +276,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Tapped<S> {
         self.ready = instead.into();
         buffer.set_filled(before + through);
         Poll::Ready(Ok(true))
+    }
+
+    /// What the library reads where nothing more can be read: the end, unless somebody still waits for an answer.
+    fn poll_end(&mut self, context: &Context<'_>) -> Poll<()> {
+        let Protocol::Http2(http2) = &mut self.protocol else {
+            return Poll::Ready(());
+        };
+        // What ends in the middle of something has broken off, and all of it with it.
+        if !self.held.is_empty() || !http2.theirs.at_boundary() {
+            return Poll::Ready(());
+        }
+        http2.at_end = true;
+        match http2.open.at_end(context.waker()) {
+            AtEnd::Frame(frame) => self.ready = frame.into(),
+            AtEnd::Wait => return Poll::Pending,
+            AtEnd::End => {}
+        }
+        Poll::Ready(())
     }
 
     /// Says how the budget stands, to whom it concerns. Whether the connection ends.
@@ -296,14 +361,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tapped<S> {
                 return Poll::Ready(Err(this.say_goaway(context)));
             }
             let before = buffer.filled().len();
-            let more = if this.held.is_empty() {
+            let more = if this.protocol.is_at_end() {
+                false
+            } else if this.held.is_empty() {
                 ready!(this.poll_straight(context, buffer))?
             } else {
                 ready!(this.poll_held(context))?
             };
-            // At the end the beginning of something is nothing.
-            if !more || buffer.filled().len() > before {
+            if buffer.filled().len() > before {
                 return Poll::Ready(Ok(()));
+            }
+            // At the end the beginning of something is nothing.
+            if !more {
+                ready!(this.poll_end(context));
+                if this.ready.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
     }

@@ -9,14 +9,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use crate::limits::HALF_CLOSED_IDLE_MAX;
+
 /// The first buffer of each way: an idle connection must be cheap …
 const BUFFER_MIN: usize = 4 << 10;
 
 /// … and a busy one fast. A full buffer grows fourfold up to this.
 const BUFFER_MAX: usize = 64 << 10;
-
-/// Nothing moved for this long after one side has said its end: the other has most likely gone.
-const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
 
 /// When bytes last moved.
 struct Pulse {

@@ -13,6 +13,7 @@ use hyper::body::Body as HttpBody;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::http::body::Body;
+use crate::http::half_close::End;
 use crate::http::http2::heard::{Ear, Heard};
 use crate::http::http2::keepalive::Keepalive;
 use crate::http::http2::pipe::Pipe;
@@ -83,7 +84,7 @@ impl Caller {
             .max_header_list_size(HEAD_BYTES_MAX)
             .handshake(stream)
             .await?;
-        let keepalive = Keepalive::new(connection.ping_pong(), ear.clone());
+        let keepalive = Keepalive::new(connection.ping_pong(), ear.clone(), End::default());
         let caller = Self {
             send,
             ear,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::http::half_close::End;
 use crate::http::http2::heard::Ear;
+use crate::limits::HALF_CLOSED_IDLE_MAX;
 
 /// After so long without a byte it is asked …
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -20,8 +22,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Keepalive {
     pings: Option<PingPong>,
     ear: Ear,
+    end: End,
     due: Pin<Box<Sleep>>,
     asked: bool,
+    /// It can say nothing any more.
+    alone: bool,
 }
 
 /// It has said nothing although it was asked.
@@ -31,12 +36,14 @@ pub(crate) struct Gone;
 // === impl Keepalive ===
 
 impl Keepalive {
-    pub(crate) fn new(pings: Option<PingPong>, ear: Ear) -> Self {
+    pub(crate) fn new(pings: Option<PingPong>, ear: Ear, end: End) -> Self {
         Self {
             pings,
             ear,
+            end,
             due: Box::pin(sleep(PING_EVERY)),
             asked: false,
+            alone: false,
         }
     }
 
@@ -47,7 +54,13 @@ impl Keepalive {
             let _ = pings.poll_pong(context);
         }
         while self.due.as_mut().poll(context).is_ready() {
-            if self.ear.lately() {
+            if self.end.is_said() {
+                // It cannot answer. As long as it is spoken to, what it does not read has a limit of its own.
+                if !self.end.lately() && std::mem::replace(&mut self.alone, true) {
+                    return Poll::Ready(Gone);
+                }
+                self.wait(HALF_CLOSED_IDLE_MAX);
+            } else if self.ear.lately() {
                 self.asked = false;
                 self.wait(PING_EVERY);
             } else if self.asked {

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::http::answer::Answer;
 use crate::http::body::Incoming;
+use crate::http::half_close::End;
 use crate::http::http2::heard::{Ear, Heard};
 use crate::http::http2::keepalive::Keepalive;
 use crate::http::http2::pipe::Pipe;
@@ -34,7 +35,7 @@ pub(crate) struct Connection<S, H> {
 }
 
 enum State<S> {
-    Greeting(Handshake<Heard<S>, Bytes>, Option<Ear>),
+    Greeting(Handshake<Heard<S>, Bytes>, Option<(Ear, End)>),
     Serving(Streams<Heard<S>, Bytes>, Keepalive),
 }
 
@@ -47,10 +48,10 @@ where
     F: Future<Output = Answer> + Send + 'static,
 {
     /// Begins with the bytes of the peer's preface.
-    pub(crate) fn new(stream: S, bounds: &Builder, answer: H) -> Self {
+    pub(crate) fn new(stream: S, end: End, bounds: &Builder, answer: H) -> Self {
         let (stream, ear) = Heard::new(stream);
         Self {
-            state: State::Greeting(bounds.handshake(stream), Some(ear)),
+            state: State::Greeting(bounds.handshake(stream), Some((ear, end))),
             answer,
             answering: JoinSet::new(),
             closing: false,
@@ -68,16 +69,16 @@ where
     pub(crate) fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
             match &mut self.state {
-                State::Greeting(greeting, ear) => {
+                State::Greeting(greeting, hearing) => {
                     let mut streams = ready!(Pin::new(greeting).poll(context))?;
                     let pings = streams.ping_pong();
                     if self.closing {
                         streams.graceful_shutdown();
                     }
-                    let Some(ear) = ear.take() else {
+                    let Some((ear, end)) = hearing.take() else {
                         return Poll::Ready(Ok(()));
                     };
-                    self.state = State::Serving(streams, Keepalive::new(pings, ear));
+                    self.state = State::Serving(streams, Keepalive::new(pings, ear, end));
                 }
                 State::Serving(streams, keepalive) => {
                     if keepalive.poll(context).is_ready() {
