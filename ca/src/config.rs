@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_host::logging::Levels;
-use hoplite_identity::TrustDomain;
+use hoplite_identity::{HostPort, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
@@ -30,6 +30,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where agents connect. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// How other machines reach `listen`, `host:port`: it stands in the invitations. `listen` itself when left out, unless
+    /// that is every address of this machine.
+    #[serde(default)]
+    pub advertise: Option<HostPort>,
     /// The operators' Unix socket.
     pub admin_socket: PathBuf,
     /// Life of a workload's certificate whose entry does not say otherwise.
@@ -177,6 +181,11 @@ admin_socket = "/run/hoplite/ca.sock"
         );
         check("policy_max_bytes = 9", &["policy_max_bytes = 9", "1024"]);
         check("tll = \"1h\"", &["tll"]);
+        check(
+            "advertise = \"ca.prod.example\"",
+            &["ca.toml:6", "`ca.prod.example` has no port"],
+        );
+        check("advertise = \"0.0.0.0:7443\"", &["every address of a machine"]);
     }
 
     #[test]

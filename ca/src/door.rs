@@ -122,5 +122,6 @@ fn mint(issuer: &Issuer, id: &SpiffeId, now: SystemTime) -> Result<X509Svid, Doo
     let pair = rcgen::KeyPair::generate().map_err(|_| DoorError::Key)?;
     let minted = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
     let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
-    Ok(X509Svid::from_parts(vec![minted.der], key)?)
+    // To the authority, by whose fingerprint it is known to those who have no trust bundle yet.
+    Ok(X509Svid::from_parts(vec![minted.der, issuer.authority().clone()], key)?)
 }

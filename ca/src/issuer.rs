@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use hoplite_identity::{Entry, SpiffeId};
+use hoplite_identity::{CertificateDer, Entry, SpiffeId};
 
 use crate::authority::x509::{Authority, Serial};
 use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
@@ -45,6 +45,11 @@ impl Issuer {
 
     fn lives(&self) -> Lives {
         *self.lives.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The certificate of the authority that signs.
+    pub(crate) fn authority(&self) -> &CertificateDer<'static> {
+        self.authority.certificate()
     }
 
     /// For an agent.

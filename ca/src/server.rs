@@ -15,7 +15,7 @@ use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
-use hoplite_identity::TrustBundle;
+use hoplite_identity::{Fingerprint, TrustBundle};
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_wire::Counted;
 use hoplite_wire::ca::admin_server::AdminServer;
@@ -30,7 +30,7 @@ use tonic::transport::Server;
 use crate::Config;
 #[cfg(feature = "testing")]
 use crate::TrustError;
-use crate::api::admin::{self, Admin, Caller};
+use crate::api::admin::{self, Admin, Caller, Invites};
 use crate::api::node::Node;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
@@ -205,7 +205,12 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     publishing.sweep().await;
     let node = Node::new(registry.clone(), issuer.clone(), publishing.clone(), shutdown.clone());
-    let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing);
+    let invites = Invites {
+        listen: node_address,
+        advertise: config.advertise,
+        fingerprint: Fingerprint::of(issuer.authority()),
+    };
+    let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing, invites);
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
 

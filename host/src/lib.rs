@@ -18,6 +18,7 @@ pub mod http_authority;
 pub mod local_connection;
 pub mod logging;
 pub mod peer_process;
+pub mod places;
 pub mod process;
 pub mod refusals;
 pub mod reload;

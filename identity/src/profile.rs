@@ -1,6 +1,7 @@
 //! The X509-SVID profile: what a leaf and an authority must and must not say.
 
-use crate::{InvalidSpiffeId, SpiffeId};
+use crate::fingerprint::Fingerprint;
+use crate::{InvalidSpiffeId, SpiffeId, TrustDomain};
 use data_encoding::HEXLOWER;
 use rustls::pki_types::CertificateDer;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,7 +27,7 @@ pub struct Leaf {
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
     pub(crate) serial: String,
-    pub(crate) fingerprint: [u8; 32],
+    pub(crate) fingerprint: Fingerprint,
 }
 
 /// Why bytes are no X.509-SVID.
@@ -54,6 +55,9 @@ pub enum InvalidSvid {
     /// the ID names the trust domain, not a workload.
     #[error("`{0}` has no path; only authorities may have the ID of the trust domain")]
     TrustDomainId(SpiffeId),
+    /// the ID names a workload, not the trust domain.
+    #[error("`{0}` has a path; an authority has the ID of its trust domain")]
+    MemberId(SpiffeId),
     /// an empty subject, and alternative names that are not critical.
     #[error("the certificate's subject is empty, but its subject alternative name is not critical")]
     SanNotCritical,
@@ -150,9 +154,9 @@ impl Leaf {
         &self.serial
     }
 
-    /// SHA-256 of the DER.
-    pub fn fingerprint(&self) -> &[u8; 32] {
-        &self.fingerprint
+    /// Of the certificate.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 }
 
@@ -193,8 +197,6 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
     if not_before >= not_after {
         return Err(InvalidSvid::NoLifetime);
     }
-    let mut fingerprint = [0; 32];
-    fingerprint.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, der).as_ref());
     let serial = serial_hex(certificate.raw_serial());
     Ok(CheckedLeaf {
         leaf: Leaf {
@@ -202,7 +204,7 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
             not_before,
             not_after,
             serial,
-            fingerprint,
+            fingerprint: Fingerprint::of_der(der),
         },
         public_key: certificate.tbs_certificate.subject_pki.raw,
     })
@@ -262,6 +264,27 @@ pub(crate) fn split_der(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 
 /// exactly one URI among the subject alternative names, and it names a workload.
 fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, InvalidSvid> {
+    let (id, is_critical) = one_uri(certificate)?;
+    if id.is_trust_domain() {
+        return Err(InvalidSvid::TrustDomainId(id));
+    }
+    if certificate.subject().iter_rdn().next().is_none() && !is_critical {
+        return Err(InvalidSvid::SanNotCritical);
+    }
+    Ok(id)
+}
+
+/// the trust domain that an authority's certificate names as its own.
+pub(crate) fn trust_domain(authority: &X509Certificate<'_>) -> Result<TrustDomain, InvalidSvid> {
+    let (id, _) = one_uri(authority)?;
+    if !id.is_trust_domain() {
+        return Err(InvalidSvid::MemberId(id));
+    }
+    Ok(id.trust_domain().clone())
+}
+
+/// The one URI among the subject alternative names, and whether they are critical.
+fn one_uri(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, bool), InvalidSvid> {
     let names = certificate
         .subject_alternative_name()
         .map_err(malformed)?
@@ -277,19 +300,11 @@ fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, InvalidSvid>
             _ => {}
         }
     }
-    let uri = match uris.as_slice() {
-        [] => return Err(InvalidSvid::NoUriSan),
-        [uri] => uri,
-        [..] => return Err(InvalidSvid::SeveralUriSans(uris.len())),
-    };
-    let id = SpiffeId::parse(uri)?;
-    if id.is_trust_domain() {
-        return Err(InvalidSvid::TrustDomainId(id));
+    match uris.as_slice() {
+        [] => Err(InvalidSvid::NoUriSan),
+        [uri] => Ok((SpiffeId::parse(uri)?, names.critical)),
+        [..] => Err(InvalidSvid::SeveralUriSans(uris.len())),
     }
-    if certificate.subject().iter_rdn().next().is_none() && !names.critical {
-        return Err(InvalidSvid::SanNotCritical);
-    }
-    Ok(id)
 }
 
 /// Not by x509-parser's own accessor, which takes basic constraints that it cannot read for absent.

@@ -184,7 +184,7 @@ mod tests {
                 .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         );
         assert_eq!(
-            leaf.fingerprint(),
+            leaf.fingerprint().as_bytes(),
             ring::digest::digest(&ring::digest::SHA256, &svid.chain()[0]).as_ref()
         );
     }

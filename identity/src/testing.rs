@@ -117,6 +117,13 @@ impl TestAuthority {
         Self::with(trust_domain, |params| params.distinguished_name = common_name(name))
     }
 
+    /// A new self-signed authority whose certificate has these URIs in the place of its trust domain's.
+    pub fn naming(trust_domain: &str, uris: &[&str]) -> Self {
+        Self::with(trust_domain, |params| {
+            params.subject_alt_names = uris.iter().map(|text| uri(text)).collect();
+        })
+    }
+
     fn with(trust_domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
         let trust_domain = TrustDomain::parse(trust_domain).unwrap();
         let key = KeyPair::generate().unwrap();

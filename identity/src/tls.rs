@@ -100,14 +100,14 @@ pub fn rejection(error: &Error) -> Option<PeerRejected> {
 }
 
 /// aws-lc-rs with our key exchanges: the hybrid first, so that what is recorded today stays closed tomorrow.
-static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
         ..aws_lc_rs::default_provider()
     })
 });
 
-fn protocols(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
+pub(crate) fn protocols(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
     alpn.iter().map(|protocol| protocol.to_vec()).collect()
 }
 

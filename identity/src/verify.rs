@@ -527,6 +527,7 @@ fn profile_code(reason: &InvalidSvid) -> &'static str {
         InvalidSvid::Malformed(_) | InvalidSvid::SanNotCritical | InvalidSvid::NoLifetime => "malformed",
         // Not about a peer's leaf; named so that a new reason gets a word of its own.
         InvalidSvid::NoCertificate
+        | InvalidSvid::MemberId(_)
         | InvalidSvid::ChainTooLong(_)
         | InvalidSvid::Chain { .. }
         | InvalidSvid::Key

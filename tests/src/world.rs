@@ -112,6 +112,7 @@ impl World {
             trust_domain: trust_domain.clone(),
             data_dir: dir.path().join("ca"),
             listen: ([127, 0, 0, 1], 0).into(),
+            advertise: None,
             admin_socket: dir.path().join("ca.sock"),
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
@@ -150,6 +151,7 @@ impl World {
             .create_token(CreateTokenRequest {
                 node: NODE.to_owned(),
                 ttl_seconds: 60,
+                ..CreateTokenRequest::default()
             })
             .await
             .unwrap()
@@ -277,6 +279,7 @@ impl World {
         let request = CreateTokenRequest {
             node: node.to_owned(),
             ttl_seconds: 60,
+            ..CreateTokenRequest::default()
         };
         let token = self
             .admin()

@@ -179,7 +179,7 @@ impl Entitlement {
             context.update(bytes);
         };
         for identity in &self.identities {
-            part(identity.svid.leaf().fingerprint());
+            part(identity.svid.leaf().fingerprint().as_bytes());
             part(identity.hint.as_bytes());
         }
         for bundle in self.bundles() {

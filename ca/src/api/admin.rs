@@ -1,6 +1,7 @@
 //! What operators ask, on the CA's own Unix socket. Whoever may connect is the CA's own user, or root.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots};
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{Fingerprint, HostPort, SpiffeId, TrustDomain};
 use hoplite_wire::{Begins, Served, ca as wire};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -49,9 +50,21 @@ const STRANGER_STAYS: Duration = Duration::from_secs(10);
 /// The service.
 pub(crate) struct Admin {
     registry: Registry,
+    invites: Invites,
     trust_domain: TrustDomain,
     entries: Entries,
     publishing: Publishing,
+}
+
+/// What invitations say of this CA.
+#[derive(Debug, Clone)]
+pub(crate) struct Invites {
+    /// Where agents connect, as the system says it.
+    pub(crate) listen: SocketAddr,
+    /// How they reach that, as the configuration says it.
+    pub(crate) advertise: Option<HostPort>,
+    /// Of the authority.
+    pub(crate) fingerprint: Fingerprint,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -148,15 +161,39 @@ impl Begins for Caller {
     }
 }
 
+// === impl Invites ===
+
+impl Invites {
+    /// How nodes reach this CA: as the operator says, or else as the configuration does.
+    fn address(&self, wanted: &str) -> Result<HostPort, Status> {
+        if !wanted.is_empty() {
+            return HostPort::parse(wanted).map_err(|e| Status::invalid_argument(format!("`address`: {e}")));
+        }
+        match &self.advertise {
+            Some(address) => Ok(address.clone()),
+            None => HostPort::try_from(self.listen).map_err(|_| {
+                Status::failed_precondition(format!(
+                    "this CA listens on `{}`, every address of its machine, and does not know by which one other machines reach it: set \
+                     `advertise = \"HOST:{}\"` in its configuration, or say it with `--address HOST:{}`; no token was made",
+                    self.listen,
+                    self.listen.port(),
+                    self.listen.port()
+                ))
+            }),
+        }
+    }
+}
+
 // === impl Admin ===
 
 impl Admin {
     /// An entry's own TTL is below `ttl_limit`.
-    pub(crate) fn new(registry: Registry, ttl_limit: Duration, publishing: Publishing) -> Self {
+    pub(crate) fn new(registry: Registry, ttl_limit: Duration, publishing: Publishing, invites: Invites) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         Self {
             entries: Entries::new(registry.clone(), trust_domain.clone(), ttl_limit),
             registry,
+            invites,
             trust_domain,
             publishing,
         }
@@ -181,7 +218,11 @@ impl wire::admin_server::Admin for Admin {
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
         let call = AdminCall::new(&request, "create token")?;
-        let wire::CreateTokenRequest { node, ttl_seconds } = request.into_inner();
+        let wire::CreateTokenRequest {
+            node,
+            ttl_seconds,
+            address,
+        } = request.into_inner();
         call.answer(&node, async {
             let agent_id = self
                 .trust_domain
@@ -198,6 +239,7 @@ impl wire::admin_server::Admin for Admin {
                 );
                 return Err(Status::invalid_argument(text));
             }
+            let address = self.invites.address(&address)?;
             let now = clock::now();
             let expires_at = record::unix_seconds(now) + ttl.as_secs();
             let token = TokenText::generate().ok_or_else(no_entropy)?.reveal();
@@ -212,6 +254,8 @@ impl wire::admin_server::Admin for Admin {
                 token,
                 agent_id: agent_id.to_string(),
                 expires_at_unix: unix_i64(expires_at),
+                address: address.to_string(),
+                fingerprint: self.invites.fingerprint.to_string(),
             })
         })
         .await

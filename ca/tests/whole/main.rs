@@ -286,6 +286,7 @@ async fn a_ban_and_an_eviction_end_streams_and_calls_at_once() {
     let request = CreateTokenRequest {
         node: "n1".into(),
         ttl_seconds: 0,
+        ..CreateTokenRequest::default()
     };
     let error = admin.create_token(request).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
@@ -356,6 +357,7 @@ async fn administration() {
             .create_token(CreateTokenRequest {
                 node: node.into(),
                 ttl_seconds,
+                ..CreateTokenRequest::default()
             })
             .await
             .unwrap_err();

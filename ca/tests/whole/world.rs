@@ -38,6 +38,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         trust_domain: TrustDomain::parse(DOMAIN).unwrap(),
         data_dir: dir.join("data"),
         listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: None,
         admin_socket: dir.join("ca.sock"),
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
@@ -132,6 +133,7 @@ impl World {
         let request = CreateTokenRequest {
             node: node.into(),
             ttl_seconds: 0,
+            ..CreateTokenRequest::default()
         };
         self.admin()
             .await

@@ -6,6 +6,7 @@
 mod bundle;
 mod evaluation;
 mod grant;
+mod invitation;
 mod openapi;
 mod policies;
 mod request;
@@ -16,6 +17,7 @@ mod table;
 pub use bundle::bundle;
 pub use evaluation::evaluation;
 pub use grant::grant;
+pub use invitation::invitation;
 pub use openapi::openapi;
 pub use policies::policies;
 pub use request::request;
@@ -33,7 +35,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "request",
         run: request,
@@ -69,6 +71,10 @@ pub const TARGETS: [Target; 9] = [
     Target {
         name: "evaluation",
         run: evaluation,
+    },
+    Target {
+        name: "invitation",
+        run: invitation,
     },
 ];
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
+use hoplite_identity::{CertificateDer, Fingerprint, HostPort, Invitation, TrustBundle, TrustDomain};
 use hoplite_wire::POLICY_BYTES_MAX;
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{AgentRequest, CreateTokenRequest, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
@@ -55,10 +55,12 @@ pub(crate) struct AgentArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Create a token with which one agent may join, once
-    #[command(
-        after_help = "Example:\n  hoplite token create --node web-1 --ttl 10m > join-token && chmod 600 join-token"
-    )]
+    /// Invite one node: prints the command with which it joins, once
+    #[command(after_help = "Examples:\n  hoplite token create --node web-1\n  \
+        hoplite token create --node web-1 --address ca.prod.example:7443 --ttl 1h\n  \
+        hoplite token create --node ca-1 | hoplite join -\n\n\
+        The last line of the answer is the command to run on that node. The word in it is a secret, until it is used or over: \
+        TOKEN@HOST:PORT#FINGERPRINT, the token, where the CA is, and the SHA-256 of the authority's certificate.")]
     Create(CreateTokenArgs),
 }
 
@@ -70,6 +72,9 @@ pub(crate) struct CreateTokenArgs {
     /// How long the token may wait to be used
     #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
     ttl: Duration,
+    /// How that node reaches the CA [default: what the CA's configuration says by `advertise`, or `listen`]
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<HostPort>,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -89,22 +94,30 @@ pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
             .create_token(CreateTokenRequest {
                 node: args.node.clone(),
                 ttl_seconds,
+                address: args.address.as_ref().map(ToString::to_string).unwrap_or_default(),
             })
             .await?
             .into_inner())
     })?;
+    let invitation = Invitation::new(
+        &token.token,
+        HostPort::parse(&token.address)?,
+        Fingerprint::parse(&token.fingerprint)?,
+    )?;
     // The one place that shows a token: to the operator who asked for it, once.
     if args.list.output == Output::Json {
         print_json(&serde_json::json!({
-            "token": token.token, "agent_id": token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+            "agent_id": token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+            "invitation": *invitation.reveal(), "token": token.token,
+            "address": token.address, "fingerprint": token.fingerprint,
         }))?;
     } else {
         eprintln!(
-            "{} may join until {} with",
+            "{} may join until {}, once; on that node run",
             token.agent_id,
             rfc3339(token.expires_at_unix)
         );
-        print(&format!("{}\n", token.token))?;
+        print(&format!("hoplite join {}\n", shell_word(&invitation.reveal())))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -187,6 +200,15 @@ pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
 pub(crate) fn rfc3339(unix: i64) -> String {
     let since = Duration::from_secs(u64::try_from(unix).unwrap_or(0));
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
+}
+
+/// As a shell takes it: a pattern, which an IPv6 address looks like, in quotes.
+fn shell_word(word: &str) -> String {
+    if word.contains('[') {
+        format!("'{word}'")
+    } else {
+        word.to_owned()
+    }
 }
 
 fn seconds(span: Duration) -> anyhow::Result<u32> {

@@ -251,6 +251,7 @@ async fn register(ca: &mut AdminClient<Channel>, layout: &Layout, visitor: bool)
     let request = CreateTokenRequest {
         node: NODE.to_owned(),
         ttl_seconds: TOKEN_TTL_SECONDS,
+        ..CreateTokenRequest::default()
     };
     let token = ca.create_token(request).await.map_err(refused)?.into_inner();
     files::write_private(&layout.join_token(), token.token.as_bytes())?;

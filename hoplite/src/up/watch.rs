@@ -74,6 +74,7 @@ impl Mesh {
         let request = CreateTokenRequest {
             node: NODE.to_owned(),
             ttl_seconds: TOKEN_TTL_SECONDS,
+            ..CreateTokenRequest::default()
         };
         let token = ca.create_token(request).await?.into_inner();
         files::write_private(&self.layout.join_token(), token.token.as_bytes())?;

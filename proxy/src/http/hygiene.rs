@@ -1,6 +1,5 @@
 //! Header hygiene: what may cross a hop, what only a proxy may say, and what we say about the peer.
 
-use data_encoding::HEXLOWER;
 use hoplite_decision::DECISION_HEADER;
 use hoplite_identity::{SpiffeId, VerifiedPeer};
 use hoplite_policy::header_nature::{HeaderNature, KnownHeader, RemovedHeaders, Spelling};
@@ -180,7 +179,7 @@ fn remove(headers: &mut HeaderMap, unfit: impl Fn(&KnownHeader, Spelling) -> boo
 
 /// What `x-forwarded-client-cert` says of a peer: `By=<own id>;Hash=<leaf>;URI=<peer id>`.
 pub(crate) fn client_cert(own: &SpiffeId, peer: &VerifiedPeer) -> Option<HeaderValue> {
-    let hash = HEXLOWER.encode(peer.leaf().fingerprint());
+    let hash = peer.leaf().fingerprint();
     // A SPIFFE ID holds neither `;` nor `"` nor control characters (ID-3, ID-4), so nothing needs quoting.
     HeaderValue::try_from(format!("By={own};Hash={hash};URI={}", peer.spiffe_id())).ok()
 }
