@@ -22,6 +22,7 @@ pub mod replay;
 mod report;
 #[cfg(test)]
 mod samples;
+mod suggest;
 mod view;
 mod wider;
 mod yaml;
@@ -34,4 +35,5 @@ pub use openapi::{ImportedRoutes, Selection, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
 pub use registered::unregistered;
 pub use report::{TableReport, TestReport};
+pub use suggest::{Advice, Denials, Suggestion};
 pub use view::{Effect, Place, Places, PolicyView};

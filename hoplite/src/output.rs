@@ -2,7 +2,9 @@
 
 mod listing;
 pub(crate) mod moment;
+pub(crate) mod report;
 mod table;
+pub(crate) mod waiting;
 
 use std::io;
 
@@ -12,6 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict};
+pub(crate) use table::{Cell, Table};
 
 /// Longer lines are cut where [`cut`] is used.
 const SHOWN_CHARS: usize = 160;
@@ -76,6 +79,29 @@ pub(crate) fn cut(text: &str) -> String {
     }
 }
 
+/// `1 record`, `2 records`, `12 345 policies`.
+pub(crate) fn count(number: u64, what: &str) -> String {
+    let number_text = thousands(number);
+    match what.strip_suffix('y') {
+        _ if number == 1 => format!("{number_text} {what}"),
+        Some(stem) => format!("{number_text} {stem}ies"),
+        None => format!("{number_text} {what}s"),
+    }
+}
+
+/// `1 234 567`.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// An error and its causes in one line, each cause once.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     daemon::one_line(error.as_ref())
@@ -118,6 +144,21 @@ mod tests {
         assert_eq!(write_to(Failing(io::ErrorKind::BrokenPipe), "a").unwrap(), Reader::Gone);
         let full = write_to(Failing(io::ErrorKind::StorageFull), "a").unwrap_err();
         assert_eq!(full.to_string(), "cannot write to standard output: no storage space");
+    }
+
+    #[test]
+    fn numbers_can_be_read() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1 000"), (1_234_567, "1 234 567")] {
+            assert_eq!(thousands(number), text);
+        }
+    }
+
+    #[test]
+    fn what_is_counted_is_one_or_many() {
+        assert_eq!(count(0, "record"), "0 records");
+        assert_eq!(count(1, "policy"), "1 policy");
+        assert_eq!(count(2, "policy"), "2 policies");
+        assert_eq!(count(1_200, "record"), "1 200 records");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `hoplite audit`: query, follow and verify decision logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -12,9 +12,13 @@ use hoplite_identity::ServiceName;
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
+use crate::output::waiting::Waiting;
 use crate::output::{
-    Column, Form, Listing, Output, Reader, moment, plain, print, print_json, print_while_read, verdict,
+    Column, Form, Listing, Output, Reader, count, moment, plain, print, print_json, print_while_read, verdict,
 };
+
+/// Words of a kind that are remembered to tell which is near another; with more, none is looked for.
+const WORDS_MAX: usize = 100_000;
 
 /// How often `tail` looks for new records.
 const TAIL_INTERVAL: Duration = Duration::from_millis(100);
@@ -118,6 +122,7 @@ pub(crate) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
 
 fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     let logs = args.log.directories()?;
+    let waiting = Waiting::new("reading decision logs");
     let query = Query {
         since: args.since,
         until: args.until,
@@ -126,8 +131,8 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     };
     let mut records = Vec::new();
     let mut unknown = 0;
-    for log in logs {
-        let mut decisions = read_log(&log, &query)?;
+    for log in &logs {
+        let mut decisions = read_log(log, &query)?;
         for record in decisions.by_ref() {
             records.push(record?);
         }
@@ -143,12 +148,61 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         eprintln!("{surplus} earlier records are not shown; --limit shows more");
         records.drain(..surplus);
     }
+    if records.is_empty() {
+        unknown_words(&logs, &query)?;
+    }
+    drop(waiting);
     let mut listing = Listing::new(&COLUMNS);
     for record in records {
         listing.row(record);
     }
     listing.print(args.form)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether nothing was found because a word of the question stands in no record; then that is said, with what is near it.
+fn unknown_words(logs: &[PathBuf], query: &Query) -> anyhow::Result<()> {
+    let mut principals = BTreeSet::new();
+    let mut services = BTreeSet::new();
+    let mut routes = BTreeSet::new();
+    let mut policies = BTreeSet::new();
+    for log in logs {
+        // What is damaged was said above, or is not what was asked for.
+        for record in read_log(log, &Query::default())?.flatten() {
+            principals.extend(record.principal);
+            services.insert(record.service);
+            routes.extend(record.route);
+            policies.extend(record.determining);
+            let known = [&principals, &services, &routes, &policies];
+            if known.iter().any(|words| words.len() > WORDS_MAX) {
+                return Ok(());
+            }
+        }
+    }
+    let asked = [
+        ("principal", &query.principal, &principals),
+        ("service", &query.service, &services),
+        ("route", &query.route, &routes),
+        ("policy", &query.policy, &policies),
+    ];
+    for (what, word, known) in asked {
+        let Some(word) = word else { continue };
+        let there = |known: &String| known == word || (word.ends_with('/') && known.starts_with(word.as_str()));
+        if known.iter().any(there) {
+            continue;
+        }
+        let near = known
+            .iter()
+            .map(|known| (strsim::damerau_levenshtein(known, word), known))
+            .min();
+        let near = near.filter(|(distance, known)| distance * 3 <= known.chars().count());
+        let remedy = match near {
+            Some((_, near)) => format!("did you mean `{near}`?"),
+            None => "`hoplite audit query` without it shows those that are named".to_owned(),
+        };
+        bail!("no record names the {what} `{word}`; {remedy}");
+    }
+    Ok(())
 }
 
 fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
@@ -188,17 +242,22 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
 
 /// Says what is not shown, so that nobody takes it for all there is.
 fn passed_over(unknown: u64) -> String {
-    format!("{unknown} records are passed over, because this version does not know them; a newer `hoplite` does")
+    format!(
+        "passed over, because this version does not know them: {}; a newer `hoplite` does",
+        count(unknown, "record")
+    )
 }
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut good = true;
     let mut reports = Vec::new();
+    let waiting = Waiting::new("verifying decision logs");
     for log in args.log.directories()? {
         let report = verify_log(&log).with_context(|| format!("cannot read the log `{}`", log.display()))?;
         good &= report.findings.is_empty();
         reports.push((log, report));
     }
+    drop(waiting);
     if args.output == Output::Json {
         let rows: Vec<_> = reports
             .iter()
@@ -224,11 +283,11 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 "NOT INTACT"
             };
             print(&format!(
-                "{}: {state}: {} records in {} segments, {} boots\n",
+                "{}: {state}: {} in {}, {}\n",
                 log.display(),
-                report.records,
-                report.segments,
-                report.boots
+                count(report.records, "record"),
+                count(report.segments as u64, "segment"),
+                count(report.boots as u64, "boot")
             ))?;
             if report.unknown > 0 {
                 print(&format!(

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::command::svid::{AnswerArgs, SocketArgs};
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, count, print, print_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
@@ -127,7 +127,11 @@ fn why_json(why: &WhyResponse) -> Value {
 
 fn status_text(status: &AgentStatus) -> String {
     let mut text = match status.in_step {
-        true => format!("{} entries, {} without SVID\n", status.entries, status.without_svid),
+        true => format!(
+            "{}, {} without SVID\n",
+            count(status.entries.into(), "entry"),
+            status.without_svid
+        ),
         false => "the agent has not heard from its CA since it started; its log says why\n".to_owned(),
     };
     for refusal in &status.refusals {

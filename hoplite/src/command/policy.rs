@@ -7,11 +7,13 @@ mod fmt;
 mod grant;
 mod history;
 pub(crate) mod key;
+mod matrix;
 mod publish;
 mod published;
 mod replay;
 mod routes;
 mod signers;
+mod suggest;
 mod test;
 mod unused;
 mod who;
@@ -70,6 +72,16 @@ pub(crate) enum PolicyCommand {
     /// Say what somebody can do, and on what conditions
     #[command(after_help = "Example:\n  hoplite policy what-can spiffe://demo.hoplite/shop")]
     WhatCan(who::WhatArgs),
+    /// Show who can call what, callers down and services across
+    #[command(
+        after_help = "Examples:\n  hoplite policy matrix\n  hoplite policy matrix --policies policies --among callers.txt --output csv"
+    )]
+    Matrix(matrix::Args),
+    /// Propose permits for calls that nothing permitted, for a person to read; writes nothing. Exit 1 if there is none
+    #[command(
+        after_help = "Examples:\n  hoplite policy suggest --from-denials\n  hoplite policy suggest --from-denials --since yesterday > proposal.cedar"
+    )]
+    Suggest(suggest::Args),
     /// Compare two sets of policies by what they mean; exit 1 if they differ, 2 if it cannot be done
     #[command(after_help = "Examples:\n  hoplite policy diff old new\n  hoplite policy diff 41 policies --since 7d")]
     Diff(diff::Args),
@@ -176,6 +188,8 @@ pub(crate) fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Replay(args) => Ok(compared(replay::run(&args))),
         PolicyCommand::WhoCan(args) => who::who(&args),
         PolicyCommand::WhatCan(args) => who::what(&args),
+        PolicyCommand::Matrix(args) => matrix::run(&args),
+        PolicyCommand::Suggest(args) => suggest::run(&args),
         PolicyCommand::Diff(args) => Ok(compared(diff::run(&args))),
         PolicyCommand::Unused(args) => unused::run(&args),
         PolicyCommand::Key(command) => key::run(command),

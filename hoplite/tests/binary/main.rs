@@ -18,6 +18,7 @@ mod daemon;
 mod denied;
 mod entries;
 mod full_disk;
+mod listings;
 mod policy_change;
 mod policy_check;
 mod publishing;

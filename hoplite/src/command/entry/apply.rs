@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::command::admin::{CaArgs, ListArgs};
 use crate::command::entry::{DELETED_AT_ONCE, Ttl, list, selector_text, warn_of_unknown};
-use crate::output::{Output, one_line, print, print_json};
+use crate::output::{Output, count, one_line, print, print_json};
 
 /// Entries in each commit of a list that is too much for one: a fraction of a second each. Fewer when they are long.
 const PART: usize = 2_000;
@@ -310,10 +310,16 @@ impl<'a> Application<'a> {
             plan.count(Action::Unchanged)
         );
         text += &match (changes, self.args.dry_run, plan.commits) {
-            (0, ..) => format!("0 changes: {entries} entries are as the file says\n"),
-            (_, true, _) => format!("{changes} changes would be made: {counted}; nothing was done\n"),
-            (_, false, 1) => format!("{changes} changes, in one commit: {counted}\n"),
-            (_, false, commits) => format!("{changes} changes, in {commits} commits: {counted}\n"),
+            (0, ..) => format!(
+                "0 changes: what is registered is as the file says ({})\n",
+                count(entries as u64, "entry")
+            ),
+            (_, true, _) => format!(
+                "{} would be made: {counted}; nothing was done\n",
+                count(changes as u64, "change")
+            ),
+            (_, false, 1) => format!("{}, in one commit: {counted}\n", count(changes as u64, "change")),
+            (_, false, commits) => format!("{}, in {commits} commits: {counted}\n", count(changes as u64, "change")),
         };
         Ok(print(&text)?)
     }

@@ -3,6 +3,7 @@
 //! An error is what nothing loads: `publish`, the CA, agents and proxies refuse it as this does. A warning is what they would
 //! load; it fails a check and a publication all the same.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +16,8 @@ use hoplite_policy::{Fault, Snapshot};
 use serde_json::{Value, json};
 
 use crate::command::admin::{self, CaArgs};
-use crate::output::{Output, print, print_json};
+use crate::output::report::{self, Checked, ReportOutput, Wrong};
+use crate::output::{count, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -28,8 +30,14 @@ pub(crate) struct Args {
     ca: CaArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    output: ReportOutput,
+    /// Show every fault to people, however many there are
+    #[arg(long)]
+    all: bool,
 }
+
+/// More are shown with `--all`: whoever made them mends these first.
+const FAULTS_SHOWN_MAX: usize = 50;
 
 /// How bad a fault is.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +64,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let policies = snapshot.as_ref().map(|snapshot| snapshot.policy_ids().count());
     let revision = snapshot.as_ref().map(Snapshot::revision);
-    if args.output == Output::Json {
+    if let ReportOutput::Junit | ReportOutput::Sarif = args.output {
+        let names = sources.iter().map(|source| source.name.as_str());
+        let checked = checked(names, level, &faults);
+        match args.output {
+            ReportOutput::Junit => print(&report::junit("policy check", &checked))?,
+            _ => print_json(&report::sarif(&checked))?,
+        }
+    } else if args.output == ReportOutput::Json {
         let listed: Vec<Value> = faults.iter().map(|fault| level.listed(fault)).collect();
         print_json(&json!({
             "ok": faults.is_empty(), "files": files, "policies": policies, "revision": revision, "faults": listed,
@@ -64,8 +79,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }))?;
     } else if let (Some(policies), Some(revision), true) = (policies, revision, faults.is_empty()) {
         let beside: String = beside.iter().map(|named| format!("beside: {named}\n")).collect();
+        let (policies, files) = (count(policies as u64, "policy"), count(files as u64, "file"));
         print(&format!(
-            "{beside}{policies} policies in {files} files are good; revision {revision}\n"
+            "{beside}{policies} in {files}: all good; revision {revision}\n"
         ))?;
     } else {
         // A path that an editor or a terminal can follow.
@@ -74,15 +90,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for named in &beside {
             let _ = writeln!(text, "beside: {named}");
         }
-        for fault in &faults {
+        let shown = if args.all { faults.len() } else { FAULTS_SHOWN_MAX };
+        for fault in faults.iter().take(shown) {
             let _ = writeln!(text, "{directory}/{}", fault.render());
         }
-        let plural = if faults.len() == 1 { "" } else { "s" };
+        text.push_str(&more(faults.get(shown..).unwrap_or_default()));
         let _ = writeln!(
             text,
-            "{} {}{plural} in {files} files; {}",
-            faults.len(),
-            level.as_str(),
+            "{} in {}; {}",
+            count(faults.len() as u64, level.as_str()),
+            count(files as u64, "file"),
             level.meaning()
         );
         print(&text)?;
@@ -92,6 +109,56 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is not shown, by the folder or file that it is in: in a set with modules a folder is somebody's.
+fn more(faults: &[Fault]) -> String {
+    let mut places: BTreeMap<&str, u64> = BTreeMap::new();
+    for fault in faults {
+        let place = fault
+            .file
+            .split_once('/')
+            .map_or(fault.file.as_str(), |(folder, _)| folder);
+        *places.entry(place).or_default() += 1;
+    }
+    if places.is_empty() {
+        return String::new();
+    }
+    let places: Vec<String> = places
+        .iter()
+        .map(|(place, number)| format!("{number} in {place}"))
+        .collect();
+    format!("and {} more: {}; --all shows them\n", faults.len(), places.join(", "))
+}
+
+/// Every file, and what is wrong in it.
+fn checked<'a>(names: impl Iterator<Item = &'a str>, level: Level, faults: &'a [Fault]) -> Vec<Checked> {
+    let mut files: Vec<&str> = names.chain(faults.iter().map(|fault| fault.file.as_str())).collect();
+    files.sort_unstable();
+    files.dedup();
+    let mut checked = Vec::new();
+    for file in files {
+        let of_file: Vec<&Fault> = faults.iter().filter(|fault| fault.file == file).collect();
+        let one = |name: String, wrong| Checked {
+            file: file.to_owned(),
+            name,
+            wrong,
+        };
+        if of_file.is_empty() {
+            checked.push(one("is good".to_owned(), None));
+        }
+        for fault in of_file {
+            let wrong = Wrong {
+                level: level.as_str(),
+                rule: level.rule(),
+                message: fault.message(),
+                line: fault.line,
+                column: fault.column,
+            };
+            checked.push(one(format!("line {}", fault.line), Some(wrong)));
+        }
+    }
+    checked
 }
 
 // === impl Args ===
@@ -118,6 +185,13 @@ impl Level {
         match self {
             Self::Error => "error",
             Self::Warning => "warning",
+        }
+    }
+
+    fn rule(self) -> &'static str {
+        match self {
+            Self::Error => "policy/does-not-load",
+            Self::Warning => "policy/lint",
         }
     }
 

@@ -27,6 +27,7 @@ use super::key::KeyArgs;
 use super::test::tables;
 use super::{policy_files, test};
 use crate::command::admin::ListArgs;
+use crate::output::count;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -133,7 +134,14 @@ fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow:
     match Checked::new(sources) {
         Ok(checked) => {
             let (policies, files) = (checked.snapshot().policy_ids().len(), sources.len());
-            steps.done("check", &format!("{policies} policies in {files} files are good"))?;
+            steps.done(
+                "check",
+                &format!(
+                    "{} in {} are good",
+                    count(policies as u64, "policy"),
+                    count(files as u64, "file")
+                ),
+            )?;
             Ok(Some(checked))
         }
         Err(faults) => {
@@ -141,7 +149,7 @@ fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow:
                 steps.show(&format!("{directory}/{}\n", fault.render()))?;
             }
             steps.fact("faults", faults.iter().map(listed).collect::<Vec<_>>());
-            steps.failed("check", &format!("{} faults", faults.len()))?;
+            steps.failed("check", &count(faults.len() as u64, "fault"))?;
             Ok(None)
         }
     }
@@ -152,7 +160,14 @@ fn tested<'a>(checked: Checked<'a>, args: &Args, steps: &mut Steps) -> anyhow::R
     match checked.test(&tables) {
         Ok((tested, report)) => {
             let (cases, tables) = (report.cases(), tables.len());
-            steps.done("test", &format!("{cases} cases in {tables} tables are good"))?;
+            steps.done(
+                "test",
+                &format!(
+                    "{} in {} are good",
+                    count(cases as u64, "case"),
+                    count(tables as u64, "table")
+                ),
+            )?;
             Ok(Some(tested))
         }
         Err(NotTested::NoCase) => {

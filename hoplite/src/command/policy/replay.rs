@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, sources};
 use crate::command::MeshDir;
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, print, print_json, thousands};
 use crate::replay::replay;
 
 /// How often the bar moves.
@@ -169,19 +169,6 @@ fn size(log: &Path) -> (u64, SystemTime) {
     found
 }
 
-/// `1 234 567`.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// The replay for people.
 pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
     let mut page = format!(
@@ -298,16 +285,4 @@ pub(crate) fn as_json(replayed: &Replayed, comparison: &Comparison<'_>, since: S
         "denied_to_allowed": replayed.flips.denied_to_allowed, "allowed_to_denied": replayed.flips.allowed_to_denied,
         "ungrouped": replayed.ungrouped.total(), "groups": groups,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::thousands;
-
-    #[test]
-    fn numbers_can_be_read() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1 000"), (1_234_567, "1 234 567")] {
-            assert_eq!(thousands(number), text);
-        }
-    }
 }

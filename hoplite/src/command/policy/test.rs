@@ -12,7 +12,8 @@ use hoplite_host::files;
 use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
-use crate::output::{Output, cut, print, print_json};
+use crate::output::report::{self, Checked, ReportOutput, Wrong};
+use crate::output::{count, cut, print, print_json};
 
 /// The deepest folder that tables are looked for in: a directory of policies has folders, and these have none.
 const DEPTH_MAX: usize = 1;
@@ -25,7 +26,7 @@ pub(crate) struct TestArgs {
     directory: PathBuf,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
-    output: Output,
+    output: ReportOutput,
 }
 
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
@@ -51,8 +52,10 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
         counted(tables.len(), "table")
     );
     match args.output {
-        Output::Json => print_json(&as_json(&report))?,
-        Output::Table => print(&text(&report))?,
+        ReportOutput::Json => print_json(&as_json(&report))?,
+        ReportOutput::Table => print(&text(&report))?,
+        ReportOutput::Junit => print(&report::junit("policy test", &checked(&report)))?,
+        ReportOutput::Sarif => print_json(&report::sarif(&checked(&report)))?,
     }
     Ok(if report.passed() {
         ExitCode::SUCCESS
@@ -184,10 +187,46 @@ fn table_as_json(table: &TableReport) -> Value {
     })
 }
 
-/// `1 case`, `2 cases`.
+/// Every case, and what came of it; a table that cannot be read is one case.
+fn checked(report: &TestReport) -> Vec<Checked> {
+    let mut checked = Vec::new();
+    for table in &report.tables {
+        let one = |name: String, wrong| Checked {
+            file: table.name.clone(),
+            name,
+            wrong,
+        };
+        for fault in table.outcome.as_ref().err().into_iter().flatten() {
+            let wrong = Wrong {
+                level: "error",
+                rule: "policy/table",
+                message: fault.message(),
+                line: fault.line,
+                column: fault.column,
+            };
+            checked.push(one("can be read".to_owned(), Some(wrong)));
+        }
+        for result in table.results() {
+            let wrong = (!result.passed).then(|| Wrong {
+                level: "error",
+                rule: "policy/case",
+                message: format!(
+                    "expected {}, came out {}; {}",
+                    result.expected,
+                    result.found,
+                    result.why.join("; ")
+                ),
+                line: result.line,
+                column: result.column,
+            });
+            checked.push(one(format!("{}: {}", result.line, result.case), wrong));
+        }
+    }
+    checked
+}
+
 fn counted(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
+    count(number as u64, what)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{AuditArgs, ProxyArgs, compile, sources};
 use crate::command::MeshDir;
-use crate::output::{Column, Form, Listing, part, print, print_json};
+use crate::output::{Column, Form, Listing, count, part, print, print_json, thousands};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -116,20 +116,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "{} of {} policies decided none of {} decisions since {since}{}\n",
         unused.len(),
         snapshot.policy_ids().len(),
-        super::replay::thousands(records),
+        thousands(records),
         match proxies.len() {
             0 => String::new(),
-            proxies => format!(", nor anything that {proxies} proxies have counted since their start"),
+            proxies => format!(
+                ", nor anything that {} counted since their start",
+                match proxies {
+                    1 => "1 proxy has".to_owned(),
+                    _ => format!("{proxies} proxies have"),
+                }
+            ),
         }
     ))?;
     if let Some(damage) = damage {
         print(&format!(
-            "Not counted, because they cannot be read: {damaged} records ({damage}); `hoplite audit verify` has the findings\n"
+            "Not counted, because they cannot be read: {} ({damage}); `hoplite audit verify` has the findings\n",
+            count(damaged, "record")
         ))?;
     }
     if unknown > 0 {
         print(&format!(
-            "Not counted, because this version does not know them: {unknown} records; a newer `hoplite` does\n"
+            "Not counted, because this version does not know them: {}; a newer `hoplite` does\n",
+            count(unknown, "record")
         ))?;
     }
     if !away.is_empty() {

@@ -16,7 +16,7 @@ use crate::command::admin::{self, CaArgs};
 use crate::output::{Column, Form, Listing, print, verdict};
 
 /// The methods that policies tell apart; `other` is asked as one that has no action of its own.
-const METHODS: [&str; 8] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other"];
+pub(super) const METHODS: [&str; 8] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct WhoArgs {
@@ -256,7 +256,7 @@ pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn action_of(method: &str) -> &str {
+pub(super) fn action_of(method: &str) -> &str {
     if METHODS.contains(&method) { method } else { "other" }
 }
 

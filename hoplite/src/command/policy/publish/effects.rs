@@ -18,6 +18,7 @@ use super::local::forbids_beside;
 use super::steps::Steps;
 use crate::command::MeshDir;
 use crate::command::policy::{AuditArgs, Logs, replay};
+use crate::output::thousands;
 use crate::replay::oldest;
 
 /// The most groups that a refusal names for `--accept`, for each way an answer can flip.
@@ -109,7 +110,7 @@ pub(crate) fn shadow<'a>(
     for gap in &gaps {
         steps.show(&format!("not seen {gap}\n"))?;
     }
-    let flips = replay::thousands(replayed.flips.total());
+    let flips = thousands(replayed.flips.total());
     steps.done(
         "replay",
         &format!("{counted}, {flips} would flip; a shadow changes no answer"),
@@ -178,8 +179,8 @@ fn replay_of(tested: &Tested<'_>, ground: Ground<'_>, args: &EffectArgs, steps: 
     steps.fact("gaps", gaps.iter().map(ToString::to_string).collect::<Vec<_>>());
     let counted = format!(
         "{} of {} decisions replayed",
-        replay::thousands(replayed.replayed()),
-        replay::thousands(replayed.records)
+        thousands(replayed.replayed()),
+        thousands(replayed.records)
     );
     Ok(Replay {
         replayed,
@@ -211,7 +212,7 @@ fn replayed<'a>(
             }
             let what = match replayed.flips.total() {
                 0 => "none would flip".to_owned(),
-                flips => format!("{} will flip, all accepted", replay::thousands(flips)),
+                flips => format!("{} will flip, all accepted", thousands(flips)),
             };
             steps.done("replay", &format!("{counted}, {what}"))?;
             Ok(Some(ready))

@@ -17,6 +17,7 @@ use crate::command::admin::{CaArgs, ListArgs};
 use crate::command::policy::key::KeyArgs;
 use crate::command::policy::published::content;
 use crate::command::policy::{history, uncompiled};
+use crate::output::count;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -62,9 +63,9 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     steps.done(
         "check",
         &format!(
-            "revision {revision}, signed by {}: {} policies are good",
+            "revision {revision}, signed by {}: {} are good",
             bundle.signed_by().join(", "),
-            tested.snapshot().policy_ids().len()
+            count(tested.snapshot().policy_ids().len() as u64, "policy")
         ),
     )?;
     if let Some(same) = in_force.unchanged(bundle.sources(), now) {
