@@ -33,8 +33,8 @@ use cedar_policy::{
 use hoplite_identity::ServiceName;
 use hoplite_policy::files::{BREAK_GLASS_MODULE, MODULES_FILE, ROUTES_FILE};
 use hoplite_policy::text::{
-    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, annotation, diagnosed,
-    enough, hides, on_stack, parse, statements, validator,
+    Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Modules, Span, Statement, Team, Text, VOCABULARY, WrittenParameter,
+    annotation, diagnosed, enough, hides, on_stack, parse, statements, validator,
 };
 use hoplite_policy::{Fault, RouteTable, SelectedHeaders, Source};
 use std::borrow::Cow;
@@ -432,7 +432,7 @@ fn odd_segment(text: &str) -> Option<String> {
             "segments are decoded, and `{text}` is none that a plain request has; write the character itself, as a space for `%20`"
         ));
     }
-    let is_template = (text.starts_with('{') && text.ends_with('}')) || text.starts_with(':') || text == "*";
+    let is_template = WrittenParameter::of(text).is_some() || text.starts_with(':') || text == "*";
     is_template.then(|| {
         format!("`{text}` is compared by its letters; ask with `has` for any segment, or name the route in the scope")
     })
@@ -733,7 +733,8 @@ mod tests {
             &["3:38…is all of `2001:db8::/32`"],
         );
         when("context.conn.src.isInRange(ip(\"10.0.0.0/8\"))", &[]);
-        let routes = "[ledger]\nroutes = [\"GET /orders/:id\", \"GET /a/*\", \"GET /b/{id}\", \"POST /v1/all:reset\"]";
+        let routes =
+            "[ledger]\nroutes = [\"GET /orders/:id\", \"GET /a/*\", \"GET /b/{id}.json\", \"POST /v1/all:reset\"]";
         let faults: Vec<String> = lint(&crate::samples::sources(&[("routes.toml", routes)]))
             .iter()
             .map(ToString::to_string)

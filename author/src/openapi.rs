@@ -6,7 +6,7 @@
 use crate::yaml::{DOCUMENT_NODES_MAX, Node, Position, read};
 use hoplite_identity::ServiceName;
 use hoplite_policy::limits::{PATH_BYTES_MAX, ROUTES_PER_SERVICE_MAX};
-use hoplite_policy::text::CanonicalPath;
+use hoplite_policy::text::{CanonicalPath, WrittenParameter};
 use hoplite_policy::{Ambiguous, BadTemplate, Fault, RouteTable, Source};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -206,10 +206,12 @@ enum LeftOut {
     #[error("it is not in canonical form, which is like `{0}`; write it so")]
     NotCanonical(String),
     #[error(
-        "a parameter is a whole segment, and `{0}` is only part of one; if every value of that segment may be reached \
-         alike, add the route by hand with `{{name}}` in its place"
+        "a segment of a route has one parameter, and `{0}` has more; if every value of that segment may be reached alike, \
+         add the route by hand with `{{name}}` in its place"
     )]
-    PartOfSegment(String),
+    TwoInOne(String),
+    #[error("`{0}` holds a brace that begins or ends no parameter; mend it")]
+    NoParameter(String),
     #[error(
         "the server's `url` is longer than {SERVER_BYTES_MAX} bytes once its variables have their values; it is left out"
     )]
@@ -557,58 +559,70 @@ fn template(path: &str) -> Result<String, LeftOut> {
         path
     };
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
-    let mut parameters = Vec::new();
+    let mut written = Vec::new();
     let mut stand_ins = Vec::new();
     for segment in path.split('/') {
-        let Some(name) = parameter(segment)? else {
-            parameters.push(None);
-            stand_ins.push(segment);
+        let Some(parameter) = parameter(segment)? else {
+            written.push(None);
+            stand_ins.push(segment.to_owned());
             continue;
         };
         // Names are for people: what TOML-minded `RouteTable` would refuse is spelt otherwise, and a second one counted.
-        let name: String = name
+        let name: String = parameter
+            .name
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
             .collect();
         let uses = names.entry(name.clone()).or_default();
         *uses += 1;
-        parameters.push(Some(if *uses == 1 {
-            format!("{{{name}}}")
-        } else {
-            format!("{{{name}_{uses}}}")
-        }));
-        stand_ins.push("x");
+        let name = if *uses == 1 { name } else { format!("{name}_{uses}") };
+        let part = |text| CanonicalPath::part(text).map_err(LeftOut::Ambiguous);
+        written.push(Some(format!(
+            "{}{{{name}}}{}",
+            part(parameter.before)?,
+            part(parameter.after)?
+        )));
+        stand_ins.push(parameter.with("x"));
     }
     let canonical = CanonicalPath::parse(stand_ins.join("/").as_bytes()).map_err(LeftOut::Ambiguous)?;
     let segments: Vec<&str> = canonical.text.split('/').collect();
-    if segments.len() != parameters.len() {
+    if segments.len() != written.len() {
         return Err(LeftOut::NotCanonical(canonical.text));
     }
-    let written: Vec<&str> = segments
+    let whole: Vec<&str> = segments
         .iter()
-        .zip(&parameters)
+        .zip(&written)
         .map(|(literal, parameter)| parameter.as_deref().unwrap_or(literal))
         .collect();
-    Ok(written.join("/"))
+    Ok(whole.join("/"))
 }
 
-/// The name of a segment that is one parameter; `None` for a literal.
-fn parameter(segment: &str) -> Result<Option<&str>, LeftOut> {
+/// The parameter of a segment; `None` for a literal.
+fn parameter(segment: &str) -> Result<Option<WrittenParameter<'_>>, LeftOut> {
     if !segment.contains(['{', '}']) {
         return Ok(None);
     }
-    let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    match name.filter(|name| !name.is_empty() && !name.contains(['{', '}'])) {
-        Some(name) => Ok(Some(name)),
-        None => Err(LeftOut::PartOfSegment(shown(segment))),
+    let parameter = WrittenParameter::of(segment).filter(|parameter| !parameter.name.is_empty());
+    match parameter {
+        Some(parameter) if WrittenParameter::of(parameter.after).is_some() => Err(LeftOut::TwoInOne(shown(segment))),
+        Some(parameter)
+            if ![parameter.before, parameter.name, parameter.after]
+                .concat()
+                .contains(['{', '}']) =>
+        {
+            Ok(Some(parameter))
+        }
+        _ => Err(LeftOut::NoParameter(shown(segment))),
     }
 }
 
 /// The template as it is compared: two that differ only in names cover the same requests.
 fn without_names(template: &str) -> String {
-    let segments: Vec<&str> = template
+    let segments: Vec<String> = template
         .split('/')
-        .map(|segment| if segment.starts_with('{') { "{}" } else { segment })
+        .map(|segment| {
+            WrittenParameter::of(segment).map_or_else(|| segment.to_owned(), |parameter| parameter.with("{}"))
+        })
         .collect();
     segments.join("/")
 }

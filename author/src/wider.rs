@@ -2,8 +2,8 @@
 
 use crate::conjunct::{Condition, conditions};
 use cedar_policy::{ActionConstraint, EntityTypeName, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
-use hoplite_policy::Snapshot;
 use hoplite_policy::text::VOCABULARY;
+use hoplite_policy::{RoutePattern, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The forbids of a set of policies, as far as they are compared.
@@ -19,8 +19,14 @@ pub(crate) struct Forbid<'a> {
 
 /// The routes that a set has and another had not, by service: what a route stood for before may be theirs now.
 pub(crate) struct NewRoutes<'a> {
-    by_service: BTreeMap<&'a str, Vec<&'a str>>,
+    by_service: BTreeMap<&'a str, Vec<NewRoute<'a>>>,
     after: &'a Snapshot,
+}
+
+/// One of them, after the service's name.
+struct NewRoute<'a> {
+    written: &'a str,
+    pattern: RoutePattern,
 }
 
 // === impl Forbids ===
@@ -147,11 +153,18 @@ fn is_route_of(route: &EntityUid, service: &EntityUid) -> bool {
 
 impl<'a> NewRoutes<'a> {
     pub(crate) fn between(before: &Snapshot, after: &'a Snapshot) -> Self {
-        let mut by_service: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut by_service: BTreeMap<&str, Vec<NewRoute<'_>>> = BTreeMap::new();
         for service in after.routes().services() {
             let old: BTreeSet<&str> = before.routes().of(service).map(|(route, _)| route.as_str()).collect();
             let routes = after.routes().of(service).map(|(route, _)| route.as_str());
-            let new: Vec<&str> = routes.filter(|route| !old.contains(route)).collect();
+            let new: Vec<_> = routes
+                .filter(|route| !old.contains(route))
+                .filter_map(|route| {
+                    let (_, written) = route.split_once(':')?;
+                    let pattern = RoutePattern::parse(written).ok()?;
+                    Some(NewRoute { written, pattern })
+                })
+                .collect();
             if !new.is_empty() {
                 by_service.insert(service.as_str(), new);
             }
@@ -170,29 +183,14 @@ impl<'a> NewRoutes<'a> {
             return true;
         };
         let new = self.by_service.get(service).map_or(&[] as &[_], Vec::as_slice);
-        let overlapping = new
-            .iter()
-            .filter_map(|new| new.split_once(':'))
-            .any(|(_, new)| new != what && (what == "unmatched" || overlap(new, what)));
+        // What is no pattern is the route of everything else, or of a set that does not load.
+        let pattern = RoutePattern::parse(what).ok();
+        let overlapping = new.iter().any(|new| {
+            let overlaps = pattern.as_ref().is_none_or(|pattern| pattern.overlaps(&new.pattern));
+            new.written != what && overlaps
+        });
         overlapping || !self.after.routes().has(&route)
     }
-}
-
-/// Whether a request may have both of these routes, `GET /accounts/{id}` and `GET /accounts/self`.
-fn overlap(one: &str, other: &str) -> bool {
-    let (Some((method, path)), Some((other_method, other_path))) = (one.split_once(' '), other.split_once(' ')) else {
-        return true;
-    };
-    let is_any = |segment: &str| segment.starts_with('{');
-    let (mut segments, mut others) = (path.split('/'), other_path.split('/'));
-    let segments_overlap = loop {
-        match (segments.next(), others.next()) {
-            (None, None) => break true,
-            (Some(one), Some(other)) if one == other || is_any(one) || is_any(other) => {}
-            _ => break false,
-        }
-    };
-    segments_overlap && (method == other_method || method == "*" || other_method == "*")
 }
 
 #[cfg(test)]
@@ -359,6 +357,24 @@ mod tests {
                 "\"GET /a/{id}\", \"GET /a/self\"",
                 "\"GET /a/{id}\"",
                 true,
+            ),
+            (
+                "s:GET /a/{id}",
+                "\"GET /a/{id}\"",
+                "\"GET /a/{id}\", \"GET /a/{id}.json\"",
+                false,
+            ),
+            (
+                "s:GET /a/{id}.json",
+                "\"GET /a/{id}.json\"",
+                "\"GET /a/{id}.json\", \"GET /a/{id}.xml\"",
+                true,
+            ),
+            (
+                "s:GET /a/x-{id}",
+                "\"GET /a/x-{id}\"",
+                "\"GET /a/x-{id}\", \"GET /a/{id}.json\"",
+                false,
             ),
             ("s:unmatched", "\"GET /a\"", "\"GET /a\", \"GET /b\"", false),
             ("s:unmatched", "\"GET /a\", \"GET /b\"", "\"GET /a\"", true),

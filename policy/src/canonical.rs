@@ -352,6 +352,15 @@ impl CanonicalPath {
             segments: kept.into_iter().map(|(_, meaning)| meaning).collect(),
         })
     }
+
+    /// A part of a segment as it is spelt in a path; dots are left as they are. A path whose segments are put together of
+    /// such parts is canonical if [`parse`](Self::parse) takes it.
+    ///
+    /// # Errors
+    /// What two programs could read in two ways.
+    pub fn part(raw: &str) -> Result<String, Ambiguous> {
+        Ok(Segment::parse(raw.as_bytes())?.text)
+    }
 }
 
 // === impl Segment ===

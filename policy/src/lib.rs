@@ -45,7 +45,7 @@ pub use evaluate::CallFacts;
 pub use fault::Fault;
 pub use headers::SelectedHeaders;
 pub use request::{AuthzRequest, Caller, Transport};
-pub use routes::{BadTemplate, Route, RouteTable};
+pub use routes::{BadTemplate, Route, RoutePattern, RouteTable};
 pub use schema::schema;
 pub use snapshot::Snapshot;
 pub use source::Source;
@@ -76,6 +76,7 @@ pub mod text {
     pub use crate::fault::{FAULTS_MAX, Text, enough};
     pub use crate::modules::{Modules, NoTeam, SECURITY_OWNER, Team};
     pub use crate::parse::{COMPILE_STACK_BYTES, diagnosed, on_stack, parse};
+    pub use crate::routes::WrittenParameter;
     pub use crate::schema::{BadSchema, SCHEMA, VOCABULARY, Vocabulary, validator};
     pub use crate::statement::{Statement, statements, token_length};
     pub use crate::unseen::hides;

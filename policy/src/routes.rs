@@ -6,10 +6,14 @@
 //! ```
 //!
 //! A template is compared with the decoded segments of the canonical request, so neither a trailing slash nor an
-//! escape nor a dot segment leads past a route. `*` stands for any method; a parameter for exactly one segment.
+//! escape nor a dot segment leads past a route. `*` stands for any method; a parameter for one segment, or for the part of
+//! one that other letters leave, as in `{id}.json`.
 
-use crate::ambiguous::Ambiguous;
-use crate::canonical::{CanonicalPath, CanonicalRequest, canonical_method};
+mod pattern;
+
+pub use pattern::{BadTemplate, RoutePattern, WrittenParameter};
+
+use crate::canonical::CanonicalRequest;
 use crate::fault::{Fault, Text, check_mark};
 use crate::source::{ROUTES_FILE, Source};
 use hoplite_identity::ServiceName;
@@ -51,40 +55,7 @@ struct Templates {
 #[derive(Debug, Clone)]
 struct Template {
     route: Route,
-    /// `None` is any method.
-    method: Option<String>,
-    pattern: Vec<Pattern>,
-}
-
-/// What one segment has to be. The order is that of precedence: a literal is more specific.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Pattern {
-    Literal(String),
-    Parameter,
-}
-
-/// Why a line is no route.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BadTemplate {
-    /// It is not two words.
-    #[error("`{0}` is not a route; write a method or `*`, one space and a path")]
-    Form(String),
-    /// Two programs could read its method or path in two ways.
-    #[error("in `{0}`: {1}")]
-    Ambiguous(String, Ambiguous),
-    /// No request is brought to this spelling.
-    #[error("in `{0}`: the path is not in canonical form, which is like `{1}`")]
-    NotCanonical(String, String),
-    /// A slash that makes no difference.
-    #[error("in `{0}`: leave out the last slash; the route covers both spellings")]
-    LastSlash(String),
-    /// Braces around what is no name.
-    #[error("in `{0}`: `{1}` is not a parameter; name it like `{{id}}`")]
-    NoParameter(String, String),
-    /// Two parameters of one name.
-    #[error("in `{0}`: the parameter `{1}` appears twice")]
-    Twice(String, String),
+    pattern: RoutePattern,
 }
 
 #[derive(Deserialize)]
@@ -168,10 +139,10 @@ impl RouteTable {
                 continue;
             }
             let mut templates: Vec<Template> = Vec::with_capacity(section.routes.len());
-            let mut known: HashMap<(Vec<Pattern>, Option<String>), usize> = HashMap::new();
+            let mut known: HashMap<RoutePattern, usize> = HashMap::new();
             for route in &section.routes {
                 match Template::parse(&name, route.as_ref()) {
-                    Ok(template) => match known.entry((template.pattern.clone(), template.method.clone())) {
+                    Ok(template) => match known.entry(template.pattern.clone()) {
                         Entry::Occupied(first) => {
                             let Some(other) = templates.get(*first.get()) else {
                                 continue;
@@ -215,13 +186,12 @@ impl RouteTable {
         let alike = |what: &str| {
             let (method, path) = what.split_once(' ')?;
             let segments = path.trim_end_matches('/').split('/');
-            let path: Vec<&str> = segments
+            let path: Vec<String> = segments
                 .map(|segment| {
-                    if is_parameter_elsewhere(segment) || segment.starts_with('{') {
-                        "{}"
-                    } else {
-                        segment
-                    }
+                    let written = WrittenParameter::of(segment).map(|parameter| (parameter.before, parameter.after));
+                    written
+                        .or_else(|| parameter_elsewhere(segment))
+                        .map_or_else(|| segment.to_owned(), |(before, after)| format!("{before}{{}}{after}"))
                 })
                 .collect();
             Some((method.to_ascii_uppercase(), path.join("/")))
@@ -245,7 +215,7 @@ impl RouteTable {
         let routes = sections.values().flat_map(|section| &section.routes);
         let odd = |route: &Spanned<String>| {
             let (_, path) = route.as_ref().split_once(' ')?;
-            let segment = path.split('/').find(|segment| is_parameter_elsewhere(segment))?;
+            let segment = path.split('/').find(|segment| parameter_elsewhere(segment).is_some())?;
             Some((route.span(), segment.to_owned()))
         };
         routes.filter_map(odd).collect()
@@ -269,11 +239,12 @@ impl RouteTable {
         let templates = self.services.get(service).map_or(&[] as &[_], |of| &of.sorted);
         templates
             .iter()
-            .map(|template| (&template.route, template.method.as_deref()))
+            .map(|template| (&template.route, template.pattern.method()))
     }
 
-    /// The most specific route that covers the request: of two templates the one that is literal where the other has
-    /// its first parameter, of two alike the one that names the method. [`Route::unmatched`] when none does.
+    /// The most specific route that covers the request. Of two templates the first segment that differs decides: a literal
+    /// before a parameter, then the parameter with more letters around it, then with more before it; of two alike the one
+    /// that names the method. [`Route::unmatched`] when none does.
     pub fn route(&self, service: &ServiceName, request: &CanonicalRequest) -> Route {
         self.services
             .get(service)
@@ -286,10 +257,10 @@ impl RouteTable {
 
 impl Templates {
     fn new(mut sorted: Vec<Template>) -> Self {
-        sorted.sort_by(|a, b| a.precedence().cmp(&b.precedence()));
+        sorted.sort_by(|a, b| a.pattern.precedence(&b.pattern));
         let mut by_segments: HashMap<usize, Vec<usize>> = HashMap::new();
         for (place, template) in sorted.iter().enumerate() {
-            by_segments.entry(template.pattern.len()).or_default().push(place);
+            by_segments.entry(template.pattern.length()).or_default().push(place);
         }
         Self { sorted, by_segments }
     }
@@ -298,95 +269,35 @@ impl Templates {
     fn covering(&self, request: &CanonicalRequest) -> Option<&Template> {
         let places = self.by_segments.get(&request.segments().len())?.iter();
         let mut templates = places.filter_map(|place| self.sorted.get(*place));
-        templates.find(|template| template.covers(request))
+        templates.find(|template| template.pattern.covers(request))
     }
 }
 
-/// Whether a segment is how others write a parameter: `:id`, `<id>`, `*`, `**`, `$id`.
-fn is_parameter_elsewhere(segment: &str) -> bool {
-    let is_word = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-    };
-    let named = segment.strip_prefix([':', '$']).is_some_and(is_word);
-    let angled = segment.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
-    named || angled.is_some_and(is_word) || matches!(segment, "*" | "**")
+/// What of a segment is how others write a parameter: `:id`, `<id>`, `*`, `**`, `$id`; what stands before it and after.
+fn parameter_elsewhere(segment: &str) -> Option<(&str, &str)> {
+    let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if matches!(segment, "*" | "**") {
+        return Some(("", ""));
+    }
+    if let Some(rest) = segment.strip_prefix([':', '$']) {
+        let end = rest.bytes().position(|b| !is_word(b)).unwrap_or(rest.len());
+        let (name, after) = rest.split_at_checked(end)?;
+        // A name ends at the end or at a dot, as in `:id.json`.
+        return (!name.is_empty() && (after.is_empty() || after.starts_with('.'))).then_some(("", after));
+    }
+    let (before, rest) = segment.split_once('<')?;
+    let (name, after) = rest.split_once('>')?;
+    (!name.is_empty() && name.bytes().all(is_word)).then_some((before, after))
 }
 
 // === impl Template ===
 
 impl Template {
     fn parse(service: &ServiceName, text: &str) -> Result<Self, BadTemplate> {
-        // A fault is one line, whatever TOML's escapes put into a template.
-        let shown = || text.escape_debug().to_string();
-        let (method, path) = text.split_once(' ').ok_or_else(|| BadTemplate::Form(shown()))?;
-        let method = match method {
-            "*" => None,
-            method => Some(
-                canonical_method(method)
-                    .map_err(|why| BadTemplate::Ambiguous(shown(), why))?
-                    .to_owned(),
-            ),
-        };
-
-        // The path must already be the one spelling that requests are brought to, or no request would ever match it.
-        // Parameters are no part of that: a plain word stands in for each of them.
-        let is_parameter = |segment: &str| segment.starts_with('{') && segment.ends_with('}');
-        let stand_in: Vec<&str> = path.split('/').map(|s| if is_parameter(s) { "x" } else { s }).collect();
-        let stand_in = stand_in.join("/");
-        let canonical =
-            CanonicalPath::parse(stand_in.as_bytes()).map_err(|why| BadTemplate::Ambiguous(shown(), why))?;
-        if canonical.text != stand_in {
-            return Err(BadTemplate::NotCanonical(shown(), canonical.text));
-        }
-        if path.len() > 1 && path.ends_with('/') {
-            return Err(BadTemplate::LastSlash(shown()));
-        }
-
-        let mut names = Vec::new();
-        let mut pattern = Vec::with_capacity(canonical.segments.len());
-        for (written, meaning) in path.split('/').skip(1).zip(canonical.segments) {
-            match written.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                Some(name) => {
-                    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-                    if name.is_empty() || !name.bytes().all(word) {
-                        return Err(BadTemplate::NoParameter(shown(), written.escape_debug().to_string()));
-                    }
-                    if names.contains(&name) {
-                        return Err(BadTemplate::Twice(shown(), written.to_owned()));
-                    }
-                    names.push(name);
-                    pattern.push(Pattern::Parameter);
-                }
-                None => pattern.push(Pattern::Literal(meaning)),
-            }
-        }
         Ok(Self {
+            pattern: RoutePattern::parse(text)?,
             route: Route::new(service, text),
-            method,
-            pattern,
         })
-    }
-
-    fn covers(&self, request: &CanonicalRequest) -> bool {
-        request.path() != "*"
-            && self.method.as_deref().is_none_or(|method| method == request.method())
-            && self.pattern.len() == request.segments().len()
-            && self
-                .pattern
-                .iter()
-                .zip(request.segments())
-                .all(|(pattern, segment)| match pattern {
-                    Pattern::Literal(literal) => literal == segment,
-                    Pattern::Parameter => true,
-                })
-    }
-
-    /// Smaller goes first. Equal only for templates that cover exactly the same requests.
-    fn precedence(&self) -> (&[Pattern], bool, Option<&str>) {
-        (&self.pattern, self.method.is_none(), self.method.as_deref())
     }
 }
 
@@ -432,6 +343,114 @@ routes = []
             ("OPTIONS", "*", "ledger:unmatched"),
         ] {
             assert_eq!(route(method, target), expected, "{method} {target}");
+        }
+    }
+
+    /// Of two that cover a request: a literal, the parameter with more letters around it, the one with more before it.
+    #[test]
+    fn letters_around_a_parameter_make_a_route_more_specific() {
+        let table = RouteTable::parse(
+            "[a]\nroutes = ['GET /{id}', 'GET /{id}.json', 'GET /all.json', 'GET /{id}.min.json', 'GET /min{x}', 'GET /min.{x}', \
+             'GET /{id}.json/x', 'GET /{id}/x', '* /v{n}', 'POST /{id}']",
+        )
+        .unwrap();
+        for (method, path, expected) in [
+            ("GET", "/7", "GET /{id}"),
+            ("GET", "/7.json", "GET /{id}.json"),
+            ("GET", "/.json", "GET /{id}"),
+            ("GET", "/all.json", "GET /all.json"),
+            ("GET", "/7.min.json", "GET /{id}.min.json"),
+            ("GET", "/minute", "GET /min{x}"),
+            ("GET", "/min.x", "GET /min.{x}"),
+            // Five letters after it, four before it; three before it.
+            ("GET", "/min.json", "GET /{id}.json"),
+            ("GET", "/minx.json", "GET /{id}.json"),
+            ("GET", "/7.json/x", "GET /{id}.json/x"),
+            ("GET", "/7/x", "GET /{id}/x"),
+            // A segment decides before a method.
+            ("POST", "/v1", "* /v{n}"),
+            ("POST", "/1", "POST /{id}"),
+        ] {
+            let request = CanonicalRequest::parse(method, &[b"a"], path.as_bytes()).unwrap();
+            let found = table.route(&"a".parse().unwrap(), &request);
+            assert_eq!(found.as_str(), format!("a:{expected}"), "{method} {path}");
+        }
+        let table = RouteTable::parse("[a]\nroutes = ['GET /{x}-ab', 'GET /ab-{x}']").unwrap();
+        let request = CanonicalRequest::parse("GET", &[b"a"], b"/ab-ab-ab").unwrap();
+        assert_eq!(table.route(&"a".parse().unwrap(), &request).as_str(), "a:GET /ab-{x}");
+    }
+
+    #[test]
+    fn another_spelling_of_a_parameter_is_understood() {
+        let table = RouteTable::parse("[a]\nroutes = ['GET /calls/{sid}.json', 'GET /v{n}/x']").unwrap();
+        for (written, meant) in [
+            ("a:get /calls/:sid.json", Some("a:GET /calls/{sid}.json")),
+            ("a:GET /calls/<sid>.json/", Some("a:GET /calls/{sid}.json")),
+            ("a:GET /calls/{id}.json", Some("a:GET /calls/{sid}.json")),
+            ("a:GET /v<n>/x", Some("a:GET /v{n}/x")),
+            ("a:GET /calls/{id}.xml", None),
+            ("a:GET /calls/{sid}", None),
+        ] {
+            assert_eq!(table.meant(written).map(Route::as_str), meant, "{written}");
+        }
+        let odd =
+            RouteTable::literals("[a]\nroutes = ['GET /a/:id.json', 'GET /x<n>', 'POST /all:reset', 'GET /:a-b:c']");
+        let odd: Vec<&str> = odd.iter().map(|(_, segment)| segment.as_str()).collect();
+        assert_eq!(odd, [":id.json", "x<n>"]);
+    }
+
+    proptest::proptest! {
+        /// A reader that tries every way to read a segment, and the one of its routes that nothing is more specific than.
+        #[test]
+        fn the_route_is_the_one_that_a_naive_reader_finds(
+            routes in proptest::collection::vec("(GET|\\*) /([ab]|[ab]{0,2}\\{p\\}[ab]{0,2})(/([ab]|[ab]{0,1}\\{q\\}[ab]{0,1}))?", 1..8),
+            path in "/[ab]{1,4}(/[ab]{1,3})?",
+        ) {
+            let around = |segment: &str| segment.split_once(['{']).map(|(before, rest)| (before.to_owned(), rest[2..].to_owned()));
+            let reads = |route: &str| {
+                let segments: Vec<&str> = route.split('/').skip(1).collect();
+                let asked: Vec<&str> = path.split('/').skip(1).collect();
+                segments.len() == asked.len() && segments.iter().zip(&asked).all(|(segment, asked)| match around(segment) {
+                    None => segment == asked,
+                    Some((before, after)) => {
+                        (1..asked.len() + 1).any(|length| {
+                            (0..asked.len()).any(|start| {
+                                asked.get(start..start + length).is_some_and(|value| format!("{before}{value}{after}") == **asked)
+                            })
+                        })
+                    }
+                })
+            };
+            let more_specific = |one: &str, other: &str| {
+                for (one, other) in one.split('/').skip(1).zip(other.split('/').skip(1)) {
+                    match (around(one), around(other)) {
+                        (None, Some(_)) => return true,
+                        (Some(_), None) => return false,
+                        (Some((before, after)), Some((other_before, other_after))) => {
+                            let letters = (before.len() + after.len(), before.len());
+                            let other_letters = (other_before.len() + other_after.len(), other_before.len());
+                            if letters != other_letters {
+                                return letters > other_letters;
+                            }
+                        }
+                        (None, None) => {}
+                    }
+                }
+                !one.starts_with('*') && other.starts_with('*')
+            };
+            let mut routes = routes;
+            routes.sort();
+            routes.dedup();
+            let table = RouteTable::parse(&format!("[a]\nroutes = {routes:?}")).unwrap();
+            let covering: Vec<&String> = routes.iter().filter(|route| reads(route)).collect();
+            let best: Vec<&&String> = covering.iter().filter(|one| !covering.iter().any(|other| more_specific(other, one))).collect();
+            let request = CanonicalRequest::parse("GET", &[b"a"], path.as_bytes()).unwrap();
+            let found = table.route(&"a".parse().unwrap(), &request);
+            match best[..] {
+                [] => proptest::prop_assert_eq!(found.as_str(), "a:unmatched"),
+                [only] => proptest::prop_assert_eq!(found.as_str(), format!("a:{only}")),
+                ref several => proptest::prop_assert!(false, "{:?} are equally specific for {}", several, path),
+            }
         }
     }
 
@@ -505,22 +524,23 @@ routes = []
             ],
         );
         check(
-            "[a]\nroutes = [\"GET  /\", \"GET /a//b\", \"GET /a{b}\", \"GET /%61\", \"GET /a%2fb\", \"GET /{a}/{a}\"]",
+            "[a]\nroutes = [\"GET  /\", \"GET /a//b\", \"GET /{a}{b}\", \"GET /%61\", \"GET /a%2fb\", \"GET /{a}/{a}\"]",
             &[
                 "2:11…start with `/`",
                 "2:21…like `/a/b`",
-                "2:34…canonical",
-                "2:47…like `/a`",
-                "2:59…encoded slash",
-                "2:73…twice",
+                "2:34…two parameters",
+                "2:49…like `/a`",
+                "2:61…encoded slash",
+                "2:75…twice",
             ],
         );
         check(
-            "[a]\nroutes = [\"GET /x\", \"GET /x\", \"GET /{a}\", \"GET /{b}\", \"* /x\", \"* /x\"]",
+            "[a]\nroutes = [\"GET /x\", \"GET /x\", \"GET /{a}\", \"GET /{b}\", \"* /x\", \"* /x\", \"* /{a}.x\", \"* /{b}.x\"]",
             &[
                 "2:21…the same requests as `a:GET /x`",
                 "2:43…as `a:GET /{a}`",
                 "2:63…as `a:* /x`",
+                "2:83…as `a:* /{a}.x`",
             ],
         );
     }

@@ -148,12 +148,10 @@ paths:
   x-more: {get: {}}
   /ok: {trace: {}, query: {}, get: {}}
 ",
-        &["GET /x/{id}/y/{id_2}", "GET /ok"],
+        &["GET /files/{name}.json", "GET /a{b}", "GET /x/{id}/y/{id_2}", "GET /ok"],
         &[
-            "3:3…`{name}.json` is only part of one",
-            "4:3…`{a}.{b}` is only part of one",
-            "5:3…`a{b}` is only part of one",
-            "6:3…`{}` is only part of one",
+            "4:3…one parameter, and `{a}.{b}` has more",
+            "6:3…`{}` holds a brace that begins or ends no parameter",
             "8:3…neither query nor fragment",
             "9:3…neither query nor fragment",
             "10:3…holds a `;` parameter; rename it",
@@ -162,6 +160,42 @@ paths:
             "13:3…does not start with `/`",
             "15:9…`trace` is left out",
             "15:20…`query` is no operation",
+        ],
+    );
+}
+
+#[test]
+fn a_parameter_may_be_part_of_a_segment() {
+    check(
+        "\
+openapi: 3.1.0
+paths:
+  /Accounts/{Sid}/Calls/{Sid}.json: {get: {}, post: {}}
+  /Accounts/{AccountSid}/Calls/{CallSid}.json: {get: {}}
+  /Accounts/{AccountSid}/Calls/{CallSid}: {get: {}}
+  /users('{user-id}'): {get: {}}
+  /jobs/{job.id}:cancel: {post: {}}
+  /café-{x}é/y: {get: {}}
+  /.{x}: {get: {}}
+  /{a}-{b}-{c}: {get: {}}
+  '/{a}}': {get: {}}
+  '/x}{a}': {get: {}}
+  '/%4{a}': {get: {}}
+",
+        &[
+            "GET /Accounts/{Sid}/Calls/{Sid_2}.json",
+            "POST /Accounts/{Sid}/Calls/{Sid_2}.json",
+            "GET /Accounts/{AccountSid}/Calls/{CallSid}",
+            "GET /users('{user-id}')",
+            "POST /jobs/{job_id}:cancel",
+            "GET /caf%C3%A9-{x}%C3%A9/y",
+            "GET /.{x}",
+        ],
+        &[
+            "10:3…`{a}-{b}-{c}` has more",
+            "11:3…`{a}}` holds a brace",
+            "12:3…`x}{a}` holds a brace",
+            "13:3…without two hexadecimal digits",
         ],
     );
 }
@@ -198,7 +232,7 @@ fn other_documents_are_refused() {
     refused("a: b\n", "1:1…no `openapi` version");
     refused("openapi: 3.0.0\n", "1:1…describes no route");
     refused(
-        "openapi: 3.0.0\npaths: {'/a{b}': {get: {}}}\n",
+        "openapi: 3.0.0\npaths: {'/{a}{b}': {get: {}}}\n",
         "1:1…describes no route",
     );
     refused("just text", "1:1…no `openapi` version");
@@ -293,17 +327,17 @@ fn a_large_document_is_imported_whole_and_what_is_left_out_is_named() {
     }
     for n in 0..150 {
         text.push_str(&format!(
-            "  /2010/Accounts/{{Sid}}/Things{n}/{{Sid}}.json: {{get: {{}}}}\n"
+            "  /2010/Accounts/{{Sid}}/Things{n}/{{Sid}}.json: {{get: {{}}}}\n  /compare/{n}/{{a}}...{{b}}: {{get: {{}}}}\n"
         ));
     }
     let found = import(&text).unwrap();
     assert_eq!(
         (found.routes.len(), found.left_out.len(), found.unselected),
-        (1_300, 150, 0)
+        (1_450, 150, 0)
     );
-    assert_eq!(found.left_out[149], "GET /2010/Accounts/{Sid}/Things149/{Sid}.json");
+    assert_eq!(found.left_out[149], "GET /compare/149/{a}...{b}");
     let table = RouteTable::parse(&found.section()).unwrap();
-    assert_eq!(table.of(&found.service).count(), 1_300);
+    assert_eq!(table.of(&found.service).count(), 1_450);
 }
 
 /// Each variable is twice the next: 2⁶⁴ bytes.

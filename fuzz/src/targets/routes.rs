@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hoplite_policy::files::ROUTES_FILE;
+use hoplite_policy::text::WrittenParameter;
 use hoplite_policy::{CanonicalRequest, RouteTable};
 use serde::Deserialize;
 
@@ -36,9 +37,12 @@ pub fn routes(input: &[u8]) -> String {
             let (method, path) = template.split_once(' ').expect("a template has a method");
             let method = if method == "*" { "GET" } else { method };
             // One word in place of each parameter; no literal segment is likely to be the same.
-            let path: Vec<&str> = path
+            let path: Vec<String> = path
                 .split('/')
-                .map(|segment| if segment.starts_with('{') { "zz-any-zz" } else { segment })
+                .map(|segment| {
+                    WrittenParameter::of(segment)
+                        .map_or_else(|| segment.to_owned(), |written| written.with("zz-any-zz"))
+                })
                 .collect();
             let path = path.join("/");
             let request = CanonicalRequest::parse(method, &[b"host"], path.as_bytes()).expect("a template's own path");
