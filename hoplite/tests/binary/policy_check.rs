@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::hoplite;
+use crate::support::{Ca, hoplite};
 
 pub(crate) const GOOD: &str = "@id(\"ledger/reads\")\n@owner(\"team-ledger\")\npermit (\n  principal in Hoplite::Path::\"prod.acme/shop\",\n  \
                     action in [Hoplite::Action::\"read\"],\n  resource in Hoplite::Service::\"ledger\"\n);\n";
@@ -379,4 +379,69 @@ fn selected_headers_have_a_schema_and_are_explained() {
             "{verb}: {said}"
         );
     }
+}
+
+/// The CA itself is asked who is registered, all of them.
+#[test]
+fn workloads_that_the_ca_does_not_know_are_named() {
+    let ca = Ca::start();
+    let dir = directory(&[("a.cedar", GOOD.as_bytes())]);
+    let at = dir.path().to_str().unwrap();
+    let check = |more: &[&str]| {
+        let output = ca.tool(&[&["policy", "check", at, "--registered"], more].concat());
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    let apply = |text: &str| {
+        let file = ca.dir().join("entries.toml");
+        fs::write(&file, text).unwrap();
+        let applied = ca.tool(&["entry", "apply", file.to_str().unwrap(), "--owner", "test", "--prune"]);
+        assert!(applied.status.success(), "{applied:?}");
+    };
+    let entries = |names: &mut dyn Iterator<Item = String>| -> String {
+        names
+            .map(|name| {
+                format!(
+                    "[[entry]]\nspiffe_id = \"spiffe://test.example{name}\"\nparent = \"spiffe://test.example/hoplite/agent/n\"\n\
+                     selectors = [\"unix:uid:1\"]\n"
+                )
+            })
+            .collect()
+    };
+    // Nobody at all; somebody whose name begins like it; and then the one, last of many.
+    let (code, said) = check(&[]);
+    assert!(
+        code == Some(1) && said.contains("a.cedar:4:16: nobody is registered as `prod.acme/shop`, or below it"),
+        "{said}"
+    );
+    let own = GOOD.replace("prod.acme", "test.example");
+    fs::write(dir.path().join("a.cedar"), &own).unwrap();
+    apply(&entries(&mut ["/shopping".to_owned()].into_iter()));
+    let (code, said) = check(&["--output", "json"]);
+    let told: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(
+        (code, &told["faults"][0]["level"], &told["ok"]),
+        (Some(1), &"warning".into(), &false.into())
+    );
+    // More than a message has bytes where nobody says how many it may have.
+    let names: Vec<String> = (0..30).map(|n| format!("n{n}.{0}.{0}.{0}", "x".repeat(60))).collect();
+    let many = entries(&mut (0..900).map(|n| format!("/a/{n}\"\ndns_names = {names:?} # ")));
+    apply(&(many + &entries(&mut ["/shop/web".to_owned()].into_iter())));
+    let (code, said) = check(&[]);
+    assert_eq!(code, Some(0), "{said}");
+    // Who leaves is missed again, and without the CA nothing is said to be good.
+    apply(&entries(&mut ["/a/1".to_owned()].into_iter()));
+    assert_eq!(check(&[]).0, Some(1));
+    let gone = ca.dir().join("gone.sock");
+    let output = hoplite(&[
+        "policy",
+        "check",
+        at,
+        "--registered",
+        "--ca-socket",
+        gone.to_str().unwrap(),
+    ]);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.code() == Some(1) && said.contains("gone.sock"), "{said}");
+    assert!(!said.contains("are good"), "{said}");
 }
