@@ -31,6 +31,16 @@ pub fn go(test: &str) -> Option<PathBuf> {
     installed(test, "go/judge")
 }
 
+/// spiffe-helper, or none after saying that `test` is skipped.
+pub fn spiffe_helper(test: &str) -> Option<PathBuf> {
+    installed(test, "spiffe-helper/spiffe-helper")
+}
+
+/// ghostunnel, or none after saying that `test` is skipped.
+pub fn ghostunnel(test: &str) -> Option<PathBuf> {
+    installed(test, "ghostunnel/ghostunnel")
+}
+
 /// A JVM and the arguments that start a program with java-spiffe in it (`tests/peers/java`), or none after saying that `test` is skipped.
 pub fn java(test: &str) -> Option<(PathBuf, Vec<String>)> {
     let directory = installed(test, "java/.made")?.parent()?.to_owned();

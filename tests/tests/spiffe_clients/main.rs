@@ -1,9 +1,12 @@
-//! Other people's Workload API clients against our agent: py-spiffe, the `spiffe` crate, go-spiffe and java-spiffe, entitled and not.
+//! Other people's Workload API clients against our agent: py-spiffe, the `spiffe` crate, go-spiffe, java-spiffe, spiffe-helper and
+//! ghostunnel, entitled and not.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod ghostunnel;
 mod go;
 mod java;
+mod spiffe_helper;
 
 use std::fs;
 use std::io::Write;
