@@ -636,7 +636,8 @@ mod tests {
             );
         };
         check(&|_| {}, true, false);
-        check(&|e| e.hint = "h".into(), true, false);
+        check(&|e| e.hint = "h".into(), true, true);
+        check(&|e| e.hint = "h".repeat(65), true, false);
         check(&|e| e.selectors.clear(), true, false);
         check(&|e| e.x509_ttl = 7200, true, true);
         check(&|e| e.dns_names = vec!["a".into()], true, true);

@@ -9,8 +9,8 @@ use data_encoding::HEXLOWER;
 use hoplite_identity::{CertificateDer, Leaf, SpiffeId};
 use rcgen::string::Ia5String;
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
-    SignatureAlgorithm,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SignatureAlgorithm,
 };
 use ring::digest::{SHA256, digest};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -36,6 +36,8 @@ pub(crate) struct Template<'a> {
     pub(crate) spiffe_id: &'a SpiffeId,
     /// DNS SANs, in order.
     pub(crate) dns_names: &'a [String],
+    /// The subject's common name, for programs that know users by it; without one the subject is empty.
+    pub(crate) common_name: Option<&'a str>,
     /// Shortened if the authority ends earlier.
     pub(crate) ttl: Duration,
 }
@@ -102,8 +104,11 @@ pub(crate) fn mint(
     let validity = validity(authority, template.ttl, now).ok_or(MintError::AuthorityNotValid)?;
     let unbuildable = |e: rcgen::Error| MintError::Unbuildable(e.to_string());
     let mut params = CertificateParams::default();
-    // The subject is empty: the identity is the SAN, which rcgen marks critical then.
+    // The identity is the SAN, which rcgen marks critical where the subject is empty.
     params.distinguished_name = DistinguishedName::new();
+    if let Some(name) = template.common_name {
+        params.distinguished_name.push(DnType::CommonName, name);
+    }
     params.not_before = validity.not_before.into();
     params.not_after = validity.not_after.into();
     params.serial_number = Some(serial.as_bytes().to_vec().into());
@@ -172,7 +177,19 @@ fn read_back(
         .ok_or(MintError::Differs("names"))?;
     let mut expected = vec![GeneralName::URI(template.spiffe_id.as_str())];
     expected.extend(template.dns_names.iter().map(|name| GeneralName::DNSName(name)));
-    same(sans.critical && sans.value.general_names == expected, "names")?;
+    let is_critical = template.common_name.is_none();
+    same(
+        sans.critical == is_critical && sans.value.general_names == expected,
+        "names",
+    )?;
+    let subject: Vec<&str> = x509
+        .subject()
+        .iter_attributes()
+        .map(|attribute| attribute.as_str().unwrap_or_default())
+        .collect();
+    same(subject == Vec::from_iter(template.common_name), "subject")?;
+    let common_names = x509.subject().iter_common_name().count();
+    same(common_names == subject.len(), "subject")?;
     // The profile of a leaf is the verifier's: what it would refuse must not be issued.
     let leaf = Leaf::parse(der).map_err(|_| MintError::Differs("profile"))?;
     same(leaf.spiffe_id() == template.spiffe_id, "SPIFFE ID")?;
@@ -289,6 +306,7 @@ mod tests {
         let template = Template {
             spiffe_id: &id,
             dns_names: &dns_names,
+            common_name: None,
             ttl,
         };
         mint(authority, &template, key, Serial::from_entropy([7; 16]), now)
@@ -317,6 +335,27 @@ mod tests {
             assert!(extended.server_auth && extended.client_auth && !extended.any);
             assert!(!x509.is_ca());
             assert!(x509.subject().as_raw() == [0x30, 0], "empty");
+        }
+    }
+
+    #[test]
+    fn a_hint_is_the_common_name_and_the_identity_stays_the_san() {
+        let authority = Authority::ephemeral(&domain(), now(), Duration::from_secs(DAY));
+        let id = domain().member("/orders").unwrap();
+        for name in ["billing", "Jürgen's, O=x/CN=admin", &"é".repeat(64)] {
+            let template = Template {
+                spiffe_id: &id,
+                dns_names: &[],
+                common_name: Some(name),
+                ttl: Duration::from_secs(60),
+            };
+            let minted = mint(&authority, &template, &key(), Serial::from_entropy([7; 16]), now()).unwrap();
+            assert_eq!(minted.leaf.spiffe_id(), &id);
+            let (_, x509) = X509Certificate::from_der(&minted.der).unwrap();
+            let names: Vec<_> = x509.subject().iter().collect();
+            assert_eq!(names.len(), 1, "one name, whatever is in it");
+            let shown = x509.subject().iter_common_name().next().unwrap();
+            assert_eq!(shown.as_str().unwrap(), name);
         }
     }
 

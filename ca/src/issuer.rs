@@ -54,17 +54,18 @@ impl Issuer {
 
     /// For an agent.
     pub(crate) fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], self.lives().agent, key, now)
+        self.mint(id, &[], None, self.lives().agent, key, now)
     }
 
     /// For a workload: every field from its entry.
     pub(crate) fn workload(&self, entry: &Entry, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(&entry.spiffe_id, &entry.dns_names, self.ttl(entry), key, now)
+        let ttl = self.ttl(entry);
+        self.mint(&entry.spiffe_id, &entry.dns_names, entry.common_name(), ttl, key, now)
     }
 
     /// For the CA's own server.
     pub(crate) fn own(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], self.lives().x509, key, now)
+        self.mint(id, &[], None, self.lives().x509, key, now)
     }
 
     /// The life of a workload's certificates.
@@ -76,6 +77,7 @@ impl Issuer {
         &self,
         spiffe_id: &SpiffeId,
         dns_names: &[String],
+        common_name: Option<&str>,
         ttl: Duration,
         key: &SubjectKey,
         now: SystemTime,
@@ -84,6 +86,7 @@ impl Issuer {
         let template = Template {
             spiffe_id,
             dns_names,
+            common_name,
             ttl,
         };
         mint(&self.authority, &template, key, serial, now)

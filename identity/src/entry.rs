@@ -21,6 +21,8 @@ const SELECTORS_MAX: usize = 32;
 const DNS_NAMES_MAX: usize = 32;
 /// A hint is a word for the workload.
 const HINT_BYTES_MAX: usize = 128;
+/// The longest common name that a certificate may have (RFC 5280, `ub-common-name`), in characters.
+const COMMON_NAME_CHARS_MAX: usize = 64;
 /// An owner is a label: a team, a repository.
 const OWNER_BYTES_MAX: usize = 64;
 /// Room for more than the CA gives: 32 hexadecimal digits.
@@ -41,7 +43,7 @@ pub struct Entry {
     pub selectors: BTreeSet<Selector>,
     /// The life of each certificate in seconds; 0 means what the CA's configuration says.
     pub x509_ttl: u32,
-    /// A word that tells the workload's identities apart; empty for none.
+    /// A word that tells the workload's identities apart; empty for none. It is the certificate's common name, too.
     pub hint: String,
     /// Names that stand in the certificate besides.
     pub dns_names: Vec<String>,
@@ -286,9 +288,19 @@ impl Entry {
         HEXLOWER.encode(context.finish().as_ref())
     }
 
+    /// The common name of its certificates, for programs that know users by it: the hint; none where there is no hint or one
+    /// longer than a common name can be.
+    pub fn common_name(&self) -> Option<&str> {
+        let fits = !self.hint.is_empty() && self.hint.chars().count() <= COMMON_NAME_CHARS_MAX;
+        fits.then_some(self.hint.as_str())
+    }
+
     /// Whether an SVID minted for the one is right for the other.
     pub fn has_same_certificate(&self, other: &Self) -> bool {
-        self.spiffe_id == other.spiffe_id && self.x509_ttl == other.x509_ttl && self.dns_names == other.dns_names
+        self.spiffe_id == other.spiffe_id
+            && self.x509_ttl == other.x509_ttl
+            && self.dns_names == other.dns_names
+            && self.common_name() == other.common_name()
     }
 }
 

@@ -22,6 +22,8 @@ pub struct WorkloadApi {
 pub struct Identity {
     /// Never empty.
     pub svids: Vec<X509Svid>,
+    /// The hint of each SVID, in the same order; empty where there is none.
+    pub hints: Vec<String>,
     /// The own trust domain's bundle, and those of federated ones.
     pub bundles: BundleSet,
 }
@@ -130,15 +132,17 @@ impl TryFrom<X509svidResponse> for Identity {
             bundles.insert(TrustBundle::from_der(id.trust_domain().clone(), &der, 0)?.into());
         }
         let mut svids = Vec::with_capacity(response.svids.len());
+        let mut hints = Vec::with_capacity(response.svids.len());
         for message in response.svids {
             let svid = X509Svid::from_der(&message.x509_svid, &message.x509_svid_key)?;
             bundles.insert(TrustBundle::from_der(svid.spiffe_id().trust_domain().clone(), &message.bundle, 0)?.into());
             svids.push(svid);
+            hints.push(message.hint);
         }
         if svids.is_empty() {
             Err(FetchError::Empty)
         } else {
-            Ok(Self { svids, bundles })
+            Ok(Self { svids, hints, bundles })
         }
     }
 }

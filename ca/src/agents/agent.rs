@@ -250,6 +250,7 @@ mod tests {
             let template = Template {
                 spiffe_id: &domain.member(path).unwrap(),
                 dns_names: &[],
+                common_name: None,
                 ttl: Duration::from_secs(60),
             };
             let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());

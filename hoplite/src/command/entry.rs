@@ -80,7 +80,7 @@ pub(crate) struct CreateArgs {
     /// A DNS name to put into the certificate besides
     #[arg(long = "dns-name", value_name = "NAME")]
     dns_names: Vec<String>,
-    /// A word that tells the workload's identities apart
+    /// A word that tells the workload's identities apart; up to 64 characters it is the certificate's common name, too
     #[arg(long, default_value = "")]
     hint: String,
     /// Whose list it stands in, for `entry apply --owner`

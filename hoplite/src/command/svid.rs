@@ -12,13 +12,21 @@ use serde::Serialize;
 use crate::command::MeshDir;
 use crate::output::{Column, Form, Listing, Output, Reader, coloured, print_while_read};
 
+mod files;
+mod keep;
+mod telling;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum SvidCommand {
-    /// Show the SVIDs this process is entitled to; exit 1 if it has none
-    #[command(after_help = "Examples:\n  hoplite svid fetch\n  hoplite svid fetch --pem > chain.pem")]
+    /// Show the SVIDs this process is entitled to, or write one into files; exit 1 if it has none
+    #[command(
+        after_help = "Examples:\n  hoplite svid fetch\n  hoplite svid fetch --pem > chain.pem\n  hoplite svid fetch --write /srv/tls"
+    )]
     Fetch(FetchArgs),
-    /// Show them, and again whenever they change
-    #[command(after_help = "Example:\n  hoplite svid watch --output json")]
+    /// Show them, and again whenever they change, or keep one fresh in files
+    #[command(
+        after_help = "Examples:\n  hoplite svid watch --output json\n  hoplite svid watch --write /srv/tls --exec 'nginx -s reload'\n  hoplite svid watch --write /srv/tls --owner postgres --pid-file /var/lib/postgresql/15/main/postmaster.pid"
+    )]
     Watch(WatchArgs),
 }
 
@@ -27,10 +35,12 @@ pub(crate) struct FetchArgs {
     #[command(flatten)]
     socket: SocketArgs,
     /// Print the certificate chain of the default SVID as PEM instead (never the key)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "write")]
     pem: bool,
     #[command(flatten)]
     form: Form,
+    #[command(flatten)]
+    write: keep::WriteArgs,
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +68,10 @@ pub(crate) struct WatchArgs {
     socket: SocketArgs,
     #[command(flatten)]
     form: Form,
+    #[command(flatten)]
+    write: keep::WriteArgs,
+    #[command(flatten)]
+    listeners: telling::Listeners,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,7 +89,20 @@ pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
             SvidCommand::Fetch(args) => (&args.socket, args.form, false, args.pem),
             SvidCommand::Watch(args) => (&args.socket, args.form, true, false),
         };
-        let mut api = WorkloadApi::open(&socket.address()?).await?;
+        let address = socket.address()?;
+        match &command {
+            SvidCommand::Fetch(args) => {
+                if let Some(dir) = args.write.dir() {
+                    return keep::once(&args.write, &address, dir, form).await;
+                }
+            }
+            SvidCommand::Watch(args) => {
+                if let Some(dir) = args.write.dir() {
+                    return keep::keep(&args.write, &args.listeners, &address, dir, form).await;
+                }
+            }
+        }
+        let mut api = WorkloadApi::open(&address).await?;
         loop {
             let identity = api.next().await?;
             let text = match identity.svids.first() {

@@ -149,7 +149,7 @@ impl IdentityFeed {
 
 impl Generation {
     fn new(number: u64, identity: Identity, wanted: Option<&SpiffeId>) -> Result<Self, Unusable> {
-        let Identity { svids, bundles } = identity;
+        let Identity { svids, bundles, .. } = identity;
         let mut svids = svids.into_iter();
         let svid = match wanted {
             Some(wanted) => svids

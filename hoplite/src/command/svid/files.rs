@@ -1,0 +1,365 @@
+//! Certificate, key and trust bundle in a directory, for programs that read files: all of one moment, or none.
+//!
+//! ```text
+//! DIR/svid.pem      -> ..data/svid.pem          what programs are told to read
+//! DIR/svid_key.pem  -> ..data/svid_key.pem
+//! DIR/bundle.pem    -> ..data/bundle.pem
+//! DIR/..data        -> ..set-Xk2p9A             the only thing that ever changes, by one rename
+//! DIR/..set-Xk2p9A/                             a set: written, on the disk, and then never touched
+//! DIR/..told        -> ..set-Xk2p9A             the set that programs know of, for whoever writes here next
+//! ```
+//!
+//! It is the layout of Kubernetes' volumes. The set before stays until the next one comes, for whoever is reading it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::Context;
+use hoplite_host::files;
+use hoplite_identity::{TrustBundle, X509Svid};
+use rustix::fs::{FlockOperation, flock};
+
+/// The link to the set that counts.
+const DATA: &str = "..data";
+/// The link to the set that programs have been told of.
+const TOLD: &str = "..told";
+/// How names of sets begin.
+const SET: &str = "..set-";
+/// How names of links begin that are about to become [`DATA`].
+const NEXT: &str = "..next-";
+
+/// What the files are called, and whose they are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Layout {
+    /// The file of the certificate chain, leaf first
+    #[arg(long, value_name = "NAME", default_value = "svid.pem", requires = "write")]
+    cert_file: FileName,
+    /// The file of the private key, PKCS#8
+    #[arg(long, value_name = "NAME", default_value = "svid_key.pem", requires = "write")]
+    key_file: FileName,
+    /// The file of the trust bundle of the SVID's own trust domain
+    #[arg(long, value_name = "NAME", default_value = "bundle.pem", requires = "write")]
+    bundle_file: FileName,
+    /// The mode of certificate and bundle
+    #[arg(long, value_name = "OCTAL", default_value = "644", requires = "write")]
+    cert_mode: Mode,
+    /// The mode of the key; nobody but its owner and group may read it
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = key_mode, requires = "write")]
+    key_mode: Mode,
+    /// Whose the files are, by names of /etc/passwd and /etc/group or by numbers [default: who runs this]
+    #[arg(long, value_name = "USER[:GROUP]", requires = "write")]
+    owner: Option<Owner>,
+}
+
+/// A file's name: no path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileName(String);
+
+/// A file's mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mode(u32);
+
+/// A user and a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    uid: u32,
+    gid: Option<u32>,
+}
+
+/// A directory that one process writes sets into.
+#[derive(Debug)]
+pub(crate) struct Files {
+    dir: PathBuf,
+    layout: Layout,
+    /// Locked, so that nobody else writes here.
+    handle: File,
+}
+
+// === impl Files ===
+
+impl Files {
+    /// Takes the directory, and makes it if it is not there.
+    pub(crate) fn open(dir: &Path, layout: &Layout) -> anyhow::Result<Self> {
+        let dir = std::path::absolute(dir)?;
+        let names = layout.names();
+        if names
+            .iter()
+            .enumerate()
+            .any(|(at, name)| names.iter().take(at).any(|other| other == name))
+        {
+            anyhow::bail!("two of the files have one name; give each its own");
+        }
+        // Readers of other users pass through it; what is secret is the key's own mode.
+        if !dir.exists() {
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(&dir);
+            made.with_context(|| format!("cannot make the directory `{}`", dir.display()))?;
+        }
+        files::private_dir(&dir)?;
+        // Whose it is may put links in the way of whoever writes here.
+        let (uid, own) = (fs::metadata(&dir)?.uid(), rustix::process::geteuid().as_raw());
+        if uid != own && uid != 0 {
+            anyhow::bail!(
+                "`{}` belongs to user {uid}, who could put other files in the way; `chown` it to user {own} (the files' own \
+                 user is `--owner`)",
+                dir.display()
+            );
+        }
+        let handle = File::open(&dir).with_context(|| format!("cannot open `{}`", dir.display()))?;
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_err() {
+            anyhow::bail!(
+                "another `hoplite svid` writes into `{}`; stop it, or choose another directory",
+                dir.display()
+            );
+        }
+        let files = Self {
+            dir,
+            layout: layout.clone(),
+            handle,
+        };
+        for name in names {
+            files.check_free(name)?;
+        }
+        Ok(files)
+    }
+
+    /// Puts a set in the place of the one before. Where it fails, the one before stays.
+    pub(crate) fn put(&self, svid: &X509Svid, bundle: &TrustBundle) -> anyhow::Result<()> {
+        self.written(svid, bundle).with_context(|| {
+            format!(
+                "cannot write into `{}`; what was there before stays: check the directory and free space",
+                self.dir.display()
+            )
+        })
+    }
+
+    fn written(&self, svid: &X509Svid, bundle: &TrustBundle) -> anyhow::Result<()> {
+        let Layout {
+            cert_file,
+            key_file,
+            bundle_file,
+            cert_mode,
+            key_mode,
+            ..
+        } = &self.layout;
+        let before = fs::read_link(self.dir.join(DATA)).ok();
+        let set = tempfile::Builder::new().prefix(SET).tempdir_in(&self.dir)?;
+        self.write(set.path(), cert_file, svid.chain_pem().as_bytes(), *cert_mode)?;
+        self.write(set.path(), key_file, svid.key_pem().as_bytes(), *key_mode)?;
+        self.write(set.path(), bundle_file, bundle.to_pem().as_bytes(), *cert_mode)?;
+        fs::set_permissions(set.path(), Permissions::from_mode(0o755))?;
+        File::open(set.path())?.sync_all()?;
+
+        let name = set.path().file_name().context("a set has a name")?.to_owned();
+        self.point(DATA, Path::new(&name))?;
+        // From here on readers have it.
+        let _ = set.keep();
+        for name in self.layout.names() {
+            self.link(name)?;
+        }
+        self.handle.sync_all()?;
+        self.sweep(&[Some(name.into()), before])?;
+        Ok(())
+    }
+
+    /// Whether just this is there, as it was asked for.
+    pub(crate) fn has(&self, svid: &X509Svid, bundle: &TrustBundle) -> bool {
+        let Layout {
+            cert_file,
+            key_file,
+            bundle_file,
+            cert_mode,
+            key_mode,
+            owner,
+        } = &self.layout;
+        let (chain, key, bundle) = (svid.chain_pem(), svid.key_pem(), bundle.to_pem());
+        let is_there = |name: &FileName, text: &str, mode: &Mode| {
+            let path = self.dir.join(&name.0);
+            let is_ours = !self.check_free(name).unwrap_or(true);
+            let asked = fs::metadata(&path).is_ok_and(|found| {
+                let owned = owner
+                    .is_none_or(|owner| owner.uid == found.uid() && owner.gid.is_none_or(|gid| gid == found.gid()));
+                found.mode() & 0o7777 == mode.0 && owned
+            });
+            is_ours && asked && fs::read(&path).is_ok_and(|bytes| bytes == text.as_bytes())
+        };
+        is_there(cert_file, &chain, cert_mode)
+            && is_there(key_file, &key, key_mode)
+            && is_there(bundle_file, &bundle, cert_mode)
+    }
+
+    /// Whether programs know of the set that is there.
+    pub(crate) fn is_told(&self) -> bool {
+        let [data, told] = [DATA, TOLD].map(|name| fs::read_link(self.dir.join(name)).ok());
+        data.is_some() && data == told
+    }
+
+    /// Programs know of the set that is there.
+    pub(crate) fn told(&self) -> anyhow::Result<()> {
+        let set = fs::read_link(self.dir.join(DATA))?;
+        self.point(TOLD, &set)?;
+        self.handle.sync_all()?;
+        Ok(())
+    }
+
+    /// Takes away what is there: who reads a file finds none.
+    pub(crate) fn withdraw(&self) -> anyhow::Result<()> {
+        files::remove(&self.dir.join(DATA))?;
+        files::remove(&self.dir.join(TOLD))?;
+        self.sweep(&[])?;
+        Ok(())
+    }
+
+    /// Where they are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes a link lead to a set, by one rename.
+    fn point(&self, link: &str, set: &Path) -> io::Result<()> {
+        let next = self.dir.join(format!("{NEXT}{}", set.display()));
+        symlink(set, &next)?;
+        fs::rename(&next, self.dir.join(link)).inspect_err(|_| {
+            let _ = fs::remove_file(&next);
+        })
+    }
+
+    /// A file with its owner and mode before its content is there for anybody to open.
+    fn write(&self, set: &Path, name: &FileName, bytes: &[u8], mode: Mode) -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(set.join(&name.0))?;
+        if let Some(owner) = self.layout.owner {
+            fchown(&file, Some(owner.uid), owner.gid)?;
+        }
+        file.set_permissions(Permissions::from_mode(mode.0))?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    /// Whether a name is ours to use: nothing has it, or our own link.
+    fn check_free(&self, name: &FileName) -> anyhow::Result<bool> {
+        let path = self.dir.join(&name.0);
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Ok(_) if fs::read_link(&path).is_ok_and(|target| target == Path::new(DATA).join(&name.0)) => Ok(false),
+            Ok(_) => anyhow::bail!(
+                "`{}` is there and was not written by this command; move it away, or choose another name",
+                path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot look at `{}`", path.display())),
+        }
+    }
+
+    fn link(&self, name: &FileName) -> anyhow::Result<()> {
+        if self.check_free(name)? {
+            symlink(Path::new(DATA).join(&name.0), self.dir.join(&name.0))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every set but these, and links that never became the one.
+    fn sweep(&self, kept: &[Option<PathBuf>]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let text = name.to_string_lossy();
+            let is_kept = kept.iter().flatten().any(|kept| kept.as_os_str() == name);
+            if text.starts_with(SET) && !is_kept {
+                fs::remove_dir_all(entry.path())?;
+            } else if text.starts_with(NEXT) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        self.handle.sync_all()
+    }
+}
+
+// === impl Layout ===
+
+impl Layout {
+    fn names(&self) -> [&FileName; 3] {
+        [&self.cert_file, &self.key_file, &self.bundle_file]
+    }
+}
+
+// === impl FileName ===
+
+impl FromStr for FileName {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        const NAME_BYTES_MAX: usize = 128;
+        let is_name = !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.contains(['/', '\0']);
+        if !is_name || text == "." || text.starts_with("..") {
+            anyhow::bail!(
+                "a file's name has no `/`, does not begin with `..`, and is at most {NAME_BYTES_MAX} bytes long"
+            );
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+// === impl Mode ===
+
+impl FromStr for Mode {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 && mode & 0o400 != 0 && mode & 0o022 == 0 => Ok(Self(mode)),
+            _ => anyhow::bail!("a mode is octal, lets its owner read and nobody else write: 644, 640, 600"),
+        }
+    }
+}
+
+/// A mode for a key.
+fn key_mode(text: &str) -> anyhow::Result<Mode> {
+    let mode: Mode = text.parse()?;
+    if mode.0 & 0o007 != 0 {
+        anyhow::bail!("everybody could read the key; 600, or 640 for a group");
+    }
+    Ok(mode)
+}
+
+// === impl Owner ===
+
+impl FromStr for Owner {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let (uid, own) = id_of(user, Path::new("/etc/passwd"))?;
+        let gid = group.map(|group| id_of(group, Path::new("/etc/group"))).transpose()?;
+        Ok(Self {
+            uid,
+            gid: gid.map(|(gid, _)| gid).or(own),
+        })
+    }
+}
+
+/// A number, or the number of a name in a table of the system: its third column, and the fourth if it is a number too.
+fn id_of(name: &str, table: &Path) -> anyhow::Result<(u32, Option<u32>)> {
+    if let Ok(number) = name.parse() {
+        return Ok((number, None));
+    }
+    let text = files::read_text(table)?;
+    let columns = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let found = columns.into_iter().find_map(|columns| match columns.as_slice() {
+        [first, _, id, rest @ ..] if *first == name => {
+            Some((id.parse().ok()?, rest.first().and_then(|next| next.parse().ok())))
+        }
+        _ => None,
+    });
+    found.with_context(|| format!("`{}` names no `{name}`; give its number", table.display()))
+}
+
+#[cfg(test)]
+mod tests;

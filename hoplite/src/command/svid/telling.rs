@@ -1,0 +1,264 @@
+//! Tells a program that its files have changed: a command that is run, or a signal that is sent.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use hoplite_host::clock;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use tokio::process::Command;
+
+/// How much later than its pid file a process may seem to have begun: a boot time is known to a second.
+const STALE_SLACK: Duration = Duration::from_secs(2);
+
+/// What `/proc` counts in; it is 100 on every architecture that Linux has nowadays, whatever the kernel's own is.
+const TICKS_A_SECOND: u32 = 100;
+
+/// Whom to tell, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Listeners {
+    /// Run this command after each change. Its words are parted at spaces, and no shell sees them
+    #[arg(long, value_name = "COMMAND", requires = "write")]
+    exec: Option<String>,
+    /// Give the command to `/bin/sh -c`
+    #[arg(long, requires = "exec")]
+    shell: bool,
+    /// What runs longer is killed, with all that it started
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration, requires = "write")]
+    exec_timeout: Duration,
+    /// Send a signal to this process after each change; end when it is gone
+    #[arg(long, value_name = "PID", requires = "write", conflicts_with = "pid_file")]
+    signal: Option<i32>,
+    /// Send it to the process that this file names on its first line
+    #[arg(long, value_name = "FILE", requires = "write")]
+    pid_file: Option<PathBuf>,
+    /// Which signal
+    #[arg(long, value_name = "NAME", default_value = "HUP", value_parser = signal_of, requires = "write")]
+    signal_name: NamedSignal,
+}
+
+/// A signal that programs reload at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NamedSignal {
+    name: &'static str,
+    signal: Signal,
+}
+
+/// Whom to tell, found.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    command: Option<Vec<String>>,
+    timeout: Duration,
+    target: Option<Target>,
+    signal: NamedSignal,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// One process, whatever becomes of its number.
+    Process(i32, OwnedFd),
+    PidFile(PathBuf),
+}
+
+/// Why a program does not know.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Untold {
+    /// There is nobody left to write for.
+    #[error("the process {0} is gone, so nobody reads the files any more")]
+    Gone(i32),
+    /// Worth trying again.
+    #[error("{0:#}")]
+    Failed(anyhow::Error),
+}
+
+// === impl Listeners ===
+
+impl Listeners {
+    /// Finds them; a process has to be there.
+    pub(crate) fn find(&self) -> anyhow::Result<Telling> {
+        let target = match (self.signal, &self.pid_file) {
+            (Some(pid), _) => Some(Target::Process(pid, opened(pid)?)),
+            (None, Some(file)) => Some(Target::PidFile(file.clone())),
+            (None, None) => None,
+        };
+        Ok(Telling {
+            command: self.exec.as_deref().map(|text| words(text, self.shell)).transpose()?,
+            timeout: self.exec_timeout,
+            target,
+            signal: self.signal_name,
+        })
+    }
+}
+
+/// A command's words.
+fn words(text: &str, shell: bool) -> anyhow::Result<Vec<String>> {
+    if shell {
+        return Ok(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
+    }
+    if let Some(odd) = text.chars().find(|c| "'\"\\$`|&;<>*?()[]{}~#\n".contains(*c)) {
+        anyhow::bail!("`{odd}` in the command `{text}` would need a shell; add `--shell`, or run a script");
+    }
+    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    if words.is_empty() {
+        anyhow::bail!("the command is empty; name a program");
+    }
+    Ok(words)
+}
+
+fn signal_of(text: &str) -> anyhow::Result<NamedSignal> {
+    let known = [
+        ("HUP", Signal::HUP),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("TERM", Signal::TERM),
+        ("INT", Signal::INT),
+        ("WINCH", Signal::WINCH),
+    ];
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let found = known.into_iter().find(|(known, _)| *known == name);
+    found
+        .map(|(name, signal)| NamedSignal { name, signal })
+        .with_context(|| "a signal is HUP, USR1, USR2, TERM, INT or WINCH".to_owned())
+}
+
+/// A handle of a process, which stays its own when the number is given to another.
+fn opened(pid: i32) -> anyhow::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid)
+        .filter(|pid| pid.as_raw_pid() > 1)
+        .with_context(|| format!("`{pid}` is no process to signal"))?;
+    pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("there is no process {}", pid.as_raw_pid()))
+}
+
+// === impl Telling ===
+
+impl Telling {
+    /// Whether there is anybody to tell.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.command.is_none() && self.target.is_none()
+    }
+
+    /// Tells them, and says what was done.
+    pub(crate) async fn tell(&self, dir: &Path) -> Result<String, Untold> {
+        let mut done = Vec::new();
+        if let Some(words) = &self.command {
+            self.run(words, dir).await.map_err(Untold::Failed)?;
+            done.push("the command ran".to_owned());
+        }
+        match &self.target {
+            // A signal to one that nobody has waited for yet would go well.
+            Some(Target::Process(pid, process)) if has_ended(process) => return Err(Untold::Gone(*pid)),
+            Some(Target::Process(pid, process)) => match pidfd_send_signal(process, self.signal.signal) {
+                Ok(()) => done.push(format!("SIG{} to {pid}", self.signal.name)),
+                Err(rustix::io::Errno::SRCH) => return Err(Untold::Gone(*pid)),
+                Err(error) => return Err(self.not_signalled(*pid, error)),
+            },
+            Some(Target::PidFile(file)) => {
+                let (pid, process) = named(file).map_err(Untold::Failed)?;
+                pidfd_send_signal(&process, self.signal.signal).map_err(|error| self.not_signalled(pid, error))?;
+                done.push(format!("SIG{} to {pid}", self.signal.name));
+            }
+            None => {}
+        }
+        Ok(done.join(", "))
+    }
+
+    fn not_signalled(&self, pid: i32, error: rustix::io::Errno) -> Untold {
+        let what = format!("cannot send SIG{} to process {pid}", self.signal.name);
+        Untold::Failed(anyhow::Error::new(error).context(what))
+    }
+
+    async fn run(&self, words: &[String], dir: &Path) -> anyhow::Result<()> {
+        let (program, arguments) = words.split_first().context("the command is empty")?;
+        let stderr = || io::stderr().as_fd().try_clone_to_owned().map(Stdio::from);
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env("HOPLITE_SVID_DIR", dir)
+            .stdin(Stdio::null())
+            .stdout(stderr()?)
+            .stderr(stderr()?)
+            // A group of its own, so that what it started ends with it.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run `{program}`"))?;
+        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        match tokio::time::timeout(self.timeout, child.wait()).await {
+            Ok(ended) => {
+                let status = ended?;
+                anyhow::ensure!(status.success(), "`{}` failed: {status}", words.join(" "));
+                Ok(())
+            }
+            Err(_) => {
+                if let Some(group) = group {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+                let _ = child.kill().await;
+                let timeout = humantime::format_duration(self.timeout);
+                anyhow::bail!(
+                    "`{}` was killed: it ran longer than {timeout} (`--exec-timeout`)",
+                    words.join(" ")
+                )
+            }
+        }
+    }
+}
+
+/// The process that a pid file names. A number is used again by others: one who began after the file was written is not
+/// the one that it means.
+fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read the pid file `{}`", file.display()))?;
+    let first = text.lines().next().unwrap_or_default().trim();
+    let pid: i32 = first.parse().with_context(|| {
+        let start: String = first.chars().take(40).collect();
+        format!(
+            "`{}` holds no process number but `{}`",
+            file.display(),
+            start.escape_debug()
+        )
+    })?;
+    let process = opened(pid).with_context(|| format!("the pid file `{}` is stale", file.display()))?;
+    // It is that process from here on, whichever it is.
+    let written = fs::metadata(file)?.modified()?;
+    if began(pid)? > written + STALE_SLACK {
+        anyhow::bail!(
+            "the pid file `{}` is stale: process {pid} began after it was written",
+            file.display()
+        );
+    }
+    Ok((pid, process))
+}
+
+/// Whether a process has ended, waited for or not; in doubt it has not.
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut descriptors = [PollFd::new(process, PollFlags::IN)];
+    matches!(
+        poll(&mut descriptors, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })),
+        Ok(1..)
+    )
+}
+
+/// When a process began, by the wall clock: its time since boot, and now.
+fn began(pid: i32) -> anyhow::Result<SystemTime> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in brackets may hold anything; the 22nd field is the 20th after it.
+    let ticks: u64 = text
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(19))
+        .and_then(|field| field.parse().ok())
+        .context("`/proc` tells no start time")?;
+    let uptime: f64 = fs::read_to_string("/proc/uptime")?
+        .split(' ')
+        .next()
+        .and_then(|seconds| seconds.parse().ok())
+        .context("`/proc/uptime` cannot be read")?;
+    let after_boot = Duration::from_secs(ticks) / TICKS_A_SECOND;
+    let age = Duration::try_from_secs_f64(uptime)?.saturating_sub(after_boot);
+    clock::now()
+        .checked_sub(age)
+        .context("the clock stands before the start of time")
+}
