@@ -256,6 +256,10 @@ impl CallFacts {
 
 /// The caller with every group it is in. The groups need no entities of their own.
 fn workload(id: &SpiffeId) -> Result<Node, Undecidable> {
+    // An agent's or an operator's certificate is not for calling services, whatever a policy says of all of the trust domain.
+    if id.is_reserved() {
+        return Err(Undecidable::Reserved(id.clone()));
+    }
     if id.segments().count() > PATH_GROUPS_MAX {
         return Err(Undecidable::TooManyGroups(PATH_GROUPS_MAX));
     }
@@ -401,6 +405,22 @@ mod tests {
                 };
                 assert_eq!(sorted(&call.entities), sorted(&computed), "{}", entity.uid());
             }
+        }
+    }
+
+    #[test]
+    fn a_part_of_hoplite_is_no_caller() {
+        let service: ServiceName = "ledger".parse().unwrap();
+        for (path, is_caller) in [
+            ("/web", true),
+            ("/hoplites", true),
+            ("/hoplite/operator/ann", false),
+            ("/hoplite/agent/n1", false),
+            ("/hoplite/ca", false),
+        ] {
+            let id = SpiffeId::parse(&format!("spiffe://prod.acme{path}")).unwrap();
+            let call = CallFacts::supposed(&id, None, &service, None);
+            assert_eq!(call.is_ok(), is_caller, "{path}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why no policy can be asked about a request: then the decision is an error, never an allow.
 
-use hoplite_identity::{InvalidSpiffeId, ServiceName};
+use hoplite_identity::{InvalidSpiffeId, ServiceName, SpiffeId};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -34,9 +34,15 @@ pub enum Undecidable {
         /// The service that is called.
         service: ServiceName,
     },
+    /// The schema of some rules does not have the word.
+    #[error("the schema has no `{0}`")]
+    NoWord(String),
     /// The schema does not have the action.
     #[error("the schema has no action `{0}`")]
     NoAction(&'static str),
+    /// The caller is an agent, an operator or the CA itself.
+    #[error("`{0}` is a name of Hoplite's own parts, which call no services")]
+    Reserved(SpiffeId),
     /// A policy about a group left out would not be asked.
     #[error("the caller's SPIFFE ID has more than {0} path segments")]
     TooManyGroups(usize),
