@@ -28,6 +28,7 @@ mod parse;
 mod people;
 mod request;
 mod routes;
+pub mod rules;
 mod schema;
 mod snapshot;
 mod source;
