@@ -1,7 +1,12 @@
 //! The two gRPC services: `node` for agents, `admin` for operators. Only here are there messages and statuses of gRPC.
 
 pub(crate) mod admin;
+mod admin_call;
 mod entries;
+pub(crate) mod gate;
+pub(crate) mod invites;
 mod messages;
 pub(crate) mod node;
+mod operators;
+pub(crate) mod port;
 mod status;

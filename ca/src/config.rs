@@ -11,6 +11,8 @@ use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use serde::Deserialize;
 
+use crate::operators::operator::PROLONGED_MAX;
+
 /// Shorter-lived certificates could not be renewed before they expire.
 pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
 
@@ -42,6 +44,12 @@ pub struct Config {
     /// Life of an agent's certificate: how long an agent, or the CA, can be away before the agent must join anew.
     #[serde(default = "one_day")]
     pub agent_ttl: Span,
+    /// Life of an operator's certificate. While it lasts it is prolonged by use, for 30 days at most.
+    #[serde(default = "eight_hours")]
+    pub operator_ttl: Span,
+    /// The admin policies, `*.cedar`, in place of the default. Read at the start and at SIGHUP.
+    #[serde(default)]
+    pub admin_policy_dir: Option<PathBuf>,
     /// Life of the authority's certificate, when it is made.
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
@@ -74,6 +82,7 @@ impl Config {
         let bounds = [
             ("x509_ttl", self.x509_ttl),
             ("agent_ttl", self.agent_ttl),
+            ("operator_ttl", self.operator_ttl),
             ("authority_ttl", self.authority_ttl),
         ];
         for (key, span) in bounds {
@@ -81,7 +90,8 @@ impl Config {
                 let reason = format!("too short to renew in time; write at least \"{}\"", Span(TTL_MIN));
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
-            if key != "authority_ttl" && span >= self.authority_ttl {
+            // An operator's certificate simply ends with the authority: a CA that has no operators need not think of it.
+            if !matches!(key, "authority_ttl" | "operator_ttl") && span >= self.authority_ttl {
                 let reason = format!(
                     "no certificate outlives its authority; write less than `authority_ttl`, which is \"{}\"",
                     self.authority_ttl
@@ -92,6 +102,10 @@ impl Config {
         if self.authority_ttl.0 > AUTHORITY_TTL_MAX {
             let reason = "longer than 100 years; write for example \"365d\"";
             return Err(ConfigError::unusable(file, "authority_ttl", self.authority_ttl, reason));
+        }
+        if self.operator_ttl.0 > PROLONGED_MAX {
+            let reason = "longer than 30 days; write for example \"8h\"";
+            return Err(ConfigError::unusable(file, "operator_ttl", self.operator_ttl, reason));
         }
         if !(BUNDLE_BYTES_MIN..=BUNDLE_BYTES_MAX).contains(&self.policy_max_bytes) {
             let reason = format!("write between {BUNDLE_BYTES_MIN} and {BUNDLE_BYTES_MAX}");
@@ -118,6 +132,10 @@ impl Config {
 
 fn max_bundle_bytes() -> usize {
     BUNDLE_BYTES_MAX
+}
+
+fn eight_hours() -> Span {
+    Span(Duration::from_secs(8 * 3600))
 }
 
 fn one_hour() -> Span {
@@ -155,6 +173,7 @@ admin_socket = "/run/hoplite/ca.sock"
         let config = load("").unwrap();
         assert_eq!(config.x509_ttl, one_hour());
         assert_eq!(config.agent_ttl, one_day());
+        assert_eq!(config.operator_ttl, eight_hours());
         assert_eq!(config.authority_ttl, one_year());
         assert_eq!(load("x509_ttl = \"5s\"").unwrap().x509_ttl, Span(TTL_MIN));
     }
@@ -173,6 +192,8 @@ admin_socket = "/run/hoplite/ca.sock"
         check("authority_ttl = \"1s\"", &["x509_ttl", "authority_ttl"]);
         check("authority_ttl = \"1h\"", &["x509_ttl", "1h", "authority_ttl"]);
         check("agent_ttl = \"2h\"\nauthority_ttl = \"90m\"", &["agent_ttl", "2h"]);
+        check("operator_ttl = \"31d\"", &["operator_ttl", "30 days"]);
+        check("operator_ttl = \"1s\"", &["operator_ttl", "5s"]);
         check("authority_ttl = \"101 years\"", &["authority_ttl", "100 years"]);
         check("x509_ttl = 3600", &["x509_ttl"]);
         check(

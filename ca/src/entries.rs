@@ -3,5 +3,6 @@
 pub(crate) mod apply;
 pub(crate) mod entry;
 pub(crate) mod index;
+pub(crate) mod may;
 pub(crate) mod update;
 pub(crate) mod writes;

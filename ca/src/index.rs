@@ -12,6 +12,7 @@ use hoplite_store::{Change, Revision, Snapshot};
 use crate::agents::index::AgentIndex;
 use crate::authority::index::AuthorityIndex;
 use crate::entries::index::EntryIndex;
+use crate::operators::index::OperatorIndex;
 use crate::policy::index::PolicyIndex;
 use crate::record::{BadRecord, Mutation};
 
@@ -20,6 +21,7 @@ use crate::record::{BadRecord, Mutation};
 pub(crate) struct Index {
     revision: Revision,
     pub(crate) agents: AgentIndex,
+    pub(crate) operators: OperatorIndex,
     pub(crate) entries: EntryIndex,
     pub(crate) authority: AuthorityIndex,
     pub(crate) policy: PolicyIndex,
@@ -111,6 +113,7 @@ impl Index {
         };
         let mutation = Mutation { key, value, revision };
         self.agents.put(mutation)?;
+        self.operators.put(mutation)?;
         self.entries.put(mutation)?;
         self.authority.put(mutation)?;
         self.policy.put(mutation)

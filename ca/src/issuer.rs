@@ -20,6 +20,7 @@ pub(crate) struct Issuer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lives {
     pub(crate) agent: Duration,
+    pub(crate) operator: Duration,
     /// Of entries that do not say, and of the CA itself.
     pub(crate) x509: Duration,
 }
@@ -27,11 +28,7 @@ pub(crate) struct Lives {
 // === impl Issuer ===
 
 impl Issuer {
-    pub(crate) fn new(authority: Arc<Authority>, agent_ttl: Duration, x509_ttl: Duration) -> Self {
-        let lives = Lives {
-            agent: agent_ttl,
-            x509: x509_ttl,
-        };
+    pub(crate) fn new(authority: Arc<Authority>, lives: Lives) -> Self {
         Self {
             authority,
             lives: Arc::new(RwLock::new(lives)),
@@ -55,6 +52,18 @@ impl Issuer {
     /// For an agent.
     pub(crate) fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
         self.mint(id, &[], None, self.lives().agent, key, now)
+    }
+
+    /// For an operator, who may have no more left than this.
+    pub(crate) fn operator(
+        &self,
+        id: &SpiffeId,
+        left: Option<Duration>,
+        key: &SubjectKey,
+        now: SystemTime,
+    ) -> Result<Minted, MintError> {
+        let life = self.lives().operator;
+        self.mint(id, &[], None, left.map_or(life, |left| left.min(life)), key, now)
     }
 
     /// For a workload: every field from its entry.

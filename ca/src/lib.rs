@@ -1,10 +1,10 @@
 //! The trust domain's signer: authority, registration, node attestation, issuance.
 //!
-//! Each noun has a folder: `agents`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
+//! Each noun has a folder: `agents`, `operators`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
 //! by `issuance`. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for operators on a Unix
-//! socket; `server` puts all of it together.
+//! socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
@@ -20,10 +20,12 @@ mod issuance;
 mod issuer;
 mod limit;
 mod listener;
+mod operators;
 mod policy;
 mod publishing;
 mod record;
 mod registry;
+mod rights;
 mod server;
 mod tokens;
 mod write;
@@ -37,5 +39,6 @@ pub use founding::{Founding, FoundingError};
 pub use issuance::MintError;
 pub use record::BadRecord;
 pub use registry::FollowError;
+pub use rights::files::RightsError;
 pub use server::{Arguments, Running, StartError, run, start, start_founding};
 pub use write::{ReadError, WriteError};

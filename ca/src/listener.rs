@@ -1,4 +1,4 @@
-//! Where agents come in: TCP, TLS with the CA's own SVID, and who is at the other end.
+//! Where agents and operators come in: TCP, TLS with the CA's own SVID, and who is at the other end.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -64,10 +64,14 @@ pub(crate) struct TlsConnection {
     ends: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
+/// Whether the owner of a certificate may call the admin API.
+pub(crate) type IsOperators = Arc<dyn Fn(&VerifiedPeer) -> bool + Send + Sync>;
+
 /// What every handshake needs.
 #[derive(Clone)]
 struct Greeter {
     door: watch::Receiver<Door>,
+    is_operators: IsOperators,
     handshakes: Slots,
     refusals: Arc<Refusals<IpAddr>>,
 }
@@ -76,6 +80,7 @@ struct Greeter {
 pub(crate) async fn accept(
     listener: TcpListener,
     door: watch::Receiver<Door>,
+    is_operators: IsOperators,
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
     shutdown: Shutdown,
 ) {
@@ -84,6 +89,7 @@ pub(crate) async fn accept(
     let handshakes = Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX);
     let greeter = Greeter {
         door,
+        is_operators,
         handshakes: Slots::new("agents' handshakes", handshakes),
         refusals: Arc::default(),
     };
@@ -118,7 +124,7 @@ fn crowded_out() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "its place was given to another")
 }
 
-/// How long a connection may last. Only an agent's lasts: others could take up all places.
+/// How long a connection may last. Only an agent's and an operator's last: others could take up all places.
 #[derive(Debug, PartialEq, Eq)]
 enum Stay {
     Until(SystemTime),
@@ -126,9 +132,9 @@ enum Stay {
 }
 
 impl Stay {
-    fn of(peer: Option<&VerifiedPeer>) -> Self {
+    fn of(peer: Option<&VerifiedPeer>, is_known: bool) -> Self {
         match peer {
-            Some(peer) if peer.spiffe_id().is_agent() => Self::Until(peer.not_after() + EXPIRED_STAYS),
+            Some(peer) if is_known => Self::Until(peer.not_after() + EXPIRED_STAYS),
             _ => Self::For(STRANGER_STAYS),
         }
     }
@@ -160,10 +166,11 @@ impl Greeter {
             None | Some([]) => None,
             Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
         };
-        if is_agent(peer.as_ref()) {
+        let is_known = peer.as_ref().is_some_and(|peer| is_known(peer, &self.is_operators));
+        if is_known {
             slot.settle().map_err(io::Error::other)?;
         }
-        let ends = Box::pin(Stay::of(peer.as_ref()).ended());
+        let ends = Box::pin(Stay::of(peer.as_ref(), is_known).ended());
         Ok(TlsConnection {
             stream: Held::new(stream, slot.clone()),
             caller: AgentCaller {
@@ -177,8 +184,9 @@ impl Greeter {
     }
 }
 
-fn is_agent(peer: Option<&VerifiedPeer>) -> bool {
-    peer.is_some_and(|peer| peer.spiffe_id().is_agent())
+/// Whether there is something here for it, at every moment of its certificate's life.
+fn is_known(peer: &VerifiedPeer, is_operators: &IsOperators) -> bool {
+    peer.spiffe_id().is_agent() || is_operators(peer)
 }
 
 // === impl AgentCaller ===
@@ -237,12 +245,18 @@ mod tests {
     use hoplite_identity::testing::TestAuthority;
 
     #[test]
-    fn only_an_agent_may_stay() {
+    fn only_an_agent_and_an_operator_may_stay() {
         let authority = TestAuthority::new("prod.example");
-        let stays = |path: &str| Stay::of(Some(&authority.peer(path)));
+        let is_operators: IsOperators = Arc::new(|peer| peer.spiffe_id().operator() == Some("ann"));
+        let stays = |path: &str| {
+            let peer = authority.peer(path);
+            Stay::of(Some(&peer), is_known(&peer, &is_operators))
+        };
         let until = |stay| matches!(stay, Stay::Until(at) if at > SystemTime::now());
         assert!(until(stays("/hoplite/agent/n1")));
-        for stay in [stays("/orders"), stays("/hoplite/ca"), Stay::of(None)] {
+        assert!(until(stays("/hoplite/operator/ann")));
+        let nobodys = ["/orders", "/hoplite/ca", "/hoplite/operator/bob"];
+        for stay in nobodys.map(stays).into_iter().chain([Stay::of(None, false)]) {
             assert_eq!(stay, Stay::For(STRANGER_STAYS));
         }
     }

@@ -235,9 +235,10 @@ mod tests {
     use crate::authority::writes::{Found, Trusting};
     use crate::authority::x509::Authority;
     use crate::entries::entry::tests::{parse, sample};
+    use crate::entries::may::May;
     use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
     use crate::issuance::{MintError, Minted, SubjectKey};
-    use crate::issuer::Issuer;
+    use crate::issuer::{Issuer, Lives};
     use crate::record;
     use crate::tokens::token::{JoinRefused, Token, TokenText, digest_of};
     use crate::tokens::writes::{CreateToken, Join, TokenError};
@@ -277,7 +278,15 @@ mod tests {
 
     /// Mints for a key of its own each time; what is minted does not matter here.
     fn minter() -> impl Fn(&SpiffeId) -> Result<Minted, MintError> + Clone + Send + 'static {
-        let issuer = Issuer::new(Arc::new(authority()), Duration::from_secs(60), Duration::from_secs(60));
+        let issuer = {
+            let minute = Duration::from_secs(60);
+            let lives = Lives {
+                agent: minute,
+                operator: minute,
+                x509: minute,
+            };
+            Issuer::new(Arc::new(authority()), lives)
+        };
         let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
         move |id| issuer.agent(id, &key, now())
     }
@@ -510,7 +519,13 @@ mod tests {
         assert_eq!(nothing, 0);
         let ids = ["id0", "no-such", "id0"].map(id).to_vec();
         assert_eq!(
-            registry.write(DeleteEntries { ids }).await.unwrap(),
+            registry
+                .write(DeleteEntries {
+                    ids,
+                    may: May::anything()
+                })
+                .await
+                .unwrap(),
             [true, false, true]
         );
         assert!(registry.index().entries.get("id0").is_none());

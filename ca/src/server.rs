@@ -24,24 +24,28 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::Config;
 #[cfg(feature = "testing")]
 use crate::TrustError;
-use crate::api::admin::{self, Admin, Caller, Invites};
+use crate::api::admin::{self, Admin, Caller};
+use crate::api::gate::{Gate, Guard};
+use crate::api::invites::Invites;
 use crate::api::node::Node;
+use crate::api::port::Port;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::founding::{self, Founding, FoundingError};
 use crate::issuer::{Issuer, Lives};
-use crate::listener::{self, AgentCaller};
+use crate::listener::{self, AgentCaller, IsOperators};
 use crate::policy::bundles::BundleCache;
 use crate::policy::error::PolicyError;
 use crate::policy::signers::NameFirst;
 use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
+use crate::rights::Rights;
+use crate::rights::files::RightsError;
 use crate::write::{self, WriteError};
 
 /// Calls that have begun may end.
@@ -77,6 +81,7 @@ pub struct Running {
     parts: JoinSet<&'static str>,
     follower: Follower,
     issuer: Issuer,
+    rights: Rights,
     /// Those in force, for a CA that has a file.
     settings: Settings,
 }
@@ -102,6 +107,9 @@ pub enum StartError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The admin policies cannot be used.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
     /// The operators' socket cannot be bound.
     #[error(transparent)]
     AdminSocket(#[from] BindError),
@@ -152,6 +160,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`].
 pub async fn start_founding(config: Config, founding: Founding) -> Result<Running, StartError> {
     config.check(Path::new("configuration"))?;
+    let rights = Rights::open(config.admin_policy_dir.as_deref(), config.trust_domain.clone())?;
     files::private_dir(&config.data_dir)?;
     let listener = listen(config.listen).await?;
     let node_address = listener.local_addr().map_err(|source| StartError::Listen {
@@ -171,7 +180,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         now,
     )?;
     founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
-    let issuer = Issuer::new(Arc::new(authority), config.agent_ttl.0, config.x509_ttl.0);
+    let issuer = Issuer::new(Arc::new(authority), lives(&config));
     let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
     let first = NameFirst::new(&config.trust_domain, &config.policy_signers);
@@ -207,16 +216,23 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let node = Node::new(registry.clone(), issuer.clone(), publishing.clone(), shutdown.clone());
     let invites = Invites {
         listen: node_address,
-        advertise: config.advertise,
+        advertise: config.advertise.clone(),
         fingerprint: Fingerprint::of(issuer.authority()),
     };
-    let admin = Admin::new(registry.clone(), config.authority_ttl.0, publishing, invites);
+    let gate = Gate::new(registry.clone(), rights.clone());
+    let admin = Admin::new(
+        registry.clone(),
+        config.authority_ttl.0,
+        publishing,
+        issuer.clone(),
+        invites,
+    );
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
 
     let mut parts = JoinSet::new();
     let (doors, door) = watch::channel(door);
-    let accepting = listener::accept(listener, door, agents, shutdown.clone());
+    let accepting = listener::accept(listener, door, is_operators(&gate), agents, shutdown.clone());
     parts.spawn(part("node listener", accepting));
     let accepting = admin::accept(admin_listener, operators, shutdown.clone());
     parts.spawn(part("admin listener", accepting));
@@ -226,19 +242,29 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let mut revisions = registry.revisions();
     let following = async move { while revisions.changed().await.is_ok() {} };
     parts.spawn(part("follower", until(shutdown.clone(), following)));
-    let (service, incoming) = (NodeServer::new(node), ReceiverStream::new(agents_accepted));
+    // The bundle decides whether it is too large, and says so; the message around it is a little longer.
+    let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
+    let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
+    let port = Port::new(
+        (NodeServer::new(node), CALL_TIMEOUT),
+        (
+            Guard::<_, AgentCaller>::new(admin.clone(), gate.clone()),
+            ADMIN_CALL_TIMEOUT,
+        ),
+    );
+    let (service, incoming) = (
+        Counted::<_, AgentCaller>::new(port),
+        ReceiverStream::new(agents_accepted),
+    );
     let mut stop = shutdown.clone();
     parts.spawn(part("node service", async move {
         report(
             server()
-                .serve_with_incoming_shutdown(Counted::<_, AgentCaller>::new(service), incoming, stop.wait())
+                .serve_with_incoming_shutdown(service, incoming, stop.wait())
                 .await,
         );
     }));
-    // The bundle decides whether it is too large, and says so; the message around it is a little longer.
-    let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
-    let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
-    let admin = InterceptedService::new(Counted::<_, Caller>::new(admin), admin::operators_only);
+    let admin = Guard::<_, Caller>::new(Counted::<_, Caller>::new(admin), gate);
     let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
     parts.spawn(part("admin service", async move {
@@ -258,6 +284,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         parts,
         follower,
         issuer,
+        rights,
         settings: Settings::default(),
     })
 }
@@ -299,7 +326,19 @@ fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)
-        .timeout(CALL_TIMEOUT)
+}
+
+fn lives(config: &Config) -> Lives {
+    Lives {
+        agent: config.agent_ttl.0,
+        operator: config.operator_ttl.0,
+        x509: config.x509_ttl.0,
+    }
+}
+
+fn is_operators(gate: &Gate) -> IsOperators {
+    let gate = gate.clone();
+    Arc::new(move |peer| gate.is_operators(peer))
 }
 
 async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
@@ -368,17 +407,17 @@ impl Daemon for Running {
 
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
+        self.rights.reload(config.admin_policy_dir.as_deref())?;
         let mut settings = std::mem::take(&mut self.settings);
         let reloaded = settings.reload(&next, |name| match name {
             "log_levels" => {
                 logging::set(config.log_levels.as_ref());
                 true
             }
-            "x509_ttl" | "agent_ttl" => {
-                self.issuer.set_lives(Lives {
-                    agent: config.agent_ttl.0,
-                    x509: config.x509_ttl.0,
-                });
+            // Read above, with what is in it.
+            "admin_policy_dir" => true,
+            "x509_ttl" | "agent_ttl" | "operator_ttl" => {
+                self.issuer.set_lives(lives(&config));
                 true
             }
             _ => false,

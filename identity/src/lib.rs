@@ -33,7 +33,7 @@ pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use introduction::NotIntroduced;
 pub use invitation::{HostPort, InvalidHostPort, InvalidInvitation, Invitation, TOKEN_BYTES_MAX};
 pub use profile::{InvalidAuthority, InvalidSvid, Leaf};
-pub use reserved::{InvalidNode, NODE_NAME_BYTES_MAX, RESERVED};
+pub use reserved::{InvalidNode, InvalidOperator, NODE_NAME_BYTES_MAX, RESERVED};
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, SelectorKind};
 pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};

@@ -1,4 +1,5 @@
-//! What Hoplite's own parts are called: `/hoplite/ca`, `/hoplite/agent/<node>`. No workload gets such a name.
+//! What Hoplite's own parts and operators are called: `/hoplite/ca`, `/hoplite/agent/<node>`, `/hoplite/operator/<name>`. No workload
+//! gets such a name.
 
 use crate::{Excerpt, SpiffeId, TrustDomain};
 
@@ -10,13 +11,34 @@ pub const NODE_NAME_BYTES_MAX: usize = 128;
 
 const AGENT: &str = "agent";
 const CA: &str = "ca";
+const OPERATOR: &str = "operator";
 
 /// A node name that cannot become an agent's SPIFFE ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a node name; use `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, at most {NODE_NAME_BYTES_MAX} of them")]
 pub struct InvalidNode(Excerpt);
 
+/// An operator's name that cannot become a SPIFFE ID.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not an operator's name; use `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, at most {NODE_NAME_BYTES_MAX} of them"
+)]
+pub struct InvalidOperator(Excerpt);
+
 impl TrustDomain {
+    /// The SPIFFE ID of an operator: `spiffe://<trust domain>/hoplite/operator/<name>`.
+    ///
+    /// # Errors
+    /// The name is empty, too long, or no path segment.
+    pub fn operator(&self, name: &str) -> Result<SpiffeId, InvalidOperator> {
+        let invalid = || InvalidOperator(Excerpt::of(name));
+        if name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.contains('/') {
+            return Err(invalid());
+        }
+        self.member(&format!("/{RESERVED}/{OPERATOR}/{name}"))
+            .map_err(|_| invalid())
+    }
+
     /// The SPIFFE ID of the agent on a node: `spiffe://<trust domain>/hoplite/agent/<node>`.
     ///
     /// # Errors
@@ -52,6 +74,16 @@ impl SpiffeId {
             && next().is_some_and(|node| node.len() <= NODE_NAME_BYTES_MAX)
             && next().is_none()
     }
+
+    /// The operator's name, if the ID is one that [`TrustDomain::operator`] makes.
+    pub fn operator(&self) -> Option<&str> {
+        let mut segments = self.segments();
+        let is_operators = segments.next() == Some(RESERVED) && segments.next() == Some(OPERATOR);
+        let name = segments
+            .next()
+            .filter(|name| is_operators && name.len() <= NODE_NAME_BYTES_MAX)?;
+        segments.next().is_none().then_some(name)
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +96,21 @@ mod tests {
         let agent = domain.agent("node-1.a_B").unwrap();
         assert_eq!(agent.as_str(), "spiffe://prod.example/hoplite/agent/node-1.a_B");
         assert_eq!(domain.ca().as_str(), "spiffe://prod.example/hoplite/ca");
+        let ann = domain.operator("ann").unwrap();
+        assert_eq!(ann.as_str(), "spiffe://prod.example/hoplite/operator/ann");
+        assert_eq!(
+            (ann.operator(), ann.is_agent(), ann.is_reserved()),
+            (Some("ann"), false, true)
+        );
+        for path in [
+            "/hoplite/operator",
+            "/hoplite/operator/ann/x",
+            "/operator/ann",
+            "/hoplite/agent/ann",
+        ] {
+            assert_eq!(domain.member(path).unwrap().operator(), None, "{path}");
+        }
+        assert!(domain.operator("a/b").is_err() && domain.operator("..").is_err() && domain.operator("").is_err());
         let longest = TrustDomain::parse(&"a".repeat(255)).unwrap();
         assert_eq!(longest.ca().path(), "/hoplite/ca");
         assert!(domain.agent(&"a".repeat(NODE_NAME_BYTES_MAX)).is_ok());

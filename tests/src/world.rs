@@ -23,8 +23,9 @@ use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
-    AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest, Entry, JoinRequest,
-    ListEntriesRequest, PublishPolicyRequest, ShowBundleRequest, ShowPolicyRequest, UpdateEntriesRequest,
+    AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest,
+    DeleteEntriesRequest, Entry, JoinRequest, ListEntriesRequest, OperatorRequest, PublishPolicyRequest,
+    ShowBundleRequest, ShowPolicyRequest, UpdateEntriesRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use rcgen::{CertificateParams, KeyPair};
@@ -116,6 +117,8 @@ impl World {
             admin_socket: dir.path().join("ca.sock"),
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
+            operator_ttl: Span(Duration::from_secs(8 * 3600)),
+            admin_policy_dir: None,
             authority_ttl: Span(24 * HOUR),
             policy_signers: policy_signers(),
             log_levels: None,
@@ -289,6 +292,11 @@ impl World {
             .unwrap()
             .into_inner()
             .token;
+        self.admitted(token, false).await
+    }
+
+    /// Spends a token, an agent's or an operator's.
+    async fn admitted(&self, token: String, is_operators: bool) -> X509Svid {
         let pair = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&pair).unwrap();
         let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([self.bundle()])).unwrap());
@@ -299,9 +307,31 @@ impl World {
             token,
             csr: csr.der().to_vec(),
         };
-        let chain = node.join(request).await.unwrap().into_inner().chain;
+        let answer = match is_operators {
+            true => node.login(request).await,
+            false => node.join(request).await,
+        };
+        let chain = answer.unwrap().into_inner().chain;
         let chain = chain.into_iter().map(CertificateDer::from).collect();
         X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
+    }
+
+    /// Signs somebody in as an operator with this role, below this path if it asks for one.
+    pub async fn sign_in(&self, name: &str, role: &str, path: Option<&str>) -> X509Svid {
+        let request = CreateOperatorTokenRequest {
+            name: name.to_owned(),
+            roles: vec![role.to_owned()],
+            paths: path.into_iter().map(str::to_owned).collect(),
+            ..CreateOperatorTokenRequest::default()
+        };
+        let token = self.admin().await.create_operator_token(request).await;
+        self.admitted(token.unwrap().into_inner().token, true).await
+    }
+
+    /// Keeps an operator out.
+    pub async fn ban_operator(&self, name: &str) {
+        let name = name.to_owned();
+        self.admin().await.ban_operator(OperatorRequest { name }).await.unwrap();
     }
 
     /// Bans the agent of a node.

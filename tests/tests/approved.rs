@@ -151,6 +151,11 @@ async fn who_may_call_what() {
             method: method.to_owned(),
         });
     }
+    // What no CA has: unknown to those who may call, and refused to the others like all the rest.
+    all.push(Rpc {
+        service: "hoplite.ca.v1.Admin".to_owned(),
+        method: "NoSuchCall".to_owned(),
+    });
     let names: Vec<String> = all.iter().map(name).collect();
     let mut world = World::start().await;
     let mut text =
@@ -175,6 +180,23 @@ async fn who_may_call_what() {
             ("a banned agent", ask_ca(&world, Some(&banned), &all).await),
         ],
     );
+
+    // The same port, as operators of each role of the default policy.
+    let mut columns = Vec::new();
+    for (role, path) in [
+        ("admin", None),
+        ("auditor", None),
+        ("policy", None),
+        ("nodes", None),
+        ("entries", Some("/ns/pay")),
+    ] {
+        let svid = world.sign_in(role, role, path).await;
+        columns.push((role, ask_ca(&world, Some(&svid), &all).await));
+    }
+    let banned = world.sign_in("banned", "admin", None).await;
+    world.ban_operator("banned").await;
+    columns.push(("a banned admin", ask_ca(&world, Some(&banned), &all).await));
+    text += &table("The CA's port, for operators of these roles", &columns);
 
     // The CA's admin socket.
     let anyone = program(&world, "anyone");

@@ -126,6 +126,6 @@ fn changed(before: &Agent, after: &Agent) -> Changes {
 }
 
 fn without_tokens(changes: Changes, tokens: &BTreeMap<String, Token>, agent: &SpiffeId) -> Changes {
-    let theirs = tokens.iter().filter(|(_, token)| token.agent_id == *agent);
+    let theirs = tokens.iter().filter(|(_, token)| token.admits == *agent);
     theirs.fold(changes, |changes, (name, _)| changes.delete::<Token>(name))
 }

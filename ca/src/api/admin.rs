@@ -1,7 +1,6 @@
-//! What operators ask, on the CA's own Unix socket. Whoever may connect is the CA's own user, or root.
+//! What operators ask, on the CA's own Unix socket and on its port. Whoever may connect to the socket is the CA's own user, or root.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,21 +11,28 @@ use hoplite_host::local_connection::LocalConnection;
 use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots};
-use hoplite_identity::{Fingerprint, HostPort, SpiffeId, TrustDomain};
+use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_wire::{Begins, Served, ca as wire};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
+use crate::api::admin_call::AdminCall;
 use crate::api::entries::Entries;
+use crate::api::gate::{Calls, Gate, Shown};
+use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
+use crate::api::operators::{Operators, token_ttl};
 use crate::api::status::ours;
+use crate::issuer::Issuer;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::publishing::{Contents, PublishError, Publishing};
 use crate::record;
 use crate::registry::Registry;
-use crate::tokens::token::{TTL_DEFAULT, TTL_MAX, TokenText, digest_of};
+use crate::rights::action::Action;
+use crate::rights::words::{Way, What, Who};
+use crate::tokens::token::{TokenText, digest_of};
 use crate::tokens::writes::CreateToken;
 
 /// Policies listed when it is not said how many.
@@ -53,18 +59,8 @@ pub(crate) struct Admin {
     invites: Invites,
     trust_domain: TrustDomain,
     entries: Entries,
+    operators: Operators,
     publishing: Publishing,
-}
-
-/// What invitations say of this CA.
-#[derive(Debug, Clone)]
-pub(crate) struct Invites {
-    /// Where agents connect, as the system says it.
-    pub(crate) listen: SocketAddr,
-    /// How they reach that, as the configuration says it.
-    pub(crate) advertise: Option<HostPort>,
-    /// Of the authority.
-    pub(crate) fingerprint: Fingerprint,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -75,12 +71,6 @@ pub(crate) struct Caller {
     /// The connection's place. Those who may not call stay newcomers there, and take no operator's.
     slot: Arc<Slot>,
     refusals: Arc<Refusals<u32>>,
-}
-
-/// A user who may call. Only [`operators_only`] makes one.
-#[derive(Debug, Clone, Copy)]
-struct Operator {
-    uid: u32,
 }
 
 /// Accepts until the shutdown, and hands over all connections: those who may not call are told so on them.
@@ -110,20 +100,6 @@ pub(crate) async fn accept(
     }
 }
 
-/// Lets the calls of operators through, and answers those of others.
-pub(crate) fn operators_only(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let caller = request.extensions().get::<Caller>();
-    let &Caller { uid, own_uid, .. } = caller.ok_or_else(|| ours(&"the caller of this connection is not known"))?;
-    if !may_call(uid, own_uid) {
-        tracing::warn!(target: "hoplite::audit", uid, outcome = "denied", "admin call");
-        return Err(Status::permission_denied(format!(
-            "user {uid} may not call this CA; only its own user ({own_uid}) and root may: run the command as one of them"
-        )));
-    }
-    request.extensions_mut().insert(Operator { uid });
-    Ok(request)
-}
-
 fn may_call(uid: u32, own_uid: u32) -> bool {
     uid == own_uid || uid == 0
 }
@@ -133,6 +109,32 @@ fn may_call(uid: u32, own_uid: u32) -> bool {
 impl Caller {
     fn may_call(&self) -> bool {
         may_call(self.uid, self.own_uid)
+    }
+}
+
+impl Calls for Caller {
+    /// The socket's mode keeps others out already; this holds where somebody changed it.
+    fn who(&self, _: &Gate) -> Result<Who, Status> {
+        let Self { uid, own_uid, .. } = *self;
+        if self.may_call() {
+            return Ok(Who::Local { uid });
+        }
+        Err(Status::permission_denied(format!(
+            "user {uid} may not call this CA on its socket; only its own user ({own_uid}) and root may: run the command as one of \
+             them, or sign in as an operator with `hoplite login`"
+        )))
+    }
+
+    fn way(&self) -> Way {
+        Way::Socket
+    }
+
+    fn shown(&self) -> Option<Shown> {
+        None
+    }
+
+    fn stranger(&self) -> String {
+        format!("local user {}", self.uid)
     }
 }
 
@@ -161,37 +163,21 @@ impl Begins for Caller {
     }
 }
 
-// === impl Invites ===
-
-impl Invites {
-    /// How nodes reach this CA: as the operator says, or else as the configuration does.
-    fn address(&self, wanted: &str) -> Result<HostPort, Status> {
-        if !wanted.is_empty() {
-            return HostPort::parse(wanted).map_err(|e| Status::invalid_argument(format!("`address`: {e}")));
-        }
-        match &self.advertise {
-            Some(address) => Ok(address.clone()),
-            None => HostPort::try_from(self.listen).map_err(|_| {
-                Status::failed_precondition(format!(
-                    "this CA listens on `{}`, every address of its machine, and does not know by which one other machines reach it: set \
-                     `advertise = \"HOST:{}\"` in its configuration, or say it with `--address HOST:{}`; no token was made",
-                    self.listen,
-                    self.listen.port(),
-                    self.listen.port()
-                ))
-            }),
-        }
-    }
-}
-
 // === impl Admin ===
 
 impl Admin {
     /// An entry's own TTL is below `ttl_limit`.
-    pub(crate) fn new(registry: Registry, ttl_limit: Duration, publishing: Publishing, invites: Invites) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        ttl_limit: Duration,
+        publishing: Publishing,
+        issuer: Issuer,
+        invites: Invites,
+    ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         Self {
             entries: Entries::new(registry.clone(), trust_domain.clone(), ttl_limit),
+            operators: Operators::new(registry.clone(), trust_domain.clone(), issuer, invites.clone()),
             registry,
             invites,
             trust_domain,
@@ -217,7 +203,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenResponse>, Status> {
-        let call = AdminCall::new(&request, "create token")?;
+        let call = AdminCall::new(&request, Action::CreateToken)?;
         let wire::CreateTokenRequest {
             node,
             ttl_seconds,
@@ -228,35 +214,28 @@ impl wire::admin_server::Admin for Admin {
                 .trust_domain
                 .agent(&node)
                 .map_err(|e| Status::invalid_argument(e.to_string()))?;
-            let ttl = match ttl_seconds {
-                0 => TTL_DEFAULT,
-                seconds => Duration::from_secs(seconds.into()),
-            };
-            if ttl > TTL_MAX {
-                let text = format!(
-                    "`ttl_seconds`: `{ttl_seconds}` is too long; at most {}",
-                    TTL_MAX.as_secs()
-                );
-                return Err(Status::invalid_argument(text));
-            }
+            let ttl = token_ttl(ttl_seconds)?;
             let address = self.invites.address(&address)?;
             let now = clock::now();
             let expires_at = record::unix_seconds(now) + ttl.as_secs();
-            let token = TokenText::generate().ok_or_else(no_entropy)?.reveal();
+            let token = TokenText::generate()
+                .ok_or_else(|| ours(&"the system gives no random numbers"))?
+                .reveal();
             let create = CreateToken {
                 digest: digest_of(&token),
                 agent_id: agent_id.clone(),
                 expires_at,
                 now,
             };
+            let allowed = call.may(What::Agent(&agent_id))?;
             self.registry.write(create).await?;
-            Ok(wire::CreateTokenResponse {
+            Ok(allowed.done(wire::CreateTokenResponse {
                 token,
                 agent_id: agent_id.to_string(),
                 expires_at_unix: unix_i64(expires_at),
                 address: address.to_string(),
                 fingerprint: self.invites.fingerprint.to_string(),
-            })
+            }))
         })
         .await
     }
@@ -265,7 +244,7 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
-        let call = AdminCall::new(&request, "list agents")?;
+        let call = AdminCall::new(&request, Action::ListAgents)?;
         let agents = self
             .registry
             .index()
@@ -273,27 +252,32 @@ impl wire::admin_server::Admin for Admin {
             .iter()
             .map(|agent| wire::Agent::from(&**agent))
             .collect();
-        call.answer("", async { Ok(wire::ListAgentsResponse { agents }) }).await
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(wire::ListAgentsResponse { agents }))
+        })
+        .await
     }
 
     async fn ban_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = AdminCall::new(&request, "ban agent")?;
+        let call = AdminCall::new(&request, Action::BanAgent)?;
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
             let id = self.agent_id(&text)?;
+            let allowed = call.may(What::Agent(&id))?;
             self.registry.write(Ban { id }).await?;
-            Ok(wire::AgentResponse {})
+            Ok(allowed.done(wire::AgentResponse {}))
         })
         .await
     }
 
     async fn evict_agent(&self, request: Request<wire::AgentRequest>) -> Result<Response<wire::AgentResponse>, Status> {
-        let call = AdminCall::new(&request, "evict agent")?;
+        let call = AdminCall::new(&request, Action::EvictAgent)?;
         let text = request.into_inner().spiffe_id;
         call.answer(&text, async {
             let id = self.agent_id(&text)?;
+            let allowed = call.may(What::Agent(&id))?;
             self.registry.write(Evict { id }).await?;
-            Ok(wire::AgentResponse {})
+            Ok(allowed.done(wire::AgentResponse {}))
         })
         .await
     }
@@ -302,69 +286,73 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::CreateEntriesRequest>,
     ) -> Result<Response<wire::CreateEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "create entries")?;
+        let call = AdminCall::new(&request, Action::CreateEntries)?;
         let entries = request.into_inner().entries;
         let subject = format!("{} entries", entries.len());
-        call.answer(&subject, self.entries.create(call.uid, entries)).await
+        call.answer(&subject, self.entries.create(&call, entries)).await
     }
 
     async fn update_entries(
         &self,
         request: Request<wire::UpdateEntriesRequest>,
     ) -> Result<Response<wire::UpdateEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "update entries")?;
+        let call = AdminCall::new(&request, Action::UpdateEntries)?;
         let entries = request.into_inner().entries;
         let subject = format!("{} entries", entries.len());
-        call.answer(&subject, self.entries.update(call.uid, entries)).await
+        call.answer(&subject, self.entries.update(&call, entries)).await
     }
 
     async fn apply_entries(
         &self,
         request: Request<wire::ApplyEntriesRequest>,
     ) -> Result<Response<wire::ApplyEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "apply entries")?;
+        let call = AdminCall::new(&request, Action::ApplyEntries)?;
         let list = request.into_inner();
         let subject = format!("{} entries of owner {:?}", list.entries.len(), list.owner);
-        call.answer(&subject, self.entries.apply(call.uid, list)).await
+        call.answer(&subject, self.entries.apply(&call, list)).await
     }
 
     async fn list_entries(
         &self,
         request: Request<wire::ListEntriesRequest>,
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "list entries")?;
-        let listed = self.entries.list(request.get_ref());
-        call.answer("", async { Ok(listed) }).await
+        let call = AdminCall::new(&request, Action::ListEntries)?;
+        let asked = request.into_inner();
+        call.answer("", self.entries.list(&call, &asked)).await
     }
 
     async fn delete_entries(
         &self,
         request: Request<wire::DeleteEntriesRequest>,
     ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
-        let call = AdminCall::new(&request, "delete entries")?;
+        let call = AdminCall::new(&request, Action::DeleteEntries)?;
         let ids = request.into_inner().ids;
-        call.answer(&format!("{ids:?}"), self.entries.delete(&ids)).await
+        call.answer(&format!("{ids:?}"), self.entries.delete(&call, &ids)).await
     }
 
     async fn show_bundle(&self, request: Request<wire::ShowBundleRequest>) -> Result<Response<wire::Bundle>, Status> {
-        let call = AdminCall::new(&request, "show bundle")?;
+        let call = AdminCall::new(&request, Action::ShowBundle)?;
         let bundle = self.registry.bundles().borrow().clone();
-        call.answer("", async { Ok(messages::bundle(&bundle)) }).await
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(messages::bundle(&bundle)))
+        })
+        .await
     }
 
     async fn publish_policy(
         &self,
         request: Request<wire::PublishPolicyRequest>,
     ) -> Result<Response<wire::PublishPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "publish policy")?;
+        let call = AdminCall::new(&request, Action::PublishPolicy)?;
         let wire::PublishPolicyRequest {
             bundle,
             expected_revision,
         } = request.into_inner();
         call.answer(&format!("after revision {expected_revision}"), async {
+            let allowed = call.may(What::TrustDomain)?;
             let revision = self.publishing.publish(bundle, expected_revision, clock::now()).await?;
-            tracing::info!(target: "hoplite::audit", uid = call.uid, revision, "policy is in force");
-            Ok(wire::PublishPolicyResponse { revision })
+            tracing::info!(target: "hoplite::audit", who = %call.who(), revision, "policy is in force");
+            Ok(allowed.done(wire::PublishPolicyResponse { revision }))
         })
         .await
     }
@@ -373,21 +361,22 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ShowPolicyRequest>,
     ) -> Result<Response<wire::ShowPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "show policy")?;
+        let call = AdminCall::new(&request, Action::ShowPolicy)?;
         let shown = wire::ShowPolicyResponse {
             trust_domain: self.trust_domain.to_string(),
             signers: self.publishing.signers().names().map(str::to_owned).collect(),
             max_bundle_bytes: self.publishing.bytes_max() as u64,
             ..messages::present_policy(&self.registry.index().policy)
         };
-        call.answer("", async { Ok(shown) }).await
+        call.answer("", async { Ok(call.may(What::TrustDomain)?.done(shown)) })
+            .await
     }
 
     async fn list_policies(
         &self,
         request: Request<wire::ListPoliciesRequest>,
     ) -> Result<Response<wire::ListPoliciesResponse>, Status> {
-        let call = AdminCall::new(&request, "list policies")?;
+        let call = AdminCall::new(&request, Action::ListPolicies)?;
         let wire::ListPoliciesRequest { limit, before_revision } = request.into_inner();
         let limit = if limit == 0 { LIST_DEFAULT } else { limit.min(LIST_MAX) };
         let policies = {
@@ -398,17 +387,22 @@ impl wire::admin_server::Admin for Admin {
             page.map(|published| messages::published(&index.policy, published))
                 .collect()
         };
-        call.answer("", async { Ok(wire::ListPoliciesResponse { policies }) })
-            .await
+        call.answer("", async {
+            Ok(call
+                .may(What::TrustDomain)?
+                .done(wire::ListPoliciesResponse { policies }))
+        })
+        .await
     }
 
     async fn get_policy(
         &self,
         request: Request<wire::GetPolicyRequest>,
     ) -> Result<Response<wire::GetPolicyResponse>, Status> {
-        let call = AdminCall::new(&request, "get policy")?;
+        let call = AdminCall::new(&request, Action::GetPolicy)?;
         let revision = request.into_inner().revision;
         call.answer(&revision.to_string(), async {
+            let allowed = call.may(What::TrustDomain)?;
             let (published, policy) = {
                 let index = self.registry.index();
                 let found = index.policy.published(revision).cloned();
@@ -420,11 +414,11 @@ impl wire::admin_server::Admin for Admin {
                 Contents::Bundle(bundle) => (bundle.to_vec(), Vec::new()),
                 Contents::Manifest(manifest) => (Vec::new(), manifest),
             };
-            Ok(wire::GetPolicyResponse {
+            Ok(allowed.done(wire::GetPolicyResponse {
                 policy,
                 bundle,
                 manifest,
-            })
+            }))
         })
         .await
     }
@@ -433,20 +427,24 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListSignersRequest>,
     ) -> Result<Response<wire::SignerSets>, Status> {
-        let call = AdminCall::new(&request, "list signers")?;
+        let call = AdminCall::new(&request, Action::ListSigners)?;
         let sets = self.publishing.signer_sets(0);
-        call.answer("", async { Ok(wire::SignerSets { sets }) }).await
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(wire::SignerSets { sets }))
+        })
+        .await
     }
 
     async fn publish_signers(
         &self,
         request: Request<wire::PublishSignersRequest>,
     ) -> Result<Response<wire::PublishSignersResponse>, Status> {
-        let call = AdminCall::new(&request, "publish signers")?;
+        let call = AdminCall::new(&request, Action::PublishSigners)?;
         let set = request.into_inner().set;
         call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
             let (version, ended_grants) = self.publishing.add_signers(set).await?;
-            Ok(wire::PublishSignersResponse { version, ended_grants })
+            Ok(allowed.done(wire::PublishSignersResponse { version, ended_grants }))
         })
         .await
     }
@@ -455,21 +453,22 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ClearShadowRequest>,
     ) -> Result<Response<wire::ClearShadowResponse>, Status> {
-        AdminCall::new(&request, "clear shadow")?
-            .answer("", async {
-                let cleared = self.registry.write(ClearShadow).await?;
-                Ok(wire::ClearShadowResponse { cleared })
-            })
-            .await
+        let call = AdminCall::new(&request, Action::ClearShadow)?;
+        call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
+            let cleared = self.registry.write(ClearShadow).await?;
+            Ok(allowed.done(wire::ClearShadowResponse { cleared }))
+        })
+        .await
     }
 
     async fn add_grant(&self, request: Request<wire::AddGrantRequest>) -> Result<Response<wire::Grant>, Status> {
-        let call = AdminCall::new(&request, "add grant")?;
+        let call = AdminCall::new(&request, Action::AddGrant)?;
         let grant = request.into_inner().grant;
         call.answer("", async {
-            Ok(wire::Grant::from(
-                &self.publishing.add_grant(&grant, clock::now()).await?,
-            ))
+            let allowed = call.may(What::TrustDomain)?;
+            let added = self.publishing.add_grant(&grant, clock::now()).await?;
+            Ok(allowed.done(wire::Grant::from(&added)))
         })
         .await
     }
@@ -478,65 +477,99 @@ impl wire::admin_server::Admin for Admin {
         &self,
         request: Request<wire::ListGrantsRequest>,
     ) -> Result<Response<wire::ListGrantsResponse>, Status> {
-        let call = AdminCall::new(&request, "list grants")?;
+        let call = AdminCall::new(&request, Action::ListGrants)?;
         let grants = {
             let index = self.registry.index();
             let grants = index.policy.current_grants(clock::now());
             grants.map(|grant| wire::Grant::from(&**grant)).collect()
         };
-        call.answer("", async { Ok(wire::ListGrantsResponse { grants }) }).await
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(wire::ListGrantsResponse { grants }))
+        })
+        .await
     }
 
     async fn revoke_grant(
         &self,
         request: Request<wire::RevokeGrantRequest>,
     ) -> Result<Response<wire::RevokeGrantResponse>, Status> {
-        let call = AdminCall::new(&request, "revoke grant")?;
+        let call = AdminCall::new(&request, Action::RevokeGrant)?;
         let id = request.into_inner().id;
         call.answer(&id, async {
+            let allowed = call.may(What::TrustDomain)?;
             self.registry.write(RevokeGrant { id: id.clone() }).await?;
-            Ok(wire::RevokeGrantResponse {})
+            Ok(allowed.done(wire::RevokeGrantResponse {}))
         })
         .await
     }
-}
 
-fn no_entropy() -> Status {
-    ours(&"the system gives no random numbers")
-}
-
-/// One call and its line in the log.
-struct AdminCall {
-    action: &'static str,
-    uid: u32,
-}
-
-// === impl AdminCall ===
-
-impl AdminCall {
-    /// Of an operator. Whoever is not known to be one gets no further.
-    fn new<T>(request: &Request<T>, action: &'static str) -> Result<Self, Status> {
-        match request.extensions().get::<Operator>() {
-            Some(Operator { uid }) => Ok(Self { action, uid: *uid }),
-            None => Err(ours(&"an admin call came past the check of its caller")),
-        }
+    async fn who_am_i(&self, request: Request<wire::WhoAmIRequest>) -> Result<Response<wire::WhoAmIResponse>, Status> {
+        let call = AdminCall::new(&request, Action::WhoAmI)?;
+        let bundle = self.registry.bundles().borrow().clone();
+        call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
+            Ok(allowed.done(self.operators.who_am_i(&call, messages::bundle(&bundle))))
+        })
+        .await
     }
 
-    /// Runs it and logs who did what to what, and how it ended. Never what was answered: a token may be in it.
-    async fn answer<T>(
+    async fn create_operator_token(
         &self,
-        subject: &str,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let Self { action, uid } = *self;
-        let result = call.await;
-        match &result {
-            Ok(_) => tracing::info!(target: "hoplite::audit", uid, action, ?subject, outcome = "done", "admin"),
-            Err(status) => {
-                tracing::warn!(target: "hoplite::audit", uid, action, ?subject, outcome = "refused", reason = status.message(), "admin");
-            }
-        }
-        result.map(Response::new)
+        request: Request<wire::CreateOperatorTokenRequest>,
+    ) -> Result<Response<wire::CreateTokenResponse>, Status> {
+        let call = AdminCall::new(&request, Action::CreateOperatorToken)?;
+        let asked = request.into_inner();
+        let subject = format!(
+            "{} with roles {:?} and paths {:?}",
+            asked.name, asked.roles, asked.paths
+        );
+        call.answer(&subject, self.operators.create_token(&call, asked)).await
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<wire::ListOperatorsRequest>,
+    ) -> Result<Response<wire::ListOperatorsResponse>, Status> {
+        let call = AdminCall::new(&request, Action::ListOperators)?;
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(self.operators.list()))
+        })
+        .await
+    }
+
+    async fn ban_operator(
+        &self,
+        request: Request<wire::OperatorRequest>,
+    ) -> Result<Response<wire::OperatorResponse>, Status> {
+        let call = AdminCall::new(&request, Action::BanOperator)?;
+        let name = request.into_inner().name;
+        call.answer(&name, self.operators.ban(&call, &name)).await
+    }
+
+    async fn remove_operator(
+        &self,
+        request: Request<wire::OperatorRequest>,
+    ) -> Result<Response<wire::OperatorResponse>, Status> {
+        let call = AdminCall::new(&request, Action::RemoveOperator)?;
+        let name = request.into_inner().name;
+        call.answer(&name, self.operators.remove(&call, &name)).await
+    }
+
+    async fn renew_operator(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::SvidResponse>, Status> {
+        let call = AdminCall::new(&request, Action::RenewOperator)?;
+        let csr = request.into_inner().csr;
+        call.answer("", self.operators.renew(&call, &csr)).await
+    }
+
+    async fn sign_out(
+        &self,
+        request: Request<wire::SignOutRequest>,
+    ) -> Result<Response<wire::SignOutResponse>, Status> {
+        let call = AdminCall::new(&request, Action::SignOut)?;
+        call.answer("", self.operators.sign_out(&call)).await
     }
 }
 

@@ -11,12 +11,14 @@ use hoplite_wire::ca as wire;
 use hoplite_wire::ca::applied_entry::Action;
 use tonic::Status;
 
+use crate::api::admin_call::{AdminCall, Done};
 use crate::api::status::ours;
 use crate::entries::apply::{ApplyEntries, Step};
 use crate::entries::entry;
 use crate::entries::update::{Update, UpdateEntries, Updated};
 use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
 use crate::registry::Registry;
+use crate::rights::words::{What, Who};
 
 /// One commit stays a short pause for everybody else.
 const ITEMS_MAX: usize = 1000;
@@ -43,14 +45,16 @@ impl Entries {
         }
     }
 
-    /// Registers what is not there yet. `uid` is for the log.
+    /// Registers what is not there yet.
     pub(super) async fn create(
         &self,
-        uid: u32,
+        call: &AdminCall,
         messages: Vec<wire::Entry>,
-    ) -> Result<wire::CreateEntriesResponse, Status> {
+    ) -> Result<Done<wire::CreateEntriesResponse>, Status> {
+        let who = call.who();
         at_most(messages.len())?;
         let parsed = self.parsed(messages);
+        let allowed = call.may_all(parsed.iter().flatten().map(What::Entry))?;
         let mut entries = Vec::with_capacity(parsed.len());
         for entry in parsed.iter().flatten() {
             entries.push((new_id()?, entry.clone()));
@@ -62,21 +66,22 @@ impl Entries {
         for parsed in parsed {
             results.push(match parsed {
                 Err(error) => refused(error.to_string()),
-                Ok(_) => created_result(uid, created.next().ok_or_else(unanswered)?, revision),
+                Ok(_) => created_result(who, created.next().ok_or_else(unanswered)?, revision),
             });
         }
-        Ok(wire::CreateEntriesResponse {
+        Ok(allowed.done(wire::CreateEntriesResponse {
             results,
             unknown_parents,
-        })
+        }))
     }
 
     /// Changes entries by their ids.
     pub(super) async fn update(
         &self,
-        uid: u32,
+        call: &AdminCall,
         messages: Vec<wire::Entry>,
-    ) -> Result<wire::UpdateEntriesResponse, Status> {
+    ) -> Result<Done<wire::UpdateEntriesResponse>, Status> {
+        let who = call.who();
         at_most(messages.len())?;
         let named: Vec<_> = messages
             .iter()
@@ -106,27 +111,29 @@ impl Entries {
             });
         }
         let unknown_parents = self.unknown_parents(entries.iter().map(|update| &update.entry));
-        let (updated, revision) = self.registry.write_at(UpdateEntries { entries }).await?;
+        let (may, allowed) = call.entries();
+        let (updated, revision) = self.registry.write_at(UpdateEntries { entries, may }).await?;
         let mut updated = updated.into_iter();
         let mut answers = Vec::with_capacity(results.len());
         for result in results {
             answers.push(match result {
                 Err(error) => refused(error.to_string()),
-                Ok(id) => updated_result(uid, id, updated.next().ok_or_else(unanswered)?, revision),
+                Ok(id) => updated_result(who, id, updated.next().ok_or_else(unanswered)?, revision),
             });
         }
-        Ok(wire::UpdateEntriesResponse {
+        Ok(allowed.done(wire::UpdateEntriesResponse {
             results: answers,
             unknown_parents,
-        })
+        }))
     }
 
     /// Makes what is registered like a list.
     pub(super) async fn apply(
         &self,
-        uid: u32,
+        call: &AdminCall,
         request: wire::ApplyEntriesRequest,
-    ) -> Result<wire::ApplyEntriesResponse, Status> {
+    ) -> Result<Done<wire::ApplyEntriesResponse>, Status> {
+        let who = call.who();
         let wire::ApplyEntriesRequest {
             entries: messages,
             owner,
@@ -146,6 +153,7 @@ impl Entries {
                 "`prune` deletes what is an owner's and not in the list; name the owner",
             ));
         }
+        let (may, allowed) = call.entries();
         let parsed = self.parsed(messages);
         if parsed.iter().any(Result::is_err) {
             // Nothing is done, so nothing is known of the others.
@@ -153,10 +161,10 @@ impl Entries {
                 error: parsed.err().map(|error| error.to_string()).unwrap_or_default(),
                 ..wire::AppliedEntry::default()
             };
-            return Ok(wire::ApplyEntriesResponse {
+            return Ok(allowed.done(wire::ApplyEntriesResponse {
                 results: parsed.into_iter().map(told).collect(),
                 ..wire::ApplyEntriesResponse::default()
-            });
+            }));
         }
         let mut entries = Vec::with_capacity(parsed.len());
         for entry in parsed.into_iter().flatten() {
@@ -172,17 +180,18 @@ impl Entries {
             owner,
             prune,
             dry_run,
+            may,
         };
         let (plan, _) = self.registry.write_at(write).await?;
         let is_done = !dry_run && !plan.is_refused();
         let mut results = Vec::with_capacity(plan.steps.len());
         for step in plan.steps {
-            results.push(applied(is_done.then_some(uid), step));
+            results.push(applied(is_done.then_some(who), step));
         }
         let mut deleted = Vec::with_capacity(plan.deleted.len());
         for found in plan.deleted {
             if is_done {
-                tell(uid, "deleted", &found.id, &found.entry);
+                tell(who, "deleted", &found.id, &found.entry);
             }
             let registered = RegisteredEntry {
                 id: found.id,
@@ -191,15 +200,19 @@ impl Entries {
             };
             deleted.push(wire::Entry::from(&registered));
         }
-        Ok(wire::ApplyEntriesResponse {
+        Ok(allowed.done(wire::ApplyEntriesResponse {
             results,
             deleted,
             unknown_parents,
-        })
+        }))
     }
 
     /// What is registered, or the part of it that is asked for.
-    pub(super) fn list(&self, asked: &wire::ListEntriesRequest) -> wire::ListEntriesResponse {
+    pub(super) async fn list(
+        &self,
+        call: &AdminCall,
+        asked: &wire::ListEntriesRequest,
+    ) -> Result<Done<wire::ListEntriesResponse>, Status> {
         let is_asked = |registered: &&Arc<RegisteredEntry>| asked.owner.is_empty() || registered.owner == asked.owner;
         let registered: Vec<_> = {
             let index = self.registry.index();
@@ -214,18 +227,25 @@ impl Entries {
                     .collect(),
             }
         };
+        let (allowed, registered) = call.sift(registered).await?;
         let entries = registered.iter().map(|registered| wire::Entry::from(&**registered));
-        wire::ListEntriesResponse {
+        Ok(allowed.done(wire::ListEntriesResponse {
             entries: entries.collect(),
-        }
+        }))
     }
 
     /// Deletes entries by their ids.
-    pub(super) async fn delete(&self, ids: &[String]) -> Result<wire::DeleteEntriesResponse, Status> {
+    pub(super) async fn delete(
+        &self,
+        call: &AdminCall,
+        ids: &[String],
+    ) -> Result<Done<wire::DeleteEntriesResponse>, Status> {
         at_most(ids.len())?;
+        let (may, allowed) = call.entries();
         let parsed: Vec<_> = ids.iter().map(|id| EntryId::parse(id).ok()).collect();
         let delete = DeleteEntries {
             ids: parsed.iter().flatten().cloned().collect(),
+            may,
         };
         let mut known = self.registry.write(delete).await?.into_iter();
         let mut errors = Vec::with_capacity(ids.len());
@@ -236,7 +256,7 @@ impl Entries {
                 false => no_such_entry(id),
             });
         }
-        Ok(wire::DeleteEntriesResponse { errors })
+        Ok(allowed.done(wire::DeleteEntriesResponse { errors }))
     }
 
     fn parsed(&self, messages: Vec<wire::Entry>) -> Vec<Result<Entry, InvalidEntry>> {
@@ -292,11 +312,11 @@ fn refused(error: String) -> wire::EntryResult {
 }
 
 /// What was done to one entry, and by whom.
-fn tell(uid: u32, outcome: &'static str, id: &EntryId, entry: &Entry) {
+fn tell(who: &Who, outcome: &'static str, id: &EntryId, entry: &Entry) {
     let Entry {
         spiffe_id, parent_id, ..
     } = entry;
-    tracing::info!(target: "hoplite::audit", uid, entry = %id, %spiffe_id, %parent_id, outcome, "entry");
+    tracing::info!(target: "hoplite::audit", %who, entry = %id, %spiffe_id, %parent_id, outcome, "entry");
 }
 
 /// What differs, and how to change it.
@@ -312,7 +332,7 @@ fn differs(id: &EntryId, differences: &[Difference]) -> String {
 }
 
 /// The answer for one entry of a call that committed `revision`.
-fn created_result(uid: u32, created: Created, revision: Revision) -> wire::EntryResult {
+fn created_result(who: &Who, created: Created, revision: Revision) -> wire::EntryResult {
     let Created {
         id,
         entry,
@@ -321,7 +341,7 @@ fn created_result(uid: u32, created: Created, revision: Revision) -> wire::Entry
     } = created;
     let error = match &fate {
         Fate::New => {
-            tell(uid, "created", &id, &entry);
+            tell(who, "created", &id, &entry);
             String::new()
         }
         Fate::Existed => String::new(),
@@ -334,10 +354,10 @@ fn created_result(uid: u32, created: Created, revision: Revision) -> wire::Entry
     }
 }
 
-fn updated_result(uid: u32, id: EntryId, updated: Updated, revision: Revision) -> wire::EntryResult {
+fn updated_result(who: &Who, id: EntryId, updated: Updated, revision: Revision) -> wire::EntryResult {
     match updated {
         Updated::Changed(entry) => {
-            tell(uid, "updated", &id, &entry);
+            tell(who, "updated", &id, &entry);
             wire::EntryResult {
                 entry: Some(message(id, entry, revision)),
                 ..wire::EntryResult::default()
@@ -362,16 +382,16 @@ fn message(id: EntryId, entry: Entry, revision: Revision) -> wire::Entry {
     wire::Entry::from(&RegisteredEntry { id, entry, revision })
 }
 
-/// The answer for one of a list. It is logged if it was done, by this user.
-fn applied(done_by: Option<u32>, step: Step) -> wire::AppliedEntry {
+/// The answer for one of a list. It is logged if it was done, by whom.
+fn applied(done_by: Option<&Who>, step: Step) -> wire::AppliedEntry {
     let answer = |action: Action| wire::AppliedEntry {
         action: action.into(),
         ..wire::AppliedEntry::default()
     };
     match step {
         Step::Create(id, entry) => {
-            if let Some(uid) = done_by {
-                tell(uid, "created", &id, &entry);
+            if let Some(who) = done_by {
+                tell(who, "created", &id, &entry);
             }
             wire::AppliedEntry {
                 id: done_by.map(|_| id.to_string()).unwrap_or_default(),
@@ -379,8 +399,8 @@ fn applied(done_by: Option<u32>, step: Step) -> wire::AppliedEntry {
             }
         }
         Step::Update { id, was, now } => {
-            if let Some(uid) = done_by {
-                tell(uid, "updated", &id, &now);
+            if let Some(who) = done_by {
+                tell(who, "updated", &id, &now);
             }
             wire::AppliedEntry {
                 id: id.to_string(),

@@ -1,10 +1,13 @@
 //! The CA's words as protobuf has them.
 
+use std::time::SystemTime;
+
 use hoplite_identity::TrustBundle;
 use hoplite_policy::holding::BundleRef;
 use hoplite_wire::ca as wire;
 
 use crate::agents::agent::Agent;
+use crate::operators::operator::Operator;
 use crate::policy::grant::GrantRecord;
 use crate::policy::index::{InForce, PolicyIndex};
 use crate::policy::published::Published;
@@ -37,6 +40,17 @@ impl From<&Agent> for wire::Agent {
             expires_at_unix: unix_i64(newest.not_after),
             banned: agent.banned,
         }
+    }
+}
+
+/// What other operators see of one.
+pub(super) fn operator(operator: &Operator, now: SystemTime) -> wire::Operator {
+    wire::Operator {
+        name: operator.name.clone(),
+        roles: operator.roles.iter().cloned().collect(),
+        paths: operator.paths.iter().cloned().collect(),
+        banned: operator.banned,
+        signed_in: u32::try_from(operator.signed_in_at(now)).unwrap_or(u32::MAX),
     }
 }
 

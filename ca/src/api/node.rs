@@ -28,6 +28,7 @@ use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
 use crate::limit::Failures;
 use crate::listener::AgentCaller;
+use crate::operators::writes::SignIn;
 use crate::policy::index::InForce;
 use crate::publishing::Publishing;
 use crate::registry::Registry;
@@ -122,16 +123,17 @@ impl Node {
     /// A token of 256 random bits cannot be guessed, at whatever rate: what guesses are bounded for is their cost. So whoever
     /// has a token is never held up by others behind the same address, and those who have none do not learn by time what
     /// others have, because what is looked up is a digest.
-    async fn try_join(
+    async fn admitted(
         &self,
-        request: wire::JoinRequest,
+        token: &str,
         address: SocketAddr,
+        attempt: impl Future<Output = Result<(SpiffeId, wire::SvidResponse), Status>>,
     ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
-        let digest = digest_of(&request.token);
+        let digest = digest_of(token);
         let knows = KnowsToken { digest: digest.clone() };
         if self.0.registry.write(knows).await? {
             let by = "with this token";
-            limited(&self.0.failures, digest, by, self.join_with_token(request)).await
+            limited(&self.0.failures, digest, by, attempt).await
         } else {
             let (by, from) = ("from this address", Source::address(address.ip()));
             limited(&self.0.guesses, from, by, async {
@@ -151,6 +153,19 @@ impl Node {
             mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
         };
         let minted = self.0.registry.write(join).await?;
+        Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
+    }
+
+    async fn sign_in_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+        let key = SubjectKey::from_csr(&request.csr)?;
+        let (issuer, now) = (self.0.issuer.clone(), clock::now());
+        let sign_in = SignIn {
+            digest: digest_of(&request.token),
+            key: key.fingerprint(),
+            now,
+            mint: move |operator: &SpiffeId| issuer.operator(operator, None, &key, now),
+        };
+        let minted = self.0.registry.write(sign_in).await?;
         Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
     }
 
@@ -210,19 +225,18 @@ async fn limited<K: Eq + Hash + Clone, T>(
 impl wire::node_server::Node for Node {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let address = caller(&request)?.address;
-        match self.try_join(request.into_inner(), address).await {
-            Ok((agent, response)) => {
-                tracing::info!(target: "hoplite::audit", %address, %agent, outcome = "joined", "join");
-                Ok(Response::new(response))
-            }
-            Err(status) => {
-                // Of bounds the connection tells, not as often as somebody can guess.
-                if status.code() != Code::ResourceExhausted {
-                    tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "join");
-                }
-                Err(status)
-            }
-        }
+        let request = request.into_inner();
+        let token = request.token.clone();
+        let joined = self.admitted(&token, address, self.join_with_token(request)).await;
+        told("join", address, joined)
+    }
+
+    async fn login(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::SvidResponse>, Status> {
+        let address = caller(&request)?.address;
+        let request = request.into_inner();
+        let token = request.token.clone();
+        let signed_in = self.admitted(&token, address, self.sign_in_with_token(request)).await;
+        told("login", address, signed_in)
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
@@ -313,6 +327,27 @@ impl wire::node_server::Node for Node {
         self.agent(&request).await?;
         let sets = self.0.publishing.signer_sets(request.into_inner().from_version);
         Ok(Response::new(wire::SignerSets { sets }))
+    }
+}
+
+/// The line in the log about somebody with a token, and the answer.
+fn told(
+    what: &'static str,
+    address: SocketAddr,
+    admitted: Result<(SpiffeId, wire::SvidResponse), Status>,
+) -> Result<Response<wire::SvidResponse>, Status> {
+    match admitted {
+        Ok((spiffe_id, response)) => {
+            tracing::info!(target: "hoplite::audit", what, %address, %spiffe_id, outcome = "admitted", "token");
+            Ok(Response::new(response))
+        }
+        Err(status) => {
+            // Of bounds the connection tells, not as often as somebody can guess.
+            if status.code() != Code::ResourceExhausted {
+                tracing::warn!(target: "hoplite::audit", what, %address, outcome = "refused", reason = status.message(), "token");
+            }
+            Err(status)
+        }
     }
 }
 

@@ -9,8 +9,11 @@ use tonic::Status;
 use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
 use crate::issuance::{BadCsr, MintError};
+use crate::operators::operator::NoOperator;
+use crate::operators::writes::OperatorError;
 use crate::policy::error::PolicyError;
 use crate::publishing::PublishError;
+use crate::rights::Refused;
 use crate::tokens::writes::TokenError;
 use crate::write::WriteError;
 
@@ -57,6 +60,45 @@ impl Blame for TokenError {
             Self::Banned(_) => Status::failed_precondition(self.to_string()),
             Self::Refused(_) => Status::permission_denied(self.to_string()),
             Self::Mint(error) => ours(error),
+        }
+    }
+}
+
+impl Blame for OperatorError {
+    fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::NoSuchOperator(_) => Status::not_found(text),
+            Self::Banned(_) | Self::TooMany | Self::TooOld => Status::failed_precondition(text),
+            Self::NoRoles(_) => Status::invalid_argument(text),
+            Self::Refused(_) => Status::permission_denied(text),
+            Self::Denied(denied) => denied.clone().into(),
+            Self::Mint(error) => ours(error),
+        }
+    }
+}
+
+impl Blame for Refused {
+    fn status(&self) -> Status {
+        self.clone().into()
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        Self::permission_denied(refused.to_string())
+    }
+}
+
+impl From<NoOperator> for Status {
+    /// `Unauthenticated` asks for another certificate, `PermissionDenied` says that none of this name will help.
+    fn from(error: NoOperator) -> Self {
+        let text = error.to_string();
+        match error {
+            NoOperator::NoCertificate | NoOperator::Expired { .. } | NoOperator::SignedOut(_) => {
+                Self::unauthenticated(text)
+            }
+            NoOperator::Unknown(_) | NoOperator::Banned(_) | NoOperator::Reserved(_) => Self::permission_denied(text),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Making what is registered like a list, in one commit or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 
 use hoplite_identity::{Entry, EntryId};
 
+use crate::entries::may::May;
 use crate::entries::writes::{Found, Subject};
+use crate::rights::Refused;
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Registers what is new in a list, updates what differs, and deletes what is an owner's and not in it. When one of the
@@ -19,6 +20,8 @@ pub(crate) struct ApplyEntries {
     pub(crate) prune: Vec<EntryId>,
     /// Only says what it would do.
     pub(crate) dry_run: bool,
+    /// Asked of each that is there, and of each as it would be.
+    pub(crate) may: May,
 }
 
 /// What is done, or would be.
@@ -60,7 +63,7 @@ impl Write for ApplyEntries {
     /// For each of the list, the entry there is with its subject; and what may have to go.
     type Reads = (Vec<Option<Found>>, Vec<Found>);
     type Answer = Plan;
-    type Error = Infallible;
+    type Error = Refused;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         let mut found = Vec::with_capacity(self.entries.len());
@@ -74,7 +77,7 @@ impl Write for ApplyEntries {
         Ok((found, prune))
     }
 
-    fn decide(&self, (found, prune): Self::Reads) -> Result<(Changes, Plan), Infallible> {
+    fn decide(&self, (found, prune): Self::Reads) -> Result<(Changes, Plan), Refused> {
         let mut changes = Changes::none();
         let mut steps = Vec::with_capacity(self.entries.len());
         let mut listed = BTreeMap::<String, usize>::new();
@@ -91,6 +94,7 @@ impl Write for ApplyEntries {
                     owner: self.owner.clone(),
                     ..entry.clone()
                 };
+                self.may.check(&now)?;
                 let subject_of_new = Subject { id: new_id.clone() };
                 changes = changes.put(&subject, &subject_of_new).put(new_id, &now);
                 steps.push(Step::Create(new_id.clone(), now));
@@ -105,6 +109,8 @@ impl Write for ApplyEntries {
                 },
                 ..entry.clone()
             };
+            self.may.check(&was)?;
+            self.may.check(&now)?;
             if now == was {
                 steps.push(Step::Unchanged(id));
             } else if !was.owner.is_empty() && was.owner != self.owner {
@@ -118,6 +124,7 @@ impl Write for ApplyEntries {
         let is_surplus = |found: &Found| found.entry.owner == self.owner && !kept.contains(&found.id);
         let deleted: Vec<Found> = prune.into_iter().filter(is_surplus).collect();
         for Found { id, entry, .. } in &deleted {
+            self.may.check(entry)?;
             changes = changes.delete::<Subject>(&entry.subject()).delete::<Entry>(id);
         }
         let plan = Plan { steps, deleted };
@@ -164,6 +171,7 @@ mod tests {
             owner: owner.to_owned(),
             prune: prune.iter().map(|text| id(text)).collect(),
             dry_run,
+            may: May::anything(),
         };
         let (plan, revision) = commit(store, &apply).unwrap();
         let mut told: Vec<String> = plan.steps.iter().map(told).collect();

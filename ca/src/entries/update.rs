@@ -1,17 +1,20 @@
 //! Changing entries in place, each wholly and all in one commit: there is no moment without one of them.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
 use hoplite_identity::{Entry, EntryId};
 use hoplite_store::Revision;
 
+use crate::entries::may::May;
 use crate::entries::writes::{Found, Subject};
+use crate::rights::Refused;
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Puts entries in the place of those with their ids, and answers for each in order.
 pub(crate) struct UpdateEntries {
     pub(crate) entries: Vec<Update>,
+    /// Asked of each as it is and as it would be.
+    pub(crate) may: May,
 }
 
 /// One entry as it is to be.
@@ -43,7 +46,7 @@ impl Write for UpdateEntries {
     /// For each in order: the entry there is, and which one has the subject that it is to have.
     type Reads = Vec<(Option<Found>, Option<EntryId>)>;
     type Answer = Vec<Updated>;
-    type Error = Infallible;
+    type Error = Refused;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         let find = |update: &Update| {
@@ -54,13 +57,14 @@ impl Write for UpdateEntries {
         self.entries.iter().map(find).collect()
     }
 
-    fn decide(&self, reads: Self::Reads) -> Result<(Changes, Vec<Updated>), Infallible> {
+    fn decide(&self, reads: Self::Reads) -> Result<(Changes, Vec<Updated>), Refused> {
         let mut changes = Changes::none();
         let mut answers = Vec::with_capacity(self.entries.len());
         // What those before in the batch made of it.
         let mut now = BTreeMap::<&EntryId, Entry>::new();
         let mut holders = BTreeMap::<String, Option<&EntryId>>::new();
         for (Update { id, entry, expected }, (found, holder)) in self.entries.iter().zip(&reads) {
+            self.may.check(entry)?;
             let Some(Found {
                 entry: stored,
                 revision,
@@ -70,6 +74,7 @@ impl Write for UpdateEntries {
                 answers.push(Updated::NoSuchEntry);
                 continue;
             };
+            self.may.check(stored)?;
             if expected.is_some_and(|expected| expected != *revision) {
                 answers.push(Updated::Outdated(*revision));
                 continue;
@@ -137,7 +142,14 @@ mod tests {
     }
 
     fn updated(store: &MemoryStore, entries: Vec<Update>) -> (Vec<Updated>, Revision) {
-        commit(store, &UpdateEntries { entries }).unwrap()
+        commit(
+            store,
+            &UpdateEntries {
+                entries,
+                may: May::anything(),
+            },
+        )
+        .unwrap()
     }
 
     #[test]

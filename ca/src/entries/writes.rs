@@ -7,7 +7,9 @@ use hoplite_identity::{Difference, Entry, EntryId};
 use hoplite_store::Revision;
 use serde::{Deserialize, Serialize};
 
+use crate::entries::may::May;
 use crate::record::Record;
+use crate::rights::Refused;
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Registers entries, all in one commit, and answers for each in order.
@@ -19,6 +21,8 @@ pub(crate) struct CreateEntries {
 /// Deletes entries, all in one commit. For each in order: whether it was there.
 pub(crate) struct DeleteEntries {
     pub(crate) ids: Vec<EntryId>,
+    /// Asked of each that is there.
+    pub(crate) may: May,
 }
 
 /// What became of one entry.
@@ -143,13 +147,14 @@ fn asked_of(there: &Entry, entry: &Entry) -> Entry {
 impl Write for DeleteEntries {
     type Reads = Vec<Option<Entry>>;
     type Answer = Vec<bool>;
-    type Error = Infallible;
+    type Error = Refused;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         self.ids.iter().map(|id| view.one(id)).collect()
     }
 
-    fn decide(&self, found: Self::Reads) -> Result<(Changes, Vec<bool>), Infallible> {
+    fn decide(&self, found: Self::Reads) -> Result<(Changes, Vec<bool>), Refused> {
+        found.iter().flatten().try_for_each(|entry| self.may.check(entry))?;
         let answers = found.iter().map(Option::is_some).collect();
         let there = self
             .ids

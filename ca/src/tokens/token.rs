@@ -1,4 +1,4 @@
-//! Join tokens: a secret that admits one key, once, for a while.
+//! Tokens: a secret that admits one key, once, for a while, as an agent or as an operator.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,8 +23,9 @@ pub(crate) struct TokenText(Zeroizing<String>);
 /// What is known of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
-    /// Whom it admits.
-    pub(crate) agent_id: SpiffeId,
+    /// Whom it admits: an agent, or an operator.
+    #[serde(alias = "agent_id")]
+    pub(crate) admits: SpiffeId,
     /// Unix seconds.
     pub(crate) expires_at: u64,
     /// Fingerprint of the key that used it.
@@ -44,6 +45,14 @@ pub(crate) enum JoinRefused {
     OtherKey,
     #[error("`{0}` is banned; an operator must evict it before it can join anew")]
     Banned(SpiffeId),
+    #[error(
+        "this token is an operator's, who signs in with it by `hoplite login`; create one for the agent with `hoplite token create --node NODE`"
+    )]
+    NotAnAgents,
+    #[error(
+        "this token is an agent's, and no operator can sign in with it; create one with `hoplite token create --operator NAME`"
+    )]
+    NotAnOperators,
 }
 
 // === impl TokenText ===
@@ -72,9 +81,9 @@ pub(crate) fn digest_of(token: &str) -> String {
 
 impl Token {
     /// An unused one.
-    pub(crate) fn new(agent_id: SpiffeId, expires_at: u64) -> Self {
+    pub(crate) fn new(admits: SpiffeId, expires_at: u64) -> Self {
         Self {
-            agent_id,
+            admits,
             expires_at,
             used_by: None,
         }
@@ -95,7 +104,7 @@ impl Token {
             return Err(JoinRefused::OtherKey);
         }
         if is_banned {
-            return Err(JoinRefused::Banned(self.agent_id));
+            return Err(JoinRefused::Banned(self.admits));
         }
         Ok(Self {
             used_by: Some(key.to_owned()),

@@ -100,15 +100,18 @@ where
         let Some(token) = view.one::<Token>(&self.digest)? else {
             return Ok(None);
         };
-        let agent = view.one(token.agent_id.as_str())?;
+        let agent = view.one(token.admits.as_str())?;
         Ok(Some((token, agent)))
     }
 
     fn decide(&self, found: Self::Reads) -> Result<(Changes, Minted), TokenError> {
         let (token, agent) = found.ok_or(JoinRefused::Unknown)?;
+        if !token.admits.is_agent() {
+            return Err(JoinRefused::NotAnAgents.into());
+        }
         let is_banned = agent.as_ref().is_some_and(|agent| agent.banned);
         let token = token.admit(&self.key, is_banned, self.now)?;
-        let id = token.agent_id.clone();
+        let id = token.admits.clone();
         let minted = (self.mint)(&id)?;
         let agent = Agent::joined(agent, id.clone(), self.key.clone(), Issued::from(&minted.leaf));
         let changes = Changes::none().put(&self.digest, &token).put(id.as_str(), &agent);

@@ -9,6 +9,7 @@
 )]
 
 mod crowds;
+mod operators;
 mod policy;
 mod world;
 

@@ -42,6 +42,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         admin_socket: dir.join("ca.sock"),
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
+        operator_ttl: Span(Duration::from_secs(8 * 3600)),
+        admin_policy_dir: None,
         authority_ttl: Span(Duration::from_secs(86400)),
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
         log_levels: None,

@@ -1,0 +1,194 @@
+//! Who may do what to this CA: Cedar policies, of the directory that the operator names or of this program.
+
+pub(crate) mod action;
+pub(crate) mod files;
+pub(crate) mod words;
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hoplite_identity::TrustDomain;
+use hoplite_policy::Source;
+use hoplite_policy::rules::{Fact, Rules, Ruling, Thing};
+
+use crate::rights::action::Action;
+use crate::rights::files::RightsError;
+use crate::rights::words::{Way, What, Who};
+
+/// What the policies speak of.
+pub(crate) const SCHEMA: &str = include_str!("../admin/admin.cedarschema");
+
+/// Those in force where nothing else is said.
+const DEFAULT: &str = include_str!("../admin/default.cedar");
+
+/// As faults in it are told.
+const DEFAULT_NAME: &str = "default.cedar";
+
+/// The rights in force. Clones are the same ones.
+#[derive(Debug, Clone)]
+pub(crate) struct Rights(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    trust_domain: TrustDomain,
+    rules: RwLock<Arc<Rules>>,
+}
+
+/// The rights as they were when a call began.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    trust_domain: TrustDomain,
+    rules: Arc<Rules>,
+}
+
+/// Why somebody may not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{who} may not do `{action}` to {what}: {why}")]
+pub(crate) struct Refused {
+    who: String,
+    action: &'static str,
+    what: String,
+    why: String,
+}
+
+// === impl Rights ===
+
+impl Rights {
+    /// Those of a directory, or those of this program.
+    pub(crate) fn open(directory: Option<&Path>, trust_domain: TrustDomain) -> Result<Self, RightsError> {
+        let rules = RwLock::new(Arc::new(rules(directory)?));
+        Ok(Self(Arc::new(Shared { trust_domain, rules })))
+    }
+
+    /// Reads them anew. Where they cannot be used, those that are in force stay.
+    pub(crate) fn reload(&self, directory: Option<&Path>) -> Result<(), RightsError> {
+        let rules = Arc::new(rules(directory)?);
+        tracing::info!(target: "hoplite::audit", policies = rules.len(), "the admin policies were read again");
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+        Ok(())
+    }
+
+    /// Those in force now.
+    pub(crate) fn now(&self) -> Held {
+        let rules = Arc::clone(&self.0.rules.read().unwrap_or_else(PoisonError::into_inner));
+        Held {
+            trust_domain: self.0.trust_domain.clone(),
+            rules,
+        }
+    }
+}
+
+fn rules(directory: Option<&Path>) -> Result<Rules, RightsError> {
+    let sources = match directory {
+        Some(directory) => files::read(directory)?,
+        None => vec![Source {
+            name: DEFAULT_NAME.to_owned(),
+            text: DEFAULT.to_owned(),
+        }],
+    };
+    Rules::compile(SCHEMA, &sources).map_err(|faults| RightsError::faults(directory, &faults))
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Whether there is anything at all to which this may be done. Without this a call is refused before its body is read.
+    pub(crate) fn may_ever(&self, who: &Who, action: Action) -> Result<(), Refused> {
+        let thing = who.thing(&self.trust_domain);
+        if self.rules.may_ever(&thing, action.name()) {
+            return Ok(());
+        }
+        let what = "anything".to_owned();
+        Err(refused(who, action, what, Ruling::NotPermitted))
+    }
+
+    /// Whether this may call anything.
+    pub(crate) fn may_call(&self, who: &Who) -> bool {
+        let thing = who.thing(&self.trust_domain);
+        Action::ALL
+            .iter()
+            .any(|action| self.rules.may_ever(&thing, action.name()))
+    }
+
+    /// The policies by which this may be done.
+    pub(crate) fn ask(&self, who: &Who, action: Action, what: What<'_>, way: Way) -> Result<Vec<String>, Refused> {
+        let thing = who.thing(&self.trust_domain);
+        match self.ruling(&thing, action, what, way) {
+            Ruling::Permitted(by) => Ok(by),
+            ruling => Err(refused(who, action, what.to_string(), ruling)),
+        }
+    }
+
+    /// Of many: the policies by which all of this may be done. A thousand entries of somebody who may do everything cost no more than
+    /// one.
+    pub(crate) fn ask_all<'a>(
+        &self,
+        who: &Who,
+        action: Action,
+        all: impl IntoIterator<Item = What<'a>>,
+        way: Way,
+    ) -> Result<Vec<String>, Refused> {
+        let thing = who.thing(&self.trust_domain);
+        if let Some(by) = self.rules.always(&thing, action.name()) {
+            return Ok(vec![by.to_owned()]);
+        }
+        let mut by = Vec::new();
+        for what in all {
+            match self.ruling(&thing, action, what, way) {
+                Ruling::Permitted(ids) => by.extend(ids),
+                ruling => return Err(refused(who, action, what.to_string(), ruling)),
+            }
+            by.sort();
+            by.dedup();
+        }
+        Ok(by)
+    }
+
+    /// The policy by which this may be done to anything at all.
+    pub(crate) fn always(&self, who: &Who, action: Action) -> Option<String> {
+        let by = self.rules.always(&who.thing(&self.trust_domain), action.name());
+        by.map(str::to_owned)
+    }
+
+    /// The roles that policies speak of.
+    pub(crate) fn roles(&self) -> Vec<String> {
+        self.rules.named("Role").into_iter().collect()
+    }
+
+    fn ruling(&self, who: &Thing, action: Action, what: What<'_>, way: Way) -> Ruling {
+        let mut context = vec![("way", Fact::Text(way.name().to_owned()))];
+        if let Way::Network(source) = way {
+            context.push(("source", Fact::Address(source)));
+        }
+        self.rules
+            .ask(who, action.name(), &what.thing(&self.trust_domain), &context)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn actions(&self) -> std::collections::BTreeMap<String, std::collections::BTreeSet<String>> {
+        self.rules.actions()
+    }
+}
+
+fn refused(who: &Who, action: Action, what: String, ruling: Ruling) -> Refused {
+    let why = match ruling {
+        Ruling::Forbidden(by) => format!("the admin policy `{}` forbids it", by.join("`, `")),
+        Ruling::Undecided(reason) => {
+            tracing::error!(target: "hoplite::audit", %who, action = action.name(), reason, "an admin policy cannot be evaluated");
+            format!("the admin policies cannot decide it ({reason}); mend them")
+        }
+        Ruling::NotPermitted | Ruling::Permitted(_) => {
+            "no admin policy permits it; an admin can give another role with `hoplite token create --operator NAME --role ROLE`"
+                .to_owned()
+        }
+    };
+    Refused {
+        who: who.to_string(),
+        action: action.name(),
+        what,
+        why,
+    }
+}
+
+#[cfg(test)]
+mod tests;

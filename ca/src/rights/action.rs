@@ -1,0 +1,64 @@
+//! What can be asked of the CA's admin API: one action for each RPC, by the RPC's own name.
+
+/// Each with its name and the whole list, of one list.
+macro_rules! actions {
+    ($($name:ident),* $(,)?) => {
+        /// An RPC of `hoplite.ca.v1.Admin`. One that is not here is refused to everybody.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum Action {
+            $($name,)*
+        }
+
+        impl Action {
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// As in the protobuf file and in policies.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+actions! {
+    AddGrant,
+    ApplyEntries,
+    BanAgent,
+    BanOperator,
+    ClearShadow,
+    CreateEntries,
+    CreateOperatorToken,
+    CreateToken,
+    DeleteEntries,
+    EvictAgent,
+    GetPolicy,
+    ListAgents,
+    ListEntries,
+    ListGrants,
+    ListOperators,
+    ListPolicies,
+    ListSigners,
+    PublishPolicy,
+    PublishSigners,
+    RemoveOperator,
+    RenewOperator,
+    RevokeGrant,
+    ShowBundle,
+    ShowPolicy,
+    SignOut,
+    UpdateEntries,
+    WhoAmI,
+}
+
+/// Where the admin API lies.
+pub(crate) const SERVICE: &str = "/hoplite.ca.v1.Admin/";
+
+impl Action {
+    /// That of a request's path; `None` for an RPC that is not known here.
+    pub(crate) fn of_path(path: &str) -> Option<Self> {
+        let method = path.strip_prefix(SERVICE)?;
+        Self::ALL.iter().copied().find(|action| action.name() == method)
+    }
+}
