@@ -5,9 +5,14 @@ pub(crate) mod audit;
 pub(crate) mod daemon;
 pub(crate) mod demo_service;
 pub(crate) mod diagnosis;
+pub(crate) mod dial;
 pub(crate) mod entry;
+pub(crate) mod operator;
 pub(crate) mod policy;
+pub(crate) mod reach;
+pub(crate) mod sign_in;
 pub(crate) mod svid;
+pub(crate) mod token;
 pub(crate) mod up;
 
 use std::path::PathBuf;
@@ -23,6 +28,11 @@ pub(crate) struct MeshDir {
 // === impl MeshDir ===
 
 impl MeshDir {
+    /// Whether somebody said which.
+    pub(crate) fn is_given(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// The directory given, or the user's state directory.
     pub(crate) fn path(&self) -> anyhow::Result<PathBuf> {
         if let Some(dir) = &self.dir {

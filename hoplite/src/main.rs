@@ -40,9 +40,18 @@ enum Command {
     /// Run a proxy
     #[command(subcommand)]
     Proxy(command::daemon::ProxyCommand),
-    /// Create join tokens for agents
+    /// Invite nodes and operators
     #[command(subcommand)]
-    Token(command::admin::TokenCommand),
+    Token(command::token::TokenCommand),
+    /// Sign in at a CA as an operator, by an invitation
+    Login(command::operator::LoginArgs),
+    /// Sign out again
+    Logout(command::operator::LogoutArgs),
+    /// Show who this user is at the CA, until when, and what it may do there
+    Whoami(command::operator::WhoAmIArgs),
+    /// List, ban or remove operators
+    #[command(subcommand)]
+    Operator(command::operator::OperatorCommand),
     /// Register workloads: which selectors prove which SPIFFE ID
     #[command(subcommand)]
     Entry(command::entry::EntryCommand),
@@ -108,7 +117,11 @@ fn main() -> ExitCode {
         Command::Ca(command) => command::daemon::ca(command),
         Command::Agent(command) => command::daemon::agent(command),
         Command::Proxy(command) => command::daemon::proxy(command),
-        Command::Token(command) => command::admin::token(command),
+        Command::Token(command) => command::token::token(command),
+        Command::Login(args) => command::operator::login(&args),
+        Command::Logout(args) => command::operator::logout(&args),
+        Command::Whoami(args) => command::operator::whoami(&args),
+        Command::Operator(command) => command::operator::operator(command),
         Command::Entry(command) => command::entry::run(command),
         Command::Bundle(command) => command::admin::bundle(command),
         Command::Svid(command) => command::svid::run(command),

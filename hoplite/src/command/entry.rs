@@ -16,8 +16,9 @@ use hoplite_wire::ca::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::command::admin::{CaArgs, ListArgs, ListingArgs, rfc3339};
+use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
 use crate::command::diagnosis;
+use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, Output, print, print_json};
 
 /// Deleted in one call.

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use super::layout::{CALLS, Layout, NODE, Ports, SERVICES, TRUST_DOMAIN, spiffe_id, visitor_id};
 use super::supervisor::{Events, Role, Spec, Supervisor};
-use crate::command::admin::connect;
+use crate::command::reach::connect;
 use crate::output::part;
 
 /// How long each step of starting may take before it counts as failed.

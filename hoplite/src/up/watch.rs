@@ -9,7 +9,7 @@ use hoplite_wire::ca::{Agent, CreateTokenRequest, ListAgentsRequest};
 use super::layout::{NODE, SERVICES, TRUST_DOMAIN};
 use super::mesh::{Mesh, PolicySource, TOKEN_TTL_SECONDS};
 use super::picture;
-use crate::command::admin::connect;
+use crate::command::reach::connect;
 
 /// How often it is looked: a machine that slept has its mesh back within a minute.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

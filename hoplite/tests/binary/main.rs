@@ -20,6 +20,7 @@ mod entries;
 mod files_guide;
 mod full_disk;
 mod listings;
+mod operators;
 mod policy_change;
 mod policy_check;
 mod publishing;

@@ -16,8 +16,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
 
-use crate::command::admin::{CaArgs, ListArgs};
+use crate::command::admin::ListArgs;
 use crate::command::entry::{DELETED_AT_ONCE, Ttl, list, selector_text, warn_of_unknown};
+use crate::command::reach::CaArgs;
 use crate::output::{Output, count, one_line, print, print_json};
 
 /// Entries in each commit of a list that is too much for one: a fraction of a second each. Fewer when they are long.

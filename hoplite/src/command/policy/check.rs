@@ -15,7 +15,8 @@ use hoplite_identity::SpiffeId;
 use hoplite_policy::{Fault, Snapshot};
 use serde_json::{Value, json};
 
-use crate::command::admin::{self, CaArgs};
+use crate::command::admin;
+use crate::command::reach::CaArgs;
 use crate::output::report::{self, Checked, ReportOutput, Wrong};
 use crate::output::{count, print, print_json};
 

@@ -13,7 +13,7 @@ use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
 use serde_json::json;
 
 use super::{AuditArgs, compile, published, replay, sources};
-use crate::command::admin::CaArgs;
+use crate::command::reach::CaArgs;
 use crate::output::{Output, print, print_json};
 
 #[derive(Debug, clap::Args)]

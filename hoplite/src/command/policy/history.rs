@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use hoplite_wire::ca::{ClearShadowRequest, ListPoliciesRequest, PublishedPolicy};
 use serde_json::{Value, json};
 
-use crate::command::admin::{CaArgs, ListArgs, ListingArgs, rfc3339};
+use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
+use crate::command::reach::CaArgs;
 use crate::output::{Column, Listing, Output, plain, print, print_json, verdict};
 
 /// What is asked for at once; the CA gives no more.

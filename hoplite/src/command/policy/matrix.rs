@@ -13,7 +13,8 @@ use hoplite_policy::{Route, Snapshot};
 use serde_json::{Map, Value, json};
 
 use super::{AuditArgs, PoliciesArgs, compile, names_in};
-use crate::command::admin::{self, CaArgs};
+use crate::command::admin;
+use crate::command::reach::CaArgs;
 use crate::output::waiting::Waiting;
 use crate::output::{Cell, Column, Form, Listing, Table, moment, print, verdict};
 

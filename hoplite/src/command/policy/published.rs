@@ -4,7 +4,7 @@ use anyhow::bail;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents, ManifestFile};
 use hoplite_wire::ca::{GetPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
 
-use crate::command::admin::CaArgs;
+use crate::command::reach::CaArgs;
 
 /// What the CA has, and whom it trusts.
 pub(crate) fn state(ca: &CaArgs) -> anyhow::Result<ShowPolicyResponse> {

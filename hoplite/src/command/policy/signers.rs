@@ -12,7 +12,8 @@ use hoplite_wire::ca::{ListSignersRequest, PublishSignersRequest};
 use serde_json::{Value, json};
 
 use super::key::KeyArgs;
-use crate::command::admin::{CaArgs, ListArgs};
+use crate::command::admin::ListArgs;
+use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, Output, print, print_json};
 
 #[derive(Debug, Subcommand)]

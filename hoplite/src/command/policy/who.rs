@@ -12,7 +12,8 @@ use hoplite_policy::{CanonicalRequest, Route, Snapshot, Source};
 use serde_json::{Value, json};
 
 use super::{PoliciesArgs, compile, names_in};
-use crate::command::admin::{self, CaArgs};
+use crate::command::admin;
+use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, print, verdict};
 
 /// The methods that policies tell apart; `other` is asked as one that has no action of its own.

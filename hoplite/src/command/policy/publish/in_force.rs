@@ -15,8 +15,8 @@ use serde_json::json;
 
 use super::steps::Steps;
 use crate::command::MeshDir;
-use crate::command::admin::CaArgs;
 use crate::command::policy::published::kept;
+use crate::command::reach::CaArgs;
 
 /// The most that is read of a mesh's `ca.toml`.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;

@@ -13,10 +13,11 @@ use super::in_force::{InForce, TrustArgs, verified};
 use super::sending::{Meta, Office};
 use super::steps::{Ended, Steps};
 use super::wait::{Goal, WaitArgs};
-use crate::command::admin::{CaArgs, ListArgs};
+use crate::command::admin::ListArgs;
 use crate::command::policy::key::KeyArgs;
 use crate::command::policy::published::content;
 use crate::command::policy::{history, uncompiled};
+use crate::command::reach::CaArgs;
 use crate::output::count;
 
 #[derive(Debug, clap::Args)]

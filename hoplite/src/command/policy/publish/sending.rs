@@ -12,9 +12,9 @@ use hoplite_wire::ca::{PublishPolicyRequest, ShowPolicyResponse};
 
 use super::in_force::verified;
 use super::steps::Steps;
-use crate::command::admin::CaArgs;
 use crate::command::policy::key::KeyArgs;
 use crate::command::policy::published::state;
+use crate::command::reach::CaArgs;
 
 /// Who signs, for which trust domain, and after what the CA has.
 pub(crate) struct Office<'a> {

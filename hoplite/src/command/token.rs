@@ -1,0 +1,123 @@
+//! `hoplite token create`: invitations, for nodes and for operators.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use hoplite_identity::{Fingerprint, HostPort, Invitation};
+use hoplite_wire::ca::{CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse};
+
+use crate::command::admin::{ListArgs, rfc3339};
+use crate::output::{Output, print, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Invite one node, or one operator: prints the command with which it joins or signs in, once
+    #[command(after_help = "Examples:\n  hoplite token create --node web-1\n  \
+        hoplite token create --operator alice --role policy --role auditor\n  \
+        hoplite token create --operator bob --role entries --path /ns/pay\n  \
+        hoplite token create --node web-1 --address ca.prod.example:7443 --ttl 1h\n  \
+        hoplite token create --node ca-1 | hoplite join -\n\n\
+        The last line of the answer is the command to run on that node, or by that person. The word in it is a secret, until it is used or over: \
+        TOKEN@HOST:PORT#FINGERPRINT, the token, where the CA is, and the SHA-256 of the authority's certificate.")]
+    Create(CreateTokenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateTokenArgs {
+    /// The node's name: the agent becomes spiffe://TRUST_DOMAIN/hoplite/agent/NODE
+    #[arg(long, required_unless_present = "operator", conflicts_with = "operator")]
+    node: Option<String>,
+    /// The operator's name: it becomes spiffe://TRUST_DOMAIN/hoplite/operator/NAME
+    #[arg(long, value_name = "NAME")]
+    operator: Option<String>,
+    /// What the operator may do: admin, auditor, policy, nodes or entries, or a role of the CA's own admin policies; may be given
+    /// several times. Without it an operator that there is keeps what it has
+    #[arg(long = "role", value_name = "ROLE", requires = "operator")]
+    roles: Vec<String>,
+    /// Below which paths of SPIFFE IDs the role `entries` holds; may be given several times
+    #[arg(long = "path", value_name = "PATH", requires = "roles")]
+    paths: Vec<String>,
+    /// How long the token may wait to be used
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// How that machine reaches the CA [default: what the CA's configuration says by `advertise`, or `listen`]
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<HostPort>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let TokenCommand::Create(args) = command;
+    let ttl_seconds = seconds(args.ttl)?;
+    let address = args.address.as_ref().map(ToString::to_string).unwrap_or_default();
+    let ca = &args.list.ca;
+    let (token, does, runs) = match (&args.operator, args.node) {
+        (Some(name), _) => {
+            let request = CreateOperatorTokenRequest {
+                name: name.clone(),
+                roles: args.roles.clone(),
+                paths: args.paths.clone(),
+                ttl_seconds,
+                address,
+            };
+            let token = ca.call(async |mut ca| Ok(ca.create_operator_token(request).await?.into_inner()))?;
+            (token, "sign in", ("on its own machine that person runs", "login"))
+        }
+        (None, node) => {
+            let request = CreateTokenRequest {
+                node: node.unwrap_or_default(),
+                ttl_seconds,
+                address,
+            };
+            let token = ca.call(async |mut ca| Ok(ca.create_token(request).await?.into_inner()))?;
+            (token, "join", ("on that node run", "join"))
+        }
+    };
+    print_invitation(&token, does, runs, args.list.output)
+}
+
+/// The one place that shows a token: to whoever asked for it, once.
+fn print_invitation(
+    token: &CreateTokenResponse,
+    does: &str,
+    (who_runs, command): (&str, &str),
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let invitation = Invitation::new(
+        &token.token,
+        HostPort::parse(&token.address)?,
+        Fingerprint::parse(&token.fingerprint)?,
+    )?;
+    if output == Output::Json {
+        let id = if command == "join" { "agent_id" } else { "operator_id" };
+        print_json(&serde_json::json!({
+            id: token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+            "invitation": *invitation.reveal(), "token": token.token,
+            "address": token.address, "fingerprint": token.fingerprint,
+        }))?;
+    } else {
+        eprintln!(
+            "{} may {does} until {}, once; {who_runs}",
+            token.agent_id,
+            rfc3339(token.expires_at_unix)
+        );
+        print(&format!("hoplite {command} {}\n", shell_word(&invitation.reveal())))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As a shell takes it: a pattern, which an IPv6 address looks like, in quotes.
+fn shell_word(word: &str) -> String {
+    if word.contains('[') {
+        format!("'{word}'")
+    } else {
+        word.to_owned()
+    }
+}
+
+fn seconds(span: Duration) -> anyhow::Result<u32> {
+    u32::try_from(span.as_secs()).context("a ttl of more than 136 years is too long")
+}
