@@ -31,3 +31,4 @@ mod unread;
 pub(crate) mod upstream;
 mod useless;
 mod via;
+mod windows;

@@ -8,11 +8,14 @@ use serde::Deserialize;
 /// Connections of one listener at a time, where the system gives as many descriptors.
 const CONNECTIONS_MAX: usize = 10_000;
 
+/// Enough for a thousand streams that stand still with all they may hold.
+const UNREAD_BYTES_MAX: usize = 256 << 20;
+
 /// Nothing moved for this long after one side has said its end: the other has most likely gone.
 pub(crate) const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
 
 /// A peer's proxy has the same limits, and answers a little earlier than we would give up.
-const AHEAD: Duration = Duration::from_secs(5);
+pub(crate) const AHEAD: Duration = Duration::from_secs(5);
 
 /// The table. Of a length of time, nothing (`"0s"`) is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -21,6 +24,9 @@ pub struct Limits {
     /// Connections of one listener that are worth keeping, at a time. There are fewer where the system gives fewer
     /// descriptors.
     pub connections_max: usize,
+    /// Bytes that have come over HTTP/2 and that nobody has read, on all connections together, beyond the 64 KiB that each
+    /// may always have.
+    pub unread_bytes_max: usize,
     /// A request's body is waited for, and none of it comes for so long.
     pub request_body_idle: Span,
     /// A request is sent, and no answer begins for so long.
@@ -44,6 +50,7 @@ impl Default for Limits {
         let minutes = |minutes: u64| Span(Duration::from_secs(60 * minutes));
         Self {
             connections_max: CONNECTIONS_MAX,
+            unread_bytes_max: UNREAD_BYTES_MAX,
             request_body_idle: minutes(1),
             response_head: minutes(1),
             response_write_idle: minutes(1),

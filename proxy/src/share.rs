@@ -45,7 +45,8 @@ impl Places {
         Self::of(PLACES_MAX.min(descriptors_max() / DESCRIPTORS_EACH))
     }
 
-    fn of(all: usize) -> Self {
+    /// So many.
+    pub(crate) fn of(all: usize) -> Self {
         Self {
             all,
             taken: Arc::default(),

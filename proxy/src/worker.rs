@@ -297,6 +297,7 @@ impl Shared {
     fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>) -> Server {
         let OutboundConfig { name, protocol, .. } = config;
         let (point, metrics, stop) = (self.point.clone(), self.metrics.clone(), self.stop.clone());
+        let unread = self.rules.unread.of(&destination.current().expect);
         let peer = Peer {
             destination,
             identity: self.identity.clone(),
@@ -312,7 +313,7 @@ impl Shared {
             })),
             OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
                 name,
-                upstream: Upstream::new(Target::Peer(peer), self.rules.clone(), metrics.clone()),
+                upstream: Upstream::new(Target::Peer(peer), unread, self.rules.clone(), metrics.clone()),
                 rules: self.rules.clone(),
                 identity: self.identity.clone(),
                 point,

@@ -87,15 +87,20 @@ async fn c1_uploads_that_nobody_reads_and_readers_that_stand_still() {
     }
 }
 
-/// A service of HTTP/2 with the window that RFC 9113 (6.9.2) begins with, for the connection as a whole, too.
-async fn http2_app() -> SocketAddr {
+/// The window that RFC 9113 (6.9.2) begins with.
+const FIRST: usize = 65_535;
+
+/// A service of HTTP/2 with this window for a stream, and the first one for the connection as a whole.
+async fn http2_app(window: usize) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut held = Vec::new();
-                let mut connection = h2::server::handshake(stream).await.unwrap();
+                let mut builder = h2::server::Builder::new();
+                builder.initial_window_size(u32::try_from(window).unwrap());
+                let mut connection: h2::server::Connection<_, Bytes> = builder.handshake(stream).await.unwrap();
                 while let Some(Ok((request, mut reply))) = connection.accept().await {
                     if request.uri().path() == "/stuck" {
                         held.push((request, reply));
@@ -120,7 +125,9 @@ async fn http2_app() -> SocketAddr {
 async fn c1_one_caller_fills_its_own_connection_to_the_service() {
     let world = World::new();
     world.policy("open.cedar", OPEN);
-    let callee = world.inbound("orders", InboundProtocol::Http2, http2_app().await).await;
+    let callee = world
+        .inbound("orders", InboundProtocol::Http2, http2_app(FIRST).await)
+        .await;
     let connect = async |svid: &X509Svid| {
         let stream = world
             .connect_by(&[b"h2"], callee.inbound("orders"), Some(svid), "/orders")
@@ -153,4 +160,75 @@ async fn c1_one_caller_fills_its_own_connection_to_the_service() {
         timeout(std::time::Duration::from_secs(1), response).await.is_ok()
     })
     .await;
+}
+
+/// C1: what all callers together have sent and nobody has read is bounded, and none of them holds all of it.
+#[tokio::test]
+async fn c1_what_nobody_reads_is_bounded_for_all_connections_together() {
+    const BUDGET: usize = 4 << 20;
+    const CONNECTIONS: usize = 6;
+    const STREAMS: usize = 16;
+    /// What of each stream goes on to the service, and what waits for that.
+    const ON_ITS_WAY: usize = (1 << 10) + (16 << 10);
+    let world = World::new();
+    world.policy("open.cedar", OPEN);
+    let agent = world.agent("orders", &world.svid("/orders")).await;
+    let mut config = world.config("orders", &agent);
+    config.limits.unread_bytes_max = BUDGET;
+    let app = http2_app(1 << 10).await;
+    config
+        .inbound
+        .push(support::inbound("orders", InboundProtocol::Http2, app));
+    let callee = support::Proxy::start(config, agent).await;
+    let connect = async |svid: &X509Svid| {
+        let stream = world.connect_by(&[b"h2"], callee.inbound("orders"), Some(svid), "/orders");
+        let (send, connection) = h2::client::handshake(stream.await.unwrap()).await.unwrap();
+        tokio::spawn(connection);
+        send
+    };
+    let request = |path: &str| Request::post(format!("https://orders{path}")).body(()).unwrap();
+    let greedy = world.svid("/greedy");
+    let mut held = Vec::new();
+    let mut sent = 0;
+    for _ in 0..CONNECTIONS {
+        let mut send = connect(&greedy).await;
+        let before = sent;
+        for _ in 0..STREAMS {
+            send = timeout(PATIENCE, send.ready()).await.unwrap().unwrap();
+            let (response, mut sending) = send.send_request(request("/stuck"), false).unwrap();
+            // As much as it is let.
+            loop {
+                sending.reserve_capacity(LARGE);
+                let capacity = timeout(
+                    std::time::Duration::from_millis(200),
+                    std::future::poll_fn(|context| sending.poll_capacity(context)),
+                );
+                let Ok(Some(Ok(bytes))) = capacity.await else { break };
+                sending.send_data(Bytes::from(vec![7; bytes]), false).unwrap();
+                sent += bytes;
+            }
+            sending.reserve_capacity(0);
+            held.push((response, sending));
+        }
+        println!("one more connection: {} KiB", (sent - before) >> 10);
+        // Each has what everybody has.
+        assert!(sent - before >= FIRST);
+    }
+    println!("{sent} bytes on {CONNECTIONS} connections");
+    assert!(sent > 1 << 20, "{sent}");
+    let most = BUDGET / 2 + CONNECTIONS * (FIRST + STREAMS * ON_ITS_WAY);
+    assert!(sent <= most, "{sent} of {most}");
+    // Others are as they were.
+    let mut other = connect(&world.svid("/other")).await;
+    for _ in 0..3 {
+        let (response, mut sending) = other.send_request(request("/read"), false).unwrap();
+        sending.send_data(Bytes::from(vec![7; 300_000]), true).unwrap();
+        assert_eq!(timeout(PATIENCE, response).await.unwrap().unwrap().status(), 200);
+    }
+    // What ends gives back.
+    drop(held);
+    let mut again = connect(&greedy).await;
+    let (response, mut sending) = again.send_request(request("/read"), false).unwrap();
+    sending.send_data(Bytes::from(vec![7; 300_000]), true).unwrap();
+    assert_eq!(timeout(PATIENCE, response).await.unwrap().unwrap().status(), 200);
 }

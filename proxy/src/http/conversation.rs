@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response, Version};
@@ -18,6 +19,7 @@ use crate::http::interim::Ahead;
 use crate::http::lane::Lane;
 use crate::http::reading::{bounded_http1, bounded_http2};
 use crate::http::unparsed::Tapped;
+use crate::share::Share;
 
 /// How a connection ended, as the HTTP library says it.
 pub(crate) type Ended = Result<(), Box<dyn Error + Send + Sync>>;
@@ -31,7 +33,7 @@ where
     F: Future<Output = Answer>,
 {
     Http1(Pin<Box<OneConnection<S, H>>>),
-    Http2(Box<server::Connection<Tapped<S>, H>>),
+    Http2(Box<server::Connection<S, H>>),
 }
 
 /// The requests of HTTP/1.1, for the library.
@@ -51,10 +53,15 @@ where
     H: Fn(Request<Incoming>, Ahead) -> F,
     F: Future<Output = Answer> + Send + 'static,
 {
-    pub(crate) fn new(stream: Tapped<S>, http2: bool, answer: H) -> Self {
+    /// `share` is the caller's part of what may be unread.
+    pub(crate) fn new(stream: Tapped<S>, http2: bool, share: Arc<Share>, answer: H) -> Self {
         if http2 {
-            let end = stream.end();
-            return Self::Http2(Box::new(server::Connection::new(stream, end, &bounded_http2(), answer)));
+            return Self::Http2(Box::new(server::Connection::new(
+                stream,
+                share,
+                &bounded_http2(),
+                answer,
+            )));
         }
         let lane = stream.lane();
         let service = OneByOne { answer, lane };

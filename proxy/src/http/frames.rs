@@ -7,13 +7,14 @@ use hoplite_host::clock;
 
 use crate::http::fields::{self, Block};
 use crate::http::frame::{
-    CONTINUATION, END_HEADERS, END_STREAM, FrameHead, GOAWAY, HEAD_BYTES, HEADERS, PADDED, RST_STREAM, Role,
-    WITH_PRIORITY,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHead, GOAWAY, HEAD_BYTES, HEADERS, PADDED, RST_STREAM, Role,
+    WINDOW_UPDATE, WITH_PRIORITY,
 };
 use crate::http::half_close::Open;
 use crate::http::hpack::Decoder;
 use crate::http::reading::HEADER_BYTES_MAX;
 use crate::http::useless::Budget;
+use crate::http::windows::Meter;
 
 /// As much of a payload as holds an error code.
 const ERROR_BYTES: usize = 8;
@@ -66,7 +67,8 @@ pub(crate) struct Reset {
 // === impl Frames ===
 
 impl Frames {
-    /// Takes note of the next bytes, and tells of each frame, with the error it names, and of each refusal in them.
+    /// Takes note of the next bytes, and tells of each frame, with the error it names or the window it grants, and of each
+    /// refusal in them.
     pub(crate) fn see(
         &mut self,
         mut bytes: &[u8],
@@ -93,7 +95,7 @@ impl Frames {
     /// How many more bytes of this frame are of interest.
     fn missing(&self) -> usize {
         let wanted = match self.head.as_slice() {
-            [a, b, c, RST_STREAM | GOAWAY, ..] => {
+            [a, b, c, RST_STREAM | GOAWAY | WINDOW_UPDATE, ..] => {
                 let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
                 HEAD_BYTES + length.min(ERROR_BYTES)
             }
@@ -114,7 +116,7 @@ impl Frames {
         let FrameHead { kind, stream, .. } = frame;
         let code = match (kind, payload) {
             // In a GOAWAY it is behind the last stream that was heard.
-            (RST_STREAM, [a, b, c, d]) | (GOAWAY, [_, _, _, _, a, b, c, d]) => {
+            (RST_STREAM | WINDOW_UPDATE, [a, b, c, d]) | (GOAWAY, [_, _, _, _, a, b, c, d]) => {
                 Some(u32::from_be_bytes([*a, *b, *c, *d]))
             }
             _ => None,
@@ -127,7 +129,10 @@ impl Frames {
                 self.answered.pop_first();
             }
         }
-        if let Some(error) = code.filter(|_| !of_answered).and_then(blamed_on_peer) {
+        if let Some(error) = code
+            .filter(|_| kind != WINDOW_UPDATE && !of_answered)
+            .and_then(blamed_on_peer)
+        {
             refuse(Reset { stream, error });
         }
         self.skip = (frame.length as usize).saturating_sub(payload.len());
@@ -157,6 +162,7 @@ pub(crate) struct PeerFrames {
 pub(crate) struct Counts<'c> {
     pub(crate) budget: &'c mut Budget,
     pub(crate) open: &'c mut Open,
+    pub(crate) meter: &'c Meter,
 }
 
 #[derive(Debug)]
@@ -210,7 +216,7 @@ impl PeerFrames {
 
     /// Looks at the next bytes, of which some come again. What stands in their place is added to `instead`.
     pub(crate) fn pass(&mut self, bytes: &[u8], instead: &mut Vec<u8>, counts: Counts<'_>) -> Passed {
-        let Counts { budget, open } = counts;
+        let Counts { budget, open, meter } = counts;
         let (mut at, mut through) = (0, 0);
         let mut anew = false;
         loop {
@@ -218,7 +224,7 @@ impl PeerFrames {
             if rest.is_empty() {
                 break;
             }
-            let on = match self.next(rest, instead, Counts { budget, open }) {
+            let on = match self.next(rest, instead, Counts { budget, open, meter }) {
                 Next::As(length) => length,
                 Next::Anew(length) => {
                     anew = true;
@@ -246,7 +252,7 @@ impl PeerFrames {
 
     /// What becomes of the next bytes.
     fn next(&mut self, rest: &[u8], instead: &mut Vec<u8>, counts: Counts<'_>) -> Next {
-        let Counts { budget, open } = counts;
+        let Counts { budget, open, meter } = counts;
         if self.end.is_some() {
             return Next::End;
         }
@@ -282,7 +288,7 @@ impl PeerFrames {
                 return Next::Wait;
             };
             budget.received(&head, clock::moment);
-            if let Err(error) = self.add(&head, payload, instead, Counts { budget, open }) {
+            if let Err(error) = self.add(&head, payload, instead, Counts { budget, open, meter }) {
                 return self.end(error);
             }
             if budget.is_spent() {
@@ -292,6 +298,9 @@ impl PeerFrames {
         }
         budget.received(&head, clock::moment);
         open.received(&head);
+        if head.kind == DATA {
+            meter.received(head.length);
+        }
         if self.role == Role::Client && head.ends_stream() {
             budget.answered();
         }
@@ -331,7 +340,7 @@ impl PeerFrames {
     }
 
     fn finish(&mut self, block: &HeaderBlock, instead: &mut Vec<u8>, counts: Counts<'_>) -> Result<(), u32> {
-        let Counts { budget, open } = counts;
+        let Counts { budget, open, .. } = counts;
         let kind = match self.role {
             Role::Client => Block::Answer,
             Role::Server if block.stream > self.newest => Block::Head,
@@ -402,7 +411,6 @@ fn blamed_on_peer(code: u32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::frame::DATA;
 
     fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -469,6 +477,7 @@ mod tests {
                 Counts {
                     budget: &mut budget,
                     open: &mut open,
+                    meter: &Meter::default(),
                 },
             );
             out.extend_from_slice(&held[..through]);

@@ -78,6 +78,11 @@ impl Open {
         self.end.clone()
     }
 
+    /// Whether nothing is under way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// A frame of the peer's, other than a header block's. Its payload may still have to come.
     pub(crate) fn received(&mut self, frame: &FrameHead) {
         if frame.kind == RST_STREAM {

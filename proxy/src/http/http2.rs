@@ -1,7 +1,7 @@
 //! HTTP/2 over one connection, on either side of it: streams that neither hold up nor end each other.
 //!
-//! A connection's window is as large as the windows of all its streams together, so that what one of them does not read
-//! is never room that another lacks. What waits for a reader is bounded by the streams there may be, not by the connection.
+//! A connection's window opens ahead of what waits for a reader, up to the windows of all its streams together, so that what
+//! one of them does not read is not room that another lacks. How much waits in all is `windows.rs`' to say.
 
 pub(crate) mod client;
 mod heard;
@@ -16,7 +16,7 @@ pub(crate) const STREAMS_MAX: u32 = 100;
 /// What one stream may have under way and unread.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
 
-/// What one connection may: no stream waits for the window of another.
+/// What one connection may at most: no stream waits for the window of another.
 pub(crate) const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
 
 /// A head, decompressed, in either direction.

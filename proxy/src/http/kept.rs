@@ -15,8 +15,10 @@ use crate::http::body::{Body, Incoming};
 use crate::http::http2::HEAD_BYTES_MAX;
 use crate::http::http2::client::{Caller, Failed, Reached, Why};
 use crate::http::interim::{Interims, Unfit};
+use crate::http::unparsed::Tapped;
 use crate::peer::dial::{MadeWith, UpstreamError};
 use crate::peer::session::{Event, Session};
+use crate::share::Share;
 
 /// An unused HTTP/1.1 connection is left before the server closes it: a request that meets the closing would fail.
 /// Servers wait from 2 s (gunicorn) and 5 s (Node) on; a new connection on the own machine costs next to nothing.
@@ -58,8 +60,9 @@ pub(crate) struct NoAnswer {
 impl KeptConnection {
     /// Speaks HTTP over a stream, and drives it on a task of its own until its end.
     pub(crate) async fn open<S>(
-        stream: S,
+        stream: Tapped<S>,
         http2: bool,
+        share: Arc<Share>,
         session: Option<Session>,
         made_with: MadeWith,
         address: &str,
@@ -85,7 +88,7 @@ impl KeptConnection {
             use_,
         };
         let sender = if http2 {
-            let (caller, driver) = Caller::open(stream)
+            let (caller, driver) = Caller::open(stream, share)
                 .await
                 .map_err(|error| UpstreamError::broken(address, &error))?;
             tokio::spawn(end.drive(driver));

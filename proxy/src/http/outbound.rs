@@ -69,7 +69,8 @@ impl Outbound {
         };
         let (stream, mut refusals) = Tapped::caller(stream, http2, far, &self.rules);
         let (this, place) = (self.clone(), slot.clone());
-        let mut connection = Conversation::new(stream, http2, move |request: Request<Incoming>, ahead| {
+        let share = self.rules.unread.of(self.identity.current().svid.spiffe_id());
+        let mut connection = Conversation::new(stream, http2, share, move |request: Request<Incoming>, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
             let (busy, metrics) = (slot.begin(), self.metrics.clone());
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, None);

@@ -10,9 +10,10 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 
-use crate::http::http2::{CONNECTION_WINDOW, HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
+use crate::http::http2::{HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 use crate::http::hygiene::{self, Unclean};
 use crate::http::unread::Unread;
+use crate::http::windows::FIRST_WINDOW;
 
 /// A request's head must be whole within this time; an idle HTTP/1.1 connection is closed after it.
 pub(crate) const HEADER_TIME_MAX: Duration = Duration::from_secs(60);
@@ -134,6 +135,6 @@ pub(crate) fn bounded_http2() -> h2::server::Builder {
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_send_buffer_size(SEND_BYTES_MAX)
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_connection_window_size(FIRST_WINDOW);
     builder
 }

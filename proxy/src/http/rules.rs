@@ -3,10 +3,11 @@
 use hoplite_policy::header_nature::RemovedHeaders;
 
 use crate::config::Config;
+use crate::http::windows::UnreadBudget;
 use crate::limits::Limits;
 
 /// See `docs/reference/configuration.md`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct HttpRules {
     /// What no request takes to the service.
     pub(crate) removed_headers: RemovedHeaders,
@@ -14,6 +15,8 @@ pub(crate) struct HttpRules {
     pub(crate) useless_frames_max: u32,
     /// For how long callers may keep what they take.
     pub(crate) limits: Limits,
+    /// What may be unread.
+    pub(crate) unread: UnreadBudget,
 }
 
 // === impl HttpRules ===
@@ -24,6 +27,7 @@ impl HttpRules {
             removed_headers: config.removed_headers.clone(),
             useless_frames_max: config.useless_frames_max,
             limits: config.limits,
+            unread: UnreadBudget::new(config.limits.unread_bytes_max),
         }
     }
 }

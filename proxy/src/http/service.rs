@@ -34,8 +34,9 @@ pub(crate) struct Outgoing {
 
 /// The service.
 pub(crate) struct Service {
-    /// As each is made.
-    upstream: Upstream,
+    target: Target,
+    rules: Arc<HttpRules>,
+    metrics: Arc<Metrics>,
     /// HTTP/1.1 carries one request at a time on a connection, so that what is idle serves any caller.
     common: Option<Arc<Upstream>>,
     places: Places,
@@ -46,6 +47,8 @@ pub(crate) struct Service {
 pub(crate) struct CallersService {
     upstream: Arc<Upstream>,
     share: Arc<Share>,
+    /// Its part of what may be unread, on whichever side of us.
+    pub(crate) unread: Arc<Share>,
 }
 
 // === impl Head ===
@@ -87,10 +90,14 @@ impl Outgoing {
 impl Service {
     /// The service at an address; HTTP/2 is spoken with prior knowledge.
     pub(crate) fn new(address: String, http2: bool, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
-        let upstream = Upstream::new(Target::Service { address, http2 }, rules, metrics);
+        let target = Target::Service { address, http2 };
+        // Of HTTP/1.1 nothing is unread but what is under way.
+        let common = || Upstream::new(target.clone(), rules.unread.nothing(), rules.clone(), metrics.clone());
         Self {
-            common: (!http2).then(|| Arc::new(upstream.anew())),
-            upstream,
+            common: (!http2).then(|| Arc::new(common())),
+            target,
+            rules,
+            metrics,
             places: Places::new(),
             callers: ByCaller::default(),
         }
@@ -98,12 +105,17 @@ impl Service {
 
     /// For one caller, as long as it holds this.
     pub(crate) fn of(&self, caller: &SpiffeId) -> Arc<CallersService> {
-        self.callers.get(caller, || CallersService {
-            upstream: match &self.common {
-                Some(common) => common.clone(),
-                None => Arc::new(self.upstream.anew()),
-            },
-            share: Arc::new(self.places.share()),
+        self.callers.get(caller, || {
+            let unread = self.rules.unread.of(caller);
+            let (target, rules, metrics) = (self.target.clone(), self.rules.clone(), self.metrics.clone());
+            CallersService {
+                upstream: match &self.common {
+                    Some(common) => common.clone(),
+                    None => Arc::new(Upstream::new(target, unread.clone(), rules, metrics)),
+                },
+                share: Arc::new(self.places.share()),
+                unread,
+            }
         })
     }
 }

@@ -16,13 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::http::frame::Role;
+use crate::http::frame::{Role, WINDOW_UPDATE};
 use crate::http::frames::{Counts, Frames, Passed, PeerFrames, Reset};
 use crate::http::half_close::{AtEnd, End, Open};
 use crate::http::heads::Heads;
 use crate::http::lane::Lane;
 use crate::http::rules::HttpRules;
 use crate::http::useless::{Budget, Standing};
+use crate::http::windows::Meter;
 use crate::metrics::Metrics;
 
 /// Refusals that wait to be recorded; the library ends a connection on which there are more.
@@ -84,6 +85,7 @@ struct Http2 {
     theirs: PeerFrames,
     budget: Budget,
     open: Open,
+    meter: Meter,
     /// Nothing more can be read.
     at_end: bool,
 }
@@ -156,6 +158,14 @@ impl<S> Tapped<S> {
         }
     }
 
+    /// What its bytes say of its window; of HTTP/2 only.
+    pub(crate) fn meter(&self) -> Meter {
+        match &self.protocol {
+            Protocol::Http2(http2) => http2.meter.clone(),
+            Protocol::Http1(_) | Protocol::Answers => Meter::default(),
+        }
+    }
+
     fn written(&mut self, bytes: &[u8]) {
         let Protocol::Http2(http2) = &mut self.protocol else {
             return;
@@ -165,14 +175,24 @@ impl<S> Tapped<S> {
             ours,
             budget,
             open,
+            meter,
             ..
         } = &mut **http2;
         let refusals = &self.refusals;
         ours.see(
             bytes,
-            |frame, error| {
-                budget.sent(frame, error, clock::moment);
+            |frame, number| {
+                if frame.kind == WINDOW_UPDATE {
+                    if let (0, Some(bytes)) = (frame.stream, number) {
+                        meter.granted(bytes);
+                    }
+                    return;
+                }
+                budget.sent(frame, number, clock::moment);
                 open.sent(frame);
+                if open.is_empty() {
+                    meter.nothing_open();
+                }
                 if *role == Role::Server && frame.ends_stream() {
                     budget.answered();
                 }
@@ -195,6 +215,7 @@ impl Protocol {
             theirs: PeerFrames::new(role),
             budget: Budget::new(useless_max, clock::moment()),
             open: Open::new(role),
+            meter: Meter::default(),
             at_end: false,
         }))
     }
@@ -226,9 +247,13 @@ impl Protocol {
             Self::Http1(heads) => heads.pass(bytes, instead),
             Self::Http2(http2) => {
                 let Http2 {
-                    theirs, budget, open, ..
+                    theirs,
+                    budget,
+                    open,
+                    meter,
+                    ..
                 } = &mut **http2;
-                theirs.pass(bytes, instead, Counts { budget, open })
+                theirs.pass(bytes, instead, Counts { budget, open, meter })
             }
             Self::Answers => whole,
         }

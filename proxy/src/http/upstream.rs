@@ -29,6 +29,7 @@ use crate::limits::limit;
 use crate::metrics::Metrics;
 use crate::peer::dial::{self, DIAL_MAX, Dialled, MadeWith, Peer, UpstreamError};
 use crate::peer::identity_feed::Layer;
+use crate::share::Share;
 
 /// How often a request is sent that was never looked at.
 const ATTEMPTS_MAX: usize = 3;
@@ -47,6 +48,7 @@ pub(crate) struct FromServer(Response<Body>);
 pub(crate) struct Upstream {
     target: Target,
     rules: Arc<HttpRules>,
+    unread: Arc<Share>,
     metrics: Arc<Metrics>,
     kept: Mutex<Vec<KeptConnection>>,
     /// Held while a connection is made that others will share, so that a hundred requests make one connection.
@@ -79,24 +81,21 @@ impl FromServer {
 // === impl Upstream ===
 
 impl Upstream {
-    pub(crate) fn new(target: Target, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
+    /// `unread` is what its connections together may have unread.
+    pub(crate) fn new(target: Target, unread: Arc<Share>, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
         let shared = match &target {
             Target::Service { http2, .. } => *http2,
             Target::Peer(_) => true,
         };
         Self {
             target,
+            unread,
             rules,
             metrics,
             kept: Mutex::default(),
             dialling: tokio::sync::Mutex::default(),
             shared: AtomicBool::new(shared),
         }
-    }
-
-    /// The same server, with connections of its own.
-    pub(crate) fn anew(&self) -> Self {
-        Self::new(self.target.clone(), self.rules.clone(), self.metrics.clone())
     }
 
     /// Sends a request as `canonical` says, and returns as soon as the response's head is there.
@@ -226,10 +225,11 @@ impl Upstream {
 
     async fn dial(&self) -> Result<KeptConnection, UpstreamError> {
         let idle_max = limit(self.rules.limits.upstream_idle);
+        let unread = self.unread.clone();
         let connection = match &self.target {
             Target::Service { address, http2 } => {
                 let stream = self.tapped(dial::service(address).await?, *http2, address);
-                KeptConnection::open(stream, *http2, None, MadeWith::default(), address, idle_max).await?
+                KeptConnection::open(stream, *http2, unread, None, MadeWith::default(), address, idle_max).await?
             }
             Target::Peer(peer) => {
                 let Dialled {
@@ -240,7 +240,7 @@ impl Upstream {
                 } = peer.dial(Layer::Http).await?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 let stream = self.tapped(stream, http2, &address);
-                KeptConnection::open(stream, http2, Some(session), made_with, &address, idle_max).await?
+                KeptConnection::open(stream, http2, unread, Some(session), made_with, &address, idle_max).await?
             }
         };
         self.shared.store(connection.is_http2(), Relaxed);

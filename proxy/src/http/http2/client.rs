@@ -18,8 +18,11 @@ use crate::http::http2::heard::{Ear, Heard};
 use crate::http::http2::keepalive::Keepalive;
 use crate::http::http2::pipe::Pipe;
 use crate::http::http2::received::Received;
-use crate::http::http2::{CONNECTION_WINDOW, HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
+use crate::http::http2::{HEAD_BYTES_MAX, STREAM_WINDOW, STREAMS_MAX};
 use crate::http::interim::{Interims, Unfit};
+use crate::http::unparsed::Tapped;
+use crate::http::windows::{FIRST_WINDOW, Meter, Window};
+use crate::share::Share;
 
 /// Asks on a connection that others ask on, too.
 #[derive(Debug, Clone)]
@@ -28,13 +31,15 @@ pub(crate) struct Caller {
     ear: Ear,
     /// Requests whose bodies do not move.
     stuck: Arc<AtomicUsize>,
+    meter: Meter,
 }
 
 /// Moves the connection's bytes; it ends when nobody can ask any more, or nobody answers.
 #[derive(Debug)]
 pub(crate) struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
-    connection: Connection<Heard<S>, Bytes>,
+    connection: Connection<Heard<Tapped<S>>, Bytes>,
     keepalive: Keepalive,
+    window: Window,
 }
 
 /// Why there is no answer, and how far the request came.
@@ -70,17 +75,18 @@ pub(crate) enum Reached {
 
 impl Caller {
     /// Begins a connection.
-    pub(crate) async fn open<S>(stream: S) -> Result<(Self, Driver<S>), h2::Error>
+    pub(crate) async fn open<S>(stream: Tapped<S>, share: Arc<Share>) -> Result<(Self, Driver<S>), h2::Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let meter = stream.meter();
         let (stream, ear) = Heard::new(stream);
         let (send, mut connection) = Builder::new()
             .enable_push(false)
             // Until the server has said how many it takes at a time.
             .initial_max_send_streams(1)
             .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(FIRST_WINDOW)
             .max_header_list_size(HEAD_BYTES_MAX)
             .handshake(stream)
             .await?;
@@ -89,8 +95,15 @@ impl Caller {
             send,
             ear,
             stuck: Arc::default(),
+            meter: meter.clone(),
         };
-        Ok((caller, Driver { connection, keepalive }))
+        let window = Window::new(meter, share);
+        let driver = Driver {
+            connection,
+            keepalive,
+            window,
+        };
+        Ok((caller, driver))
     }
 
     /// How many requests it takes at a time.
@@ -158,7 +171,7 @@ impl Caller {
             why,
         })?;
         let (head, stream) = response.into_parts();
-        let body = Received::new(stream, &head.headers);
+        let body = Received::new(stream, &head.headers, self.meter.clone());
         Ok(Response::from_parts(head, body))
     }
 }
@@ -195,6 +208,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Driver<S> {
         if this.keepalive.poll(context).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.connection).poll(context)
+        let ended = Pin::new(&mut this.connection).poll(context);
+        if let Some(target) = this.window.adjusted() {
+            this.connection.set_target_window_size(target);
+        }
+        ended
     }
 }

@@ -8,6 +8,8 @@ use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Frame, SizeHint};
 
+use crate::http::windows::Meter;
+
 /// A stream's data and trailers. Its window opens as they are taken.
 ///
 /// A stream that is reset ends with an error, whatever the reason: what was cut off is never taken for whole.
@@ -16,6 +18,7 @@ pub(crate) struct Received {
     stream: RecvStream,
     left: Option<u64>,
     state: State,
+    meter: Meter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,8 @@ enum State {
 
 impl Received {
     /// The body of a message with this head.
-    pub(crate) fn new(stream: RecvStream, head: &HeaderMap) -> Self {
+    pub(crate) fn new(stream: RecvStream, head: &HeaderMap, meter: Meter) -> Self {
+        meter.begins();
         let length = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let left = if stream.is_end_stream() {
             Some(0)
@@ -40,6 +44,7 @@ impl Received {
             stream,
             left,
             state: State::Data,
+            meter,
         }
     }
 
@@ -51,6 +56,7 @@ impl Received {
                         self.state = State::Ended;
                         return Poll::Ready(Some(Err(error)));
                     }
+                    self.meter.read(data.len());
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -75,5 +81,12 @@ impl Received {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let unread = self.stream.flow_control().used_capacity();
+        self.meter.ends(unread);
     }
 }

@@ -24,6 +24,9 @@ use crate::http::http2::keepalive::Keepalive;
 use crate::http::http2::pipe::Pipe;
 use crate::http::http2::received::Received;
 use crate::http::interim::{Ahead, Reply};
+use crate::http::unparsed::Tapped;
+use crate::http::windows::{Meter, Window};
+use crate::share::Share;
 
 /// Answers what comes on a connection, each request on a task of its own. All of them end with it.
 pub(crate) struct Connection<S, H> {
@@ -32,11 +35,13 @@ pub(crate) struct Connection<S, H> {
     answering: JoinSet<()>,
     /// Nothing new is taken.
     closing: bool,
+    window: Window,
+    meter: Meter,
 }
 
 enum State<S> {
-    Greeting(Handshake<Heard<S>, Bytes>, Option<(Ear, End)>),
-    Serving(Streams<Heard<S>, Bytes>, Keepalive),
+    Greeting(Handshake<Heard<Tapped<S>>, Bytes>, Option<(Ear, End)>),
+    Serving(Streams<Heard<Tapped<S>>, Bytes>, Keepalive),
 }
 
 // === impl Connection ===
@@ -48,13 +53,16 @@ where
     F: Future<Output = Answer> + Send + 'static,
 {
     /// Begins with the bytes of the peer's preface.
-    pub(crate) fn new(stream: S, end: End, bounds: &Builder, answer: H) -> Self {
+    pub(crate) fn new(stream: Tapped<S>, share: Arc<Share>, bounds: &Builder, answer: H) -> Self {
+        let (end, meter) = (stream.end(), stream.meter());
         let (stream, ear) = Heard::new(stream);
         Self {
             state: State::Greeting(bounds.handshake(stream), Some((ear, end))),
             answer,
             answering: JoinSet::new(),
             closing: false,
+            window: Window::new(meter.clone(), share),
+            meter,
         }
     }
 
@@ -86,12 +94,16 @@ where
                     }
                     // Those that have answered are forgotten.
                     while let Poll::Ready(Some(_)) = self.answering.poll_join_next(context) {}
-                    let Some(asked) = ready!(streams.poll_accept(context)) else {
+                    let asked = streams.poll_accept(context);
+                    if let Some(target) = self.window.adjusted() {
+                        streams.set_target_window_size(target);
+                    }
+                    let Some(asked) = ready!(asked) else {
                         return Poll::Ready(Ok(()));
                     };
                     let (request, reply) = asked?;
                     let (head, stream) = request.into_parts();
-                    let body = Incoming::Http2(Received::new(stream, &head.headers));
+                    let body = Incoming::Http2(Received::new(stream, &head.headers, self.meter.clone()));
                     let reply = Arc::new(Mutex::new(reply));
                     let answer = (self.answer)(Request::from_parts(head, body), Ahead::Http2(reply.clone()));
                     self.answering.spawn(serve(answer, reply));

@@ -105,7 +105,8 @@ impl InboundConnection {
         let caller = self.clone();
         let limits = self.inbound.rules.limits;
         let (cuts, mut cut) = mpsc::channel(CUTS_WAITING_MAX);
-        let mut connection = Conversation::new(stream, self.http2, move |request: Request<Incoming>, ahead| {
+        let share = self.app.unread.clone();
+        let mut connection = Conversation::new(stream, self.http2, share, move |request: Request<Incoming>, ahead| {
             let caller = caller.clone();
             let (busy, metrics) = (caller.slot.begin(), caller.inbound.metrics.clone());
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, Some(cuts.clone()));
