@@ -298,6 +298,44 @@ async fn a_stream_may_be_given_an_end() {
     counted(&proxy, "stream_idle").await;
 }
 
+/// What ends a call of gRPC that nobody answers: the setting, or the call's own word, and five seconds.
+#[tokio::test]
+async fn a_call_of_grpc_that_nobody_answers_may_be_given_an_end() {
+    let limits = Limits {
+        stream_idle: Span(LIMIT),
+        ..Limits::default()
+    };
+    let ends = |limits: Limits, timeout: Option<&'static str>, code: &'static str, grpc_status: &'static str| async move {
+        let (world, proxy) = start(InboundProtocol::Http2, service().await, limits).await;
+        let mut sender = http2(&world, &proxy).await;
+        for path in ["/never", "/late"] {
+            // Its own request is not at its end, either.
+            let (_stream, body) = pieces();
+            let mut call = request(Method::POST, path, "application/grpc", body);
+            if let Some(timeout) = timeout {
+                call.headers_mut().insert("grpc-timeout", timeout.parse().unwrap());
+            }
+            let answer = in_time(code, sender.send_request(call)).await.unwrap();
+            match path {
+                "/never" => {
+                    assert_eq!(answer.headers()["grpc-status"], grpc_status, "{code}");
+                    let message = answer.headers()["grpc-message"].to_str().unwrap();
+                    assert!(message.starts_with(&format!("{code}; decision ")), "{message}");
+                    recorded(&world, &format!("{code}: ")).await;
+                }
+                // Of an answer that has begun nothing comes.
+                _ if timeout.is_none() => {
+                    in_time(code, answer.into_body().collect()).await.unwrap_err();
+                }
+                _ => {}
+            }
+        }
+        counted(&proxy, code).await;
+    };
+    ends(limits, None, "stream_idle", "14").await;
+    ends(Limits::default(), Some("100m"), "grpc_timeout", "4").await;
+}
+
 #[tokio::test]
 async fn what_nobody_uses_is_closed() {
     let app = App::tcp_echo().await;

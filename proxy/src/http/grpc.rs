@@ -17,6 +17,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     InvalidArgument = 3,
+    DeadlineExceeded = 4,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
@@ -55,6 +56,7 @@ pub(crate) fn refuse(headers: &mut HeaderMap, status: StatusCode, code: &'static
 fn of_http(status: StatusCode, code: &str) -> Status {
     match (status, code) {
         (_, "caller_busy") => Status::ResourceExhausted,
+        (_, "grpc_timeout") => Status::DeadlineExceeded,
         (StatusCode::UNAUTHORIZED, _) => Status::Unauthenticated,
         (StatusCode::FORBIDDEN, _) => Status::PermissionDenied,
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => Status::ResourceExhausted,
@@ -159,5 +161,7 @@ mod tests {
         check(504, "upstream_timeout", 14);
         check(501, "upgrade_refused", 12);
         check(508, "loop", 9);
+        check(504, "grpc_timeout", 4);
+        check(504, "stream_idle", 14);
     }
 }

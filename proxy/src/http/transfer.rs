@@ -2,7 +2,7 @@
 //!
 //! Silence alone ends nothing that moves as it should. A call of gRPC, and an answer that has begun, may be silent for as
 //! long as they like: whether the other side is still there is asked by HTTP/2's PING. What is limited is waiting: for a body that
-//! was announced, for an answer's beginning, for a reader.
+//! was announced, for an answer's beginning, for a reader. A call of gRPC that has named its end ends by that.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -12,18 +12,21 @@ use std::time::Duration;
 
 use hoplite_audit::Outcome;
 use hoplite_decision::Unasked;
+use hoplite_host::config::Span;
 use hoplite_host::slots::Busy;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::http::exchange::Exchange;
-use crate::limits::{Limits, limit};
+use crate::limits::{AHEAD, Limits, limit};
 use crate::metrics::Metrics;
 
 /// Transfers of one connection that were cut off and wait to be recorded.
 pub(crate) const CUTS_WAITING_MAX: usize = 64;
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// One request and its answer. As long as either is under way its connection is not idle.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(crate) struct Transfer {
     limits: Limits,
     /// Its ends decide by themselves how long they are silent.
     streaming: bool,
+    /// When its caller has given it up, by its own word.
+    deadline: Option<Instant>,
     began: Instant,
     /// Nanoseconds since `began`.
     moved: AtomicU64,
@@ -51,6 +56,7 @@ pub(crate) enum Late {
     ResponseHead,
     ResponseWrite,
     Stream,
+    Deadline,
 }
 
 /// One that was cut off when no head could be sent any more: it is recorded all the same.
@@ -81,10 +87,14 @@ impl Transfer {
         cuts: Option<mpsc::Sender<Cut>>,
     ) -> Arc<Self> {
         let kind = head.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+        let streaming = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        let began = Instant::now();
+        let timeout = head.get(GRPC_TIMEOUT).filter(|_| streaming).and_then(grpc_timeout);
         Arc::new(Self {
             limits,
-            streaming: kind.is_some_and(|kind| kind.starts_with(b"application/grpc")),
-            began: Instant::now(),
+            streaming,
+            deadline: timeout.and_then(|timeout| began.checked_add(timeout + AHEAD)),
+            began,
             moved: AtomicU64::new(0),
             wanting: AtomicBool::new(false),
             answered: AtomicBool::new(false),
@@ -125,21 +135,30 @@ impl Transfer {
 
     /// Returns when no answer has begun for too long after the request was sent.
     pub(crate) async fn head_late(&self) -> Late {
-        let Some(limit) = limit(self.limits.response_head).filter(|_| !self.streaming) else {
-            return std::future::pending().await;
+        let (idle_max, late) = match self.streaming {
+            true => (self.limits.stream_idle, Late::Stream),
+            false => (self.limits.response_head, Late::ResponseHead),
         };
-        let mut due = self.moved_at() + limit;
         loop {
-            sleep_until(due).await;
-            let now = Instant::now();
-            // As long as it is the body that is waited for, that has a limit of its own.
-            let wanting = self.wanting.load(Relaxed);
-            due = if wanting { now } else { self.moved_at() } + limit;
-            if due <= now {
-                self.end(Late::ResponseHead);
-                return Late::ResponseHead;
+            // As long as it is a body with a limit of its own that is waited for, this one stands still.
+            let wanting = self.wanting.load(Relaxed) && !self.streaming;
+            let since = if wanting { Instant::now() } else { self.moved_at() };
+            let Some((due, late)) = self.due(idle_max, since, late) else {
+                return std::future::pending().await;
+            };
+            if due <= Instant::now() {
+                self.end(late);
+                return late;
             }
+            sleep_until(due).await;
         }
+    }
+
+    /// What ends it next, if nothing moves.
+    fn due(&self, idle_max: Span, since: Instant, late: Late) -> Option<(Instant, Late)> {
+        let idle = limit(idle_max).map(|idle_max| (since + idle_max, late));
+        let deadline = self.deadline.map(|deadline| (deadline, Late::Deadline));
+        [idle, deadline].into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
     /// It ends here, and nothing can be said of that to who asked.
@@ -187,19 +206,39 @@ impl Transfer {
             self.moves();
             return Ok(());
         }
-        let Some(limit) = limit(self.limits.stream_idle) else {
-            return Ok(());
-        };
-        while due.is_over(limit, context) {
+        loop {
             // The request may have moved meanwhile.
-            let end = self.moved_at() + limit;
-            if end <= Instant::now() {
-                self.cut(Late::Stream);
+            let Some((end, late)) = self.due(self.limits.stream_idle, self.moved_at(), Late::Stream) else {
+                return Ok(());
+            };
+            let now = Instant::now();
+            if end <= now {
+                self.cut(late);
                 return Err(TooLate(h2::Reason::CANCEL.into()));
             }
-            due.0 = Some(Box::pin(sleep_until(end)));
+            if !due.is_over(end - now, context) {
+                return Ok(());
+            }
+            due.clear();
         }
-        Ok(())
+    }
+}
+
+/// How long a call may take, as its caller says it: up to eight digits and a unit. What says nothing is no limit.
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (digits, unit) = value.to_str().ok()?.split_at_checked(value.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3_600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
     }
 }
 
@@ -221,6 +260,7 @@ impl Late {
             Self::ResponseHead => "response_head",
             Self::ResponseWrite => "response_write_idle",
             Self::Stream => "stream_idle",
+            Self::Deadline => "grpc_timeout",
         }
     }
 
@@ -238,6 +278,7 @@ impl Late {
             Self::ResponseHead => ours("no answer has begun within the time for it"),
             Self::ResponseWrite => ours("who asked has stopped reading the answer"),
             Self::Stream => ours("nothing has moved in either direction"),
+            Self::Deadline => ours("the call's own `grpc-timeout` has passed"),
         }
     }
 }
@@ -256,5 +297,27 @@ impl Due {
     /// Time begins anew with the next question.
     pub(crate) fn clear(&mut self) {
         self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_says_how_long_it_may_take() {
+        let check = |value: &'static str, expected: Option<u64>| {
+            let read = grpc_timeout(&HeaderValue::from_static(value));
+            assert_eq!(read, expected.map(Duration::from_micros), "{value}");
+        };
+        check("1S", Some(1_000_000));
+        check("250m", Some(250_000));
+        check("99999999u", Some(99_999_999));
+        check("5000n", Some(5));
+        check("2M", Some(120_000_000));
+        check("1H", Some(3_600_000_000));
+        for none in ["", "S", "1", "1s", "-1S", "+1S", "100000000S", "1 S", "1.5S"] {
+            check(none, None);
+        }
     }
 }
