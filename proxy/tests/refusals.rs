@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::{HeaderMap, Request, Response};
-use support::{App, PATIENCE, Proxy, World, decision, exchange, get, id, status};
+use support::{App, PATIENCE, Proxy, World, decision, exchange, get, id, inbound, outbound, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -280,6 +280,68 @@ async fn c5_two_proxies_that_forward_into_each_other() {
         answer.contains("via: 1.0 fred\nvia: 1.1 hoplite\nvia: 2 hoplite\n"),
         "{answer}"
     );
+}
+
+/// C5: there is nothing in TCP that a proxy could count its own rounds by. A circle ends where its caller has no place left,
+/// and all of it with that; it takes nobody else's.
+#[tokio::test]
+async fn c5_a_tcp_circle_ends_by_itself_and_takes_nobodys_place() {
+    const PLACES: usize = 200;
+    let world = world().await;
+    let ledger = App::tcp_echo().await;
+    let start = async |name: &str, inbounds: &[(&str, SocketAddr)], outbounds: &[(&str, SocketAddr)]| {
+        let agent = world.agent(name, &world.svid(&format!("/{name}"))).await;
+        let mut config = world.config(name, &agent);
+        config.limits.connections_max = PLACES;
+        for (service, app) in inbounds {
+            config.inbound.push(inbound(service, InboundProtocol::Tcp, *app));
+        }
+        for (name, to) in outbounds {
+            let to = outbound(name, OutboundProtocol::Tcp, *to, id(&format!("/{name}-in")));
+            config.outbound.push(to);
+        }
+        Proxy::start(config, agent).await
+    };
+    // Two services that each forward to the own way to the other.
+    let a_out = start("a-out", &[], &[("b", nobody())]).await;
+    let b_out = start("b-out", &[], &[("a", nobody())]).await;
+    let a_in = start("a-in", &[("a", a_out.outbound("b"))], &[]).await;
+    let b_in = start("b-in", &[("b", b_out.outbound("a")), ("ledger", ledger.address)], &[]).await;
+    let redirect = |from: &Proxy, name: &str, to: SocketAddr| {
+        let expect = id(&format!("/{name}-in"));
+        from.running.redirect(name, &to.to_string(), &expect).unwrap();
+    };
+    redirect(&a_out, "b", b_in.inbound("b"));
+    redirect(&b_out, "a", a_in.inbound("a"));
+    let mut most = 0;
+    for half_closed in [false, true, true] {
+        let mut first = TcpStream::connect(a_out.outbound("b")).await.unwrap();
+        first.write_all(b"round").await.unwrap();
+        if half_closed {
+            first.shutdown().await.unwrap();
+        }
+        // It has ended for who began it, before that hangs up.
+        let ended = async { while let Ok(1..) = first.read(&mut [0; 64]).await {} };
+        let mut ended = std::pin::pin!(timeout(PATIENCE, ended));
+        loop {
+            tokio::select! {
+                ended = ended.as_mut() => break ended.unwrap(),
+                () = async {
+                    let svid = world.svid("/other");
+                    let mut other = world.connect(b_in.inbound("ledger"), Some(&svid), "/b-in").await.unwrap();
+                    other.write_all(b"ping").await.unwrap();
+                    timeout(PATIENCE, other.read_exact(&mut [0; 4])).await.unwrap().unwrap();
+                    let connections = b_in.status().await["connections"].as_u64().unwrap();
+                    most = most.max(connections);
+                } => {}
+            }
+        }
+    }
+    println!("{most} connections at most");
+    assert!(most as usize <= PLACES + PLACES / 8 + 1, "{most}");
+    for proxy in [&a_out, &a_in, &b_out, &b_in] {
+        support::eventually("all of it ends", async || proxy.status().await["connections"] == 0).await;
+    }
 }
 
 /// D: what an application resets is reset for its caller, and a clean end stays one.

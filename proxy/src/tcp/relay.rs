@@ -1,13 +1,19 @@
-//! Copies bytes both ways between two streams until both have said their end, or nothing has moved for too long.
+//! Copies bytes both ways between two streams until both have said their end, one of them is gone, or nothing has moved for
+//! too long.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::{client, server};
 
 use crate::limits::HALF_CLOSED_IDLE_MAX;
 
@@ -26,15 +32,31 @@ struct Pulse {
     idle_max: Option<Duration>,
 }
 
+/// What bytes are copied from and to.
+pub(crate) trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP beneath it, if there is any.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+/// One side, which is read in one way and written in the other.
+struct Shared<'s, S> {
+    stream: Mutex<&'s mut S>,
+    /// It has said its end.
+    ended: Notify,
+}
+
+/// One of a side's two ways.
+struct Way<'w, 's, S>(&'w Shared<'s, S>);
+
 /// Copies until both sides have ended, and calls `moved` whenever bytes have moved. The end of one side is passed on and
-/// does not end the other.
+/// does not end the other; but who is gone by then, and hears nothing any more, ends both.
 ///
 /// # Errors
 /// It broke off, and neither side has been told of an end: what is dropped now must not look like one ([`reset`]).
 pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B, idle_max: Option<Duration>, moved: impl Fn()) -> io::Result<()>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Side,
+    B: Side,
 {
     let pulse = Pulse {
         start: Instant::now(),
@@ -42,11 +64,12 @@ where
         half_closed: AtomicBool::new(false),
         idle_max,
     };
-    let (a_reads, a_writes) = tokio::io::split(a);
-    let (b_reads, b_writes) = tokio::io::split(b);
+    let (a, b) = (Shared::new(a), Shared::new(b));
     tokio::select! {
-        both = async { tokio::try_join!(copy(a_reads, b_writes, &pulse, &moved), copy(b_reads, a_writes, &pulse, &moved)) } => both.map(|_| ()),
+        both = async { tokio::try_join!(copy(&a, &b, &pulse, &moved), copy(&b, &a, &pulse, &moved)) } => both.map(|_| ()),
         () = pulse.stopped() => Err(io::ErrorKind::TimedOut.into()),
+        () = a.gone() => Err(b.broken_off()),
+        () = b.gone() => Err(a.broken_off()),
     }
 }
 
@@ -56,12 +79,13 @@ pub(crate) fn reset(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
-async fn copy(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
+async fn copy<A: Side, B: Side>(
+    side: &Shared<'_, A>,
+    other: &Shared<'_, B>,
     pulse: &Pulse,
     moved: &impl Fn(),
 ) -> io::Result<()> {
+    let (mut from, mut to) = (Way(side), Way(other));
     let mut buffer = vec![0; BUFFER_MIN];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -77,7 +101,91 @@ async fn copy(
         }
     }
     pulse.half_closed.store(true, Relaxed);
-    to.shutdown().await
+    to.shutdown().await?;
+    side.ended.notify_one();
+    Ok(())
+}
+
+/// The same connection by another descriptor.
+fn again(tcp: &TcpStream) -> Option<TcpStream> {
+    let socket = SockRef::from(tcp).try_clone().ok()?;
+    TcpStream::from_std(socket.into()).ok()
+}
+
+// === impl Side ===
+
+impl Side for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Side for client::TlsStream<TcpStream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
+    }
+}
+
+impl Side for server::TlsStream<TcpStream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
+    }
+}
+
+// === impl Shared ===
+
+impl<'s, S: Side> Shared<'s, S> {
+    fn new(stream: &'s mut S) -> Self {
+        Self {
+            stream: Mutex::new(stream),
+            ended: Notify::new(),
+        }
+    }
+
+    /// Returns when it has said its end, and then is there no more: that is read nowhere.
+    async fn gone(&self) {
+        self.ended.notified().await;
+        // A descriptor of its own, for as long as one way is left: the stream is at work.
+        let watched = self.stream().tcp().and_then(again);
+        match watched {
+            Some(watched) => drop(watched.ready(Interest::ERROR).await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Makes the end of this side one that is noticed, although our end is said already.
+    fn broken_off(&self) -> io::Error {
+        if let Some(tcp) = self.stream().tcp() {
+            reset(tcp);
+        }
+        io::ErrorKind::ConnectionReset.into()
+    }
+
+    fn stream(&self) -> MutexGuard<'_, &'s mut S> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Way ===
+
+impl<S: Side> AsyncRead for Way<'_, '_, S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.stream()).poll_read(context, buffer)
+    }
+}
+
+impl<S: Side> AsyncWrite for Way<'_, '_, S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self.0.stream()).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.stream()).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.stream()).poll_shutdown(context)
+    }
 }
 
 // === impl Pulse ===
@@ -116,6 +224,40 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Side for tokio::io::DuplexStream {
+        fn tcp(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn who_is_gone_after_its_end_ends_both() {
+        let ((mut near, mut a), (mut far, mut b)) = (pair().await, pair().await);
+        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, || {}).await });
+        near.write_all(b"last words").await.unwrap();
+        near.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        far.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"last words");
+        assert!(!copying.is_finished(), "the other way is open");
+        reset(&near);
+        drop(near);
+        let ended = tokio::time::timeout(Duration::from_secs(20), copying).await;
+        assert_eq!(
+            ended.unwrap().unwrap().unwrap_err().kind(),
+            io::ErrorKind::ConnectionReset
+        );
+        // Which the other side learns, although it has heard an end.
+        let noticed = tokio::time::timeout(Duration::from_secs(20), far.ready(Interest::ERROR)).await;
+        assert!(noticed.unwrap().unwrap().is_error());
+    }
 
     #[tokio::test]
     async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
