@@ -146,6 +146,62 @@ async fn idle_callers_make_room_and_busy_ones_do_not() {
     }
 }
 
+/// Whoever is let go has its time once: what it does meanwhile gives it no more.
+#[tokio::test]
+async fn a_peer_that_is_let_go_gains_no_time_by_being_busy() {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let world = World::new();
+    let app = App::http().await;
+    let proxy = small(&world, InboundProtocol::Http, app.address, 4).await;
+    let to = proxy.inbound("orders");
+    let svid = world.svid("/edge");
+    let mut leaving = world.connect_by(&[b"h2"], to, Some(&svid), "/orders").await.unwrap();
+    let ask = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 5, 1, b"\x82\x86\x84\x01\x06orders"),
+    ];
+    leaving.write_all(&ask.concat()).await.unwrap();
+    eventually("it is answered", async || app.count() == 1).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = world.connect(to, Some(&svid), "/orders").await.unwrap();
+        stream
+            .write_all(get("/").replace("close", "keep-alive").as_bytes())
+            .await
+            .unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        held.push(stream);
+    }
+    // It answers no PING, so that the library goes on; each stream of these is refused and recorded.
+    let busy = async {
+        let (mut reads, mut writes) = tokio::io::split(leaving);
+        let writing = async {
+            for number in 1.. {
+                if writes
+                    .write_all(&frame(1, 5, 2 * number + 1, &[0x82, 0x82]))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let reading = async { while let Ok(1..) = reads.read(&mut [0; 4096]).await {} };
+        tokio::select! {
+            () = writing => {}
+            () = reading => {}
+        }
+    };
+    in_time("it is closed", busy).await;
+    let refused = world.records("orders").len();
+    assert!(refused < 60, "{refused} records: it stayed as long as it was busy");
+}
+
 #[tokio::test]
 async fn silent_connections_keep_nobody_out_of_tcp_or_an_outbound_listener() {
     let world = World::new();
