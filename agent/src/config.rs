@@ -35,8 +35,9 @@ pub struct Config {
     /// A PEM file with the authorities by which the CA is known at first. Later the CA's own word is kept in `data_dir`,
     /// until this file changes.
     pub trust_bundle: PathBuf,
-    /// A file (0600) with a one-time token from `hoplite token create`. Needed to join; may be written later.
-    #[serde(default)]
+    /// A file (0600) with a one-time token from `hoplite token create`. Needed to join; may be written later. May be a
+    /// credential of systemd, `${CREDENTIALS_DIRECTORY}/NAME`.
+    #[serde(default, deserialize_with = "hoplite_host::credentials::optional_path")]
     pub join_token_file: Option<PathBuf>,
     /// The Unix socket for workloads.
     pub socket: PathBuf,
@@ -264,6 +265,11 @@ mod tests {
         check("\"/s\"", "\"/s\"\nsokcet = 1", &["sokcet", ":6:"]);
         check("\"prod.example\"", "\"Prod!\"", &[":1:", "Prod!"]);
         check("ca = \"ca:7443\"\n", "", &["missing field `ca`"]);
+        check(
+            "\"/s\"",
+            "\"/s\"\njoin_token_file = \"${CREDENTIALS_DIRECTORY}/a/b\"",
+            &[":6:", "is not the name of a credential"],
+        );
         check(
             "\"/s\"",
             "\"/s\"\npolicy_signers = [\"alice\"]",

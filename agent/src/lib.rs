@@ -284,6 +284,16 @@ impl Daemon for Running {
         }))
     }
 
+    fn status(&self) -> String {
+        match &*self.supply.borrow() {
+            Some(_) => format!("serving workloads on {}", self.socket.display()),
+            None => format!(
+                "waiting for the first word of the CA; {} is there",
+                self.socket.display()
+            ),
+        }
+    }
+
     async fn stop(self, _why: &Result<(), StartError>) {
         self.stop().await;
     }

@@ -426,6 +426,14 @@ impl Daemon for Running {
         Ok(reloaded)
     }
 
+    fn status(&self) -> String {
+        format!(
+            "serving the agents of {} on {}",
+            self.bundle().trust_domain(),
+            self.node_address
+        )
+    }
+
     async fn stop(self, _why: &Result<(), StartError>) {
         self.stop().await;
     }

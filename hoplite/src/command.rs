@@ -10,6 +10,7 @@ pub(crate) mod entry;
 pub(crate) mod operator;
 pub(crate) mod policy;
 pub(crate) mod reach;
+pub(crate) mod shell;
 pub(crate) mod sign_in;
 pub(crate) mod svid;
 pub(crate) mod token;

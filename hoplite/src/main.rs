@@ -13,8 +13,13 @@ mod up;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use jiff::tz::TimeZone;
+
+/// musl's own takes one lock for all threads and gives memory back at once.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Zero-trust identity, mutual TLS and policy for every hop.
 #[derive(Debug, Parser)]
@@ -67,6 +72,10 @@ enum Command {
     /// Ask the decision logs who called what, who was refused, and why
     #[command(subcommand)]
     Audit(command::audit::AuditCommand),
+    /// Print the completions of a shell
+    Completions(command::shell::CompletionsArgs),
+    /// Show the manual page, or write those of all commands
+    Man(command::shell::ManArgs),
     /// One of the three demo services of `hoplite up`
     #[command(hide = true)]
     DemoService(command::demo_service::Args),
@@ -127,6 +136,8 @@ fn main() -> ExitCode {
         Command::Svid(command) => command::svid::run(command),
         Command::Policy(command) => command::policy::run(command),
         Command::Audit(command) => command::audit::run(command),
+        Command::Completions(args) => command::shell::completions(&args, Cli::command()),
+        Command::Man(args) => command::shell::man(&args, Cli::command()),
         Command::DemoService(args) => command::demo_service::run(args),
     };
     match outcome {

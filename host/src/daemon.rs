@@ -9,7 +9,9 @@ use clap::Args;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::liveness::{Answers, Beat, Liveness};
 use crate::logging::{self, Format};
+use crate::manager::Manager;
 use crate::process::{self, Hardening};
 use crate::reload::Reloaded;
 use crate::shutdown;
@@ -39,6 +41,15 @@ pub trait Daemon {
 
     /// Reads the file again and takes over what can be taken over while it serves. After an error everything is as it was.
     fn reload(&mut self, file: &Path) -> impl Future<Output = Result<Reloaded, Self::Error>>;
+
+    /// Ends when every thread that works beside the runtime which runs this has answered; never, if one hangs. The runtime itself
+    /// is asked anyway.
+    fn answers(&self) -> Answers {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// What it does now, in one line, for whoever asks the service manager.
+    fn status(&self) -> String;
 
     /// Takes nothing new, lets what is under way finish for a bounded time, then ends the rest. `why` is how it ended by
     /// itself, or nothing but good when it is told to stop.
@@ -108,22 +119,26 @@ where
         runtime.worker_threads(2);
     }
     let runtime = runtime.enable_all().build().map_err(DaemonError::Thread)?;
-    runtime.block_on(live(&arguments.config, start()))
+    runtime.block_on(live(&arguments.config, &Manager::of_this_process(), start()))
 }
 
 async fn live<D: Daemon>(
     file: &Path,
+    manager: &Manager,
     start: impl Future<Output = Result<D, D::Error>>,
 ) -> Result<(), DaemonError<D::Error>> {
     // Before the start, which may wait for others: it must be possible to stop that too.
     let mut terminated = std::pin::pin!(shutdown::terminated());
     // Unhandled it would end the process.
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
+    manager.starting("starting; the log says what it waits for");
     let mut daemon = tokio::select! {
         biased;
         stopped = terminated.as_mut() => return stopped.map_err(DaemonError::Signals),
-        started = start => started?,
+        started = start => started.inspect_err(|error| manager.stopping(&one_line(error)))?,
     };
+    manager.ready(&daemon.status());
+    let mut liveness = Liveness::new(manager.watchdog());
     let why = loop {
         tokio::select! {
             stopped = terminated.as_mut() => {
@@ -131,20 +146,35 @@ async fn live<D: Daemon>(
                 break Ok(());
             }
             ended = daemon.ended() => break ended,
-            Some(()) = hangup.recv() => {}
-        }
-        match daemon.reload(file).await {
-            Ok(reloaded) => reloaded.say(file),
-            Err(error) => tracing::error!(
-                notice = true,
-                error = one_line(&error),
-                "SIGHUP: the file cannot be used, so everything stays as it is"
-            ),
+            Some(()) = hangup.recv() => {
+                manager.reloading();
+                read_again(&mut daemon, file).await;
+                manager.ready(&daemon.status());
+            }
+            beat = liveness.beat() => match beat {
+                Beat::Due => liveness.ask(daemon.answers()),
+                Beat::Alive => manager.alive(&daemon.status()),
+            },
         }
     };
     tracing::info!("stopping");
+    match &why {
+        Ok(()) => manager.stopping("stopping; what is under way may finish"),
+        Err(error) => manager.stopping(&one_line(error)),
+    }
     daemon.stop(&why).await;
     Ok(why?)
+}
+
+async fn read_again<D: Daemon>(daemon: &mut D, file: &Path) {
+    match daemon.reload(file).await {
+        Ok(reloaded) => reloaded.say(file),
+        Err(error) => tracing::error!(
+            notice = true,
+            error = one_line(&error),
+            "SIGHUP: the file cannot be used, so everything stays as it is"
+        ),
+    }
 }
 
 /// Ends this process when its standard input ends.
@@ -226,6 +256,10 @@ mod tests {
             Ok(Reloaded::default())
         }
 
+        fn status(&self) -> String {
+            "serves".to_owned()
+        }
+
         async fn stop(self, why: &Result<(), Broken>) {
             self.heard
                 .lock()
@@ -246,23 +280,24 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_is_drained_however_it_ends() {
         let (heard, good) = (Arc::new(Mutex::new(Vec::new())), Path::new("good.toml"));
+        let silent = Manager::default();
         let sample = |ends| Sample {
             ends,
             heard: Arc::clone(&heard),
         };
         assert!(matches!(
-            live::<Sample>(good, async { Err(Broken) }).await,
+            live::<Sample>(good, &silent, async { Err(Broken) }).await,
             Err(DaemonError::Daemon(Broken))
         ));
         assert!(heard.lock().unwrap().is_empty(), "what did not start is not stopped");
 
-        let failed = live(good, async { Ok(sample(Some(Err(Broken)))) }).await;
+        let failed = live(good, &silent, async { Ok(sample(Some(Err(Broken)))) }).await;
         assert_eq!(one_line(&failed.unwrap_err()), "the disk, is full");
-        live(good, async { Ok(sample(Some(Ok(())))) }).await.unwrap();
+        live(good, &silent, async { Ok(sample(Some(Ok(())))) }).await.unwrap();
         assert_eq!(*heard.lock().unwrap(), ["ended soon", "drained"]);
 
         // The handler stays installed, so that a signal does not end the test.
-        let (running, ()) = tokio::join!(live(good, async { Ok(sample(None)) }), async {
+        let (running, ()) = tokio::join!(live(good, &silent, async { Ok(sample(None)) }), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             term();
         });
@@ -273,7 +308,7 @@ mod tests {
         for file in ["good.toml", "bad.toml"] {
             heard.lock().unwrap().clear();
             let heard = Arc::clone(&heard);
-            let (running, ()) = tokio::join!(live(Path::new(file), async { Ok(sample(None)) }), async move {
+            let (running, ()) = tokio::join!(live(Path::new(file), &silent, async { Ok(sample(None)) }), async move {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 say(rustix::process::Signal::HUP);
                 while heard.lock().unwrap().is_empty() {
@@ -286,7 +321,7 @@ mod tests {
         assert_eq!(*heard.lock().unwrap(), ["read again", "drained"]);
         heard.lock().unwrap().push("");
 
-        let (starting, ()) = tokio::join!(live::<Sample>(good, std::future::pending()), async {
+        let (starting, ()) = tokio::join!(live::<Sample>(good, &silent, std::future::pending()), async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             term();
         });

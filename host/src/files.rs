@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::credentials;
+
 /// A file operation that failed: what was tried, on what, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} `{path}`: {source}{remedy}", path = .path.display())]
@@ -78,7 +80,8 @@ pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_atomically(&target, bytes, mode)
 }
 
-/// Reads a secret. A file that others may read is refused: whoever read it may still have it.
+/// Reads a secret. A file that others may read is refused: whoever read it may still have it. Of a credential of the service
+/// manager the group's bit is the mask of the list (ACL) by which this user alone reads a file of root's.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = |source, remedy| FileError {
         verb: "read",
@@ -89,7 +92,8 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     // The mode of what is read, not of what had the name a moment before.
     let mut file = File::open(path).map_err(|e| failed(e, ""))?;
     let mode = file.metadata().map_err(|e| failed(e, ""))?.mode();
-    if mode & 0o077 != 0 {
+    let others = if credentials::is_one(path) { 0o037 } else { 0o077 };
+    if mode & others != 0 {
         let source = io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!("its mode {:04o} lets others in", mode & 0o7777),

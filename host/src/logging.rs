@@ -1,5 +1,6 @@
 //! Logs: lines for people on a terminal, JSON for machines, always to standard error.
 
+use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
@@ -34,6 +35,8 @@ pub fn init(format: Format) {
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A journal or a file would keep the codes.
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
         .with_writer(std::io::stderr);
     // A second call (two daemons in one test process) keeps the first subscriber.
     let _ = match format {

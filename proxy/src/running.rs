@@ -10,6 +10,7 @@ use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, LOG_NOTE, follow_
 use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
 use hoplite_host::files;
+use hoplite_host::liveness::Answers;
 use hoplite_host::logging;
 use hoplite_host::process::{self, Hardening};
 use hoplite_host::reload::{Reloaded, Settings};
@@ -30,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
 use crate::peer::identity_feed::{IdentityFeed, Source};
 use crate::peer::session::Stop;
-use crate::worker::{Port, Shared, Worker};
+use crate::worker::{Port, Question, Shared, Worker};
 
 /// What is under way when the proxy stops may take this long to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -53,6 +54,7 @@ pub struct Running {
     close: Stopper,
     /// A worker says here that it has ended.
     ended: mpsc::Receiver<()>,
+    workers: Vec<Question>,
     threads: Vec<std::thread::JoinHandle<()>>,
     _control: JoinSet<()>,
     _policy: Option<Follower>,
@@ -195,6 +197,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         drain,
         close,
         ended,
+        workers: Vec::new(),
         threads: Vec::new(),
         _control: control,
         _policy: follower,
@@ -211,6 +214,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     );
     for worker in Worker::divide(ports, workers, &shared) {
         let end = ends.clone();
+        running.workers.push(worker.question());
         match traffic {
             Traffic::Here => {
                 tokio::spawn(worker.run(end));
@@ -290,6 +294,33 @@ impl Daemon for Running {
         });
         self.settings = settings;
         Ok(reloaded)
+    }
+
+    fn answers(&self) -> Answers {
+        let workers = self.workers.clone();
+        Box::pin(async move {
+            for worker in workers {
+                worker.answered().await;
+            }
+        })
+    }
+
+    fn status(&self) -> String {
+        let named = |(name, address): (&str, &SocketAddr)| format!("{name} on {address}");
+        let services = self.inbound.iter().map(|(name, address)| named((name, address)));
+        let upstreams = self.outbound.iter().map(|(name, address, _)| named((name, address)));
+        let shown = |listed: Vec<String>| {
+            if listed.is_empty() {
+                "none".to_owned()
+            } else {
+                listed.join(", ")
+            }
+        };
+        format!(
+            "serving; in: {}; out: {}",
+            shown(services.collect()),
+            shown(upstreams.collect())
+        )
     }
 
     async fn stop(self, why: &Result<(), StartError>) {

@@ -10,7 +10,7 @@ use hoplite_host::slots::{Bounds, Slot, Slots};
 use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -64,7 +64,13 @@ pub(crate) struct Shared {
 pub(crate) struct Worker {
     shared: Shared,
     listeners: Vec<(Kind, Socket, Slots)>,
+    asked: mpsc::Receiver<oneshot::Sender<()>>,
+    question: Question,
 }
+
+/// Asks a worker whether it still works: only its own runtime can answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Question(mpsc::Sender<oneshot::Sender<()>>);
 
 // === impl Port ===
 
@@ -185,9 +191,14 @@ impl Worker {
     /// Gives every worker one socket of every port.
     pub(crate) fn divide(ports: Vec<Port>, workers: usize, shared: &Shared) -> Vec<Self> {
         let mut divided: Vec<Self> = (0..workers)
-            .map(|_| Self {
-                shared: shared.clone(),
-                listeners: Vec::new(),
+            .map(|_| {
+                let (question, asked) = mpsc::channel(1);
+                Self {
+                    shared: shared.clone(),
+                    listeners: Vec::new(),
+                    asked,
+                    question: Question(question),
+                }
             })
             .collect();
         for port in ports {
@@ -196,6 +207,11 @@ impl Worker {
             }
         }
         divided
+    }
+
+    /// Asks it whether it works.
+    pub(crate) fn question(&self) -> Question {
+        self.question.clone()
     }
 
     /// Runs on a thread of its own.
@@ -212,16 +228,38 @@ impl Worker {
     }
 
     /// Accepts until the proxy closes.
-    pub(crate) async fn run(self, end: mpsc::Sender<()>) {
+    pub(crate) async fn run(mut self, end: mpsc::Sender<()>) {
         let _said = SaysItsEnd(end);
         let mut close = self.shared.stop.close.clone();
         let mut accepting = JoinSet::new();
         for (kind, socket, slots) in self.listeners {
             accepting.spawn(self.shared.accept(kind, socket, slots));
         }
-        close.wait().await;
+        loop {
+            tokio::select! {
+                () = close.wait() => return,
+                Some(answer) = self.asked.recv() => {
+                    // Who asked may have gone.
+                    let _ = answer.send(());
+                }
+            }
+        }
     }
 }
+
+// === impl Question ===
+
+impl Question {
+    /// Returns when the worker has answered; never, if it hangs or has ended.
+    pub(crate) async fn answered(self) {
+        let (answer, answered) = oneshot::channel();
+        if self.0.send(answer).await.is_err() || answered.await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+// === impl Shared ===
 
 impl Shared {
     /// Builds what serves one listener, and accepts for it.

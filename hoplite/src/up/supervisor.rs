@@ -242,6 +242,10 @@ impl Keeper {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        // They are for us: a child is nobody to the service manager that may have started us.
+        for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
         // Ctrl-C at the terminal reaches us alone; we stop the children in order.
         command.process_group(0);
         let ours = if self.spec.role == Role::Agent {

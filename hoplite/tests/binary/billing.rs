@@ -14,7 +14,7 @@ use crate::support::{Up, until};
 const EVERYBODY: &str = "@id(\"open/everybody\")\n@owner(\"nobody\")\npermit (principal, action, resource);\n";
 
 /// The proxy of README's `billing`, which also calls itself, so that somebody asks its policy.
-struct Billing {
+pub(crate) struct Billing {
     config: PathBuf,
     program: PathBuf,
     /// Where its own service would call `billing`.
@@ -43,7 +43,7 @@ fn service() -> u16 {
 
 impl Billing {
     /// As README says it, with other ports.
-    fn register(up: &Up, dir: &Path) -> Self {
+    pub(crate) fn register(up: &Up, dir: &Path) -> Self {
         let program = dir.join("billing-proxy");
         if fs::hard_link(env!("CARGO_BIN_EXE_hoplite"), &program).is_err() {
             fs::copy(env!("CARGO_BIN_EXE_hoplite"), &program).unwrap();
@@ -101,10 +101,15 @@ impl Billing {
         }
     }
 
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(["proxy", "run", "--config"]).arg(&self.config);
+        command
+    }
+
     fn run(&mut self) {
-        let mut child = Command::new(&self.program)
-            .args(["proxy", "run", "--config"])
-            .arg(&self.config)
+        let mut child = self
+            .command()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

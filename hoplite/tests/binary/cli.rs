@@ -198,6 +198,8 @@ fn every_command_helps_with_an_example() {
         &["agent", "ban"],
         &["agent", "evict"],
         &["proxy", "run"],
+        &["completions"],
+        &["man"],
         &["token", "create"],
         &["entry", "create"],
         &["entry", "update"],
