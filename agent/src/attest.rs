@@ -24,6 +24,7 @@ use std::time::SystemTime;
 use data_encoding::HEXLOWER;
 use hoplite_host::socket::Peer;
 use hoplite_identity::{InvalidSelector, Selector, SelectorKind};
+use hoplite_telemetry::{Counter, Family};
 use ring::digest;
 use tokio::sync::Semaphore;
 
@@ -41,6 +42,9 @@ const HASHING_MAX: usize = 2;
 
 /// A user database larger than this is not read.
 const PASSWD_BYTES_MAX: u64 = 16 << 20;
+
+/// What comes of looking at a caller is from a fixed set.
+const RESULTS_MAX: usize = 10;
 
 /// The process at the other end of a connection.
 #[derive(Debug)]
@@ -71,6 +75,8 @@ pub(crate) struct Attestor {
     users: Mutex<Users>,
     digests: Mutex<Digests>,
     hashing: Semaphore,
+    /// What came of looking at callers.
+    results: Family<1, Counter>,
 }
 
 /// What identifies the content of a binary without reading it. The change time is part of it because, unlike the
@@ -172,12 +178,18 @@ impl Attestor {
             users: Mutex::default(),
             digests: Mutex::default(),
             hashing: Semaphore::new(HASHING_MAX),
+            results: Family::new(["result!"], RESULTS_MAX),
         }
     }
 
     /// The launches that this attestor knows of.
     pub(crate) fn launches(&self) -> &Launches {
         &self.launches
+    }
+
+    /// What came of looking at callers, by result.
+    pub(crate) fn results(&self) -> &Family<1, Counter> {
+        &self.results
     }
 
     /// Everything that can be said of the caller now.

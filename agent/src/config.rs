@@ -11,6 +11,7 @@ use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
+use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 /// Any local user may connect: attestation decides what each gets.
@@ -44,6 +45,9 @@ pub struct Config {
     /// The socket's mode, `0o666` when left out: any local user may connect, attestation decides.
     #[serde(default)]
     pub socket_mode: Option<u32>,
+    /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
+    #[serde(default)]
+    pub metrics_listen: Option<MetricsListen>,
     /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
     #[serde(default)]
     pub log_levels: Option<Levels>,

@@ -11,9 +11,11 @@
 mod attest;
 mod authorize;
 mod config;
+mod metrics;
 mod node;
 mod policy;
 mod refused;
+mod shown;
 mod socket;
 mod supply;
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub(crate) mod testing;
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -37,6 +40,7 @@ use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError};
 use hoplite_policy::holding::Holding;
+use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -52,6 +56,8 @@ use node::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
 use policy::PolicyHolder;
+use shown::Shown;
+use socket::server::Places;
 use socket::session::Sessions;
 use supply::{Supplier, SupplyReceiver};
 
@@ -62,6 +68,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Running {
     socket: PathBuf,
+    metrics_address: Option<SocketAddr>,
     supply: SupplyReceiver,
     stopper: Stopper,
     /// Each says why it ended. All of them end only after the stop.
@@ -93,6 +100,9 @@ pub enum StartError {
     /// The socket for workloads.
     #[error(transparent)]
     Socket(#[from] BindError),
+    /// The address for metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsDoorError),
     /// The launcher channel is no Unix socket.
     #[error(
         "standard input is no Unix socket ({0}); leave out `--launcher-stdin` unless a supervisor starts the agent"
@@ -135,7 +145,13 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let listener = unix_socket::bind(&config.socket, config.socket_mode())?;
+    let door = match config.metrics_listen {
+        Some(listen) => Some(MetricsDoor::bind(listen).await?),
+        None => None,
+    };
 
+    let metrics_address = door.as_ref().map(MetricsDoor::address);
+    let (metrics_link, held) = (link.clone(), holdings.clone());
     let (stopper, stop) = shutdown::channel();
     let registrations = watch::Sender::new(None);
     let supply = watch::Sender::new(None);
@@ -162,6 +178,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let node = node::run(keeper, link, config.join_token_file, stop.clone());
     let running = Running {
         socket: config.socket,
+        metrics_address,
         supply: sessions.supply.clone(),
         stopper,
         parts: JoinSet::new(),
@@ -179,8 +196,26 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let routes = authorize::routes(&sessions, authorizer.as_ref());
     let routes = socket::with_services(routes, &sessions, feed);
     let refused = Arc::clone(&sessions.refused);
-    let bounds = socket::server::connection_bounds();
-    let server = socket::server::serve(listener, routes, config.peer_process, bounds, refused, stop);
+    let places = Places::default();
+    if let Some(door) = door {
+        let shown = Shown {
+            link: metrics_link,
+            supply: sessions.supply.clone(),
+            holdings: held,
+            refused: refused.clone(),
+            attested: sessions.attestor.results().clone(),
+            connections: places.connections.clone(),
+            streams: places.streams.clone(),
+            authorizer: authorizer.clone(),
+            shutdown: stop.clone(),
+        };
+        let serving = door.serve(Arc::new(shown.site()), stop.clone());
+        parts.spawn(async {
+            serving.await;
+            "the metrics"
+        });
+    }
+    let server = socket::server::serve(listener, routes, config.peer_process, places, refused, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"
@@ -303,6 +338,11 @@ impl Running {
     /// The socket for workloads.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where `/live`, `/ready` and `/metrics` are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Returns `true` once the node has its SVID and workloads can be served, `false` if the agent ends before that.

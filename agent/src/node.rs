@@ -174,6 +174,10 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
             }
             () = shutdown.wait() => return,
         };
+        if let Some(outcome) = &outcome {
+            let kind = if step == Step::Join { "join" } else { "renew" };
+            link.metrics().asked(kind, outcome.is_ok());
+        }
         match outcome {
             None => {}
             Some(Ok(())) => {

@@ -1,12 +1,17 @@
-//! Whom this agent refused, and for what: counted by cause, and told in the log once in a while.
+//! Whom this agent refused, and for what: counted by cause, and told in the log once in a while. And how calls were
+//! answered at all.
 
 use hoplite_host::clock;
 use hoplite_host::refusals::Refusals;
+use hoplite_telemetry::{Counter, Family};
 
 use crate::attest::LocalProcess;
 
 /// A name or a path in a log line is cut at this; whoever asks may write anything.
 const NAME_CHARS_MAX: usize = 200;
+
+/// RPCs, times the codes they are answered with.
+const CALLS_MAX: usize = 500;
 
 /// By cause. Those of one process share a line, and those of one user and one name.
 #[derive(Debug, Default)]
@@ -14,7 +19,12 @@ pub(crate) struct Refused {
     no_identity: Refusals<i32>,
     unknown_secret: Refusals<(u32, String)>,
     calls: Refusals<i32>,
+    answered: Calls,
 }
+
+/// How calls on the socket were answered.
+#[derive(Debug)]
+struct Calls(Family<2, Counter>);
 
 // === impl Refused ===
 
@@ -57,6 +67,16 @@ impl Refused {
         }
     }
 
+    /// A call was answered, well or not.
+    pub(crate) fn answered(&self, rpc: &str, code: &str) {
+        self.answered.0.get([rpc, code]).inc();
+    }
+
+    /// How many calls were answered how, by RPC and code.
+    pub(crate) fn calls(&self) -> &Family<2, Counter> {
+        &self.answered.0
+    }
+
     /// How many of each cause, since the start.
     pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
         [
@@ -64,5 +84,13 @@ impl Refused {
             ("unknown secret", self.unknown_secret.total()),
             ("call beyond a bound", self.calls.total()),
         ]
+    }
+}
+
+// === impl Calls ===
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self(Family::new(["rpc", "code!"], CALLS_MAX))
     }
 }

@@ -146,6 +146,11 @@ impl Supply {
             .collect()
     }
 
+    /// All of them.
+    pub(crate) fn entries(&self) -> &[Supplied] {
+        &self.entries
+    }
+
     pub(crate) fn bundles(&self) -> &BundleSet {
         &self.bundles
     }
@@ -236,6 +241,9 @@ impl Supplier {
             match self.mint(own, &due).await {
                 Ok(()) => self.away.succeeded(),
                 Err(error) => {
+                    for _ in &due {
+                        self.link.metrics().asked("workload", false);
+                    }
                     self.channel = None;
                     tracing::warn!(%error, due = due.len(), "no SVIDs could be issued; what is still valid stays in use");
                     wait = Some(self.away.failed(jitter()));
@@ -284,6 +292,7 @@ impl Supplier {
             } else {
                 Err(MintError::Refused(result.error))
             };
+            self.link.metrics().asked("workload", minted.is_ok());
             match minted {
                 Ok(svid) => self.stock.minted(entry, svid, now, jitter()),
                 Err(error) => {

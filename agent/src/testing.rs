@@ -11,7 +11,7 @@ use crate::config::Authorization;
 use crate::policy::Feed;
 use crate::policy::tests::trust;
 use crate::refused::Refused;
-use crate::socket::server::{connection_bounds, serve};
+use crate::socket::server::{Places, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
 use crate::supply::{Supplied, Supply, testing::entry};
@@ -138,7 +138,7 @@ impl World {
                 listener,
                 routes,
                 Default::default(),
-                connection_bounds(),
+                Places::default(),
                 refused,
                 shutdown,
             )),

@@ -36,5 +36,5 @@ pub use kind::{Kind, Recordable};
 pub use mend::Repair;
 pub use query::{Decisions, Query, ReadError, Records, Tail, find_logs, read_log, read_records};
 pub use record::{InvalidOutcome, Outcome, Phase, Record};
-pub use recorder::{Appended, Class, Options, Recorder};
+pub use recorder::{Appended, Class, Options, Progress, Recorder};
 pub use verify::{Finding, Report, verify_log};

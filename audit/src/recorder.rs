@@ -50,6 +50,19 @@ pub struct Appended {
     pub seq: u64,
 }
 
+/// How far a recorder is, since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Records written.
+    pub written: u64,
+    /// Of these, those that are on the disk.
+    pub durable: u64,
+    /// Bytes written, frames and headers of segments.
+    pub bytes: u64,
+    /// Those who wait until their record is on the disk.
+    pub waiting: usize,
+}
+
 /// One per process and directory (locked). Cheap to share; `append` is one short critical section and one `write`.
 /// The last one dropped flushes everything.
 #[derive(Clone)]
@@ -93,6 +106,8 @@ struct State {
     hash: Hash,
     /// Records of this boot that are written; the next one's sequence number.
     written: u64,
+    /// Bytes of this boot that are written.
+    bytes: u64,
     /// Records of this boot that are durable.
     durable: u64,
     /// Records of this boot that somebody waits for.
@@ -230,6 +245,7 @@ impl Recorder {
             span: Span::EMPTY,
             hash: header.hash(),
             written: 0,
+            bytes: 0,
             durable: 0,
             wanted: 0,
             dirty_since: None,
@@ -360,6 +376,19 @@ impl Recorder {
         self.owner.shared.lock().failed.clone()
     }
 
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let state = self.owner.shared.lock();
+        Progress {
+            written: state.written,
+            durable: state.durable,
+            bytes: state.bytes,
+            // Who waits for a failure waits for no record.
+            waiting: state.waiting.values().filter(|waiting| waiting.seq != NEVER).count(),
+        }
+    }
+
     /// Waits until nothing can be recorded any more, and says why. What holds the recorder cannot mend that by itself:
     /// it ends, so that whoever watches it starts it again. May be dropped at any time.
     pub async fn failed(&self) -> RecorderError {
@@ -482,6 +511,7 @@ impl Shared {
             return Err(self.io("write a record", &e));
         }
         state.end += frame.len() as u64;
+        state.bytes += frame.len() as u64;
         state.hash = hash;
         state.span.include(at);
         state.written += 1;
@@ -510,6 +540,7 @@ impl Shared {
         (state.file, state.at) = (Arc::new(file), at);
         state.segment = header.name;
         state.end = HEADER_BYTES as u64;
+        state.bytes += HEADER_BYTES as u64;
         state.span = Span::EMPTY;
         state.hash = header.hash();
         Ok(())

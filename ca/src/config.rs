@@ -9,6 +9,7 @@ use hoplite_host::logging::Levels;
 use hoplite_identity::{HostPort, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
+use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 use crate::operators::operator::PROLONGED_MAX;
@@ -53,6 +54,9 @@ pub struct Config {
     /// Life of the authority's certificate, when it is made.
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
+    /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
+    #[serde(default)]
+    pub metrics_listen: Option<MetricsListen>,
     /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
     #[serde(default)]
     pub log_levels: Option<Levels>,

@@ -3,10 +3,18 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::clock;
 use hoplite_identity::{CertificateDer, Entry, SpiffeId};
+use hoplite_telemetry::{Counter, Exposition, Family, Histogram};
 
 use crate::authority::x509::{Authority, Serial};
 use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
+
+/// Kinds of certificates, times results.
+const KINDS_MAX: usize = 20;
+
+/// What most certificates are for.
+const WORKLOAD: &str = "workload";
 
 /// The authority that signs here, and how long lives what it signs. It alone takes the two and entropy together.
 /// Clones are the same one.
@@ -14,6 +22,8 @@ use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
 pub(crate) struct Issuer {
     authority: Arc<Authority>,
     lives: Arc<RwLock<Lives>>,
+    issued: Family<2, Counter>,
+    took: Family<1, Histogram>,
 }
 
 /// How long certificates live.
@@ -32,6 +42,8 @@ impl Issuer {
         Self {
             authority,
             lives: Arc::new(RwLock::new(lives)),
+            issued: Family::new(["kind!", "result!"], KINDS_MAX),
+            took: Family::new(["kind!"], KINDS_MAX),
         }
     }
 
@@ -51,7 +63,7 @@ impl Issuer {
 
     /// For an agent.
     pub(crate) fn agent(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], None, self.lives().agent, key, now)
+        self.mint("agent", &unnamed(id, self.lives().agent), key, now)
     }
 
     /// For an operator, who may have no more left than this.
@@ -63,18 +75,43 @@ impl Issuer {
         now: SystemTime,
     ) -> Result<Minted, MintError> {
         let life = self.lives().operator;
-        self.mint(id, &[], None, left.map_or(life, |left| left.min(life)), key, now)
+        let ttl = left.map_or(life, |left| left.min(life));
+        self.mint("operator", &unnamed(id, ttl), key, now)
     }
 
     /// For a workload: every field from its entry.
     pub(crate) fn workload(&self, entry: &Entry, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        let ttl = self.ttl(entry);
-        self.mint(&entry.spiffe_id, &entry.dns_names, entry.common_name(), ttl, key, now)
+        let template = Template {
+            spiffe_id: &entry.spiffe_id,
+            dns_names: &entry.dns_names,
+            common_name: entry.common_name(),
+            ttl: self.ttl(entry),
+        };
+        self.mint(WORKLOAD, &template, key, now)
     }
 
     /// For the CA's own server.
     pub(crate) fn own(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint(id, &[], None, self.lives().x509, key, now)
+        self.mint("ca", &unnamed(id, self.lives().x509), key, now)
+    }
+
+    /// A workload's certificate was asked for and not made.
+    pub(crate) fn refused_workload(&self) {
+        self.issued.get([WORKLOAD, "refused"]).inc();
+    }
+
+    /// Adds what was issued to what is shown.
+    pub(crate) fn register(&self, to: &mut Exposition) {
+        to.register(
+            "issued",
+            "Certificates asked for, by whom they are for and whether they were issued",
+            self.issued.clone(),
+        );
+        to.register(
+            "issue_duration_seconds",
+            "What making a certificate takes",
+            self.took.clone(),
+        );
     }
 
     /// The life of a workload's certificates.
@@ -84,20 +121,27 @@ impl Issuer {
 
     fn mint(
         &self,
-        spiffe_id: &SpiffeId,
-        dns_names: &[String],
-        common_name: Option<&str>,
-        ttl: Duration,
+        kind: &'static str,
+        template: &Template<'_>,
         key: &SubjectKey,
         now: SystemTime,
     ) -> Result<Minted, MintError> {
-        let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()))?;
-        let template = Template {
-            spiffe_id,
-            dns_names,
-            common_name,
-            ttl,
-        };
-        mint(&self.authority, &template, key, serial, now)
+        let started = clock::moment();
+        let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()));
+        let minted = serial.and_then(|serial| mint(&self.authority, template, key, serial, now));
+        let result = if minted.is_ok() { "issued" } else { "failed" };
+        self.issued.get([kind, result]).inc();
+        self.took.get([kind]).observe(started.elapsed());
+        minted
+    }
+}
+
+/// A certificate with no name but its SPIFFE ID.
+fn unnamed(spiffe_id: &SpiffeId, ttl: Duration) -> Template<'_> {
+    Template {
+        spiffe_id,
+        dns_names: &[],
+        common_name: None,
+        ttl,
     }
 }

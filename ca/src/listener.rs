@@ -25,6 +25,7 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 
 use crate::door::Door;
+use crate::metrics::Calls;
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +56,7 @@ pub(crate) struct AgentCaller {
     slot: Arc<Slot>,
     /// Of all connections.
     refusals: Arc<Refusals<IpAddr>>,
+    calls: Calls,
 }
 
 /// A connection after its handshake. It reads as ended once its time is up.
@@ -74,6 +76,7 @@ struct Greeter {
     is_operators: IsOperators,
     handshakes: Slots,
     refusals: Arc<Refusals<IpAddr>>,
+    calls: Calls,
 }
 
 /// Accepts until the shutdown, and hands over the connections whose handshake succeeded.
@@ -82,6 +85,7 @@ pub(crate) async fn accept(
     door: watch::Receiver<Door>,
     is_operators: IsOperators,
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
+    calls: Calls,
     shutdown: Shutdown,
 ) {
     let bounds = Bounds::network(CONNECTIONS_MAX, CONNECTIONS_MAX / PER_ADDRESS).at_most(process::places(1, 1));
@@ -92,6 +96,7 @@ pub(crate) async fn accept(
         is_operators,
         handshakes: Slots::new("agents' handshakes", handshakes),
         refusals: Arc::default(),
+        calls,
     };
     while let Some(((tcp, address), slot)) = acceptor.next().await {
         let (greeter, accepted) = (greeter.clone(), accepted.clone());
@@ -178,6 +183,7 @@ impl Greeter {
                 address,
                 slot,
                 refusals: Arc::clone(&self.refusals),
+                calls: self.calls.clone(),
             },
             ends,
         })
@@ -196,6 +202,10 @@ impl Begins for AgentCaller {
 
     fn begin(&self) -> Result<Busy, Status> {
         Ok(self.slot.begin())
+    }
+
+    fn answered(&self, rpc: &str, code: &str) {
+        self.calls.answered(rpc, code);
     }
 
     fn refused(&self, path: &str, reason: &str) {

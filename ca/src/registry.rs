@@ -4,16 +4,18 @@
 //! store and keeps the [`Index`]; a write returns once the index has it, so whoever wrote reads what it wrote.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use hoplite_host::clock;
 use hoplite_identity::TrustBundle;
 use hoplite_store::{CommitError, Revision, Store, StoreError, Watch, WatchError};
+use hoplite_telemetry::{Exposition, Histogram, Kind};
 use tokio::sync::watch;
 
 use crate::index::Index;
-use crate::record::BadRecord;
+use crate::record::{self, BadRecord};
 use crate::write::{self, ReadError, Write, WriteError};
 
 /// How often the follower looks whether it should stop.
@@ -27,6 +29,18 @@ pub(crate) struct Registry {
     revisions: watch::Receiver<Revision>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
+    commits: Histogram,
+}
+
+/// A registry that does not keep its store open.
+#[derive(Clone)]
+pub(crate) struct WeakRegistry {
+    store: Weak<dyn Store>,
+    index: Arc<RwLock<Index>>,
+    revisions: watch::Receiver<Revision>,
+    bundles: watch::Receiver<Arc<TrustBundle>>,
+    stopped: Arc<watch::Sender<Option<StoreError>>>,
+    commits: Histogram,
 }
 
 /// The thread that follows the store. Ends when it is dropped.
@@ -77,6 +91,7 @@ impl Registry {
             revisions: news.revisions.subscribe(),
             bundles: news.bundles.subscribe(),
             stopped: Arc::default(),
+            commits: Histogram::default(),
         };
         Ok((registry.clone(), Follower::spawn(&registry, watch, news)))
     }
@@ -105,11 +120,15 @@ impl Registry {
     /// Does a write, and returns when the index has it, with the revision (0 when there was nothing to write).
     pub(crate) async fn write_at<W: Write>(&self, write: W) -> Result<(W::Answer, Revision), WriteError<W::Error>> {
         let store = Arc::clone(&self.store);
+        let started = clock::moment();
         // A failed join here is a panic of ours in there, or the runtime's end.
         let done = tokio::task::spawn_blocking(move || write::commit(&*store, &write))
             .await
             .map_err(|_| WriteError::NotFollowing)?;
         let (answer, revision) = done.inspect_err(|error| self.note_if_stopped(error))?;
+        if revision != 0 {
+            self.commits.observe(started.elapsed());
+        }
         let mut revisions = self.revisions();
         revisions
             .wait_for(|reached| *reached >= revision)
@@ -120,6 +139,88 @@ impl Registry {
 }
 
 impl Registry {
+    /// Without keeping the store open.
+    pub(crate) fn downgrade(&self) -> WeakRegistry {
+        WeakRegistry {
+            store: Arc::downgrade(&self.store),
+            index: self.index.clone(),
+            revisions: self.revisions.clone(),
+            bundles: self.bundles.clone(),
+            stopped: self.stopped.clone(),
+            commits: self.commits.clone(),
+        }
+    }
+
+    /// Why the store takes nothing more, if it has come to that.
+    pub(crate) fn stopped_because(&self) -> Option<StoreError> {
+        self.stopped.borrow().clone()
+    }
+
+    /// Whether nobody keeps the index up to date any more.
+    pub(crate) fn is_left_behind(&self) -> bool {
+        self.revisions.has_changed().is_err()
+    }
+
+    /// Adds what is stored to what is shown.
+    pub(crate) fn register(&self, to: &mut Exposition) {
+        to.register(
+            "store_commit_duration_seconds",
+            "What a write takes: reading, deciding, and the store's own commit",
+            self.commits.clone(),
+        );
+        let held = self.downgrade();
+        let mut gauge = |name, help, read: fn(&Index) -> Option<u64>| {
+            let held = held.clone();
+            to.sampled(Kind::Gauge, name, help, move |to| {
+                if let Some(value) = read(&held.index.read().unwrap_or_else(PoisonError::into_inner)) {
+                    to.put(value);
+                }
+            });
+        };
+        gauge("entries", "Registered workloads", |index| {
+            Some(index.entries.iter().count() as u64)
+        });
+        gauge("store_revision", "The number of the last commit", |index| {
+            Some(index.revision())
+        });
+        gauge(
+            "authority_not_after_timestamp_seconds",
+            "When the first authority of the trust domain ends, in seconds since 1970",
+            |index| {
+                let end = index.authority.bundle()?.first_end()?;
+                Some(end.duration_since(UNIX_EPOCH).ok()?.as_secs())
+            },
+        );
+        gauge(
+            "policy_revision",
+            "The revision of the policy in force; 0 before the first",
+            |index| {
+                let live = index.policy.in_force(clock::now()).live;
+                Some(live.map_or(0, |live| live.revision))
+            },
+        );
+        to.sampled(
+            Kind::Gauge,
+            "agents",
+            "Agents that have joined, by state: `active`, `expired` (its newest certificate has ended), `banned`",
+            move |to| {
+                let (mut active, mut expired, mut banned) = (0, 0, 0);
+                let now = record::unix_seconds(clock::now());
+                for agent in held.index.read().unwrap_or_else(PoisonError::into_inner).agents.iter() {
+                    let state = match (agent.banned, agent.newest().not_after <= now) {
+                        (true, _) => &mut banned,
+                        (false, true) => &mut expired,
+                        (false, false) => &mut active,
+                    };
+                    *state += 1;
+                }
+                for (state, agents) in [("active", active), ("expired", expired), ("banned", banned)] {
+                    to.put_for(&[("state", state)], agents);
+                }
+            },
+        );
+    }
+
     /// Returns when the store takes nothing more, with the first reason. That does not mend itself: the store says of what it
     /// holds only when it is opened again.
     pub(crate) async fn store_stopped(&self) -> StoreError {
@@ -147,6 +248,22 @@ impl Registry {
                 is_first
             });
         }
+    }
+}
+
+// === impl WeakRegistry ===
+
+impl WeakRegistry {
+    /// The registry, while its store is open.
+    pub(crate) fn upgrade(&self) -> Option<Registry> {
+        Some(Registry {
+            store: self.store.upgrade()?,
+            index: self.index.clone(),
+            revisions: self.revisions.clone(),
+            bundles: self.bundles.clone(),
+            stopped: self.stopped.clone(),
+            commits: self.commits.clone(),
+        })
     }
 }
 
@@ -239,14 +356,13 @@ mod tests {
     use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
     use crate::issuance::{MintError, Minted, SubjectKey};
     use crate::issuer::{Issuer, Lives};
-    use crate::record;
     use crate::tokens::token::{JoinRefused, Token, TokenText, digest_of};
     use crate::tokens::writes::{CreateToken, Join, TokenError};
     use crate::write::View;
     use hoplite_identity::{Entry, EntryId};
     use hoplite_identity::{Leaf, SpiffeId, TrustDomain};
     use hoplite_store::{MemoryStore, SledStore};
-    use std::time::{SystemTime, UNIX_EPOCH};
+    use std::time::SystemTime;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000)

@@ -17,9 +17,10 @@ use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError};
 use hoplite_identity::{Fingerprint, TrustBundle};
 use hoplite_store::{SledStore, Store, StoreError};
-use hoplite_wire::Counted;
-use hoplite_wire::ca::admin_server::AdminServer;
-use hoplite_wire::ca::node_server::NodeServer;
+use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
+use hoplite_wire::ca::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
+use hoplite_wire::ca::node_server::{NodeServer, SERVICE_NAME as NODE};
+use hoplite_wire::{Beside, Counted};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -37,8 +38,10 @@ use crate::api::port::Port;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::founding::{self, Founding, FoundingError};
+use crate::health::HealthService;
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller, IsOperators};
+use crate::metrics::Metrics;
 use crate::policy::bundles::BundleCache;
 use crate::policy::error::PolicyError;
 use crate::policy::signers::NameFirst;
@@ -75,6 +78,7 @@ const BUNDLE_FILE: &str = "bundle.pem";
 /// A CA that serves. Dropping it stops it without waiting.
 pub struct Running {
     node_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     registry: Registry,
     admin_socket: PathBuf,
     stopper: Stopper,
@@ -110,6 +114,9 @@ pub enum StartError {
     /// The admin policies cannot be used.
     #[error(transparent)]
     Rights(#[from] RightsError),
+    /// The address for metrics cannot be taken.
+    #[error(transparent)]
+    Metrics(#[from] MetricsDoorError),
     /// The operators' socket cannot be bound.
     #[error(transparent)]
     AdminSocket(#[from] BindError),
@@ -168,6 +175,11 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         source,
     })?;
 
+    let metrics_door = match config.metrics_listen {
+        Some(listen) => Some(MetricsDoor::bind(listen).await?),
+        None => None,
+    };
+
     let now = clock::now();
     let store_dir = config.data_dir.join("store");
     founding::check_store(&config.data_dir, &store_dir, founding)?;
@@ -213,7 +225,15 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         tracing::error!(target: "hoplite::audit", doubt, "policy in force would not be believed if it came today; publish again");
     }
     publishing.sweep().await;
-    let node = Node::new(registry.clone(), issuer.clone(), publishing.clone(), shutdown.clone());
+    let metrics = Metrics::default();
+    let site = Arc::new(metrics.site(&registry, &issuer, store_dir));
+    let node = Node::new(
+        registry.clone(),
+        issuer.clone(),
+        publishing.clone(),
+        metrics.clone(),
+        shutdown.clone(),
+    );
     let invites = Invites {
         listen: node_address,
         advertise: config.advertise.clone(),
@@ -232,9 +252,16 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
 
     let mut parts = JoinSet::new();
     let (doors, door) = watch::channel(door);
-    let accepting = listener::accept(listener, door, is_operators(&gate), agents, shutdown.clone());
+    let accepting = listener::accept(
+        listener,
+        door,
+        is_operators(&gate),
+        agents,
+        metrics.calls("node"),
+        shutdown.clone(),
+    );
     parts.spawn(part("node listener", accepting));
-    let accepting = admin::accept(admin_listener, operators, shutdown.clone());
+    let accepting = admin::accept(admin_listener, operators, metrics.calls("admin"), shutdown.clone());
     parts.spawn(part("admin listener", accepting));
     parts.spawn(part("identity", until(shutdown.clone(), doorkeeper.keep(doors))));
     let writing = keep_bundle_file(config.data_dir.join(BUNDLE_FILE), registry.bundles());
@@ -242,11 +269,16 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let mut revisions = registry.revisions();
     let following = async move { while revisions.changed().await.is_ok() {} };
     parts.spawn(part("follower", until(shutdown.clone(), following)));
+    let metrics_address = metrics_door.as_ref().map(MetricsDoor::address);
+    if let Some(door) = metrics_door {
+        parts.spawn(part("metrics", door.serve(Arc::clone(&site), shutdown.clone())));
+    }
+    let health = |beside| HealthService::server(Arc::clone(&site), beside, shutdown.clone());
     // The bundle decides whether it is too large, and says so; the message around it is a little longer.
     let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
     let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
     let port = Port::new(
-        (NodeServer::new(node), CALL_TIMEOUT),
+        (Beside::new(NodeServer::new(node), health(NODE)), CALL_TIMEOUT),
         (
             Guard::<_, AgentCaller>::new(admin.clone(), gate.clone()),
             ADMIN_CALL_TIMEOUT,
@@ -265,6 +297,8 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         );
     }));
     let admin = Guard::<_, Caller>::new(Counted::<_, Caller>::new(admin), gate);
+    // Whoever may open the socket may ask how it is, and takes no operator's place by that.
+    let admin = Beside::new(admin, health(ADMIN));
     let (service, incoming) = (admin, ReceiverStream::new(operators_accepted));
     let mut stop = shutdown;
     parts.spawn(part("admin service", async move {
@@ -278,6 +312,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     tracing::info!(trust_domain = %config.trust_domain, %node_address, admin_socket = %config.admin_socket.display(), "the CA serves");
     Ok(Running {
         node_address,
+        metrics_address,
         registry,
         admin_socket: config.admin_socket,
         stopper,
@@ -443,6 +478,11 @@ impl Running {
     /// Where agents connect.
     pub fn node_address(&self) -> SocketAddr {
         self.node_address
+    }
+
+    /// Where `/live`, `/ready` and `/metrics` are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// What peers of this trust domain are verified with now.

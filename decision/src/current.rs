@@ -18,6 +18,7 @@ use hoplite_policy::holding::{
 };
 use hoplite_policy::{Fault, Snapshot, Source};
 use hoplite_seal::{Hash, SignerChain};
+use hoplite_telemetry::Contact;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -69,6 +70,8 @@ pub struct CurrentPolicy {
     current: ArcSwap<InForce>,
     parts: Mutex<Parts>,
     epoch: watch::Sender<u64>,
+    /// With who sends signed policy.
+    contact: Contact,
     /// Of its own, so that whoever asks does not wait for a compilation.
     status: Mutex<PolicyStatus>,
 }
@@ -237,6 +240,7 @@ impl CurrentPolicy {
                 alarms: Vec::new(),
             }),
             epoch: watch::Sender::new(0),
+            contact: Contact::default(),
         };
         policy.go_on(&mut policy.parts(), now);
         policy.tell_alarms(&policy.parts());
@@ -278,6 +282,11 @@ impl CurrentPolicy {
     /// What is in force.
     pub fn in_force(&self) -> Arc<InForce> {
         self.current.load_full()
+    }
+
+    /// With who sends signed policy.
+    pub fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// Counts what came in force. What was decided after this was asked, was decided by a policy at least as new.

@@ -67,6 +67,7 @@ async fn follow(policy: &Arc<CurrentPolicy>, address: String, trust_domain: Trus
                     info!("the agent's policy feed is back");
                 }
                 backoff.succeeded();
+                policy.contact().heard();
                 let (policy, trust_domain) = (policy.clone(), trust_domain.clone());
                 // Verifying and compiling a large bundle takes seconds.
                 let offered = spawn_blocking(move || {
@@ -92,6 +93,7 @@ async fn follow(policy: &Arc<CurrentPolicy>, address: String, trust_domain: Trus
             }
             Err(error) => {
                 debug!(%error, "the agent's policy feed is away");
+                policy.contact().lost();
                 let was_at_longest = backoff.is_at_longest();
                 sleep(backoff.failed(jitter())).await;
                 // Not worth a word when it is restarted; but a feed that never works is.

@@ -6,7 +6,8 @@ use http::StatusCode;
 
 use crate::answer::refusal;
 use crate::draft::{Unasked, status_of};
-use crate::log::Log;
+use crate::log::{Log, Recorded};
+use crate::metrics::Tally;
 
 /// Policy was asked, and what it said is not written down yet. Until it is, nobody may go on.
 #[must_use = "what is not recorded grants nothing"]
@@ -165,6 +166,7 @@ pub struct Granted<R> {
     request: R,
     permit: Permit,
     decision: DecisionId,
+    tally: Tally,
 }
 
 /// That nothing is granted, and what may be said of it.
@@ -172,6 +174,7 @@ pub struct Granted<R> {
 pub struct Refused {
     outcome: Outcome,
     decision: Option<DecisionId>,
+    tally: Option<Tally>,
     why: Why,
 }
 
@@ -236,15 +239,26 @@ impl<'a, R> Judged<'a, R> {
     pub async fn recorded(self) -> Result<Granted<R>, Refused> {
         let Self { log, record, answer } = self;
         let outcome = record.outcome;
-        match (log.record(record).await, answer) {
-            (Ok(Some(decision)), Ok((request, permit))) => Ok(Granted {
-                request,
-                permit,
-                decision,
-            }),
-            (Ok(None) | Err(_), Ok(_)) => Err(Refused::unrecorded(outcome)),
-            (recorded, Err(why)) => Err(Refused::new(outcome, why, recorded)),
-        }
+        let refused = match (log.record(record).await, answer) {
+            (
+                Ok(Recorded {
+                    id: Some(decision),
+                    tally,
+                }),
+                Ok((request, permit)),
+            ) => {
+                return Ok(Granted {
+                    request,
+                    permit,
+                    decision,
+                    tally,
+                });
+            }
+            (Ok(_) | Err(_), Ok(_)) => Refused::unrecorded(outcome),
+            (recorded, Err(why)) => Refused::new(outcome, why, recorded),
+        };
+        log.metrics().refused(refused.code());
+        Err(refused)
     }
 }
 
@@ -261,6 +275,11 @@ impl<R> Granted<R> {
         self.permit.decision().revision()
     }
 
+    /// Where it is counted.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
     /// Spends it: what was granted goes on, under this decision.
     pub fn spend(self) -> (R, DecisionId) {
         (self.request, self.decision)
@@ -270,23 +289,29 @@ impl<R> Granted<R> {
 // === impl Refused ===
 
 impl Refused {
-    pub(crate) fn unasked(unasked: Unasked, recorded: Result<Option<DecisionId>, RecorderError>) -> Self {
+    pub(crate) fn unasked(unasked: Unasked, recorded: Result<Recorded, RecorderError>) -> Self {
         let Unasked {
             status, outcome, code, ..
         } = unasked;
         match recorded {
-            Ok(decision) => Self {
+            Ok(Recorded { id, tally }) => Self {
                 outcome,
-                decision,
+                decision: id,
+                tally: Some(tally),
                 why: Why::Unasked { status, code },
             },
             Err(_) => Self::unrecorded(outcome),
         }
     }
 
-    pub(crate) fn new(outcome: Outcome, why: Why, recorded: Result<Option<DecisionId>, RecorderError>) -> Self {
+    pub(crate) fn new(outcome: Outcome, why: Why, recorded: Result<Recorded, RecorderError>) -> Self {
         match recorded {
-            Ok(decision) => Self { outcome, decision, why },
+            Ok(Recorded { id, tally }) => Self {
+                outcome,
+                decision: id,
+                tally: Some(tally),
+                why,
+            },
             Err(_) => Self::unrecorded(outcome),
         }
     }
@@ -295,6 +320,7 @@ impl Refused {
         Self {
             outcome,
             decision: None,
+            tally: None,
             why: Why::Unrecorded,
         }
     }
@@ -308,6 +334,11 @@ impl Refused {
     /// caller, or of strangers, that it is only counted, in the record of another.
     pub fn decision(&self) -> Option<&DecisionId> {
         self.decision.as_ref()
+    }
+
+    /// Where it is counted; none where it could not be written.
+    pub fn tally(&self) -> Option<&Tally> {
+        self.tally.as_ref()
     }
 
     /// Why.

@@ -23,6 +23,7 @@ mod policy_files;
 mod reference;
 mod roll_up;
 mod settings;
+mod shown;
 mod signers;
 mod trace;
 
@@ -36,7 +37,7 @@ pub use granted::{Granted, Judged, Refused, Renewed, Why, Withdrawn};
 pub use keeper::Keeper;
 pub use listing::Named;
 pub use log::LOG_NOTE;
-pub use metrics::{Family, Metrics};
+pub use metrics::{Metrics, Tally};
 pub use point::DecisionPoint;
 pub use policy_files::{PolicyFiles, read_policies};
 pub use settings::{OnStale, reference_every};

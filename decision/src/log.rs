@@ -9,7 +9,7 @@ use hoplite_policy::grant::GRANT_IDS;
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Tally};
 use crate::roll_up::{Admitted, RollUp, WRITTEN_EVERY};
 
 /// The file beside the kept policy that says what the decision log had reached: one that is gone is not begun anew.
@@ -27,7 +27,16 @@ pub(crate) struct Log {
 pub(crate) struct Written {
     appended: Appended,
     class: Class,
-    outcome: Outcome,
+    tally: Tally,
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// None of a refusal that is only counted.
+    pub(crate) id: Option<DecisionId>,
+    /// Where it is counted.
+    pub(crate) tally: Tally,
 }
 
 // === impl Log ===
@@ -42,6 +51,10 @@ impl Log {
         }
     }
 
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -49,12 +62,12 @@ impl Log {
     /// Writes the record. A plain allow is written when this returns, anything else is on the disk; a refusal of which
     /// there are too many is only counted, and has no id. After an error nothing may be forwarded, and nothing be said but
     /// that we cannot answer.
-    pub(crate) async fn record(&self, record: Record) -> Result<Option<DecisionId>, RecorderError> {
-        let outcome = record.outcome;
+    pub(crate) async fn record(&self, record: Record) -> Result<Recorded, RecorderError> {
+        let tally = self.metrics.tally(&record);
         match self.roll_up.admit(record, clock::moment()) {
             Admitted::Record(record) => {
-                let appended = self.append(*record);
-                self.settled(appended).await.map(Some)
+                let appended = self.append_for(tally, *record);
+                self.settled(appended).await
             }
             Admitted::Counted { say } => {
                 if let Some((principal, service)) = say {
@@ -65,12 +78,12 @@ impl Log {
                         "refused so often that not each refusal has a record: they are counted, in one a second"
                     );
                 }
-                self.metrics.counted(outcome);
+                self.metrics.counted();
                 self.held_back.notify_one();
                 // What cannot be counted for good is not told either.
                 match self.recorder.failure() {
                     Some(failure) => Err(failure),
-                    None => Ok(None),
+                    None => Ok(Recorded { id: None, tally }),
                 }
             }
         }
@@ -80,7 +93,7 @@ impl Log {
     pub(crate) fn roll_up(&self) {
         for mut record in self.roll_up.take(clock::moment()) {
             match self.recorder.append(&mut record, Class::Full) {
-                Ok(_) => self.metrics.rolled_up(),
+                Ok(_) => self.metrics.rolled_up(&record),
                 Err(failure) => {
                     let (error, refusals): (&dyn Error, _) = (&failure, record.suppressed.saturating_add(1));
                     error!(error, refusals, "refusals are not counted in the log");
@@ -102,7 +115,11 @@ impl Log {
     }
 
     /// Appends a record, and does not wait.
-    pub(crate) fn append(&self, mut record: Record) -> Result<Written, RecorderError> {
+    pub(crate) fn append(&self, record: Record) -> Result<Written, RecorderError> {
+        self.append_for(self.metrics.tally(&record), record)
+    }
+
+    fn append_for(&self, tally: Tally, mut record: Record) -> Result<Written, RecorderError> {
         let class = if record.outcome == Outcome::Allow && !broke_glass(&record) {
             Class::Full
         } else {
@@ -111,23 +128,23 @@ impl Log {
         Ok(Written {
             appended: self.recorder.append(&mut record, class)?,
             class,
-            outcome: record.outcome,
+            tally,
         })
     }
 
     /// Waits until what was appended is where it must be.
-    pub(crate) async fn settled(&self, written: Result<Written, RecorderError>) -> Result<DecisionId, RecorderError> {
+    pub(crate) async fn settled(&self, written: Result<Written, RecorderError>) -> Result<Recorded, RecorderError> {
         let settled = async {
             let written = written?;
             if written.class == Class::Must {
                 self.recorder.durable(written.appended.seq).await?;
             }
-            Ok((written.appended.id, written.outcome))
+            Ok((written.appended.id, written.tally))
         };
         match settled.await {
-            Ok((id, outcome)) => {
-                self.metrics.recorded(outcome);
-                Ok(id)
+            Ok((id, tally)) => {
+                self.metrics.recorded(&tally);
+                Ok(Recorded { id: Some(id), tally })
             }
             Err(failure) => {
                 self.metrics.record_failed();

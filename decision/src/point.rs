@@ -3,7 +3,6 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Outcome, Record, Recorder, RecorderError};
@@ -87,13 +86,27 @@ impl DecisionPoint {
     /// Refuses without asking policy, and records that.
     pub async fn refuse(&self, draft: Draft<'_>, unasked: Unasked) -> Refused {
         let recorded = self.log.record(draft.refused(&unasked)).await;
-        Refused::unasked(unasked, recorded)
+        self.told(Refused::unasked(unasked, recorded))
     }
 
     /// Refuses somebody without an identity, and records that. Of too many at once it is only counted.
     pub async fn refuse_stranger(&self, stranger: Stranger<'_>, unasked: Unasked) -> Refused {
         let recorded = self.log.record(stranger.record(&unasked)).await;
-        Refused::unasked(unasked, recorded)
+        self.told(Refused::unasked(unasked, recorded))
+    }
+
+    fn told(&self, refused: Refused) -> Refused {
+        self.metrics().refused(refused.code());
+        refused
+    }
+
+    /// Why nothing can be recorded any more, if it has come to that.
+    pub fn unrecorded(&self) -> Option<RecorderError> {
+        self.recorder().failure()
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        self.log.recorder()
     }
 
     /// Asks policy again about what it has granted: a connection, or a request as it was judged then. Of headers that are
@@ -139,7 +152,8 @@ impl DecisionPoint {
         let appended: Vec<_> = withdrawn.into_iter().map(append).collect();
         let mut refused = Vec::with_capacity(appended.len());
         for (appended, outcome, why) in appended {
-            refused.push(Refused::new(outcome, why, self.log.settled(appended).await.map(Some)));
+            let recorded = self.log.settled(appended).await;
+            refused.push(self.told(Refused::new(outcome, why, recorded)));
         }
         refused
     }
@@ -190,13 +204,15 @@ impl DecisionPoint {
             record.headers = http.headers().map(owned).collect();
         }
         let decided = guarded(|| policy::decide(live, &request));
-        record.eval_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = started.elapsed();
+        record.eval_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.metrics().took.observe(took);
         let decided = match decided {
             Some(decision) => self.checked(live, &request, decision).await,
             None => None,
         };
         let Some(decision) = decided else {
-            self.log.metrics().panics.fetch_add(1, Relaxed);
+            self.log.metrics().panics.inc();
             let (principal, resource) = (request.principal(), request.resource());
             error!(principal, resource, "deciding panicked; the answer is no");
             record.outcome = Outcome::Error;
@@ -204,7 +220,7 @@ impl DecisionPoint {
             return Err(Why::Denied);
         };
         if decision.panicked() {
-            self.log.metrics().panics.fetch_add(1, Relaxed);
+            self.log.metrics().panics.inc();
             let (principal, resource) = (request.principal(), request.resource());
             error!(
                 principal,
@@ -215,7 +231,7 @@ impl DecisionPoint {
         self.try_shadow(in_force, question, record);
 
         if record.stale {
-            self.log.metrics().stale.fetch_add(1, Relaxed);
+            self.log.metrics().stale.inc();
             if self.on_stale == OnStale::Deny {
                 record.outcome = Outcome::Error;
                 record.reason = Some(STALE.to_owned());
@@ -224,7 +240,7 @@ impl DecisionPoint {
         }
         let permit = decision.permit().map_err(|_| Why::Denied)?;
         if broke_glass(record) {
-            self.log.metrics().break_glass.fetch_add(1, Relaxed);
+            self.log.metrics().break_glass.inc();
             let (principal, grants) = (request.principal(), record.determining.join(", "));
             warn!(
                 notice = true,
@@ -247,12 +263,12 @@ impl DecisionPoint {
         // It takes long where there are many policies, and other connections share this thread.
         let reference = spawn_blocking(move || decide_by_reference(&snapshot, &asked)).await;
         check.done(clock::moment(), started.elapsed());
-        self.log.metrics().reference_checks.fetch_add(1, Relaxed);
+        self.log.metrics().reference_checks.inc();
         let reference = reference.ok()?;
         let Some(difference) = decision.differs(&reference) else {
             return Some(decision);
         };
-        self.log.metrics().reference_differences.fetch_add(1, Relaxed);
+        self.log.metrics().reference_differences.inc();
         error!(
             notice = true,
             revision = live.revision(),
@@ -279,7 +295,7 @@ impl DecisionPoint {
         };
         record.shadow_outcome = Some(outcome);
         if record.shadow_outcome != Some(record.outcome) {
-            self.log.metrics().shadow_differences.fetch_add(1, Relaxed);
+            self.log.metrics().shadow_differences.inc();
             record.shadow_determining = decision
                 .map(|decision| decision.determining().to_vec())
                 .unwrap_or_default();

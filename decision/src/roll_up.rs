@@ -28,8 +28,8 @@ const CALLER: Rate = Rate {
 /// Callers with a bound of their own. Those beyond share one; who has not been refused for a while makes room.
 const CALLERS_MAX: usize = 4_096;
 
-/// Kinds of refusals of one caller that are counted apart: more than services, phases and outcomes come to. Those beyond
-/// are counted with the last.
+/// Kinds of refusals of one caller that are counted apart: more than services, phases, outcomes and the routes that one
+/// caller tries come to. Those beyond are counted with the last.
 const KINDS_MAX: usize = 128;
 
 /// How long what is held back waits for its record.
@@ -214,7 +214,9 @@ impl Bounded {
 impl Kind {
     fn counts(&self, record: &Record) -> bool {
         let told_apart = |record: &Record| (record.outcome, record.phase);
-        told_apart(&self.newest) == told_apart(record) && self.newest.service == record.service
+        told_apart(&self.newest) == told_apart(record)
+            && self.newest.service == record.service
+            && self.newest.route == record.route
     }
 
     fn add(&mut self, record: Box<Record>) {

@@ -7,6 +7,7 @@ pub(crate) mod demo_service;
 pub(crate) mod diagnosis;
 pub(crate) mod dial;
 pub(crate) mod entry;
+pub(crate) mod healthcheck;
 pub(crate) mod operator;
 pub(crate) mod policy;
 pub(crate) mod reach;

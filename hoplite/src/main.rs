@@ -45,6 +45,8 @@ enum Command {
     /// Run a proxy
     #[command(subcommand)]
     Proxy(command::daemon::ProxyCommand),
+    /// Ask a CA, an agent or a proxy whether it can do its work now; exit 0 or 1
+    Healthcheck(command::healthcheck::HealthcheckArgs),
     /// Invite nodes and operators
     #[command(subcommand)]
     Token(command::token::TokenCommand),
@@ -126,6 +128,7 @@ fn main() -> ExitCode {
         Command::Ca(command) => command::daemon::ca(command),
         Command::Agent(command) => command::daemon::agent(command),
         Command::Proxy(command) => command::daemon::proxy(command),
+        Command::Healthcheck(args) => command::healthcheck::run(&args),
         Command::Token(command) => command::token::token(command),
         Command::Login(args) => command::operator::login(&args),
         Command::Logout(args) => command::operator::logout(&args),

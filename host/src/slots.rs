@@ -283,6 +283,11 @@ impl Slots {
         relieved
     }
 
+    /// How many places are taken.
+    pub fn open(&self) -> usize {
+        self.0.state().open
+    }
+
     /// What the bounds have done since the start.
     pub fn counts(&self) -> Counts {
         self.0.state().counts

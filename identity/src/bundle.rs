@@ -6,6 +6,7 @@ use crate::profile::{self, InvalidAuthority};
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// The X.509 authorities of one trust domain. Each is a CA certificate that may sign certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,15 @@ impl TrustBundle {
     /// Grows with every change of the content (B-2).
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+}
+
+impl TrustBundle {
+    /// When the first of its authorities ends; none when there are none.
+    pub fn first_end(&self) -> Option<SystemTime> {
+        // Each was read when the bundle was made.
+        let ends = self.authorities.iter().filter_map(|der| profile::end(der));
+        ends.min()
     }
 }
 

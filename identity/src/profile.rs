@@ -227,6 +227,11 @@ pub(crate) fn authority(der: &[u8]) -> Result<X509Certificate<'_>, InvalidAuthor
     Ok(certificate)
 }
 
+/// When an authority's certificate ends; none for what is no certificate.
+pub(crate) fn end(der: &[u8]) -> Option<SystemTime> {
+    system_time(authority(der).ok()?.validity().not_after).ok()
+}
+
 /// What follows the last element of concatenated DER and is none.
 #[derive(Debug, thiserror::Error)]
 #[error("the {bytes} bytes after certificate {after} are no DER")]

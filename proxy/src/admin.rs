@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slots};
 use hoplite_policy::Snapshot;
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hoplite_telemetry::Site;
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::service::service_fn;
@@ -26,7 +27,7 @@ use tracing::debug;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::peer::destination::DestinationFeed;
-use crate::peer::identity_feed::IdentityFeed;
+use crate::shown::FirstIdentity;
 
 /// People asking at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -73,8 +74,11 @@ pub(crate) struct Admin {
     pub(crate) outbound: Vec<(SocketAddr, Arc<DestinationFeed>)>,
     pub(crate) point: Arc<DecisionPoint>,
     /// Empty as long as the proxy waits for its first SVID.
-    pub(crate) identity: OnceLock<Arc<IdentityFeed>>,
+    pub(crate) identity: FirstIdentity,
     pub(crate) metrics: Arc<Metrics>,
+    /// Where the tools that people have are answered, if they are.
+    pub(crate) metrics_address: Option<SocketAddr>,
+    pub(crate) site: Arc<Site>,
 }
 
 /// Asks a running proxy for its `/status`.
@@ -165,13 +169,8 @@ impl Admin {
         let (status, kind, text) = match (request.method(), request.uri().path()) {
             (&Method::GET, "/status") => (StatusCode::OK, "application/json", self.status().to_string() + "\n"),
             (&Method::GET, "/metrics") => {
-                let decisions = self.point.metrics();
-                (
-                    StatusCode::OK,
-                    "text/plain; version=0.0.4",
-                    self.metrics
-                        .exposition(decisions, self.point.policy().status().alarms.len() as u64),
-                )
+                let (kind, text) = self.site.metrics(request.headers().get(ACCEPT));
+                (StatusCode::OK, kind, text)
             }
             (&Method::GET, "/policies") => (StatusCode::OK, "application/json", self.policies().to_string() + "\n"),
             _ => (
@@ -254,6 +253,8 @@ impl Admin {
             "inbound": inbound,
             "outbound": outbound,
             "connections": self.metrics.connections(),
+            "metrics_listen": self.metrics_address,
+            "not_ready": self.site.unready(),
         })
     }
 }

@@ -15,6 +15,7 @@ use hoplite_identity::{InvalidServiceName, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::header_nature::RemovedHeaders;
 use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
+use hoplite_telemetry::MetricsListen;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
@@ -65,6 +66,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Unix socket for `/status`, `/policies` and `/metrics`; only the own user may connect.
     pub admin_socket: PathBuf,
+    /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
+    #[serde(default)]
+    pub metrics_listen: Option<MetricsListen>,
     /// Headers that no request takes to the service, in whatever spelling, beside those of `docs/reference/headers.md`.
     #[serde(default)]
     pub removed_headers: RemovedHeaders,

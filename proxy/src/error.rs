@@ -6,6 +6,7 @@ use hoplite_audit::RecorderError;
 use hoplite_host::config::ConfigError;
 use hoplite_host::files::FileError;
 use hoplite_host::socket::BindError;
+use hoplite_telemetry::MetricsDoorError;
 
 /// The operator's to mend: one sentence each.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum StartError {
     /// The admin socket cannot be had.
     #[error(transparent)]
     Admin(#[from] BindError),
+    /// The address for metrics cannot be had.
+    #[error(transparent)]
+    Metrics(#[from] MetricsDoorError),
     /// The decision log cannot be opened, and a proxy that cannot record must not decide.
     #[error("cannot open the decision log `{dir}`", dir = .dir.display())]
     Audit {

@@ -13,6 +13,7 @@ mod metrics;
 mod peer;
 mod running;
 mod share;
+mod shown;
 mod tcp;
 mod worker;
 

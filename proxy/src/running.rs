@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
@@ -18,6 +18,7 @@ use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::slots::Slots;
 use hoplite_host::socket as unix_socket;
 use hoplite_identity::SpiffeId;
+use hoplite_telemetry::MetricsDoor;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -31,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
 use crate::peer::identity_feed::{IdentityFeed, Source};
 use crate::peer::session::Stop;
+use crate::shown;
 use crate::worker::{Port, Question, Shared, Worker};
 
 /// What is under way when the proxy stops may take this long to finish.
@@ -45,6 +47,7 @@ const DRAIN_UNRECORDED_MAX: Duration = Duration::from_secs(1);
 pub struct Running {
     inbound: Vec<(String, SocketAddr)>,
     outbound: Vec<(String, SocketAddr, Arc<DestinationFeed>)>,
+    metrics_address: Option<SocketAddr>,
     slots: Vec<Slots>,
     point: Arc<DecisionPoint>,
     audit_dir: PathBuf,
@@ -116,6 +119,10 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     files::private_dir(&config.state_dir)?;
     let recorder = open_log(&config)?;
     let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
+    let door = match config.metrics_listen {
+        Some(listen) => Some(MetricsDoor::bind(listen).await?),
+        None => None,
+    };
 
     // Policy. From here on there is always a snapshot, if only one that denies.
     let policy = match config.bundle_trust() {
@@ -150,6 +157,17 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
             .iter()
             .filter_map(|port| Some((port, port.destination()?.clone())))
     };
+    let (drain, drained) = shutdown::channel();
+    let first_identity = shown::FirstIdentity::default();
+    let workload_api = config.workload_api.clone();
+    let site = Arc::new(shown::site(
+        &point,
+        &metrics,
+        &first_identity,
+        workload_api,
+        drained.clone(),
+    ));
+    let metrics_address = door.as_ref().map(MetricsDoor::address);
     let admin = Arc::new(Admin {
         inbound: inbound().map(|port| port.address).collect(),
         outbound: outbound()
@@ -157,14 +175,19 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
             .collect(),
         config: config.clone(),
         point: point.clone(),
-        identity: OnceLock::new(),
+        identity: first_identity,
         metrics: metrics.clone(),
+        metrics_address,
+        site: site.clone(),
     });
     let (close, closed) = shutdown::channel();
+    if let Some(door) = door {
+        control.spawn(door.serve(site, closed.clone()));
+    }
     control.spawn(admin.clone().serve(admin_listener, closed.clone()));
 
     // Identity. Nothing listens before there is one.
-    let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone());
+    let mut source = Source::new(config.workload_api.clone(), config.spiffe_id.clone(), metrics.clone());
     info!(workload_api = config.workload_api, "waiting for an identity");
     let identity = Arc::new(IdentityFeed::new(source.next(None).await));
     let _ = admin.identity.set(identity.clone());
@@ -182,7 +205,6 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         port.listen()?;
         info!(name = port.name(), address = %port.address, inbound = port.destination().is_none(), "listening");
     }
-    let (drain, drained) = shutdown::channel();
     // Each worker says its end once.
     let (ends, ended) = mpsc::channel(workers.max(1));
     let mut running = Running {
@@ -190,6 +212,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         outbound: outbound()
             .map(|(port, destination)| (port.name().to_owned(), port.address, destination))
             .collect(),
+        metrics_address,
         slots: ports.iter().map(|port| port.slots.clone()).collect(),
         point: point.clone(),
         audit_dir: config.audit_dir.clone(),
@@ -344,6 +367,11 @@ impl Running {
     /// Where the listener for an upstream is.
     pub fn outbound(&self, name: &str) -> Option<SocketAddr> {
         self.upstream(name).map(|(address, _)| address)
+    }
+
+    /// Where `/live`, `/ready` and `/metrics` are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// From the next call on, the listener of this upstream calls another peer: the one with the identity `expect`, at

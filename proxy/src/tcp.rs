@@ -16,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use crate::config::UpstreamName;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Traffic};
 use crate::peer::dial::{self, Dialled, Peer};
 use crate::peer::downstream::Downstream;
 use crate::peer::handshake::{Accepted, Handshaker, no_place};
@@ -35,6 +35,7 @@ pub(crate) struct TcpInbound {
     pub(crate) handshaker: Handshaker,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traffic: Traffic,
     pub(crate) stop: Stop,
     /// How long nothing may move; none is no limit.
     pub(crate) idle_max: Option<Duration>,
@@ -46,6 +47,7 @@ pub(crate) struct TcpOutbound {
     pub(crate) peer: Peer,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traffic: Traffic,
     pub(crate) stop: Stop,
     /// How long nothing may move; none is no limit.
     pub(crate) idle_max: Option<Duration>,
@@ -133,7 +135,10 @@ impl TcpInbound {
             }
         };
         let reason = {
-            let mut copying = std::pin::pin!(relay(stream, &mut app, self.idle_max, || slot.touch()));
+            let mut copying = std::pin::pin!(relay(stream, &mut app, self.idle_max, |way, bytes| {
+                self.traffic.moved(way, bytes);
+                slot.touch();
+            }));
             loop {
                 tokio::select! {
                     ended = copying.as_mut() => {
@@ -190,7 +195,8 @@ impl TcpOutbound {
             }
         };
         session.end_with(self.stop.clone());
-        let moved = || {
+        let moved = |way, bytes| {
+            self.traffic.moved(way, bytes);
             slot.touch();
             // Once anything has moved it is worth keeping. If there is no place it may go on until a newcomer needs its own.
             let _ = slot.settle();

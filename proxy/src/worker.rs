@@ -23,7 +23,7 @@ use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
 use crate::limits::limit;
 use crate::listener;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Traffic};
 use crate::peer::destination::{Destination, DestinationFeed};
 use crate::peer::dial::Peer;
 use crate::peer::handshake::{HANDSHAKES_MAX, Handshaker};
@@ -277,6 +277,7 @@ impl Shared {
             };
             let mut acceptor = Acceptor::new(listener, name, slots, drain);
             while let Some(((tcp, remote), slot)) = acceptor.next().await {
+                server.traffic().accepted();
                 let (server, counted) = (server.clone(), metrics.connection());
                 tokio::spawn(async move {
                     server.serve(tcp, remote, Arc::new(slot)).await;
@@ -303,6 +304,7 @@ impl Shared {
         };
         match protocol {
             InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
+                traffic: metrics.traffic(true, service.as_str()),
                 service,
                 forward_to,
                 places: Places::new(),
@@ -314,6 +316,7 @@ impl Shared {
                 idle_max: limit(self.rules.limits.tcp_idle),
             })),
             InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
+                traffic: metrics.traffic(true, service.as_str()),
                 service,
                 handshaker,
                 point,
@@ -342,6 +345,7 @@ impl Shared {
         };
         match protocol {
             OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
+                traffic: metrics.traffic(false, name.as_str()),
                 name,
                 peer,
                 point,
@@ -350,6 +354,7 @@ impl Shared {
                 idle_max: limit(self.rules.limits.tcp_idle),
             })),
             OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
+                traffic: metrics.traffic(false, name.as_str()),
                 name,
                 upstream: Upstream::new(Target::Peer(peer), unread, self.rules.clone(), metrics.clone()),
                 rules: self.rules.clone(),
@@ -374,6 +379,15 @@ enum Server {
 // === impl Server ===
 
 impl Server {
+    fn traffic(&self) -> &Traffic {
+        match self {
+            Self::HttpInbound(inbound) => &inbound.traffic,
+            Self::HttpOutbound(outbound) => &outbound.traffic,
+            Self::TcpInbound(inbound) => &inbound.traffic,
+            Self::TcpOutbound(outbound) => &outbound.traffic,
+        }
+    }
+
     async fn serve(self, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         match self {
             Self::HttpInbound(inbound) => inbound.serve(tcp, remote, slot).await,

@@ -64,12 +64,21 @@ pub fn openssl(test: &str) -> Option<PathBuf> {
 
 /// curl, or none after saying that `test` is skipped.
 pub fn curl(test: &str) -> Option<PathBuf> {
+    on_path(test, "curl")
+}
+
+/// Prometheus and promtool, or none after saying that `test` is skipped.
+pub fn prometheus(test: &str) -> Option<[PathBuf; 2]> {
+    Some([on_path(test, "prometheus")?, on_path(test, "promtool")?])
+}
+
+fn on_path(test: &str, program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
-        .map(|directory| directory.join("curl"))
+        .map(|directory| directory.join(program))
         .find(|program| program.is_file());
     if found.is_none() {
-        lacking(test, "peer curl is not on the path");
+        lacking(test, &format!("peer {program} is not on the path"));
     }
     found
 }

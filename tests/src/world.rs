@@ -20,6 +20,7 @@ use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, EngineVersion, Meta, Stag
 use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
+use hoplite_telemetry::MetricsListen;
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
@@ -90,6 +91,11 @@ pub fn policy_key(name: &str) -> SigningKey {
     SigningKey::from_seed(name, seed.into()).unwrap()
 }
 
+/// Of the loopback interface, so that tests do not meet.
+fn any_port() -> MetricsListen {
+    MetricsListen(([127, 0, 0, 1], 0).into())
+}
+
 fn policy_signers() -> TrustedSigners {
     TrustedSigners::new(["alice", "bob"].map(|name| policy_key(name).signer().clone())).unwrap()
 }
@@ -122,6 +128,7 @@ impl World {
             authority_ttl: Span(24 * HOUR),
             policy_signers: policy_signers(),
             log_levels: None,
+            metrics_listen: Some(any_port()),
             policy_max_bytes: BUNDLE_BYTES_MAX,
         };
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
@@ -138,6 +145,7 @@ impl World {
             peer_process: Default::default(),
             policy_signers: policy_signers(),
             log_levels: None,
+            metrics_listen: Some(any_port()),
             policy_max_bytes: BUNDLE_BYTES_MAX,
             authorization: None,
         };
@@ -358,6 +366,19 @@ impl World {
         (shown.authorities.len(), shown.sequence)
     }
 
+    /// Where the CA shows its metrics.
+    pub fn ca_metrics(&self) -> SocketAddr {
+        self.ca.as_ref().and_then(hoplite_ca::Running::metrics_address).unwrap()
+    }
+
+    /// Where the agent shows its metrics.
+    pub fn agent_metrics(&self) -> SocketAddr {
+        self.agent
+            .as_ref()
+            .and_then(hoplite_agent::Running::metrics_address)
+            .unwrap()
+    }
+
     /// The CA's port, as `host:port`.
     pub fn ca_address(&self) -> String {
         self.ca_config.listen.to_string()
@@ -383,6 +404,7 @@ impl World {
             state_dir: self.dir.path().join("state").join(name),
             admin_socket: self.dir.path().join(format!("{name}.sock")),
             log_levels: None,
+            metrics_listen: Some(any_port()),
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,
@@ -582,6 +604,11 @@ impl Proxy {
     /// Where the local service reaches a peer.
     pub fn outbound(&self, name: &str) -> SocketAddr {
         self.running.outbound(name).unwrap()
+    }
+
+    /// Where it shows its metrics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.running.metrics_address().unwrap()
     }
 
     /// What it says of itself.

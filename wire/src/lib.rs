@@ -12,7 +12,7 @@ mod served;
 mod workload_api;
 
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
-pub use served::{Begins, Counted, Served};
+pub use served::{Begins, Beside, Counted, NO_RPC, Served};
 pub use workload_api::{FetchError, Identity, WorkloadApi, socket_path};
 
 /// Every protobuf file as an encoded `FileDescriptorSet`, for server reflection.

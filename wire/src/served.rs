@@ -22,6 +22,9 @@ pub struct Served<S, I, H = ()> {
     _held: H,
 }
 
+/// Instead of the name of what is called, where there is nothing of that name: callers choose names.
+pub const NO_RPC: &str = "other";
+
 /// What is known of a connection, and can be told that a request on it begins.
 pub trait Begins: Clone + Send + Sync + 'static {
     /// Lives as long as the request and its answer.
@@ -33,6 +36,10 @@ pub trait Begins: Clone + Send + Sync + 'static {
     /// What the caller is told instead of an answer.
     fn begin(&self) -> Result<Self::UnderWay, Status>;
 
+    /// A request was answered: which RPC it was, or [`NO_RPC`] where there is none, and with which code of gRPC, or of HTTP
+    /// for what is no gRPC. Of a stream it is how that began.
+    fn answered(&self, _rpc: &str, _code: &str) {}
+
     /// A request was refused because of a bound: too long, too many, too slow. Whoever reads the log must learn of it.
     fn refused(&self, path: &str, reason: &str);
 }
@@ -42,6 +49,13 @@ pub trait Begins: Clone + Send + Sync + 'static {
 pub struct Counted<S, I> {
     service: S,
     _info: std::marker::PhantomData<fn() -> I>,
+}
+
+/// A service of gRPC with another beside it, told apart by the path.
+#[derive(Debug, Clone)]
+pub struct Beside<A, B> {
+    first: A,
+    second: B,
 }
 
 /// An answer's body, and what lives as long as it does.
@@ -152,6 +166,8 @@ where
                 let answering = self.service.call(request);
                 Box::pin(async move {
                     let response = answering.await?;
+                    let (rpc, code) = (rpc_of(&uri, &response), code_of(&response));
+                    info.answered(rpc, &code);
                     if let Some(reason) = bound_of(&response) {
                         info.refused(uri.path(), &reason);
                     }
@@ -164,9 +180,36 @@ where
             }
             Err(status) => {
                 info.refused(uri.path(), status.message());
+                info.answered(NO_RPC, &format!("{:?}", status.code()));
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
         }
+    }
+}
+
+/// What was called: `hoplite.ca.v1.Node/Join`.
+fn rpc_of<'a>(uri: &'a http::Uri, response: &http::Response<Body>) -> &'a str {
+    const NAME_BYTES_MAX: usize = 128;
+    let named = uri.path().trim_start_matches('/');
+    let unknown = match Status::from_header_map(response.headers()) {
+        Some(status) => status.code() == Code::Unimplemented,
+        None => response.status() == http::StatusCode::NOT_FOUND,
+    };
+    if unknown || named.len() > NAME_BYTES_MAX {
+        NO_RPC
+    } else {
+        named
+    }
+}
+
+/// As gRPC calls it, `PermissionDenied`; of what is no gRPC, the status.
+fn code_of(response: &http::Response<Body>) -> String {
+    let is_grpc = |value: &http::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    let kind = response.headers().get(http::header::CONTENT_TYPE);
+    match Status::from_header_map(response.headers()) {
+        Some(status) => format!("{:?}", status.code()),
+        None if kind.is_some_and(is_grpc) => format!("{:?}", Code::Ok),
+        None => response.status().as_str().to_owned(),
     }
 }
 
@@ -183,6 +226,45 @@ fn bound_of(response: &http::Response<Body>) -> Option<String> {
     let status = Status::from_header_map(response.headers())?;
     let is_bound = matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange);
     is_bound.then(|| status.message().to_owned())
+}
+
+// === impl Beside ===
+
+impl<A, B> Beside<A, B> {
+    /// What is not the second's is the first's.
+    pub fn new(first: A, second: B) -> Self {
+        Self { first, second }
+    }
+}
+
+impl<A: NamedService, B> NamedService for Beside<A, B> {
+    const NAME: &'static str = A::NAME;
+}
+
+impl<A, B> Service<http::Request<Body>> for Beside<A, B>
+where
+    A: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send + 'static>,
+    B: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send + 'static>
+        + NamedService,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+    /// What is generated is always ready.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        match self.first.poll_ready(cx) {
+            Poll::Ready(Ok(())) => self.second.poll_ready(cx),
+            first => first,
+        }
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        match request.uri().path().split('/').nth(1) {
+            Some(name) if name == B::NAME => Box::pin(self.second.call(request)),
+            _ => Box::pin(self.first.call(request)),
+        }
+    }
 }
 
 // === impl CountedBody ===

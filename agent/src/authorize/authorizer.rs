@@ -32,7 +32,7 @@ use crate::socket::session::Entitlement;
 
 /// Decides for all who may ask on this node.
 pub(crate) struct Authorizer {
-    point: DecisionPoint,
+    point: Arc<DecisionPoint>,
     feed: Arc<CurrentPolicy>,
     services: BTreeMap<ServiceName, SpiffeId>,
     audit_dir: PathBuf,
@@ -103,12 +103,12 @@ impl Authorizer {
         let feed = Arc::new(CurrentPolicy::beside(&config.state_dir, holding, now));
         let directory = config.policy_dir.clone().map(|dir| feed.follow(dir)).transpose()?;
         Ok(Self {
-            point: DecisionPoint::new(
+            point: Arc::new(DecisionPoint::new(
                 feed.clone(),
                 recorder,
                 config.reference_check_every,
                 config.on_stale_policy,
-            ),
+            )),
             feed,
             services: config.services.clone(),
             audit_dir: config.audit_dir.clone(),
@@ -118,6 +118,8 @@ impl Authorizer {
 
     /// Puts in force what the agent holds, now and at each change, until the stop.
     pub(crate) async fn follow(self: Arc<Self>, mut held: watch::Receiver<Arc<Holding>>, mut shutdown: Shutdown) {
+        // What this process holds is always heard.
+        self.feed.contact().heard();
         loop {
             let (feed, now) = (self.feed.clone(), held.borrow_and_update().clone());
             // Compiling a large bundle takes seconds.
@@ -131,6 +133,11 @@ impl Authorizer {
                 () = self.point.keep_counts() => return,
             }
         }
+    }
+
+    /// What decides.
+    pub(crate) fn point(&self) -> &Arc<DecisionPoint> {
+        &self.point
     }
 
     /// Waits until no decision can be recorded any more, and says why. Every answer is a refusal from then on.

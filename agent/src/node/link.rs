@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::metrics::Metrics;
 use crate::node::key::KeyError;
 
 /// How soon what failed at the CA is tried again. A CA that comes back should have its agents back within the longest.
@@ -30,6 +31,7 @@ pub(crate) struct CaLink {
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Told when the CA no longer takes our SVID.
     refused: Arc<Notify>,
+    metrics: Arc<Metrics>,
 }
 
 /// The node's own SVID and the bundle it verifies the CA with.
@@ -99,11 +101,17 @@ impl CaLink {
             ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
+            metrics: Arc::default(),
         }
     }
 
     pub(crate) fn credentials(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
         self.credentials.clone()
+    }
+
+    /// What has happened on it.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Connects with the node's SVID.

@@ -146,6 +146,10 @@ impl Begins for ConnectionInfo {
         Ok(self.slot.begin())
     }
 
+    fn answered(&self, rpc: &str, code: &str) {
+        self.refused.answered(rpc, code);
+    }
+
     fn refused(&self, path: &str, reason: &str) {
         self.refused.call(&self.caller, path, reason);
     }

@@ -53,9 +53,22 @@ pub(crate) struct Routes {
     plain: Route,
 }
 
-/// How many connections there may be, of whom: where the system gives as many descriptors.
-pub(crate) fn connection_bounds() -> Bounds {
-    Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_PER_USER_MAX).at_most(process::places(2, 1))
+/// Places for connections, and for the calls and streams on all of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub(crate) connections: Slots,
+    pub(crate) streams: Slots,
+}
+
+impl Default for Places {
+    /// How many connections there may be, of whom: where the system gives as many descriptors.
+    fn default() -> Self {
+        let bounds = Bounds::local(CONNECTIONS_MAX, CONNECTIONS_PER_PROCESS_MAX, CONNECTIONS_PER_USER_MAX);
+        Self {
+            connections: Slots::new("workloads", bounds.at_most(process::places(2, 1))),
+            streams: stream_slots(),
+        }
+    }
 }
 
 /// Serves the socket until the stop; returns when every call has ended.
@@ -63,18 +76,18 @@ pub(crate) async fn serve(
     listener: UnixListener,
     routes: Routes,
     peer_process: PeerProcess,
-    bounds: Bounds,
+    places: Places,
     refused: Arc<Refused>,
     mut shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    let slots = Slots::new("workloads", bounds);
-    let acceptor = Acceptor::new(listener, "workloads", slots, shutdown.clone());
+    let Places { connections, streams } = places;
+    let acceptor = Acceptor::new(listener, "workloads", connections, shutdown.clone());
     let routes = Counted::<_, ConnectionInfo>::new(routes);
     Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process, refused), async move {
+        .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process, streams, refused), async move {
             shutdown.wait().await
         })
         .await
@@ -86,9 +99,9 @@ type Incoming = Result<Served<Held<LocalConnection>, ConnectionInfo>, Infallible
 fn incoming(
     mut acceptor: Acceptor<UnixListener>,
     peer_process: PeerProcess,
+    streams: Slots,
     refused: Arc<Refused>,
 ) -> impl Stream<Item = Incoming> {
-    let streams = stream_slots();
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         loop {

@@ -8,7 +8,7 @@ use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{TrustBundle, TrustDomain, X509Svid};
 use ring::digest::{Context, SHA256};
 use tokio::sync::{mpsc, watch};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::attest::{Attestor, LocalProcess};
 use crate::refused::Refused;
@@ -80,6 +80,18 @@ impl Sessions {
 impl Session {
     /// Attests the caller and looks up what it may have. The error is what it is told (W-6).
     pub(crate) async fn entitlement(&mut self) -> Result<Entitlement, Status> {
+        let looked = self.look().await;
+        let result = match &looked {
+            Ok(_) => "identity",
+            Err(status) if status.code() == Code::PermissionDenied => "no_identity",
+            Err(status) if status.code() == Code::Aborted => "exited",
+            Err(_) => "not_yet",
+        };
+        self.attestor.results().get([result]).inc();
+        looked
+    }
+
+    async fn look(&mut self) -> Result<Entitlement, Status> {
         self.launches.mark_unchanged();
         let Some(supply) = self.supply.borrow_and_update().clone() else {
             return Err(Status::unavailable(

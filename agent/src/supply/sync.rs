@@ -101,6 +101,7 @@ pub(crate) async fn run(
             () = replaced(&own, link.credentials()) => continue,
             () = shutdown.wait() => return,
         };
+        link.metrics().contact.lost();
         if matches!(ended, CaError::Refused(_)) {
             link.refused();
         }
@@ -148,6 +149,7 @@ async fn follow(
             Ok(None) => return CaError::Answer("it ended the watch".to_owned()),
             Err(status) => return status.into(),
         };
+        link.metrics().contact.heard();
         if let Some(bundle) = update.bundle.take()
             && let Err(error) = keeper.adopt_bundle(bundle)
         {

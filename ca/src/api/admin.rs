@@ -26,6 +26,7 @@ use crate::api::messages::{self, unix_i64};
 use crate::api::operators::{Operators, token_ttl};
 use crate::api::status::ours;
 use crate::issuer::Issuer;
+use crate::metrics;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::publishing::{Contents, PublishError, Publishing};
 use crate::record;
@@ -71,12 +72,14 @@ pub(crate) struct Caller {
     /// The connection's place. Those who may not call stay newcomers there, and take no operator's.
     slot: Arc<Slot>,
     refusals: Arc<Refusals<u32>>,
+    calls: metrics::Calls,
 }
 
 /// Accepts until the shutdown, and hands over all connections: those who may not call are told so on them.
 pub(crate) async fn accept(
     listener: UnixListener,
     accepted: mpsc::Sender<io::Result<Served<Held<LocalConnection>, Caller>>>,
+    calls: metrics::Calls,
     shutdown: Shutdown,
 ) {
     let own_uid = rustix::process::geteuid().as_raw();
@@ -91,6 +94,7 @@ pub(crate) async fn accept(
             own_uid,
             slot: slot.clone(),
             refusals: Arc::clone(&refusals),
+            calls: calls.clone(),
         };
         if !caller.may_call() {
             connection = connection.for_no_longer_than(STRANGER_STAYS);
@@ -148,6 +152,10 @@ impl Begins for Caller {
             Status::resource_exhausted(text)
         })?;
         Ok(self.slot.begin())
+    }
+
+    fn answered(&self, rpc: &str, code: &str) {
+        self.calls.answered(rpc, code);
     }
 
     fn refused(&self, path: &str, reason: &str) {

@@ -28,6 +28,7 @@ use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
 use crate::limit::Failures;
 use crate::listener::AgentCaller;
+use crate::metrics::{Metrics, Watching};
 use crate::operators::writes::SignIn;
 use crate::policy::index::InForce;
 use crate::publishing::Publishing;
@@ -56,6 +57,7 @@ struct Shared {
     guesses: Mutex<Failures<Source>>,
     /// Of joins with tokens that are known, by the token's digest.
     failures: Mutex<Failures<String>>,
+    metrics: Metrics,
     shutdown: Shutdown,
 }
 
@@ -76,18 +78,26 @@ struct Watcher {
     held: Option<Revision>,
     /// Nothing was sent yet.
     first: bool,
+    _counted: Watching,
 }
 
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(registry: Registry, issuer: Issuer, publishing: Publishing, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        issuer: Issuer,
+        publishing: Publishing,
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> Self {
         Self(Arc::new(Shared {
             registry,
             issuer,
             publishing,
             guesses: Mutex::default(),
             failures: Mutex::default(),
+            metrics,
             shutdown,
         }))
     }
@@ -228,6 +238,11 @@ impl wire::node_server::Node for Node {
         let request = request.into_inner();
         let token = request.token.clone();
         let joined = self.admitted(&token, address, self.join_with_token(request)).await;
+        self.0.metrics.joined(match &joined {
+            Ok(_) => "joined",
+            Err(status) if status.code() == Code::ResourceExhausted => "limited",
+            Err(_) => "refused",
+        });
         told("join", address, joined)
     }
 
@@ -266,6 +281,7 @@ impl wire::node_server::Node for Node {
             shutdown: self.0.shutdown.clone(),
             held: (from != 0).then_some(from),
             first: true,
+            _counted: self.0.metrics.watching(),
         };
         Ok(Response::new(Updates(Some(Box::pin(watcher.next())))))
     }
@@ -368,6 +384,7 @@ fn issued(
 ) -> wire::IssueResult {
     let refused = |error: String| {
         let entry = registered.map(|registered| registered.id.as_str());
+        issuer.refused_workload();
         tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason = error, "issue");
         wire::IssueResult {
             chain: Vec::new(),

@@ -47,6 +47,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         authority_ttl: Span(Duration::from_secs(86400)),
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
         log_levels: None,
+        metrics_listen: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
     }
 }

@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// How long the agent's own SVID lives [default: one day]
     #[arg(long, value_name = "TIME", conflicts_with = "check", hide = true, value_parser = humantime::parse_duration)]
     agent_ttl: Option<Duration>,
+    /// Serve /live, /ready and /metrics of each part, on five ports from the base + 4 on: CA, agent, edge, orders, ledger
+    #[arg(long, conflicts_with = "check")]
+    metrics: bool,
     /// Run the mesh on free ports in a temporary directory, check what it promises, print a JSON report, exit 0 or 1
     #[arg(long, conflicts_with = "dir")]
     check: bool,
@@ -48,10 +51,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 "`--svid-ttl` must be at least 5s; shorter lives leave no time to renew"
             );
         }
+        let mut ports = Ports::from_base(args.base_port);
+        if args.metrics {
+            ports.show_metrics();
+        }
         let settings = Settings {
             svid_ttl: args.svid_ttl,
             agent_ttl: args.agent_ttl,
-            ..Settings::new(Ports::from_base(args.base_port))
+            ..Settings::new(ports)
         };
         let dir = args.dir.path()?;
         let terminated = shutdown::terminated();

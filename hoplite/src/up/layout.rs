@@ -49,6 +49,8 @@ pub(crate) struct Ports {
     services: [u16; 3],
     inbound: [u16; 3],
     outbound: [u16; 3],
+    /// Of CA, agent and services, where their metrics are shown.
+    metrics: Option<[u16; 5]>,
 }
 
 // === impl Ports ===
@@ -62,7 +64,25 @@ impl Ports {
             services: run(1),
             inbound: run(11),
             outbound: run(21),
+            metrics: None,
         }
+    }
+
+    /// Shows the metrics of each part, on five ports from the base + 4 on.
+    pub(crate) fn show_metrics(&mut self) {
+        self.metrics = Some(std::array::from_fn(|n| self.ca + 4 + n as u16));
+    }
+
+    /// The line of a part's configuration that says where its metrics are shown.
+    fn metrics_listen(&self, name: &str) -> String {
+        let [edge, orders, ledger] = SERVICES;
+        let parts = ["ca", "agent", edge, orders, ledger];
+        let port = self.metrics.into_iter().flat_map(|ports| parts.into_iter().zip(ports));
+        let line = |port| format!("metrics_listen = \"{}\"\n", loopback(port));
+        port.into_iter()
+            .find(|(part, _)| *part == name)
+            .map(|(_, port)| line(port))
+            .unwrap_or_default()
     }
 
     /// Ports that are free at this moment.
@@ -84,6 +104,7 @@ impl Ports {
             services: [*s1, *s2, *s3],
             inbound: [*i1, *i2, *i3],
             outbound: [*o1, *o2, *o3],
+            metrics: None,
         })
     }
 
@@ -93,6 +114,9 @@ impl Ports {
         for name in SERVICES {
             wanted.push((self.service(name).port(), format!("the service {name}")));
             wanted.push((self.inbound(name).port(), format!("the inbound listener of {name}")));
+        }
+        for port in self.metrics.into_iter().flatten() {
+            wanted.push((port, "metrics".to_owned()));
         }
         for (caller, callee) in CALLS {
             wanted.push((
@@ -221,8 +245,9 @@ impl Layout {
              data_dir = \"{dir}/ca\"\n\
              listen = \"{}\"\n\
              admin_socket = \"{dir}/run/ca.sock\"\n\
-             {signers}",
-            loopback(ports.ca)
+             {}{signers}",
+            loopback(ports.ca),
+            ports.metrics_listen("ca"),
         );
         for (name, ttl) in [("x509_ttl", svid_ttl), ("agent_ttl", agent_ttl)] {
             if let Some(ttl) = ttl {
@@ -237,8 +262,9 @@ impl Layout {
              trust_bundle = \"{dir}/ca/bundle.pem\"\n\
              join_token_file = \"{dir}/run/join-token\"\n\
              socket = \"{dir}/run/agent.sock\"\n\
-             socket_mode = 0o600\n",
-            loopback(ports.ca)
+             socket_mode = 0o600\n{}",
+            loopback(ports.ca),
+            ports.metrics_listen("agent"),
         );
         self.write_config("ca", &ca)?;
         self.write_config("agent", &agent)?;
@@ -251,13 +277,15 @@ impl Layout {
                  policy_dir = \"{dir}/policies\"\n\
                  audit_dir = \"{dir}/audit/{name}\"\n\
                  state_dir = \"{dir}/state/{name}\"\n\
-                 admin_socket = \"{dir}/run/{name}.sock\"\n\n\
+                 admin_socket = \"{dir}/run/{name}.sock\"\n\
+                 {}\n\
                  [[inbound]]\n\
                  listen = \"{}\"\n\
                  service = \"{name}\"\n\
                  protocol = \"http\"\n\
                  forward_to = \"{}\"\n",
                 spiffe_id(name),
+                ports.metrics_listen(name),
                 ports.inbound(name),
                 ports.service(name),
             );

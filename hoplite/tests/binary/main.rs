@@ -30,4 +30,5 @@ mod signals;
 mod support;
 mod svid_files;
 mod tables;
+mod telemetry;
 mod up;

@@ -96,6 +96,11 @@ impl Answer {
         self
     }
 
+    /// Its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.0.status()
+    }
+
     /// On its way, as a part of this.
     pub(crate) fn with(self, transfer: Arc<Transfer>) -> Self {
         Self(self.0.map(|body| body.answered(transfer)))

@@ -30,7 +30,7 @@ use crate::http::service::{CallersService, Head, Outgoing, Service};
 use crate::http::transfer::{Late, head_late};
 use crate::http::unread::Unread;
 use crate::http::via;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Traffic};
 use crate::peer::downstream::Downstream;
 use crate::peer::handshake::Handshaker;
 use crate::peer::session::Stop;
@@ -45,6 +45,7 @@ pub(crate) struct Inbound {
     pub(crate) handshaker: Handshaker,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traffic: Traffic,
     pub(crate) app: Service,
     pub(crate) rules: Arc<HttpRules>,
     /// Whose turn it is to decide again: one connection's at a time, however many there are.
@@ -74,6 +75,12 @@ impl InboundConnection {
         let point = &self.inbound.point;
         let dialect = Dialect::of(request.headers(), request.version());
         let trace_id = hygiene::trace_id(request.headers());
+        let transfer = request.body().transfer();
+        let counted_in = |tally| {
+            if let Some(transfer) = &transfer {
+                transfer.is_counted_in(tally);
+            }
+        };
         let mut draft = self.draft(Phase::Request, trace_id);
         if Unread::of(request.headers()).is_none() {
             draft = draft.action(request.method().as_str());
@@ -82,7 +89,11 @@ impl InboundConnection {
         // Read it in one way, or not at all.
         let (canonical, place) = match self.read(&request) {
             Ok(read) => read,
-            Err(unasked) => return Answer::refused(&point.refuse(draft, unasked).await, dialect).closing(dialect),
+            Err(unasked) => {
+                let refused = point.refuse(draft, unasked).await;
+                counted_in(refused.tally());
+                return Answer::refused(&refused, dialect).closing(dialect);
+            }
         };
         let (parts, body) = request.into_parts();
         let request = HttpRequest {
@@ -95,10 +106,12 @@ impl InboundConnection {
         let judged = point.judge(draft, request, &self.transport).await;
         match judged.recorded().await {
             Ok(granted) => {
+                counted_in(Some(granted.tally()));
                 let outgoing = Outgoing::new(granted, epoch, place);
                 self.forward(outgoing, epoch, body, ahead, dialect).await
             }
             Err(why) => {
+                counted_in(why.tally());
                 let answer = Answer::refused(&why, dialect);
                 match why.why() {
                     Why::Ambiguous(_) => answer.closing(dialect),

@@ -30,7 +30,7 @@ use crate::http::unread::Unread;
 use crate::http::upstream::Upstream;
 use crate::http::via;
 use crate::limits::limit;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Traffic};
 use crate::peer::handshake::no_place;
 use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
@@ -43,6 +43,7 @@ pub(crate) struct Outbound {
     pub(crate) identity: Arc<IdentityFeed>,
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traffic: Traffic,
     pub(crate) rules: Arc<HttpRules>,
     pub(crate) stop: Stop,
 }
@@ -54,7 +55,7 @@ impl Outbound {
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         let Stop { mut drain, mut close } = self.stop.clone();
         let limits = self.rules.limits.of_outbound();
-        let (tcp, stalled) = Stalling::new(tcp, limit(limits.response_write_idle));
+        let (tcp, stalled) = Stalling::new(tcp, limit(limits.response_write_idle), self.traffic.clone());
         let begun = tokio::select! {
             begun = timeout(HEADER_TIME_MAX, preface::is_http2(tcp)) => begun,
             () = drain.wait() => return,
@@ -76,7 +77,9 @@ impl Outbound {
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, None);
             async move {
                 let request = request.map(|body| body.awaited(transfer.clone()));
-                outbound.answer(request, remote, ahead, &slot).await.with(transfer)
+                let answer = outbound.answer(request, remote, ahead, &slot).await;
+                outbound.traffic.responded(answer.status());
+                answer.with(transfer)
             }
         });
         let (mut draining, mut leaving) = (false, None);

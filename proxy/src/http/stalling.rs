@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::transfer::Due;
+use crate::metrics::Traffic;
 
 /// The stream.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(crate) struct Stalling<S> {
     limit: Option<Duration>,
     due: Due,
     stalled: Stalled,
+    traffic: Traffic,
 }
 
 /// Whether a stream has ended for that.
@@ -35,15 +37,23 @@ impl Stalled {
 // === impl Stalling ===
 
 impl<S> Stalling<S> {
-    pub(crate) fn new(stream: S, limit: Option<Duration>) -> (Self, Stalled) {
+    /// What crosses it is counted.
+    pub(crate) fn new(stream: S, limit: Option<Duration>, traffic: Traffic) -> (Self, Stalled) {
         let stalled = Stalled::default();
         let stalling = Self {
             stream,
             limit,
             due: Due::default(),
             stalled: stalled.clone(),
+            traffic,
         };
         (stalling, stalled)
+    }
+
+    fn sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.traffic.sent(*bytes);
+        }
     }
 
     fn watch<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
@@ -63,7 +73,11 @@ impl<S> Stalling<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stalling<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.traffic.received(buffer.filled().len().saturating_sub(before));
+        read
     }
 }
 
@@ -71,6 +85,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.sent(&written);
         this.watch(written, context)
     }
 
@@ -81,6 +96,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
+        this.sent(&written);
         this.watch(written, context)
     }
 
@@ -108,8 +124,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_reads_slowly_goes_on_and_who_reads_nothing_does_not() {
+        let metrics = crate::metrics::Metrics::default();
+        let traffic = metrics.traffic(true, "ledger");
         let (near, mut far) = tokio::io::duplex(16);
-        let (mut near, stalled) = Stalling::new(near, Some(Duration::from_secs(60)));
+        let (mut near, stalled) = Stalling::new(near, Some(Duration::from_secs(60)), traffic.clone());
         let writing = tokio::spawn(async move { near.write_all(&[0; 64]).await });
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_secs(50)).await;

@@ -11,7 +11,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use hoplite_audit::Outcome;
-use hoplite_decision::Unasked;
+use hoplite_decision::{Tally, Unasked};
 use hoplite_host::config::Span;
 use hoplite_host::slots::Busy;
 use http::header::CONTENT_TYPE;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::http::exchange::Exchange;
 use crate::limits::{AHEAD, Limits, limit};
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 
 /// Transfers of one connection that were cut off and wait to be recorded.
 pub(crate) const CUTS_WAITING_MAX: usize = 64;
@@ -45,7 +45,9 @@ pub(crate) struct Transfer {
     late: OnceLock<Late>,
     exchange: OnceLock<Arc<Exchange>>,
     cuts: Option<mpsc::Sender<Cut>>,
+    tally: OnceLock<Tally>,
     metrics: Arc<Metrics>,
+    _counted: Counted,
     _busy: Busy,
 }
 
@@ -101,6 +103,8 @@ impl Transfer {
             late: OnceLock::new(),
             exchange: OnceLock::new(),
             cuts,
+            tally: OnceLock::new(),
+            _counted: metrics.request(),
             metrics,
             _busy: busy,
         })
@@ -109,6 +113,13 @@ impl Transfer {
     /// What was granted, for the record.
     pub(crate) fn is_of(&self, exchange: &Arc<Exchange>) {
         let _ = self.exchange.set(exchange.clone());
+    }
+
+    /// Where it is counted, and how long it took, once it has ended.
+    pub(crate) fn is_counted_in(&self, tally: Option<&Tally>) {
+        if let Some(tally) = tally {
+            let _ = self.tally.set(tally.clone());
+        }
     }
 
     /// Something of it has moved.
@@ -239,6 +250,14 @@ fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
         "u" => Some(Duration::from_micros(count)),
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if let Some(tally) = self.tally.get() {
+            tally.observe(self.began.elapsed());
+        }
     }
 }
 

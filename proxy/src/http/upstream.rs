@@ -163,6 +163,7 @@ impl Upstream {
         if let Some(kept) = self.take_kept() {
             return Ok(kept);
         }
+        let _waits = self.metrics.waits();
         if !self.shared.load(Relaxed) {
             return self.dial().await;
         }

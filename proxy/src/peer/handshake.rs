@@ -106,6 +106,7 @@ impl Handshaker {
             }
             Ok(_) => {}
         }
+        let started = clock::moment();
         // Until its first message is whole a stranger costs little, and there may be many.
         let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await;
         let begun = begun.map_err(|error| broken(&error))?;
@@ -126,6 +127,7 @@ impl Handshaker {
         // The verifier ran inside the handshake. It runs again here, so that no configuration mistake can let a peer pass.
         let peer =
             tls::verified_peer(&generation.verifier, connection, PeerRole::Client, clock::now()).map_err(rejected)?;
+        self.metrics.handshake_made(started.elapsed());
         let session = Session::new(
             &peer,
             PeerRole::Client,

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
+use crate::metrics::Metrics;
+
 /// Configurations for calling, of one generation. As many peers are rarely called; beyond, each is made again when needed.
 const CLIENTS_MAX: usize = 1_024;
 
@@ -69,6 +71,7 @@ pub(crate) struct Source {
     stream: Option<WorkloadApi>,
     number: u64,
     backoff: Backoff,
+    metrics: Arc<Metrics>,
 }
 
 /// Why what the agent sent is not used.
@@ -175,6 +178,12 @@ impl Generation {
         now < self.svid.leaf().not_after()
     }
 
+    /// When the first authority of the own trust domain ends.
+    pub(crate) fn first_authority_end(&self) -> Option<SystemTime> {
+        let own = self.svid.spiffe_id().trust_domain();
+        self.verifier.bundles().get(own)?.first_end()
+    }
+
     /// For accepting peers.
     pub(crate) fn server(&self, layer: Layer) -> Arc<ServerConfig> {
         match layer {
@@ -224,13 +233,15 @@ impl Client {
 // === impl Source ===
 
 impl Source {
-    pub(crate) fn new(address: String, wanted: Option<SpiffeId>) -> Self {
+    /// Whether the agent is heard is counted.
+    pub(crate) fn new(address: String, wanted: Option<SpiffeId>, metrics: Arc<Metrics>) -> Self {
         Self {
             address,
             wanted,
             stream: None,
             number: 0,
             backoff: RETRY,
+            metrics,
         }
     }
 
@@ -241,6 +252,7 @@ impl Source {
         loop {
             match self.receive().await {
                 Ok(next) => {
+                    self.metrics.identity_contact.heard();
                     if self.backoff.is_failing() {
                         info!(workload_api = self.address, "the agent is back");
                         self.backoff.succeeded();
@@ -253,6 +265,7 @@ impl Source {
                 }
                 Err(error) => {
                     self.stream = None;
+                    self.metrics.identity_contact.lost();
                     let is_news = !self.backoff.is_failing();
                     let wait = self.backoff.failed(jitter());
                     if is_news {

@@ -23,6 +23,15 @@ const BUFFER_MIN: usize = 4 << 10;
 /// … and a busy one fast. A full buffer grows fourfold up to this.
 const BUFFER_MAX: usize = 64 << 10;
 
+/// Which way bytes have moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From the first side to the second.
+    There,
+    /// From the second to the first.
+    Back,
+}
+
 /// When bytes last moved.
 struct Pulse {
     start: Instant,
@@ -53,7 +62,12 @@ struct Way<'w, 's, S>(&'w Shared<'s, S>);
 ///
 /// # Errors
 /// It broke off, and neither side has been told of an end: what is dropped now must not look like one ([`reset`]).
-pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B, idle_max: Option<Duration>, moved: impl Fn()) -> io::Result<()>
+pub(crate) async fn relay<A, B>(
+    a: &mut A,
+    b: &mut B,
+    idle_max: Option<Duration>,
+    moved: impl Fn(Direction, usize),
+) -> io::Result<()>
 where
     A: Side,
     B: Side,
@@ -66,7 +80,10 @@ where
     };
     let (a, b) = (Shared::new(a), Shared::new(b));
     tokio::select! {
-        both = async { tokio::try_join!(copy(&a, &b, &pulse, &moved), copy(&b, &a, &pulse, &moved)) } => both.map(|_| ()),
+        both = async {
+            let (there, back) = (|bytes| moved(Direction::There, bytes), |bytes| moved(Direction::Back, bytes));
+            tokio::try_join!(copy(&a, &b, &pulse, &there), copy(&b, &a, &pulse, &back))
+        } => both.map(|_| ()),
         () = pulse.stopped() => Err(io::ErrorKind::TimedOut.into()),
         () = a.gone() => Err(b.broken_off()),
         () = b.gone() => Err(a.broken_off()),
@@ -83,7 +100,7 @@ async fn copy<A: Side, B: Side>(
     side: &Shared<'_, A>,
     other: &Shared<'_, B>,
     pulse: &Pulse,
-    moved: &impl Fn(),
+    moved: &impl Fn(usize),
 ) -> io::Result<()> {
     let (mut from, mut to) = (Way(side), Way(other));
     let mut buffer = vec![0; BUFFER_MIN];
@@ -95,7 +112,7 @@ async fn copy<A: Side, B: Side>(
         to.write_all(bytes).await?;
         to.flush().await?;
         pulse.beat();
-        moved();
+        moved(read);
         if read == buffer.len() && read < BUFFER_MAX {
             buffer.resize(read * 4, 0);
         }
@@ -240,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn who_is_gone_after_its_end_ends_both() {
         let ((mut near, mut a), (mut far, mut b)) = (pair().await, pair().await);
-        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, || {}).await });
+        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, |_, _| {}).await });
         near.write_all(b"last words").await.unwrap();
         near.shutdown().await.unwrap();
         let mut heard = Vec::new();
@@ -263,7 +280,7 @@ mod tests {
     async fn bytes_cross_both_ways_and_an_end_is_passed_on() {
         let (mut near, mut a) = tokio::io::duplex(1_000);
         let (mut far, mut b) = tokio::io::duplex(1_000);
-        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, || {}).await });
+        let copying = tokio::spawn(async move { relay(&mut a, &mut b, None, |_, _| {}).await });
         let sent: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {

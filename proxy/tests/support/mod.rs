@@ -127,6 +127,7 @@ impl World {
             state_dir: self.path(&format!("{name}-state")),
             admin_socket: self.path(&format!("{name}.sock")),
             log_levels: None,
+            metrics_listen: None,
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,

@@ -49,7 +49,7 @@ impl Inbound {
             return caller.refuse_connection(no_place(full)).await;
         }
         let write_idle = limit(caller.inbound.rules.limits.response_write_idle);
-        let (stream, stalled) = Stalling::new(stream, write_idle);
+        let (stream, stalled) = Stalling::new(stream, write_idle, caller.inbound.traffic.clone());
         let far = Far {
             side: "peer",
             name: format!("{} at {remote}", caller.downstream),
@@ -112,7 +112,9 @@ impl InboundConnection {
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, Some(cuts.clone()));
             async move {
                 let request = request.map(|body| body.awaited(transfer.clone()));
-                caller.answer(request, ahead).await.with(transfer)
+                let answer = caller.answer(request, ahead).await;
+                caller.inbound.traffic.responded(answer.status());
+                answer.with(transfer)
             }
         });
         let mut following = std::pin::pin!(self.follow_policy());

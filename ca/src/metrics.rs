@@ -1,0 +1,151 @@
+//! What a CA counts, and what of it is shown to the tools that people have.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+use hoplite_host::clock;
+use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
+
+use crate::issuer::Issuer;
+use crate::registry::Registry;
+
+/// RPCs of both APIs, times the codes they are answered with.
+const CALLS_MAX: usize = 1_000;
+
+/// Results are of a fixed set.
+const RESULTS_MAX: usize = 50;
+
+/// Folders of the store below its own, looked through for its size.
+const FOLDERS_DEEP: usize = 4;
+
+/// What has happened since the start. Clones are the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    calls: Family<3, Counter>,
+    joins: Family<1, Counter>,
+    watches: Arc<AtomicU64>,
+}
+
+/// How calls of one API are answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Calls {
+    api: &'static str,
+    calls: Family<3, Counter>,
+}
+
+/// An agent that watches, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Watching(Arc<AtomicU64>);
+
+// === impl Metrics ===
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            calls: Family::new(["api!", "rpc", "code!"], CALLS_MAX),
+            joins: Family::new(["result"], RESULTS_MAX),
+            watches: Arc::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Those of one API: `node` or `admin`.
+    pub(crate) fn calls(&self, api: &'static str) -> Calls {
+        Calls {
+            api,
+            calls: self.calls.clone(),
+        }
+    }
+
+    /// An agent has tried to join.
+    pub(crate) fn joined(&self, result: &'static str) {
+        self.joins.get([result]).inc();
+    }
+
+    /// An agent begins to watch.
+    pub(crate) fn watching(&self) -> Watching {
+        self.watches.fetch_add(1, Relaxed);
+        Watching(self.watches.clone())
+    }
+
+    /// All that is shown of a CA. It keeps the store open no longer than `registry` does.
+    pub(crate) fn site(&self, registry: &Registry, issuer: &Issuer, store: PathBuf) -> Site {
+        let mut to = Exposition::new("hoplite_ca");
+        to.register(
+            "calls",
+            "Calls answered, by API, RPC and code; of a stream it is how that began",
+            self.calls.clone(),
+        );
+        to.register("joins", "Attempts of agents to join, by result", self.joins.clone());
+        issuer.register(&mut to);
+        registry.register(&mut to);
+        let watches = self.watches.clone();
+        to.sampled(
+            Kind::Gauge,
+            "watch_streams",
+            "Agents that are told of changes now",
+            move |to| to.put(watches.load(Relaxed)),
+        );
+        to.sampled(
+            Kind::Gauge,
+            "store_bytes",
+            "What the store takes on the disk, policy bundles included",
+            move |to| to.put(bytes_below(&store, FOLDERS_DEEP)),
+        );
+        let held = registry.downgrade();
+        Site::new(to, move || match held.upgrade() {
+            None => vec!["the CA is stopping".to_owned()],
+            Some(registry) => unready(&registry, clock::now()),
+        })
+    }
+}
+
+fn unready(registry: &Registry, now: SystemTime) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if let Some(error) = registry.stopped_because() {
+        reasons.push(format!("nothing can be stored any more: {error}"));
+    }
+    if registry.is_left_behind() {
+        reasons.push("the CA no longer follows its store".to_owned());
+    }
+    let end = registry
+        .index()
+        .authority
+        .bundle()
+        .and_then(|bundle| bundle.first_end());
+    if end.is_none_or(|end| end <= now) {
+        reasons.push("no authority is valid now".to_owned());
+    }
+    reasons
+}
+
+/// The files below a directory; what cannot be read is nothing.
+fn bytes_below(directory: &Path, deep: usize) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    let each = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() && deep > 0 => bytes_below(&entry.path(), deep - 1),
+        Ok(meta) if meta.is_file() => meta.len(),
+        _ => 0,
+    });
+    each.sum()
+}
+
+// === impl Calls ===
+
+impl Calls {
+    pub(crate) fn answered(&self, rpc: &str, code: &str) {
+        self.calls.get([self.api, rpc, code]).inc();
+    }
+}
+
+// === impl Watching ===
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
