@@ -3,6 +3,7 @@
 //! Only what no policy spoke of is proposed. Who was forbidden stays so, and where a permit nearly fits, that one is named instead:
 //! its conditions were somebody's intention. An attacker's calls are among the refused ones too, so every proposal says who asked.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -123,7 +124,7 @@ impl Denials {
                 advice,
             });
         }
-        suggestions.sort_by(|a, b| b.calls.cmp(&a.calls));
+        suggestions.sort_by_key(|suggestion| Reverse(suggestion.calls));
         (suggestions, self.left_out)
     }
 }

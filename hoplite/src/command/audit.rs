@@ -286,8 +286,8 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 "{}: {state}: {} in {}, {}\n",
                 log.display(),
                 count(report.records, "record"),
-                count(report.segments as u64, "segment"),
-                count(report.boots as u64, "boot")
+                count(report.segments, "segment"),
+                count(report.boots, "boot")
             ))?;
             if report.unknown > 0 {
                 print(&format!(

@@ -332,7 +332,7 @@ fn show_entries(entries: Vec<Entry>, form: Form) -> anyhow::Result<()> {
     for entry in entries {
         listing.row(EntryRow::from(entry));
     }
-    Ok(listing.print(form)?)
+    listing.print(form)
 }
 
 fn selector_text(selector: &ca::Selector) -> String {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::moment;
-use super::print;
+use super::stdout::print;
 use super::table::{self, Cell, Table};
 
 /// The form of a listing.

@@ -1,3 +1,5 @@
+//! Who may and who may not pass for the CA that a fingerprint names.
+
 use super::*;
 use crate::testing::{Shape, TestAuthority};
 use crate::tls::{ClientAuth, server_config};
@@ -92,14 +94,14 @@ fn nobody_else_is_believed() {
     check(
         "another trust domain's CA",
         &own,
-        &[&elsewhere[..], &[own.clone()]].concat(),
+        &[&elsewhere[..], std::slice::from_ref(&own)].concat(),
         "`other.example`",
     );
     let broken = authority.shaped(CA, Shape::BrokenSignature).chain;
     check(
         "a broken signature",
         &own,
-        &[&broken[..], &[own.clone()]].concat(),
+        &[&broken[..], std::slice::from_ref(&own)].concat(),
         "signature",
     );
     let crowd = [vec![good[0].clone()], vec![own.clone(); 8]].concat();
@@ -121,7 +123,7 @@ fn only_a_highest_authority_can_be_pinned() {
         assert_eq!(error, NotIntroduced::NotSelfSigned);
     }
     let weak = authority.authority_without_key_cert_sign();
-    let shown = [authority.svid(CA, HOUR).chain(), &[weak.clone()]].concat();
+    let shown = [authority.svid(CA, HOUR).chain(), std::slice::from_ref(&weak)].concat();
     let error = introduced_as(&weak, &shown).unwrap_err();
     assert_eq!(error, NotIntroduced::NotAnAuthority(InvalidAuthority::NoKeyCertSign));
     for (uris, expected) in [
