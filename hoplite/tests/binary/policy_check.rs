@@ -414,9 +414,16 @@ fn workloads_that_the_ca_does_not_know_are_named() {
         code == Some(1) && said.contains("a.cedar:4:16: nobody is registered as `prod.acme/shop`, or below it"),
         "{said}"
     );
-    let own = GOOD.replace("prod.acme", "test.example");
+    // Twelve of them, so that it shows if only a part of the entries were asked for.
+    let own: String = (0..12)
+        .map(|n| {
+            let shop = format!("test.example/shop{n}");
+            GOOD.replace("prod.acme/shop", &shop)
+                .replace("ledger/reads", &format!("ledger/reads-{n}"))
+        })
+        .collect();
     fs::write(dir.path().join("a.cedar"), &own).unwrap();
-    apply(&entries(&mut ["/shopping".to_owned()].into_iter()));
+    apply(&entries(&mut ["/shop0ping".to_owned()].into_iter()));
     let (code, said) = check(&["--output", "json"]);
     let told: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(
@@ -426,7 +433,7 @@ fn workloads_that_the_ca_does_not_know_are_named() {
     // More than a message has bytes where nobody says how many it may have.
     let names: Vec<String> = (0..30).map(|n| format!("n{n}.{0}.{0}.{0}", "x".repeat(60))).collect();
     let many = entries(&mut (0..900).map(|n| format!("/a/{n}\"\ndns_names = {names:?} # ")));
-    apply(&(many + &entries(&mut ["/shop/web".to_owned()].into_iter())));
+    apply(&(many + &entries(&mut (0..12).map(|n| format!("/shop{n}/web")))));
     let (code, said) = check(&[]);
     assert_eq!(code, Some(0), "{said}");
     // Who leaves is missed again, and without the CA nothing is said to be good.

@@ -119,6 +119,16 @@ impl Drop for Watch {
     }
 }
 
+/// A program to be told; dropping it kills it.
+struct Listener(Child);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The set that is there, if there is one; its key must be its certificate's.
 fn svid(dir: &Path) -> Option<X509Svid> {
     let set = dir.join(fs::read_link(dir.join("..data")).ok()?);
@@ -198,19 +208,21 @@ fn files_are_kept_fresh_and_programs_are_told() {
         "trap 'echo x >>{}' HUP; echo ready; while :; do sleep 0.05; done",
         heard.display()
     );
-    let mut listening = Command::new("sh")
-        .args(["-c", &listener])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut listening = Listener(
+        Command::new("sh")
+            .args(["-c", &listener])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
     let mut line = String::new();
-    BufReader::new(listening.stdout.take().unwrap())
+    BufReader::new(listening.0.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
     let lines = |path: &Path| fs::read_to_string(path).unwrap_or_default().lines().count();
 
     let exec = format!("{} one", script.display());
-    let pid = listening.id().to_string();
+    let pid = listening.0.id().to_string();
     let mut watch = scene.watch(&["--write", at.to_str().unwrap(), "--exec", &exec, "--signal", &pid]);
     let mut serials = Vec::new();
     until("three rotations", || {
@@ -239,9 +251,8 @@ fn files_are_kept_fresh_and_programs_are_told() {
     until("the files are there again", || svid(&at));
 
     // Who was to be told is gone, and its number must not be signalled when it is another's.
-    listening.kill().unwrap();
+    listening.0.kill().unwrap();
     assert_eq!(watch.end(), Some(1), "it has ended, though nobody has waited for it");
-    listening.wait().unwrap();
     assert!(
         watch.said().contains("is gone, so nobody reads the files any more"),
         "{}",
@@ -286,8 +297,8 @@ fn what_fails_is_said_and_tried_again() {
     assert!(!left.exists(), "what it started goes on");
 
     // A pid file of before: the number is another's now.
-    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
-    fs::write(&pid_file, format!("{}\nmore\n", other.id())).unwrap();
+    let mut other = Listener(Command::new("sleep").arg("60").spawn().unwrap());
+    fs::write(&pid_file, format!("{}\nmore\n", other.0.id())).unwrap();
     let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
     fs::File::options()
         .write(true)
@@ -304,9 +315,9 @@ fn what_fails_is_said_and_tried_again() {
         "SIGTERM",
     ]);
     watch.says("began after it was written");
-    assert!(other.try_wait().unwrap().is_none(), "a stranger was signalled");
-    fs::write(&pid_file, other.id().to_string()).unwrap();
-    until("it is signalled", || other.try_wait().unwrap());
+    assert!(other.0.try_wait().unwrap().is_none(), "a stranger was signalled");
+    fs::write(&pid_file, other.0.id().to_string()).unwrap();
+    until("it is signalled", || other.0.try_wait().unwrap());
     fs::write(&pid_file, "nonsense\n").unwrap();
     watch.says("holds no process number but `nonsense`");
     // A stop is a stop, and leaves the files.

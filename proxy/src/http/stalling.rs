@@ -134,7 +134,13 @@ mod tests {
             far.read_exact(&mut [0; 8]).await.unwrap();
         }
         assert!(!writing.is_finished());
+        let since = tokio::time::Instant::now();
         let error = writing.await.unwrap().unwrap_err();
+        let passed = since.elapsed();
+        assert!(
+            passed <= Duration::from_secs(61),
+            "{passed:?} of the clock that stands still"
+        );
         assert!(error.kind() == io::ErrorKind::TimedOut && stalled.is_so());
     }
 }
