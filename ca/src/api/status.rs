@@ -71,7 +71,7 @@ impl Blame for OperatorError {
             Self::NoSuchOperator(_) => Status::not_found(text),
             Self::Banned(_) | Self::TooMany | Self::TooOld => Status::failed_precondition(text),
             Self::NoRoles(_) => Status::invalid_argument(text),
-            Self::Refused(_) => Status::permission_denied(text),
+            Self::OtherKey | Self::Refused(_) => Status::permission_denied(text),
             Self::Denied(denied) => denied.clone().into(),
             Self::Mint(error) => ours(error),
         }

@@ -21,6 +21,11 @@ pub(crate) enum OperatorError {
     NoRoles(String),
     #[error("there are {OPERATORS_MAX} operators already; remove those who are gone with `hoplite operator remove`")]
     TooMany,
+    #[error(
+        "this invitation was used already, with another key: each is for one sign-in; if that was not you, have the operator banned, and \
+         ask for a new one"
+    )]
+    OtherKey,
     #[error(transparent)]
     Refused(#[from] JoinRefused),
     #[error("{0}")]
@@ -144,7 +149,12 @@ where
         if operator.banned {
             return Err(NoOperator::Banned(name).into());
         }
-        let token = token.admit(&self.key, false, self.now)?;
+        let token = token
+            .admit(&self.key, false, self.now)
+            .map_err(|refused| match refused {
+                JoinRefused::OtherKey => OperatorError::OtherKey,
+                refused => refused.into(),
+            })?;
         let minted = (self.mint)(&token.admits)?;
         let operator = operator.signed_in(&minted.leaf, self.now);
         let changes = Changes::none().put(&self.digest, &token).put(&name, &operator);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use hoplite_identity::{Fingerprint, HostPort, Invitation};
 use hoplite_wire::ca::{CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse};
 
@@ -25,16 +25,17 @@ pub(crate) enum TokenCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("whom").required(true).args(["node", "operator"])))]
 pub(crate) struct CreateTokenArgs {
     /// The node's name: the agent becomes spiffe://TRUST_DOMAIN/hoplite/agent/NODE
-    #[arg(long, required_unless_present = "operator", conflicts_with = "operator")]
+    #[arg(long)]
     node: Option<String>,
     /// The operator's name: it becomes spiffe://TRUST_DOMAIN/hoplite/operator/NAME
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
     /// What the operator may do: admin, auditor, policy, nodes or entries, or a role of the CA's own admin policies; may be given
     /// several times. Without it an operator that there is keeps what it has
-    #[arg(long = "role", value_name = "ROLE", requires = "operator")]
+    #[arg(long = "role", value_name = "ROLE", requires = "operator", conflicts_with = "node")]
     roles: Vec<String>,
     /// Below which paths of SPIFFE IDs the role `entries` holds; may be given several times
     #[arg(long = "path", value_name = "PATH", requires = "roles")]

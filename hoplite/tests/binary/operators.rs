@@ -12,7 +12,11 @@ use crate::support::{PATIENCE, kill, until};
 
 const GUIDE: &str = include_str!("../../../docs/guide/from-a-laptop.md");
 
-const POLICY: &str = "@id(\"a\")\n@owner(\"team\")\npermit (principal, action, resource);\n";
+const POLICY: &str = "@id(\"a\")\n@owner(\"team\")\n\
+    permit (principal in Hoplite::Path::\"prod.example/web\", action in Hoplite::Action::\"read\",\n\
+    resource in Hoplite::Service::\"ledger\");\n";
+
+const CASE: &str = "spiffe://prod.example/web GET ledger /accounts/7 allow\n";
 
 /// A CA of `prod.example` on one machine, and a laptop that shares nothing with it.
 struct Machines {
@@ -138,7 +142,8 @@ fn mode(path: &Path) -> u32 {
 
 /// The commands of the guide, in order.
 fn commands() -> Vec<String> {
-    let blocks = GUIDE.split("```sh\n").skip(1);
+    let guide = GUIDE.replace("\\\n", " ");
+    let blocks = guide.split("```sh\n").skip(1);
     let lines = blocks.flat_map(|block| block.split("```").next().unwrap().lines());
     lines
         .map(|line| line.split("  #").next().unwrap().trim().to_owned())
@@ -164,6 +169,7 @@ fn the_guide_as_it_stands() {
     fs::copy(&key, laptop.join("alice.key")).unwrap();
     fs::create_dir(laptop.join("policies")).unwrap();
     fs::write(laptop.join("policies/a.cedar"), POLICY).unwrap();
+    fs::write(laptop.join("policies/a.test"), CASE).unwrap();
 
     let mut invitation = String::new();
     let mut ran = 0;
@@ -251,7 +257,7 @@ fn what_is_said_when_it_does_not_work() {
     says(
         &machines.at_ca(&["token", "create", "--node", "n1", "--role", "admin"]),
         2,
-        &["--operator"],
+        &["--role", "--node"],
     );
 
     // Another CA behind the fingerprint, and nobody at all: nothing is sent.
@@ -347,8 +353,8 @@ fn a_sign_in_is_of_one_ca_and_of_its_time() {
         said(&machines.on_laptop(&["whoami"]), 0);
         (fs::read_to_string(&identity).unwrap() != first).then_some(())
     });
-    fs::write(&identity, &first).unwrap();
     until("it ends", || {
+        fs::write(&identity, &first).unwrap();
         let output = machines.on_laptop(&["agent", "list"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code() == Some(1) && text.contains("ended at") && text.contains("this clock says")).then_some(())
