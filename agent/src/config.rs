@@ -14,6 +14,8 @@ use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
+use crate::policy::Wanted;
+
 /// Any local user may connect: attestation decides what each gets.
 const SOCKET_MODE: u32 = 0o666;
 
@@ -173,6 +175,14 @@ impl Config {
         match &self.authorization {
             Some(authorization) => authorization.check(file),
             None => Ok(()),
+        }
+    }
+
+    /// What it says of policy.
+    pub(crate) fn policy(&self) -> Wanted {
+        Wanted {
+            signers: self.policy_signers.clone(),
+            max_bytes: self.policy_max_bytes,
         }
     }
 

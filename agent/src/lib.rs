@@ -15,13 +15,13 @@ mod metrics;
 mod node;
 mod policy;
 mod refused;
+mod reload;
 mod shown;
 mod socket;
 mod supply;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -38,7 +38,7 @@ use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
-use hoplite_host::socket::{self as unix_socket, BindError};
+use hoplite_host::socket::{self as unix_socket, BindError, Placed};
 use hoplite_policy::holding::Holding;
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use tokio::sync::watch;
@@ -55,7 +55,7 @@ use authorize::authorizer::Authorizer;
 use node::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
-use policy::PolicyHolder;
+use policy::{PolicyHolder, Wanted};
 use shown::Shown;
 use socket::server::Places;
 use socket::session::Sessions;
@@ -67,9 +67,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// An agent that serves its socket. Dropping it stops it without waiting.
 #[derive(Debug)]
 pub struct Running {
-    socket: PathBuf,
+    socket: Placed,
     metrics_address: Option<SocketAddr>,
     supply: SupplyReceiver,
+    /// In force, with what was taken over since the start.
+    config: Config,
+    link: CaLink,
+    token_files: watch::Sender<Option<PathBuf>>,
+    policy: watch::Sender<Wanted>,
     stopper: Stopper,
     /// Each says why it ended. All of them end only after the stop.
     parts: JoinSet<&'static str>,
@@ -144,7 +149,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
-    let listener = unix_socket::bind(&config.socket, config.socket_mode())?;
+    let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
     let door = match config.metrics_listen {
         Some(listen) => Some(MetricsDoor::bind(listen).await?),
         None => None,
@@ -161,25 +166,39 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         supply: supply.subscribe(),
         shutdown: stop.clone(),
         refused: Arc::default(),
+        peer_process: config.peer_process,
     };
 
     let mut parts = JoinSet::new();
     let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
-    let policy = policy::run(holder, link.clone(), states.subscribe(), stop.clone());
+    let wanted = watch::Sender::new(config.policy());
+    let policy = policy::run(
+        holder,
+        link.clone(),
+        states.subscribe(),
+        wanted.subscribe(),
+        stop.clone(),
+    );
+    let token_files = watch::Sender::new(config.join_token_file.clone());
     let sync = supply::sync::run(
         link.clone(),
         Arc::clone(&keeper),
-        config.trust_domain,
+        config.trust_domain.clone(),
         registrations,
         states,
         stop.clone(),
     );
-    let node = node::run(keeper, link, config.join_token_file, stop.clone());
+    let node = node::run(keeper, link.clone(), token_files.subscribe(), stop.clone());
+    let peer_process = config.peer_process;
     let running = Running {
-        socket: config.socket,
+        socket: placed,
         metrics_address,
         supply: sessions.supply.clone(),
+        config,
+        link,
+        token_files,
+        policy: wanted,
         stopper,
         parts: JoinSet::new(),
         authorizer: authorizer.clone(),
@@ -215,7 +234,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
             "the metrics"
         });
     }
-    let server = socket::server::serve(listener, routes, config.peer_process, places, refused, stop);
+    let server = socket::server::serve(listener, routes, peer_process, places, refused, stop);
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"
@@ -249,7 +268,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
             "the launcher channel"
         });
     }
-    tracing::info!(socket = %running.socket.display(), "serving workloads");
+    tracing::info!(socket = %running.socket.path().display(), "serving workloads");
     Ok(Running { parts, ..running })
 }
 
@@ -309,22 +328,15 @@ impl Daemon for Running {
     }
 
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
-        let (config, next) = (Config::load(file)?, Settings::read(file)?);
-        Ok(self.settings.reload(&next, |name| {
-            let is_taken = name == "log_levels";
-            if is_taken {
-                logging::set(config.log_levels.as_ref());
-            }
-            is_taken
-        }))
+        self.read_again(file).await
     }
 
     fn status(&self) -> String {
         match &*self.supply.borrow() {
-            Some(_) => format!("serving workloads on {}", self.socket.display()),
+            Some(_) => format!("serving workloads on {}", self.socket.path().display()),
             None => format!(
                 "waiting for the first word of the CA; {} is there",
-                self.socket.display()
+                self.socket.path().display()
             ),
         }
     }
@@ -337,7 +349,7 @@ impl Daemon for Running {
 impl Running {
     /// The socket for workloads.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.socket.path()
     }
 
     /// Where `/live`, `/ready` and `/metrics` are served, if they are.
@@ -375,10 +387,8 @@ impl Running {
 
     /// Stops: removes the socket, ends open calls, and returns when all parts have ended, after 3 seconds at the latest.
     pub async fn stop(mut self) {
-        // While we still serve it, nobody else can have bound it anew.
-        if let Err(error) = fs::remove_file(&self.socket) {
-            tracing::debug!(%error, "the socket is gone already");
-        }
+        // Nobody new finds it.
+        drop(self.socket);
         self.stopper.stop();
         let ended = async {
             while let Some(part) = self.parts.join_next().await {

@@ -135,7 +135,12 @@ struct OnDisk {
 struct Token(String);
 
 /// Keeps the node's identity until the agent stops.
-pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<PathBuf>, mut shutdown: Shutdown) {
+pub(crate) async fn run(
+    keeper: Arc<Keeper>,
+    link: CaLink,
+    token_files: watch::Receiver<Option<PathBuf>>,
+    mut shutdown: Shutdown,
+) {
     let mut backoff = RETRY;
     let mut facts = Facts {
         svid: keeper.validity(),
@@ -144,6 +149,7 @@ pub(crate) async fn run(keeper: Arc<Keeper>, link: CaLink, token_file: Option<Pa
     let mut said = None;
     loop {
         keeper.save_again();
+        let token_file = token_files.borrow().clone();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
         let now = clock::now();

@@ -4,7 +4,7 @@
 //! than what was ever accepted takes its place, whatever the CA says.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -53,11 +53,23 @@ pub(crate) struct PolicyHolder {
     holding: Holding,
     keeper: Keeper,
     signers: Signers,
+    /// Others are believed than when what is held was verified.
+    doubted: bool,
+    data_dir: PathBuf,
     /// Whose policy this is.
     trust_domain: TrustDomain,
     max_bytes: usize,
     holdings: watch::Sender<Arc<Holding>>,
     feed: watch::Sender<Arc<Feed>>,
+}
+
+/// What this node's own configuration says of policy, and may say anew while the agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Whose policy is taken at first; nobody named when empty.
+    pub(crate) signers: TrustedSigners,
+    /// The longest bundle.
+    pub(crate) max_bytes: usize,
 }
 
 /// Why an agent cannot hold policy.
@@ -91,6 +103,7 @@ pub(crate) async fn run(
     mut holder: PolicyHolder,
     link: CaLink,
     mut states: watch::Receiver<Option<Arc<PolicyState>>>,
+    mut wanted: watch::Receiver<Wanted>,
     mut shutdown: Shutdown,
 ) {
     let mut backoff = RETRY;
@@ -99,16 +112,24 @@ pub(crate) async fn run(
         let wait = backoff_or_forever(retry.then(|| backoff.failed(jitter())));
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
+            Ok(()) = wanted.changed() => {
+                let wanted = wanted.borrow_and_update().clone();
+                if let Err(error) = holder.configure(&wanted) {
+                    tracing::error!(target: "hoplite::audit", %error, "the signers that the configuration names cannot be followed; those of before are believed");
+                }
+            }
             () = wait => {}
             () = shutdown.wait() => return,
         }
         let Some(state) = states.borrow_and_update().clone() else {
+            holder.doubt();
             continue;
         };
         let followed = tokio::select! {
             followed = holder.follow(&link, &state) => followed,
             () = shutdown.wait() => return,
         };
+        holder.doubt();
         // What was refused stays refused until the CA says something else; what failed is tried again.
         retry = followed.is_err();
         match followed {
@@ -181,9 +202,49 @@ impl PolicyHolder {
             holding,
             keeper,
             signers,
+            doubted: false,
+            data_dir: data_dir.to_owned(),
             trust_domain: trust_domain.clone(),
             max_bytes,
         })
+    }
+
+    /// Takes what the configuration says anew, as the next start would.
+    fn configure(&mut self, wanted: &Wanted) -> Result<(), HolderError> {
+        let named = (!wanted.signers.is_empty()).then_some((&self.trust_domain, &wanted.signers));
+        let (signers, doubt) = Signers::open(&self.data_dir, named)?;
+        if let Some(doubt) = doubt {
+            tracing::error!(target: "hoplite::audit", "{doubt}");
+        }
+        let before = self.signers.chain().map(SignerChain::digest);
+        self.max_bytes = wanted.max_bytes;
+        if let Some(trust) = signers.trust() {
+            let names: Vec<&str> = trust.signers.names().collect();
+            if signers.chain().map(SignerChain::digest) != before {
+                tracing::warn!(target: "hoplite::audit", signers = ?names, "signers of policy: the configuration names these from now on");
+            }
+            let max_bytes = self.max_bytes;
+            self.holding.believe(PolicyTrust { max_bytes, ..trust });
+        }
+        self.signers = signers;
+        self.doubted = true;
+        self.signers.keep()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Verifies again what is held, if others are believed than before.
+    fn doubt(&mut self) {
+        if !std::mem::take(&mut self.doubted) {
+            return;
+        }
+        for why in self.holding.doubt(clock::now()) {
+            tracing::error!(%why, "signed policy that was held is not believed any more");
+        }
+        self.publish();
+        if let Err(error) = self.keep() {
+            tracing::warn!(%error, "what is held of policy is not kept yet");
+        }
     }
 
     /// What proxies are told, now and at each change.
@@ -211,14 +272,10 @@ impl PolicyHolder {
             }
             Err(error) => (false, Err(error)),
         };
+        self.doubted |= others;
         let followed = self.follow_policy(link, state).await;
-        if others {
-            // After what they have signed could be taken.
-            for why in self.holding.doubt(clock::now()) {
-                tracing::error!(%why, "signed policy that was held is not believed any more");
-            }
-            self.publish();
-        }
+        // After what they have signed could be taken.
+        self.doubt();
         followed.and(signers).and(self.keep())
     }
 

@@ -20,6 +20,7 @@ pub(crate) struct Refused {
     unknown_secret: Refusals<(u32, String)>,
     calls: Refusals<i32>,
     answered: Calls,
+    questions: Refusals<(i32, u16)>,
 }
 
 /// How calls on the socket were answered.
@@ -77,12 +78,30 @@ impl Refused {
         &self.answered.0
     }
 
+    /// A question about a decision that got none: the asker is at fault, or this agent cannot answer now.
+    pub(crate) fn question(&self, caller: &LocalProcess, protocol: &'static str, status: u16, reason: &str) {
+        let LocalProcess { pid, uid, .. } = *caller;
+        if let Some(refused) = self.questions.count((pid, status), clock::moment()) {
+            let reason: String = reason.chars().take(NAME_CHARS_MAX).collect();
+            tracing::warn!(
+                pid,
+                uid,
+                protocol,
+                status,
+                reason,
+                refused,
+                "no decision for a process that asks for one"
+            );
+        }
+    }
+
     /// How many of each cause, since the start.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 4] {
         [
             ("no identity", self.no_identity.total()),
             ("unknown secret", self.unknown_secret.total()),
             ("call beyond a bound", self.calls.total()),
+            ("no decision", self.questions.total()),
         ]
     }
 }

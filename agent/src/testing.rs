@@ -121,6 +121,7 @@ impl World {
             supply: supply.subscribe(),
             shutdown: shutdown.clone(),
             refused: Arc::default(),
+            peer_process: Default::default(),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
         let routes = with_services(routes, &sessions, policy.subscribe());

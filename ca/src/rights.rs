@@ -60,12 +60,15 @@ impl Rights {
         Ok(Self(Arc::new(Shared { trust_domain, rules })))
     }
 
-    /// Reads them anew. Where they cannot be used, those that are in force stay.
-    pub(crate) fn reload(&self, directory: Option<&Path>) -> Result<(), RightsError> {
-        let rules = Arc::new(rules(directory)?);
+    /// Reads them anew, for [`take`](Self::take). Where they cannot be used, those that are in force stay.
+    pub(crate) fn read(directory: Option<&Path>) -> Result<Rules, RightsError> {
+        rules(directory)
+    }
+
+    /// From now on these count.
+    pub(crate) fn take(&self, rules: Rules) {
         tracing::info!(target: "hoplite::audit", policies = rules.len(), "the admin policies were read again");
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
-        Ok(())
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
     /// Those in force now.

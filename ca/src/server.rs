@@ -14,8 +14,9 @@ use hoplite_host::logging;
 use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
-use hoplite_host::socket::{self, BindError};
-use hoplite_identity::{Fingerprint, TrustBundle};
+use hoplite_host::socket::{self, BindError, Placed};
+use hoplite_identity::{Fingerprint, TrustBundle, TrustDomain};
+use hoplite_seal::TrustedSigners;
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use hoplite_wire::ca::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
@@ -80,12 +81,15 @@ pub struct Running {
     node_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     registry: Registry,
-    admin_socket: PathBuf,
+    admin_socket: Placed,
     stopper: Stopper,
     parts: JoinSet<&'static str>,
     follower: Follower,
     issuer: Issuer,
     rights: Rights,
+    trust_domain: TrustDomain,
+    /// Of the configuration.
+    policy_signers: TrustedSigners,
     /// Those in force, for a CA that has a file.
     settings: Settings,
 }
@@ -193,7 +197,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     )?;
     founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
     let issuer = Issuer::new(Arc::new(authority), lives(&config));
-    let admin_listener = socket::bind(&config.admin_socket, 0o600)?;
+    let (admin_listener, placed) = socket::place(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
     let first = NameFirst::new(&config.trust_domain, &config.policy_signers);
     if let (false, _) = write::commit(&*store, &first).map_err(StartError::signers)? {
@@ -314,12 +318,14 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         node_address,
         metrics_address,
         registry,
-        admin_socket: config.admin_socket,
+        admin_socket: placed,
         stopper,
         parts,
         follower,
         issuer,
         rights,
+        trust_domain: config.trust_domain,
+        policy_signers: config.policy_signers,
         settings: Settings::default(),
     })
 }
@@ -442,7 +448,13 @@ impl Daemon for Running {
 
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
-        self.rights.reload(config.admin_policy_dir.as_deref())?;
+        // First what can fail.
+        let rights = Rights::read(config.admin_policy_dir.as_deref())?;
+        if config.policy_signers != self.policy_signers {
+            self.name_signers(file, &config).await?;
+        }
+        self.rights.take(rights);
+        let signers = !config.policy_signers.is_empty();
         let mut settings = std::mem::take(&mut self.settings);
         let reloaded = settings.reload(&next, |name| match name {
             "log_levels" => {
@@ -455,6 +467,8 @@ impl Daemon for Running {
                 self.issuer.set_lives(lives(&config));
                 true
             }
+            // Nobody named is no other; whoever counted counts on.
+            "policy_signers" => signers,
             _ => false,
         });
         self.settings = settings;
@@ -475,6 +489,20 @@ impl Daemon for Running {
 }
 
 impl Running {
+    /// Takes the signers of a file that was edited, unless people have signed for others since.
+    async fn name_signers(&mut self, file: &Path, config: &Config) -> Result<(), StartError> {
+        let first = NameFirst::new(&self.trust_domain, &config.policy_signers);
+        let named = self.registry.write(first).await.map_err(StartError::signers)?;
+        if !named {
+            let names: Vec<&str> = config.policy_signers.names().collect();
+            let reason = "people have signed for others since, and those count; `hoplite policy signers list` shows them, `hoplite policy \
+                          signers --help` how they change";
+            return Err(ConfigError::unusable(file, "policy_signers", format_args!("{names:?}"), reason).into());
+        }
+        self.policy_signers = config.policy_signers.clone();
+        Ok(())
+    }
+
     /// Where agents connect.
     pub fn node_address(&self) -> SocketAddr {
         self.node_address
@@ -515,6 +543,8 @@ impl Running {
             registry,
             ..
         } = self;
+        // Nobody new finds it.
+        drop(admin_socket);
         stopper.stop();
         let ended = async { while parts.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_GRACE, ended).await.is_err() {
@@ -524,7 +554,6 @@ impl Running {
         // The follower last: writes that have begun wait for it.
         let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
         drop(registry); // the last that holds the store
-        let _ = std::fs::remove_file(&admin_socket); // a stale one is replaced by the next start anyway
     }
 
     /// Returns when it can do its work no longer, and says why: a write to the store failed, as on a full disk, or a part of it

@@ -72,6 +72,8 @@ pub struct CurrentPolicy {
     epoch: watch::Sender<u64>,
     /// With who sends signed policy.
     contact: Contact,
+    /// Counts how often a configuration has said anew whom to believe.
+    believed: watch::Sender<u64>,
     /// Of its own, so that whoever asks does not wait for a compilation.
     status: Mutex<PolicyStatus>,
 }
@@ -82,6 +84,17 @@ pub enum NotInForce {
     /// It is not believed.
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
+    /// Its policies cannot be enforced.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+}
+
+/// Why a directory cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryUnusable {
+    /// Its files cannot be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// Its policies cannot be enforced.
     #[error(transparent)]
     Unusable(#[from] Unusable),
@@ -102,6 +115,8 @@ struct Parts {
     /// The last good files of the directory.
     directory: Option<Vec<Source>>,
     directory_keeper: DirectoryKeeper,
+    /// Which directory is followed. What another one says came too late.
+    following: Option<PathBuf>,
     /// Whom to believe, where the configuration does not say it.
     signers: Option<Signers>,
     /// Others are believed than when what is held was verified.
@@ -226,6 +241,7 @@ impl CurrentPolicy {
                 unkept: false,
                 directory: None,
                 directory_keeper: DirectoryKeeper::new(state_dir),
+                following: None,
                 signers,
                 doubted: false,
                 unsigned_because: None,
@@ -241,6 +257,7 @@ impl CurrentPolicy {
             }),
             epoch: watch::Sender::new(0),
             contact: Contact::default(),
+            believed: watch::Sender::new(0),
         };
         policy.go_on(&mut policy.parts(), now);
         policy.tell_alarms(&policy.parts());
@@ -270,13 +287,55 @@ impl CurrentPolicy {
     }
 
     /// Loads the directory and follows it on a thread of its own, until there is a bundle. If the directory is missing or
-    /// broken, its last good content goes on; without one, everything is denied and the reason said.
+    /// broken, its last good content goes on; without one, everything is denied and the reason said. The directory followed
+    /// before has no say from then on.
     ///
     /// # Errors
     /// There is no thread for it.
     pub fn follow(self: &Arc<Self>, directory: PathBuf) -> io::Result<Follower> {
         let policy = self.clone();
-        Directory::new(directory).follow(move |path, sources| policy.offer_directory(path, sources, clock::now()))
+        let before = self.parts().following.replace(directory.clone());
+        let following =
+            Directory::new(directory).follow(move |path, sources| policy.offer_directory(path, sources, clock::now()));
+        following.inspect_err(|_| self.parts().following = before)
+    }
+
+    /// Whether the files of a directory could be followed now. Nothing changes.
+    ///
+    /// # Errors
+    /// They cannot be read, or not be in force.
+    pub fn try_directory(&self, directory: &Path) -> Result<(), DirectoryUnusable> {
+        let sources = Directory::new(directory.to_owned()).read()?;
+        if !has_policies(&sources) {
+            return Err(FilesError::NoPolicies(directory.to_owned()).into());
+        }
+        let grants = self.parts().holding.grants().to_vec();
+        self.compile(Some(&sources), &grants)?;
+        Ok(())
+    }
+
+    /// The configuration says anew whom to believe. What is held is verified again, and what others had signed comes again.
+    pub fn believe(&self, trust: PolicyTrust, now: SystemTime) {
+        let mut parts = self.parts();
+        let names: Vec<&str> = trust.signers.names().collect();
+        warn!(notice = true, signers = ?names, "signers of policy: the configuration names these from now on");
+        parts.holding.believe(trust);
+        (parts.signers, parts.signers_refused, parts.doubted) = (None, None, false);
+        let gone = parts.holding.doubt(now);
+        self.let_go(&mut parts, &gone, now);
+        self.tell_alarms(&parts);
+        drop(parts);
+        self.believed.send_modify(|times| *times += 1);
+    }
+
+    /// Changes when the configuration says anew whom to believe.
+    pub(crate) fn believed(&self) -> watch::Receiver<u64> {
+        self.believed.subscribe()
+    }
+
+    /// Something else than policy has changed by which is decided: whatever was let in is decided again.
+    pub(crate) fn decide_anew(&self) {
+        self.epoch.send_modify(|epoch| *epoch += 1);
     }
 
     /// What is in force.
@@ -566,6 +625,9 @@ impl CurrentPolicy {
     /// The directory's files of the moment, or why they cannot be read.
     pub(crate) fn offer_directory(&self, path: &Path, sources: Result<Vec<Source>, FilesError>, now: SystemTime) {
         let mut parts = self.parts();
+        if parts.following.as_deref().is_some_and(|followed| followed != path) {
+            return;
+        }
         if parts.holding.ever_signed() {
             if sources.is_ok() {
                 warn!(
@@ -711,6 +773,14 @@ impl CurrentPolicy {
 
     fn told(&self) -> MutexGuard<'_, PolicyStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for CurrentPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("CurrentPolicy")
+            .field(&self.in_force().live.revision())
+            .finish()
     }
 }
 

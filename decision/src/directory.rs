@@ -57,14 +57,28 @@ impl Directory {
         mut self,
         offer: impl Fn(&Path, Result<Vec<Source>, FilesError>) + Send + 'static,
     ) -> io::Result<Follower> {
-        self.look(&offer);
         let (stop, stopped) = mpsc::sync_channel(0);
+        let (looked, first) = mpsc::sync_channel(1);
+        // A thread that cannot be had is noticed before anything is offered.
         thread::Builder::new().name("policy".to_owned()).spawn(move || {
+            self.look(&offer);
+            let _ = looked.send(());
             while stopped.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
                 self.look(&offer);
             }
         })?;
+        let _ = first.recv();
         Ok(Follower { _stop: stop })
+    }
+
+    /// The files of this moment; of one that somebody is saving, as it is when they have.
+    pub(crate) fn read(mut self) -> Result<Vec<Source>, FilesError> {
+        loop {
+            if let Some(read) = self.changed() {
+                return read; // at the latest when it has vanished as often as it may
+            }
+            thread::sleep(POLL);
+        }
     }
 
     /// Looks once.

@@ -60,8 +60,17 @@ async fn end_what_is_over(policy: &Arc<CurrentPolicy>) {
 async fn follow(policy: &Arc<CurrentPolicy>, address: String, trust_domain: TrustDomain) {
     let mut stream = PolicyFeed::new(&address);
     let mut backoff = RETRY;
+    let mut believed = policy.believed();
     loop {
-        match stream.next(held(policy)).await {
+        let next = tokio::select! {
+            next = stream.next(held(policy)) => next,
+            Ok(()) = believed.changed() => {
+                // What was not believed is believed now, or is not held any more.
+                stream = PolicyFeed::new(&address);
+                continue;
+            }
+        };
+        match next {
             Ok(update) => {
                 if backoff.is_at_longest() {
                     info!("the agent's policy feed is back");

@@ -28,7 +28,7 @@ mod signers;
 mod trace;
 
 pub use answer::{DECISION_HEADER, refusal};
-pub use current::{CurrentPolicy, InForce, NotInForce, PolicyStatus, Unusable};
+pub use current::{CurrentPolicy, DirectoryUnusable, InForce, NotInForce, PolicyStatus, Unusable};
 pub use directory::Follower;
 pub use draft::{Asked, Draft, Facts, HeaderFields, HttpRequest, NoFields, Opaque, Stranger, Unasked, Witness};
 pub use files_error::FilesError;

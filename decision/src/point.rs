@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
 
 use hoplite_audit::{Outcome, Record, Recorder, RecorderError};
@@ -45,7 +46,7 @@ pub struct DecisionPoint {
     policy: Arc<CurrentPolicy>,
     log: Log,
     sampler: Sampler,
-    on_stale: OnStale,
+    denies_stale: AtomicBool,
 }
 
 // === impl DecisionPoint ===
@@ -57,7 +58,15 @@ impl DecisionPoint {
             policy,
             log: Log::new(recorder),
             sampler: Sampler::new(reference_every),
-            on_stale,
+            denies_stale: AtomicBool::new(on_stale == OnStale::Deny),
+        }
+    }
+
+    /// What becomes of a policy that has expired, from now on, for what was let in too.
+    pub fn set_on_stale(&self, on_stale: OnStale) {
+        let denies = on_stale == OnStale::Deny;
+        if self.denies_stale.swap(denies, Relaxed) != denies {
+            self.policy.decide_anew();
         }
     }
 
@@ -68,7 +77,7 @@ impl DecisionPoint {
 
     /// Why this denies everything, if it does: it says so itself, or has expired where that ends it.
     pub fn denies_all<'a>(&self, in_force: &'a InForce, now: SystemTime) -> Option<&'a str> {
-        let ended = self.on_stale == OnStale::Deny && in_force.stale(now);
+        let ended = self.denies_stale.load(Relaxed) && in_force.stale(now);
         in_force.live().deny_all_reason().or(ended.then_some(STALE))
     }
 
@@ -232,7 +241,7 @@ impl DecisionPoint {
 
         if record.stale {
             self.log.metrics().stale.inc();
-            if self.on_stale == OnStale::Deny {
+            if self.denies_stale.load(Relaxed) {
                 record.outcome = Outcome::Error;
                 record.reason = Some(STALE.to_owned());
                 return Err(Why::Denied);

@@ -6,6 +6,7 @@ pub(crate) mod daemon;
 pub(crate) mod demo_service;
 pub(crate) mod diagnosis;
 pub(crate) mod dial;
+pub(crate) mod doctor;
 pub(crate) mod entry;
 pub(crate) mod healthcheck;
 pub(crate) mod operator;

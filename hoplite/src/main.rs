@@ -6,6 +6,7 @@
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
 mod command;
+mod doctor;
 mod output;
 mod replay;
 mod up;
@@ -78,6 +79,8 @@ enum Command {
     Completions(command::shell::CompletionsArgs),
     /// Show the manual page, or write those of all commands
     Man(command::shell::ManArgs),
+    /// Look at this machine: what is well, what is not, and what to do
+    Doctor(command::doctor::Args),
     /// One of the three demo services of `hoplite up`
     #[command(hide = true)]
     DemoService(command::demo_service::Args),
@@ -141,6 +144,7 @@ fn main() -> ExitCode {
         Command::Audit(command) => command::audit::run(command),
         Command::Completions(args) => command::shell::completions(&args, Cli::command()),
         Command::Man(args) => command::shell::man(&args, Cli::command()),
+        Command::Doctor(args) => command::doctor::run(&args),
         Command::DemoService(args) => command::demo_service::run(args),
     };
     match outcome {

@@ -148,7 +148,14 @@ async fn live<D: Daemon>(
             ended = daemon.ended() => break ended,
             Some(()) = hangup.recv() => {
                 manager.reloading();
-                read_again(&mut daemon, file).await;
+                tokio::select! {
+                    () = read_again(&mut daemon, file) => {}
+                    // It may wait for others, and is of no use any more.
+                    stopped = terminated.as_mut() => {
+                        stopped.map_err(DaemonError::Signals)?;
+                        break Ok(());
+                    }
+                }
                 manager.ready(&daemon.status());
             }
             beat = liveness.beat() => match beat {

@@ -1,9 +1,11 @@
 //! Which process is at the other end of a Unix socket: by the kernel's own word, or, where a kernel has none, by its number.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,7 +16,7 @@ use tokio::net::UnixStream;
 use crate::socket::Peer;
 
 /// How a process is known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PeerProcess {
     /// The kernel says which process connected (`SO_PEERPIDFD`, Linux 6.5), whatever becomes of its number.
@@ -24,6 +26,15 @@ pub enum PeerProcess {
     /// number now is taken for it if it is of that user and group and is older than the accepted connection. See the threat
     /// model for what that leaves open.
     Pid,
+}
+
+impl fmt::Display for PeerProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Pid => "pid",
+        })
+    }
 }
 
 /// Hundredths of a second since the machine started, as `/proc` counts them.
@@ -41,6 +52,20 @@ struct Seen {
 // === impl PeerProcess ===
 
 impl PeerProcess {
+    /// The better one of those that this kernel can.
+    ///
+    /// # Errors
+    /// It can neither.
+    pub fn best() -> io::Result<Self> {
+        match Self::Kernel.ensure_possible() {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                Self::Pid.ensure_possible()?;
+                Ok(Self::Pid)
+            }
+            possible => possible.map(|()| Self::Kernel),
+        }
+    }
+
     /// Fails on a kernel on which processes cannot be known so, and says what to do; for a daemon to say when it starts.
     ///
     /// # Errors

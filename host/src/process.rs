@@ -52,6 +52,14 @@ pub fn descriptors_max() -> usize {
     })
 }
 
+/// Descriptors that a process may have open once it has asked for all it may.
+pub fn descriptors_most() -> usize {
+    let limit = rustix::process::getrlimit(Resource::Nofile).maximum;
+    limit.map_or(DESCRIPTORS_ASSUMED, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
+}
+
 /// How many connections that cost `each` descriptors one of `sockets` sockets may have, when all have as many. Some
 /// descriptors are left for files, and some places for newcomers.
 pub fn places(each: usize, sockets: usize) -> usize {

@@ -66,10 +66,17 @@ impl Settings {
         match value {
             toml::Value::Table(table) => self.add_table(&name, table),
             toml::Value::Array(items) if items.iter().any(toml::Value::is_table) => {
+                let mut seen = BTreeMap::<&str, usize>::new();
                 for (index, item) in items.iter().enumerate() {
-                    // A listener is known by its name, wherever it stands.
+                    // A listener is known by its name, wherever it stands; the second of a name by its number, too.
                     let known = ["name", "service"].into_iter().find_map(|key| item.get(key)?.as_str());
-                    let which = known.map_or_else(|| index.to_string(), str::to_owned);
+                    let times = seen.entry(known.unwrap_or_default()).or_default();
+                    *times += 1;
+                    let which = match (known, *times) {
+                        (Some(known), 1) => known.to_owned(),
+                        (Some(known), times) => format!("{known}#{times}"),
+                        (None, _) => index.to_string(),
+                    };
                     self.add(format!("{name}.{which}"), item);
                 }
             }

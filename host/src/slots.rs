@@ -98,16 +98,16 @@ pub struct Counts {
 
 #[derive(Debug)]
 struct Shared {
-    /// For the log.
-    name: Arc<str>,
-    bounds: Bounds,
     state: Mutex<State>,
     /// Told whenever a place is given back.
     gone: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// For the log.
+    name: Arc<str>,
+    bounds: Bounds,
     newcomers: Rank<Source, Arc<Holder>>,
     settled: Rank<Source, Arc<Holder>>,
     /// Who holds a [`Slot`], among them those that were evicted and have not ended yet.
@@ -215,11 +215,21 @@ impl Slots {
     /// As many free places as the bounds say. `name` is for the log.
     pub fn new(name: impl Into<Arc<str>>, bounds: Bounds) -> Self {
         Self(Arc::new(Shared {
-            name: name.into(),
-            bounds,
-            state: Mutex::default(),
+            state: Mutex::new(State::new(name.into(), bounds)),
             gone: Notify::new(),
         }))
+    }
+
+    /// From now on these bounds count, under this name. Who holds a place keeps it, and as long as more are held than may
+    /// be, none is given.
+    pub fn change(&self, name: impl Into<Arc<str>>, bounds: Bounds) {
+        let mut state = self.0.state();
+        (state.name, state.bounds) = (name.into(), bounds);
+    }
+
+    /// Whether both are the same places.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// A newcomer's place. The sources go from the widest to the narrowest: a user, and its process.
@@ -230,18 +240,15 @@ impl Slots {
         let mut state = self.0.state();
         for prefix in prefixes(path) {
             let held = state.newcomers.count(prefix) + state.settled.count(prefix);
-            if held < self.0.bounds.with_newcomers(prefix) {
+            if held < state.bounds.with_newcomers(prefix) {
                 continue;
             }
             let Some(victim) = state.newcomers.oldest_of_biggest(prefix).cloned() else {
-                return Err(state.refuse(&self.0, prefix));
+                return Err(state.refuse(prefix));
             };
             state.counts.newcomers_evicted += 1;
             state.evict(&victim);
-            state.tell(
-                &self.0.name,
-                "a connection that had shown nothing yet was closed for a new one",
-            );
+            state.tell("a connection that had shown nothing yet was closed for a new one");
         }
         let holder = state.add(path, false);
         drop(state);
@@ -257,8 +264,8 @@ impl Slots {
     /// [`Full`], and which bound it is.
     pub fn take(&self, path: &[Source]) -> Result<Slot, Full> {
         let mut state = self.0.state();
-        if let Some(prefix) = prefixes(path).find(|prefix| state.settled.count(prefix) >= self.0.bounds.of(prefix)) {
-            return Err(state.refuse(&self.0, prefix));
+        if let Some(prefix) = prefixes(path).find(|prefix| state.settled.count(prefix) >= state.bounds.of(prefix)) {
+            return Err(state.refuse(prefix));
         }
         let holder = state.add(path, true);
         drop(state);
@@ -322,6 +329,20 @@ impl Shared {
 // === impl State ===
 
 impl State {
+    fn new(name: Arc<str>, bounds: Bounds) -> Self {
+        Self {
+            name,
+            bounds,
+            newcomers: Rank::default(),
+            settled: Rank::default(),
+            open: 0,
+            came: 0,
+            counts: Counts::default(),
+            told: None,
+            untold: 0,
+        }
+    }
+
     fn add(&mut self, path: &[Source], settled: bool) -> Arc<Holder> {
         self.came += 1;
         self.open += 1;
@@ -362,7 +383,7 @@ impl State {
         }
     }
 
-    fn settle(&mut self, shared: &Shared, holder: &Arc<Holder>) -> Result<(), Full> {
+    fn settle(&mut self, holder: &Arc<Holder>) -> Result<(), Full> {
         if holder.evicted.load(SeqCst) {
             return Err(Full::Evicted);
         }
@@ -370,7 +391,7 @@ impl State {
             return Ok(());
         }
         for prefix in prefixes(&holder.path) {
-            if self.settled.count(prefix) < shared.bounds.of(prefix) {
+            if self.settled.count(prefix) < self.bounds.of(prefix) {
                 continue;
             }
             // It takes from nobody who holds fewer than those whom it belongs to.
@@ -380,11 +401,11 @@ impl State {
                 .map_or(0, |own| self.settled.count(own));
             let idlest = self.settled.least_of_biggest(prefix, own, &|other| other.idle_since());
             let Some(victim) = idlest.cloned() else {
-                return Err(self.refuse(shared, prefix));
+                return Err(self.refuse(prefix));
             };
             self.counts.idle_evicted += 1;
             self.evict(&victim);
-            self.tell(&shared.name, "an idle connection was closed for a new one");
+            self.tell("an idle connection was closed for a new one");
         }
         self.remove(holder);
         holder.settled.store(true, Relaxed);
@@ -392,19 +413,19 @@ impl State {
         Ok(())
     }
 
-    fn refuse(&mut self, shared: &Shared, prefix: &[Source]) -> Full {
-        let bound = shared.bounds.of(prefix);
+    fn refuse(&mut self, prefix: &[Source]) -> Full {
+        let bound = self.bounds.of(prefix);
         let full = match prefix.last() {
             Some(source) => Full::Source(*source, bound),
             None => Full::Total(bound),
         };
         self.counts.refused += 1;
-        self.tell(&shared.name, format_args!("a connection was refused: {full}"));
+        self.tell(format_args!("a connection was refused: {full}"));
         full
     }
 
     /// One line, and how often it was so since the last one.
-    fn tell(&mut self, name: &str, what: impl fmt::Display) {
+    fn tell(&mut self, what: impl fmt::Display) {
         self.untold += 1;
         let now = clock::moment();
         if self
@@ -413,7 +434,11 @@ impl State {
         {
             return;
         }
-        tracing::warn!(socket = name, times = self.untold, "all places are taken: {what}");
+        tracing::warn!(
+            socket = &*self.name,
+            times = self.untold,
+            "all places are taken: {what}"
+        );
         self.told = Some(now);
         self.untold = 0;
     }
@@ -445,7 +470,7 @@ impl Slot {
         if self.holder.settled.load(Relaxed) && !self.is_evicted() {
             return Ok(());
         }
-        self.slots.state().settle(&self.slots, &self.holder)
+        self.slots.state().settle(&self.holder)
     }
 
     /// Something begins, and lasts as long as what is returned.

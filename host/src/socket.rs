@@ -2,10 +2,14 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket as connector, sockopt,
+};
 use tokio::net::{UnixListener, UnixStream};
 
 /// The kernel's limit on a socket path (`sun_path` less its final NUL).
@@ -43,6 +47,14 @@ pub enum BindError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+/// A socket that we bound, in the file system: gone when this is, unless somebody else has bound there since.
+#[derive(Debug)]
+pub struct Placed {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
 }
 
 /// Who was at the other end of a Unix socket when it connected. Which process that was: [`crate::peer_process`].
@@ -83,7 +95,7 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
             return Err(BindError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            if !is_gone(path).map_err(io)? {
                 return Err(BindError::InUse { path: path.to_owned() });
             }
             fs::remove_file(path).map_err(io)?;
@@ -100,6 +112,32 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     Ok(listener)
 }
 
+/// As [`bind`], with what removes the socket at the end.
+pub fn place(path: &Path, mode: u32) -> Result<(UnixListener, Placed), BindError> {
+    let listener = bind(path, mode)?;
+    let placed = Placed::of(path).map_err(|source| BindError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok((listener, placed))
+}
+
+/// Whether nobody holds the socket at this path any more: it is not there, or was left by a process that is gone. One who
+/// holds it and does not answer is not gone.
+///
+/// # Errors
+/// The system does not say: most often this user may not open the socket.
+pub fn is_gone(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = connector(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        // All places of its queue may be taken: somebody holds it.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EINPROGRESS) => Ok(false),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Who is at the other end.
 ///
 /// # Errors
@@ -111,6 +149,35 @@ pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
         uid: credentials.uid(),
         gid: credentials.gid(),
     })
+}
+
+// === impl Placed ===
+
+impl Placed {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: file(path)?,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        if file(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn file(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]
@@ -131,6 +198,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_goes_with_who_bound_it_and_not_with_who_did_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (listener, placed) = place(&path, 0o600).unwrap();
+        assert!(!is_gone(&path).unwrap());
+        drop(listener);
+        assert!(is_gone(&path).unwrap() && path.exists());
+        let (_second, held) = place(&path, 0o600).unwrap();
+        drop(placed);
+        assert!(!is_gone(&path).unwrap(), "it is another's");
+        drop(held);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
     async fn binding_says_what_is_in_the_way() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
@@ -138,6 +220,15 @@ mod tests {
         assert!(matches!(bind(&path, 0o600), Err(BindError::InUse { .. })));
         drop(first);
         bind(&path, 0o600).expect("a stale socket is replaced");
+        // Somebody holds it and never accepts, and all places of its queue are taken.
+        let busy_path = dir.path().join("busy");
+        let busy = std::os::unix::net::UnixListener::bind(&busy_path).unwrap();
+        nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _waits = std::os::unix::net::UnixStream::connect(&busy_path).unwrap();
+        assert!(!is_gone(&busy_path).unwrap());
+        assert!(matches!(bind(&busy_path, 0o600), Err(BindError::InUse { .. })));
+        drop(busy);
+        assert!(is_gone(&busy_path).unwrap());
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(bind(&file, 0o600), Err(BindError::NotASocket { .. })));

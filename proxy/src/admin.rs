@@ -21,12 +21,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::Config;
+use crate::listening::Shown;
 use crate::metrics::Metrics;
-use crate::peer::destination::DestinationFeed;
+use crate::port::Kind;
 use crate::shown::FirstIdentity;
 
 /// People asking at a time.
@@ -68,10 +69,10 @@ pub enum AdminError {
 
 /// What the status is made of.
 pub(crate) struct Admin {
-    pub(crate) config: Config,
-    /// Where the listeners are, in the order of the configuration: inbound, then outbound.
-    pub(crate) inbound: Vec<SocketAddr>,
-    pub(crate) outbound: Vec<(SocketAddr, Arc<DestinationFeed>)>,
+    /// Of the proxy.
+    pub(crate) name: String,
+    /// In the order of the configuration: inbound, then outbound.
+    pub(crate) listeners: watch::Receiver<Vec<Shown>>,
     pub(crate) point: Arc<DecisionPoint>,
     /// Empty as long as the proxy waits for its first SVID.
     pub(crate) identity: FirstIdentity,
@@ -206,30 +207,27 @@ impl Admin {
                 |fault| json!({"file": fault.file, "line": fault.line, "column": fault.column, "reason": fault.message()}),
             )
             .collect();
-        let inbound: Vec<_> = self
-            .config
-            .inbound
-            .iter()
-            .zip(&self.inbound)
-            .map(|(inbound, listen)| json!({"service": inbound.service, "listen": listen, "forward_to": inbound.forward_to}))
-            .collect();
-        let outbound: Vec<_> = self
-            .config
-            .outbound
-            .iter()
-            .zip(&self.outbound)
-            .map(|(outbound, (listen, destination))| {
-                let destination = destination.current();
-                json!({
-                    "name": outbound.name,
-                    "listen": listen,
-                    "connect_to": destination.address,
-                    "expect": destination.expect.as_str(),
-                })
-            })
-            .collect();
+        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+        for Shown { kind, address } in &*self.listeners.borrow() {
+            match kind {
+                Kind::Inbound(config, forward) => inbound.push(json!({
+                    "service": config.service,
+                    "listen": address,
+                    "forward_to": forward.current().address,
+                })),
+                Kind::Outbound(config, destination) => {
+                    let destination = destination.current();
+                    outbound.push(json!({
+                        "name": config.name,
+                        "listen": address,
+                        "connect_to": destination.address,
+                        "expect": destination.expect.as_str(),
+                    }));
+                }
+            }
+        }
         json!({
-            "name": self.config.name,
+            "name": self.name,
             "spiffe_id": leaf.map(|leaf| leaf.spiffe_id().as_str()),
             "svid_not_after": leaf.map(|leaf| rfc3339(leaf.not_after())),
             "svid_serial": leaf.map(|leaf| leaf.serial()),
@@ -278,7 +276,7 @@ impl Admin {
             each.collect()
         };
         json!({
-            "name": self.config.name,
+            "name": self.name,
             "revision": in_force.live().revision(),
             "policies": counts(in_force.live()),
             "shadow": in_force.shadow().map(|shadow| counts(shadow)),

@@ -6,11 +6,15 @@
 mod admin;
 mod config;
 mod error;
+mod forward;
 mod http;
 mod limits;
 mod listener;
+mod listening;
 mod metrics;
 mod peer;
+mod port;
+mod reload;
 mod running;
 mod share;
 mod shown;

@@ -2,7 +2,7 @@
 //! the configuration.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hoplite_host::slots::{Counts, Slots};
@@ -23,8 +23,8 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// What has happened since the start.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// The places of all listeners.
-    slots: OnceLock<Vec<Slots>>,
+    /// The places of all listeners, and what those did that are gone.
+    slots: Mutex<(Vec<Slots>, Counts)>,
     connections: AtomicU64,
     requests: AtomicU64,
     waiting: AtomicU64,
@@ -66,7 +66,7 @@ impl Default for Metrics {
         let codes = |label| Family::new([label], CODES_MAX);
         let listeners = || Family::new(["direction!", "listener"], LISTENERS_MAX);
         Self {
-            slots: OnceLock::new(),
+            slots: Mutex::default(),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
@@ -87,18 +87,22 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Whose bounds are counted too. The first call counts.
-    pub(crate) fn watch(&self, slots: Vec<Slots>) {
-        let _ = self.slots.set(slots);
+    /// Whose bounds are counted too.
+    pub(crate) fn watch(&self, slots: Slots) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).0.push(slots);
+    }
+
+    /// Whose are counted no longer. What they did stays counted.
+    pub(crate) fn unwatch(&self, slots: &Slots) {
+        let mut watched = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, gone) = &mut *watched;
+        all.retain(|one| !one.is_same(slots));
+        *gone = plus(*gone, slots.counts());
     }
 
     fn bounds(&self) -> Counts {
-        let each = self.slots.get().into_iter().flatten().map(Slots::counts);
-        each.fold(Counts::default(), |all, one| Counts {
-            newcomers_evicted: all.newcomers_evicted + one.newcomers_evicted,
-            idle_evicted: all.idle_evicted + one.idle_evicted,
-            refused: all.refused + one.refused,
-        })
+        let watched = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.0.iter().map(Slots::counts).fold(watched.1, plus)
     }
 
     /// What is counted at a listener.
@@ -308,6 +312,14 @@ impl Traffic {
         if let Some(responses) = self.0.responses.get(class) {
             responses.inc();
         }
+    }
+}
+
+fn plus(one: Counts, other: Counts) -> Counts {
+    Counts {
+        newcomers_evicted: one.newcomers_evicted + other.newcomers_evicted,
+        idle_evicted: one.idle_evicted + other.idle_evicted,
+        refused: one.refused + other.refused,
     }
 }
 

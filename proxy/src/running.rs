@@ -1,7 +1,7 @@
 //! The whole proxy, from its configuration to its end.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,44 +15,43 @@ use hoplite_host::logging;
 use hoplite_host::process::{self, Hardening};
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
-use hoplite_host::slots::Slots;
-use hoplite_host::socket as unix_socket;
+use hoplite_host::socket::{self as unix_socket, Placed};
 use hoplite_identity::SpiffeId;
 use hoplite_telemetry::MetricsDoor;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::error::StartError;
-use crate::http::rules::HttpRules;
+use crate::http::rules::{HttpRules, RulesFeed};
+use crate::listening::{DRAIN_MAX, Listeners, Shown};
 use crate::metrics::Metrics;
-use crate::peer::destination::{BadDestination, Destination, DestinationFeed};
+use crate::peer::destination::{BadDestination, Destination};
 use crate::peer::identity_feed::{IdentityFeed, Source};
-use crate::peer::session::Stop;
+use crate::port::{Kind, Port};
 use crate::shown;
-use crate::worker::{Port, Question, Shared, Worker};
+use crate::worker::{Question, Shared, Worker};
 
-/// What is under way when the proxy stops may take this long to finish.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
-
-/// … and only this long when nothing can be recorded any more: no new request can be answered, so the sooner it is over the
-/// better.
+/// What is under way may take only this long to finish when nothing can be recorded any more: no new request can be answered, so
+/// the sooner it is over the better.
 const DRAIN_UNRECORDED_MAX: Duration = Duration::from_secs(1);
 
 /// A proxy that accepts. Dropping it stops it at once; [`Running::stop`] drains first.
 #[derive(Debug)]
 pub struct Running {
-    inbound: Vec<(String, SocketAddr)>,
-    outbound: Vec<(String, SocketAddr, Arc<DestinationFeed>)>,
+    /// In force, with what was taken over since the start.
+    pub(crate) config: Config,
+    /// The file it came from, if it came from one.
+    pub(crate) settings: Settings,
+    pub(crate) listeners: Listeners,
+    pub(crate) rules: RulesFeed,
+    pub(crate) policy: Arc<CurrentPolicy>,
+    pub(crate) point: Arc<DecisionPoint>,
+    pub(crate) following: Option<Follower>,
     metrics_address: Option<SocketAddr>,
-    slots: Vec<Slots>,
-    point: Arc<DecisionPoint>,
-    audit_dir: PathBuf,
-    /// Those in force, for a proxy that has a file.
-    settings: Settings,
+    /// Says that it stops, to who asks whether it is ready.
     drain: Stopper,
     close: Stopper,
     /// A worker says here that it has ended.
@@ -60,7 +59,8 @@ pub struct Running {
     workers: Vec<Question>,
     threads: Vec<std::thread::JoinHandle<()>>,
     _control: JoinSet<()>,
-    _policy: Option<Follower>,
+    /// The admin socket.
+    _placed: Placed,
 }
 
 /// Why a listener cannot call that peer.
@@ -68,7 +68,7 @@ pub struct Running {
 #[non_exhaustive]
 pub enum CannotRedirect {
     /// No outbound listener has the name.
-    #[error("there is no upstream `{0}`; add an `[[outbound]]` table and start again")]
+    #[error("there is no upstream `{0}`; add an `[[outbound]]` table")]
     NoSuchUpstream(String),
     /// Nothing can be dialled there.
     #[error("`{0}` cannot be dialled; {remedy}", remedy = BadDestination::Address)]
@@ -118,7 +118,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let ports = bind(&config, workers)?;
     files::private_dir(&config.state_dir)?;
     let recorder = open_log(&config)?;
-    let admin_listener = unix_socket::bind(&config.admin_socket, 0o600)?;
+    let (admin_listener, placed) = unix_socket::place(&config.admin_socket, 0o600)?;
     let door = match config.metrics_listen {
         Some(listen) => Some(MetricsDoor::bind(listen).await?),
         None => None,
@@ -136,7 +136,6 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         source,
     })?;
     let metrics = Arc::new(Metrics::default());
-    metrics.watch(ports.iter().map(|port| port.slots.clone()).collect());
     let point = DecisionPoint::new(
         policy.clone(),
         recorder,
@@ -151,12 +150,6 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     control.spawn(async move { counting.keep_counts().await });
 
     // Status can be asked for while the proxy waits for its identity.
-    let inbound = || ports.iter().filter(|port| port.destination().is_none());
-    let outbound = || {
-        ports
-            .iter()
-            .filter_map(|port| Some((port, port.destination()?.clone())))
-    };
     let (drain, drained) = shutdown::channel();
     let first_identity = shown::FirstIdentity::default();
     let workload_api = config.workload_api.clone();
@@ -168,12 +161,14 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         drained.clone(),
     ));
     let metrics_address = door.as_ref().map(MetricsDoor::address);
+    let listed = ports.iter().map(|port| Shown {
+        kind: port.kind.clone(),
+        address: port.address,
+    });
+    let listed = watch::Sender::new(listed.collect());
     let admin = Arc::new(Admin {
-        inbound: inbound().map(|port| port.address).collect(),
-        outbound: outbound()
-            .map(|(port, destination)| (port.address, destination))
-            .collect(),
-        config: config.clone(),
+        name: config.name.clone(),
+        listeners: listed.subscribe(),
         point: point.clone(),
         identity: first_identity,
         metrics: metrics.clone(),
@@ -198,72 +193,74 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
 
     // Bundles. The agent gives its feed to whom it knows, so an identity comes first.
     let trust_domain = own.svid.spiffe_id().trust_domain().clone();
-    control.spawn(follow_bundles(policy, config.workload_api.clone(), trust_domain));
+    control.spawn(follow_bundles(
+        policy.clone(),
+        config.workload_api.clone(),
+        trust_domain,
+    ));
 
     // Traffic.
     for port in &ports {
         port.listen()?;
-        info!(name = port.name(), address = %port.address, inbound = port.destination().is_none(), "listening");
+        info!(name = port.kind.name(), address = %port.address, inbound = port.kind.is_inbound(), "listening");
     }
     // Each worker says its end once.
     let (ends, ended) = mpsc::channel(workers.max(1));
-    let mut running = Running {
-        inbound: inbound().map(|port| (port.name().to_owned(), port.address)).collect(),
-        outbound: outbound()
-            .map(|(port, destination)| (port.name().to_owned(), port.address, destination))
-            .collect(),
-        metrics_address,
-        slots: ports.iter().map(|port| port.slots.clone()).collect(),
-        point: point.clone(),
-        audit_dir: config.audit_dir.clone(),
+    let (mut threads, mut ways, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..workers {
+        let (worker, way) = Worker::new(closed.clone(), metrics.clone());
+        ways.push(way);
+        questions.push(worker.question());
+        match traffic {
+            Traffic::Here => {
+                tokio::spawn(worker.run(ends.clone()));
+            }
+            Traffic::Threads => threads.push(worker.thread(ends.clone())?),
+        }
+    }
+    let rules = RulesFeed::new(HttpRules::of(&config));
+    let shared = Shared::new(identity, point.clone(), metrics.clone(), rules.clone());
+    let listeners = Listeners::serve(ports, ways, shared, metrics, listed).await;
+    Ok(Running {
+        config,
         settings: Settings::default(),
+        listeners,
+        rules,
+        policy,
+        point,
+        following: follower,
+        metrics_address,
         drain,
         close,
         ended,
-        workers: Vec::new(),
-        threads: Vec::new(),
+        workers: questions,
+        threads,
         _control: control,
-        _policy: follower,
-    };
-    let shared = Shared::new(
-        identity,
-        point,
-        metrics,
-        HttpRules::of(&config),
-        Stop {
-            drain: drained,
-            close: closed,
-        },
-    );
-    for worker in Worker::divide(ports, workers, &shared) {
-        let end = ends.clone();
-        running.workers.push(worker.question());
-        match traffic {
-            Traffic::Here => {
-                tokio::spawn(worker.run(end));
-            }
-            Traffic::Threads => running.threads.push(worker.thread(end)?),
-        }
-    }
-    Ok(running)
+        _placed: placed,
+    })
 }
 
 fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
+    let (kinds, connections_max) = (kinds(config)?, connections_max(config));
+    kinds
+        .into_iter()
+        .map(|kind| Port::bind(kind, copies, connections_max))
+        .collect()
+}
+
+/// The listeners that a configuration wants, in its order.
+pub(crate) fn kinds(config: &Config) -> Result<Vec<Kind>, StartError> {
+    let inbound = config.inbound.iter().cloned().map(|inbound| Ok(Kind::inbound(inbound)));
+    inbound
+        .chain(config.outbound.iter().cloned().map(Kind::outbound))
+        .collect()
+}
+
+/// Connections of each listener.
+pub(crate) fn connections_max(config: &Config) -> usize {
     let listeners = config.inbound.len() + config.outbound.len();
     // Each connection may need another one, to the service or to a peer.
-    let connections_max = config.limits.connections_max.min(process::places(2, listeners)).max(1);
-    let inbound = config
-        .inbound
-        .iter()
-        .map(|inbound| Port::bind_inbound(inbound.clone(), copies, connections_max));
-    let outbound = config.outbound.iter().map(|outbound| {
-        let destination = outbound.destination().map_err(|source| StartError::Destination {
-            name: outbound.name.to_string(),
-            reason: source.to_string(),
-        })?;
-        Port::bind_outbound(outbound.clone(), destination, copies, connections_max)
-    });
-    inbound.chain(outbound).collect()
+    config.limits.connections_max.min(process::places(2, listeners)).max(1)
 }
 
 fn open_log(config: &Config) -> Result<Recorder, StartError> {
@@ -298,25 +295,7 @@ impl Daemon for Running {
     }
 
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
-        let (config, next) = (Config::load(file)?, Settings::read(file)?);
-        let mut settings = std::mem::take(&mut self.settings);
-        let reloaded = settings.reload(&next, |name| {
-            if name == "log_levels" {
-                logging::set(config.log_levels.as_ref());
-                return true;
-            }
-            // Whom an upstream's listener calls. A listener that came, went or moved needs another start.
-            let upstream = config.outbound.iter().find(|outbound| {
-                let of = |key| format!("outbound.{}.{key}", outbound.name) == name;
-                of("connect_to") || of("expect")
-            });
-            upstream.is_some_and(|outbound| {
-                let redirected = self.redirect(outbound.name.as_str(), &outbound.connect_to, &outbound.expect);
-                redirected.is_ok()
-            })
-        });
-        self.settings = settings;
-        Ok(reloaded)
+        self.read_again(file).await
     }
 
     fn answers(&self) -> Answers {
@@ -329,9 +308,7 @@ impl Daemon for Running {
     }
 
     fn status(&self) -> String {
-        let named = |(name, address): (&str, &SocketAddr)| format!("{name} on {address}");
-        let services = self.inbound.iter().map(|(name, address)| named((name, address)));
-        let upstreams = self.outbound.iter().map(|(name, address, _)| named((name, address)));
+        let (services, upstreams) = self.listeners.names();
         let shown = |listed: Vec<String>| {
             if listed.is_empty() {
                 "none".to_owned()
@@ -339,11 +316,7 @@ impl Daemon for Running {
                 listed.join(", ")
             }
         };
-        format!(
-            "serving; in: {}; out: {}",
-            shown(services.collect()),
-            shown(upstreams.collect())
-        )
+        format!("serving; in: {}; out: {}", shown(services), shown(upstreams))
     }
 
     async fn stop(self, why: &Result<(), StartError>) {
@@ -358,15 +331,12 @@ impl Daemon for Running {
 impl Running {
     /// Where the listener of a service is.
     pub fn inbound(&self, service: &str) -> Option<SocketAddr> {
-        self.inbound
-            .iter()
-            .find(|(name, _)| name == service)
-            .map(|(_, address)| *address)
+        self.listeners.address(true, service)
     }
 
     /// Where the listener for an upstream is.
     pub fn outbound(&self, name: &str) -> Option<SocketAddr> {
-        self.upstream(name).map(|(address, _)| address)
+        self.listeners.address(false, name)
     }
 
     /// Where `/live`, `/ready` and `/metrics` are served, if they are.
@@ -380,8 +350,9 @@ impl Running {
     /// # Errors
     /// There is no such upstream, or nobody can be called there; then nothing has changed.
     pub fn redirect(&self, name: &str, connect_to: &str, expect: &SpiffeId) -> Result<(), CannotRedirect> {
-        let (_, destination) = self
-            .upstream(name)
+        let destination = self
+            .listeners
+            .destination(name)
             .ok_or_else(|| CannotRedirect::NoSuchUpstream(name.to_owned()))?;
         let next = Destination::new(connect_to, expect).map_err(|bad| match bad {
             BadDestination::Address => CannotRedirect::Address(connect_to.to_owned()),
@@ -392,13 +363,6 @@ impl Running {
         Ok(())
     }
 
-    fn upstream(&self, name: &str) -> Option<(SocketAddr, &DestinationFeed)> {
-        self.outbound
-            .iter()
-            .find(|(known, ..)| known == name)
-            .map(|(_, address, destination)| (*address, &**destination))
-    }
-
     /// Accepts nothing new, lets what is under way finish for a bounded time, then closes the rest.
     pub async fn stop(self) {
         self.stop_within(DRAIN_MAX).await;
@@ -406,14 +370,11 @@ impl Running {
 
     async fn stop_within(mut self, drain: Duration) {
         self.drain.stop();
-        let drained = async {
-            for slots in &self.slots {
-                slots.drained().await;
-            }
-        };
-        if timeout(drain, drained).await.is_err() {
+        if !self.listeners.drain(drain).await {
             warn!("connections were still open after {} s and are closed", drain.as_secs());
         }
+        // All connections, and then the workers.
+        drop(self.listeners);
         self.close.stop();
         for thread in self.threads.drain(..) {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -425,7 +386,7 @@ impl Running {
     /// itself, which it does only by a fault of ours. It goes on refusing until it is stopped.
     pub async fn wait(&mut self) -> StartError {
         tokio::select! {
-            source = self.point.log_failed() => StartError::Log { dir: self.audit_dir.clone(), source },
+            source = self.point.log_failed() => StartError::Log { dir: self.config.audit_dir.clone(), source },
             _ = self.ended.recv() => StartError::System {
                 what: "a worker",
                 source: std::io::Error::other("it ended by itself"),

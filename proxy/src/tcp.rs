@@ -16,6 +16,9 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use crate::config::UpstreamName;
+use crate::forward::ForwardFeed;
+use crate::http::rules::RulesFeed;
+use crate::limits::limit;
 use crate::metrics::{Metrics, Traffic};
 use crate::peer::dial::{self, Dialled, Peer};
 use crate::peer::downstream::Downstream;
@@ -28,7 +31,7 @@ use crate::tcp::relay::{relay, reset};
 /// One inbound TCP listener on one worker.
 pub(crate) struct TcpInbound {
     pub(crate) service: ServiceName,
-    pub(crate) forward_to: String,
+    pub(crate) forward_to: Arc<ForwardFeed>,
     /// Connections under way, which callers share.
     pub(crate) places: Places,
     pub(crate) callers: ByCaller<Share>,
@@ -37,8 +40,7 @@ pub(crate) struct TcpInbound {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traffic: Traffic,
     pub(crate) stop: Stop,
-    /// How long nothing may move; none is no limit.
-    pub(crate) idle_max: Option<Duration>,
+    pub(crate) rules: RulesFeed,
 }
 
 /// One outbound TCP listener on one worker.
@@ -49,8 +51,7 @@ pub(crate) struct TcpOutbound {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traffic: Traffic,
     pub(crate) stop: Stop,
-    /// How long nothing may move; none is no limit.
-    pub(crate) idle_max: Option<Duration>,
+    pub(crate) rules: RulesFeed,
 }
 
 // === impl TcpInbound ===
@@ -106,6 +107,11 @@ impl TcpInbound {
         }
     }
 
+    /// How long nothing may move; none is no limit.
+    fn idle_max(&self) -> Option<Duration> {
+        limit(self.rules.current().limits.tcp_idle)
+    }
+
     /// The record of a connection, begun.
     fn draft<'a>(&'a self, downstream: &'a Downstream, phase: Phase) -> Draft<'a> {
         Draft::new(Facts {
@@ -127,7 +133,7 @@ impl TcpInbound {
     ) {
         let mut permitted_by = granted.revision().to_owned();
         let (Opaque(stream), _) = granted.spend();
-        let mut app = match dial::service(&self.forward_to).await {
+        let mut app = match dial::service(&self.forward_to.current().address).await {
             Ok(app) => app,
             Err(error) => {
                 error.log(self.service.as_str());
@@ -135,7 +141,7 @@ impl TcpInbound {
             }
         };
         let reason = {
-            let mut copying = std::pin::pin!(relay(stream, &mut app, self.idle_max, |way, bytes| {
+            let mut copying = std::pin::pin!(relay(stream, &mut app, self.idle_max(), |way, bytes| {
                 self.traffic.moved(way, bytes);
                 slot.touch();
             }));
@@ -202,7 +208,7 @@ impl TcpOutbound {
             let _ = slot.settle();
         };
         {
-            let mut copying = std::pin::pin!(relay(&mut tcp, &mut stream, self.idle_max, moved));
+            let mut copying = std::pin::pin!(relay(&mut tcp, &mut stream, self.idle_max(), moved));
             loop {
                 tokio::select! {
                     ended = copying.as_mut() => {
@@ -225,6 +231,11 @@ impl TcpOutbound {
             }
         }
         reset(&tcp);
+    }
+
+    /// How long nothing may move; none is no limit.
+    fn idle_max(&self) -> Option<Duration> {
+        limit(self.rules.current().limits.tcp_idle)
     }
 
     /// That a call of the own service came to nothing.

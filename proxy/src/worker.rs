@@ -6,48 +6,35 @@ use std::thread::{self, JoinHandle};
 
 use hoplite_decision::DecisionPoint;
 use hoplite_host::accept::Acceptor;
+use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots};
 use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::config::{Inbound as InboundConfig, InboundProtocol, Outbound as OutboundConfig, OutboundProtocol};
 use crate::error::StartError;
+use crate::forward::ForwardFeed;
 use crate::http::inbound::Inbound;
 use crate::http::outbound::Outbound;
-use crate::http::rules::HttpRules;
+use crate::http::rules::RulesFeed;
 use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
-use crate::limits::limit;
-use crate::listener;
 use crate::metrics::{Metrics, Traffic};
-use crate::peer::destination::{Destination, DestinationFeed};
+use crate::peer::destination::DestinationFeed;
 use crate::peer::dial::Peer;
 use crate::peer::handshake::{HANDSHAKES_MAX, Handshaker};
 use crate::peer::identity_feed::IdentityFeed;
 use crate::peer::session::Stop;
+use crate::port::Kind;
 use crate::share::{ByCaller, Places};
 use crate::tcp::{TcpInbound, TcpOutbound};
 
-/// A configured listener with its sockets: one for each worker.
-pub(crate) struct Port {
-    kind: Kind,
-    sockets: Vec<Socket>,
-    /// Where it is.
-    pub(crate) address: SocketAddr,
-    /// One for each connection it may have, on all workers together.
-    pub(crate) slots: Slots,
-}
-
-#[derive(Clone)]
-enum Kind {
-    Inbound(InboundConfig),
-    /// And whom it calls now.
-    Outbound(OutboundConfig, Arc<DestinationFeed>),
-}
+/// Listeners that a worker has not begun with yet; who brings more waits for it.
+const LISTENERS_WAITING_MAX: usize = 64;
 
 /// What all workers share.
 #[derive(Clone)]
@@ -56,14 +43,15 @@ pub(crate) struct Shared {
     point: Arc<DecisionPoint>,
     metrics: Arc<Metrics>,
     handshakes: Slots,
-    rules: Arc<HttpRules>,
-    stop: Stop,
+    rules: RulesFeed,
 }
 
 /// One worker before it runs.
 pub(crate) struct Worker {
-    shared: Shared,
-    listeners: Vec<(Kind, Socket, Slots)>,
+    close: Shutdown,
+    metrics: Arc<Metrics>,
+    /// Listeners come while it runs.
+    listeners: mpsc::Receiver<Accepting>,
     asked: mpsc::Receiver<oneshot::Sender<()>>,
     question: Question,
 }
@@ -72,96 +60,16 @@ pub(crate) struct Worker {
 #[derive(Debug, Clone)]
 pub(crate) struct Question(mpsc::Sender<oneshot::Sender<()>>);
 
-// === impl Port ===
-
-impl Port {
-    pub(crate) fn bind_inbound(
-        config: InboundConfig,
-        copies: usize,
-        connections_max: usize,
-    ) -> Result<Self, StartError> {
-        // Behind one address may be a whole site, or one who takes all that there is.
-        let bounds = Bounds::network(connections_max, connections_max.div_ceil(2));
-        Self::bind(Kind::Inbound(config), copies, bounds)
-    }
-
-    pub(crate) fn bind_outbound(
-        config: OutboundConfig,
-        destination: Destination,
-        copies: usize,
-        connections_max: usize,
-    ) -> Result<Self, StartError> {
-        let destination = Arc::new(DestinationFeed::new(destination));
-        // All come from the own machine.
-        let bounds = Bounds::network(connections_max, connections_max);
-        Self::bind(Kind::Outbound(config, destination), copies, bounds)
-    }
-
-    fn bind(kind: Kind, copies: usize, bounds: Bounds) -> Result<Self, StartError> {
-        let listen = kind.listen();
-        let bound = listener::bind(listen, copies).and_then(|sockets| {
-            let first = sockets.first().ok_or_else(|| std::io::Error::other("no socket"))?;
-            let address = listener::address(first)?;
-            Ok((sockets, address))
-        });
-        let slots = Slots::new(kind.name(), bounds);
-        match bound {
-            Ok((sockets, address)) => Ok(Self {
-                kind,
-                sockets,
-                address,
-                slots,
-            }),
-            Err(source) => Err(StartError::Listen {
-                listen,
-                name: kind.name().to_owned(),
-                source,
-            }),
-        }
-    }
-
-    /// From here on connections queue up.
-    pub(crate) fn listen(&self) -> Result<(), StartError> {
-        self.sockets
-            .iter()
-            .try_for_each(listener::listen)
-            .map_err(|source| StartError::Listen {
-                listen: self.address,
-                name: self.name().to_owned(),
-                source,
-            })
-    }
-
-    /// The service or the upstream.
-    pub(crate) fn name(&self) -> &str {
-        self.kind.name()
-    }
-
-    /// Whom an outbound listener calls; none is an inbound one's.
-    pub(crate) fn destination(&self) -> Option<&Arc<DestinationFeed>> {
-        match &self.kind {
-            Kind::Inbound(_) => None,
-            Kind::Outbound(_, destination) => Some(destination),
-        }
-    }
-}
-
-// === impl Kind ===
-
-impl Kind {
-    fn listen(&self) -> SocketAddr {
-        match self {
-            Self::Inbound(inbound) => inbound.listen,
-            Self::Outbound(outbound, _) => outbound.listen,
-        }
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::Inbound(inbound) => inbound.service.as_str(),
-            Self::Outbound(outbound, _) => outbound.name.as_str(),
-        }
-    }
+/// One worker's share of a listener.
+pub(crate) struct Accepting {
+    /// For the log.
+    pub(crate) name: String,
+    pub(crate) socket: Socket,
+    pub(crate) slots: Slots,
+    /// What serves those who come now.
+    pub(crate) server: watch::Receiver<Server>,
+    /// Ends it: nobody new gets in.
+    pub(crate) shutdown: Shutdown,
 }
 
 // === impl Shared ===
@@ -171,16 +79,96 @@ impl Shared {
         identity: Arc<IdentityFeed>,
         point: Arc<DecisionPoint>,
         metrics: Arc<Metrics>,
-        rules: HttpRules,
-        stop: Stop,
+        rules: RulesFeed,
     ) -> Self {
         Self {
             identity,
             point,
             metrics,
             handshakes: Slots::new("handshakes", Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX)),
-            rules: Arc::new(rules),
-            stop,
+            rules,
+        }
+    }
+
+    /// Builds what serves one listener on one worker, until `stop`.
+    pub(crate) fn server(&self, kind: &Kind, stop: Stop) -> Server {
+        match kind {
+            Kind::Inbound(config, forward) => self.inbound(config.clone(), forward.clone(), stop),
+            Kind::Outbound(config, destination) => self.outbound(config.clone(), destination.clone(), stop),
+        }
+    }
+
+    /// What serves peers.
+    fn inbound(&self, config: InboundConfig, forward_to: Arc<ForwardFeed>, stop: Stop) -> Server {
+        let InboundConfig { service, protocol, .. } = config;
+        let (point, metrics) = (self.point.clone(), self.metrics.clone());
+        let handshaker = Handshaker {
+            identity: self.identity.clone(),
+            under_way: self.handshakes.clone(),
+            point: point.clone(),
+            metrics: metrics.clone(),
+        };
+        match protocol {
+            InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
+                traffic: metrics.traffic(true, service.as_str()),
+                service,
+                forward_to,
+                places: Places::new(),
+                callers: ByCaller::default(),
+                handshaker,
+                point,
+                metrics,
+                stop,
+                rules: self.rules.clone(),
+            })),
+            InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
+                traffic: metrics.traffic(true, service.as_str()),
+                service,
+                handshaker,
+                point,
+                metrics,
+                app: Service::new(
+                    forward_to,
+                    protocol == InboundProtocol::Http2,
+                    self.rules.clone(),
+                    self.metrics.clone(),
+                ),
+                rules: self.rules.clone(),
+                turns: Semaphore::new(1),
+                stop,
+            })),
+        }
+    }
+
+    /// What serves the own service.
+    fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>, stop: Stop) -> Server {
+        let OutboundConfig { name, protocol, .. } = config;
+        let (point, metrics) = (self.point.clone(), self.metrics.clone());
+        let unread = self.rules.current().unread.of(&destination.current().expect);
+        let peer = Peer {
+            destination,
+            identity: self.identity.clone(),
+        };
+        match protocol {
+            OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
+                traffic: metrics.traffic(false, name.as_str()),
+                name,
+                peer,
+                point,
+                metrics,
+                stop,
+                rules: self.rules.clone(),
+            })),
+            OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
+                traffic: metrics.traffic(false, name.as_str()),
+                name,
+                upstream: Upstream::new(Target::Peer(peer), unread, self.rules.clone(), metrics.clone()),
+                rules: self.rules.clone(),
+                identity: self.identity.clone(),
+                point,
+                metrics,
+                stop,
+            })),
         }
     }
 }
@@ -188,25 +176,18 @@ impl Shared {
 // === impl Worker ===
 
 impl Worker {
-    /// Gives every worker one socket of every port.
-    pub(crate) fn divide(ports: Vec<Port>, workers: usize, shared: &Shared) -> Vec<Self> {
-        let mut divided: Vec<Self> = (0..workers)
-            .map(|_| {
-                let (question, asked) = mpsc::channel(1);
-                Self {
-                    shared: shared.clone(),
-                    listeners: Vec::new(),
-                    asked,
-                    question: Question(question),
-                }
-            })
-            .collect();
-        for port in ports {
-            for (worker, socket) in divided.iter_mut().zip(port.sockets) {
-                worker.listeners.push((port.kind.clone(), socket, port.slots.clone()));
-            }
-        }
-        divided
+    /// A worker, and the way on which it gets its share of each listener.
+    pub(crate) fn new(close: Shutdown, metrics: Arc<Metrics>) -> (Self, mpsc::Sender<Accepting>) {
+        let (sender, listeners) = mpsc::channel(LISTENERS_WAITING_MAX);
+        let (question, asked) = mpsc::channel(1);
+        let worker = Self {
+            close,
+            metrics,
+            listeners,
+            asked,
+            question: Question(question),
+        };
+        (worker, sender)
     }
 
     /// Asks it whether it works.
@@ -230,14 +211,14 @@ impl Worker {
     /// Accepts until the proxy closes.
     pub(crate) async fn run(mut self, end: mpsc::Sender<()>) {
         let _said = SaysItsEnd(end);
-        let mut close = self.shared.stop.close.clone();
         let mut accepting = JoinSet::new();
-        for (kind, socket, slots) in self.listeners {
-            accepting.spawn(self.shared.accept(kind, socket, slots));
-        }
         loop {
             tokio::select! {
-                () = close.wait() => return,
+                () = self.close.wait() => return,
+                Some(listener) = self.listeners.recv() => {
+                    accepting.spawn(listener.accept(self.metrics.clone()));
+                }
+                Some(_ended) = accepting.join_next() => {}
                 Some(answer) = self.asked.recv() => {
                     // Who asked may have gone.
                     let _ = answer.send(());
@@ -259,117 +240,29 @@ impl Question {
     }
 }
 
-// === impl Shared ===
+// === impl Accepting ===
 
-impl Shared {
-    /// Builds what serves one listener, and accepts for it.
-    fn accept(&self, kind: Kind, socket: Socket, slots: Slots) -> impl Future<Output = ()> + Send + 'static {
-        let name = kind.name().to_owned();
-        let server = match kind {
-            Kind::Inbound(config) => self.inbound(config),
-            Kind::Outbound(config, destination) => self.outbound(config, destination),
+impl Accepting {
+    async fn accept(self, metrics: Arc<Metrics>) {
+        let listener = match TcpListener::from_std(self.socket.into()) {
+            Ok(listener) => listener,
+            Err(error) => return warn!(%error, "the runtime refuses a listener"),
         };
-        let (metrics, drain) = (self.metrics.clone(), self.stop.drain.clone());
-        async move {
-            let listener = match TcpListener::from_std(socket.into()) {
-                Ok(listener) => listener,
-                Err(error) => return warn!(%error, "the runtime refuses a listener"),
-            };
-            let mut acceptor = Acceptor::new(listener, name, slots, drain);
-            while let Some(((tcp, remote), slot)) = acceptor.next().await {
-                server.traffic().accepted();
-                let (server, counted) = (server.clone(), metrics.connection());
-                tokio::spawn(async move {
-                    server.serve(tcp, remote, Arc::new(slot)).await;
-                    drop(counted);
-                });
-            }
-        }
-    }
-
-    /// What serves peers.
-    fn inbound(&self, config: InboundConfig) -> Server {
-        let InboundConfig {
-            service,
-            protocol,
-            forward_to,
-            ..
-        } = config;
-        let (point, metrics, stop) = (self.point.clone(), self.metrics.clone(), self.stop.clone());
-        let handshaker = Handshaker {
-            identity: self.identity.clone(),
-            under_way: self.handshakes.clone(),
-            point: point.clone(),
-            metrics: metrics.clone(),
-        };
-        match protocol {
-            InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
-                traffic: metrics.traffic(true, service.as_str()),
-                service,
-                forward_to,
-                places: Places::new(),
-                callers: ByCaller::default(),
-                handshaker,
-                point,
-                metrics,
-                stop,
-                idle_max: limit(self.rules.limits.tcp_idle),
-            })),
-            InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
-                traffic: metrics.traffic(true, service.as_str()),
-                service,
-                handshaker,
-                point,
-                metrics,
-                app: Service::new(
-                    forward_to,
-                    protocol == InboundProtocol::Http2,
-                    self.rules.clone(),
-                    self.metrics.clone(),
-                ),
-                rules: self.rules.clone(),
-                turns: Semaphore::new(1),
-                stop,
-            })),
-        }
-    }
-
-    /// What serves the own service.
-    fn outbound(&self, config: OutboundConfig, destination: Arc<DestinationFeed>) -> Server {
-        let OutboundConfig { name, protocol, .. } = config;
-        let (point, metrics, stop) = (self.point.clone(), self.metrics.clone(), self.stop.clone());
-        let unread = self.rules.unread.of(&destination.current().expect);
-        let peer = Peer {
-            destination,
-            identity: self.identity.clone(),
-        };
-        match protocol {
-            OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
-                traffic: metrics.traffic(false, name.as_str()),
-                name,
-                peer,
-                point,
-                metrics,
-                stop,
-                idle_max: limit(self.rules.limits.tcp_idle),
-            })),
-            OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
-                traffic: metrics.traffic(false, name.as_str()),
-                name,
-                upstream: Upstream::new(Target::Peer(peer), unread, self.rules.clone(), metrics.clone()),
-                rules: self.rules.clone(),
-                identity: self.identity.clone(),
-                point,
-                metrics,
-                stop,
-            })),
+        let mut acceptor = Acceptor::new(listener, self.name, self.slots, self.shutdown);
+        while let Some(((tcp, remote), slot)) = acceptor.next().await {
+            let (server, counted) = (self.server.borrow().clone(), metrics.connection());
+            server.traffic().accepted();
+            tokio::spawn(async move {
+                server.serve(tcp, remote, Arc::new(slot)).await;
+                drop(counted);
+            });
         }
     }
 }
 
 /// What serves the connections of one listener on one worker.
 #[derive(Clone)]
-enum Server {
+pub(crate) enum Server {
     HttpInbound(Arc<Inbound>),
     HttpOutbound(Arc<Outbound>),
     TcpInbound(Arc<TcpInbound>),

@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use hoplite_audit::{Options, Phase, Recorder, RecorderError};
 use hoplite_decision::{
-    CurrentPolicy, DecisionPoint, Draft, Facts, Follower, Granted, HttpRequest, LOG_NOTE, Refused, Stranger, Unasked,
-    Witness,
+    CurrentPolicy, DecisionPoint, DirectoryUnusable, Draft, Facts, Follower, Granted, HttpRequest, LOG_NOTE, OnStale,
+    Refused, Stranger, Unasked, Witness,
 };
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
@@ -34,9 +34,9 @@ use crate::socket::session::Entitlement;
 pub(crate) struct Authorizer {
     point: Arc<DecisionPoint>,
     feed: Arc<CurrentPolicy>,
-    services: BTreeMap<ServiceName, SpiffeId>,
+    services: RwLock<BTreeMap<ServiceName, SpiffeId>>,
     audit_dir: PathBuf,
-    _directory: Option<Follower>,
+    directory: Mutex<Option<Follower>>,
 }
 
 /// Somebody who may ask about a service.
@@ -110,10 +110,34 @@ impl Authorizer {
                 config.on_stale_policy,
             )),
             feed,
-            services: config.services.clone(),
+            services: RwLock::new(config.services.clone()),
             audit_dir: config.audit_dir.clone(),
-            _directory: directory,
+            directory: Mutex::new(directory),
         })
+    }
+
+    /// Whether a directory of policies could be followed instead. Nothing changes.
+    ///
+    /// # Errors
+    /// It cannot be read, or not be in force.
+    pub(crate) fn try_directory(&self, directory: &Path) -> Result<(), DirectoryUnusable> {
+        self.feed.try_directory(directory)
+    }
+
+    /// Follows another directory of policies from now on.
+    ///
+    /// # Errors
+    /// There is no thread for it; then the one before is followed on.
+    pub(crate) fn follow_directory(&self, directory: PathBuf) -> io::Result<()> {
+        let following = self.feed.follow(directory)?;
+        *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
+        Ok(())
+    }
+
+    /// Who may ask about what, and what becomes of a policy that has expired, from now on.
+    pub(crate) fn change(&self, services: &BTreeMap<ServiceName, SpiffeId>, on_stale: OnStale) {
+        services.clone_into(&mut self.services.write().unwrap_or_else(PoisonError::into_inner));
+        self.point.set_on_stale(on_stale);
     }
 
     /// Puts in force what the agent holds, now and at each change, until the stop.
@@ -158,8 +182,9 @@ impl Authorizer {
             service: service.clone(),
             id: id.clone(),
         };
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(named) = named {
-            let Some((service, id)) = self.services.get_key_value(named) else {
+            let Some((service, id)) = services.get_key_value(named) else {
                 return Err(NotAsker::UnknownService(named.to_owned()));
             };
             if !is_own(id) {
@@ -170,7 +195,7 @@ impl Authorizer {
             }
             return Ok(asker((service, id)));
         }
-        let mut own = self.services.iter().filter(|(_, id)| is_own(id));
+        let mut own = services.iter().filter(|(_, id)| is_own(id));
         match (own.next(), own.next()) {
             (Some(only), None) => Ok(asker(only)),
             (None, _) => Err(NotAsker::NoService),
@@ -246,7 +271,7 @@ impl Authorizer {
 impl fmt::Debug for Authorizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authorizer")
-            .field("services", &self.services)
+            .field("audit_dir", &self.audit_dir)
             .finish_non_exhaustive()
     }
 }

@@ -20,9 +20,10 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use self::evaluation::{Evaluation, Evaluations, Malformed, Semantic};
+use crate::attest::LocalProcess;
 use crate::authorize::authorizer::Authorizer;
 use crate::authorize::call::{Call, Target, Wanted, principal, unauthenticated};
-use crate::socket::admission::admit;
+use crate::socket::admission::{admit, caller};
 use crate::socket::session::{Entitlement, Sessions};
 
 const EVALUATION: &str = "/access/v1/evaluation";
@@ -90,18 +91,31 @@ impl AuthZen {
     /// Answers any request to a path of this service.
     pub(crate) async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let id = request.headers().get(REQUEST_ID).cloned();
+        let caller = caller(request.extensions());
         let answered = match timeout(ANSWER_TIME_MAX, self.dispatch(request)).await {
             Ok(answered) => answered,
             Err(_) => Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "deciding took too long")),
         };
         let mut response = match answered {
             Ok(value) => respond(StatusCode::OK, "application/json", value.to_string() + "\n"),
-            Err(fault) => fault.into_response(),
+            Err(fault) => {
+                if let Some(caller) = caller {
+                    self.tell(&caller, fault.status, &fault.message);
+                }
+                fault.into_response()
+            }
         };
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
+    }
+
+    /// In the log, and not as often as somebody can ask.
+    fn tell(&self, caller: &LocalProcess, status: StatusCode, reason: &str) {
+        self.sessions
+            .refused
+            .question(caller, "AuthZEN", status.as_u16(), reason);
     }
 
     async fn dispatch(&self, request: Request<Body>) -> Result<Value, Fault> {
@@ -151,14 +165,18 @@ impl AuthZen {
 
         // Decide.
         let (semantic, items) = match asked {
-            Evaluations::One(one) => return self.evaluate(&who, one, trace).await,
+            Evaluations::One(one) => return self.evaluate((&caller, &who), one, trace).await,
             Evaluations::Many { semantic, items } => (semantic, items),
         };
         let mut decisions = Vec::with_capacity(items.len());
         for item in items {
             let decision = match item {
-                Ok(asked) => self.evaluate(&who, asked, trace.clone()).await?,
-                Err(malformed) => unanswerable(StatusCode::BAD_REQUEST, &malformed.to_string()),
+                Ok(asked) => self.evaluate((&caller, &who), asked, trace.clone()).await?,
+                Err(malformed) => {
+                    let reason = malformed.to_string();
+                    self.tell(&caller, StatusCode::BAD_REQUEST, &reason);
+                    unanswerable(StatusCode::BAD_REQUEST, &reason)
+                }
             };
             let allowed = decision.get("decision") == Some(&Value::Bool(true));
             decisions.push(decision);
@@ -175,17 +193,23 @@ impl AuthZen {
     }
 
     /// One question. The error is that nothing can be recorded: then nothing else of the request may be told either.
-    async fn evaluate(&self, who: &Entitlement, asked: Evaluation, trace_id: Option<String>) -> Result<Value, Fault> {
+    async fn evaluate(
+        &self,
+        (caller, who): (&LocalProcess, &Entitlement),
+        asked: Evaluation,
+        trace_id: Option<String>,
+    ) -> Result<Value, Fault> {
         let (kind, service) = asked.resource;
         if kind != SERVICE {
             let message = format!("only a resource of the type `{SERVICE}` is known");
+            self.tell(caller, StatusCode::NOT_FOUND, &message);
             return Ok(unanswerable(StatusCode::NOT_FOUND, &message));
         }
         let asker = match self.authorizer.asker(who, Some(&service)) {
             Ok(asker) => asker,
             Err(error) => {
                 let reason = error.to_string();
-                tracing::info!(reason, "no decision for a process that asks for one");
+                self.tell(caller, StatusCode::FORBIDDEN, &reason);
                 return Ok(unanswerable(StatusCode::FORBIDDEN, &reason));
             }
         };
@@ -316,7 +340,6 @@ impl From<Malformed> for Fault {
 /// What keeps a process from being served at all.
 impl From<Status> for Fault {
     fn from(status: Status) -> Self {
-        tracing::info!(reason = status.message(), "no decision for a process that asks for one");
         let code = match status.code() {
             Code::PermissionDenied => StatusCode::FORBIDDEN,
             Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,

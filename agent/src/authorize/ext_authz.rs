@@ -27,7 +27,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::authorize::authorizer::Authorizer;
 use crate::authorize::call::{Call, Target, ToldFields, Wanted, principal};
-use crate::socket::admission::admit;
+use crate::socket::admission::{admit, caller};
 use crate::socket::session::Sessions;
 
 /// Where Envoy's configuration says about which service it asks.
@@ -91,8 +91,13 @@ impl ExtAuthz {
 #[tonic::async_trait]
 impl Authorization for ExtAuthz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let caller = caller(request.extensions());
         let answer = self.answer(request).await.unwrap_or_else(|status| {
-            tracing::info!(reason = status.message(), "no decision for a process that asks for one");
+            if let Some(caller) = caller {
+                let refused = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+                let reason = status.message();
+                self.sessions.refused.question(&caller, "ext_authz", refused, reason);
+            }
             let mut answer = {
                 let code = "not_served";
                 refused(StatusCode::SERVICE_UNAVAILABLE, code, refusal(code, None, None), None)

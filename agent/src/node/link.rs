@@ -26,7 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Dials the CA of one trust domain.
 #[derive(Debug, Clone)]
 pub(crate) struct CaLink {
-    address: String,
+    /// It may move while the agent runs.
+    address: Arc<watch::Sender<String>>,
     ca_id: SpiffeId,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Told when the CA no longer takes our SVID.
@@ -97,7 +98,7 @@ impl CaLink {
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
     ) -> Self {
         Self {
-            address,
+            address: Arc::new(watch::Sender::new(address)),
             ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
@@ -122,15 +123,32 @@ impl CaLink {
     /// Connects, showing an SVID if there is one, to nobody but `spiffe://<trust domain>/hoplite/ca`.
     pub(crate) async fn dial(&self, svid: Option<&X509Svid>, verifier: Arc<PeerVerifier>) -> Result<Channel, CaError> {
         let config = tls::client_config(svid, verifier, self.ca_id.clone(), &[b"h2"])?;
+        let address = self.address.borrow().clone();
         let unreachable = |reason| CaError::Unreachable {
-            address: self.address.clone(),
+            address: address.clone(),
             reason,
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(self.address.clone(), config)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(address.clone(), config)).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(error)) => Err(unreachable(innermost(&error))),
             Err(_) => Err(unreachable("no connection in time".to_owned())),
         }
+    }
+
+    /// The CA is at this address from now on: whoever is connected connects anew.
+    pub(crate) fn move_to(&self, address: &str) {
+        self.address.send_if_modified(|held| {
+            let moves = held != address;
+            if moves {
+                address.clone_into(held);
+            }
+            moves
+        });
+    }
+
+    /// Changes when the CA's address does.
+    pub(crate) fn moves(&self) -> watch::Receiver<String> {
+        self.address.subscribe()
     }
 
     /// Says that the CA no longer takes our SVID.

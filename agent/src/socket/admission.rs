@@ -65,6 +65,12 @@ pub(crate) fn admit(extensions: &http::Extensions) -> Result<(Arc<LocalProcess>,
     Ok((Arc::clone(&info.caller), slot))
 }
 
+/// Who calls.
+pub(crate) fn caller(extensions: &http::Extensions) -> Option<Arc<LocalProcess>> {
+    let info = extensions.get::<ConnectionInfo>()?;
+    Some(Arc::clone(&info.caller))
+}
+
 /// A service that knows nothing of callers, each of whose calls takes a place of its caller's until the answer has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Admitted<S>(pub(crate) S);

@@ -86,6 +86,7 @@ impl Diagnosis for DiagnosisService {
             in_step: supply.is_some(),
             entries: count(supply.as_ref().map_or(0, |supply| supply.len())),
             without_svid: count(supply.as_ref().map_or(0, |supply| supply.without_svid())),
+            peer_process: self.sessions.peer_process.to_string(),
             refusals: refusals
                 .map(|(cause, count)| RefusalCount {
                     cause: cause.to_owned(),

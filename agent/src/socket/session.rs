@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{TrustBundle, TrustDomain, X509Svid};
 use ring::digest::{Context, SHA256};
@@ -22,6 +23,8 @@ pub(crate) struct Sessions {
     pub(crate) shutdown: Shutdown,
     /// Whom the socket refused, for the log and for those who ask.
     pub(crate) refused: Arc<Refused>,
+    /// How it is known which process calls.
+    pub(crate) peer_process: PeerProcess,
 }
 
 /// One call of one process.

@@ -82,6 +82,7 @@ pub(crate) async fn run(
     let mut view = View::new(trust_domain);
     let mut credentials = link.credentials();
     let mut backoff = RETRY;
+    let mut moves = link.moves();
     loop {
         let own = async {
             credentials
@@ -99,6 +100,7 @@ pub(crate) async fn run(
             ended = follow(&link, &own, &keeper, &mut view, &registrations, &policy, &mut backoff) => ended,
             // A connection made with the old certificate ends when that expires; better to move over in good time.
             () = replaced(&own, link.credentials()) => continue,
+            Ok(()) = moves.changed() => continue,
             () = shutdown.wait() => return,
         };
         link.metrics().contact.lost();
@@ -109,6 +111,7 @@ pub(crate) async fn run(
         tracing::warn!(error = %ended, retry_ms = wait.as_millis(), "no word from the CA; what is known stays in force");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            Ok(()) = moves.changed() => {}
             () = shutdown.wait() => return,
         }
     }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use hoplite_host::clock;
+use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Source;
 use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
@@ -45,6 +46,9 @@ const CHUNKS_WAITING_MAX: usize = 2;
 /// One call's work stays short beside other agents' calls.
 const ISSUE_ITEMS_MAX: usize = 500;
 
+/// A reason in a log line is cut at this.
+const REASON_CHARS_MAX: usize = 200;
+
 /// The service. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Node(Arc<Shared>);
@@ -58,6 +62,8 @@ struct Shared {
     /// Of joins with tokens that are known, by the token's digest.
     failures: Mutex<Failures<String>>,
     metrics: Metrics,
+    /// Calls of agents that were refused, by agent and call, for the log.
+    refused: Refusals<(SpiffeId, &'static str)>,
     shutdown: Shutdown,
 }
 
@@ -98,6 +104,7 @@ impl Node {
             guesses: Mutex::default(),
             failures: Mutex::default(),
             metrics,
+            refused: Refusals::default(),
             shutdown,
         }))
     }
@@ -119,6 +126,14 @@ impl Node {
             }
         }
         Ok(peer)
+    }
+
+    /// What an agent in good standing is refused, it asks for again: one line in a while.
+    fn tell(&self, agent: &SpiffeId, call: &'static str, refused: &Status) {
+        if let Some(times) = self.0.refused.count((agent.clone(), call), clock::moment()) {
+            let reason: String = refused.message().chars().take(REASON_CHARS_MAX).collect();
+            tracing::warn!(target: "hoplite::audit", %agent, call, outcome = "refused", reason, times, "call");
+        }
     }
 
     fn standing(&self, peer: &VerifiedPeer) -> Result<Standing, Denied> {
@@ -256,14 +271,19 @@ impl wire::node_server::Node for Node {
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let peer = self.agent(&request).await?;
-        let key = SubjectKey::from_csr(&request.into_inner().csr)?;
-        let minted = self.0.issuer.agent(peer.spiffe_id(), &key, clock::now())?;
-        let renew = Renew {
-            id: peer.spiffe_id().clone(),
-            shown: peer.serial().to_owned(),
-            issued: Issued::from(&minted.leaf),
+        let renewed = async {
+            let key = SubjectKey::from_csr(&request.into_inner().csr)?;
+            let minted = self.0.issuer.agent(peer.spiffe_id(), &key, clock::now())?;
+            let renew = Renew {
+                id: peer.spiffe_id().clone(),
+                shown: peer.serial().to_owned(),
+                issued: Issued::from(&minted.leaf),
+            };
+            self.0.registry.write(renew).await?;
+            Ok::<_, Status>(minted)
         };
-        self.0.registry.write(renew).await?;
+        let renewed = renewed.await;
+        let minted = renewed.inspect_err(|status| self.tell(peer.spiffe_id(), "renew", status))?;
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), serial = minted.leaf.serial(), outcome = "issued", "renew");
         Ok(Response::new(self.svid(&minted)))
     }
@@ -291,7 +311,9 @@ impl wire::node_server::Node for Node {
         let items = request.into_inner().items;
         if items.len() > ISSUE_ITEMS_MAX {
             let text = format!("{} items in one call; send at most {ISSUE_ITEMS_MAX}", items.len());
-            return Err(Status::invalid_argument(text));
+            let refused = Status::invalid_argument(text);
+            self.tell(peer.spiffe_id(), "issue", &refused);
+            return Err(refused);
         }
         let items: Vec<_> = {
             let index = self.0.registry.index();
@@ -322,8 +344,11 @@ impl wire::node_server::Node for Node {
         &self,
         request: Request<wire::FetchPolicyRequest>,
     ) -> Result<Response<Self::FetchPolicyStream>, Status> {
-        self.agent(&request).await?;
-        let bundle = self.0.publishing.current(request.into_inner().revision).await?;
+        let peer = self.agent(&request).await?;
+        let bundle = self.0.publishing.current(request.into_inner().revision).await;
+        let bundle = bundle
+            .map_err(Status::from)
+            .inspect_err(|status| self.tell(peer.spiffe_id(), "fetch_policy", status))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
         tokio::spawn(async move {
             for data in bundle.chunks(CHUNK_BYTES_MAX) {

@@ -33,7 +33,7 @@ pub(crate) struct AgentArgs {
     /// The agent's SPIFFE ID
     spiffe_id: String,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,19 +93,18 @@ pub(crate) fn agent_ban(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let request = AgentRequest {
         spiffe_id: args.spiffe_id.clone(),
     };
-    args.ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?))?;
-    print(&format!("banned {}\n", args.spiffe_id))?;
-    Ok(ExitCode::SUCCESS)
+    let ca = &args.list.ca;
+    ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?))?;
+    args.done("banned")
 }
 
 pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let request = AgentRequest {
         spiffe_id: args.spiffe_id.clone(),
     };
-    args.ca
-        .call(async |mut ca| Ok(ca.evict_agent(request.clone()).await?))?;
-    print(&format!("evicted {}\n", args.spiffe_id))?;
-    Ok(ExitCode::SUCCESS)
+    let ca = &args.list.ca;
+    ca.call(async |mut ca| Ok(ca.evict_agent(request.clone()).await?))?;
+    args.done("evicted")
 }
 
 /// The SPIFFE IDs of all registered workloads, each once.
@@ -121,4 +120,17 @@ pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
 pub(crate) fn rfc3339(unix: i64) -> String {
     let since = Duration::from_secs(u64::try_from(unix).unwrap_or(0));
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
+}
+
+// === impl AgentArgs ===
+
+impl AgentArgs {
+    /// Says what became of the agent.
+    fn done(&self, what: &str) -> anyhow::Result<ExitCode> {
+        match self.list.output {
+            Output::Json => print_json(&serde_json::json!({"spiffe_id": self.spiffe_id, what: true}))?,
+            Output::Table => print(&format!("{what} {}\n", self.spiffe_id))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }

@@ -1,6 +1,7 @@
 //! `hoplite entry why` and `hoplite agent status`: what the agent of this node says of a process, and of itself.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -66,6 +67,19 @@ fn call<T>(
         let refused = |status: Status| anyhow::anyhow!("the agent refused: {}", status.message());
         rpc(DiagnosisClient::new(channel)).await.map_err(refused)
     })
+}
+
+/// What the agent at a socket says of itself.
+///
+/// # Errors
+/// It does not answer, or not to this user.
+pub(crate) async fn ask_status(socket: &Path) -> anyhow::Result<AgentStatus> {
+    let channel = channel::unix(socket).await?;
+    let answer = DiagnosisClient::new(channel)
+        .show_status(for_agent(ShowStatusRequest {}))
+        .await;
+    let answer = answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    Ok(answer.into_inner())
 }
 
 /// With what a browser, tricked into calling a local socket, cannot send.
@@ -134,6 +148,16 @@ fn status_text(status: &AgentStatus) -> String {
         ),
         false => "the agent has not heard from its CA since it started; its log says why\n".to_owned(),
     };
+    let callers = match status.peer_process.as_str() {
+        "" => "this command is newer than the agent, which does not say how",
+        "kernel" => "by the kernel's word",
+        _ => "by process number, user and group; docs/threat-model.md says what that leaves open",
+    };
+    let _ = writeln!(
+        text,
+        "callers known {callers} (peer_process = \"{}\")",
+        status.peer_process
+    );
     for refusal in &status.refusals {
         let _ = writeln!(text, "refused  {:<28} {}", refusal.cause, refusal.count);
     }
@@ -147,6 +171,7 @@ fn status_json(status: &AgentStatus) -> Value {
         .map(|refusal| (refusal.cause.clone(), refusal.count.into()));
     json!({
         "in_step": status.in_step, "entries": status.entries, "without_svid": status.without_svid,
+        "peer_process": status.peer_process,
         "refused": refusals.collect::<serde_json::Map<_, Value>>(),
     })
 }

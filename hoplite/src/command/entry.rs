@@ -2,6 +2,7 @@
 
 mod apply;
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -143,7 +144,7 @@ pub(crate) struct ShowArgs {
     /// The registration's id
     id: String,
     #[command(flatten)]
-    ca: CaArgs,
+    list: ListArgs,
 }
 
 #[derive(Debug, Args)]
@@ -185,7 +186,11 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Show(args) => {
-            print_json(&EntryRow::from(one(&args.ca, &args.id)?))?;
+            let row = EntryRow::from(one(&args.list.ca, &args.id)?);
+            match args.list.output {
+                Output::Json => print_json(&row)?,
+                Output::Table => print(&row.text())?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Delete(args) => delete(&args),
@@ -320,9 +325,8 @@ const COLUMNS: [Column; 6] = [
     Column::new("SPIFFE ID", "spiffe_id"),
     Column::new("SELECTORS", "selectors"),
     Column::new("PARENT", "parent"),
-    Column::made("TTL", "ttl_seconds", |row| match row["ttl_seconds"].as_u64() {
-        Some(seconds @ 1..) => Span(Duration::from_secs(seconds)).to_string(),
-        _ => "the CA's".to_owned(),
+    Column::made("TTL", "ttl_seconds", |row| {
+        ttl_of(row["ttl_seconds"].as_u64().unwrap_or_default())
     }),
     Column::new("OWNER", "owner"),
 ];
@@ -390,6 +394,41 @@ impl From<Entry> for EntryRow {
             revision: entry.revision,
             created_at: rfc3339(entry.created_at_unix),
         }
+    }
+}
+
+impl EntryRow {
+    /// All of it, a line for each thing: for one entry there is room.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: &str| {
+            if !value.is_empty() {
+                let _ = writeln!(text, "{name:<10} {value}");
+            }
+        };
+        line("ID", &self.id);
+        line("SPIFFE ID", &self.spiffe_id);
+        line("PARENT", &self.parent);
+        for selector in &self.selectors {
+            line("SELECTOR", selector);
+        }
+        line("TTL", &ttl_of(self.ttl_seconds.into()));
+        line("HINT", &self.hint);
+        for name in &self.dns_names {
+            line("DNS NAME", name);
+        }
+        line("OWNER", &self.owner);
+        line("REVISION", &self.revision.to_string());
+        line("CREATED", &self.created_at);
+        text
+    }
+}
+
+/// The life of an entry's certificates, for people.
+fn ttl_of(seconds: u64) -> String {
+    match seconds {
+        0 => "the CA's".to_owned(),
+        seconds => Span(Duration::from_secs(seconds)).to_string(),
     }
 }
 

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use hoplite_decision::PolicyFiles;
+use hoplite_host::socket;
 use hoplite_policy::files::HEADERS_FILE;
 use hoplite_policy::{Fault, SelectedHeaders, Snapshot, Source};
 use serde_json::{Value, json};
@@ -426,8 +427,19 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if let Ok(sockets) = std::fs::read_dir(dir.join("run")) {
         let paths = sockets.filter_map(|socket| Some(socket.ok()?.path()));
         let sockets = paths.filter(|path| path.extension().is_some_and(|ending| ending == "sock"));
-        let found = sockets.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
-        names.extend(found.filter(|name| !matches!(&**name, "ca" | "agent")));
+        for path in sockets {
+            let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            if matches!(name, "ca" | "agent") || names.iter().any(|known| known == name) {
+                continue;
+            }
+            // Nobody configured it here, and nobody holds it any more: that is no proxy that is away.
+            match socket::is_gone(&path) {
+                Ok(true) => eprintln!("note: `{}` was left by a proxy that is gone; remove it", path.display()),
+                _ => names.push(name.to_owned()),
+            }
+        }
     }
     names.sort();
     names.dedup();

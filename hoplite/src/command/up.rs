@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::ensure;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown;
 
 use crate::command::MeshDir;
@@ -29,6 +30,10 @@ pub(crate) struct Args {
     /// Serve /live, /ready and /metrics of each part, on five ports from the base + 4 on: CA, agent, edge, orders, ledger
     #[arg(long, conflicts_with = "check")]
     metrics: bool,
+    /// How the agent knows which process calls: by the kernel's word, or by its number [default: the kernel's word, and on
+    /// kernels before Linux 6.5, which have none, the number]
+    #[arg(long, value_name = "HOW", value_enum)]
+    peer_process: Option<PeerProcess>,
     /// Run the mesh on free ports in a temporary directory, check what it promises, print a JSON report, exit 0 or 1
     #[arg(long, conflicts_with = "dir")]
     check: bool,
@@ -36,8 +41,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
+        let peer_process = match args.peer_process {
+            Some(named) => named,
+            None => PeerProcess::best()?,
+        };
         if args.check {
-            let report = up::check().await?;
+            let report = up::check(peer_process).await?;
             print_json(&report)?;
             return Ok(if report.ok {
                 ExitCode::SUCCESS
@@ -58,6 +67,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let settings = Settings {
             svid_ttl: args.svid_ttl,
             agent_ttl: args.agent_ttl,
+            peer_process,
             ..Settings::new(ports)
         };
         let dir = args.dir.path()?;

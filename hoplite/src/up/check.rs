@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use hoplite_host::clock;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::X509Svid;
 use hoplite_wire::{Identity, WorkloadApi};
 use http::{Method, StatusCode};
@@ -33,6 +34,8 @@ pub(crate) struct Report {
     pub(crate) ok: bool,
     /// From the start of the first process until every proxy held its SVID.
     pub(crate) up_seconds: f64,
+    /// How the agent knew which process called.
+    pub(crate) peer_process: String,
     pub(crate) checks: Vec<Check>,
 }
 
@@ -53,7 +56,7 @@ struct Scene {
 }
 
 /// Runs every check. A check that fails does not keep the others from running.
-pub(crate) async fn check() -> anyhow::Result<Report> {
+pub(crate) async fn check(peer_process: PeerProcess) -> anyhow::Result<Report> {
     let dir = tempfile::Builder::new()
         .prefix("hoplite-")
         .tempdir()
@@ -71,12 +74,16 @@ pub(crate) async fn check() -> anyhow::Result<Report> {
         svid_ttl: Some(SVID_TTL),
         visitor: true,
         detours,
+        peer_process,
         ..Settings::new(ports)
     };
     let mesh = Mesh::start(dir.path(), settings).await?;
     let up_seconds = mesh.took.as_secs_f64();
     let visitor = follow_identity(&mesh.layout).await;
     let mut checks = Vec::new();
+    if peer_process == PeerProcess::Pid {
+        let _ = writeln!(std::io::stderr(), "{}", super::picture::BY_NUMBER);
+    }
     match visitor {
         Ok(visitor) => {
             let scene = Scene { mesh, relays, visitor };
@@ -91,6 +98,7 @@ pub(crate) async fn check() -> anyhow::Result<Report> {
     Ok(Report {
         ok: checks.iter().all(|check| check.ok),
         up_seconds,
+        peer_process: peer_process.to_string(),
         checks,
     })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hoplite_host::config::Span;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::{files, socket};
 
 use crate::command::policy::key;
@@ -234,6 +235,7 @@ impl Layout {
         &self,
         ports: &Ports,
         (svid_ttl, agent_ttl): (Option<Duration>, Option<Duration>),
+        peer_process: PeerProcess,
         via: impl Fn(&str, &str) -> Option<SocketAddr>,
     ) -> anyhow::Result<()> {
         // As TOML writes it between quotes.
@@ -262,7 +264,8 @@ impl Layout {
              trust_bundle = \"{dir}/ca/bundle.pem\"\n\
              join_token_file = \"{dir}/run/join-token\"\n\
              socket = \"{dir}/run/agent.sock\"\n\
-             socket_mode = 0o600\n{}",
+             socket_mode = 0o600\n\
+             peer_process = \"{peer_process}\"\n{}",
             loopback(ports.ca),
             ports.metrics_listen("agent"),
         );
@@ -350,6 +353,7 @@ mod tests {
             .write_configs(
                 &Ports::from_base(7700),
                 (Some(Duration::from_secs(10)), None),
+                PeerProcess::Pid,
                 |_, _| None,
             )
             .unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use hoplite_host::clock;
 use hoplite_host::files;
+use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::{Selector, SelectorKind};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, Entry};
@@ -36,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) svid_ttl: Option<Duration>,
     /// How long the agent's own lives; the CA's default if `None`.
     pub(crate) agent_ttl: Option<Duration>,
+    /// How the agent knows which process calls.
+    pub(crate) peer_process: PeerProcess,
     /// Whether this process itself is registered as the `visitor` who calls `edge`.
     pub(crate) visitor: bool,
     /// Caller, callee, and where the caller's proxy dials instead of at the callee's listener.
@@ -59,6 +62,7 @@ pub(crate) struct Mesh {
     /// Where policy came from when the mesh was up.
     pub(crate) policy_source: PolicySource,
     pub(super) agent_ttl: Duration,
+    pub(super) peer_process: PeerProcess,
     supervisor: Supervisor,
     _lock: std::fs::File,
 }
@@ -71,6 +75,7 @@ impl Settings {
             ports,
             svid_ttl: None,
             agent_ttl: None,
+            peer_process: PeerProcess::default(),
             visitor: false,
             detours: Vec::new(),
         }
@@ -83,12 +88,14 @@ impl Mesh {
     /// Starts everything and returns when every proxy holds its SVID and accepts.
     pub(crate) async fn start(dir: &Path, settings: Settings) -> anyhow::Result<Self> {
         let started = clock::moment();
+        settings.peer_process.ensure_possible()?;
         let layout = Layout::create(dir)?;
         let lock = lock(&layout)?;
         settings.ports.ensure_free()?;
         layout.write_configs(
             &settings.ports,
             (settings.svid_ttl, settings.agent_ttl),
+            settings.peer_process,
             |caller, callee| {
                 settings
                     .detours
@@ -103,6 +110,7 @@ impl Mesh {
             took: Duration::ZERO,
             policy_source: PolicySource::Directory,
             agent_ttl: settings.agent_ttl.unwrap_or(DAY),
+            peer_process: settings.peer_process,
             supervisor: Supervisor::new(),
             _lock: lock,
         };

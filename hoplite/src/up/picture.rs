@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use hoplite_host::peer_process::PeerProcess;
+
 use super::layout::{CALLS, Ports, SERVICES, TRUST_DOMAIN};
 use super::mesh::{Mesh, PolicySource};
 
@@ -11,6 +13,12 @@ const DRAWING_COLUMNS: usize = 78;
 
 /// What is assumed of a terminal that does not say how wide it is.
 const COLUMNS: usize = 80;
+
+/// What is said where callers are known by their process numbers: nobody is to find out later.
+pub(crate) const BY_NUMBER: &str = "  Callers are known by process number, user and group, since this kernel is older
+  than Linux 6.5 or it was asked for: peer_process = \"pid\". What that leaves open
+  is in docs/threat-model.md; `hoplite agent status` shows it.
+";
 
 /// The picture, the addresses, three commands, and where everything lies.
 pub(crate) fn picture(mesh: &Mesh) -> String {
@@ -22,6 +30,7 @@ pub(crate) fn picture(mesh: &Mesh) -> String {
         flag: &dir_flag(mesh.layout.dir()),
         seconds: mesh.took.as_secs_f64(),
         source: mesh.policy_source,
+        peer_process: mesh.peer_process,
     };
     shown.at(columns.unwrap_or(COLUMNS))
 }
@@ -47,6 +56,7 @@ struct Shown<'a> {
     flag: &'a str,
     seconds: f64,
     source: PolicySource,
+    peer_process: PeerProcess,
 }
 
 // === impl Shown ===
@@ -59,8 +69,13 @@ impl Shown<'_> {
             flag,
             seconds,
             source,
+            peer_process,
             ..
         } = *self;
+        let by_number = match peer_process {
+            PeerProcess::Kernel => String::new(),
+            PeerProcess::Pid => format!("\n{BY_NUMBER}"),
+        };
         let mesh = if columns >= DRAWING_COLUMNS {
             self.drawing()
         } else {
@@ -83,7 +98,7 @@ impl Shown<'_> {
 
   Everything is in       {dir}
     policies, audit, logs, keys, config, run
-
+{by_number}
   Ctrl-C stops all of it.
 "
         )
@@ -159,6 +174,7 @@ mod tests {
             flag: "",
             seconds: 1.0,
             source,
+            peer_process: PeerProcess::Kernel,
         };
         shown.at(columns)
     }

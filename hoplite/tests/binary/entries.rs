@@ -71,7 +71,9 @@ fn an_entry_that_differs_is_a_conflict_and_can_be_updated() {
     ] {
         assert!(text.contains(part), "`{part}` is missing from {text}");
     }
-    let shown = |id: &str| -> Value { serde_json::from_str(&said(&ca, &["entry", "show", id], 0)).unwrap() };
+    let shown = |id: &str| -> Value {
+        serde_json::from_str(&said(&ca, &["entry", "show", "--output", "json", id], 0)).unwrap()
+    };
     assert_eq!(
         (&shown(&id)["ttl_seconds"], &shown(&id)["hint"]),
         (&json!(0), &json!(""))

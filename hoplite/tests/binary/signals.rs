@@ -1,16 +1,9 @@
 //! SIGHUP: what changed in a file is taken over, or named; nothing ends, and a file that cannot be used changes nothing.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{Up, kill, until};
-
-/// Changes a daemon's file, and asks it to read it.
-fn edit(up: &Up, name: &str, change: impl Fn(String) -> String) {
-    let file = up.dir.join(format!("config/{name}.toml"));
-    let text = change(fs::read_to_string(&file).unwrap());
-    fs::write(&file, text).unwrap();
-    kill("-HUP", *up.processes().get(name).unwrap());
-}
+use crate::support::{Up, edit, until};
 
 #[test]
 fn files_are_read_again_without_a_restart() {
@@ -34,16 +27,21 @@ fn files_are_read_again_without_a_restart() {
     // What cannot be taken over is named, each time until the next start; what can is taken beside it.
     let ports = [up.base + 11, up.base + 20].map(|port| format!("127.0.0.1:{port}\""));
     edit(&up, "edge", |text| {
-        format!("log_levels = \"warn\"\n{}", text.replace(&ports[0], &ports[1]))
+        format!("workers = 2\n{}", text.replace(&ports[0], &ports[1]))
     });
-    up.sees("left=inbound.edge.listen");
+    up.sees("taken=inbound.edge.listen  left=workers");
     edit(&up, "ca", |text| format!("x509_ttl = \"30m\"\n{text}"));
     until("the CA says so", || {
         let log = fs::read_to_string(up.dir.join("logs/ca.log")).unwrap();
         log.contains("\"taken\":\"x509_ttl\"").then_some(())
     });
-    edit(&up, "agent", |text| text.replace("0o600", "0o660"));
-    up.sees("left=socket_mode");
+    let socket = up.dir.join("run/agent.sock");
+    edit(&up, "agent", |text| {
+        text.replace("0o600", "0o660").replace("/agent\"", "/other\"")
+    });
+    up.sees("taken=socket_mode  left=data_dir");
+    assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o660);
+    edit(&up, "agent", |text| text.replace("/other\"", "/agent\""));
 
     // A file that cannot be used changes nothing.
     for name in ["ca", "agent", "edge"] {

@@ -148,6 +148,11 @@ impl Up {
 
     /// GET from any port of this machine.
     pub(crate) fn try_get_at(&self, port: u16, path: &str) -> std::io::Result<Answer> {
+        Self::get_at(port, path)
+    }
+
+    /// The same, for other threads than the one that has the mesh.
+    pub(crate) fn get_at(port: u16, path: &str) -> std::io::Result<Answer> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n")?;
@@ -305,6 +310,14 @@ impl Drop for Up {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Changes a daemon's file, and asks it to read it.
+pub(crate) fn edit(up: &Up, name: &str, change: impl Fn(String) -> String) {
+    let file = up.dir.join(format!("config/{name}.toml"));
+    let text = change(fs::read_to_string(&file).unwrap());
+    fs::write(&file, text).unwrap();
+    kill("-HUP", *up.processes().get(name).unwrap());
 }
 
 /// Sends a signal to a process of ours.

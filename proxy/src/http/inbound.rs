@@ -25,7 +25,7 @@ use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
 use crate::http::leaving::LET_GO_MAX;
 use crate::http::reading;
-use crate::http::rules::HttpRules;
+use crate::http::rules::RulesFeed;
 use crate::http::service::{CallersService, Head, Outgoing, Service};
 use crate::http::transfer::{Late, head_late};
 use crate::http::unread::Unread;
@@ -47,7 +47,7 @@ pub(crate) struct Inbound {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traffic: Traffic,
     pub(crate) app: Service,
-    pub(crate) rules: Arc<HttpRules>,
+    pub(crate) rules: RulesFeed,
     /// Whose turn it is to decide again: one connection's at a time, however many there are.
     pub(crate) turns: Semaphore,
     pub(crate) stop: Stop,
@@ -98,7 +98,7 @@ impl InboundConnection {
         let (parts, body) = request.into_parts();
         let request = HttpRequest {
             canonical,
-            rest: Head::new(parts, &self.inbound.rules.removed_headers),
+            rest: Head::new(parts, &self.inbound.rules.current().removed_headers),
         };
 
         // Decide, and record.

@@ -22,7 +22,7 @@ use crate::http::interim::{Ahead, Interims};
 use crate::http::leaving::{Leaving, let_go, unused};
 use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
-use crate::http::rules::HttpRules;
+use crate::http::rules::RulesFeed;
 use crate::http::stalling::Stalling;
 use crate::http::transfer::{Late, Transfer, head_late};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
@@ -44,7 +44,7 @@ pub(crate) struct Outbound {
     pub(crate) point: Arc<DecisionPoint>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traffic: Traffic,
-    pub(crate) rules: Arc<HttpRules>,
+    pub(crate) rules: RulesFeed,
     pub(crate) stop: Stop,
 }
 
@@ -54,7 +54,8 @@ impl Outbound {
     /// One connection of the local service, HTTP/1.1 or HTTP/2 with prior knowledge.
     pub(crate) async fn serve(self: Arc<Self>, tcp: TcpStream, remote: SocketAddr, slot: Arc<Slot>) {
         let Stop { mut drain, mut close } = self.stop.clone();
-        let limits = self.rules.limits.of_outbound();
+        let rules = self.rules.current();
+        let limits = rules.limits.of_outbound();
         let (tcp, stalled) = Stalling::new(tcp, limit(limits.response_write_idle), self.traffic.clone());
         let begun = tokio::select! {
             begun = timeout(HEADER_TIME_MAX, preface::is_http2(tcp)) => begun,
@@ -68,12 +69,13 @@ impl Outbound {
             name: format!("{remote} to {}", self.name),
             metrics: self.metrics.clone(),
         };
-        let (stream, mut refusals) = Tapped::caller(stream, http2, far, &self.rules);
+        let (stream, mut refusals) = Tapped::caller(stream, http2, far, &rules);
         let (this, place) = (self.clone(), slot.clone());
-        let share = self.rules.unread.of(self.identity.current().svid.spiffe_id());
+        let share = rules.unread.of(self.identity.current().svid.spiffe_id());
         let mut connection = Conversation::new(stream, http2, share, move |request: Request<Incoming>, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
             let (busy, metrics) = (slot.begin(), self.metrics.clone());
+            let limits = self.rules.current().limits.of_outbound();
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, None);
             async move {
                 let request = request.map(|body| body.awaited(transfer.clone()));
@@ -100,7 +102,7 @@ impl Outbound {
                     leaving = Some(Leaving::for_reason("all places are taken, and it was idle for longest"));
                     connection.graceful_shutdown();
                 }
-                () = unused(&slot, limits.connection_idle), if leaving.is_none() => {
+                () = unused(&slot, this.rules.current().limits.connection_idle), if leaving.is_none() => {
                     this.metrics.timed_out("connection_idle");
                     leaving = Some(Leaving::for_reason("nothing was asked on it for too long"));
                     connection.graceful_shutdown();

@@ -9,11 +9,12 @@ use hoplite_policy::header_nature::RemovedHeaders;
 use http::request::Parts;
 use http::{HeaderValue, Request, StatusCode};
 
+use crate::forward::ForwardFeed;
 use crate::http::body::{Body, Incoming};
 use crate::http::exchange::Exchange;
 use crate::http::hygiene;
 use crate::http::interim::Interims;
-use crate::http::rules::HttpRules;
+use crate::http::rules::RulesFeed;
 use crate::http::upstream::{FromServer, Target, Upstream};
 use crate::http::via;
 use crate::metrics::Metrics;
@@ -35,7 +36,7 @@ pub(crate) struct Outgoing {
 /// The service.
 pub(crate) struct Service {
     target: Target,
-    rules: Arc<HttpRules>,
+    rules: RulesFeed,
     metrics: Arc<Metrics>,
     /// HTTP/1.1 carries one request at a time on a connection, so that what is idle serves any caller.
     common: Option<Arc<Upstream>>,
@@ -88,11 +89,12 @@ impl Outgoing {
 // === impl Service ===
 
 impl Service {
-    /// The service at an address; HTTP/2 is spoken with prior knowledge.
-    pub(crate) fn new(address: String, http2: bool, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
+    /// The service, wherever it is at the moment; HTTP/2 is spoken with prior knowledge.
+    pub(crate) fn new(address: Arc<ForwardFeed>, http2: bool, rules: RulesFeed, metrics: Arc<Metrics>) -> Self {
         let target = Target::Service { address, http2 };
         // Of HTTP/1.1 nothing is unread but what is under way.
-        let common = || Upstream::new(target.clone(), rules.unread.nothing(), rules.clone(), metrics.clone());
+        let nothing = rules.current().unread.nothing();
+        let common = || Upstream::new(target.clone(), nothing, rules.clone(), metrics.clone());
         Self {
             common: (!http2).then(|| Arc::new(common())),
             target,
@@ -106,7 +108,7 @@ impl Service {
     /// For one caller, as long as it holds this.
     pub(crate) fn of(&self, caller: &SpiffeId) -> Arc<CallersService> {
         self.callers.get(caller, || {
-            let unread = self.rules.unread.of(caller);
+            let unread = self.rules.current().unread.of(caller);
             let (target, rules, metrics) = (self.target.clone(), self.rules.clone(), self.metrics.clone());
             CallersService {
                 upstream: match &self.common {

@@ -16,6 +16,7 @@ use http::{HeaderValue, Request, Response, Uri, Version};
 use hyper::body::Body as HttpBody;
 use tokio::time::timeout;
 
+use crate::forward::ForwardFeed;
 use crate::http::body::Body;
 use crate::http::http2::HEAD_BYTES_MAX;
 use crate::http::http2::client::{Caller, Reached};
@@ -23,7 +24,7 @@ use crate::http::interim::Interims;
 use crate::http::kept::{KeptConnection, NoAnswer};
 use crate::http::reading::head_bytes;
 use crate::http::replay::Again;
-use crate::http::rules::HttpRules;
+use crate::http::rules::RulesFeed;
 use crate::http::unparsed::{Far, Tapped};
 use crate::limits::limit;
 use crate::metrics::Metrics;
@@ -47,7 +48,7 @@ pub(crate) struct FromServer(Response<Body>);
 /// One HTTP server, and our connections to it.
 pub(crate) struct Upstream {
     target: Target,
-    rules: Arc<HttpRules>,
+    rules: RulesFeed,
     unread: Arc<Share>,
     metrics: Arc<Metrics>,
     kept: Mutex<Vec<KeptConnection>>,
@@ -62,7 +63,7 @@ pub(crate) struct Upstream {
 pub(crate) enum Target {
     /// The service behind an inbound listener.
     Service {
-        address: String,
+        address: Arc<ForwardFeed>,
         /// HTTP/2 with prior knowledge.
         http2: bool,
     },
@@ -82,7 +83,7 @@ impl FromServer {
 
 impl Upstream {
     /// `unread` is what its connections together may have unread.
-    pub(crate) fn new(target: Target, unread: Arc<Share>, rules: Arc<HttpRules>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(target: Target, unread: Arc<Share>, rules: RulesFeed, metrics: Arc<Metrics>) -> Self {
         let shared = match &target {
             Target::Service { http2, .. } => *http2,
             Target::Peer(_) => true,
@@ -225,12 +226,14 @@ impl Upstream {
     }
 
     async fn dial(&self) -> Result<KeptConnection, UpstreamError> {
-        let idle_max = limit(self.rules.limits.upstream_idle);
+        let idle_max = limit(self.rules.current().limits.upstream_idle);
         let unread = self.unread.clone();
         let connection = match &self.target {
             Target::Service { address, http2 } => {
+                let forward = address.current();
+                let (address, made_with) = (&forward.address, MadeWith::of_service(forward.number));
                 let stream = self.tapped(dial::service(address).await?, *http2, address);
-                KeptConnection::open(stream, *http2, unread, None, MadeWith::default(), address, idle_max).await?
+                KeptConnection::open(stream, *http2, unread, None, made_with, address, idle_max).await?
             }
             Target::Peer(peer) => {
                 let Dialled {
@@ -255,7 +258,7 @@ impl Upstream {
             name: address.to_owned(),
             metrics: self.metrics.clone(),
         };
-        Tapped::upstream(stream, http2, far, &self.rules)
+        Tapped::upstream(stream, http2, far, &self.rules.current())
     }
 
     /// A request with the one reading of host and path where the protocol wants it.
@@ -291,7 +294,7 @@ impl Upstream {
 
     fn made_with(&self) -> MadeWith {
         match &self.target {
-            Target::Service { .. } => MadeWith::default(),
+            Target::Service { address, .. } => MadeWith::of_service(address.number()),
             Target::Peer(peer) => peer.made_with(),
         }
     }
@@ -299,7 +302,7 @@ impl Upstream {
     /// For errors: where it is now.
     fn name(&self) -> String {
         match &self.target {
-            Target::Service { address, .. } => address.clone(),
+            Target::Service { address, .. } => address.current().address.clone(),
             Target::Peer(peer) => peer.destination.current().address.clone(),
         }
     }

@@ -57,6 +57,18 @@ pub(crate) struct MadeWith {
     destination: u64,
 }
 
+// === impl MadeWith ===
+
+impl MadeWith {
+    /// To the service behind us there is no identity, but it may have moved.
+    pub(crate) fn of_service(number: u64) -> Self {
+        Self {
+            identity: 0,
+            destination: number,
+        }
+    }
+}
+
 /// Why the other side was not reached, or broke. Callers hear the code, the log has the rest.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {

@@ -521,6 +521,16 @@ async fn who_may_not_ask_is_told_so() {
     world.supply.send_replace(None);
     assert_eq!(ask(&world, EVALUATION, &question).await.status, 503);
     assert!(world.records().is_empty());
+    assert_eq!(
+        ask(&world, EVALUATION, &["nonsense"]).await.status,
+        503,
+        "who asks comes first"
+    );
+    assert_eq!(
+        world.refused.counts()[3],
+        ("no decision", 3),
+        "each is counted, and the log has a line"
+    );
 
     let world = World::start();
     world.publish([world.entry("/ledger", &[own()])]);

@@ -48,14 +48,15 @@ impl Inbound {
         if let Err(full) = caller.slot.settle() {
             return caller.refuse_connection(no_place(full)).await;
         }
-        let write_idle = limit(caller.inbound.rules.limits.response_write_idle);
+        let rules = caller.inbound.rules.current();
+        let write_idle = limit(rules.limits.response_write_idle);
         let (stream, stalled) = Stalling::new(stream, write_idle, caller.inbound.traffic.clone());
         let far = Far {
             side: "peer",
             name: format!("{} at {remote}", caller.downstream),
             metrics: caller.inbound.metrics.clone(),
         };
-        let (stream, mut refusals) = Tapped::caller(stream, caller.http2, far, &caller.inbound.rules);
+        let (stream, mut refusals) = Tapped::caller(stream, caller.http2, far, &rules);
         let ended = caller.converse(stream, stalled, session, &mut refusals).await;
         caller.part(ended, refusals).await;
     }
@@ -103,12 +104,12 @@ impl InboundConnection {
         refusals: &mut Refusals,
     ) -> Ended {
         let caller = self.clone();
-        let limits = self.inbound.rules.limits;
         let (cuts, mut cut) = mpsc::channel(CUTS_WAITING_MAX);
         let share = self.app.unread.clone();
         let mut connection = Conversation::new(stream, self.http2, share, move |request: Request<Incoming>, ahead| {
             let caller = caller.clone();
             let (busy, metrics) = (caller.slot.begin(), caller.inbound.metrics.clone());
+            let limits = caller.inbound.rules.current().limits;
             let transfer = Transfer::new(request.headers(), limits, busy, metrics, Some(cuts.clone()));
             async move {
                 let request = request.map(|body| body.awaited(transfer.clone()));
@@ -138,7 +139,7 @@ impl InboundConnection {
                     leaving = Some(Leaving::for_reason("all places are taken, and it was idle for longest"));
                     connection.graceful_shutdown();
                 }
-                () = unused(&self.slot, limits.connection_idle), if leaving.is_none() => {
+                () = unused(&self.slot, self.inbound.rules.current().limits.connection_idle), if leaving.is_none() => {
                     self.inbound.metrics.timed_out("connection_idle");
                     leaving = Some(Leaving::for_reason("nothing was asked on it for too long"));
                     connection.graceful_shutdown();

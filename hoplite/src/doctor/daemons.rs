@@ -1,0 +1,239 @@
+//! The daemons that should run: whether their sockets are there, who may use them, whether they answer, and what they say.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use hoplite_host::clock;
+use hoplite_host::socket::is_gone;
+use hoplite_identity::{Leaf, pem};
+use hoplite_wire::ca::ShowBundleRequest;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::finding::{CHECK_MAX, Finding, denied, fail, ok, unseen, warn};
+use super::part::Part;
+use crate::command::{diagnosis, reach};
+use crate::output::{part, plain};
+
+/// An SVID that ends so soon should have been renewed: the shortest lives are some seconds, and then this is no news.
+const ENDS_SOON: Duration = Duration::from_secs(60);
+
+/// Whether a daemon runs, as far as its socket tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lives {
+    Yes,
+    No,
+    Unknown,
+}
+
+/// One daemon's socket, and what it says when it is asked.
+pub(super) async fn look(part: &Part, findings: &mut Vec<Finding>) -> Lives {
+    let (path, modes) = match part {
+        Part::Ca(ca) => (&ca.admin_socket, 0o600),
+        Part::Agent(agent) => (&agent.socket, agent.socket_mode.unwrap_or(0o666)),
+        Part::Proxy(proxy) => (&proxy.admin_socket, 0o600),
+    };
+    let (finding, lives) = socket(path, modes, part);
+    findings.push(finding);
+    if lives != Lives::Yes {
+        return lives;
+    }
+    let answered = timeout(CHECK_MAX, ask(part, findings)).await;
+    if answered.is_err() {
+        let seen = format!("{} does not answer at {}", part.name(), path.display());
+        findings.push(fail("answer", seen, "look at its log, and at the load of the machine"));
+    }
+    Lives::Yes
+}
+
+/// Whether it is there, whose it is and who may open it.
+pub(super) fn socket(path: &Path, mode: u32, of: &Part) -> (Finding, Lives) {
+    let shown = path.display().to_string();
+    let start = match of {
+        Part::Ca(_) => "hoplite ca run",
+        Part::Agent(_) => "hoplite agent run",
+        Part::Proxy(_) => "hoplite proxy run",
+    };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let seen = format!("{shown} is not there: {} does not run", of.name());
+            return (fail("socket", seen, format!("start it ({start})")), Lives::No);
+        }
+        Err(error) => return (denied("socket", &shown, &error), Lives::Unknown),
+    };
+    let own = metadata.mode() & 0o777;
+    let seen = format!("{shown} has mode {own:04o} and belongs to user {}", metadata.uid());
+    match is_gone(path) {
+        Ok(true) => {
+            let seen = format!("{shown} was left behind: {} is gone", of.name());
+            (
+                fail("socket", seen, format!("start it ({start}), which replaces it")),
+                Lives::No,
+            )
+        }
+        Err(error) => (denied("socket", &seen, &error), Lives::Unknown),
+        Ok(false) if own != mode => (
+            warn(
+                "socket",
+                seen,
+                format!("its mode should be {mode:04o}: somebody has changed it, so start the daemon again"),
+            ),
+            Lives::Yes,
+        ),
+        Ok(false) => (ok("socket", seen), Lives::Yes),
+    }
+}
+
+async fn ask(of: &Part, findings: &mut Vec<Finding>) {
+    match of {
+        Part::Ca(ca) => findings.push(match ca_answers(&ca.admin_socket).await {
+            Ok(authorities) => ok("answer", format!("the CA answers, and has {authorities} in its bundle")),
+            Err(error) => refused("the CA", &error.to_string()),
+        }),
+        Part::Agent(agent) => {
+            findings.push(match diagnosis::ask_status(&agent.socket).await {
+                Ok(status) if !status.in_step => fail(
+                    "answer",
+                    "the agent has not heard from its CA since it started",
+                    "its log says why; the lines `upstream` and `CA` below may",
+                ),
+                Ok(status) if status.without_svid > 0 => fail(
+                    "answer",
+                    format!(
+                        "the agent lacks the SVIDs of {} of {} entries",
+                        status.without_svid, status.entries
+                    ),
+                    "its log says why",
+                ),
+                Ok(status) => ok(
+                    "answer",
+                    format!(
+                        "the agent has {} entries and all their SVIDs (peer_process = \"{}\")",
+                        status.entries, status.peer_process
+                    ),
+                ),
+                Err(error) => refused("the agent", &error.to_string()),
+            });
+            findings.push(node_svid(&agent.data_dir.join("node.json"), clock::now()));
+        }
+        Part::Proxy(proxy) => match hoplite_proxy::admin_status(&proxy.admin_socket).await {
+            Ok(status) => {
+                findings.push(proxy_svid(&proxy.name, &status, clock::now()));
+                findings.push(policy(&proxy.name, &status));
+            }
+            Err(error) => findings.push(refused(&of.name(), &error.to_string())),
+        },
+    }
+}
+
+async fn ca_answers(socket: &Path) -> anyhow::Result<usize> {
+    let mut ca = reach::connect(socket).await?;
+    let bundle = ca.show_bundle(ShowBundleRequest {}).await?.into_inner();
+    Ok(bundle.authorities.len())
+}
+
+fn refused(who: &str, error: &str) -> Finding {
+    let seen = format!("{who}: {error}");
+    let lower = error.to_lowercase();
+    match lower.contains("permission") || lower.contains("own user") || lower.contains("may ask") {
+        true => unseen("answer", seen, "run this as the daemon's user or as root"),
+        false => fail("answer", seen, "look at its log"),
+    }
+}
+
+/// The agent's own.
+fn node_svid(file: &Path, now: SystemTime) -> Finding {
+    let shown = file.display().to_string();
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => return denied("SVID", &shown, &error),
+    };
+    let kept: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let chain = part(&kept, "/chain").as_str().unwrap_or_default();
+    let leaf = pem::certificates(chain)
+        .ok()
+        .and_then(|chain| Leaf::parse(chain.first()?).ok());
+    match leaf {
+        Some(leaf) => ends("the agent's own", leaf.not_after(), now),
+        None => fail(
+            "SVID",
+            format!("{shown} has none: the node has not joined"),
+            "give it a token: hoplite token create",
+        ),
+    }
+}
+
+fn proxy_svid(name: &str, status: &Value, now: SystemTime) -> Finding {
+    let end = part(status, "/svid_not_after").as_str();
+    match end.and_then(|end| humantime::parse_rfc3339(end).ok()) {
+        Some(end) => ends(&format!("of the proxy `{name}`"), end, now),
+        None => fail(
+            "SVID",
+            format!("the proxy `{name}` waits for its first"),
+            "register it (`hoplite entry create`); `hoplite entry why --pid PID` says what is missing",
+        ),
+    }
+}
+
+pub(super) fn ends(whose: &str, end: SystemTime, now: SystemTime) -> Finding {
+    let shown = humantime::format_rfc3339_seconds(end);
+    match end.duration_since(now) {
+        Err(_) => fail(
+            "SVID",
+            format!("{whose} ended at {shown}"),
+            "its renewal fails: look at the agent's log, and at the clock",
+        ),
+        Ok(left) if left < ENDS_SOON => warn(
+            "SVID",
+            format!("{whose} ends at {shown}, in {} s", left.as_secs()),
+            "short lives end soon always; else its renewal fails, and the agent's log says why",
+        ),
+        Ok(_) => ok("SVID", format!("{whose} ends at {shown}")),
+    }
+}
+
+pub(super) fn policy(name: &str, status: &Value) -> Finding {
+    let alarms = part(status, "/policy/alarms").as_array().map_or(0, Vec::len);
+    let faults = part(status, "/policy/faults").as_array().map_or(0, Vec::len);
+    let first = |list: &str| plain(part(status, list));
+    let remedy = "hoplite policy status says all";
+    if part(status, "/policy/in_force") != "live" {
+        let why = first("/policy/reason");
+        return fail("policy", format!("the proxy `{name}` denies everything: {why}"), remedy);
+    }
+    if alarms > 0 {
+        let alarm = first("/policy/alarms/0");
+        return fail(
+            "policy",
+            format!("the proxy `{name}` has {alarms} alarms: {alarm}"),
+            remedy,
+        );
+    }
+    if faults > 0 {
+        return warn(
+            "policy",
+            format!(
+                "the proxy `{name}` holds on to old policies: {}",
+                first("/policy/faults/0")
+            ),
+            remedy,
+        );
+    }
+    if part(status, "/policy/stale") == true {
+        return warn(
+            "policy",
+            format!("the policy of the proxy `{name}` has expired"),
+            "publish it anew",
+        );
+    }
+    ok(
+        "policy",
+        format!(
+            "the proxy `{name}` decides by revision {}",
+            plain(part(status, "/policy/revision"))
+        ),
+    )
+}

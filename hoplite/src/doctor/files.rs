@@ -1,0 +1,191 @@
+//! What a daemon keeps and reads: directories, their modes and owners, secrets, policies, and the disks they lie on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use hoplite_decision::read_policies;
+use hoplite_policy::Snapshot;
+use rustix::fs::statvfs;
+
+use super::finding::{Finding, denied, fail, ok, unseen, warn};
+use super::part::Part;
+
+/// With less than this a day's records or a bundle may not fit …
+const BYTES_FEW: u64 = 1 << 30;
+
+/// … and with this nothing does.
+const BYTES_NONE: u64 = 16 << 20;
+
+/// A log makes a file a day; a store a handful.
+const INODES_FEW: u64 = 1_000;
+
+/// Files in a directory of ours with a secret in them.
+const SECRETS: [&str; 2] = ["authority.key", "node.json"];
+
+/// Directories, secrets and policies of one daemon.
+pub(super) fn look(part: &Part) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for dir in directories(part) {
+        found.push(directory(&dir));
+        found.extend(SECRETS.iter().filter_map(|name| secret(&dir.join(name))));
+    }
+    match part {
+        Part::Ca(_) => {}
+        Part::Agent(agent) => {
+            found.extend(agent.join_token_file.as_deref().and_then(secret));
+            found.push(readable(&agent.trust_bundle));
+            let directory = agent
+                .authorization
+                .as_ref()
+                .and_then(|table| table.policy_dir.as_deref());
+            found.extend(directory.map(policies));
+        }
+        Part::Proxy(proxy) => found.extend(proxy.policy_dir.as_deref().map(policies)),
+    }
+    found
+}
+
+/// Those that a daemon writes.
+fn directories(part: &Part) -> Vec<PathBuf> {
+    match part {
+        Part::Ca(ca) => vec![ca.data_dir.clone()],
+        Part::Agent(agent) => {
+            let of_table = agent.authorization.iter();
+            let of_table = of_table.flat_map(|table| [table.audit_dir.clone(), table.state_dir.clone()]);
+            std::iter::once(agent.data_dir.clone()).chain(of_table).collect()
+        }
+        Part::Proxy(proxy) => vec![proxy.audit_dir.clone(), proxy.state_dir.clone()],
+    }
+}
+
+pub(super) fn directory(dir: &Path) -> Finding {
+    let shown = dir.display().to_string();
+    let metadata = match fs::metadata(dir) {
+        Ok(metadata) => metadata,
+        Err(error) => return denied("directory", &shown, &error),
+    };
+    if !metadata.is_dir() {
+        return fail(
+            "directory",
+            format!("{shown} is no directory"),
+            "move it away; the daemon makes one",
+        );
+    }
+    let (mode, uid) = (metadata.mode() & 0o7777, metadata.uid());
+    let seen = format!("{shown} has mode {mode:04o} and belongs to user {uid}");
+    if mode & 0o022 != 0 {
+        fail("directory", seen, format!("others may write in it: chmod 700 {shown}"))
+    } else if mode & 0o077 != 0 {
+        warn("directory", seen, format!("others may look into it: chmod 700 {shown}"))
+    } else {
+        ok("directory", seen)
+    }
+}
+
+/// None for one that is not there.
+pub(super) fn secret(file: &Path) -> Option<Finding> {
+    let shown = file.display().to_string();
+    let metadata = match fs::metadata(file) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(denied("secret", &shown, &error)),
+    };
+    let mode = metadata.mode() & 0o7777;
+    let seen = format!("{shown} has mode {mode:04o} and belongs to user {}", metadata.uid());
+    let parent = file.parent().and_then(|dir| fs::metadata(dir).ok());
+    Some(if mode & 0o077 != 0 {
+        fail(
+            "secret",
+            seen,
+            format!("others may read it: chmod 600 {shown}, and replace what is in it if they did"),
+        )
+    } else if parent.is_some_and(|parent| parent.uid() != metadata.uid() && parent.mode() & 0o077 == 0) {
+        fail(
+            "secret",
+            seen,
+            "its directory is another user's: chown both to the daemon's user",
+        )
+    } else {
+        ok("secret", seen)
+    })
+}
+
+fn readable(file: &Path) -> Finding {
+    let shown = file.display().to_string();
+    match fs::read(file) {
+        Ok(bytes) if bytes.is_empty() => fail(
+            "trust bundle",
+            format!("{shown} is empty"),
+            "fetch it: hoplite bundle show",
+        ),
+        Ok(_) => ok("trust bundle", shown),
+        Err(error) => denied("trust bundle", &shown, &error),
+    }
+}
+
+pub(super) fn policies(dir: &Path) -> Finding {
+    let shown = dir.display();
+    let read = match read_policies(dir) {
+        Ok(read) => read,
+        Err(error) => return fail("policies", error.to_string(), "see docs/reference/policy-files.md"),
+    };
+    match Snapshot::compile(&read.sources) {
+        Ok(snapshot) => {
+            let good = match snapshot.policy_ids().count() {
+                1 => "1 policy is good".to_owned(),
+                count => format!("{count} policies are good"),
+            };
+            ok("policies", format!("{shown}: {good}"))
+        }
+        Err(faults) => {
+            let first = faults.first().map(ToString::to_string).unwrap_or_default();
+            fail(
+                "policies",
+                format!("{shown}: {first}"),
+                format!("hoplite policy check {shown} shows all"),
+            )
+        }
+    }
+}
+
+/// The disks that all of them need, each once.
+pub(super) fn disks(parts: &[Part]) -> Vec<Finding> {
+    let mut by_device = BTreeMap::new();
+    for dir in parts.iter().flat_map(directories) {
+        // One that is yet to be made lies on its parent's.
+        let there = dir
+            .ancestors()
+            .find_map(|dir| Some((fs::metadata(dir).ok()?.dev(), dir.to_owned())));
+        if let Some((device, dir)) = there {
+            by_device.entry(device).or_insert(dir);
+        }
+    }
+    by_device.into_values().map(|dir| disk(&dir)).collect()
+}
+
+fn disk(dir: &Path) -> Finding {
+    let shown = dir.display().to_string();
+    match statvfs(dir) {
+        Ok(stat) => {
+            let bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+            // A file system that does not count them has none to lack.
+            let inodes = (stat.f_files > 0).then_some(stat.f_favail);
+            space(&shown, bytes, inodes)
+        }
+        Err(error) => unseen("disk", format!("{shown}: {error}"), "look at it with df"),
+    }
+}
+
+pub(super) fn space(shown: &str, bytes: u64, inodes: Option<u64>) -> Finding {
+    let free = format!("{} MiB free below {shown}", bytes >> 20);
+    let remedy = "make room: a full disk stops CA and log, and nothing is permitted unrecorded";
+    match inodes {
+        Some(0) => fail("disk", format!("{free}, and no inode"), remedy),
+        Some(few) if few < INODES_FEW => warn("disk", format!("{free}, and {few} inodes"), remedy),
+        _ if bytes < BYTES_NONE => fail("disk", free, remedy),
+        _ if bytes < BYTES_FEW => warn("disk", free, remedy),
+        _ => ok("disk", free),
+    }
+}
