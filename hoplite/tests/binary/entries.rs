@@ -198,16 +198,16 @@ fn ten_thousand_entries_are_one_commit_and_more_go_in_parts() {
         text
     };
     fs::write(&path, file(0..2_500, "")).unwrap();
-    assert!(apply("2 500 created").contains("2500 changes, in one commit"));
+    assert!(apply("2 500 created").contains("2 500 changes, in one commit"));
     fs::write(&path, file(10_000..20_000, "")).unwrap();
     let text = apply("10 000 created, 2 500 deleted");
     assert!(
-        text.contains("12500 changes, in one commit: 10000 created, 0 updated, 2500 deleted"),
+        text.contains("12 500 changes, in one commit: 10000 created, 0 updated, 2500 deleted"),
         "{text}"
     );
     assert!(apply("10 000 unchanged").contains("0 changes: 10000 entries"));
     fs::write(&path, file(10_000..20_000, "dns_names = [\"a\"]")).unwrap();
-    assert!(apply("10 000 updated").contains("10000 changes, in one commit: 0 created, 10000 updated"));
+    assert!(apply("10 000 updated").contains("10 000 changes, in one commit: 0 created, 10000 updated"));
 
     // More bytes than a commit takes.
     let selectors: Vec<String> = (0..20)
@@ -228,7 +228,7 @@ fn ten_thousand_entries_are_one_commit_and_more_go_in_parts() {
         "{text}"
     );
     assert!(
-        text.contains("12500 changes, in 13 commits: 2500 created, 0 updated, 10000 deleted"),
+        text.contains("12 500 changes, in 13 commits: 2500 created, 0 updated, 10000 deleted"),
         "{text}"
     );
     assert!(apply("2 500 long ones unchanged").contains("0 changes"));
