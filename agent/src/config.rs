@@ -8,7 +8,7 @@ use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
 use hoplite_host::logging::Levels;
 use hoplite_host::peer_process::PeerProcess;
-use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{HostPort, ServiceName, SpiffeId, TrustDomain};
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
@@ -34,7 +34,7 @@ pub struct Config {
     /// Where the agent keeps its own key and SVID; made with mode 0700 when missing.
     pub data_dir: PathBuf,
     /// The CA's address for nodes, `host:port`.
-    pub ca: String,
+    pub ca: HostPort,
     /// A PEM file with the authorities by which the CA is known at first. Later the CA's own word is kept in `data_dir`,
     /// until this file changes.
     pub trust_bundle: PathBuf,
@@ -130,19 +130,6 @@ impl Config {
 
     /// What the types cannot say.
     fn check(&self, file: &Path) -> Result<(), ConfigError> {
-        let port = self
-            .ca
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty())
-            .and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none_or(|port| port == 0) {
-            return Err(ConfigError::unusable(
-                file,
-                "ca",
-                format_args!("\"{}\"", self.ca),
-                "write `host:port`, for example \"ca.prod.example:7443\"",
-            ));
-        }
         if !self.socket.is_absolute() {
             // Clients name the socket by an absolute path (W-5), so it must not depend on where the agent was started.
             return Err(ConfigError::unusable(
@@ -269,10 +256,10 @@ mod tests {
                 assert!(error.contains(part), "{to}: {error}");
             }
         };
-        check("\"ca:7443\"", "\"ca\"", &["`ca = \"ca\"`", "host:port"]);
-        check("\"ca:7443\"", "\":7443\"", &["host:port"]);
-        check("\"ca:7443\"", "\"ca:0\"", &["host:port"]);
-        check("\"ca:7443\"", "\"ca:70000\"", &["host:port"]);
+        check("\"ca:7443\"", "\"ca\"", &[":3:", "`ca` has no port", "HOST:PORT"]);
+        check("\"ca:7443\"", "\":7443\"", &["no host"]);
+        check("\"ca:7443\"", "\"ca:0\"", &["no port"]);
+        check("\"ca:7443\"", "\"ca:70000\"", &["no port"]);
         check("\"/s\"", "\"s\"", &["`socket = \"s\"`", "absolute"]);
         check("\"/s\"", "\"/s\"\nsocket_mode = 0o1666", &["socket_mode"]);
         check("\"/s\"", "\"/s\"\nsocket_mode = 0o066", &["socket_mode"]);

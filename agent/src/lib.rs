@@ -11,6 +11,7 @@
 mod attest;
 mod authorize;
 mod config;
+mod joining;
 mod metrics;
 mod node;
 mod policy;
@@ -34,7 +35,8 @@ use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::logging;
-use hoplite_host::peer_process::PeerProcess;
+pub use hoplite_host::peer_process::PeerProcess;
+use hoplite_host::places;
 use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
@@ -47,7 +49,8 @@ use tokio::task::JoinSet;
 pub use attest::launch::{Launcher, LauncherError};
 pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
-pub use node::NodeError;
+pub use joining::{JoinError, Joined, join, membership};
+pub use node::{Membership, NodeError};
 
 use attest::Attestor;
 use attest::launch::Launches;
@@ -147,7 +150,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         Authorizer::open(authorization, holding, clock::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;
-    let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
+    let link = CaLink::new(config.ca.to_string(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
     let door = match config.metrics_listen {
@@ -278,7 +281,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
 pub struct Arguments {
     /// As every daemon.
     #[command(flatten)]
-    pub daemon: daemon::Arguments,
+    pub daemon: daemon::PlacedArguments,
     /// Standard input is a Unix socket on which a supervisor says what it launched; its end stops the agent
     #[arg(long)]
     pub launcher_stdin: bool,
@@ -296,8 +299,9 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         hardening: Hardening::Sealed,
         threads: Threads::Two,
     };
-    daemon::run(&arguments.daemon, process, || async {
-        let file = &arguments.daemon.config;
+    let daemon = arguments.daemon.at(places::Places::agent_config);
+    daemon::run(&daemon, process, || async {
+        let file = &daemon.config;
         let (config, settings) = (Config::load(file)?, Settings::read(file)?);
         logging::set(config.log_levels.as_ref());
         let launcher = arguments.launcher_stdin.then(launcher_on_stdin).transpose()?;

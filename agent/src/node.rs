@@ -13,20 +13,21 @@ use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{
-    CertificateDer, InvalidSvid, Moment, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain,
-    X509Svid, pem,
+    CertificateDer, Fingerprint, InvalidSvid, Moment, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId,
+    TrustBundle, TrustDomain, X509Svid, pem,
 };
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 
 /// The file in the data directory.
-const FILE: &str = "node.json";
+pub(crate) const FILE: &str = "node.json";
 
 /// A CA that needs longer to sign one certificate is stuck.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +62,9 @@ pub enum NodeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What is held cannot be kept.
+    #[error("the node's identity is not on the disk: {0}")]
+    NotWritten(String),
     /// What was kept here is damaged, or somebody else's.
     #[error("`{file}` cannot be used: {reason}; move it away and join with a new token", file = .file.display())]
     State {
@@ -132,7 +136,7 @@ struct OnDisk {
 }
 
 /// A one-time token. Its text is in no message and no `Debug`.
-struct Token(String);
+pub(crate) struct Token(Zeroizing<String>);
 
 /// Keeps the node's identity until the agent stops.
 pub(crate) async fn run(
@@ -185,6 +189,14 @@ pub(crate) async fn run(
             link.metrics().asked(kind, outcome.is_ok());
         }
         match outcome {
+            None if (facts.refused || step == Step::NeedToken) && keeper.take_over() => {
+                backoff.succeeded();
+                facts = Facts {
+                    svid: keeper.validity(),
+                    ..Facts::default()
+                };
+                tracing::info!(notice = true, "this node has joined anew");
+            }
             None => {}
             Some(Ok(())) => {
                 backoff.succeeded();
@@ -210,7 +222,7 @@ fn say(step: Step, token_file: Option<&Path>, svid: Option<Validity>, now: Syste
             file.display()
         ),
         (Step::NeedToken, None) => tracing::error!(
-            "this node has no valid SVID; set `join_token_file` to a file with a token from `hoplite token create`"
+            "this node has no valid SVID; run `hoplite join` with an invitation from `hoplite token create`, and this agent goes on with what it brings"
         ),
         (Step::ClockBehind, _) => {
             let starts = svid.map(|svid| Moment::from(svid.not_before).to_string());
@@ -351,18 +363,18 @@ impl Keeper {
                 return None;
             }
         };
-        let token = Token(text.trim().to_owned());
+        let token = Token::new(text.trim());
         let spent = self.held().disk.spent_token.as_ref() == Some(&token.digest());
         (!token.0.is_empty() && !spent).then_some(token)
     }
 
     /// Trades the token for an SVID. May be repeated: the key stays the same until it succeeded.
-    async fn join(&self, link: &CaLink, token: &Token) -> Result<(), CaError> {
+    pub(crate) async fn join(&self, link: &CaLink, token: &Token) -> Result<(), CaError> {
         let key = self.joining_key()?;
         let verifier = Arc::clone(&self.held().verifier);
         let mut client = NodeClient::new(link.dial(None, verifier).await?);
         let request = JoinRequest {
-            token: token.0.clone(),
+            token: token.0.to_string(),
             csr: key.csr()?,
         };
         let response = tokio::time::timeout(CALL_TIMEOUT, client.join(request))
@@ -448,6 +460,42 @@ impl Keeper {
         })
     }
 
+    /// What the node is, by what it holds.
+    pub(crate) fn membership(&self) -> Option<Membership> {
+        let held = self.held();
+        let svid = held.svid.as_ref()?;
+        Some(Membership {
+            spiffe_id: svid.spiffe_id().clone(),
+            not_before: svid.leaf().not_before(),
+            not_after: svid.leaf().not_after(),
+            authorities: held.bundle.authorities().iter().map(Fingerprint::of).collect(),
+        })
+    }
+
+    /// For those who end at once: what is held is on the disk.
+    pub(crate) fn ensure_saved(&self) -> Result<(), NodeError> {
+        self.write(&self.held())
+            .map_err(|error| NodeError::NotWritten(error.to_string()))
+    }
+
+    /// Takes over an SVID that somebody put on the disk: `hoplite join` beside a running agent. Whether it did.
+    fn take_over(&self) -> bool {
+        let newer = || {
+            let disk: OnDisk = serde_json::from_slice(&files::read_private(&self.path).ok()?).ok()?;
+            let mut held = self.held();
+            if disk.chain.is_none() || disk.chain == held.disk.chain {
+                return None;
+            }
+            let bundle = disk.bundle.as_ref()?;
+            let bundle = TrustBundle::from_pem(self.trust_domain.clone(), bundle, disk.bundle_sequence).ok()?;
+            *held = Held::read(disk, bundle, &self.trust_domain).ok()?;
+            held.svid.as_ref()?;
+            self.publish(&held);
+            Some(())
+        };
+        newer().is_some()
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -487,6 +535,19 @@ impl Keeper {
             })
         }));
     }
+}
+
+/// What a node that has an SVID is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The agent's.
+    pub spiffe_id: SpiffeId,
+    /// The start of its SVID.
+    pub not_before: SystemTime,
+    /// The end of its SVID. The agent renews it before.
+    pub not_after: SystemTime,
+    /// The authorities by which it knows its CA.
+    pub authorities: Vec<Fingerprint>,
 }
 
 /// Why the node's identity is not on disk.
@@ -604,6 +665,10 @@ impl std::fmt::Debug for OnDisk {
 // === impl Token ===
 
 impl Token {
+    pub(crate) fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+
     fn digest(&self) -> String {
         sha256(self.0.as_bytes())
     }

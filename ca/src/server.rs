@@ -11,6 +11,7 @@ use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
 use hoplite_host::files::{self, FileError};
 use hoplite_host::logging;
+use hoplite_host::places::Places;
 use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
@@ -74,7 +75,7 @@ const STREAMS_MAX: u32 = 64;
 const BACKLOG_MAX: usize = 16;
 
 /// The trust bundle for those who set up agents, in the data directory.
-const BUNDLE_FILE: &str = "bundle.pem";
+pub(crate) const BUNDLE_FILE: &str = "bundle.pem";
 
 /// A CA that serves. Dropping it stops it without waiting.
 pub struct Running {
@@ -406,7 +407,7 @@ fn report(served: Result<(), tonic::transport::Error>) {
 pub struct Arguments {
     /// As every daemon.
     #[command(flatten)]
-    pub daemon: daemon::Arguments,
+    pub daemon: daemon::PlacedArguments,
     /// Begin with an empty store although a CA was here: every agent joins, every entry is registered anew
     #[arg(long)]
     pub init: bool,
@@ -428,8 +429,9 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         hardening: Hardening::Sealed,
         threads: Threads::Two,
     };
-    daemon::run(&arguments.daemon, process, || async {
-        let file = &arguments.daemon.config;
+    let daemon = arguments.daemon.at(Places::ca_config);
+    daemon::run(&daemon, process, || async {
+        let file = &daemon.config;
         let (config, settings) = (Config::load(file)?, Settings::read(file)?);
         logging::set(config.log_levels.as_ref());
         let running = start_founding(config, founding).await?;

@@ -8,17 +8,24 @@ pub(crate) mod diagnosis;
 pub(crate) mod dial;
 pub(crate) mod doctor;
 pub(crate) mod entry;
+pub(crate) mod found;
 pub(crate) mod healthcheck;
+pub(crate) mod join;
 pub(crate) mod operator;
+pub(crate) mod places;
 pub(crate) mod policy;
 pub(crate) mod reach;
+pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod sign_in;
 pub(crate) mod svid;
 pub(crate) mod token;
 pub(crate) mod up;
+pub(crate) mod user;
 
 use std::path::PathBuf;
+
+use hoplite_host::places::Places;
 
 /// Where a mesh of `hoplite up` lives; tools find its sockets and logs from it.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -34,6 +41,45 @@ impl MeshDir {
     /// Whether somebody said which.
     pub(crate) fn is_given(&self) -> bool {
         self.dir.is_some()
+    }
+
+    /// The operators' socket of the CA: that below the directory given, or of the CA that is installed on this machine, or of
+    /// the user's own mesh.
+    pub(crate) fn ca_socket(&self) -> anyhow::Result<PathBuf> {
+        self.socket(Places::ca_socket)
+    }
+
+    /// The socket of this machine's agent, in the same order.
+    pub(crate) fn agent_socket(&self) -> anyhow::Result<PathBuf> {
+        self.socket(Places::agent_socket)
+    }
+
+    /// Below which the decision logs lie: those of a mesh of `hoplite up`, or of proxies of `hoplite run`.
+    pub(crate) fn logs(&self) -> anyhow::Result<PathBuf> {
+        let installed = Places::installed().proxies_data();
+        if self.dir.is_none() && installed.exists() {
+            return Ok(installed);
+        }
+        let dir = self.path()?;
+        let (mesh, run) = (dir.join("audit"), Places::below(&dir).proxies_data());
+        Ok(if run.exists() && !mesh.exists() { run } else { mesh })
+    }
+
+    /// The sockets of the proxies that `hoplite run` started, or units of this machine.
+    pub(crate) fn run_proxies(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut sockets = Places::below(self.path()?).proxy_sockets();
+        if self.dir.is_none() {
+            sockets.extend(Places::installed().proxy_sockets());
+        }
+        Ok(sockets)
+    }
+
+    fn socket(&self, place: fn(&Places) -> PathBuf) -> anyhow::Result<PathBuf> {
+        let installed = place(&Places::installed());
+        if self.dir.is_none() && installed.exists() {
+            return Ok(installed);
+        }
+        Ok(place(&Places::below(self.path()?)))
     }
 
     /// The directory given, or the user's state directory.

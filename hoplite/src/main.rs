@@ -1,7 +1,8 @@
 //! The one binary: every daemon and tool of Hoplite as a subcommand.
 //!
 //! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
-//! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made.
+//! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made; 3 – what was to be done
+//! is done already (`ca init`, `join`), and nothing was.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
@@ -43,6 +44,12 @@ enum Command {
     /// Run the node's agent; list, ban or evict agents
     #[command(subcommand)]
     Agent(command::daemon::AgentCommand),
+    /// Make this machine a node of the CA that invited it
+    #[command(after_help = command::join::HELP)]
+    Join(command::join::JoinArgs),
+    /// Run a proxy before a service, without a configuration file
+    #[command(after_help = command::run::HELP)]
+    Run(command::run::RunArgs),
     /// Run a proxy
     #[command(subcommand)]
     Proxy(command::daemon::ProxyCommand),
@@ -130,6 +137,8 @@ fn main() -> ExitCode {
         Command::Up(args) => command::up::run(args),
         Command::Ca(command) => command::daemon::ca(command),
         Command::Agent(command) => command::daemon::agent(command),
+        Command::Join(args) => command::join::run(&args),
+        Command::Run(args) => command::run::run(&args),
         Command::Proxy(command) => command::daemon::proxy(command),
         Command::Healthcheck(args) => command::healthcheck::run(&args),
         Command::Token(command) => command::token::token(command),

@@ -19,6 +19,9 @@ pub(crate) use table::{Cell, Table};
 /// Longer lines are cut where [`cut`] is used.
 const SHOWN_CHARS: usize = 160;
 
+/// What a command exits with that found done already what it was to do.
+pub(crate) const NOTHING_DONE: u8 = 3;
+
 /// The form of an answer that is no listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Output {

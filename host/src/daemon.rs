@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::liveness::{Answers, Beat, Liveness};
 use crate::logging::{self, Format};
 use crate::manager::Manager;
+use crate::places::Places;
 use crate::process::{self, Hardening};
 use crate::reload::Reloaded;
 use crate::shutdown;
@@ -22,12 +23,56 @@ pub struct Arguments {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// The rest.
+    #[command(flatten)]
+    pub manner: Manner,
+}
+
+/// What a daemon is started with of which there is one on a machine: its file has a place.
+#[derive(Debug, Clone, Args)]
+#[group(skip)] // flattened beside others
+pub struct PlacedArguments {
+    /// The configuration file (TOML) [default: the one in /etc/hoplite, or in --dir]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Find the file in this directory, as `--dir` of `hoplite ca init` and `hoplite join` made it
+    #[arg(long, value_name = "DIR", env = "HOPLITE_DIR", conflicts_with = "config")]
+    pub dir: Option<PathBuf>,
+    /// The rest.
+    #[command(flatten)]
+    pub manner: Manner,
+}
+
+/// How a daemon's process behaves.
+#[derive(Debug, Clone, Default, Args)]
+#[group(skip)] // flattened beside others
+pub struct Manner {
     /// The form of log lines on standard error
     #[arg(long, value_enum, default_value_t)]
     pub log: Format,
     /// Stop when standard input ends: a supervisor holds the other end
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+// === impl PlacedArguments ===
+
+impl PlacedArguments {
+    /// With the file that is named, or else the one at its place.
+    pub fn at(&self, place: impl FnOnce(&Places) -> PathBuf) -> Arguments {
+        let config = self.config.clone().unwrap_or_else(|| place(&self.places()));
+        Arguments {
+            config,
+            manner: self.manner.clone(),
+        }
+    }
+
+    fn places(&self) -> Places {
+        match &self.dir {
+            Some(dir) => Places::below(dir),
+            None => Places::installed(),
+        }
+    }
 }
 
 /// A daemon that serves.
@@ -106,9 +151,9 @@ where
     D: Daemon,
     S: Future<Output = Result<D, D::Error>>,
 {
-    logging::init(arguments.log);
+    logging::init(arguments.manner.log);
     process::harden(process.hardening).map_err(DaemonError::Hardening)?;
-    if arguments.supervised {
+    if arguments.manner.supervised {
         end_with_stdin().map_err(DaemonError::Thread)?;
     }
     let mut runtime = match process.threads {

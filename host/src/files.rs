@@ -56,6 +56,83 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
     fs::remove_file(&probe).map_err(failed)
 }
 
+/// Gives a file another name, in the place of what has it: on the disk when this returns.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    let renamed = fs::rename(from, to).and_then(|()| match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    });
+    renamed.map_err(|source| FileError {
+        verb: "put into its place",
+        path: to.to_owned(),
+        remedy: "; check the directory",
+        source,
+    })
+}
+
+/// Removes a directory and all that lies in it.
+pub fn remove_dir(path: &Path) -> Result<(), FileError> {
+    fs::remove_dir_all(path).map_err(|source| FileError {
+        verb: "remove",
+        path: path.to_owned(),
+        remedy: "; check the directory",
+        source,
+    })
+}
+
+/// Makes a directory that only its owner may enter, as [`private_dir`], below parents that everybody may enter: daemons of
+/// other users have theirs beside it.
+pub fn private_dir_among_others(path: &Path) -> Result<(), FileError> {
+    if let Some(parent) = path.parent() {
+        shared_dir(parent)?;
+    }
+    private_dir(path)
+}
+
+/// Makes a directory, and its parents, that everybody may enter and only its owner write. One that is there stays as it is.
+pub fn shared_dir(path: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError {
+        verb: "make the directory",
+        path: path.to_owned(),
+        remedy: "; choose a directory this user may write",
+        source,
+    };
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        shared_dir(parent)?;
+    }
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)).map_err(failed), // whatever the umask
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Gives what lies in a directory to the directory's owner: root made it for a daemon that runs as a user of its own.
+pub fn give_to_owner(directory: &Path) -> Result<(), FileError> {
+    let failed = |source| FileError {
+        verb: "give to its owner",
+        path: directory.to_owned(),
+        remedy: "",
+        source,
+    };
+    let owner = fs::metadata(directory).map_err(failed)?;
+    if owner.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        // Links are given as links: what they lead to is not ours to give.
+        std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+        if fs::symlink_metadata(&path).map_err(failed)?.is_dir() {
+            give_to_owner(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file only its owner may read (0600): complete and on the disk, or as it was before.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_atomically(path, bytes, 0o600)
@@ -278,6 +355,22 @@ mod tests {
         let below = dir.path().join("made/below");
         private_dir(&below).unwrap();
         assert_eq!(mode(&below), 0o700);
+    }
+
+    #[test]
+    fn among_others_only_the_last_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let (shared, own) = (dir.path().join("lib/hoplite"), dir.path().join("lib/hoplite/agent"));
+        private_dir_among_others(&own).unwrap();
+        assert_eq!((mode(&shared), mode(&own)), (0o755, 0o700));
+        fs::set_permissions(&shared, Permissions::from_mode(0o711)).unwrap();
+        private_dir_among_others(&own).unwrap();
+        shared_dir(&shared).unwrap();
+        assert_eq!(mode(&shared), 0o711, "what is there stays as it is");
+        give_to_owner(&own).unwrap();
+        remove_dir(&own).unwrap();
+        rename(&shared, &dir.path().join("moved")).unwrap();
+        assert!(dir.path().join("moved").is_dir() && !shared.exists());
     }
 
     #[test]

@@ -96,6 +96,22 @@ impl Places {
         )
     }
 
+    /// The sockets of all proxies that lie there now, in the order of their services.
+    pub fn proxy_sockets(&self) -> Vec<PathBuf> {
+        let all = self.place("/run/hoplite/proxy", "proxy");
+        let services = std::fs::read_dir(all).into_iter().flatten().flatten();
+        let services = services.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut sockets: Vec<PathBuf> = services.map(|service| self.proxy_socket(&service)).collect();
+        sockets.retain(|socket| socket.exists());
+        sockets.sort();
+        sockets
+    }
+
+    /// Below which the decision logs of all proxies lie.
+    pub fn proxies_data(&self) -> PathBuf {
+        self.place("/var/lib/hoplite/proxy", "proxy")
+    }
+
     fn place(&self, installed: &str, below: &str) -> PathBuf {
         match &self.below {
             Some(dir) => dir.join(below),

@@ -12,6 +12,8 @@ use nix::sys::socket::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::files::{self, FileError};
+
 /// The kernel's limit on a socket path (`sun_path` less its final NUL).
 const PATH_BYTES_MAX: usize = 107;
 
@@ -39,6 +41,9 @@ pub enum BindError {
         /// The path.
         path: PathBuf,
     },
+    /// Its directory cannot be made.
+    #[error(transparent)]
+    Directory(#[from] FileError),
     /// The system refused.
     #[error("cannot bind the socket `{path}`: {source}", path = .path.display())]
     Io {
@@ -100,6 +105,10 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
             }
             fs::remove_file(path).map_err(io)?;
         }
+    }
+    if let Some(parent) = path.parent() {
+        // `/run` is empty after each start of the machine.
+        files::shared_dir(parent)?;
     }
     // Bound under another name and moved into place with its final mode: there is no moment in which others may connect.
     let mut hidden = path.as_os_str().to_owned();

@@ -137,7 +137,7 @@ impl World {
         let agent_config = hoplite_agent::Config {
             trust_domain,
             data_dir: dir.path().join("agent"),
-            ca: ca.node_address().to_string(),
+            ca: ca.node_address().try_into().unwrap(),
             trust_bundle: dir.path().join("ca/bundle.pem"),
             join_token_file: Some(dir.path().join("token")),
             socket: dir.path().join("agent.sock"),

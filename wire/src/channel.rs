@@ -3,14 +3,18 @@
 //! tonic's own TLS would verify peers its way. Here the caller brings a rustls configuration whose verifier is
 //! `hoplite-identity`'s, and tonic sees only bytes.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use hoplite_identity::{Fingerprint, HostPort, NotIntroduced, TrustBundle, introduction};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Error};
 
@@ -51,9 +55,164 @@ pub async fn tls(address: String, config: Arc<ClientConfig>) -> Result<Channel, 
         .await
 }
 
+/// Why a CA could not be introduced.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IntroduceError {
+    /// The name has no address.
+    #[error("the name `{host}` has no address here ({source}); check it, and this machine's DNS")]
+    Name {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody listens.
+    #[error("nothing listens at `{address}`; start the CA there (`hoplite ca run`), or correct the address")]
+    Closed {
+        /// The address.
+        address: HostPort,
+    },
+    /// Nobody answers.
+    #[error(
+        "nothing answers at `{address}` within {} s; let TCP port {} through every firewall on the way, or correct the address",
+        CONNECT_TIMEOUT.as_secs(), .address.port()
+    )]
+    Silent {
+        /// The address.
+        address: HostPort,
+    },
+    /// The network has no way there.
+    #[error("cannot connect to `{address}`: {source}")]
+    Connect {
+        /// The address.
+        address: HostPort,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// What answers speaks something else.
+    #[error("what answers at `{address}` is no Hoplite CA, or is older than this program: {source}")]
+    Handshake {
+        /// The address.
+        address: HostPort,
+        /// What TLS says.
+        source: io::Error,
+    },
+    /// It is another one.
+    #[error("what answers at `{address}` is not believed: {reason}")]
+    Refused {
+        /// The address.
+        address: HostPort,
+        /// Why not.
+        #[source]
+        reason: NotIntroduced,
+    },
+    /// There is no TLS 1.3.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Connects to a CA of which nothing is known but its authority's fingerprint, and gives the bundle with which it is
+/// verified from then on. The connection is for that alone: nothing is sent on it.
+///
+/// # Errors
+/// It cannot be reached, or is not the CA of that fingerprint.
+pub async fn introduce(
+    address: &HostPort,
+    fingerprint: Fingerprint,
+    now: SystemTime,
+) -> Result<TrustBundle, IntroduceError> {
+    let connector = TlsConnector::from(introduction::client_config(fingerprint, &[b"h2"])?);
+    let silent = || IntroduceError::Silent {
+        address: address.clone(),
+    };
+    let addresses = lookup_host(address.as_str()).await;
+    let addresses: Vec<SocketAddr> = addresses
+        .map_err(|source| IntroduceError::Name {
+            host: address.host().to_owned(),
+            source,
+        })?
+        .collect();
+    let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice())).await;
+    let tcp = tcp.map_err(|_| silent())?.map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused => IntroduceError::Closed {
+            address: address.clone(),
+        },
+        io::ErrorKind::TimedOut => silent(),
+        _ => IntroduceError::Connect {
+            address: address.clone(),
+            source,
+        },
+    })?;
+    let refused = |reason| IntroduceError::Refused {
+        address: address.clone(),
+        reason,
+    };
+    let name = ServerName::try_from(PLACEHOLDER_HOST).map_err(|e| IntroduceError::Handshake {
+        address: address.clone(),
+        source: io::Error::other(e),
+    })?;
+    let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, tcp))
+        .await
+        .map_err(|_| silent())?;
+    let stream = stream.map_err(|source| {
+        let reason = source
+            .get_ref()
+            .and_then(|error| error.downcast_ref())
+            .and_then(introduction::refusal);
+        match reason {
+            Some(reason) => refused(reason),
+            None => IntroduceError::Handshake {
+                address: address.clone(),
+                source,
+            },
+        }
+    })?;
+    introduction::introduced(fingerprint, stream.get_ref().1, now).map_err(refused)
+}
+
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://hoplite.invalid")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_while_idle(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    async fn refusal(address: &str) -> String {
+        let fingerprint = Fingerprint::parse(&"a".repeat(64)).unwrap();
+        let address = HostPort::parse(address).unwrap();
+        let introduced = introduce(&address, fingerprint, std::time::UNIX_EPOCH).await;
+        introduced.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn who_is_no_ca_is_told_from_who_is_not_there() {
+        let closed = refusal("127.0.0.1:1").await;
+        assert!(closed.contains("nothing listens at `127.0.0.1:1`"), "{closed}");
+        let nowhere = refusal("nowhere.invalid:7443").await;
+        assert!(
+            nowhere.contains("the name `nowhere.invalid` has no address"),
+            "{nowhere}"
+        );
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let web = async {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let _ = tcp.read(&mut [0; 64]).await;
+            tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        };
+        let (no_tls, ()) = tokio::join!(refusal(&address), web);
+        assert!(no_tls.contains("no Hoplite CA"), "{no_tls}");
+
+        // A connection, and then not a word: a firewall that drops, or a stranger.
+        let silent = refusal(&address).await;
+        assert!(silent.contains("within 5 s") && silent.contains("firewall"), "{silent}");
+    }
 }

@@ -166,7 +166,7 @@ fn identity_bundle_and_spent_token_survive_a_restart() {
     let world = World::new();
     let keeper = world.open().unwrap();
     assert!(keeper.credentials().borrow().is_none());
-    let token = Token("secret".into());
+    let token = Token::new("secret");
     let joining = keeper.joining_key().unwrap().to_pem();
     assert_eq!(
         world.open().unwrap().joining_key().unwrap().to_pem(),
@@ -196,7 +196,7 @@ fn identity_bundle_and_spent_token_survive_a_restart() {
     };
     assert_eq!(unspent("secret\n"), None);
     assert_eq!(unspent(" \n"), None);
-    assert_eq!(unspent(" fresh\n").as_deref(), Some("fresh"));
+    assert_eq!(unspent(" fresh\n").as_deref().map(String::as_str), Some("fresh"));
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     assert!(
         keeper.unspent_token(&file).is_none(),
@@ -217,7 +217,7 @@ fn what_the_ca_sends_must_be_what_was_asked_for() {
     let check = |svid: &X509Svid, bundle: Option<ca::Bundle>, own_key: bool, joining: bool, expected: &str| {
         std::fs::remove_dir_all(world.data()).ok();
         let keeper = world.open().unwrap();
-        let token = Token("t".into());
+        let token = Token::new("t");
         let (response, key) = answer(
             &world.authority.svid("/hoplite/agent/n1", DAY),
             Some(world.wire_bundle(5)),
@@ -297,7 +297,7 @@ fn bundles_only_grow_newer_until_the_operator_says_otherwise() {
     assert_eq!(keeper.held().bundle.sequence(), 2);
 
     let (response, key) = answer(&world.authority.svid("/hoplite/agent/n1", DAY), None);
-    keeper.accept(response, key, Some(&Token("spent".into()))).unwrap();
+    keeper.accept(response, key, Some(&Token::new("spent"))).unwrap();
     assert!(world.open().unwrap().credentials().borrow().is_some());
     let refounded = TestAuthority::new("prod.example");
     std::fs::write(world.bundle_file(), refounded.bundle().to_pem()).unwrap();

@@ -122,6 +122,12 @@ pub(crate) fn rfc3339(unix: i64) -> String {
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
+/// That of the CA.
+pub(crate) fn trust_domain(ca: &CaArgs) -> anyhow::Result<TrustDomain> {
+    let bundle = ca.call(async |mut ca| Ok(ca.show_bundle(ShowBundleRequest {}).await?.into_inner()))?;
+    Ok(TrustDomain::parse(&bundle.trust_domain)?)
+}
+
 // === impl AgentArgs ===
 
 impl AgentArgs {

@@ -359,7 +359,7 @@ impl LogArgs {
     fn root(&self) -> anyhow::Result<PathBuf> {
         match &self.log {
             Some(root) => Ok(root.clone()),
-            None => Ok(self.dir.path()?.join("audit")),
+            None => self.dir.logs(),
         }
     }
 

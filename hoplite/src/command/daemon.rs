@@ -1,24 +1,33 @@
 //! `hoplite ca|agent|proxy run`: the daemons, each from one configuration file.
 
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::ensure;
 use clap::Subcommand;
 use hoplite_host::daemon::Arguments;
+use hoplite_host::places::Places;
 
 use crate::command::svid::AnswerArgs;
-use crate::command::{admin, diagnosis};
+use crate::command::{admin, diagnosis, found};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaCommand {
+    /// Found a trust domain on this machine: its directory, configuration and authority
+    #[command(after_help = found::HELP)]
+    Init(found::InitArgs),
     /// Run the CA until it is told to stop
-    #[command(after_help = "Example:\n  hoplite ca run --config /etc/hoplite/ca.toml")]
+    #[command(after_help = "Examples:\n  hoplite ca run\n  hoplite ca run --config /etc/hoplite/ca.toml")]
     Run(hoplite_ca::Arguments),
+    /// Show what this machine's CA is known by: trust domain, address and fingerprint
+    #[command(after_help = "Example:\n  hoplite ca show --output json")]
+    Show(found::ShowArgs),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AgentCommand {
     /// Run the agent until it is told to stop
-    #[command(after_help = "Example:\n  hoplite agent run --config /etc/hoplite/agent.toml")]
+    #[command(after_help = "Examples:\n  hoplite agent run\n  hoplite agent run --config /etc/hoplite/agent.toml")]
     Run(hoplite_agent::Arguments),
     /// Show what this node's agent holds, and whom it refused how often; exit 1 if it lacks something
     #[command(after_help = "Example:\n  hoplite agent status --socket unix:///run/hoplite/agent.sock --output json")]
@@ -42,14 +51,23 @@ pub(crate) enum ProxyCommand {
 }
 
 pub(crate) fn ca(command: CaCommand) -> anyhow::Result<ExitCode> {
-    let CaCommand::Run(arguments) = command;
-    hoplite_ca::run(&arguments)?;
-    Ok(ExitCode::SUCCESS)
+    match command {
+        CaCommand::Init(args) => found::init(&args),
+        CaCommand::Run(arguments) => {
+            let file = arguments.daemon.at(Places::ca_config).config;
+            ensure_there(&file, "hoplite ca init")?;
+            hoplite_ca::run(&arguments)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        CaCommand::Show(args) => found::show(&args),
+    }
 }
 
 pub(crate) fn agent(command: AgentCommand) -> anyhow::Result<ExitCode> {
     match command {
         AgentCommand::Run(arguments) => {
+            let file = arguments.daemon.at(Places::agent_config).config;
+            ensure_there(&file, "hoplite join")?;
             hoplite_agent::run(&arguments)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -58,6 +76,16 @@ pub(crate) fn agent(command: AgentCommand) -> anyhow::Result<ExitCode> {
         AgentCommand::Ban(args) => admin::agent_ban(args),
         AgentCommand::Evict(args) => admin::agent_evict(args),
     }
+}
+
+/// Whether there is a file to run with. `maker` makes one.
+fn ensure_there(file: &Path, maker: &str) -> anyhow::Result<()> {
+    ensure!(
+        file.try_exists()?,
+        "there is no `{}`; `{maker}` makes one, `--config` and `--dir` name another",
+        file.display()
+    );
+    Ok(())
 }
 
 pub(crate) fn proxy(command: ProxyCommand) -> anyhow::Result<ExitCode> {

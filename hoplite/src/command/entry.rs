@@ -1,6 +1,9 @@
 //! `hoplite entry`: which workload on which node is who; registered one by one, changed in place, or kept like a file.
 
 mod apply;
+mod service;
+
+pub(crate) use service::ServiceOfUser;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -10,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use hoplite_host::config::Span;
-use hoplite_identity::Selector;
+use hoplite_identity::{Selector, ServiceName};
 use hoplite_wire::ca::{
     self, CreateEntriesRequest, DeleteEntriesRequest, Entry, EntryResult, ListEntriesRequest, UpdateEntriesRequest,
 };
@@ -18,8 +21,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
-use crate::command::diagnosis;
 use crate::command::reach::CaArgs;
+use crate::command::{admin, diagnosis};
 use crate::output::{Column, Form, Listing, Output, print, print_json};
 
 /// Deleted in one call.
@@ -32,7 +35,7 @@ const UNKNOWN_SHOWN_MAX: usize = 10;
 pub(crate) enum EntryCommand {
     /// Register a workload; exit 1 if it is registered already and differs
     #[command(
-        after_help = "Example:\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
+        after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
         --parent spiffe://demo.hoplite/hoplite/agent/local --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
     )]
     Create(CreateArgs),
@@ -67,14 +70,23 @@ pub(crate) struct Ttl(u32);
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
+    /// In short, a service by its name: gives spiffe://TRUST_DOMAIN/NAME on --node to processes of --user
+    #[arg(long, value_name = "NAME", requires = "node", conflicts_with_all = ["spiffe_id", "parent", "selectors"])]
+    service: Option<ServiceName>,
+    /// The node on which that service runs, by its name
+    #[arg(long, value_name = "NODE", requires = "service")]
+    node: Option<String>,
+    /// The user, by name or number, as whom that service and its proxy run [default: the one with the service's name]
+    #[arg(long, value_name = "USER", requires = "service")]
+    user: Option<String>,
     /// The identity to give
-    #[arg(long)]
-    spiffe_id: String,
+    #[arg(long, required_unless_present = "service")]
+    spiffe_id: Option<String>,
     /// The agent on whose node the workload runs
-    #[arg(long)]
-    parent: String,
+    #[arg(long, required_unless_present = "service")]
+    parent: Option<String>,
     /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
-    #[arg(long = "selector", required = true, value_name = "KIND:VALUE")]
+    #[arg(long = "selector", required_unless_present = "service", value_name = "KIND:VALUE")]
     selectors: Vec<Selector>,
     /// How long each SVID lives: a time, or `default` for what the CA says [default: default]
     #[arg(long, value_name = "TIME")]
@@ -199,15 +211,24 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
+    let named = match (args.service, args.node) {
+        (Some(service), Some(node)) => {
+            let trust_domain = admin::trust_domain(&args.list.ca)?;
+            ServiceOfUser::new(service, args.user).entry(&trust_domain, &node)?
+        }
+        _ => Entry {
+            spiffe_id: args.spiffe_id.unwrap_or_default(),
+            parent_id: args.parent.unwrap_or_default(),
+            selectors: args.selectors.iter().map(Into::into).collect(),
+            ..Entry::default()
+        },
+    };
     let entry = Entry {
-        spiffe_id: args.spiffe_id,
-        parent_id: args.parent,
-        selectors: args.selectors.iter().map(Into::into).collect(),
         x509_ttl_seconds: args.ttl.map_or(0, |ttl| ttl.0),
         hint: args.hint,
         dns_names: args.dns_names,
         owner: args.owner,
-        ..Entry::default()
+        ..named
     };
     let spiffe_id = entry.spiffe_id.clone();
     let request = CreateEntriesRequest { entries: vec![entry] };

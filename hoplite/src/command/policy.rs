@@ -408,7 +408,11 @@ fn fault_line(fault: &Value) -> String {
 
 /// The admin sockets of a mesh's proxies: every one that is configured there, so that a proxy that is away is shown as away,
 /// and every other whose socket lies there, since somebody may have put their own service behind one.
-fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn mesh_proxies(mesh: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
+    let (dir, others) = (mesh.path()?, mesh.run_proxies()?);
+    if !others.is_empty() && !dir.join("config").exists() {
+        return Ok(others);
+    }
     let configs = std::fs::read_dir(dir.join("config")).with_context(|| {
         format!(
             "there is no mesh in `{}`; start one with `hoplite up` or say where with --dir",
@@ -443,10 +447,8 @@ fn mesh_proxies(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     names.sort();
     names.dedup();
-    Ok(names
-        .iter()
-        .map(|name| dir.join("run").join(format!("{name}.sock")))
-        .collect())
+    let sockets = names.iter().map(|name| dir.join("run").join(format!("{name}.sock")));
+    Ok(sockets.chain(others).collect())
 }
 
 // === impl ProxyArgs ===
@@ -460,7 +462,7 @@ impl ProxyArgs {
     /// Those that were named, or all of the mesh.
     fn sockets(&self, dir: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
         if self.proxies.is_empty() {
-            mesh_proxies(&dir.path()?)
+            mesh_proxies(dir)
         } else {
             Ok(self.proxies.clone())
         }
@@ -493,7 +495,7 @@ impl AuditArgs {
             Some(missing) => anyhow::bail!("{missing}; say where they are with --audit"),
             None if logs.found.is_empty() => anyhow::bail!(
                 "there is no decision log in `{}`; say where with --audit or --dir",
-                dir.path()?.join("audit").display()
+                dir.logs()?.display()
             ),
             None => Ok(logs.found),
         }
@@ -502,7 +504,7 @@ impl AuditArgs {
     /// The logs there are, and the places where there is none.
     fn look(&self, dir: &MeshDir) -> anyhow::Result<Logs> {
         let roots = match self.audit.as_slice() {
-            [] => vec![dir.path()?.join("audit")],
+            [] => vec![dir.logs()?],
             roots => roots.to_vec(),
         };
         let mut logs = Logs::default();

@@ -26,7 +26,7 @@ pub(crate) struct CaArgs {
     /// With --ca HOST:PORT: call as a workload, with the SVID of this Workload API, not as an operator who has signed in
     #[arg(long, value_name = "ADDRESS")]
     workload_api: Option<String>,
-    /// The CA's admin socket [default: that of the mesh in --dir, or the CA where this user has signed in]
+    /// The CA's admin socket [default: that of --dir, of the CA installed on this machine or of the user's mesh, or the CA where this user has signed in]
     #[arg(long, value_name = "PATH", env = "HOPLITE_CA_SOCKET")]
     ca_socket: Option<PathBuf>,
     #[command(flatten)]
@@ -91,12 +91,12 @@ impl CaArgs {
             return Ok(Road::Socket(socket.clone()));
         }
         if self.dir.is_given() {
-            return Ok(Road::Socket(self.dir.path()?.join("run/ca.sock")));
+            return Ok(Road::Socket(self.dir.ca_socket()?));
         }
         if let Some(ca) = named {
             return self.network(&ca).context("as HOPLITE_CA says");
         }
-        let socket = self.dir.path()?.join("run/ca.sock");
+        let socket = self.dir.ca_socket()?;
         if !socket.exists()
             && let Some(sign_in) = SignIn::current()?
         {

@@ -45,7 +45,7 @@ pub(crate) struct FetchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct SocketArgs {
-    /// The agent's socket [default: that of the mesh in --dir]
+    /// The agent's socket [default: that of --dir, or of the agent installed on this machine, or of the user's mesh]
     #[arg(long, value_name = "ADDRESS", env = "SPIFFE_ENDPOINT_SOCKET")]
     socket: Option<String>,
     #[command(flatten)]
@@ -149,7 +149,7 @@ impl SocketArgs {
     fn address(&self) -> anyhow::Result<String> {
         match &self.socket {
             Some(address) => Ok(address.clone()),
-            None => Ok(format!("unix://{}", self.dir.path()?.join("run/agent.sock").display())),
+            None => Ok(format!("unix://{}", self.dir.agent_socket()?.display())),
         }
     }
 }

@@ -6,9 +6,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{ArgGroup, Args, Subcommand};
 use hoplite_identity::{Fingerprint, HostPort, Invitation};
-use hoplite_wire::ca::{CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse};
+use hoplite_wire::ca::{
+    CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse, Entry,
+};
 
-use crate::command::admin::{ListArgs, rfc3339};
+use crate::command::admin::{ListArgs, rfc3339, trust_domain};
+use crate::command::entry::ServiceOfUser;
+use crate::command::reach::CaArgs;
 use crate::output::{Output, print, print_json};
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +50,9 @@ pub(crate) struct CreateTokenArgs {
     /// How that machine reaches the CA [default: what the CA's configuration says by `advertise`, or `listen`]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<HostPort>,
+    /// Register a service that is to run on that node, and its user, as `hoplite entry create --service` does; may be repeated
+    #[arg(long, value_name = "NAME[=USER]", requires = "node")]
+    service: Vec<ServiceOfUser>,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -68,8 +75,10 @@ pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
             (token, "sign in", ("on its own machine that person runs", "login"))
         }
         (None, node) => {
+            let node = node.unwrap_or_default();
+            register(ca, &node, &args.service)?;
             let request = CreateTokenRequest {
-                node: node.unwrap_or_default(),
+                node,
                 ttl_seconds,
                 address,
             };
@@ -78,6 +87,30 @@ pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
         }
     };
     print_invitation(&token, does, runs, args.list.output)
+}
+
+/// The services that the node is to run, before anybody is invited.
+fn register(ca: &CaArgs, node: &str, services: &[ServiceOfUser]) -> anyhow::Result<()> {
+    if services.is_empty() {
+        return Ok(());
+    }
+    let trust_domain = trust_domain(ca)?;
+    let entries = services.iter().map(|service| service.entry(&trust_domain, node));
+    let entries: Vec<Entry> = entries.collect::<anyhow::Result<_>>()?;
+    let request = CreateEntriesRequest {
+        entries: entries.clone(),
+    };
+    let answer = ca.call(async |mut ca| Ok(ca.create_entries(request).await?.into_inner()))?;
+    for (entry, result) in entries.iter().zip(&answer.results) {
+        anyhow::ensure!(
+            result.error.is_empty(),
+            "`{}` is not registered: {}; nobody was invited",
+            entry.spiffe_id,
+            result.error
+        );
+        eprintln!("registered {} on {node}", entry.spiffe_id);
+    }
+    Ok(())
 }
 
 /// The one place that shows a token: to whoever asked for it, once.

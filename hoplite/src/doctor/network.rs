@@ -20,7 +20,7 @@ pub(super) async fn look(part: &Part, lives: Lives, findings: &mut Vec<Finding>)
     match part {
         Part::Ca(ca) => findings.push(port(&part.name(), ca.listen, lives)),
         Part::Agent(agent) => {
-            findings.push(upstream("the CA", &agent.ca).await);
+            findings.push(upstream("the CA", agent.ca.as_str()).await);
             findings.push(ca(agent).await);
         }
         Part::Proxy(proxy) => {
@@ -110,7 +110,7 @@ async fn ca(agent: &hoplite_agent::Config) -> Finding {
             );
         }
     };
-    match timeout(CHECK_MAX, channel::tls(agent.ca.clone(), config)).await {
+    match timeout(CHECK_MAX, channel::tls(agent.ca.to_string(), config)).await {
         Ok(Ok(_)) => ok(
             "CA",
             format!("{who} is the one of {}, by this clock too", agent.trust_domain.as_str()),

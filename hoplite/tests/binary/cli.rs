@@ -191,7 +191,11 @@ fn flags_and_tools() {
 fn every_command_helps_with_an_example() {
     let commands: &[&[&str]] = &[
         &["up"],
+        &["ca", "init"],
         &["ca", "run"],
+        &["ca", "show"],
+        &["join"],
+        &["run"],
         &["agent", "run"],
         &["agent", "status"],
         &["agent", "list"],

@@ -59,7 +59,7 @@ impl WaitArgs {
     /// The proxies that were named, or those of the mesh.
     pub(crate) fn proxies(&self, mesh: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
         Ok(match self.proxies.named() {
-            [] => mesh_proxies(&mesh.path()?).unwrap_or_default(),
+            [] => mesh_proxies(mesh).unwrap_or_default(),
             named => named.to_vec(),
         })
     }

@@ -1,0 +1,261 @@
+//! `hoplite join`: this machine becomes a node of the CA that invited it.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use hoplite_agent::{Config, Joined, Membership, PeerProcess};
+use hoplite_host::daemon::{Manner, PlacedArguments};
+use hoplite_host::logging::Format;
+use hoplite_host::places::Places;
+use hoplite_host::process::{self, Hardening};
+use hoplite_host::{clock, files};
+use hoplite_identity::{Invitation, Moment};
+use serde_json::json;
+use toml_edit::{DocumentMut, value};
+use zeroize::Zeroizing;
+
+use crate::command::places::{PlacesArgs, quoted};
+use crate::output::{NOTHING_DONE, Output, print, print_json};
+
+/// An invitation is one line of some hundred characters.
+const INVITATION_BYTES_MAX: u64 = 64 << 10;
+
+pub(crate) const HELP: &str = "Examples:\n  hoplite join 4f1c…@ca.prod.example:7443#9be2…\n  hoplite join @invitation\n  \
+    ssh ca-1 hoplite token create --node web-1 | hoplite join -\n\n\
+    The CA is believed only if its authority has the fingerprint of the invitation; nothing is sent before that.\n\
+    Exit codes: 0 joined, 1 not joined, 2 wrong usage, 3 this machine is a node already and nothing was done.";
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The invitation that `hoplite token create` prints; `-` reads it from standard input, `@FILE` from a file that only its
+    /// owner may read
+    #[arg(value_name = "TOKEN@HOST:PORT#FINGERPRINT")]
+    invitation: String,
+    #[command(flatten)]
+    places: PlacesArgs,
+    /// Join anew although this machine is a node already: the CA evicted it, or it is to be another's
+    #[arg(long)]
+    again: bool,
+    /// Then run the agent, as `hoplite agent run` does; also when this machine has joined before
+    #[arg(long)]
+    run: bool,
+    /// The form of the agent's log lines on standard error
+    #[arg(long, value_enum, default_value_t, requires = "run")]
+    log: Format,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+pub(crate) fn run(args: &JoinArgs) -> anyhow::Result<ExitCode> {
+    let places = args.places.own("hoplite join")?;
+    let config_file = places.agent_config();
+    let text = read(&args.invitation)?;
+    let invitation = Invitation::parse(word(&text)).context("this is no invitation")?;
+    let existing = existing(&config_file)?;
+    let is_member = |membership: &&Membership| clock::now() < membership.not_after && !args.again;
+    let member = existing.as_ref().and_then(Option::as_ref).filter(is_member);
+    match member {
+        Some(membership) => say_already(membership, &invitation, &config_file),
+        None => join(args, &places, &invitation, existing.is_some())?,
+    }
+    if args.run {
+        let daemon = PlacedArguments {
+            config: Some(config_file),
+            dir: None,
+            manner: Manner {
+                log: args.log,
+                supervised: false,
+            },
+        };
+        hoplite_agent::run(&hoplite_agent::Arguments {
+            daemon,
+            launcher_stdin: false,
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(match member {
+        Some(_) => ExitCode::from(NOTHING_DONE),
+        None => ExitCode::SUCCESS,
+    })
+}
+
+/// The invitation's text, from wherever it is.
+fn read(argument: &str) -> anyhow::Result<Zeroizing<String>> {
+    let bytes = if argument == "-" {
+        let mut bytes = Zeroizing::new(Vec::new());
+        let stdin = io::stdin().lock().take(INVITATION_BYTES_MAX).read_to_end(&mut bytes);
+        if stdin.context("standard input cannot be read")? == 0 {
+            bail!("standard input is empty; write `hoplite token create --node NAME | hoplite join -`");
+        }
+        bytes
+    } else if let Some(file) = argument.strip_prefix('@') {
+        Zeroizing::new(files::read_private(Path::new(file))?)
+    } else {
+        return Ok(Zeroizing::new(argument.to_owned()));
+    };
+    match str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => bail!("this is no invitation: it is no text"),
+    }
+}
+
+/// The one word: what `hoplite token create` prints ends with it.
+fn word(text: &str) -> &str {
+    let last = text.split_whitespace().next_back();
+    last.unwrap_or_default().trim_matches('\'')
+}
+
+/// Whether an agent is configured here, and what this machine is then.
+fn existing(config_file: &Path) -> anyhow::Result<Option<Option<Membership>>> {
+    if !config_file.try_exists()? {
+        return Ok(None);
+    }
+    Ok(Some(hoplite_agent::membership(&Config::load(config_file)?)?))
+}
+
+fn say_already(membership: &Membership, invitation: &Invitation, config_file: &Path) {
+    let other = match membership.authorities.contains(&invitation.fingerprint()) {
+        true => "",
+        false => " of another CA",
+    };
+    eprintln!(
+        "this machine is a node already: {}, until {} unless its agent renews that; its file is `{}`. The invitation{other} was not used. \
+         `hoplite agent run` runs the agent, `hoplite join --again` joins anew",
+        membership.spiffe_id,
+        Moment::from(membership.not_after),
+        config_file.display(),
+    );
+}
+
+fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured: bool) -> anyhow::Result<()> {
+    process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the node's key")?;
+    let (config_file, data_dir) = (places.agent_config(), places.agent_data());
+    // What can fail is tried before the token is spent.
+    let new = Settings::new(places, invitation)?;
+    let before = match is_configured {
+        true => Some(files::read_text(&config_file)?.parse::<DocumentMut>()?),
+        false => None,
+    };
+    if let Some(parent) = config_file.parent() {
+        files::shared_dir(parent)?;
+    }
+    let joining = hoplite_agent::join(invitation, &data_dir);
+    let joined = super::runtime()?.block_on(joining)?;
+    let text = match before {
+        Some(document) => new.edited(document, &joined)?,
+        None => new.text(&joined)?,
+    };
+    files::write_public(&config_file, text.as_bytes())?;
+    files::give_to_owner(&data_dir)?;
+    say_joined(args, places, invitation, &joined.membership)
+}
+
+fn say_joined(args: &JoinArgs, places: &Places, invitation: &Invitation, node: &Membership) -> anyhow::Result<()> {
+    let (config_file, trust_domain) = (places.agent_config(), node.spiffe_id.trust_domain());
+    let kernel = PeerProcess::Kernel.ensure_possible().err();
+    if args.output == Output::Json {
+        return print_json(&json!({
+            "spiffe_id": node.spiffe_id.as_str(), "trust_domain": trust_domain.as_str(),
+            "valid_until": Moment::from(node.not_after).to_string(),
+            "ca": invitation.address(), "fingerprint": invitation.fingerprint().to_string(),
+            "config": config_file, "socket": places.agent_socket(),
+        }));
+    }
+    let mut told = format!(
+        "joined {trust_domain} as {}\n  CA      {}, known by its fingerprint\n  file    {}\n  socket  {}\n",
+        node.spiffe_id,
+        invitation.address(),
+        config_file.display(),
+        places.agent_socket().display(),
+    );
+    if let Some(reason) = kernel {
+        told.push_str(&format!("  note    {reason}\n"));
+    }
+    if !args.run {
+        told.push_str(&format!(
+            "next: hoplite agent run{}; one that runs already goes on as this\n",
+            args.places.flag()
+        ));
+    }
+    Ok(print(&told)?)
+}
+
+/// What the agent's file says of this machine and its CA.
+struct Settings<'a> {
+    ca: &'a str,
+    data_dir: String,
+    socket: String,
+}
+
+// === impl Settings ===
+
+impl<'a> Settings<'a> {
+    fn new(places: &Places, invitation: &'a Invitation) -> anyhow::Result<Self> {
+        Ok(Self {
+            ca: invitation.address().as_str(),
+            data_dir: quoted(&places.agent_data())?,
+            socket: quoted(&places.agent_socket())?,
+        })
+    }
+
+    fn text(&self, joined: &Joined) -> anyhow::Result<String> {
+        let Self { ca, data_dir, socket } = self;
+        let trust_domain = joined.membership.spiffe_id.trust_domain();
+        let trust_bundle = quoted(&joined.trust_bundle)?;
+        let mut text = format!(
+            "# Written by `hoplite join`. Every key: docs/reference/configuration.md\n\
+             trust_domain = \"{trust_domain}\"\n\
+             ca = \"{ca}\"\n\
+             data_dir = {data_dir}\n\
+             trust_bundle = {trust_bundle}\n\
+             socket = {socket}\n"
+        );
+        if PeerProcess::Kernel.ensure_possible().is_err() {
+            text.push_str(
+                "\n# This kernel cannot say which process connected; Linux 6.5 can. docs/threat-model.md says what the second best\n\
+                 # leaves open. Take the mark off this line for it:\n\
+                 # peer_process = \"pid\"\n",
+            );
+        }
+        Ok(text)
+    }
+
+    /// The file that is there: people may have written into it, so only what is of the CA changes.
+    fn edited(&self, mut document: DocumentMut, joined: &Joined) -> anyhow::Result<String> {
+        let trust_domain = joined.membership.spiffe_id.trust_domain();
+        let trust_bundle = joined
+            .trust_bundle
+            .to_str()
+            .context("the data directory's name is no text")?;
+        for (key, text) in [
+            ("trust_domain", trust_domain.as_str()),
+            ("ca", self.ca),
+            ("trust_bundle", trust_bundle),
+        ] {
+            document.insert(key, value(text));
+        }
+        Ok(document.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_what_token_create_prints() {
+        for text in [
+            "t@h:1#f",
+            "t@h:1#f\n",
+            "hoplite join t@h:1#f\n",
+            "hoplite join 't@h:1#f'\n",
+        ] {
+            assert_eq!(word(text), "t@h:1#f");
+        }
+        assert_eq!(word("\n"), "");
+    }
+}
