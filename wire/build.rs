@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "hoplite/agent.proto",
         "hoplite/ca.proto",
         "hoplite/policy.proto",
+        "hoplite/report.proto",
         "envoy/sds.proto",
         "envoy/ext_authz.proto",
     ];

@@ -3,7 +3,7 @@
 //! [`node`] joins the trust domain and renews the node's own SVID; [`supply`] follows what is registered under this node,
 //! has an SVID minted for each entry and renews it; [`attest`] says who calls; [`socket`] brings caller and supply
 //! together and serves both in the Workload API and in SDS; [`policy`] keeps the signed policies that the socket hands
-//! to those who enforce them; [`authorize`] decides with them for those who ask, by Envoy's ext_authz or AuthZEN. The
+//! to those who enforce them; [`reports`] tells the CA how all of it is; [`authorize`] decides with them for those who ask, by Envoy's ext_authz or AuthZEN. The
 //! decisions in each are pure functions of values; the loops around them are thin.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -17,6 +17,7 @@ mod node;
 mod policy;
 mod refused;
 mod reload;
+mod reports;
 mod shown;
 mod socket;
 mod supply;
@@ -59,9 +60,13 @@ use node::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
 use policy::{PolicyHolder, Wanted};
+use reports::Reporter;
+use reports::node::NodeFacts;
+use reports::points::Points;
 use shown::Shown;
 use socket::server::Places;
 use socket::session::Sessions;
+use supply::sync::Told;
 use supply::{Supplier, SupplyReceiver};
 
 /// Open calls are told to end; one that does not within this is cut off.
@@ -124,6 +129,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`]; nothing is bound or half-written then. A CA that is away is no error: the agent keeps trying.
 pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Running, StartError> {
+    let started = clock::now();
     config.peer_process.ensure_possible().map_err(StartError::Kernel)?;
     if config.peer_process == PeerProcess::Pid {
         tracing::warn!(
@@ -184,12 +190,31 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         stop.clone(),
     );
     let token_files = watch::Sender::new(config.join_token_file.clone());
+    let (connections, points) = (watch::Sender::new(None), Arc::new(Points::new()));
+    let reporter = Reporter {
+        facts: NodeFacts {
+            started,
+            credentials: keeper.credentials(),
+            registrations: registrations.subscribe(),
+            supply: sessions.supply.clone(),
+            holdings: holdings.clone(),
+            feed: feed.clone(),
+            refused: Arc::clone(&sessions.refused),
+        },
+        points: Arc::clone(&points),
+        authorizer: authorizer.clone(),
+    };
+    let reporting = reports::run(reporter, connections.subscribe(), stop.clone());
+    let told = Told {
+        registrations,
+        policy: states,
+        connections,
+    };
     let sync = supply::sync::run(
         link.clone(),
         Arc::clone(&keeper),
         config.trust_domain.clone(),
-        registrations,
-        states,
+        told,
         stop.clone(),
     );
     let node = node::run(keeper, link.clone(), token_files.subscribe(), stop.clone());
@@ -216,7 +241,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         });
     }
     let routes = authorize::routes(&sessions, authorizer.as_ref());
-    let routes = socket::with_services(routes, &sessions, feed);
+    let routes = socket::with_services(routes, &sessions, feed, &points);
     let refused = Arc::clone(&sessions.refused);
     let places = Places::default();
     if let Some(door) = door {
@@ -249,6 +274,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     parts.spawn(async {
         policy.await;
         "the policy"
+    });
+    parts.spawn(async {
+        reporting.await;
+        "the reports to the CA"
     });
     parts.spawn(async {
         node.await;

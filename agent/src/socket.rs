@@ -4,6 +4,7 @@ pub(crate) mod admission;
 pub(crate) mod diagnosis;
 mod health;
 pub(crate) mod policy_service;
+pub(crate) mod report_service;
 pub(crate) mod sds;
 pub(crate) mod server;
 pub(crate) mod session;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 
 use hoplite_wire::agent::diagnosis_server::DiagnosisServer;
 use hoplite_wire::policy::policies_server::PoliciesServer;
+use hoplite_wire::report::reports_server::ReportsServer;
+use hoplite_wire::reporting::REPORT_BYTES_MAX;
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use hoplite_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio::sync::watch;
@@ -22,10 +25,12 @@ use tonic_reflection::server::Builder;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::policy::Feed;
+use crate::reports::points::Points;
 use crate::socket::admission::Admitted;
 use crate::socket::diagnosis::DiagnosisService;
 use crate::socket::health::HealthService;
 use crate::socket::policy_service::PolicyService;
+use crate::socket::report_service::ReportService;
 use crate::socket::sds::SdsService;
 use crate::socket::server::{REQUEST_BYTES_MAX, Routes};
 use crate::socket::session::Sessions;
@@ -33,16 +38,24 @@ use crate::socket::workload_api::WorkloadApiService;
 
 /// Adds what every agent serves: SVIDs and bundles in two protocols, the policy in force, why somebody has what, and what gRPC
 /// asks of any server.
-pub(crate) fn with_services(routes: Routes, sessions: &Sessions, policy: watch::Receiver<Arc<Feed>>) -> Routes {
+pub(crate) fn with_services(
+    routes: Routes,
+    sessions: &Sessions,
+    policy: watch::Receiver<Arc<Feed>>,
+    points: &Arc<Points>,
+) -> Routes {
     let workload_api = WorkloadApiService::new(sessions.clone());
     let sds = SdsService::new(sessions.clone());
     let policy = PolicyService::new(sessions.clone(), policy);
     let diagnosis = DiagnosisService::new(sessions.clone());
+    // More than is kept of one, so that whoever says too much is told so.
+    let reports = ReportService::new(sessions.clone(), Arc::clone(points));
     let routes = routes
         .grpc(SpiffeWorkloadApiServer::new(workload_api).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .grpc(DiagnosisServer::new(diagnosis).max_decoding_message_size(REQUEST_BYTES_MAX));
+        .grpc(DiagnosisServer::new(diagnosis).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .grpc(ReportsServer::new(reports).max_decoding_message_size(REPORT_BYTES_MAX));
     let health = HealthService::new(sessions.supply.clone(), sessions.shutdown.clone(), routes.names());
     let health = HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = routes.grpc(Admitted(health));

@@ -11,6 +11,7 @@ use crate::config::Authorization;
 use crate::policy::Feed;
 use crate::policy::tests::trust;
 use crate::refused::Refused;
+use crate::reports::points::Points;
 use crate::socket::server::{Places, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
@@ -38,6 +39,8 @@ pub(crate) struct World {
     pub(crate) authorizer: Option<Arc<Authorizer>>,
     pub(crate) stopper: Stopper,
     pub(crate) refused: Arc<Refused>,
+    /// What was reported.
+    pub(crate) points: Arc<Points>,
     pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     pub(crate) directory: tempfile::TempDir,
 }
@@ -124,7 +127,8 @@ impl World {
             peer_process: Default::default(),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
-        let routes = with_services(routes, &sessions, policy.subscribe());
+        let points = Arc::new(Points::new());
+        let routes = with_services(routes, &sessions, policy.subscribe(), &points);
         let refused = Arc::clone(&sessions.refused);
         Self {
             authority: TestAuthority::new("prod.example"),
@@ -135,6 +139,7 @@ impl World {
             authorizer: authorizer.clone(),
             stopper,
             refused: Arc::clone(&refused),
+            points,
             served: tokio::spawn(serve(
                 listener,
                 routes,

@@ -3,10 +3,12 @@
 pub(crate) mod admin;
 mod admin_call;
 mod entries;
+pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod invites;
 mod messages;
 pub(crate) mod node;
 mod operators;
 pub(crate) mod port;
+mod reporting;
 mod status;

@@ -20,6 +20,12 @@ pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
 /// A typing error's bound: dates stay far from where X.509's encoding of them ends (the year 9999).
 const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Agents that report more often say nothing new.
+const REPORT_PERIOD_MIN: Duration = Duration::from_secs(1);
+
+/// Nobody waits longer to hear that an agent is gone.
+const REPORT_PERIOD_MAX: Duration = Duration::from_secs(3600);
+
 /// A bundle of nothing has half as much.
 const BUNDLE_BYTES_MIN: usize = 1 << 10;
 
@@ -66,6 +72,9 @@ pub struct Config {
     /// The longest policy bundle, in bytes.
     #[serde(default = "max_bundle_bytes")]
     pub policy_max_bytes: usize,
+    /// How often agents say how they are when nothing changes. One that says nothing for a little longer is silent.
+    #[serde(default = "half_a_minute")]
+    pub report_period: Span,
 }
 
 // === impl Config ===
@@ -120,6 +129,11 @@ impl Config {
                 reason,
             ));
         }
+        if !(REPORT_PERIOD_MIN..=REPORT_PERIOD_MAX).contains(&self.report_period.0) {
+            let (least, most) = (Span(REPORT_PERIOD_MIN), Span(REPORT_PERIOD_MAX));
+            let reason = format!("write between \"{least}\" and \"{most}\"");
+            return Err(ConfigError::unusable(file, "report_period", self.report_period, reason));
+        }
         for (key, path) in [("data_dir", &self.data_dir), ("admin_socket", &self.admin_socket)] {
             if path.as_os_str().is_empty() {
                 return Err(ConfigError::unusable(
@@ -140,6 +154,10 @@ fn max_bundle_bytes() -> usize {
 
 fn eight_hours() -> Span {
     Span(Duration::from_secs(8 * 3600))
+}
+
+fn half_a_minute() -> Span {
+    Span(Duration::from_secs(30))
 }
 
 fn one_hour() -> Span {
@@ -204,6 +222,7 @@ admin_socket = "/run/hoplite/ca.sock"
             "policy_signers = [\"alice\"]",
             &["ca.toml:6", "`alice` is not a signer"],
         );
+        check("report_period = \"500ms\"", &["report_period", "500ms", "\"1s\""]);
         check("policy_max_bytes = 9", &["policy_max_bytes = 9", "1024"]);
         check("tll = \"1h\"", &["tll"]);
         check(

@@ -3,8 +3,8 @@
 //! Each noun has a folder: `agents`, `operators`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
-//! by `issuance`. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for operators on a Unix
-//! socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
+//! by `issuance`. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
+//! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
@@ -14,6 +14,7 @@ mod authority;
 mod config;
 mod door;
 mod entries;
+mod fleet;
 mod found;
 mod founding;
 mod health;

@@ -13,6 +13,7 @@ use hoplite_host::files::{self, FileError};
 use hoplite_host::logging;
 use hoplite_host::places::Places;
 use hoplite_host::process::Hardening;
+use hoplite_host::program::Program;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError, Placed};
@@ -33,12 +34,14 @@ use crate::Config;
 #[cfg(feature = "testing")]
 use crate::TrustError;
 use crate::api::admin::{self, Admin, Caller};
+use crate::api::fleet::Reported;
 use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
 use crate::api::node::Node;
 use crate::api::port::Port;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
+use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
 use crate::health::HealthService;
 use crate::issuer::{Issuer, Lives};
@@ -88,6 +91,7 @@ pub struct Running {
     follower: Follower,
     issuer: Issuer,
     rights: Rights,
+    fleet: Fleet,
     trust_domain: TrustDomain,
     /// Of the configuration.
     policy_signers: TrustedSigners,
@@ -232,10 +236,14 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     publishing.sweep().await;
     let metrics = Metrics::default();
     let site = Arc::new(metrics.site(&registry, &issuer, store_dir));
+    // It reads the whole binary, once.
+    let _ = tokio::task::spawn_blocking(Program::this).await;
+    let fleet = Fleet::new(config.report_period.0);
     let node = Node::new(
         registry.clone(),
         issuer.clone(),
         publishing.clone(),
+        fleet.clone(),
         metrics.clone(),
         shutdown.clone(),
     );
@@ -251,6 +259,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         publishing,
         issuer.clone(),
         invites,
+        Reported::new(registry.clone(), fleet.clone(), shutdown.clone()),
     );
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
@@ -271,6 +280,8 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     parts.spawn(part("identity", until(shutdown.clone(), doorkeeper.keep(doors))));
     let writing = keep_bundle_file(config.data_dir.join(BUNDLE_FILE), registry.bundles());
     parts.spawn(part("bundle file", until(shutdown.clone(), writing)));
+    let looking = fleet.clone().look_after(registry.clone());
+    parts.spawn(part("reports", until(shutdown.clone(), looking)));
     let mut revisions = registry.revisions();
     let following = async move { while revisions.changed().await.is_ok() {} };
     parts.spawn(part("follower", until(shutdown.clone(), following)));
@@ -325,6 +336,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         follower,
         issuer,
         rights,
+        fleet,
         trust_domain: config.trust_domain,
         policy_signers: config.policy_signers,
         settings: Settings::default(),
@@ -467,6 +479,10 @@ impl Daemon for Running {
             "admin_policy_dir" => true,
             "x509_ttl" | "agent_ttl" | "operator_ttl" => {
                 self.issuer.set_lives(lives(&config));
+                true
+            }
+            "report_period" => {
+                self.fleet.set_period(config.report_period.0);
                 true
             }
             // Nobody named is no other; whoever counted counts on.

@@ -3,6 +3,7 @@
 //! A decision is counted when its record is where it must be, under the names that the record has. Refusals of which there
 //! are too many are counted when the record that stands for them is written, with how many it stands for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,19 @@ pub struct Metrics {
     pub(crate) shadow_differences: Counter,
     pub(crate) stale: Counter,
     pub(crate) break_glass: Counter,
+}
+
+/// The counters that a mesh is told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Totals {
+    /// Decisions by outcome.
+    pub decisions: Vec<(String, u64)>,
+    /// Records written.
+    pub records: u64,
+    /// Requests refused because their record could not be written.
+    pub record_failures: u64,
+    /// Refusals without a record of their own.
+    pub rolled_up: u64,
 }
 
 /// Where decisions of one caller, service, route and outcome are counted, and how long their requests took.
@@ -108,6 +122,20 @@ impl Metrics {
 
     pub(crate) fn record_failed(&self) {
         self.record_failures.inc();
+    }
+
+    /// What a mesh is told of.
+    pub fn totals(&self) -> Totals {
+        let mut decisions: BTreeMap<String, u64> = BTreeMap::new();
+        self.decisions.each(|[.., outcome], row| {
+            *decisions.entry(outcome.to_owned()).or_default() += row.decisions.get();
+        });
+        Totals {
+            decisions: decisions.into_iter().collect(),
+            records: self.records.get(),
+            record_failures: self.record_failures.get(),
+            rolled_up: self.counted.get(),
+        }
     }
 
     /// Somebody was told so instead of what was asked for.

@@ -2,7 +2,8 @@
 //!
 //! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
 //! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made; 3 – what was to be done
-//! is done already (`ca init`, `join`), and nothing was.
+//! is done already (`ca init`, `join`), and nothing was; nobody can tell (`status`, `fleet`); or what was published is not followed in
+//! time (`policy publish`).
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
@@ -38,6 +39,14 @@ struct Cli {
 enum Command {
     /// Run a whole mesh on this machine: CA, agent, three demo services and their proxies
     Up(command::up::Args),
+    /// Show the mesh at a glance, and whether all is well: exit 0 if it is, 1 if something is wrong, 3 if nobody can tell
+    #[command(after_help = "Examples:\n  hoplite status\n  hoplite status --watch\n  hoplite status --output json")]
+    Status(command::status::StatusArgs),
+    /// List the nodes, the worst first: what each runs and enforces, and what is wrong there; exit 1 if something is, 3 if nobody can tell
+    #[command(
+        after_help = "Examples:\n  hoplite fleet\n  hoplite fleet drift\n  hoplite fleet show local\n  hoplite fleet --troubled --output jsonl"
+    )]
+    Fleet(command::fleet::FleetArgs),
     /// Run the trust domain's CA
     #[command(subcommand)]
     Ca(command::daemon::CaCommand),
@@ -98,7 +107,7 @@ const WELCOME: &str = "\
 Hoplite: zero-trust identity, mutual TLS and policy for every hop.
 
   hoplite up                     a whole mesh on this machine, to try it; Ctrl-C ends all of it
-  hoplite policy status          which policy each proxy enforces
+  hoplite status                 whether all is well, and what is not
   hoplite audit query --since 5m who called what, who was refused, and why
 
 `hoplite --help` lists every command, and `hoplite COMMAND --help` has an example of each.
@@ -135,6 +144,8 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Up(args) => command::up::run(args),
+        Command::Status(args) => command::status::run(&args),
+        Command::Fleet(args) => command::fleet::run(&args),
         Command::Ca(command) => command::daemon::ca(command),
         Command::Agent(command) => command::daemon::agent(command),
         Command::Join(args) => command::join::run(&args),

@@ -12,7 +12,7 @@ use hoplite_host::daemon;
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict};
+pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict, width};
 pub(crate) use stdout::{Reader, print, print_while_read};
 pub(crate) use table::{Cell, Table};
 

@@ -23,6 +23,7 @@ pub mod manager;
 pub mod peer_process;
 pub mod places;
 pub mod process;
+pub mod program;
 pub mod refusals;
 pub mod reload;
 pub mod shutdown;

@@ -80,6 +80,9 @@ pub(crate) struct Admin {
     /// Where the tools that people have are answered, if they are.
     pub(crate) metrics_address: Option<SocketAddr>,
     pub(crate) site: Arc<Site>,
+    pub(crate) started: SystemTime,
+    /// Records that were missing from the log at the start.
+    pub(crate) records_lost: u64,
 }
 
 /// Asks a running proxy for its `/status`.
@@ -277,6 +280,7 @@ impl Admin {
         };
         json!({
             "name": self.name,
+            "spiffe_id": self.identity.get().map(|feed| feed.current().svid.spiffe_id().to_string()),
             "revision": in_force.live().revision(),
             "policies": counts(in_force.live()),
             "shadow": in_force.shadow().map(|shadow| counts(shadow)),

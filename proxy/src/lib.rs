@@ -15,6 +15,7 @@ mod metrics;
 mod peer;
 mod port;
 mod reload;
+mod report;
 mod running;
 mod share;
 mod shown;

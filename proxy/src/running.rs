@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
+use hoplite_decision::reporting::keep_reporting;
 use hoplite_decision::{CurrentPolicy, DecisionPoint, Follower, LOG_NOTE, follow_bundles};
 use hoplite_host::clock;
 use hoplite_host::daemon::{self, Arguments, Daemon, DaemonError, Process};
@@ -19,7 +20,7 @@ use hoplite_host::socket::{self as unix_socket, Placed};
 use hoplite_identity::SpiffeId;
 use hoplite_telemetry::MetricsDoor;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
@@ -58,6 +59,9 @@ pub struct Running {
     ended: mpsc::Receiver<()>,
     workers: Vec<Question>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    /// Tells the agent how this proxy is, and at the stop that it leaves.
+    reporting: Stopper,
+    reporter: JoinHandle<()>,
     _control: JoinSet<()>,
     /// The admin socket.
     _placed: Placed,
@@ -117,7 +121,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let workers = if traffic == Traffic::Threads { config.workers } else { 1 };
     let ports = bind(&config, workers)?;
     files::private_dir(&config.state_dir)?;
-    let recorder = open_log(&config)?;
+    let started = clock::now();
+    let (recorder, records_lost) = open_log(&config)?;
     let (admin_listener, placed) = unix_socket::place(&config.admin_socket, 0o600)?;
     let door = match config.metrics_listen {
         Some(listen) => Some(MetricsDoor::bind(listen).await?),
@@ -174,6 +179,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         metrics: metrics.clone(),
         metrics_address,
         site: site.clone(),
+        started,
+        records_lost,
     });
     let (close, closed) = shutdown::channel();
     if let Some(door) = door {
@@ -193,11 +200,16 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
 
     // Bundles. The agent gives its feed to whom it knows, so an identity comes first.
     let trust_domain = own.svid.spiffe_id().trust_domain().clone();
+    let epoch = policy.subscribe();
     control.spawn(follow_bundles(
         policy.clone(),
         config.workload_api.clone(),
         trust_domain,
     ));
+    let (reporting, leaving) = shutdown::channel();
+    let described = admin.clone();
+    let describe = move || described.report();
+    let reporter = tokio::spawn(keep_reporting(config.workload_api.clone(), describe, epoch, leaving));
 
     // Traffic.
     for port in &ports {
@@ -235,6 +247,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         ended,
         workers: questions,
         threads,
+        reporting,
+        reporter,
         _control: control,
         _placed: placed,
     })
@@ -263,7 +277,7 @@ pub(crate) fn connections_max(config: &Config) -> usize {
     config.limits.connections_max.min(process::places(2, listeners)).max(1)
 }
 
-fn open_log(config: &Config) -> Result<Recorder, StartError> {
+fn open_log(config: &Config) -> Result<(Recorder, u64), StartError> {
     let note = config.state_dir.join(LOG_NOTE);
     let opened = Recorder::open_noted(&config.audit_dir, &config.name, Options::default(), &note);
     let (recorder, repair) = opened.map_err(|source| StartError::Audit {
@@ -282,7 +296,7 @@ fn open_log(config: &Config) -> Result<Recorder, StartError> {
             "the decision log ended in an unfinished record, which was never acknowledged"
         );
     }
-    Ok(recorder)
+    Ok((recorder, repair.missing))
 }
 
 // === impl Running ===
@@ -370,6 +384,7 @@ impl Running {
 
     async fn stop_within(mut self, drain: Duration) {
         self.drain.stop();
+        self.reporting.stop();
         if !self.listeners.drain(drain).await {
             warn!("connections were still open after {} s and are closed", drain.as_secs());
         }
@@ -380,6 +395,7 @@ impl Running {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
         self.point.roll_up();
+        let _ = self.reporter.await; // it waits no longer than half a second for the agent
     }
 
     /// Returns when the proxy can no longer do its work: the decision log cannot be written, or a worker has ended by

@@ -130,6 +130,7 @@ impl World {
             log_levels: None,
             metrics_listen: Some(any_port()),
             policy_max_bytes: BUNDLE_BYTES_MAX,
+            report_period: Span(Duration::from_secs(2)),
         };
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
         // So that it comes back where its agent looks for it.

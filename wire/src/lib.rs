@@ -2,16 +2,20 @@
 //!
 //! Types from [`workload`], [`ca`], [`sds`] and [`ext_authz`] are parsed into domain types at the edge, once, and go no further. The
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
-//! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force.
+//! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force,
+//! [`reporting`] says what of a report has changed.
 //! [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
 
 pub mod channel;
 mod entry;
 mod policy_feed;
+mod report_link;
+pub mod reporting;
 mod served;
 mod workload_api;
 
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
+pub use report_link::ReportLink;
 pub use served::{Begins, Beside, Counted, NO_RPC, Served};
 pub use workload_api::{FetchError, Identity, WorkloadApi, socket_path};
 
@@ -29,16 +33,37 @@ pub mod workload {
     tonic::include_proto!("_");
 }
 
-/// What agents and operators ask of the CA.
-#[expect(
-    missing_docs,
-    clippy::allow_attributes,
-    clippy::allow_attributes_without_reason,
-    reason = "generated from proto/hoplite/ca.proto, which is documented"
-)]
-pub mod ca {
-    tonic::include_proto!("hoplite.ca.v1");
+/// What is generated of packages of ours that name each other, in the places where each looks for the other.
+mod generated {
+    pub(crate) mod ca {
+        /// What agents and operators ask of the CA.
+        #[expect(
+            missing_docs,
+            clippy::allow_attributes,
+            clippy::allow_attributes_without_reason,
+            reason = "generated from proto/hoplite/ca.proto, which is documented"
+        )]
+        pub mod v1 {
+            tonic::include_proto!("hoplite.ca.v1");
+        }
+    }
+
+    pub(crate) mod report {
+        /// What the parts of a mesh say of themselves.
+        #[expect(
+            missing_docs,
+            clippy::allow_attributes,
+            clippy::allow_attributes_without_reason,
+            reason = "generated from proto/hoplite/report.proto, which is documented"
+        )]
+        pub mod v1 {
+            tonic::include_proto!("hoplite.report.v1");
+        }
+    }
 }
+
+pub use generated::ca::v1 as ca;
+pub use generated::report::v1 as report;
 
 /// What people ask of the agent on their node.
 #[expect(

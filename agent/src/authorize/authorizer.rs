@@ -35,6 +35,8 @@ pub(crate) struct Authorizer {
     point: Arc<DecisionPoint>,
     feed: Arc<CurrentPolicy>,
     services: RwLock<BTreeMap<ServiceName, SpiffeId>>,
+    name: String,
+    records_lost: u64,
     audit_dir: PathBuf,
     directory: Mutex<Option<Follower>>,
 }
@@ -111,6 +113,8 @@ impl Authorizer {
             )),
             feed,
             services: RwLock::new(config.services.clone()),
+            name: config.name.clone(),
+            records_lost: repair.missing,
             audit_dir: config.audit_dir.clone(),
             directory: Mutex::new(directory),
         })
@@ -162,6 +166,23 @@ impl Authorizer {
     /// What decides.
     pub(crate) fn point(&self) -> &Arc<DecisionPoint> {
         &self.point
+    }
+
+    /// What its decision ids begin with.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Records that were missing from its log at the start.
+    pub(crate) fn records_lost(&self) -> u64 {
+        self.records_lost
+    }
+
+    /// Returns when another policy is in force.
+    pub(crate) async fn changed(&self) {
+        if self.feed.subscribe().changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Waits until no decision can be recorded any more, and says why. Every answer is a refusal from then on.

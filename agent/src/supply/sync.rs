@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
@@ -15,6 +15,7 @@ use hoplite_identity::{EntryId, InvalidEntryId, RegisteredEntry, TrustDomain, en
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::node::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
@@ -29,10 +30,24 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(10);
 
 /// What is registered under this node, at one revision.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Registrations {
     /// By entry id.
     pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    /// The CA's revision.
+    pub(crate) revision: u64,
+    /// Over all entries, those that are not served among them.
+    pub(crate) digest: [u8; 32],
+    /// When the CA said it.
+    pub(crate) heard: SystemTime,
+}
+
+/// Whom the watch tells what.
+pub(crate) struct Told {
+    pub(crate) registrations: watch::Sender<Option<Arc<Registrations>>>,
+    pub(crate) policy: watch::Sender<Option<Arc<PolicyState>>>,
+    /// The connection that is watched on, for whatever else is said on it.
+    pub(crate) connections: watch::Sender<Option<Channel>>,
 }
 
 /// The pure part: what the CA said so far.
@@ -75,8 +90,7 @@ pub(crate) async fn run(
     link: CaLink,
     keeper: Arc<Keeper>,
     trust_domain: TrustDomain,
-    registrations: watch::Sender<Option<Arc<Registrations>>>,
-    policy: watch::Sender<Option<Arc<PolicyState>>>,
+    told: Told,
     mut shutdown: Shutdown,
 ) {
     let mut view = View::new(trust_domain);
@@ -97,13 +111,14 @@ pub(crate) async fn run(
         };
         let Some(own) = own else { return };
         let ended = tokio::select! {
-            ended = follow(&link, &own, &keeper, &mut view, &registrations, &policy, &mut backoff) => ended,
+            ended = follow(&link, &own, &keeper, &mut view, &told, &mut backoff) => ended,
             // A connection made with the old certificate ends when that expires; better to move over in good time.
             () = replaced(&own, link.credentials()) => continue,
             Ok(()) = moves.changed() => continue,
             () = shutdown.wait() => return,
         };
         link.metrics().contact.lost();
+        told.connections.send_replace(None);
         if matches!(ended, CaError::Refused(_)) {
             link.refused();
         }
@@ -123,22 +138,25 @@ async fn follow(
     own: &Credentials,
     keeper: &Keeper,
     view: &mut View,
-    registrations: &watch::Sender<Option<Arc<Registrations>>>,
-    policy: &watch::Sender<Option<Arc<PolicyState>>>,
+    told: &Told,
     backoff: &mut Backoff,
 ) -> CaError {
     let opened = async {
-        let mut client = NodeClient::new(link.connect(own).await?).max_decoding_message_size(UPDATE_BYTES_MAX);
+        let channel = link.connect(own).await?;
+        let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(UPDATE_BYTES_MAX);
         let request = WatchRequest {
             from_revision: view.revision(),
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(request))
             .await
             .map_err(|_| CaError::Timeout)?;
-        Ok(opened?.into_inner())
+        Ok((opened?.into_inner(), channel))
     };
     let mut updates = match opened.await {
-        Ok(updates) => updates,
+        Ok((updates, channel)) => {
+            told.connections.send_replace(Some(channel));
+            updates
+        }
         Err(error) => return error,
     };
     let since = clock::moment();
@@ -160,7 +178,7 @@ async fn follow(
         }
         // It says whom it is from by itself, whatever becomes of the entries.
         if let Some(state) = update.policy.take() {
-            policy.send_replace(Some(Arc::new(state)));
+            told.policy.send_replace(Some(Arc::new(state)));
         }
         if let Err(error) = view.apply(update) {
             return CaError::Answer(error.to_string());
@@ -171,7 +189,8 @@ async fn follow(
             entries = view.entries.len(),
             "in step with the CA"
         );
-        registrations.send_replace(Some(Arc::new(view.registrations())));
+        let now = clock::now();
+        told.registrations.send_replace(Some(Arc::new(view.registrations(now))));
     }
 }
 
@@ -250,10 +269,13 @@ impl View {
         entries_digest(self.entries.iter().map(|(id, held)| (id, held.revision)))
     }
 
-    fn registrations(&self) -> Registrations {
+    fn registrations(&self, now: SystemTime) -> Registrations {
         let usable = |(id, held): (&EntryId, &HeldEntry)| Some((id.clone(), Arc::clone(held.entry.as_ref()?)));
         Registrations {
             entries: self.entries.iter().filter_map(usable).collect(),
+            revision: self.seen,
+            digest: self.digest(),
+            heard: now,
         }
     }
 }
@@ -305,7 +327,7 @@ mod tests {
     }
 
     fn ids(view: &View) -> Vec<String> {
-        view.registrations()
+        view.registrations(SystemTime::now())
             .entries
             .into_keys()
             .map(|id| id.to_string())

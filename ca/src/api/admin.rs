@@ -15,11 +15,13 @@ use hoplite_identity::{SpiffeId, TrustDomain};
 use hoplite_wire::{Begins, Served, ca as wire};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
 use crate::api::admin_call::AdminCall;
 use crate::api::entries::Entries;
+use crate::api::fleet::Reported;
 use crate::api::gate::{Calls, Gate, Shown};
 use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
@@ -62,6 +64,7 @@ pub(crate) struct Admin {
     entries: Entries,
     operators: Operators,
     publishing: Publishing,
+    reported: Reported,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -181,6 +184,7 @@ impl Admin {
         publishing: Publishing,
         issuer: Issuer,
         invites: Invites,
+        reported: Reported,
     ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         Self {
@@ -190,6 +194,7 @@ impl Admin {
             invites,
             trust_domain,
             publishing,
+            reported,
         }
     }
 
@@ -507,6 +512,49 @@ impl wire::admin_server::Admin for Admin {
             let allowed = call.may(What::TrustDomain)?;
             self.registry.write(RevokeGrant { id: id.clone() }).await?;
             Ok(allowed.done(wire::RevokeGrantResponse {}))
+        })
+        .await
+    }
+
+    type ShowMeshStream = ReceiverStream<Result<wire::Mesh, Status>>;
+
+    async fn show_mesh(
+        &self,
+        request: Request<wire::ShowMeshRequest>,
+    ) -> Result<Response<Self::ShowMeshStream>, Status> {
+        let call = AdminCall::new(&request, Action::ShowMesh)?;
+        call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
+            let answers = self.reported.mesh(request.into_inner());
+            Ok(allowed.done(ReceiverStream::new(answers)))
+        })
+        .await
+    }
+
+    type ListReportsStream = ReceiverStream<Result<wire::NodeReport, Status>>;
+
+    async fn list_reports(
+        &self,
+        request: Request<wire::ListReportsRequest>,
+    ) -> Result<Response<Self::ListReportsStream>, Status> {
+        let call = AdminCall::new(&request, Action::ListReports)?;
+        call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
+            let answers = self.reported.reports(request.get_ref());
+            Ok(allowed.done(ReceiverStream::new(answers)))
+        })
+        .await
+    }
+
+    async fn show_report(
+        &self,
+        request: Request<wire::ShowReportRequest>,
+    ) -> Result<Response<wire::NodeReport>, Status> {
+        let call = AdminCall::new(&request, Action::ShowReport)?;
+        let node = request.into_inner().node;
+        call.answer(&node, async {
+            let allowed = call.may(What::TrustDomain)?;
+            Ok(allowed.done(self.reported.report(&node)?))
         })
         .await
     }

@@ -14,16 +14,18 @@ use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Source;
 use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
 use hoplite_store::Revision;
-use hoplite_wire::ca as wire;
+use hoplite_wire::{ca as wire, report as wire_report};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::writes::{Activate, Renew};
 use crate::api::messages;
+use crate::api::reporting::Reporting;
 use crate::api::status::Blame;
+use crate::fleet::Fleet;
 use crate::index::Update;
 use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
@@ -57,6 +59,7 @@ struct Shared {
     registry: Registry,
     issuer: Issuer,
     publishing: Publishing,
+    fleet: Fleet,
     /// Of joins with tokens that are not known, by where they come from.
     guesses: Mutex<Failures<Source>>,
     /// Of joins with tokens that are known, by the token's digest.
@@ -94,6 +97,7 @@ impl Node {
         registry: Registry,
         issuer: Issuer,
         publishing: Publishing,
+        fleet: Fleet,
         metrics: Metrics,
         shutdown: Shutdown,
     ) -> Self {
@@ -101,6 +105,7 @@ impl Node {
             registry,
             issuer,
             publishing,
+            fleet,
             guesses: Mutex::default(),
             failures: Mutex::default(),
             metrics,
@@ -368,6 +373,27 @@ impl wire::node_server::Node for Node {
         self.agent(&request).await?;
         let sets = self.0.publishing.signer_sets(request.into_inner().from_version);
         Ok(Response::new(wire::SignerSets { sets }))
+    }
+
+    type ReportStream = ReceiverStream<Result<wire::ReportAck, Status>>;
+
+    async fn report(
+        &self,
+        request: Request<Streaming<wire_report::Report>>,
+    ) -> Result<Response<Self::ReportStream>, Status> {
+        let peer = self.agent(&request).await?;
+        let (acks, receiver) = mpsc::channel(1);
+        let reporting = Reporting {
+            fleet: self.0.fleet.clone(),
+            peer,
+            shutdown: self.0.shutdown.clone(),
+        };
+        let node = self.clone();
+        tokio::spawn(async move {
+            let standing = |peer: &VerifiedPeer| node.standing(peer).map(drop);
+            reporting.listen(request.into_inner(), acks, standing).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 

@@ -112,17 +112,18 @@ fn roles_and_what_they_may() {
     check(&operator(&["local"], &[]), &everything); // why nobody can be given it: see `Operator::check_role`
     check(
         &operator(&["auditor"], &[]),
-        "GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListSigners RenewOperator ShowBundle \
-         ShowPolicy SignOut WhoAmI",
+        "GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners RenewOperator \
+         ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["policy"], &[]),
-        "AddGrant ClearShadow GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListSigners \
-         PublishPolicy RenewOperator RevokeGrant ShowBundle ShowPolicy SignOut WhoAmI",
+        "AddGrant ClearShadow GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListReports \
+         ListSigners PublishPolicy RenewOperator RevokeGrant ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["nodes"], &[]),
-        "BanAgent CreateToken EvictAgent ListAgents ListEntries RenewOperator ShowBundle SignOut WhoAmI",
+        "BanAgent CreateToken EvictAgent ListAgents ListEntries ListReports RenewOperator ShowBundle ShowMesh ShowReport \
+         SignOut WhoAmI",
     );
     check(
         &operator(&["entries"], &["/ns/pay"]),

@@ -49,6 +49,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         log_levels: None,
         metrics_listen: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
+        report_period: Span(Duration::from_secs(2)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod diff;
+mod elsewhere;
 mod explain;
 mod fmt;
 mod grant;
@@ -31,6 +32,7 @@ use serde_json::{Value, json};
 
 use crate::command::MeshDir;
 use crate::command::admin::ListArgs;
+use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, moment, one_line, part, plain, print, verdict};
 
 /// The exit code of a comparison that could not be made, apart from that of one that found a difference.
@@ -117,8 +119,8 @@ pub(crate) enum PolicyCommand {
     /// Break-glass: permits for a few hours that two people sign
     #[command(subcommand)]
     Grant(grant::GrantCommand),
-    /// Show which policies each proxy of a mesh enforces; exit 1 if one holds on to old ones, denies all, or obeys a
-    /// directory though there is a signed bundle
+    /// Show which policies each proxy of a mesh enforces: those of this machine by asking them, those of other nodes by what they
+    /// report to the CA; exit 1 if one holds on to old ones, denies all, or obeys a directory though there is a signed bundle
     #[command(
         after_help = "Examples:\n  hoplite policy status\n  hoplite policy status --proxy /run/hoplite/orders.sock --output json"
     )]
@@ -133,7 +135,7 @@ pub(crate) enum PolicyCommand {
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    dir: MeshDir,
+    ca: CaArgs,
     #[command(flatten)]
     proxies: ProxyArgs,
     #[command(flatten)]
@@ -308,8 +310,20 @@ fn state(status: &Value) -> String {
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let sockets = args.proxies.sockets(&args.dir)?;
-    let statuses: Vec<Value> = super::runtime()?.block_on(async {
+    let elsewhere = args
+        .proxies
+        .named()
+        .is_empty()
+        .then(|| elsewhere::Elsewhere::ask(&args.ca, false));
+    let sockets = match args.proxies.sockets(args.ca.mesh()) {
+        Ok(sockets) => sockets,
+        // No mesh lies here, and the CA knows of others.
+        Err(error) => match &elsewhere {
+            Some(Ok(others)) if !others.is_empty() => Vec::new(),
+            _ => return Err(error),
+        },
+    };
+    let mut statuses: Vec<Value> = super::runtime()?.block_on(async {
         let mut statuses = Vec::new();
         for socket in &sockets {
             statuses.push(match hoplite_proxy::admin_status(socket).await {
@@ -319,6 +333,14 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
         statuses
     });
+    match elsewhere {
+        Some(Ok(others)) => {
+            others.say_unheard();
+            statuses.extend(others.statuses(&statuses));
+        }
+        Some(Err(error)) => eprintln!("only proxies of this machine are seen: {}", one_line(&error)),
+        None => {}
+    }
     let good = |status: &Value| {
         part(status, "/policy/in_force") == "live" && faults(status).is_empty() && alarms(status).is_empty()
     };

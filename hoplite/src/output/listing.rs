@@ -74,7 +74,7 @@ pub(crate) fn verdict(word: &str) -> Style {
 }
 
 /// How wide what people read may be: as `COLUMNS` says, or the terminal; without one there is no bound.
-fn width() -> Option<usize> {
+pub(crate) fn width() -> Option<usize> {
     let said = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     said.filter(|columns| *columns > 0)
         .or_else(|| terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0.into()))

@@ -247,6 +247,7 @@ impl Layout {
              data_dir = \"{dir}/ca\"\n\
              listen = \"{}\"\n\
              admin_socket = \"{dir}/run/ca.sock\"\n\
+             report_period = \"2s\"\n\
              {}{signers}",
             loopback(ports.ca),
             ports.metrics_listen("ca"),

@@ -20,6 +20,7 @@ mod doctor;
 mod draining;
 mod entries;
 mod files_guide;
+mod fleet;
 mod full_disk;
 mod joining;
 mod listeners;

@@ -128,8 +128,14 @@ fn a_publication_waits_until_every_proxy_follows() {
     let policies = up.dir.join("policies").display().to_string();
     let publish = |more: &[&str], code: i32| said(&up, &[&["policy", "publish", &policies], more].concat(), code);
     assert_eq!(up.get("/ledger/42").status, 403);
+    until("the CA has heard of every proxy", || {
+        (up.json(&["status"])["policy"]["proxies"] == 3).then_some(())
+    });
     let text = publish(&["--wait"], 0);
-    assert!(text.contains("wait     3 of 3 proxies enforce revision 1\n"), "{text}");
+    assert!(
+        text.contains("wait     3 of 3 proxies on 1 node enforce revision 1\n"),
+        "{text}"
+    );
     let status = up.json(&["policy", "status"]);
     assert!(
         status
@@ -154,9 +160,12 @@ fn a_publication_waits_until_every_proxy_follows() {
     assert_eq!(up.json(&["policy", "history"]).as_array().unwrap().len(), 1);
     let renewed = up.json(&["policy", "publish", &policies, "--renew", "--wait"]);
     assert_eq!((&renewed["changed"], &renewed["revision"]), (&json!(true), &json!(2)));
-    assert_eq!(renewed["proxies"], json!({"known": 3, "follow": 3, "behind": []}));
+    assert_eq!(
+        renewed["proxies"],
+        json!({"known": 3, "follow": 3, "behind": [], "nodes": 1, "nodes_not_heard": 0})
+    );
     let text = publish(&["--shadow", "--wait"], 0);
-    assert!(text.contains("3 of 3 proxies try revision 3"), "{text}");
+    assert!(text.contains("3 of 3 proxies on 1 node try revision 3"), "{text}");
     let text = publish(&["--shadow"], 0);
     assert!(text.contains("nothing changed: revision 3"), "{text}");
 

@@ -101,9 +101,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     };
     if let Some(same) = same.filter(|_| !args.renew) {
         let revision = office.unchanged(same, steps)?;
-        return args
-            .wait
-            .follow(ca.mesh(), &goal(revision, &digest), args.list.output, steps);
+        return args.wait.follow(ca, &goal(revision, &digest), args.list.output, steps);
     }
     let proxies = args.wait.proxies(ca.mesh())?;
     let ground = Ground {
@@ -125,8 +123,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
         note: args.note.clone(),
     };
     let revision = office.send(ready, meta, steps)?;
-    args.wait
-        .follow(ca.mesh(), &goal(revision, &digest), args.list.output, steps)
+    args.wait.follow(ca, &goal(revision, &digest), args.list.output, steps)
 }
 
 fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow::Result<Option<Checked<'a>>> {

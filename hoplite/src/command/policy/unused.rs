@@ -9,9 +9,11 @@ use hoplite_audit::{Query, ReadError, read_log};
 use hoplite_author::{Effect, Places, PolicyView};
 use serde_json::{Value, json};
 
+use super::elsewhere::{Elsewhere, named};
 use super::{AuditArgs, ProxyArgs, compile, sources};
-use crate::command::MeshDir;
-use crate::output::{Column, Form, Listing, count, part, print, print_json, thousands};
+use crate::command::fleet::text::many;
+use crate::command::reach::CaArgs;
+use crate::output::{Column, Form, Listing, count, one_line, part, print, print_json, thousands};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -25,7 +27,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    dir: MeshDir,
+    ca: CaArgs,
     #[command(flatten)]
     form: Form,
 }
@@ -44,6 +46,8 @@ struct Counted {
     answers: Vec<Value>,
     /// Proxies of the mesh that do not answer.
     away: Vec<String>,
+    /// The other nodes', by what they report; none where they have nothing to do with it, or the CA cannot be asked.
+    elsewhere: Option<Elsewhere>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -57,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut records = 0_u64;
     let (mut damaged, mut damage) = (0_u64, None);
     let mut unknown = 0_u64;
-    for log in args.audit.logs(&args.dir)? {
+    for log in args.audit.logs(args.ca.mesh())? {
         let mut decisions = read_log(&log, &query)?;
         for record in decisions.by_ref() {
             let record = match record {
@@ -77,7 +81,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         unknown += decisions.unknown();
     }
-    let Counted { answers, away } = counted(args)?;
+    let Counted {
+        answers,
+        away,
+        elsewhere,
+    } = counted(args)?;
     let policies = answers.iter().filter_map(|answer| part(answer, "/policies").as_array());
     for policy in policies.flatten() {
         let Some(id) = part(policy, "/id").as_str() else {
@@ -87,6 +95,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         each.determined += part(policy, "/determining").as_u64().unwrap_or(0);
         each.candidate += part(policy, "/candidate").as_u64().unwrap_or(0);
     }
+    // Of those only that they decided something is told, and of a proxy with very many not each.
+    let (mut reported, mut not_whole) = (Vec::new(), Vec::new());
+    for (node, point) in elsewhere.iter().flat_map(|elsewhere| elsewhere.others(&answers)) {
+        let about = point.about.clone().unwrap_or_default();
+        let name = format!("{}/{}", node.node, about.name);
+        let fired = point.fired.clone().unwrap_or_default();
+        for id in fired.ids {
+            uses.entry(id).or_default().determined += 1;
+        }
+        if fired.left_out > 0 {
+            not_whole.push(name.clone());
+        }
+        reported.push(name);
+    }
+    let unheard: Vec<&str> = elsewhere.iter().flat_map(Elsewhere::unheard).collect();
     let unused: Vec<_> = PolicyView::all(&snapshot, &Places::of(&sources))
         .into_iter()
         .map(|policy| (uses.get(&policy.id).cloned().unwrap_or_default(), policy))
@@ -107,6 +130,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.form.is_json() {
         print_json(&json!({
             "since": humantime::format_rfc3339_seconds(args.since).to_string(), "records": records, "damaged": damaged, "unknown": unknown, "proxies": proxies, "away": away,
+            "reported": reported, "reported_in_part": not_whole, "nodes_not_heard": unheard,
             "unused": rows,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -128,6 +152,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ),
         }
     ))?;
+    if !reported.is_empty() {
+        print(&format!(
+            "Nor did they decide at {} of other nodes since their start\n",
+            many(reported.len() as u64, "proxy", "proxies")
+        ))?;
+    }
+    if !not_whole.is_empty() {
+        let names: Vec<&str> = not_whole.iter().map(String::as_str).collect();
+        print(&format!(
+            "Not counted in whole, because more decided there than a report holds; ask there: {}\n",
+            named(&names)
+        ))?;
+    }
+    if !unheard.is_empty() {
+        print(&format!(
+            "Not counted, because nothing was heard of these nodes: {}\n",
+            named(&unheard)
+        ))?;
+    }
     if let Some(damage) = damage {
         print(&format!(
             "Not counted, because they cannot be read: {} ({damage}); `hoplite audit verify` has the findings\n",
@@ -171,8 +214,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// The counters of the proxies that were named, each of which must answer; else of those of the mesh whose logs are read.
 fn counted(args: &Args) -> anyhow::Result<Counted> {
     let named = !args.proxies.proxies.is_empty();
-    let sockets = if named || (args.audit.audit.is_empty() && args.dir.path()?.join("config").is_dir()) {
-        args.proxies.sockets(&args.dir)?
+    let elsewhere = if named || !args.audit.audit.is_empty() {
+        None
+    } else {
+        let asked = Elsewhere::ask(&args.ca, true);
+        let say = |error: &anyhow::Error| eprintln!("only proxies of this machine are counted: {}", one_line(error));
+        asked.inspect_err(say).ok()
+    };
+    let sockets = if named || (args.audit.audit.is_empty() && args.ca.mesh().path()?.join("config").is_dir()) {
+        args.proxies.sockets(args.ca.mesh())?
     } else {
         // Logs of other machines: the proxies of this one have counted something else.
         Vec::new()
@@ -180,6 +230,7 @@ fn counted(args: &Args) -> anyhow::Result<Counted> {
     let mut counted = Counted {
         answers: Vec::new(),
         away: Vec::new(),
+        elsewhere,
     };
     super::super::runtime()?.block_on(async {
         for socket in &sockets {

@@ -71,9 +71,7 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     )?;
     if let Some(same) = in_force.unchanged(bundle.sources(), now) {
         let revision = office.unchanged(same, steps)?;
-        return args
-            .wait
-            .follow(ca.mesh(), &Goal::Live(revision), args.list.output, steps);
+        return args.wait.follow(ca, &Goal::Live(revision), args.list.output, steps);
     }
     let proxies = args.wait.proxies(ca.mesh())?;
     let ground = Ground {
@@ -91,8 +89,7 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
         note: Some(note.unwrap_or_else(|| format!("back to revision {revision}"))),
     };
     let revision = office.send(ready, meta, steps)?;
-    args.wait
-        .follow(ca.mesh(), &Goal::Live(revision), args.list.output, steps)
+    args.wait.follow(ca, &Goal::Live(revision), args.list.output, steps)
 }
 
 /// The last live revision before the content in force was first published. What was published since then has been taken back

@@ -5,16 +5,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hoplite_host::clock;
+use hoplite_wire::ca::{self as wire, Mesh};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::steps::{Ended, Steps};
+use crate::command::fleet::ask;
+use crate::command::fleet::text::many;
 use crate::command::policy::{ProxyArgs, mesh_proxies};
+use crate::command::reach::CaArgs;
 use crate::command::{MeshDir, runtime};
 use crate::output::{Output, part, plain};
 
 /// How often the proxies are asked.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the CA is asked what others report.
+const TICK_FAR: Duration = Duration::from_millis(300);
 /// For so long it is waited where no proxy answers at all.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// The most proxies that a sentence names.
@@ -45,6 +51,22 @@ pub(crate) enum Goal {
     Shadow(u64, String),
 }
 
+/// What all proxies of the mesh do, by what they report: those that lie here too, and those of other nodes.
+#[derive(Debug, Clone)]
+struct Reported(Mesh);
+
+/// What came of waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Outcome {
+    all: usize,
+    follow: usize,
+    /// Nodes with proxies; none where only sockets of this machine were asked.
+    nodes: Option<u32>,
+    behind: Vec<Behind>,
+    /// Nodes of which nothing is known.
+    unheard: u32,
+}
+
 /// A proxy that does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Behind {
@@ -65,19 +87,19 @@ impl WaitArgs {
     }
 
     /// Waits, if it is to be waited.
-    pub(crate) fn follow(
-        &self,
-        mesh: &MeshDir,
-        goal: &Goal,
-        output: Output,
-        steps: &mut Steps,
-    ) -> anyhow::Result<Ended> {
+    pub(crate) fn follow(&self, ca: &CaArgs, goal: &Goal, output: Output, steps: &mut Steps) -> anyhow::Result<Ended> {
         let by_default = output == Output::Table && std::io::stdout().is_terminal() && !self.no_wait;
         if !(self.wait || by_default) {
             return Ok(Ended::Well);
         }
-        let sockets = self.proxies(mesh)?;
-        if sockets.is_empty() {
+        let sockets = self.proxies(ca.mesh())?;
+        let reported = self
+            .proxies
+            .named()
+            .is_empty()
+            .then(|| Reported::ask(ca, goal, &sockets))
+            .flatten();
+        if sockets.is_empty() && reported.as_ref().is_none_or(Reported::is_nobody) {
             steps.fact("proxies", json!({"known": 0, "follow": 0, "behind": []}));
             let what = "no proxy is known here, so nobody was waited for; --proxy SOCKET names them";
             return if self.wait {
@@ -86,19 +108,46 @@ impl WaitArgs {
                 steps.done("wait", what).map(|()| Ended::Well)
             };
         }
-        let all = sockets.len();
+        let start = clock::moment();
+        let here = sockets.clone();
         let behind = runtime()?.block_on(wait(sockets, goal, self.timeout));
-        let follow = all - behind.len();
+        let Outcome {
+            all,
+            follow,
+            nodes,
+            behind,
+            unheard,
+        } = match reported {
+            Some(reported) => {
+                let reported = reported.wait(ca, goal, &here, self.timeout.saturating_sub(start.elapsed()));
+                reported.outcome(&here, behind)
+            }
+            None => Outcome::here(here.len(), behind),
+        };
         let listed: Vec<Value> = behind
             .iter()
             .map(|proxy| json!({"name": proxy.name, "why": proxy.why}))
             .collect();
-        steps.fact("proxies", json!({"known": all, "follow": follow, "behind": listed}));
-        let counted = counted(follow, all, goal);
+        steps.fact(
+            "proxies",
+            json!({"known": all, "follow": follow, "behind": listed, "nodes": nodes, "nodes_not_heard": unheard}),
+        );
+        let counted = match nodes {
+            Some(nodes @ 1..) => counted_on(follow, all, nodes, goal),
+            _ => counted(follow, all, goal),
+        };
+        if unheard > 0 && behind.is_empty() {
+            let unheard = many(unheard, "node is", "nodes are");
+            let what = format!("{counted}; {unheard} not heard, so nobody knows of theirs: `hoplite fleet` names them");
+            return steps.behind("wait", &what).map(|()| Ended::NotFollowed);
+        }
         if behind.is_empty() {
             return steps.done("wait", &counted).map(|()| Ended::Well);
         }
-        let what = if behind.len() == all && behind.iter().all(|proxy| proxy.is_away) {
+        let what = if nodes.is_none_or(|nodes| nodes == 0)
+            && behind.len() == all
+            && behind.iter().all(|proxy| proxy.is_away)
+        {
             format!("no proxy runs here, so nobody enforces it yet: {}", named(&behind))
         } else {
             format!(
@@ -108,6 +157,87 @@ impl WaitArgs {
             )
         };
         steps.behind("wait", &what).map(|()| Ended::NotFollowed)
+    }
+}
+
+// === impl Reported ===
+
+impl Reported {
+    /// None where the CA cannot be asked, or is older than reports.
+    fn ask(ca: &CaArgs, goal: &Goal, here: &[PathBuf]) -> Option<Self> {
+        let names = here.iter().map(|socket| name(socket)).collect();
+        let goal = match goal {
+            Goal::Live(revision) => wire::Goal {
+                live_revision: *revision,
+                names,
+                ..wire::Goal::default()
+            },
+            Goal::Shadow(_, digest) => wire::Goal {
+                shadow: digest.clone(),
+                names,
+                ..wire::Goal::default()
+            },
+        };
+        ask::following(ca, goal).ok().flatten().map(Self)
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.0.points == 0 && self.unheard() == 0
+    }
+
+    fn unheard(&self) -> u32 {
+        self.0.silent + self.0.not_heard
+    }
+
+    /// Asks until all follow, or the time is over.
+    fn wait(self, ca: &CaArgs, goal: &Goal, here: &[PathBuf], timeout: Duration) -> Self {
+        let (start, mut last) = (clock::moment(), self);
+        while (last.0.following < last.0.points || last.unheard() > 0) && start.elapsed() < timeout {
+            std::thread::sleep(TICK_FAR);
+            last = Self::ask(ca, goal, here).unwrap_or(last);
+        }
+        last
+    }
+
+    /// With those of this machine that do not report: what was found of them here counts.
+    fn outcome(self, here: &[PathBuf], behind_here: Vec<Behind>) -> Outcome {
+        let unheard = self.unheard();
+        let Self(mesh) = self;
+        let is_known = |name: &String| mesh.known.contains(name);
+        let unreported = here
+            .iter()
+            .map(|socket| name(socket))
+            .filter(|name| !is_known(name))
+            .count();
+        let behind_here: Vec<Behind> = behind_here.into_iter().filter(|proxy| !is_known(&proxy.name)).collect();
+        let (points, following) = (mesh.points as usize, mesh.following as usize);
+        let behind = mesh.behind.into_iter().map(|behind| Behind {
+            name: format!("{}/{}", behind.node, behind.name),
+            is_away: behind.why == "away",
+            why: behind.why,
+        });
+        Outcome {
+            all: points + unreported,
+            follow: following + unreported.saturating_sub(behind_here.len()),
+            nodes: Some(mesh.nodes_with_points),
+            behind: behind.chain(behind_here).collect(),
+            unheard,
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Of this machine alone.
+    fn here(all: usize, behind: Vec<Behind>) -> Self {
+        Self {
+            all,
+            follow: all.saturating_sub(behind.len()),
+            nodes: None,
+            behind,
+            unheard: 0,
+        }
     }
 }
 
@@ -193,6 +323,13 @@ fn behind_of(status: &Value, goal: &Goal) -> Option<Behind> {
     }
 }
 
+/// `6 of 6 proxies on 3 nodes enforce revision 4`.
+fn counted_on(follow: usize, all: usize, nodes: u32, goal: &Goal) -> String {
+    let text = counted(follow, all, goal);
+    let on = format!(" proxies on {} ", many(nodes, "node", "nodes"));
+    text.replacen(" proxies ", &on, 1)
+}
+
 /// `6 of 6 proxies enforce revision 4`.
 fn counted(follow: usize, all: usize, goal: &Goal) -> String {
     match goal {
@@ -223,6 +360,44 @@ fn name(socket: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_of_all_nodes_count_and_those_here_that_do_not_report() {
+        let behind = |name: &str| Behind {
+            name: name.to_owned(),
+            why: "w".to_owned(),
+            is_away: false,
+        };
+        let mesh = Mesh {
+            points: 6,
+            following: 5,
+            nodes_with_points: 3,
+            silent: 1,
+            known: vec!["edge".into()],
+            behind: vec![wire::Behind {
+                node: "web-2".into(),
+                name: "edge".into(),
+                why: "w".into(),
+            }],
+            ..Mesh::default()
+        };
+        let here = ["run/edge.sock", "run/own.sock", "run/old.sock"].map(PathBuf::from);
+        let outcome = Reported(mesh).outcome(&here, vec![behind("edge"), behind("old")]);
+        assert_eq!(
+            outcome,
+            Outcome {
+                all: 8,
+                follow: 6,
+                nodes: Some(3),
+                behind: vec![behind("web-2/edge"), behind("old")],
+                unheard: 1,
+            }
+        );
+        assert_eq!(
+            counted_on(6, 8, 3, &Goal::Live(4)),
+            "6 of 8 proxies on 3 nodes enforce revision 4"
+        );
+    }
 
     #[test]
     fn who_is_behind_is_told_with_the_reason() {

@@ -1,0 +1,349 @@
+//! `hoplite status`: the mesh at a glance, and whether all is well.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use hoplite_wire::ca::{ListReportsRequest, Mesh};
+use serde_json::json;
+
+use super::fleet::ask::{self, CANNOT_TELL, Seen};
+use super::fleet::text::{ago, columns, many, short, shown, span, wrapped};
+use super::fleet::{again, json as as_json, of_node, who};
+use crate::command::reach::CaArgs;
+use crate::output::{Output, print_while_read};
+
+/// Nodes whose troubles are shown: one screen.
+const NODES_SHOWN: u32 = 10;
+
+/// Lines of them.
+const TROUBLES_SHOWN: usize = 12;
+
+/// An authority that ends sooner has to be replaced now.
+const AUTHORITY_WRONG: i64 = 12 * 3_600;
+
+/// … and sooner than this, soon.
+const AUTHORITY_NOTICED: i64 = 30 * 24 * 3_600;
+
+/// Where values stand.
+const INDENT: usize = 11;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Show it again each second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    ca: CaArgs,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What it comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Well,
+    Wrong,
+    /// The CA has just started, and has not heard of all.
+    Unknown,
+}
+
+pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let request = ListReportsRequest {
+        troubled: true,
+        limit: NODES_SHOWN,
+        ..ListReportsRequest::default()
+    };
+    ask::ask(&args.ca, &request, args.watch, |seen| {
+        let verdict = Verdict::of(&seen.mesh);
+        let text = match args.output {
+            Output::Table => again(args.watch, &text(seen, verdict, columns())),
+            Output::Json => {
+                let value = document(seen, verdict);
+                if args.watch {
+                    format!("{value}\n")
+                } else {
+                    format!("{}\n", serde_json::to_string_pretty(&value)?)
+                }
+            }
+        };
+        Ok((verdict.code(), print_while_read(&text)?))
+    })
+}
+
+fn document(seen: &Seen, verdict: Verdict) -> serde_json::Value {
+    let mut value = as_json::mesh(&seen.mesh);
+    let troubles = seen.nodes.iter().flat_map(|node| {
+        let troubles = node.troubles.iter();
+        troubles.map(move |trouble| of_node(node, as_json::trouble(trouble)))
+    });
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("verdict".to_owned(), json!(verdict.as_str()));
+        fields.insert("worst".to_owned(), troubles.collect());
+    }
+    value
+}
+
+fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
+    let mesh = &seen.mesh;
+    let mut text = String::new();
+    let mut line = |what: &str, value: &str| {
+        let first = format!("{what:<INDENT$}");
+        text.push_str(&wrapped(&first, INDENT, value, columns));
+    };
+    let program = mesh.program.clone().unwrap_or_default();
+    line(
+        "mesh",
+        &format!(
+            "{}, by a CA of version {} ({}), up {}",
+            mesh.trust_domain,
+            program.version,
+            short(&program.sha256),
+            ago(program.started_at_unix)
+        ),
+    );
+    line("agents", &agents(mesh));
+    line("policy", &policy(mesh));
+    let left = mesh.authority_not_after_unix.saturating_sub(mesh.now_unix);
+    line(
+        "authority",
+        &format!(
+            "ends {}, in {}{}",
+            shown(mesh.authority_not_after_unix),
+            span(u64::try_from(left).unwrap_or_default()),
+            if left < AUTHORITY_NOTICED {
+                "; it has to be replaced before that"
+            } else {
+                ""
+            }
+        ),
+    );
+    line("decisions", &decisions(mesh));
+    line(
+        "store",
+        &format!(
+            "revision {}, reports {} KiB",
+            mesh.store_revision,
+            mesh.report_bytes.div_ceil(1024)
+        ),
+    );
+    for (level, heading) in [("wrong", "WRONG"), ("notice", "notice")] {
+        troubles(&mut text, seen, level, heading, columns);
+    }
+    text.push('\n');
+    text.push_str(&wrapped("", 0, verdict.sentence(), columns));
+    text
+}
+
+fn decisions(mesh: &Mesh) -> String {
+    if mesh.points == 0 {
+        return "no proxy reports".to_owned();
+    }
+    format!(
+        "{} since the proxies started, {} of them denials; {} in the last minute",
+        mesh.decisions,
+        mesh.denials,
+        many(mesh.denials_per_minute, "denial", "denials")
+    )
+}
+
+fn agents(mesh: &Mesh) -> String {
+    if mesh.agents == 0 {
+        return "none has joined yet; `hoplite token create` makes a token with which one may".to_owned();
+    }
+    let mut text = format!("{} of {} heard, {} in step", mesh.heard, mesh.agents, mesh.in_step);
+    for (count, what) in [
+        (mesh.silent, "silent"),
+        (mesh.not_heard, "not heard since the CA started"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    }
+    text
+}
+
+fn policy(mesh: &Mesh) -> String {
+    let points = format!(
+        "{} of {} on {}",
+        mesh.points_with_live,
+        many(mesh.points, "proxy", "proxies"),
+        many(mesh.nodes_with_points, "node", "nodes")
+    );
+    let mut text = match (mesh.live_revision, mesh.points) {
+        (0, 0) => "nothing was published, and no proxy reports".to_owned(),
+        (0, _) => format!(
+            "nothing was published: {} on {} {} by directories",
+            many(mesh.points, "proxy", "proxies"),
+            many(mesh.nodes_with_points, "node", "nodes"),
+            if mesh.points == 1 { "goes" } else { "go" }
+        ),
+        (revision, 0) => format!("revision {revision} is in force, and no proxy reports"),
+        (revision, _) => format!("revision {revision} is in force at {points}"),
+    };
+    if mesh.shadow_revision > 0 {
+        text.push_str(&format!(", revision {} is tried beside it", mesh.shadow_revision));
+    }
+    if mesh.signers_version > 0 {
+        text.push_str(&format!("; signers version {}", mesh.signers_version));
+    }
+    text
+}
+
+fn troubles(text: &mut String, seen: &Seen, level: &str, heading: &str, columns: usize) {
+    let counted = seen.mesh.troubles.iter().filter(|trouble| trouble.level == level);
+    let all: u32 = counted.map(|trouble| trouble.count).sum();
+    let found = seen.nodes.iter().flat_map(|node| {
+        let of_level = node.troubles.iter().filter(|trouble| trouble.level == level);
+        of_level.map(move |trouble| (node, trouble))
+    });
+    let mut shown = 0_u32;
+    for (node, trouble) in found.take(TROUBLES_SHOWN) {
+        if shown == 0 {
+            text.push_str(&format!("\n{heading}\n"));
+        }
+        shown += 1;
+        let who = who(node, &trouble.point);
+        text.push_str(&wrapped("  ", 4, &format!("{who}: {}", trouble.text), columns));
+    }
+    match all.saturating_sub(shown) {
+        0 => {}
+        more if shown == 0 => text.push_str(&format!("\n{heading}\n  {more}; `hoplite fleet` shows them\n")),
+        more => text.push_str(&format!("  and {more} more; `hoplite fleet` shows them\n")),
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    fn of(mesh: &Mesh) -> Self {
+        let left = mesh.authority_not_after_unix.saturating_sub(mesh.now_unix);
+        let is_wrong = mesh.troubles.iter().any(|trouble| trouble.level == "wrong");
+        if is_wrong || left < AUTHORITY_WRONG {
+            Self::Wrong
+        } else if mesh.not_heard > 0 {
+            Self::Unknown
+        } else {
+            Self::Well
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Wrong => "wrong",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Well => "all is well",
+            Self::Wrong => "something is wrong",
+            Self::Unknown => "nobody can tell yet: the CA has just started, and not every agent has been heard",
+        }
+    }
+
+    fn code(self) -> ExitCode {
+        match self {
+            Self::Well => ExitCode::SUCCESS,
+            Self::Wrong => ExitCode::FAILURE,
+            Self::Unknown => ExitCode::from(CANNOT_TELL),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_wire::ca::{NodeReport, Trouble, TroubleCount};
+
+    fn mesh() -> Mesh {
+        Mesh {
+            trust_domain: "prod.example".into(),
+            now_unix: 1_800_000_000,
+            authority_not_after_unix: 1_800_000_000 + AUTHORITY_NOTICED,
+            agents: 3,
+            heard: 3,
+            in_step: 3,
+            points: 6,
+            points_with_live: 6,
+            nodes_with_points: 3,
+            live_revision: 7,
+            ..Mesh::default()
+        }
+    }
+
+    fn trouble(level: &str, count: u32) -> TroubleCount {
+        TroubleCount {
+            kind: "clock".into(),
+            level: level.into(),
+            count,
+        }
+    }
+
+    #[test]
+    fn what_it_comes_to() {
+        let check = |change: &dyn Fn(&mut Mesh), expected: Verdict| {
+            let mut mesh = mesh();
+            change(&mut mesh);
+            assert_eq!(Verdict::of(&mesh), expected);
+        };
+        check(&|_| (), Verdict::Well);
+        check(&|mesh| mesh.troubles = vec![trouble("notice", 4)], Verdict::Well);
+        check(&|mesh| mesh.troubles = vec![trouble("wrong", 1)], Verdict::Wrong);
+        check(&|mesh| mesh.not_heard = 1, Verdict::Unknown);
+        check(
+            &|mesh| {
+                mesh.not_heard = 1;
+                mesh.troubles = vec![trouble("wrong", 1)];
+            },
+            Verdict::Wrong,
+        );
+        check(
+            &|mesh| mesh.authority_not_after_unix = mesh.now_unix + 60,
+            Verdict::Wrong,
+        );
+        check(
+            &|mesh| {
+                *mesh = Mesh {
+                    agents: 0,
+                    ..mesh.clone()
+                }
+            },
+            Verdict::Well,
+        );
+    }
+
+    #[test]
+    fn it_fits_any_terminal() {
+        let long = "decides by an unsigned directory on its node, and revision 7 is in force since yesterday";
+        let nodes = (0..20).map(|n| NodeReport {
+            node: format!("web-{n}"),
+            troubles: vec![Trouble {
+                level: "wrong".into(),
+                point: "ledger".into(),
+                text: long.into(),
+                ..Trouble::default()
+            }],
+            ..NodeReport::default()
+        });
+        let seen = Seen {
+            mesh: Mesh {
+                troubles: vec![trouble("wrong", 40), trouble("notice", 2)],
+                ..mesh()
+            },
+            nodes: nodes.collect(),
+        };
+        for columns in [60, 80, 120] {
+            let text = text(&seen, Verdict::Wrong, columns);
+            assert!(
+                text.lines().all(|line| line.chars().count() <= columns),
+                "{columns}:\n{text}"
+            );
+            assert!(text.contains("and 28 more; `hoplite fleet` shows them"), "{text}");
+            assert!(text.contains("6 of 6 proxies on 3 nodes") || columns == 60, "{text}");
+            assert!(text.ends_with("something is wrong\n"), "{text}");
+        }
+    }
+}
