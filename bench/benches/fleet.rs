@@ -1,0 +1,435 @@
+//! What reports cost: bytes of each kind, and the CA's processor time and memory with thousands of agents.
+//!
+//! `cargo bench -p hoplite-bench --bench fleet [-- AGENTS]`. The CA is a process of its own. Each agent joins by token, has an SVID, an address
+//! and a TLS connection of its own, on which it reports as agents do; it watches on the same connection, so that a report takes
+//! no place of its own. There are 20 000 agents, or as many as this machine gives descriptors for: a connection costs one at
+//! the CA and one here.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a measurement that cannot start has nothing to measure, and prints what it saw"
+)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use hoplite_ca::Config;
+use hoplite_host::process::{self, Hardening};
+use hoplite_identity::{
+    BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, TrustDomain, X509Svid, tls,
+};
+use hoplite_wire::ca::admin_client::AdminClient;
+use hoplite_wire::ca::node_client::NodeClient;
+use hoplite_wire::ca::{CreateTokenRequest, JoinRequest, ListReportsRequest, ReportAck, ShowMeshRequest, WatchRequest};
+use hoplite_wire::report::{
+    Count, Fired, Listener, Listeners, NodeAbout, NodeCounters, NodeState, Point, PointAbout, PointCounters,
+    PointPolicy, PointState, Program, Report,
+};
+use hoplite_wire::{channel, reporting};
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, KeyPair};
+use tokio::net::TcpSocket;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+const AGENTS: usize = 20_000;
+const DOMAIN: &str = "bench.test";
+/// Agents that join or connect at once.
+const AT_ONCE: usize = 64;
+const PERIODS: u32 = 3;
+
+/// One agent, with its stream.
+struct Agent {
+    number: usize,
+    reports: mpsc::Sender<Report>,
+    acks: Streaming<ReportAck>,
+    sequence: u64,
+    _watch: Streaming<hoplite_wire::ca::Update>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    // `cargo test --benches` asks with `--test` whether it starts.
+    if arguments.iter().any(|argument| argument == "--test") {
+        return;
+    }
+    process::harden(Hardening::NoCore).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    if let Some(dir) = arguments.iter().skip_while(|argument| *argument != "--ca").nth(1) {
+        return runtime.block_on(ca(Path::new(dir)));
+    }
+    let wanted = arguments
+        .iter()
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(AGENTS);
+    // As many as the CA has places for, and this process descriptors.
+    let possible = process::places(1, 1).saturating_sub(16);
+    let agents = wanted.min(possible);
+    println!(
+        "{agents} agents (asked for {wanted}; {} descriptors a process)",
+        process::descriptors_max()
+    );
+    runtime.block_on(measure(agents));
+}
+
+/// The other process.
+async fn ca(dir: &Path) {
+    let (file, at) = (dir.join("ca.toml"), dir.display());
+    let text = format!(
+        "trust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
+    );
+    hoplite_host::files::write_public(&file, text.as_bytes()).unwrap();
+    let config = Config::load(&file).unwrap();
+    let running = hoplite_ca::start(config).await.unwrap();
+    let address = running.node_address().to_string();
+    hoplite_host::files::write_public(&dir.join("address"), address.as_bytes()).unwrap();
+    std::future::pending::<()>().await;
+}
+
+async fn measure(agents: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Ca::start(dir.path());
+    let socket = dir.path().join("ca.sock");
+    let file = dir.path().join("address");
+    while !file.exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let address: SocketAddr = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+    let bundle = std::fs::read_to_string(dir.path().join("ca/bundle.pem")).unwrap();
+    let bundle = TrustBundle::from_pem(TrustDomain::parse(DOMAIN).unwrap(), &bundle, 0).unwrap();
+    let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([bundle])).unwrap());
+
+    // Sizes, before anything is sent.
+    let first = whole(1, 0, 0);
+    let size = |report: &Report| reporting::length(report) + 5; // gRPC's own five
+    println!(
+        "bytes: full {} (an agent, 3 proxies with 3 listeners, 20 policies that fired), counters of all proxies {}, \
+         a policy that all take {}, nothing new {}",
+        size(&first),
+        size(&reporting::difference(&first, &whole(1, 0, 1))),
+        size(&reporting::difference(&first, &whole(1, 1, 0))),
+        size(&keepalive(2)),
+    );
+
+    let began = Instant::now();
+    let svids = join(agents, &socket, address, &verifier).await;
+    println!("joined in {:.1?}", began.elapsed());
+    ca.told("with agents registered, none connected");
+    let (began, before) = (Instant::now(), ca.cpu());
+    let mut agents = connect(svids, address, &verifier).await;
+    println!(
+        "connected, watching and reporting in {:.1?}, CA's CPU {:.1} s",
+        began.elapsed(),
+        ca.cpu() - before
+    );
+    ca.told("with all connected");
+
+    phase(&ca, &mut agents, "full reports", |n, _| whole(n, 0, 0)).await;
+    ca.told("with all reports held");
+    phase(&ca, &mut agents, "a period of nothing new", |_, sequence| {
+        keepalive(sequence)
+    })
+    .await;
+    for period in 1..=PERIODS {
+        phase(&ca, &mut agents, "a period with counters", move |n, _| {
+            reporting::difference(&whole(n, 0, period - 1), &whole(n, 0, period))
+        })
+        .await;
+    }
+    phase(&ca, &mut agents, "a policy that all take at once", |n, _| {
+        reporting::difference(&whole(n, 0, PERIODS), &whole(n, 1, PERIODS))
+    })
+    .await;
+    ca.told("after that");
+
+    let mut admin = AdminClient::new(channel::unix(&socket).await.unwrap());
+    let (began, before) = (Instant::now(), ca.cpu());
+    let mesh = admin
+        .show_mesh(ShowMeshRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .message()
+        .await;
+    let mesh = mesh.unwrap().unwrap();
+    println!(
+        "status: {} heard, {} proxies, {} KiB of reports; {:.0?}, CA's CPU {:.2} s",
+        mesh.heard,
+        mesh.points,
+        mesh.report_bytes / 1024,
+        began.elapsed(),
+        ca.cpu() - before
+    );
+    assert_eq!(mesh.heard as usize, agents.len());
+    let (began, before) = (Instant::now(), ca.cpu());
+    let mut listed = admin
+        .list_reports(ListReportsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut nodes = 0;
+    while let Some(_node) = listed.message().await.unwrap() {
+        nodes += 1;
+    }
+    println!(
+        "fleet --limit 0: {nodes} nodes; {:.1?}, CA's CPU {:.2} s",
+        began.elapsed(),
+        ca.cpu() - before
+    );
+}
+
+/// One message of every agent, each answered, as fast as it goes.
+async fn phase(ca: &Ca, agents: &mut Vec<Agent>, what: &str, say: impl Fn(usize, u64) -> Report + Copy) {
+    // What the CA lets pass of one agent in a second is no matter here.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let (began, before) = (Instant::now(), ca.cpu());
+    let at_once = Arc::new(Semaphore::new(1024));
+    let mut saying = JoinSet::new();
+    for mut agent in agents.drain(..) {
+        agent.sequence += 1;
+        let mut report = say(agent.number, agent.sequence);
+        (report.sequence, report.sent_at_unix_ms) = (agent.sequence, now_ms());
+        let at_once = at_once.clone();
+        saying.spawn(async move {
+            let _permit = at_once.acquire_owned().await.unwrap();
+            agent.reports.send(report).await.unwrap();
+            let ack = agent.acks.message().await.unwrap().unwrap();
+            assert!(!ack.send_full);
+            agent
+        });
+    }
+    agents.extend(saying.join_all().await);
+    let (took, cpu) = (began.elapsed(), ca.cpu() - before);
+    println!(
+        "{what}: {took:.1?}, CA's CPU {cpu:.2} s, {:.0} µs an agent; once in 30 s that is {:.1} % of a processor",
+        cpu * 1e6 / agents.len() as f64,
+        cpu / 30.0 * 100.0
+    );
+}
+
+async fn join(agents: usize, socket: &Path, address: SocketAddr, verifier: &Arc<PeerVerifier>) -> Vec<X509Svid> {
+    let admin = AdminClient::new(channel::unix(socket).await.unwrap());
+    let mut joined = Vec::with_capacity(agents);
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    // Strangers may stay for a minute, so those that join come in groups with a connection each.
+    let numbers: Vec<usize> = (0..agents).collect();
+    for group in numbers.chunks(1_000) {
+        let node = NodeClient::new(dial(group[0], None, address, verifier).await);
+        let mut joining = JoinSet::new();
+        for number in group.iter().copied() {
+            let (mut admin, mut node, at_once) = (admin.clone(), node.clone(), at_once.clone());
+            joining.spawn(async move {
+                let _permit = at_once.acquire_owned().await.unwrap();
+                let request = CreateTokenRequest {
+                    node: format!("n{number}"),
+                    ttl_seconds: 600,
+                    ..CreateTokenRequest::default()
+                };
+                let token = admin.create_token(request).await.unwrap().into_inner().token;
+                let pair = KeyPair::generate().unwrap();
+                let csr = CertificateParams::default().serialize_request(&pair).unwrap();
+                let request = JoinRequest {
+                    token,
+                    csr: csr.der().to_vec(),
+                };
+                let chain = node.join(request).await.unwrap().into_inner().chain;
+                let chain = chain.into_iter().map(CertificateDer::from).collect();
+                X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
+            });
+        }
+        joined.extend(joining.join_all().await);
+    }
+    joined
+}
+
+async fn connect(svids: Vec<X509Svid>, address: SocketAddr, verifier: &Arc<PeerVerifier>) -> Vec<Agent> {
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let mut connecting = JoinSet::new();
+    for (number, svid) in svids.into_iter().enumerate() {
+        let (at_once, verifier) = (at_once.clone(), verifier.clone());
+        connecting.spawn(async move {
+            let _permit = at_once.acquire_owned().await.unwrap();
+            let mut node = NodeClient::new(dial(number, Some(&svid), address, &verifier).await);
+            let watch = node.watch(WatchRequest { from_revision: 0 }).await.unwrap();
+            let (reports, receiver) = mpsc::channel(1);
+            let acks = node.report(ReceiverStream::new(receiver)).await.unwrap();
+            Agent {
+                number,
+                reports,
+                acks: acks.into_inner(),
+                sequence: 0,
+                _watch: watch.into_inner(),
+            }
+        });
+    }
+    connecting.join_all().await
+}
+
+/// From an address of its own.
+async fn dial(number: usize, svid: Option<&X509Svid>, ca: SocketAddr, verifier: &Arc<PeerVerifier>) -> Channel {
+    let id = SpiffeId::parse(&format!("spiffe://{DOMAIN}/hoplite/ca")).unwrap();
+    let config = tls::client_config(svid, verifier.clone(), id, &[b"h2"]).unwrap();
+    let connector = TlsConnector::from(config);
+    let [_, _, high, low] = u32::try_from(number + 2).unwrap().to_be_bytes();
+    let from = SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0));
+    let endpoint = Endpoint::from_static("http://hoplite.invalid");
+    let connected = endpoint.connect_with_connector(tower::service_fn(move |_| {
+        let connector = connector.clone();
+        async move {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(from)?;
+            let tcp = socket.connect(ca).await?;
+            let name = rustls::pki_types::ServerName::try_from("hoplite.invalid").map_err(std::io::Error::other)?;
+            connector.connect(name, tcp).await.map(TokioIo::new)
+        }
+    }));
+    connected.await.unwrap()
+}
+
+/// What an agent with three proxies says, after so many policies and periods.
+fn whole(number: usize, policies: u64, periods: u32) -> Report {
+    let program = Some(Program {
+        version: "0.1.0".into(),
+        sha256: vec![7; 32],
+        target: "x86_64-linux".into(),
+        started_at_unix: 1_800_000_000,
+    });
+    let points = (0..3).map(|point| Point {
+        key: format!("p{point:08}"),
+        about: Some(PointAbout {
+            kind: "proxy".into(),
+            name: format!("service-{point}"),
+            spiffe_id: format!("spiffe://{DOMAIN}/ns/shop/service-{point}"),
+            program: program.clone(),
+        }),
+        listeners: Some(Listeners {
+            listeners: vec![
+                Listener {
+                    kind: "outbound".into(),
+                    name: "ledger".into(),
+                    address: "127.0.0.1:17713".into(),
+                    to: "ledger.shop.internal:7713".into(),
+                    expect: format!("spiffe://{DOMAIN}/ns/shop/ledger"),
+                };
+                3
+            ],
+            left_out: 0,
+        }),
+        policy: Some(PointPolicy {
+            source: "bundle".into(),
+            revision: policies,
+            manifest_sha256: vec![9; 32],
+            snapshot: "b".repeat(64),
+            policies: 120,
+            loaded_at_unix: 1_800_000_000,
+            expires_unix: 4_000_000_000,
+            signers_version: 1,
+            signed_by: vec!["alice".into()],
+            ..PointPolicy::default()
+        }),
+        counters: Some(PointCounters {
+            decisions: ["allow", "forbid", "no_permit"]
+                .map(|name| Count {
+                    name: name.into(),
+                    count: 1_000_000 + u64::from(periods) * 977,
+                })
+                .into(),
+            records: 3_000_000 + u64::from(periods),
+            ..PointCounters::default()
+        }),
+        fired: Some(Fired {
+            ids: (0..20).map(|n| format!("shop/orders-read-{n:02}")).collect(),
+            left_out: 0,
+        }),
+        state: Some(PointState {
+            svid_not_after_unix: 4_000_000_000,
+            pid: 4_711,
+            ..PointState::default()
+        }),
+    });
+    Report {
+        full: true,
+        about: Some(NodeAbout {
+            program: program.clone(),
+            kernel: "Linux 6.12.41".into(),
+            os: "Debian GNU/Linux 13 (trixie)".into(),
+        }),
+        state: Some(NodeState {
+            live_revision: policies,
+            live_manifest_sha256: vec![9; 32],
+            signers_version: 1,
+            svid_not_before_unix: 1_800_000_000,
+            svid_not_after_unix: 4_000_000_000,
+            authority_not_after_unix: 4_000_000_000,
+            entries: u32::try_from(number % 100).unwrap(),
+            entries_digest: vec![5; 32],
+            entries_revision: 1 << 40,
+            ..NodeState::default()
+        }),
+        counters: Some(NodeCounters::default()),
+        points: points.collect(),
+        ..Report::default()
+    }
+}
+
+fn keepalive(sequence: u64) -> Report {
+    Report {
+        sequence,
+        sent_at_unix_ms: now_ms(),
+        ..Report::default()
+    }
+}
+
+fn now_ms() -> i64 {
+    UNIX_EPOCH.elapsed().unwrap().as_millis() as i64
+}
+
+/// The CA's process.
+struct Ca(Child);
+
+// === impl Ca ===
+
+impl Ca {
+    fn start(dir: &Path) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg("--ca").arg(dir).stdin(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    /// Seconds of processor time so far.
+    fn cpu(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        ticks as f64 / 100.0
+    }
+
+    fn told(&self, when: &str) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        println!("CA's memory {when}: {}", line.trim_start_matches("VmRSS:").trim());
+    }
+}
+
+impl Drop for Ca {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
