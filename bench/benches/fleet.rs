@@ -232,7 +232,7 @@ async fn join(agents: usize, socket: &Path, address: SocketAddr, verifier: &Arc<
     for group in numbers.chunks(1_000) {
         let node = NodeClient::new(dial(group[0], None, address, verifier).await);
         let mut joining = JoinSet::new();
-        for number in group.iter().copied() {
+        for &number in group {
             let (mut admin, mut node, at_once) = (admin.clone(), node.clone(), at_once.clone());
             joining.spawn(async move {
                 let _permit = at_once.acquire_owned().await.unwrap();

@@ -44,7 +44,8 @@ fn at(up: &Up, columns: usize, arguments: &[&str]) -> Output {
 fn well(up: &Up, proxies: u64) -> Value {
     until("all is well", || {
         let status = up.json(&["status"]);
-        let all = status["policy"]["proxies"] == proxies && status["verdict"] == "well";
+        let is = |pointer: &str, value: Value| status.pointer(pointer) == Some(&value);
+        let all = is("/policy/proxies", proxies.into()) && is("/verdict", "well".into());
         all.then_some(status)
     })
 }
