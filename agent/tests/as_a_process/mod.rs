@@ -25,14 +25,14 @@ pub(crate) fn judge(agent: &dyn Fn() -> Command) {
     };
 
     // A wrong use is 2 and a wrong configuration 1, and both are named.
+    let mut wrong = agent();
+    wrong.args(["run", "--nonsense"]);
+    assert_refused(wrong, 2, "--nonsense");
+    // Without a file named, it is the one of the place.
     let mut bare = agent();
-    bare.arg("run");
-    assert_refused(bare, 2, "--config <FILE>");
-    assert_refused(
-        with_config(&[]),
-        1,
-        &format!("cannot read `{}`: No such file", config.display()),
-    );
+    bare.arg("run").env("HOPLITE_DIR", dir.path().join("empty"));
+    assert_refused(bare, 1, &dir.path().join("empty").display().to_string());
+    assert_refused(with_config(&[]), 1, &format!("`{}`", config.display()));
     fs::write(&config, "trust_domain = \"prod.example\"\nsockett = \"/a\"\n").unwrap();
     assert_refused(with_config(&[]), 1, &format!("{}:2:", config.display()));
 

@@ -44,7 +44,7 @@ fn configuration_files() {
     for daemon in ["ca", "agent", "proxy"] {
         let run: &[&str] = &[daemon, "run", "--config", &path];
         let _ = fs::remove_file(&file);
-        check(run, &["cannot read", "c.toml", "No such file"]);
+        check(run, &["c.toml"]);
         fs::write(&file, "").unwrap();
         check(run, &["c.toml:1:1", "missing field"]);
         fs::write(&file, "trust_domain = \"demo").unwrap();

@@ -158,7 +158,7 @@ fn a_ca_answers_what_was_begun_and_ends() {
     );
 
     // The watch ended as such, and what was signed has been answered: the agent has an SVID for each line of the CA.
-    node.agent.says("it ended the watch");
+    node.agent.says("the CA is stopping; connect again");
     let issued = node.ca.log().matches("\"outcome\":\"issued\"").count();
     let socket = format!("unix://{}", node.dir.path().join("agent.sock").display());
     let status = hoplite(&["agent", "status", "--output", "json", "--socket", &socket]);

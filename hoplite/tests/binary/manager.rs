@@ -93,13 +93,9 @@ fn judge_hang(manager: &Manager, service: &Service, thread: &str) {
             "nobody may stop a thread of another process here (ptrace)",
         );
     };
-    // One may have been on its way; then nothing for longer than a manager waits.
-    let late = manager.said_within(WATCHDOG / 4);
-    assert_eq!(
-        manager.said_within(2 * WATCHDOG),
-        None,
-        "a hung thread is alive; before: {late:?}"
-    );
+    // Some may have been on their way; then nothing for longer than a manager waits.
+    let quiet = (0..20).any(|_| manager.said_within(2 * WATCHDOG).is_none());
+    assert!(quiet, "a hung thread is alive");
     drop(hung);
     manager.hears("WATCHDOG=1");
 }

@@ -161,8 +161,8 @@ fn a_change_is_published_step_by_step_and_taken_back() {
         0,
         &[
             "for      the trust domain prod.acme",
-            "1 policies",
-            "1 cases",
+            "1 policy in",
+            "1 case in",
             "1 of 1 decisions replayed, none would flip",
             "revision 1 is with",
         ],
@@ -497,7 +497,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
     says(
         &place.policy(&["unused", good.to_str().unwrap(), "--audit", &damaged]),
         0,
-        &["0 of 1 policies", "cannot be read: 1 records"],
+        &["0 of 1 policies", "cannot be read: 1 record "],
     );
     let (empty, _recorder) = audit("empty");
     says(

@@ -22,15 +22,14 @@ fn layout(more: &[&str]) -> Result<Layout, clap::Error> {
     Line::try_parse_from([&["x", "--write"], more].concat()).map(|line| line.layout)
 }
 
-/// The set as a careful reader has it: one look at the link, and then everything from there.
+/// The set as a careful reader has it: one look at the link, and then everything from there. None for a reader so slow that two
+/// sets came meanwhile, and its own is gone.
 fn read(dir: &Path) -> Option<X509Svid> {
     let set = dir.join(fs::read_link(dir.join(DATA)).ok()?);
-    let chain: Vec<_> = CertificateDer::pem_file_iter(set.join("svid.pem"))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
-    let key = PrivatePkcs8KeyDer::from_pem_file(set.join("svid_key.pem")).unwrap();
-    assert!(set.join("bundle.pem").exists());
+    let text = |name: &str| fs::read(set.join(name)).ok();
+    let (chain, key, _) = (text("svid.pem")?, text("svid_key.pem")?, text("bundle.pem")?);
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&chain).map(Result::unwrap).collect();
+    let key = PrivatePkcs8KeyDer::from_pem_slice(&key).unwrap();
     Some(X509Svid::from_parts(chain, key).unwrap())
 }
 
