@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket as connector, sockopt,
 };
+use rustix::fs::{Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::files::{self, FileError};
@@ -60,6 +61,8 @@ pub struct Placed {
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
+    /// Held, so that the number is given to no other file meanwhile.
+    _held: OwnedFd,
 }
 
 /// Who was at the other end of a Unix socket when it connected. Which process that was: [`crate::peer_process`].
@@ -164,8 +167,10 @@ pub fn peer(stream: &UnixStream) -> io::Result<Peer> {
 
 impl Placed {
     fn of(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(Self {
             path: path.to_owned(),
+            _held: rustix::fs::open(path, flags, Mode::empty())?,
             file: file(path)?,
         })
     }

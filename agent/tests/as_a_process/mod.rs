@@ -47,14 +47,14 @@ pub(crate) fn judge(agent: &dyn Fn() -> Command) {
     );
     fs::write(&config, text).unwrap();
     let mut running = Running::start(with_config(&[]));
-    assert_eq!(running.workers(), 2, "threads of the runtime");
+    running.has_workers(2);
     assert_eq!(running.core_limit(), "0 0", "core files");
     rustix::process::kill_process(running.pid(), rustix::process::Signal::TERM).unwrap();
     assert_eq!(running.end(), Some(0), "a stop as asked");
 
     // A supervisor that is gone, however it went, takes the agent with it.
     let mut running = Running::start(with_config(&["--supervised"]));
-    assert_eq!(running.workers(), 2);
+    running.has_workers(2);
     drop(running.0.stdin.take());
     assert_eq!(running.end(), Some(0), "its supervisor is gone");
 }
@@ -94,17 +94,18 @@ impl Running {
         rustix::process::Pid::from_child(&self.0)
     }
 
-    /// The threads of its runtime, once there are any.
-    fn workers(&mut self) -> usize {
+    /// Waits until its runtime has so many threads.
+    fn has_workers(&mut self, expected: usize) {
         let tasks = format!("/proc/{}/task", self.0.id());
-        until("the runtime has started", || {
+        // A thread for work that blocks is called as they are, and ends when it has had none for ten seconds.
+        until("the runtime has so many threads", || {
             assert_eq!(self.0.try_wait().unwrap(), None, "it ended: {}", self.said());
             let names = fs::read_dir(Path::new(&tasks)).ok()?.filter_map(|task| {
                 let name = fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
                 name.contains("tokio").then_some(())
             });
-            Some(names.count()).filter(|workers| *workers > 1)
-        })
+            (names.count() == expected).then_some(())
+        });
     }
 
     /// Soft and hard limit of core files.
