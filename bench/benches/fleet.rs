@@ -48,6 +48,8 @@ const AGENTS: usize = 20_000;
 const DOMAIN: &str = "bench.test";
 /// Agents that join or connect at once.
 const AT_ONCE: usize = 64;
+/// Agents that join on one connection: strangers may stay for a minute.
+const GROUP: usize = 200;
 const PERIODS: u32 = 3;
 
 /// One agent, with its stream.
@@ -227,9 +229,8 @@ async fn join(agents: usize, socket: &Path, address: SocketAddr, verifier: &Arc<
     let admin = AdminClient::new(channel::unix(socket).await.unwrap());
     let mut joined = Vec::with_capacity(agents);
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    // Strangers may stay for a minute, so those that join come in groups with a connection each.
     let numbers: Vec<usize> = (0..agents).collect();
-    for group in numbers.chunks(1_000) {
+    for group in numbers.chunks(GROUP) {
         let node = NodeClient::new(dial(group[0], None, address, verifier).await);
         let mut joining = JoinSet::new();
         for &number in group {
