@@ -106,9 +106,10 @@ class Mesh:
         )
         processes.start("ca", program, "ca", "run", "--config", directory / "ca.toml")
         processes.until("is up", "ca", lambda: (directory / "ca/bundle.pem").exists() and self.ca_socket.exists())
-        token = run(program, "token", "create", "--node", "n1", "--ca-socket", self.ca_socket).strip().splitlines()[-1]
+        made = run(program, "token", "create", "--node", "n1", "--ca-socket", self.ca_socket, "--output", "json")
+        token = json.loads(made)["token"]
         (directory / "token").touch(0o600)
-        (directory / "token").write_text(token.strip() + "\n")
+        (directory / "token").write_text(token + "\n")
         (directory / "agent.toml").write_text(
             f'trust_domain = "{DOMAIN}"\ndata_dir = "agent"\nca = "127.0.0.1:{port}"\ntrust_bundle = "ca/bundle.pem"\n'
             f'join_token_file = "token"\nsocket = "{self.agent_socket}"\n'
