@@ -2,6 +2,10 @@
 //!
 //! Whatever a decision depends on is read through a [`View`] before it, and the view makes of each reading a
 //! precondition of the commit. A decision itself sees values only, so that it cannot depend on anything else.
+//!
+//! The readings are made one after the other, so another commit may fall between two of them. The store refuses a commit
+//! on such readings. A decision that changes nothing, or that refuses, commits nothing: it counts only if
+//! [`View::holds`].
 
 use std::collections::BTreeMap;
 
@@ -85,10 +89,12 @@ pub(crate) fn commit<W: Write>(store: &dyn Store, write: &W) -> Result<(W::Answe
     for _ in 0..ATTEMPTS_MAX {
         let mut view = View::new(store);
         let reads = write.read(&mut view)?;
-        let (changes, answer) = write.decide(reads).map_err(WriteError::Refused)?;
-        if changes.is_empty() {
-            return Ok((answer, 0));
-        }
+        let (changes, answer) = match write.decide(reads) {
+            Ok((changes, answer)) if !changes.is_empty() => (changes, answer),
+            Ok((_, answer)) if view.holds()? => return Ok((answer, 0)),
+            Err(refused) if view.holds()? => return Err(WriteError::Refused(refused)),
+            _ => continue,
+        };
         match store.commit(view.batch(changes).map_err(ReadError::from)?) {
             Ok(revision) => return Ok((answer, revision)),
             Err(CommitError::Precondition { .. }) => {}
@@ -154,6 +160,18 @@ impl<'a> View<'a> {
         let condition = revision.map_or(Condition::Absent, Condition::At);
         // What was read first counts: when a second reading differs, the commit fails and all is read again.
         self.required.entry(key.into()).or_insert(condition);
+    }
+
+    /// Whether all that is required is as it was read. Then there was a moment, after the last reading, at which all of it
+    /// was so.
+    fn holds(&self) -> Result<bool, ReadError> {
+        for (key, condition) in &self.required {
+            let found = self.store.get(key)?.map(|versioned| versioned.revision);
+            if found.map_or(Condition::Absent, Condition::At) != *condition {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What is to be committed: the changes, if all that was read still holds.
@@ -306,6 +324,60 @@ mod tests {
             let purse = Purse { coins: held + 1 };
             Ok((Changes::none().put("", &purse).delete::<Coin>(name), purse.coins))
         }
+    }
+
+    /// Reads the purse and then the coins, and says how many there are of each; refuses when it should. The first time,
+    /// a coin goes from the heap into the purse between the two readings.
+    struct Count<'a> {
+        store: &'a MemoryStore,
+        refuse: bool,
+        readings: AtomicUsize,
+    }
+
+    impl Count<'static> {
+        fn new(refuse: bool) -> Self {
+            let store: &'static MemoryStore = Box::leak(Box::default());
+            let coin = Changes::none().put("a", &Coin { value: 1 });
+            store.commit(View::new(store).batch(coin).unwrap()).unwrap();
+            let readings = AtomicUsize::new(0);
+            Self {
+                store,
+                refuse,
+                readings,
+            }
+        }
+    }
+
+    impl Write for Count<'static> {
+        type Reads = (Option<Purse>, BTreeMap<String, Coin>);
+        type Answer = (u64, usize);
+        type Error = (u64, usize);
+
+        fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+            let purse = view.one("")?;
+            if self.readings.fetch_add(1, Ordering::Relaxed) == 0 {
+                commit(self.store, &Take(AtomicUsize::new(0))).unwrap();
+            }
+            Ok((purse, view.all()?))
+        }
+
+        fn decide(&self, (purse, coins): Self::Reads) -> Result<(Changes, Self::Answer), Self::Error> {
+            let counted = (purse.map_or(0, |purse| purse.coins), coins.len());
+            match self.refuse {
+                true => Err(counted),
+                false => Ok((Changes::none(), counted)),
+            }
+        }
+    }
+
+    /// Torn readings would say that there is no coin anywhere.
+    #[test]
+    fn nobody_is_refused_or_answered_for_what_never_was() {
+        let count = Count::new(false);
+        assert_eq!(commit(count.store, &count).unwrap(), ((1, 0), 0));
+        let count = Count::new(true);
+        let refused = commit(count.store, &count).unwrap_err();
+        assert!(matches!(refused, WriteError::Refused((1, 0))), "{refused:?}");
     }
 
     #[test]
