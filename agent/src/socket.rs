@@ -13,13 +13,13 @@ pub(crate) mod workload_api;
 use std::sync::Arc;
 
 use hoplite_wire::agent::diagnosis_server::DiagnosisServer;
+use hoplite_wire::health::HealthService;
 use hoplite_wire::policy::policies_server::PoliciesServer;
 use hoplite_wire::report::reports_server::ReportsServer;
 use hoplite_wire::reporting::REPORT_BYTES_MAX;
 use hoplite_wire::sds::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use hoplite_wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use tokio::sync::watch;
-use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::v1::server_reflection_server::SERVICE_NAME;
 use tonic_reflection::server::Builder;
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
@@ -28,7 +28,7 @@ use crate::policy::Feed;
 use crate::reports::points::Points;
 use crate::socket::admission::Admitted;
 use crate::socket::diagnosis::DiagnosisService;
-use crate::socket::health::HealthService;
+use crate::socket::health::SupplyReadiness;
 use crate::socket::policy_service::PolicyService;
 use crate::socket::report_service::ReportService;
 use crate::socket::sds::SdsService;
@@ -56,8 +56,11 @@ pub(crate) fn with_services(
         .grpc(PoliciesServer::new(policy).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(DiagnosisServer::new(diagnosis).max_decoding_message_size(REQUEST_BYTES_MAX))
         .grpc(ReportsServer::new(reports).max_decoding_message_size(REPORT_BYTES_MAX));
-    let health = HealthService::new(sessions.supply.clone(), sessions.shutdown.clone(), routes.names());
-    let health = HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let readiness = SupplyReadiness {
+        supply: sessions.supply.clone(),
+        shutdown: sessions.shutdown.clone(),
+    };
+    let health = HealthService::server(readiness, routes.names()).max_decoding_message_size(REQUEST_BYTES_MAX);
     let routes = routes.grpc(Admitted(health));
     match reflection(&routes) {
         Ok(reflection) => routes.grpc(Admitted(reflection)),

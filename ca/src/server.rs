@@ -23,6 +23,7 @@ use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use hoplite_wire::ca::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
 use hoplite_wire::ca::node_server::{NodeServer, SERVICE_NAME as NODE};
+use hoplite_wire::health::HealthService;
 use hoplite_wire::{Beside, Counted};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -43,7 +44,7 @@ use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
-use crate::health::HealthService;
+use crate::health::SiteReadiness;
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller, IsOperators};
 use crate::metrics::Metrics;
@@ -289,7 +290,11 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     if let Some(door) = metrics_door {
         parts.spawn(part("metrics", door.serve(Arc::clone(&site), shutdown.clone())));
     }
-    let health = |beside| HealthService::server(Arc::clone(&site), beside, shutdown.clone());
+    let readiness = SiteReadiness {
+        site: Arc::clone(&site),
+        shutdown: shutdown.clone(),
+    };
+    let health = |beside: &'static str| HealthService::server(readiness.clone(), [beside]);
     // The bundle decides whether it is too large, and says so; the message around it is a little longer.
     let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
     let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);

@@ -4,10 +4,11 @@
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force,
 //! [`reporting`] says what of a report has changed.
-//! [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
+//! [`health`] answers gRPC's health protocol. [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
 
 pub mod channel;
 mod entry;
+pub mod health;
 mod policy_feed;
 mod report_link;
 pub mod reporting;

@@ -1,98 +1,28 @@
-//! gRPC's health protocol on the socket: whether the agent can hand out identities now.
-
-use std::collections::BTreeSet;
-use std::sync::Arc;
+//! Whether the agent can hand out identities now, for gRPC's health protocol on its socket.
 
 use hoplite_host::shutdown::Shutdown;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_server::Health;
-use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use hoplite_wire::health::Readiness;
 
-use crate::socket::admission::Responses;
 use crate::supply::SupplyReceiver;
 
-/// The service. It serves once the agent has heard from its CA; what it has then, it goes on giving without the CA.
+/// The agent is ready once it has heard from its CA; what it has then, it goes on giving without the CA.
 #[derive(Debug, Clone)]
-pub(crate) struct HealthService {
-    supply: SupplyReceiver,
-    shutdown: Shutdown,
-    /// The services that may be asked about, besides the empty name for the whole.
-    services: Arc<BTreeSet<String>>,
+pub(crate) struct SupplyReadiness {
+    pub(crate) supply: SupplyReceiver,
+    pub(crate) shutdown: Shutdown,
 }
 
-impl HealthService {
-    pub(crate) fn new(supply: SupplyReceiver, shutdown: Shutdown, services: BTreeSet<String>) -> Self {
-        Self {
-            supply,
-            shutdown,
-            services: Arc::new(services),
+impl Readiness for SupplyReadiness {
+    fn is_ready(&mut self) -> bool {
+        !self.shutdown.is_stopping() && self.supply.borrow_and_update().is_some()
+    }
+
+    async fn changed(&mut self) -> bool {
+        tokio::select! {
+            changed = self.supply.changed() => changed.is_ok(),
+            () = self.shutdown.wait() => false,
         }
     }
-
-    fn knows(&self, service: &str) -> bool {
-        service.is_empty() || self.services.contains(service)
-    }
-
-    fn status(&mut self) -> ServingStatus {
-        match *self.supply.borrow_and_update() {
-            Some(_) => ServingStatus::Serving,
-            None => ServingStatus::NotServing,
-        }
-    }
-
-    /// Tells of each change until the stop, of which it tells too.
-    async fn tell(mut self, service: String, sender: mpsc::Sender<Result<HealthCheckResponse, Status>>) {
-        let mut told = None;
-        loop {
-            let status = match self.knows(&service) {
-                true => self.status(),
-                // The protocol: it may come later, so the stream stays open.
-                false => ServingStatus::ServiceUnknown,
-            };
-            if told != Some(status) {
-                told = Some(status);
-                if sender.send(Ok(answer(status))).await.is_err() {
-                    return;
-                }
-            }
-            tokio::select! {
-                changed = self.supply.changed() => if changed.is_err() { return },
-                () = sender.closed() => return,
-                () = self.shutdown.wait() => {
-                    // Whoever does not read it sees the end of the stream.
-                    let _ = sender.try_send(Ok(answer(ServingStatus::NotServing)));
-                    return;
-                }
-            }
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl Health for HealthService {
-    type WatchStream = Responses<HealthCheckResponse>;
-
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        if !self.knows(&request.get_ref().service) {
-            return Err(Status::not_found(
-                "this agent has no such service; ask about the empty name, or one that reflection lists",
-            ));
-        }
-        Ok(Response::new(answer(self.clone().status())))
-    }
-
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(self.clone().tell(request.into_inner().service, sender));
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-fn answer(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse { status: status.into() }
 }
 
 #[cfg(test)]
@@ -100,13 +30,15 @@ mod tests {
     use prost::Message;
     use prost_types::FileDescriptorProto;
     use tonic::Code;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::HealthCheckResponse;
+    use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::health_client::HealthClient;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
     use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-    use super::*;
     use crate::socket::admission::STREAMS_PER_PROCESS_MAX;
     use crate::testing::{World, own};
 

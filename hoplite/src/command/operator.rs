@@ -4,18 +4,14 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use hoplite_host::{clock, files};
-use hoplite_identity::{BundleSet, HostPort, Invitation, NotIntroduced, PeerVerifier, TrustBundle, introduction, tls};
+use hoplite_identity::{BundleSet, Invitation, PeerVerifier, TrustBundle, tls};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{JoinRequest, ListOperatorsRequest, OperatorRequest, WhoAmIRequest};
-use hoplite_wire::channel;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use hoplite_wire::channel::{self, IntroduceError};
 use tonic::Code;
 
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
@@ -25,9 +21,6 @@ use crate::output::{Column, Listing, Output, print, print_json, verdict};
 
 /// An answer that was lost is asked for again, with the same key.
 const ATTEMPTS: usize = 3;
-
-/// A CA that does not greet within this is away.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
 /// An invitation is one word.
 const INVITATION_BYTES_MAX: u64 = 4096;
@@ -309,31 +302,12 @@ async fn sign_in(invitation: &Invitation) -> anyhow::Result<SignIn> {
 
 /// The trust bundle of the CA that has this fingerprint.
 async fn introduced(invitation: &Invitation) -> anyhow::Result<TrustBundle> {
-    let (ca, fingerprint) = (invitation.address(), invitation.fingerprint());
-    let config = introduction::client_config(fingerprint, &[b"h2"])?;
-    let shaking = async {
-        let tcp = TcpStream::connect(ca.as_str()).await?;
-        let name = ServerName::try_from("hoplite.invalid").map_err(io::Error::other)?;
-        TlsConnector::from(config).connect(name, tcp).await
-    };
-    let shaken = tokio::time::timeout(HANDSHAKE_MAX, shaking).await;
-    let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let stream = shaken.map_err(|error| not_introduced(&error, ca))?;
-    let introduced = introduction::introduced(fingerprint, stream.get_ref().1, clock::now());
-    introduced.map_err(|reason| disbelieved(&reason, ca))
-}
-
-fn not_introduced(error: &io::Error, ca: &HostPort) -> anyhow::Error {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner.and_then(introduction::refusal) {
-        Some(reason) => disbelieved(&reason, ca),
-        None => dial::away(error, ca),
-    }
-}
-
-fn disbelieved(reason: &NotIntroduced, ca: &HostPort) -> anyhow::Error {
-    anyhow::anyhow!(
-        "whoever answers at `{ca}` is not the CA of the invitation, so nothing was sent: {reason}; ask for a new invitation, and if it \
-         is the same again, somebody stands between"
-    )
+    let introduced = channel::introduce(invitation.address(), invitation.fingerprint(), clock::now()).await;
+    introduced.map_err(|error| match error {
+        IntroduceError::Refused { address, reason } => anyhow::anyhow!(
+            "whoever answers at `{address}` is not the CA of the invitation, so nothing was sent: {reason}; ask for a new \
+             invitation, and if it is the same again, somebody stands between"
+        ),
+        other => other.into(),
+    })
 }

@@ -1,6 +1,7 @@
-//! A user of this machine, by name or number.
+//! Users and groups of this machine, by name or number.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
@@ -17,25 +18,53 @@ pub(crate) struct User {
     name: Option<String>,
 }
 
+/// A line of `/etc/passwd` or `/etc/group`.
+struct Named<'a> {
+    name: &'a str,
+    id: u32,
+    /// The fourth column where it is a number: a user's own group.
+    group: Option<u32>,
+}
+
+/// The id of a name in a table of the system, `/etc/passwd` or `/etc/group`, and the group that a user of that name has. A
+/// number is its own id, of no known group.
+///
+/// # Errors
+/// The table cannot be read, or has no such name.
+pub(crate) fn id_of(name: &str, table: &Path) -> anyhow::Result<(u32, Option<u32>)> {
+    if let Ok(id) = name.parse() {
+        return Ok((id, None));
+    }
+    let text = files::read_text(table)?;
+    let found = named(&text).find(|line| line.name == name);
+    found
+        .map(|line| (line.id, line.group))
+        .with_context(|| format!("`{}` names no `{name}`; give its number", table.display()))
+}
+
+/// The lines that name somebody; others are passed over, as the system does.
+fn named(text: &str) -> impl Iterator<Item = Named<'_>> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        let id = fields.nth(1)?.parse().ok()?;
+        let group = fields.next().and_then(|group| group.parse().ok());
+        Some(Named { name, id, group })
+    })
+}
+
 // === impl User ===
 
 impl User {
-    /// The one in a line of `/etc/passwd`.
-    fn of_line(line: &str) -> Option<Self> {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        let mut number = || fields.nth(1)?.parse().ok();
-        let uid = number()?;
-        let gid = fields.next()?.parse().ok()?;
-        Some(Self {
-            uid,
-            gid,
-            name: Some(name.to_owned()),
-        })
-    }
-
     fn find(text: &str, wanted: &str) -> Option<Self> {
-        let mut users = text.lines().filter_map(Self::of_line);
+        let user = |line: Named<'_>| {
+            Some(Self {
+                uid: line.id,
+                gid: line.group?,
+                name: Some(line.name.to_owned()),
+            })
+        };
+        let mut users = named(text).filter_map(user);
         match wanted.parse::<u32>() {
             // One without a name is a user like any other, alone in a group of that number.
             Ok(uid) => users.find(|user| user.uid == uid).or(Some(Self {

@@ -273,7 +273,7 @@ fn what_is_said_when_it_does_not_work() {
     says(
         &machines.on_laptop(&["login", &nobody]),
         1,
-        &["no CA answers at `127.0.0.1:1`"],
+        &["nothing listens at `127.0.0.1:1`"],
     );
 
     // From standard input, and only once.

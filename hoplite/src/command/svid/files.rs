@@ -22,6 +22,8 @@ use hoplite_host::files;
 use hoplite_identity::{TrustBundle, X509Svid};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::command::user::id_of;
+
 /// The link to the set that counts.
 const DATA: &str = "..data";
 /// The link to the set that programs have been told of.
@@ -343,22 +345,6 @@ impl FromStr for Owner {
             gid: gid.map(|(gid, _)| gid).or(own),
         })
     }
-}
-
-/// A number, or the number of a name in a table of the system: its third column, and the fourth if it is a number too.
-fn id_of(name: &str, table: &Path) -> anyhow::Result<(u32, Option<u32>)> {
-    if let Ok(number) = name.parse() {
-        return Ok((number, None));
-    }
-    let text = files::read_text(table)?;
-    let columns = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let found = columns.into_iter().find_map(|columns| match columns.as_slice() {
-        [first, _, id, rest @ ..] if *first == name => {
-            Some((id.parse().ok()?, rest.first().and_then(|next| next.parse().ok())))
-        }
-        _ => None,
-    });
-    found.with_context(|| format!("`{}` names no `{name}`; give its number", table.display()))
 }
 
 #[cfg(test)]
