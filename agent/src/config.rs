@@ -42,6 +42,10 @@ pub struct Config {
     /// credential of systemd, `${CREDENTIALS_DIRECTORY}/NAME`.
     #[serde(default, deserialize_with = "hoplite_host::credentials::optional_path")]
     pub join_token_file: Option<PathBuf>,
+    /// A file (0600) with at least 32 random bytes that seal what is kept in `data_dir` for a start without the CA. May be a
+    /// credential of systemd, `${CREDENTIALS_DIRECTORY}/NAME`. Without it the agent makes one in `data_dir`.
+    #[serde(default, deserialize_with = "hoplite_host::credentials::optional_path")]
+    pub supply_key_file: Option<PathBuf>,
     /// The Unix socket for workloads.
     pub socket: PathBuf,
     /// The socket's mode, `0o666` when left out: any local user may connect, attestation decides.

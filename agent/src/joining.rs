@@ -125,7 +125,7 @@ impl JoinError {
     fn of(error: CaError, address: &str) -> Self {
         let address = address.to_owned();
         match error {
-            CaError::Refused(reason) => Self::Token(reason),
+            CaError::Refused(reason) | CaError::Dismissed(reason) => Self::Token(reason),
             CaError::Clock(reason) => Self::Clock {
                 address,
                 reason: reason.to_string(),

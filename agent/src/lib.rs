@@ -12,6 +12,7 @@ mod attest;
 mod authorize;
 mod config;
 mod joining;
+mod kept;
 mod metrics;
 mod node;
 mod policy;
@@ -51,11 +52,13 @@ pub use attest::launch::{Launcher, LauncherError};
 pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
 pub use joining::{JoinError, Joined, join, membership};
+pub use kept::lock::NotSole;
 pub use node::{Membership, NodeError};
 
 use attest::Attestor;
 use attest::launch::Launches;
 use authorize::authorizer::Authorizer;
+use kept::Kept;
 use node::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
@@ -143,6 +146,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         &config.trust_domain,
         &config.trust_bundle,
     )?);
+    let kept = Kept::open(&config.data_dir, config.supply_key_file.as_deref());
     let holder = PolicyHolder::open(
         &config.data_dir,
         &config.policy_signers,
@@ -176,10 +180,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         shutdown: stop.clone(),
         refused: Arc::default(),
         peer_process: config.peer_process,
+        kept: kept.clone(),
     };
 
     let mut parts = JoinSet::new();
-    let supplier = Supplier::new(link.clone(), supply).run(registrations.subscribe(), stop.clone());
+    let supplier = Supplier::new(link.clone(), supply, kept.clone()).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
     let wanted = watch::Sender::new(config.policy());
     let policy = policy::run(
@@ -209,6 +214,8 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         registrations,
         policy: states,
         connections,
+        kept: kept.clone(),
+        process: node::process_name(),
     };
     let sync = supply::sync::run(
         link.clone(),
@@ -217,6 +224,16 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         told,
         stop.clone(),
     );
+    let restoring = {
+        let (kept, keeper) = (kept.clone(), Arc::clone(&keeper));
+        async move {
+            let owner = keeper.membership().map(|own| own.spiffe_id);
+            let first_bundle = keeper.bundles().0;
+            kept.restore(owner, first_bundle, |bundle| keeper.catch_up(bundle))
+                .await;
+        }
+    };
+    let keeping = kept.run(link.credentials(), stop.clone());
     let node = node::run(keeper, link.clone(), token_files.subscribe(), stop.clone());
     let peer_process = config.peer_process;
     let running = Running {
@@ -263,6 +280,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         });
     }
     let server = socket::server::serve(listener, routes, peer_process, places, refused, stop);
+    parts.spawn(async {
+        restoring.await;
+        keeping.await;
+        "what is kept on the disk"
+    });
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"

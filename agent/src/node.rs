@@ -19,6 +19,7 @@ use hoplite_identity::{
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
 use ring::digest;
+use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -206,11 +207,20 @@ pub(crate) async fn run(
                 };
             }
             Some(Err(error)) => {
-                facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_));
+                facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_) | CaError::Dismissed(_));
                 facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
                 complain(step, &error, facts.svid);
             }
         }
+    }
+}
+
+/// A name for this process, which no other ever has. Without randomness there is none.
+pub(crate) fn process_name() -> Vec<u8> {
+    let mut name = vec![0; 16];
+    match SystemRandom::new().fill(&mut name) {
+        Ok(()) => name,
+        Err(_) => Vec::new(),
     }
 }
 
@@ -351,6 +361,29 @@ impl Keeper {
             self.publish(&held);
         }
         Ok(())
+    }
+
+    /// The digest of the operator's trust bundle, and the bundle of now.
+    pub(crate) fn bundles(&self) -> (String, Arc<TrustBundle>) {
+        let held = self.held();
+        (held.disk.first_bundle.clone(), Arc::clone(&held.bundle))
+    }
+
+    /// Takes over a trust bundle that was kept with the supply, when it is newer than the one held: then an older copy of
+    /// [`FILE`] was put back, which must not bring back an authority that has gone.
+    pub(crate) fn catch_up(&self, kept: ca::Bundle) {
+        let held = self.bundles().1;
+        if kept.sequence <= held.sequence() {
+            return;
+        }
+        tracing::error!(
+            held = held.sequence(),
+            kept = kept.sequence,
+            "`{FILE}` is older than what this node has seen: an older copy was put back; the newest trust bundle counts"
+        );
+        if let Err(error) = self.adopt_bundle(kept) {
+            tracing::error!(%error, "the newest trust bundle that this node has seen cannot be used");
+        }
     }
 
     /// The token in the file, unless it bought an SVID already.
@@ -632,6 +665,10 @@ impl Held {
         }
         let bundle = Arc::new(bundle);
         self.verifier = link::verifier(&bundle)?;
+        let gone = (self.bundle.authorities().iter()).filter(|authority| !bundle.authorities().contains(authority));
+        for authority in gone {
+            tracing::warn!(authority = %Fingerprint::of(authority), "this authority of the trust domain counts no more");
+        }
         tracing::info!(
             sequence = bundle.sequence(),
             authorities = bundle.authorities().len(),

@@ -133,7 +133,7 @@ fn register_supply(supply: &SupplyReceiver, to: &mut Exposition) {
         "When the first of the workloads' SVIDs ends, in seconds since 1970",
         |supply| {
             let ends = supply.entries().iter().filter_map(|supplied| supplied.svid.as_ref());
-            ends.map(|svid| unix(svid.leaf().not_after())).min()
+            ends.map(|svid| unix(svid.not_after())).min()
         },
     );
 }

@@ -2,6 +2,7 @@
 //!
 //! Keys are made here and go to nobody but their workload. A renewal that fails keeps the SVID that is still valid.
 
+pub(crate) mod held;
 pub(crate) mod near;
 pub(crate) mod sync;
 
@@ -22,8 +23,11 @@ use hoplite_wire::ca::{IssueItem, IssueRequest};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use crate::kept::Kept;
+use crate::kept::record::SvidRecord;
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
+use crate::supply::held::HeldSvid;
 use crate::supply::sync::Registrations;
 
 /// SVIDs asked for in one call: enough to make the round trip cheap, few enough to be answered at once.
@@ -42,6 +46,8 @@ pub(crate) struct Supply {
     /// Positions in `entries` by the rarest selector of each, so that a look-up sees few candidates.
     index: HashMap<Selector, Vec<usize>>,
     bundles: BundleSet,
+    /// The CA's word when it has dismissed this node, so that nobody is given anything.
+    dismissed: Option<Arc<str>>,
 }
 
 /// An entry and its SVID.
@@ -49,7 +55,7 @@ pub(crate) struct Supply {
 pub(crate) struct Supplied {
     pub(crate) entry: Arc<RegisteredEntry>,
     /// None while it is being minted, or when it expired while the CA was away.
-    pub(crate) svid: Option<Arc<X509Svid>>,
+    pub(crate) svid: Option<Arc<HeldSvid>>,
 }
 
 /// Where streams look: None until the first synchronisation.
@@ -62,6 +68,7 @@ pub(crate) struct Supplier {
     stock: Stock,
     supply: watch::Sender<Option<Arc<Supply>>>,
     away: Backoff,
+    kept: Kept,
 }
 
 /// The pure part: what is wanted, what is there, what is due.
@@ -71,13 +78,16 @@ struct Stock {
     minted: HashMap<EntryId, Minted>,
     failed: HashMap<EntryId, Failed>,
     bundle: Option<Arc<TrustBundle>>,
+    /// From the disk: those whose entry was not named yet.
+    restored: HashMap<EntryId, SvidRecord>,
+    dismissed: Option<Arc<str>>,
 }
 
 /// An SVID and the entry it was minted for.
 #[derive(Debug)]
 struct Minted {
     entry: Arc<RegisteredEntry>,
-    svid: Arc<X509Svid>,
+    svid: Arc<HeldSvid>,
     renew_at: SystemTime,
 }
 
@@ -127,7 +137,13 @@ impl Supply {
             entries,
             index,
             bundles,
+            dismissed: None,
         }
+    }
+
+    /// Why nobody is given anything, when the CA has dismissed this node.
+    pub(crate) fn dismissed(&self) -> Option<&str> {
+        self.dismissed.as_deref()
     }
 
     /// The entries whose every selector is among these, the default identity first.
@@ -158,6 +174,7 @@ impl Supply {
     /// Whether no caller could tell the one from the other.
     fn same(&self, other: &Self) -> bool {
         self.bundles == other.bundles
+            && self.dismissed == other.dismissed
             && self.entries.len() == other.entries.len()
             && self.entries.iter().zip(&other.entries).all(|(a, b)| {
                 let svids = match (&a.svid, &b.svid) {
@@ -173,13 +190,14 @@ impl Supply {
 // === impl Supplier ===
 
 impl Supplier {
-    pub(crate) fn new(link: CaLink, supply: watch::Sender<Option<Arc<Supply>>>) -> Self {
+    pub(crate) fn new(link: CaLink, supply: watch::Sender<Option<Arc<Supply>>>, kept: Kept) -> Self {
         Self {
             link,
             channel: None,
             stock: Stock::default(),
             supply,
             away: RETRY,
+            kept,
         }
     }
 
@@ -190,6 +208,11 @@ impl Supplier {
         mut shutdown: Shutdown,
     ) {
         let mut credentials = self.link.credentials();
+        let restored = tokio::select! {
+            restored = self.kept.restored() => restored,
+            () = shutdown.wait() => return,
+        };
+        self.stock.restored = restored.take_svids();
         loop {
             let registered = registrations.borrow_and_update().clone();
             let own = credentials.borrow_and_update().clone();
@@ -223,13 +246,13 @@ impl Supplier {
         registrations: &watch::Receiver<Option<Arc<Registrations>>>,
         credentials: &watch::Receiver<Option<Arc<Credentials>>>,
     ) -> Duration {
+        self.stock.dismissed.clone_from(&registered.dismissed);
         self.stock.want(registered.entries.clone());
+        self.stock.restore(&own.verifier);
         self.stock.trust(&own.bundle, &own.verifier, clock::now());
-        // What was deleted is gone now, not after the next call to the CA. Only the first supply waits for its SVIDs,
-        // lest a workload be told that it has none.
-        if self.supply.borrow().is_some() {
-            self.publish();
-        }
+        // What was deleted is gone now, and what is at hand is there now, not after the next call to the CA. Whoever comes
+        // for what is still to be minted waits a moment for it.
+        self.publish();
         let mut wait = None;
         // What is news is handed out first, between two batches: an entry that went, a trust bundle with another authority.
         let is_news = || registrations.has_changed().unwrap_or(true) || credentials.has_changed().unwrap_or(true);
@@ -294,7 +317,11 @@ impl Supplier {
             };
             self.link.metrics().asked("workload", minted.is_ok());
             match minted {
-                Ok(svid) => self.stock.minted(entry, svid, now, jitter()),
+                Ok(svid) => {
+                    let svid = Arc::new(svid);
+                    let renew_at = self.stock.minted(entry, &svid, now, jitter());
+                    self.kept.minted(entry, &svid, renew_at);
+                }
                 Err(error) => {
                     self.stock.failed(entry, now, jitter());
                     let expires = self.stock.expires(entry, now).map(humantime);
@@ -357,10 +384,10 @@ impl Stock {
     }
 
     /// The bundle of now. What it no longer vouches for is not handed out any more.
-    fn trust(&mut self, bundle: &Arc<TrustBundle>, verifier: &PeerVerifier, now: SystemTime) {
+    fn trust(&mut self, bundle: &Arc<TrustBundle>, verifier: &Arc<PeerVerifier>, now: SystemTime) {
         if self.bundle.as_ref() != Some(bundle) {
             self.minted
-                .retain(|_, minted| verifier.verify(minted.svid.chain(), PeerRole::Client, now).is_ok());
+                .retain(|_, minted| minted.svid.is_vouched_for(verifier, now));
             self.bundle = Some(Arc::clone(bundle));
         }
     }
@@ -368,7 +395,8 @@ impl Stock {
     /// The next batch of entries to have minted.
     fn due(&self, now: SystemTime) -> Vec<Arc<RegisteredEntry>> {
         // Of a clock that was set back an SVID is not valid yet.
-        let is_good = |minted: &Minted| now < minted.renew_at && minted.svid.leaf().not_before() <= now;
+        let is_good =
+            |minted: &Minted| now < minted.renew_at && minted.svid.not_before() <= now && minted.svid.may_be_used();
         let missing = |entry: &RegisteredEntry| {
             self.minted
                 .get(&entry.id)
@@ -387,7 +415,14 @@ impl Stock {
             .collect()
     }
 
-    fn minted(&mut self, entry: &Arc<RegisteredEntry>, svid: X509Svid, now: SystemTime, jitter: f64) {
+    /// Takes in an SVID, and says when it is to be renewed.
+    fn minted(
+        &mut self,
+        entry: &Arc<RegisteredEntry>,
+        svid: &Arc<X509Svid>,
+        now: SystemTime,
+        jitter: f64,
+    ) -> SystemTime {
         self.failed.remove(&entry.id);
         // However much a CA back-dates: what has just been minted is not due at once.
         let left = svid.leaf().not_after().duration_since(now).unwrap_or_default();
@@ -396,10 +431,25 @@ impl Stock {
             entry.id.clone(),
             Minted {
                 entry: Arc::clone(entry),
-                svid: Arc::new(svid),
+                svid: Arc::new(HeldSvid::new(Arc::clone(svid))),
                 renew_at,
             },
         );
+        renew_at
+    }
+
+    /// Takes in what an earlier agent kept of what is wanted, and forgets the rest of it.
+    fn restore(&mut self, verifier: &Arc<PeerVerifier>) {
+        for (id, record) in std::mem::take(&mut self.restored) {
+            if let Some(entry) = self.wanted.get(&id) {
+                let renew_at = SystemTime::UNIX_EPOCH + Duration::from_secs(record.renew_at);
+                self.minted.entry(id).or_insert_with(|| Minted {
+                    entry: Arc::clone(entry),
+                    svid: Arc::new(HeldSvid::kept(record, verifier)),
+                    renew_at,
+                });
+            }
+        }
     }
 
     fn failed(&mut self, entry: &RegisteredEntry, now: SystemTime, jitter: f64) {
@@ -412,13 +462,8 @@ impl Stock {
 
     /// How long the SVID at hand will still do.
     fn expires(&self, entry: &RegisteredEntry, now: SystemTime) -> Option<Duration> {
-        self.minted
-            .get(&entry.id)?
-            .svid
-            .leaf()
-            .not_after()
-            .duration_since(now)
-            .ok()
+        let minted = self.minted.get(&entry.id)?;
+        minted.svid.not_after().duration_since(now).ok()
     }
 
     /// How long there will be nothing to do: nothing due, nothing that expires.
@@ -432,7 +477,7 @@ impl Stock {
         let expiries = self
             .minted
             .values()
-            .map(|minted| minted.svid.leaf().not_after())
+            .map(|minted| minted.svid.not_after())
             .filter(|expiry| *expiry > now);
         let next = due.chain(expiries).min().unwrap_or(now + SLEEP_MAX);
         next.duration_since(now).unwrap_or_default().min(SLEEP_MAX)
@@ -445,14 +490,17 @@ impl Stock {
             svid: self
                 .minted
                 .get(&entry.id)
-                .filter(|minted| now < minted.svid.leaf().not_after())
+                .filter(|minted| now < minted.svid.not_after() && minted.svid.may_be_used())
                 .map(|minted| Arc::clone(&minted.svid)),
         });
         let mut bundles = BundleSet::default();
-        if let Some(bundle) = &self.bundle {
+        if let Some(bundle) = self.bundle.as_ref().filter(|_| self.dismissed.is_none()) {
             bundles.insert(Arc::clone(bundle));
         }
-        Supply::new(entries.collect(), bundles)
+        Supply {
+            dismissed: self.dismissed.clone(),
+            ..Supply::new(entries.collect(), bundles)
+        }
     }
 }
 
@@ -581,9 +629,9 @@ mod tests {
         stock.want(wanted([entry("e", &id("/a"), &[])]));
         let start = SystemTime::now();
         let e = stock.due(start).pop().unwrap();
-        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         assert!(stock.due(start).is_empty());
-        let (renew_at, not_after) = (stock.minted["e"].renew_at, stock.minted["e"].svid.leaf().not_after());
+        let (renew_at, not_after) = (stock.minted["e"].renew_at, stock.minted["e"].svid.not_after());
         assert!(start + HOUR / 3 < renew_at && renew_at < start + HOUR * 2 / 3);
         assert_eq!(stock.idle(start), SLEEP_MAX);
         assert_eq!(stock.idle(renew_at - Duration::from_secs(1)), Duration::from_secs(1));
@@ -607,7 +655,7 @@ mod tests {
             "an expired SVID is never served"
         );
         let due = stock.due(not_after + Duration::from_secs(60)).pop().unwrap();
-        stock.minted(&due, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&due, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         assert!(stock.failed.is_empty() && stock.due(start).is_empty());
     }
 
@@ -631,7 +679,7 @@ mod tests {
             stock.want(wanted([original.clone()]));
             stock.minted(
                 &Arc::new(original.clone()),
-                authority.svid("/a", HOUR),
+                &Arc::new(authority.svid("/a", HOUR)),
                 SystemTime::now(),
                 0.0,
             );
@@ -659,7 +707,7 @@ mod tests {
         let mut stock = Stock::default();
         let e = Arc::new(entry("e", &id("/a"), &[]));
         stock.want(wanted([(*e).clone()]));
-        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         stock.failed(&e, SystemTime::now(), 0.0);
         stock.want(BTreeMap::new());
         assert!(
@@ -683,13 +731,13 @@ mod tests {
     #[test]
     fn a_bundle_that_no_longer_vouches_takes_the_svid_away() {
         let (old, new) = (TestAuthority::new("prod.example"), TestAuthority::new("prod.example"));
-        let verifier = |authority: &TestAuthority| PeerVerifier::new(authority.bundles()).unwrap();
+        let verifier = |authority: &TestAuthority| Arc::new(PeerVerifier::new(authority.bundles()).unwrap());
         let now = SystemTime::now();
         let mut stock = Stock::default();
         let e = Arc::new(entry("e", &id("/a"), &[]));
         stock.want(wanted([(*e).clone()]));
         stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
-        stock.minted(&e, old.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&e, &Arc::new(old.svid("/a", HOUR)), SystemTime::now(), 0.0);
         stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
         assert!(stock.supply(now).entries[0].svid.is_some());
         stock.trust(&Arc::new(new.bundle()), &verifier(&new), now);
@@ -733,10 +781,10 @@ mod tests {
         let now = SystemTime::now();
         let empty = stock.supply(now);
         assert!(empty.same(&stock.supply(now)));
-        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         let full = stock.supply(now);
         assert!(!full.same(&empty) && full.same(&stock.supply(now)));
-        stock.minted(&e, authority.svid("/a", HOUR), SystemTime::now(), 0.0);
+        stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         assert!(!full.same(&stock.supply(now)), "renewed");
         stock.bundle = Some(Arc::new(authority.bundle()));
         assert!(!full.same(&stock.supply(now)), "another bundle");

@@ -15,13 +15,14 @@ use crate::reports::points::Points;
 use crate::socket::server::{Places, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
+use crate::supply::held::HeldSvid;
 use crate::supply::{Supplied, Supply, testing::entry};
 use hoplite_audit::{Query, Record, read_log};
 use hoplite_decision::OnStale;
 use hoplite_host::shutdown::{Stopper, channel};
 use hoplite_host::socket;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_identity::{BundleSet, RegisteredEntry, X509Svid};
+use hoplite_identity::{BundleSet, RegisteredEntry};
 use hoplite_policy::holding::Holding;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -125,6 +126,7 @@ impl World {
             shutdown: shutdown.clone(),
             refused: Arc::default(),
             peer_process: Default::default(),
+            kept: crate::kept::Kept::nothing(),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
         let points = Arc::new(Points::new());
@@ -177,8 +179,9 @@ impl World {
             .collect()
     }
 
-    pub(crate) fn svid(&self, path: &str) -> Option<Arc<X509Svid>> {
-        Some(Arc::new(self.authority.svid(path, Duration::from_secs(3600))))
+    pub(crate) fn svid(&self, path: &str) -> Option<Arc<HeldSvid>> {
+        let svid = self.authority.svid(path, Duration::from_secs(3600));
+        Some(Arc::new(HeldSvid::new(Arc::new(svid))))
     }
 
     pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> RegisteredEntry {

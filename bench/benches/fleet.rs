@@ -267,7 +267,7 @@ async fn connect(svids: Vec<X509Svid>, address: SocketAddr, verifier: &Arc<PeerV
         connecting.spawn(async move {
             let _permit = at_once.acquire_owned().await.unwrap();
             let mut node = NodeClient::new(dial(number, Some(&svid), address, &verifier).await);
-            let watch = node.watch(WatchRequest { from_revision: 0 }).await.unwrap();
+            let watch = node.watch(WatchRequest::default()).await.unwrap();
             let (reports, receiver) = mpsc::channel(1);
             let acks = node.report(ReceiverStream::new(receiver)).await.unwrap();
             Agent {

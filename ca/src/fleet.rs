@@ -157,6 +157,7 @@ impl Fleet {
                 node,
                 certificate_ends: record::from_unix_seconds(agent.newest().not_after),
                 in_step,
+                contested: agent.contested.map(record::from_unix_seconds),
             };
             Judged {
                 troubles: judge::troubles(&norm, subject),

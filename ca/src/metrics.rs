@@ -26,6 +26,7 @@ const FOLDERS_DEEP: usize = 4;
 pub(crate) struct Metrics {
     calls: Family<3, Counter>,
     joins: Family<1, Counter>,
+    two_holders: Counter,
     watches: Arc<AtomicU64>,
 }
 
@@ -47,6 +48,7 @@ impl Default for Metrics {
         Self {
             calls: Family::new(["api!", "rpc", "code!"], CALLS_MAX),
             joins: Family::new(["result"], RESULTS_MAX),
+            two_holders: Counter::default(),
             watches: Arc::default(),
         }
     }
@@ -66,6 +68,11 @@ impl Metrics {
         self.joins.get([result]).inc();
     }
 
+    /// It was noticed that two have an agent's key.
+    pub(crate) fn two_holders(&self) {
+        self.two_holders.inc();
+    }
+
     /// An agent begins to watch.
     pub(crate) fn watching(&self) -> Watching {
         self.watches.fetch_add(1, Relaxed);
@@ -81,6 +88,11 @@ impl Metrics {
             self.calls.clone(),
         );
         to.register("joins", "Attempts of agents to join, by result", self.joins.clone());
+        to.register(
+            "key_holders_doubled",
+            "How often it was noticed that two have one agent's key",
+            self.two_holders.clone(),
+        );
         issuer.register(&mut to);
         registry.register(&mut to);
         let watches = self.watches.clone();

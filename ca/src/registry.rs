@@ -199,6 +199,11 @@ impl Registry {
                 Some(live.map_or(0, |live| live.revision))
             },
         );
+        gauge(
+            "agents_contested",
+            "Agents whose key two have, so that neither gets another certificate",
+            |index| Some(index.agents.iter().filter(|agent| agent.contested.is_some()).count() as u64),
+        );
         to.sampled(
             Kind::Gauge,
             "agents",

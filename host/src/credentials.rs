@@ -35,7 +35,7 @@ pub fn optional_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 /// Whether a file is one that the service manager handed over: it vouches for who can read it.
-pub(crate) fn is_one(file: &Path) -> bool {
+pub fn is_one(file: &Path) -> bool {
     let directory = std::env::var_os(VARIABLE).filter(|directory| !directory.is_empty());
     directory.is_some_and(|directory| file.parent() == Some(Path::new(&directory)))
 }

@@ -185,6 +185,40 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
+/// Reads a secret that this user's program wrote itself, as [`write_private`]: a link, a pipe, another user's file and one
+/// that others may read are refused.
+///
+/// # Errors
+/// It cannot be read, or is not what was written.
+pub fn read_own(path: &Path) -> Result<Vec<u8>, FileError> {
+    let failed = |source, remedy| FileError {
+        verb: "read",
+        path: path.to_owned(),
+        remedy,
+        source,
+    };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(failed(io::Error::other("it is a link"), "; remove it"));
+        }
+        opened => opened.map_err(|e| failed(e, ""))?,
+    };
+    let metadata = file.metadata().map_err(|e| failed(e, ""))?;
+    let wrong = if !metadata.is_file() {
+        "it is no file".to_owned()
+    } else if metadata.uid() != rustix::process::geteuid().as_raw() {
+        format!("it belongs to user {}", metadata.uid())
+    } else if metadata.mode() & 0o077 != 0 {
+        format!("its mode {:04o} lets others in", metadata.mode() & 0o7777)
+    } else {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| failed(e, ""))?;
+        return Ok(bytes);
+    };
+    Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, wrong), ""))
+}
+
 /// Removes a file for good; one that is not there is no error.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     let failed = |source| FileError {
@@ -331,6 +365,21 @@ mod tests {
         write_public(&path, b"oops").unwrap();
         let error = read_private(&path).unwrap_err().to_string();
         assert!(error.contains("0644") && error.contains("key"), "{error}");
+    }
+
+    #[test]
+    fn an_own_secret_is_no_link_and_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("key"), dir.path().join("link"));
+        write_private(&path, b"secret").unwrap();
+        std::os::unix::fs::symlink("key", &link).unwrap();
+        assert_eq!(read_own(&path).unwrap(), b"secret");
+        let refused = |path: &Path| read_own(path).unwrap_err().to_string();
+        assert!(refused(&link).contains("it is a link"), "{}", refused(&link));
+        assert!(refused(dir.path()).contains("it is no file"), "{}", refused(dir.path()));
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(refused(&path).contains("0644"), "{}", refused(&path));
+        assert!(read_own(&dir.path().join("absent")).unwrap_err().is_not_found());
     }
 
     #[test]

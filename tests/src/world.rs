@@ -141,6 +141,7 @@ impl World {
             ca: ca.node_address().try_into().unwrap(),
             trust_bundle: dir.path().join("ca/bundle.pem"),
             join_token_file: Some(dir.path().join("token")),
+            supply_key_file: None,
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
             peer_process: Default::default(),

@@ -40,7 +40,7 @@ async fn watch(world: &World, svid: &X509Svid) -> Option<Code> {
     let ca = SpiffeId::parse(&id("/hoplite/ca")).unwrap();
     let config = tls::client_config(Some(svid), verifier, ca, &[b"h2"]).unwrap();
     let channel = channel::tls(world.ca_address(), config).await.ok()?;
-    let answer = NodeClient::new(channel).watch(WatchRequest { from_revision: 0 }).await;
+    let answer = NodeClient::new(channel).watch(WatchRequest::default()).await;
     let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
     // The handshake's refusal arrives after the client believes that it is done.
     (code != Code::Unknown && code != Code::Unavailable && code != Code::Cancelled).then_some(code)

@@ -53,6 +53,9 @@ pub(crate) enum CaError {
     /// The CA does not accept who we are, or our token.
     #[error("the CA refused: {0}")]
     Refused(String),
+    /// The CA knows who we are, and wants nothing more of us: no other certificate will help.
+    #[error("the CA refused: {0}")]
+    Dismissed(String),
     #[error("the CA answered {code:?}: {message}")]
     Failed { code: Code, message: String },
     /// The CA's answer is not what was asked for.
@@ -176,7 +179,8 @@ fn innermost(error: &dyn Error) -> String {
 impl From<Status> for CaError {
     fn from(status: Status) -> Self {
         match status.code() {
-            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(status.message().to_owned()),
+            Code::Unauthenticated => Self::Refused(status.message().to_owned()),
+            Code::PermissionDenied => Self::Dismissed(status.message().to_owned()),
             Code::DeadlineExceeded | Code::Cancelled => Self::Timeout,
             code => Self::Failed {
                 code,

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use hoplite_decision::reporting::unix;
 use hoplite_identity::Selector;
 use hoplite_wire::agent::diagnosis_server::Diagnosis;
-use hoplite_wire::agent::{AgentStatus, Candidate, Missing, RefusalCount, ShowStatusRequest, WhyRequest, WhyResponse};
+use hoplite_wire::agent::{
+    AgentStatus, Candidate, Kept, Missing, RefusalCount, ShowStatusRequest, WhyRequest, WhyResponse,
+};
 use tonic::{Request, Response, Status};
 
 use crate::attest::other::{self, NoProcess};
@@ -82,8 +85,21 @@ impl Diagnosis for DiagnosisService {
         }
         let supply = self.sessions.supply.borrow().clone();
         let refusals = self.sessions.refused.counts();
+        let kept = self.sessions.kept.state();
+        let heard = self.sessions.kept.heard();
+        let dismissed = supply.as_ref().and_then(|supply| supply.dismissed());
         Ok(Response::new(AgentStatus {
-            in_step: supply.is_some(),
+            in_step: heard.is_some(),
+            heard_at_unix: heard.or(kept.restored).map_or(0, unix),
+            from_disk: heard.is_none() && kept.restored.is_some(),
+            dismissed: dismissed.unwrap_or_default().to_owned(),
+            kept: Some(Kept {
+                key: kept.key.to_owned(),
+                key_text: kept.key_text,
+                failure: kept.failure.unwrap_or_default(),
+                doubt: kept.doubt.unwrap_or_default(),
+                written_at_unix: kept.written.map_or(0, unix),
+            }),
             entries: count(supply.as_ref().map_or(0, |supply| supply.len())),
             without_svid: count(supply.as_ref().map_or(0, |supply| supply.without_svid())),
             peer_process: self.sessions.peer_process.to_string(),

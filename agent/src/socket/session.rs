@@ -3,7 +3,9 @@
 //! The services on the socket are written on top of this, so that an entitlement is decided in one place.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use hoplite_host::clock;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::{TrustBundle, TrustDomain, X509Svid};
@@ -12,8 +14,12 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
 
 use crate::attest::{Attestor, LocalProcess};
+use crate::kept::Kept;
 use crate::refused::Refused;
 use crate::supply::{Supply, SupplyReceiver};
+
+/// Who comes for an SVID that is still to be minted, or read, waits so long for it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Begins sessions, and has what they share.
 #[derive(Debug, Clone)]
@@ -25,6 +31,8 @@ pub(crate) struct Sessions {
     pub(crate) refused: Arc<Refused>,
     /// How it is known which process calls.
     pub(crate) peer_process: PeerProcess,
+    /// What outlives the agent.
+    pub(crate) kept: Kept,
 }
 
 /// One call of one process.
@@ -36,6 +44,16 @@ pub(crate) struct Session {
     launches: watch::Receiver<()>,
     shutdown: Shutdown,
     refused: Arc<Refused>,
+    kept: Kept,
+}
+
+/// What a look at the supply finds.
+enum Found {
+    Is(Entitlement),
+    /// It may come: wait, or be told this.
+    NotYet(Status),
+    /// It will not.
+    Not(Status),
 }
 
 /// All that a caller may have at one moment.
@@ -74,6 +92,7 @@ impl Sessions {
             launches: self.attestor.launches().changes(),
             shutdown: self.shutdown.clone(),
             refused: Arc::clone(&self.refused),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -95,21 +114,54 @@ impl Session {
     }
 
     async fn look(&mut self) -> Result<Entitlement, Status> {
-        self.launches.mark_unchanged();
+        let started = clock::moment();
+        // Whatever is on the disk is read within a moment of the start.
+        let _ = tokio::time::timeout(PATIENCE, self.kept.restored()).await;
+        loop {
+            self.launches.mark_unchanged();
+            let not_yet = match self.look_once().await? {
+                Found::Is(entitlement) => return Ok(entitlement),
+                Found::Not(status) => return Err(status),
+                Found::NotYet(status) => status,
+            };
+            if !self.has_changed_since(started).await {
+                return Err(not_yet);
+            }
+        }
+    }
+
+    /// Waits for another supply, for as long as who comes first has patience.
+    async fn has_changed_since(&mut self, started: Instant) -> bool {
+        let left = PATIENCE.saturating_sub(started.elapsed());
+        tokio::select! {
+            changed = tokio::time::timeout(left, self.supply.changed()) => matches!(changed, Ok(Ok(()))),
+            () = self.caller.exited() => false,
+            () = self.shutdown.wait() => false,
+        }
+    }
+
+    async fn look_once(&mut self) -> Result<Found, Status> {
         let Some(supply) = self.supply.borrow_and_update().clone() else {
-            return Err(Status::unavailable(
+            return Ok(Found::Not(Status::unavailable(
                 "the agent has not heard from its CA since it started; try again soon",
-            ));
+            )));
         };
+        if let Some(reason) = supply.dismissed() {
+            return Ok(Found::Not(Status::permission_denied(format!(
+                "no identity issued: the CA has dismissed this node: {reason}"
+            ))));
+        }
         let seen = self
             .attestor
             .attest(&self.caller)
             .await
             .map_err(|e| Status::aborted(e.to_string()))?;
         let matching = supply.matching(&seen.selectors);
+        let now = clock::now();
         let mut identities: Vec<Identity> = Vec::with_capacity(matching.len());
         for supplied in &matching {
-            let Some(svid) = supplied.svid.clone() else { continue };
+            let svid = supplied.svid.as_ref().and_then(|svid| svid.get(now));
+            let Some(svid) = svid.cloned() else { continue };
             // W-9: hints are unique in a response, and the first keeps it.
             let taken = identities.iter().any(|identity| identity.hint == supplied.entry.hint);
             let hint = if taken {
@@ -120,13 +172,13 @@ impl Session {
             identities.push(Identity { svid, hint });
         }
         if !identities.is_empty() {
-            return Ok(Entitlement { identities, supply });
+            return Ok(Found::Is(Entitlement { identities, supply }));
         }
         if let Some(supplied) = matching.first() {
             let id = &supplied.entry.spiffe_id;
-            return Err(Status::unavailable(format!(
+            return Ok(Found::NotYet(Status::unavailable(format!(
                 "the SVID for `{id}` is not issued yet; try again soon"
-            )));
+            ))));
         }
         let list = |items: Vec<String>| {
             if items.is_empty() {
@@ -142,10 +194,10 @@ impl Session {
             format!("; not known: {}", seen.unknown.join(", "))
         };
         self.refused.no_identity(&self.caller, &selectors);
-        Err(Status::permission_denied(format!(
+        Ok(Found::Not(Status::permission_denied(format!(
             "no identity issued: no entry matches {selectors}{unknown}; `hoplite entry why --pid {}` shows the nearest",
             self.caller.pid
-        )))
+        ))))
     }
 
     /// Waits until there may be something new to tell.

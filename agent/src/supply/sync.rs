@@ -17,6 +17,7 @@ use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use crate::kept::{Kept, Restored};
 use crate::node::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 
@@ -40,6 +41,8 @@ pub(crate) struct Registrations {
     pub(crate) digest: [u8; 32],
     /// When the CA said it.
     pub(crate) heard: SystemTime,
+    /// The CA's word, when it has dismissed this node.
+    pub(crate) dismissed: Option<Arc<str>>,
 }
 
 /// Whom the watch tells what.
@@ -48,6 +51,10 @@ pub(crate) struct Told {
     pub(crate) policy: watch::Sender<Option<Arc<PolicyState>>>,
     /// The connection that is watched on, for whatever else is said on it.
     pub(crate) connections: watch::Sender<Option<Channel>>,
+    /// What outlives the agent.
+    pub(crate) kept: Kept,
+    /// Names this process to the CA.
+    pub(crate) process: Vec<u8>,
 }
 
 /// The pure part: what the CA said so far.
@@ -59,6 +66,8 @@ struct View {
     /// Whether `entries` is what the CA said at `seen`; else only a full update will do.
     sound: bool,
     entries: BTreeMap<EntryId, HeldEntry>,
+    /// What has changed since somebody asked last.
+    changed: BTreeMap<EntryId, Option<Arc<RegisteredEntry>>>,
 }
 
 #[derive(Debug)]
@@ -93,7 +102,20 @@ pub(crate) async fn run(
     told: Told,
     mut shutdown: Shutdown,
 ) {
-    let mut view = View::new(trust_domain);
+    let mut view = View::new(trust_domain.clone());
+    let restored = tokio::select! {
+        restored = told.kept.restored() => restored,
+        () = shutdown.wait() => return,
+    };
+    if let Some(heard) = restored.heard {
+        view.restore(&restored);
+        let registrations = Registrations {
+            heard,
+            ..view.registrations(heard)
+        };
+        told.registrations.send_replace(Some(Arc::new(registrations)));
+    }
+    drop(restored);
     let mut credentials = link.credentials();
     let mut backoff = RETRY;
     let mut moves = link.moves();
@@ -119,7 +141,10 @@ pub(crate) async fn run(
         };
         link.metrics().contact.lost();
         told.connections.send_replace(None);
-        if matches!(ended, CaError::Refused(_)) {
+        if let CaError::Dismissed(reason) = &ended {
+            told.dismissed(&mut view, reason).await;
+        }
+        if matches!(ended, CaError::Refused(_) | CaError::Dismissed(_)) {
             link.refused();
         }
         let wait = backoff.failed(jitter());
@@ -146,6 +171,7 @@ async fn follow(
         let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(UPDATE_BYTES_MAX);
         let request = WatchRequest {
             from_revision: view.revision(),
+            process: told.process.clone(),
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(request))
             .await
@@ -190,6 +216,10 @@ async fn follow(
             "in step with the CA"
         );
         let now = clock::now();
+        let (first_bundle, bundle) = keeper.bundles();
+        let changed = std::mem::take(&mut view.changed);
+        told.kept
+            .registered(changed, view.revision(), Some(&bundle), &first_bundle);
         told.registrations.send_replace(Some(Arc::new(view.registrations(now))));
     }
 }
@@ -202,6 +232,25 @@ async fn replaced(own: &Credentials, mut credentials: watch::Receiver<Option<Arc
     }
 }
 
+// === impl Told ===
+
+impl Told {
+    /// The CA has dismissed this node: it has nothing to hand out any more, in memory and on the disk.
+    async fn dismissed(&self, view: &mut View, reason: &str) {
+        tracing::error!(
+            reason,
+            "the CA has dismissed this node: no workload is given anything any more"
+        );
+        view.forget();
+        let registrations = Registrations {
+            dismissed: Some(reason.into()),
+            ..view.registrations(clock::now())
+        };
+        self.registrations.send_replace(Some(Arc::new(registrations)));
+        self.kept.dismiss().await;
+    }
+}
+
 // === impl View ===
 
 impl View {
@@ -211,7 +260,30 @@ impl View {
             seen: 0,
             sound: false,
             entries: BTreeMap::new(),
+            changed: BTreeMap::new(),
         }
+    }
+
+    /// Begins with what an earlier agent kept. The CA's digest says whether it is right.
+    fn restore(&mut self, restored: &Restored) {
+        self.seen = restored.revision;
+        self.sound = restored.revision != 0;
+        self.entries = (restored.entries.iter())
+            .map(|(id, entry)| {
+                let held = HeldEntry {
+                    revision: entry.revision,
+                    entry: Some(Arc::clone(entry)),
+                };
+                (id.clone(), held)
+            })
+            .collect();
+    }
+
+    /// Holds nothing any more; the CA must not go back all the same.
+    fn forget(&mut self) {
+        self.sound = false;
+        self.entries.clear();
+        self.changed.clear();
     }
 
     /// The revision to ask from; 0 asks for everything.
@@ -232,16 +304,23 @@ impl View {
         }
         // Until the digest says otherwise, and if this ends early.
         self.sound = false;
-        if update.full {
-            self.entries.clear();
-        }
+        let mut before = match update.full {
+            true => std::mem::take(&mut self.entries),
+            false => BTreeMap::new(),
+        };
         for message in update.upserts {
             let (id, held) = self.parse(message)?;
+            if before.remove(&id).is_none_or(|before| before.entry != held.entry) {
+                self.changed.insert(id.clone(), held.entry.clone());
+            }
             self.entries.insert(id, held);
         }
         for id in &update.deletes {
-            self.entries.remove(id.as_str());
+            if let Some((id, _)) = self.entries.remove_entry(id.as_str()) {
+                self.changed.insert(id, None);
+            }
         }
+        self.changed.extend(before.into_keys().map(|id| (id, None)));
         self.seen = update.revision;
         self.sound = self.digest().as_slice() == update.digest;
         if self.sound {
@@ -276,6 +355,7 @@ impl View {
             revision: self.seen,
             digest: self.digest(),
             heard: now,
+            dismissed: None,
         }
     }
 }

@@ -17,6 +17,10 @@ pub(crate) struct Agent {
     /// Fingerprint of the key it joined with.
     pub(crate) joined_key: String,
     pub(crate) banned: bool,
+    /// When it was noticed that two have its key, in Unix seconds. Neither gets another certificate: only a new join,
+    /// with another key, ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) contested: Option<u64>,
     previous: Option<Issued>,
     active: Issued,
     /// Given out, not used yet.
@@ -60,6 +64,16 @@ pub(crate) enum Denied {
     /// Neither the agent's newest certificate nor the one before.
     #[error("the agent has newer certificates than this one; connect with the newest, or join anew")]
     Superseded,
+    /// It would renew with a certificate in whose place a newer one is used already: somebody else has the newer one.
+    #[error(
+        "the agent's newer certificate is in use, so two have its key, or an old copy of its files was put back;          join it anew with a new token"
+    )]
+    TwoHolders,
+    /// Two have its key.
+    #[error(
+        "`{0}` gets no other certificate: two have its key; find out which is the node, and join that one anew with a new token"
+    )]
+    Contested(SpiffeId),
     /// A workload's certificate, or the CA's own.
     #[error("`{0}` is not an agent; only agents may call this")]
     NotAnAgent(SpiffeId),
@@ -82,6 +96,7 @@ impl Agent {
                 spiffe_id,
                 joined_key,
                 banned: false,
+                contested: None,
                 previous: None,
                 active: issued,
                 next: None,
@@ -102,7 +117,15 @@ impl Agent {
         if self.banned {
             return Err(Denied::Banned(self.spiffe_id));
         }
+        if self.contested.is_some() {
+            return Err(Denied::Contested(self.spiffe_id));
+        }
         self.standing(shown).ok_or(Denied::Superseded)?;
+        // An agent renews with the newest that it has on its disk, and uses none before it is there. So whoever comes with
+        // the one before has not what another has used. An answer that was lost leaves the newest unused.
+        if self.previous.as_ref().is_some_and(|previous| previous.serial == shown) {
+            return Err(Denied::TwoHolders);
+        }
         // If it is the newest one, whose first use could not be noted, it must not be forgotten for the one after it.
         Ok(self.activate(shown).issued(issued))
     }
@@ -117,6 +140,14 @@ impl Agent {
                 ..self
             },
             _ => self,
+        }
+    }
+
+    /// After it was noticed that two have its key.
+    pub(crate) fn contested(self, now: SystemTime) -> Self {
+        Self {
+            contested: self.contested.or(Some(record::unix_seconds(now))),
+            ..self
         }
     }
 
@@ -228,6 +259,30 @@ mod tests {
         assert_eq!(agent.standing("3"), Some(Standing::FirstUse));
         assert_eq!(agent.clone().renewed("4", issued("5")), Err(Denied::Superseded));
         assert_eq!(agent.banned().renewed("2", issued("5")), Err(Denied::Banned(id())));
+    }
+
+    /// Whoever lost an answer, however often, is no second holder; whoever renews with what another has left behind is.
+    #[test]
+    fn two_holders_of_one_key_get_nothing_new() {
+        let agent = joined("1").renewed("1", issued("2")).unwrap(); // lost
+        let agent = agent.renewed("1", issued("3")).unwrap(); // lost, too
+        let agent = agent.renewed("1", issued("4")).unwrap().activate("4");
+        let agent = agent.renewed("4", issued("5")).unwrap(); // lost
+        assert_eq!(agent.clone().renewed("1", issued("6")), Err(Denied::TwoHolders));
+        let now = UNIX_EPOCH + Duration::from_secs(7);
+        let contested = agent.clone().contested(now).contested(now + Duration::from_secs(9));
+        assert_eq!(contested.contested, Some(7), "since when it is known");
+        for shown in ["1", "4", "5"] {
+            assert_eq!(
+                contested.clone().renewed(shown, issued("6")),
+                Err(Denied::Contested(id()))
+            );
+            assert!(contested.standing(shown).is_some(), "what they have stays good");
+        }
+        let anew = Agent::joined(Some(contested.clone()), id(), "other".into(), issued("7"));
+        assert!(anew.contested.is_none() && anew.renewed("7", issued("8")).is_ok());
+        let retry = Agent::joined(Some(contested), id(), "key".into(), issued("7"));
+        assert_eq!(retry.contested, Some(7), "the key is the same");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is written of agents that have joined: the use of a new certificate, a renewal, a ban, an eviction.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use hoplite_identity::SpiffeId;
 
@@ -30,6 +31,12 @@ pub(crate) struct Renew {
 pub(crate) struct Activate {
     pub(crate) id: SpiffeId,
     pub(crate) serial: String,
+}
+
+/// Notes that two have an agent's key.
+pub(crate) struct Contest {
+    pub(crate) id: SpiffeId,
+    pub(crate) now: SystemTime,
 }
 
 /// Refuses an agent from now on, and its tokens.
@@ -75,6 +82,24 @@ impl Write for Activate {
         let agent = known(agent, &self.id)?;
         let active = agent.clone().activate(&self.serial);
         Ok((changed(&agent, &active), ()))
+    }
+}
+
+// === impl Contest ===
+
+impl Write for Contest {
+    type Reads = Option<Agent>;
+    type Answer = ();
+    type Error = AgentError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        view.one(self.id.as_str())
+    }
+
+    fn decide(&self, agent: Self::Reads) -> Result<(Changes, ()), AgentError> {
+        let agent = known(agent, &self.id)?;
+        let contested = agent.clone().contested(self.now);
+        Ok((changed(&agent, &contested), ()))
     }
 }
 

@@ -39,6 +39,7 @@ impl From<&Agent> for wire::Agent {
             serial: newest.serial.clone(),
             expires_at_unix: unix_i64(newest.not_after),
             banned: agent.banned,
+            contested_at_unix: agent.contested.map_or(0, unix_i64),
         }
     }
 }

@@ -21,7 +21,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
-use crate::agents::writes::{Activate, Renew};
+use crate::agents::holders::{Holders, Place};
+use crate::agents::writes::{Activate, AgentError, Contest, Renew};
 use crate::api::messages;
 use crate::api::reporting::Reporting;
 use crate::api::status::Blame;
@@ -38,6 +39,7 @@ use crate::publishing::Publishing;
 use crate::registry::Registry;
 use crate::tokens::token::{JoinRefused, digest_of};
 use crate::tokens::writes::{Join, KnowsToken, TokenError};
+use crate::write::WriteError;
 
 /// The piece of a policy bundle in one message: well below what any gRPC client takes.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
@@ -67,6 +69,8 @@ struct Shared {
     metrics: Metrics,
     /// Calls of agents that were refused, by agent and call, for the log.
     refused: Refusals<(SpiffeId, &'static str)>,
+    /// Who watches with which key.
+    holders: Holders,
     shutdown: Shutdown,
 }
 
@@ -87,6 +91,7 @@ struct Watcher {
     held: Option<Revision>,
     /// Nothing was sent yet.
     first: bool,
+    place: Place,
     _counted: Watching,
 }
 
@@ -110,6 +115,7 @@ impl Node {
             failures: Mutex::default(),
             metrics,
             refused: Refusals::default(),
+            holders: Holders::default(),
             shutdown,
         }))
     }
@@ -148,6 +154,25 @@ impl Node {
             peer.leaf(),
             clock::now(),
         )
+    }
+
+    /// Two have an agent's key: neither gets another certificate, and an operator is told.
+    async fn contest(&self, agent: &SpiffeId, how: String) {
+        tracing::error!(
+            target: "hoplite::audit",
+            %agent,
+            how,
+            "ALARM: two have this agent's key; neither gets another certificate. Find out which is the node, join that one anew with a new \
+             token (`hoplite token create`), and ban it before if the other is not known"
+        );
+        self.0.metrics.two_holders();
+        let contest = Contest {
+            id: agent.clone(),
+            now: clock::now(),
+        };
+        if let Err(error) = self.0.registry.write(contest).await {
+            tracing::error!(%agent, %error, "that two have this agent's key cannot be noted");
+        }
     }
 
     /// A token of 256 random bits cannot be guessed, at whatever rate: what guesses are bounded for is their cost. So whoever
@@ -276,6 +301,7 @@ impl wire::node_server::Node for Node {
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
         let peer = self.agent(&request).await?;
+        let address = caller(&request)?.address;
         let renewed = async {
             let key = SubjectKey::from_csr(&request.into_inner().csr)?;
             let minted = self.0.issuer.agent(peer.spiffe_id(), &key, clock::now())?;
@@ -284,7 +310,18 @@ impl wire::node_server::Node for Node {
                 shown: peer.serial().to_owned(),
                 issued: Issued::from(&minted.leaf),
             };
-            self.0.registry.write(renew).await?;
+            match self.0.registry.write(renew).await {
+                Err(WriteError::Refused(AgentError::Denied(Denied::TwoHolders))) => {
+                    let how = format!(
+                        "{} would renew with certificate {}, in whose place a newer one is in use",
+                        address.ip(),
+                        peer.serial()
+                    );
+                    self.contest(peer.spiffe_id(), how).await;
+                    return Err(Denied::TwoHolders.into());
+                }
+                written => written?,
+            }
             Ok::<_, Status>(minted)
         };
         let renewed = renewed.await;
@@ -297,8 +334,22 @@ impl wire::node_server::Node for Node {
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Updates>, Status> {
         let peer = self.agent(&request).await?;
-        let from = request.into_inner().from_revision;
+        let address = caller(&request)?.address;
+        let request = request.into_inner();
+        let from = request.from_revision;
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), from, "watch");
+        let known = {
+            let index = self.0.registry.index();
+            index
+                .agents
+                .get(peer.spiffe_id())
+                .is_some_and(|agent| agent.contested.is_some())
+        };
+        let (place, two) = (self.0.holders).watches(peer.spiffe_id(), request.process, address.ip(), known);
+        if let Some(two) = two {
+            let how = format!("one watches from {}, and one from {}", two.here, two.there);
+            self.contest(peer.spiffe_id(), how).await;
+        }
         let watcher = Watcher {
             node: self.clone(),
             peer,
@@ -306,6 +357,7 @@ impl wire::node_server::Node for Node {
             shutdown: self.0.shutdown.clone(),
             held: (from != 0).then_some(from),
             first: true,
+            place,
             _counted: self.0.metrics.watching(),
         };
         Ok(Response::new(Updates(Some(Box::pin(watcher.next())))))
@@ -507,6 +559,9 @@ impl Watcher {
                     changed.map_err(|_| Status::unavailable("the CA no longer follows its store; connect again"))?;
                 }
                 () = clock::reached(self.peer.not_after()) => {}
+                () = self.place.taken() => {
+                    return Err(Status::aborted("another process watches with this agent's key; connect again"));
+                }
                 () = self.shutdown.wait() => {
                     return Err(Status::unavailable("the CA is stopping; connect again"));
                 }

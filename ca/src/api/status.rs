@@ -128,6 +128,7 @@ impl From<Denied> for Status {
         let text = denied.to_string();
         match denied {
             Denied::NoCertificate | Denied::Expired { .. } | Denied::Superseded => Self::unauthenticated(text),
+            Denied::TwoHolders | Denied::Contested(_) => Self::failed_precondition(text),
             Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
         }
     }

@@ -53,6 +53,7 @@ pub(crate) enum Kind {
     DeniesAll,
     UnsignedDirectory,
     ForeignPolicy,
+    TwoHolders,
 }
 
 /// One thing wrong.
@@ -101,6 +102,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) certificate_ends: SystemTime,
     /// Whether it has all that is registered under it.
     pub(crate) in_step: bool,
+    /// When it was noticed that two have its key.
+    pub(crate) contested: Option<SystemTime>,
 }
 
 /// All that is wrong, the worst first.
@@ -114,6 +117,14 @@ pub(crate) fn troubles(norm: &Norm<'_>, subject: Subject<'_>) -> Vec<Trouble> {
             text,
         });
     };
+    if let Some(since) = subject.contested {
+        let text = format!(
+            "two have its key, as was noticed at {}: neither gets another certificate; the CA's log says where they are. Join the one that is the \
+             node anew with a new token",
+            rfc3339(since)
+        );
+        node(Kind::TwoHolders, Level::Wrong, text);
+    }
     let standing = Standing::of(subject.node, norm.period, norm.now);
     let Some(held) = subject.node else {
         let since = rfc3339(norm.started);
@@ -484,6 +495,7 @@ impl Kind {
             Self::DeniesAll => "denies-all",
             Self::UnsignedDirectory => "unsigned-directory",
             Self::ForeignPolicy => "foreign-policy",
+            Self::TwoHolders => "two-holders",
         }
     }
 }
@@ -594,6 +606,7 @@ mod tests {
             node: heard.get("a"),
             certificate_ends: at(NOW + 900),
             in_step,
+            contested: None,
         };
         troubles(&norm, subject)
     }

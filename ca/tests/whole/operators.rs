@@ -471,7 +471,7 @@ async fn everybody_else_is_refused() {
     let mut node = world.connect(Some(&operator)).await.unwrap();
     let no = |answer: Result<(), Status>| refused(answer, Code::PermissionDenied, &["only agents may call this"]);
     no(node.renew(RenewRequest { csr: csr().1 }).await.map(drop));
-    no(node.watch(WatchRequest { from_revision: 0 }).await.map(drop));
+    no(node.watch(WatchRequest::default()).await.map(drop));
     no(node.issue(IssueRequest { items: vec![] }).await.map(drop));
     no(node.fetch_policy(FetchPolicyRequest { revision: 1 }).await.map(drop));
     no(node

@@ -180,7 +180,10 @@ impl World {
 impl Agent {
     pub(crate) async fn watch(&mut self, from_revision: u64) -> Streaming<Update> {
         self.client
-            .watch(WatchRequest { from_revision })
+            .watch(WatchRequest {
+                from_revision,
+                ..WatchRequest::default()
+            })
             .await
             .unwrap()
             .into_inner()

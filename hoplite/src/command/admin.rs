@@ -69,7 +69,13 @@ const AGENT_COLUMNS: [Column; 3] = [
     Column::new("AGENT", "spiffe_id"),
     Column::moment("VALID UNTIL", "expires_at"),
     Column::made("STATE", "banned", |agent| {
-        if agent["banned"] == true { "banned" } else { "joined" }.to_owned()
+        let is_contested = !agent["contested_at"].is_null();
+        match (agent["banned"] == true, is_contested) {
+            (true, _) => "banned",
+            (false, true) => "two holders",
+            (false, false) => "joined",
+        }
+        .to_owned()
     })
     .coloured(verdict),
 ];
@@ -83,6 +89,7 @@ pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
         listing.row(serde_json::json!({
             "spiffe_id": agent.spiffe_id, "serial": agent.serial,
             "expires_at": rfc3339(agent.expires_at_unix), "banned": agent.banned,
+            "contested_at": (agent.contested_at_unix != 0).then(|| rfc3339(agent.contested_at_unix)),
         }));
     }
     listing.print(args.form)?;

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use hoplite_wire::agent::diagnosis_client::DiagnosisClient;
-use hoplite_wire::agent::{AgentStatus, Candidate, Missing, ShowStatusRequest, WhyRequest, WhyResponse};
+use hoplite_wire::agent::{AgentStatus, Candidate, Kept, Missing, ShowStatusRequest, WhyRequest, WhyResponse};
 use hoplite_wire::channel;
 use serde_json::{Value, json};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::command::admin::rfc3339;
 use crate::command::svid::{AnswerArgs, SocketArgs};
 use crate::output::{Output, count, print, print_json};
 
@@ -50,7 +51,7 @@ pub(crate) fn status(args: &AnswerArgs) -> anyhow::Result<ExitCode> {
         Output::Json => print_json(&status_json(&status))?,
         Output::Table => print(&status_text(&status))?,
     }
-    let is_good = status.in_step && status.without_svid == 0;
+    let is_good = status.in_step && status.without_svid == 0 && status.dismissed.is_empty();
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -140,13 +141,25 @@ fn why_json(why: &WhyResponse) -> Value {
 }
 
 fn status_text(status: &AgentStatus) -> String {
-    let mut text = match status.in_step {
-        true => format!(
-            "{}, {} without SVID\n",
-            count(status.entries.into(), "entry"),
-            status.without_svid
-        ),
-        false => "the agent has not heard from its CA since it started; its log says why\n".to_owned(),
+    let held = format!(
+        "{}, {} without SVID\n",
+        count(status.entries.into(), "entry"),
+        status.without_svid
+    );
+    let mut text = if !status.dismissed.is_empty() {
+        format!(
+            "the CA has dismissed this node, and nobody is given anything: {}\n",
+            status.dismissed
+        )
+    } else if status.in_step {
+        held
+    } else if status.from_disk {
+        let heard = rfc3339(status.heard_at_unix);
+        format!(
+            "{held}from the disk: the CA was heard last at {heard}, and not since the start; the agent's log says why\n"
+        )
+    } else {
+        "the agent has not heard from its CA since it started; its log says why\n".to_owned()
     };
     let callers = match status.peer_process.as_str() {
         "" => "this command is newer than the agent, which does not say how",
@@ -158,20 +171,52 @@ fn status_text(status: &AgentStatus) -> String {
         "callers known {callers} (peer_process = \"{}\")",
         status.peer_process
     );
+    if let Some(kept) = &status.kept {
+        text.push_str(&kept_text(kept));
+    }
     for refusal in &status.refusals {
         let _ = writeln!(text, "refused  {:<28} {}", refusal.cause, refusal.count);
     }
     text
 }
 
+/// What is kept for a start without the CA.
+fn kept_text(kept: &Kept) -> String {
+    let mut text = match (kept.key.as_str(), kept.written_at_unix) {
+        ("", _) => format!("nothing is kept on the disk: {}\n", kept.failure),
+        (_, 0) => format!(
+            "kept on the disk, and not changed since the start; its key is {}\n",
+            kept.key_text
+        ),
+        (_, at) => format!(
+            "kept on the disk, last at {}; its key is {}\n",
+            rfc3339(at),
+            kept.key_text
+        ),
+    };
+    if !kept.key.is_empty() && !kept.failure.is_empty() {
+        let _ = writeln!(text, "the last change is not kept: {}", kept.failure);
+    }
+    if !kept.doubt.is_empty() {
+        let _ = writeln!(text, "what was kept before the start was not used: {}", kept.doubt);
+    }
+    text
+}
+
 fn status_json(status: &AgentStatus) -> Value {
+    let moment = |unix: i64| (unix != 0).then(|| rfc3339(unix));
+    let kept = status.kept.clone().unwrap_or_default();
     let refusals = status
         .refusals
         .iter()
         .map(|refusal| (refusal.cause.clone(), refusal.count.into()));
     json!({
         "in_step": status.in_step, "entries": status.entries, "without_svid": status.without_svid,
-        "peer_process": status.peer_process,
+        "peer_process": status.peer_process, "dismissed": status.dismissed,
+        "from_disk": status.from_disk, "heard_at": moment(status.heard_at_unix),
+        "kept": {
+            "key": kept.key, "failure": kept.failure, "doubt": kept.doubt, "written_at": moment(kept.written_at_unix),
+        },
         "refused": refusals.collect::<serde_json::Map<_, Value>>(),
     })
 }

@@ -19,7 +19,8 @@ use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain, print_while_read, verdict};
 
 /// What makes a node another than it should be.
-const DRIFT: [&str; 12] = [
+const DRIFT: [&str; 13] = [
+    "two-holders",
     "foreign-policy",
     "unsigned-directory",
     "denies-all",

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_host::clock;
 use hoplite_host::socket::is_gone;
 use hoplite_identity::{Leaf, pem};
+use hoplite_wire::agent::Kept;
 use hoplite_wire::ca::ShowBundleRequest;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -94,7 +95,22 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
             Err(error) => refused("the CA", &error.to_string()),
         }),
         Part::Agent(agent) => {
-            findings.push(match diagnosis::ask_status(&agent.socket).await {
+            let status = diagnosis::ask_status(&agent.socket).await;
+            findings.extend(status.iter().filter_map(|status| kept(status.kept.as_ref()?)));
+            findings.push(match status {
+                Ok(status) if !status.dismissed.is_empty() => fail(
+                    "answer",
+                    format!("the CA has dismissed this node: {}", status.dismissed),
+                    "join it with a new token (hoplite token create, hoplite join), or take it out (hoplite agent purge)",
+                ),
+                Ok(status) if status.from_disk => warn(
+                    "answer",
+                    format!(
+                        "the agent serves {} entries from its disk, and has not heard from its CA since it started",
+                        status.entries
+                    ),
+                    "its log says why; the lines `upstream` and `CA` below may",
+                ),
                 Ok(status) if !status.in_step => fail(
                     "answer",
                     "the agent has not heard from its CA since it started",
@@ -127,6 +143,33 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
             Err(error) => findings.push(refused(&of.name(), &error.to_string())),
         },
     }
+}
+
+/// What the agent keeps for a start without its CA.
+fn kept(kept: &Kept) -> Option<Finding> {
+    let remedy = "its log says more; without it a restart needs the CA";
+    Some(match (kept.key.as_str(), kept.failure.as_str(), kept.doubt.as_str()) {
+        ("", "", _) => return None,
+        ("", failure, _) => warn(
+            "kept",
+            format!("the agent keeps no SVID on the disk: {failure}"),
+            remedy,
+        ),
+        (_, "", "") => ok(
+            "kept",
+            format!("SVIDs are sealed on the disk; their key is {}", kept.key_text),
+        ),
+        (_, "", doubt) => warn(
+            "kept",
+            format!("what was kept before the start was not used: {doubt}"),
+            remedy,
+        ),
+        (_, failure, _) => warn(
+            "kept",
+            format!("the last change is not kept on the disk: {failure}"),
+            remedy,
+        ),
+    })
 }
 
 async fn ca_answers(socket: &Path) -> anyhow::Result<usize> {

@@ -66,7 +66,7 @@ pub(crate) fn verdict(word: &str) -> Style {
     let colour = match word.split([' ', ':']).next().unwrap_or_default() {
         "allow" | "live" | "joined" | "ok" | "yes" | "well" => Green,
         "forbid" | "no_permit" | "error" | "unauthenticated" | "malformed" | "banned" | "ALARM" | "away" | "deny"
-        | "FAIL" | "no" | "silent" => Red,
+        | "FAIL" | "no" | "silent" | "two" => Red,
         "stale" | "shadow" | "warn" | "depends" | "expired" | "revoked" => Yellow,
         _ => return Style::new(),
     };

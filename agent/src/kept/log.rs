@@ -1,0 +1,513 @@
+//! Two files: a log of sealed changes, and a small head that says which log counts, and up to where.
+//!
+//! | file | content |
+//! |---|---|
+//! | `supply.head` | magic, version, file id, name of the key, owner; sealed: length and number of frames of the log |
+//! | `supply-<id>.log` | frames: length, nonce, sealed batch of changes |
+//!
+//! A change is appended, and counts when the head, which is replaced whole, vouches for it: what a crash left behind it is
+//! written over. So a change costs what it is long, however much else is kept. What later changes have replaced is left out
+//! when the log is written anew, which happens when that is more than half of it. Whatever is not exactly what was written is
+//! [`Unusable`]: nothing of it counts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use hoplite_host::files::{self, FileError};
+use prost::Message;
+use ring::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::kept::key::{KeyName, StorageKey};
+use crate::kept::record::{Batch, Change, Position, SvidRecord};
+
+/// The root of what is kept.
+pub(crate) const HEAD: &str = "supply.head";
+
+/// How the logs' names begin and end.
+const LOG: (&str, &str) = ("supply-", ".log");
+
+const MAGIC: &[u8; 15] = b"hoplite supply\n";
+
+/// Of both files. Another one is not read.
+const VERSION: u8 = 1;
+
+const FILE_ID_LEN: usize = 16;
+
+const TAG_LEN: usize = 16;
+
+/// What is sealed at once.
+const FRAME_BYTES: usize = 256 << 10;
+
+/// Below this a log is not worth to be written anew.
+const WASTE_BYTES_MIN: u64 = 1 << 20;
+
+/// The log that is written to.
+pub(crate) struct Log {
+    dir: PathBuf,
+    file: File,
+    file_id: [u8; FILE_ID_LEN],
+    key: LessSafeKey,
+    key_name: KeyName,
+    owner: String,
+    bytes: u64,
+    frames: u64,
+    /// What each entry takes of it: what was registered, and the SVID.
+    live: BTreeMap<String, [u64; 2]>,
+    live_bytes: u64,
+    written: u64,
+}
+
+/// All that counts.
+#[derive(Debug, Default)]
+pub(crate) struct Content {
+    pub(crate) entries: BTreeMap<String, Slot>,
+    pub(crate) position: Position,
+}
+
+/// What is kept of one entry.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) entry: Option<hoplite_wire::ca::Entry>,
+    pub(crate) svid: Option<SvidRecord>,
+}
+
+/// Why nothing of what is kept counts.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("`{HEAD}` is not what an agent writes")]
+    Foreign,
+    #[error("`{HEAD}` has the format {0}, and this agent reads {VERSION}: another version of the agent wrote it")]
+    Version(u8),
+    #[error("it belongs to `{0}`")]
+    OtherNode(String),
+    #[error("it was sealed with another key than the one at hand")]
+    OtherKey,
+    #[error("`{HEAD}` is damaged")]
+    Head,
+    #[error("`{log}` is shorter than it was")]
+    Short { log: String },
+    #[error("frame {frame} of `{log}` is damaged")]
+    Frame { log: String, frame: u64 },
+}
+
+/// Why a change is not on the disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotKept {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot write `{log}`: {source}")]
+    Log { log: String, source: io::Error },
+    #[error("what is kept cannot be read back: {0}")]
+    Unusable(#[from] Unusable),
+    #[error("the system gives no random bytes, or the cipher fails")]
+    Cipher,
+}
+
+/// What a head says.
+struct Head {
+    file_id: [u8; FILE_ID_LEN],
+    bytes: u64,
+    frames: u64,
+}
+
+// === impl Log ===
+
+impl Log {
+    /// What was kept for this node; `None` when nothing was.
+    pub(crate) fn open(dir: &Path, key: &StorageKey, owner: &str) -> Result<Option<(Self, Content)>, Unusable> {
+        let Some(head) = Head::read(dir, key, owner)? else {
+            return Ok(None);
+        };
+        let name = log_name(&head.file_id);
+        let damaged = |frame| Unusable::Frame {
+            log: name.clone(),
+            frame,
+        };
+        let (cipher, key_name) = (key.for_file(&head.file_id, owner), key.name());
+        let (cipher, key_name) = cipher.zip(key_name).ok_or(Unusable::Head)?;
+        // Read by name once more than written: a link or another mode is refused.
+        let mut bytes = files::read_own(&dir.join(&name))?;
+        let length = usize::try_from(head.bytes).unwrap_or(usize::MAX);
+        if bytes.len() < length {
+            return Err(Unusable::Short { log: name });
+        }
+        bytes.truncate(length);
+        let file = open_log(&dir.join(&name), false).map_err(|_| Unusable::Short { log: name.clone() })?;
+        let mut log = Self {
+            dir: dir.to_owned(),
+            file,
+            file_id: head.file_id,
+            key: cipher,
+            key_name,
+            owner: owner.to_owned(),
+            bytes: head.bytes,
+            frames: head.frames,
+            live: BTreeMap::new(),
+            live_bytes: 0,
+            written: 0,
+        };
+        let mut content = Content::default();
+        let (mut rest, mut frame) = (bytes.as_mut_slice(), 0);
+        while !rest.is_empty() {
+            let (length, after) = rest.split_first_chunk_mut::<4>().ok_or_else(|| damaged(frame))?;
+            let length = u32::from_be_bytes(*length) as usize;
+            let (sealed, after) = after.split_at_mut_checked(length).ok_or_else(|| damaged(frame))?;
+            let (nonce, sealed) = sealed
+                .split_first_chunk_mut::<NONCE_LEN>()
+                .ok_or_else(|| damaged(frame))?;
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            let plain = log.key.open_in_place(nonce, Aad::from(log.aad(frame)), sealed);
+            let plain = plain.map_err(|_| damaged(frame))?;
+            let batch = Batch::decode(&*plain);
+            plain.zeroize();
+            for change in batch.map_err(|_| damaged(frame))?.changes {
+                log.count(&change);
+                content.take(change);
+            }
+            rest = after;
+            frame += 1;
+        }
+        if frame != head.frames {
+            return Err(damaged(frame));
+        }
+        log.sweep();
+        Ok(Some((log, content)))
+    }
+
+    /// Begins anew with nothing kept; whatever was is gone.
+    pub(crate) fn create(dir: &Path, key: &StorageKey, owner: &str) -> Result<Self, NotKept> {
+        let mut file_id = [0; FILE_ID_LEN];
+        SystemRandom::new().fill(&mut file_id).map_err(|_| NotKept::Cipher)?;
+        let (cipher, key_name) = (key.for_file(&file_id, owner), key.name());
+        let (cipher, key_name) = cipher.zip(key_name).ok_or(NotKept::Cipher)?;
+        let name = log_name(&file_id);
+        let file = open_log(&dir.join(&name), true).map_err(|source| NotKept::Log { log: name, source })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            file,
+            file_id,
+            key: cipher,
+            key_name,
+            owner: owner.to_owned(),
+            bytes: 0,
+            frames: 0,
+            live: BTreeMap::new(),
+            live_bytes: 0,
+            written: 0,
+        })
+    }
+
+    /// Whose it is.
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Adds changes: on the disk and counted when this returns, or as it was before.
+    pub(crate) fn append(&mut self, changes: Vec<Change>, key: &StorageKey) -> Result<(), NotKept> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.write(changes)?;
+        self.vouch()?;
+        self.sweep();
+        if self.bytes > WASTE_BYTES_MIN + 2 * self.live_bytes {
+            self.write_anew(key)?;
+        }
+        Ok(())
+    }
+
+    /// Removes whatever of it lies in a directory, and names what was there.
+    pub(crate) fn remove(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+        let mut there = vec![dir.join(HEAD)];
+        there.extend(logs(dir));
+        there.retain(|path| path.symlink_metadata().is_ok());
+        for path in &there {
+            files::remove(path)?;
+        }
+        Ok(there)
+    }
+
+    /// The bytes that were written by this one.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    fn write(&mut self, changes: Vec<Change>) -> Result<(), NotKept> {
+        let failed = |source, log: &Self| NotKept::Log {
+            log: log_name(&log.file_id),
+            source,
+        };
+        let (mut at, mut frames, mut batch, mut long) = (self.bytes, self.frames, Batch::default(), 0);
+        let last = changes.len();
+        let mut counted = Vec::with_capacity(last);
+        for (n, change) in (1..).zip(changes) {
+            long += change.encoded_len();
+            counted.push(change);
+            if long < FRAME_BYTES && n < last {
+                continue;
+            }
+            // Moved and not copied: there are keys in it.
+            batch.changes = std::mem::take(&mut counted);
+            let frame = self.seal(&batch, frames)?;
+            self.file.write_all_at(&frame, at).map_err(|e| failed(e, self))?;
+            at += frame.len() as u64;
+            frames += 1;
+            long = 0;
+            for mut change in batch.changes.drain(..) {
+                self.count(&change);
+                if let Some(svid) = &mut change.svid {
+                    svid.wipe();
+                }
+            }
+        }
+        self.file.sync_data().map_err(|e| failed(e, self))?;
+        self.written += at - self.bytes;
+        (self.bytes, self.frames) = (at, frames);
+        Ok(())
+    }
+
+    fn seal(&self, batch: &Batch, frame: u64) -> Result<Vec<u8>, NotKept> {
+        let nonce = nonce()?;
+        let plain = Zeroizing::new(batch.encode_to_vec());
+        // Room for all of it, so that no copy is left behind unsealed.
+        let mut frame_bytes = Vec::with_capacity(4 + NONCE_LEN + plain.len() + TAG_LEN);
+        let length = u32::try_from(NONCE_LEN + plain.len() + TAG_LEN).map_err(|_| NotKept::Cipher)?;
+        frame_bytes.extend_from_slice(&length.to_be_bytes());
+        frame_bytes.extend_from_slice(&nonce);
+        frame_bytes.extend_from_slice(&plain);
+        let (_, sealed) = frame_bytes.split_at_mut(4 + NONCE_LEN);
+        let (aad, nonce) = (Aad::from(self.aad(frame)), Nonce::assume_unique_for_key(nonce));
+        let tag = self.key.seal_in_place_separate_tag(nonce, aad, sealed);
+        let tag = tag.map_err(|_| NotKept::Cipher)?;
+        frame_bytes.extend_from_slice(tag.as_ref());
+        Ok(frame_bytes)
+    }
+
+    /// Each frame has its place in one file.
+    fn aad(&self, frame: u64) -> Vec<u8> {
+        [&b"frame"[..], &self.file_id, &frame.to_be_bytes()].concat()
+    }
+
+    /// Puts the head in its place: from now on this log counts, up to here.
+    fn vouch(&self) -> Result<(), NotKept> {
+        let clear = clear(&self.file_id, &self.key_name, &self.owner);
+        let mut sealed = [self.bytes.to_be_bytes(), self.frames.to_be_bytes()].concat();
+        let nonce = nonce()?;
+        let tag = self.key.seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from([&b"head"[..], &clear].concat()),
+            &mut sealed,
+        );
+        let tag = tag.map_err(|_| NotKept::Cipher)?;
+        let head = [&clear, &nonce[..], &sealed, tag.as_ref()].concat();
+        Ok(files::write_private(&self.dir.join(HEAD), &head)?)
+    }
+
+    /// Without what has been replaced.
+    fn write_anew(&mut self, key: &StorageKey) -> Result<(), NotKept> {
+        let Some((_, content)) = Self::open(&self.dir, key, &self.owner)? else {
+            return Ok(()); // it was removed
+        };
+        let mut anew = Self::create(&self.dir, key, &self.owner)?;
+        anew.write(content.into_changes())?;
+        anew.vouch()?;
+        anew.sweep();
+        anew.written += self.written;
+        *self = anew;
+        Ok(())
+    }
+
+    fn count(&mut self, change: &Change) {
+        if change.entry_id.is_empty() {
+            return;
+        }
+        let long = change.encoded_len() as u64;
+        if change.gone {
+            let [entry, svid] = self.live.remove(&change.entry_id).unwrap_or_default();
+            self.live_bytes -= entry + svid;
+            return;
+        }
+        let slot = self.live.entry(change.entry_id.clone()).or_default();
+        let of = match change.svid {
+            Some(_) => &mut slot[1],
+            None => &mut slot[0],
+        };
+        self.live_bytes = self.live_bytes - *of + long;
+        *of = long;
+    }
+
+    /// Removes the logs that count no more.
+    fn sweep(&self) {
+        let own = self.dir.join(log_name(&self.file_id));
+        for log in logs(&self.dir).filter(|log| *log != own) {
+            if let Err(error) = files::remove(&log) {
+                tracing::warn!(%error, "what was kept before is not removed yet");
+            }
+        }
+    }
+}
+
+fn open_log(path: &Path, anew: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(anew)
+        .mode(0o600)
+        .open(path)
+}
+
+fn log_name(file_id: &[u8; FILE_ID_LEN]) -> String {
+    format!("{}{}{}", LOG.0, HEXLOWER.encode(file_id), LOG.1)
+}
+
+/// Logs in a directory, whichever counts.
+fn logs(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        (name.starts_with(LOG.0) && name.ends_with(LOG.1)).then(|| entry.path())
+    })
+}
+
+fn nonce() -> Result<[u8; NONCE_LEN], NotKept> {
+    let mut nonce = [0; NONCE_LEN];
+    SystemRandom::new().fill(&mut nonce).map_err(|_| NotKept::Cipher)?;
+    Ok(nonce)
+}
+
+/// The part of a head that anybody may read.
+fn clear(file_id: &[u8; FILE_ID_LEN], key_name: &KeyName, owner: &str) -> Vec<u8> {
+    let long = u16::try_from(owner.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [MAGIC, &[VERSION][..], file_id, key_name, &long, owner.as_bytes()].concat()
+}
+
+// === impl Head ===
+
+impl Head {
+    fn read(dir: &Path, key: &StorageKey, owner: &str) -> Result<Option<Self>, Unusable> {
+        let bytes = match files::read_own(&dir.join(HEAD)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let rest = bytes.strip_prefix(MAGIC).ok_or(Unusable::Foreign)?;
+        let (version, rest) = rest.split_first().ok_or(Unusable::Foreign)?;
+        if *version != VERSION {
+            return Err(Unusable::Version(*version));
+        }
+        let parts = || {
+            let (file_id, rest) = rest.split_first_chunk::<FILE_ID_LEN>()?;
+            let (key_name, rest) = rest.split_first_chunk::<{ size_of::<KeyName>() }>()?;
+            let (long, rest) = rest.split_first_chunk::<2>()?;
+            let (of, rest) = rest.split_at_checked(u16::from_be_bytes(*long).into())?;
+            let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+            Some((
+                *file_id,
+                key_name,
+                std::str::from_utf8(of).ok()?,
+                *nonce,
+                sealed.to_vec(),
+            ))
+        };
+        let (file_id, key_name, of, nonce, mut sealed) = parts().ok_or(Unusable::Head)?;
+        if of != owner {
+            return Err(Unusable::OtherNode(of.chars().take(200).collect()));
+        }
+        if Some(*key_name) != key.name() {
+            return Err(Unusable::OtherKey);
+        }
+        let cipher = key.for_file(&file_id, owner).ok_or(Unusable::Head)?;
+        let clear = clear(&file_id, key_name, owner);
+        let aad = Aad::from([&b"head"[..], &clear].concat());
+        let plain = cipher.open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut sealed);
+        let plain = plain.map_err(|_| Unusable::Head)?;
+        let number = |at: &[u8]| at.try_into().map(u64::from_be_bytes).map_err(|_| Unusable::Head);
+        let (bytes, frames) = plain.split_at_checked(8).ok_or(Unusable::Head)?;
+        Ok(Some(Self {
+            file_id,
+            bytes: number(bytes)?,
+            frames: number(frames)?,
+        }))
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("owner", &self.owner)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Content ===
+
+impl Content {
+    fn take(&mut self, change: Change) {
+        if let Some(position) = change.position {
+            self.position = position;
+        }
+        if change.gone {
+            if let Some(mut slot) = self.entries.remove(&change.entry_id) {
+                slot.wipe();
+            }
+        } else if change.entry.is_some() || change.svid.is_some() {
+            let slot = self.entries.entry(change.entry_id).or_default();
+            if change.entry.is_some() {
+                slot.entry = change.entry;
+            }
+            if change.svid.is_some() {
+                slot.wipe();
+                slot.svid = change.svid;
+            }
+        }
+    }
+
+    fn into_changes(self) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(2 * self.entries.len() + 1);
+        for (entry_id, slot) in self.entries {
+            if slot.entry.is_some() {
+                changes.push(Change {
+                    entry_id: entry_id.clone(),
+                    entry: slot.entry,
+                    ..Change::default()
+                });
+            }
+            if slot.svid.is_some() {
+                changes.push(Change {
+                    entry_id,
+                    svid: slot.svid,
+                    ..Change::default()
+                });
+            }
+        }
+        changes.push(Change {
+            position: Some(self.position),
+            ..Change::default()
+        });
+        changes
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn wipe(&mut self) {
+        if let Some(svid) = &mut self.svid {
+            svid.wipe();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

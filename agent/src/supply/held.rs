@@ -1,0 +1,120 @@
+//! An SVID at hand: one that was minted, or one from the disk, which is opened and verified when it is first asked for.
+//!
+//! So a start costs nothing for each SVID that nobody asks for.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hoplite_identity::{PeerRole, PeerVerifier, X509Svid};
+
+use crate::kept::record::SvidRecord;
+
+/// One SVID.
+#[derive(Debug)]
+pub(crate) struct HeldSvid {
+    not_before: SystemTime,
+    not_after: SystemTime,
+    /// None for one that cannot be used.
+    opened: OnceLock<Option<Arc<X509Svid>>>,
+    kept: Mutex<Option<Unopened>>,
+}
+
+#[derive(Debug)]
+struct Unopened {
+    record: SvidRecord,
+    verifier: Arc<PeerVerifier>,
+}
+
+// === impl HeldSvid ===
+
+impl HeldSvid {
+    /// One that was checked.
+    pub(crate) fn new(svid: Arc<X509Svid>) -> Self {
+        Self {
+            not_before: svid.leaf().not_before(),
+            not_after: svid.leaf().not_after(),
+            opened: OnceLock::from(Some(svid)),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// One from the disk.
+    pub(crate) fn kept(record: SvidRecord, verifier: &Arc<PeerVerifier>) -> Self {
+        let at = |unix| UNIX_EPOCH + Duration::from_secs(unix);
+        Self {
+            not_before: at(record.not_before),
+            not_after: at(record.not_after),
+            opened: OnceLock::new(),
+            kept: Mutex::new(Some(Unopened {
+                record,
+                verifier: Arc::clone(verifier),
+            })),
+        }
+    }
+
+    pub(crate) fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The SVID, unless it is past its end or turned out to be none.
+    pub(crate) fn get(&self, now: SystemTime) -> Option<&Arc<X509Svid>> {
+        let opened = self.opened.get_or_init(|| {
+            let unopened = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            unopened.open()
+        });
+        opened.as_ref().filter(|_| now < self.not_after)
+    }
+
+    /// Whether nobody found yet that it cannot be used.
+    pub(crate) fn may_be_used(&self) -> bool {
+        !matches!(self.opened.get(), Some(None))
+    }
+
+    /// Whether the trust bundle of now vouches for it. One that was never asked for is judged when it is.
+    pub(crate) fn is_vouched_for(&self, verifier: &Arc<PeerVerifier>, now: SystemTime) -> bool {
+        if let Some(unopened) = &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
+            unopened.verifier = Arc::clone(verifier);
+            return true;
+        }
+        let opened = self.opened.get().and_then(Option::as_ref);
+        opened.is_some_and(|svid| verifier.verify(svid.chain(), PeerRole::Client, now).is_ok())
+    }
+}
+
+// === impl Unopened ===
+
+impl Unopened {
+    fn open(mut self) -> Option<Arc<X509Svid>> {
+        let record = &mut self.record;
+        let chain = std::mem::take(&mut record.chain).into_iter().map(Into::into).collect();
+        let opened = X509Svid::from_parts(chain, std::mem::take(&mut record.key).into())
+            .map_err(|error| error.to_string())
+            .and_then(|svid| {
+                // Its time is looked at whenever it is asked for.
+                let when = svid.leaf().not_before();
+                let verified = self.verifier.verify(svid.chain(), PeerRole::Client, when);
+                verified.map(|_| svid).map_err(|error| error.to_string())
+            });
+        match opened {
+            Ok(svid) if svid.spiffe_id().as_str() == self.record.spiffe_id => Some(Arc::new(svid)),
+            Ok(svid) => {
+                tracing::error!(spiffe_id = %svid.spiffe_id(), "a kept SVID is another's, and is not served");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(error, spiffe_id = self.record.spiffe_id, "a kept SVID is not served");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Unopened {
+    fn drop(&mut self) {
+        self.record.wipe();
+    }
+}
