@@ -108,7 +108,7 @@ impl Config {
     /// ca = "ca.prod.example:7443"
     /// trust_bundle = "/etc/hoplite/bundle.pem"
     /// join_token_file = "/etc/hoplite/join-token"
-    /// socket = "/run/hoplite/agent.sock"
+    /// socket = "/run/hoplite/agent/agent.sock"
     /// policy_signers = ["alice=ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE="]
     ///
     /// [authorization]

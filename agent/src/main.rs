@@ -19,7 +19,7 @@ enum Command {
     #[command(after_help = "Example:\n  hoplite-agent run --config /etc/hoplite/agent.toml\n\n\
         The file:\n  trust_domain = \"prod.example\"\n  data_dir = \"/var/lib/hoplite/agent\"\n  ca = \"ca.prod.example:7443\"\n  \
         trust_bundle = \"/etc/hoplite/bundle.pem\"\n  join_token_file = \"/etc/hoplite/join-token\"\n  \
-        socket = \"/run/hoplite/agent.sock\"\n\nExit codes: 0 stopped as asked, 1 could not start, 2 wrong usage.")]
+        socket = \"/run/hoplite/agent/agent.sock\"\n\nExit codes: 0 stopped as asked, 1 could not start, 2 wrong usage.")]
     Run(hoplite_agent::Arguments),
 }
 

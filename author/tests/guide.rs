@@ -1,15 +1,12 @@
 //! Executes the guides: every policy on their pages compiles, passes the lint and its test table, and is needed by it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests: a panic is how they fail"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests: a panic is how they fail")]
 
 use hoplite_author::{CaseTable, Places, lint};
 use hoplite_policy::{Snapshot, Source};
-use std::path::Path;
+
+#[path = "../../tests/page/mod.rs"]
+mod page;
 
 /// A section of a page and its fenced blocks, each with its language.
 struct Section {
@@ -17,33 +14,17 @@ struct Section {
     blocks: Vec<(String, String)>,
 }
 
-fn page(name: &str) -> Vec<Section> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut sections = Vec::new();
-    let mut open: Option<(String, String)> = None;
-    for line in text.lines() {
-        match (&mut open, line.strip_prefix("```")) {
-            (None, Some(language)) => open = Some((language.to_owned(), String::new())),
-            (Some(_), Some("")) => {
-                let section: &mut Section = sections.last_mut().expect("a block stands below a `##` heading");
-                section.blocks.extend(open.take());
-            }
-            (Some((_, block)), _) => {
-                block.push_str(line);
-                block.push('\n');
-            }
-            (None, None) => {
-                if let Some(heading) = line.strip_prefix("## ") {
-                    sections.push(Section {
-                        heading: heading.to_owned(),
-                        blocks: Vec::new(),
-                    });
-                }
-            }
+fn sections(name: &str) -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    for block in page::blocks(&format!("docs/guide/{name}")) {
+        if sections.last().is_none_or(|section| section.heading != block.section) {
+            sections.push(Section {
+                heading: block.section,
+                blocks: Vec::new(),
+            });
         }
+        sections.last_mut().unwrap().blocks.push((block.language, block.text));
     }
-    assert!(open.is_none(), "{name}: a block has no end");
     sections
 }
 
@@ -126,7 +107,7 @@ impl Section {
 
 #[track_caller]
 fn execute(name: &str, least: usize) {
-    let sections = page(name);
+    let sections = sections(name);
     let tested: Vec<_> = sections
         .iter()
         .filter(|section| !section.blocks("test").is_empty())

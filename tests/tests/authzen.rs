@@ -6,13 +6,15 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
-use std::path::Path;
 use std::process::Command;
 
 use hoplite_audit::Outcome;
 use hoplite_tests::peers;
 use hoplite_tests::{World, id};
 use serde_json::Value;
+
+#[path = "../page/mod.rs"]
+mod page;
 
 const POLICY: &str = r#"
 @id("ledger/web-reads") permit (principal == Hoplite::Workload::"spiffe://world.test/web",
@@ -22,11 +24,10 @@ const POLICY: &str = r#"
 
 /// The command of the guide with other values.
 fn guide(values: &[(&str, &str)]) -> String {
-    let text =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/authorize-from-anything.md"));
-    let text = text.unwrap();
-    let command = text.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
-    values.iter().fold(command.to_owned(), |command, (from, to)| {
+    let blocks = page::blocks("docs/guide/authorize-from-anything.md").into_iter();
+    let command = blocks.filter(|block| block.has("ask")).map(|block| block.text).next();
+    let command = command.unwrap();
+    values.iter().fold(command, |command, (from, to)| {
         assert!(command.contains(from), "the guide has no {from}");
         command.replace(from, to)
     })
@@ -50,7 +51,7 @@ async fn whoever_speaks_http_and_json_asks_the_agent() {
     world.register("/ledger", &peers::selectors(&curl), None).await;
     let socket = world.agent_socket().display().to_string();
     let web = [
-        ("/run/hoplite/agent.sock", socket.as_str()),
+        ("/run/hoplite/agent/agent.sock", socket.as_str()),
         ("spiffe://prod.example/web", &id("/web")),
     ];
     let told = run(&guide(&web)).await;

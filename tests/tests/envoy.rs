@@ -265,7 +265,10 @@ async fn an_envoy_without_our_proxy_asks_the_agent() {
         ("8443", &http_port.to_string()),
         ("8444", &tcp_port.to_string()),
         ("8080", &app.address().port().to_string()),
-        ("/run/hoplite/agent.sock", &world.agent_socket().display().to_string()),
+        (
+            "/run/hoplite/agent/agent.sock",
+            &world.agent_socket().display().to_string(),
+        ),
         ("spiffe://prod.example/ledger", &id("/ledger")),
     ]);
     let envoy = Envoy::start(&program, world.dir(), "envoy-ledger", http_port, &config).await;

@@ -13,9 +13,13 @@ use hoplite_identity::Leaf;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::page;
 use crate::support::{PATIENCE, Up, kill, until};
 
-const GUIDE: &str = include_str!("../../../docs/guide/files.md");
+const GUIDE: &str = "docs/guide/files.md";
+
+/// The section before the first program.
+const HEAD: &str = "Certificates in files";
 
 /// The guide's directory and ports, and ours.
 struct Scene {
@@ -67,18 +71,12 @@ fn path() -> String {
         .join(":")
 }
 
-/// The blocks of a section with this word behind the fence.
-fn blocks(section: &str, word: &str) -> Vec<String> {
-    let start = format!("\n```{word}\n");
-    let parts = section.split(&start).skip(1);
-    parts
-        .map(|part| part.split("\n```\n").next().unwrap().to_owned())
-        .collect()
-}
-
-fn section(title: &str) -> &'static str {
-    let found = GUIDE.split("\n## ").find(|section| section.starts_with(title));
-    found.unwrap_or_else(|| panic!("the guide has no section `{title}`"))
+/// The blocks of a section with these words behind the fence.
+fn blocks(section: &str, words: &str) -> Vec<String> {
+    let blocks = page::blocks(GUIDE).into_iter();
+    let of_section = blocks.filter(|block| block.section.starts_with(section));
+    let found = of_section.filter(|block| format!("{} {}", block.language, block.words.join(" ")).trim() == words);
+    found.map(|block| block.text).collect()
 }
 
 // === impl Scene ===
@@ -104,8 +102,7 @@ impl Scene {
             ("entry create ", "entry create --ttl 10s ".to_owned()),
         ]);
         let scene = Self { dir, words, up };
-        let head = section("# Certificates in files");
-        for block in blocks(head, "sh") {
+        for block in blocks(HEAD, "sh") {
             let (good, said) = scene.run(&block);
             assert!(good, "{block}: {said}");
         }
@@ -149,17 +146,16 @@ impl Scene {
 
     /// What is in a section is done: files written, commands run, the watch begun.
     fn begin(&self, title: &str, (language, files): (&str, &[&str]), stop: &'static str) -> Running<'_> {
-        let section = section(title);
-        for (name, contents) in files.iter().zip(blocks(section, language)) {
+        for (name, contents) in files.iter().zip(blocks(title, language)) {
             fs::write(self.dir.path().join(name), self.ours(&contents)).unwrap();
         }
-        for block in blocks(section, "sh") {
+        for block in blocks(title, "sh") {
             let (good, said) = self.run(&block);
             assert!(good, "{block}: {said}");
         }
         let log = self.dir.path().join("watch.log");
         let out = fs::File::create(&log).unwrap();
-        let mut command = self.shell(&blocks(section, "sh watch").concat());
+        let mut command = self.shell(&blocks(title, "sh watch").concat());
         let watch = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
         Running {
             scene: self,
@@ -171,10 +167,10 @@ impl Scene {
 
     /// Calls as the guide does, with fresh files of this caller.
     fn call(&self, title: &str, caller: &str) -> (bool, String) {
-        let fetch = blocks(section("# Certificates in files"), "sh caller").concat();
+        let fetch = blocks(HEAD, "sh caller").concat();
         let (good, said) = self.run(&fetch.replace("--hint orders", &format!("--hint {caller}")));
         assert!(good, "{said}");
-        self.run(&blocks(section(title), "sh call").concat())
+        self.run(&blocks(title, "sh call").concat())
     }
 
     /// Waits until what is in a file now is worth nothing to anybody.

@@ -234,54 +234,6 @@ fn a_mesh_is_seen_whole_within_seconds_and_what_goes_wrong_is_named() {
     });
 }
 
-/// The commands of the guide, as a reader types them.
-#[test]
-fn the_guide_to_operating_a_mesh_is_executed() {
-    let home = tempfile::tempdir().unwrap();
-    let dir = home.path().join(".local/state/hoplite");
-    fs::create_dir_all(dir.parent().unwrap()).unwrap();
-    let up = Up::start(&dir);
-    well(&up, 3);
-    assert_eq!(up.get("/orders/42").status, 200);
-    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/operate.md");
-    let text = fs::read_to_string(guide).unwrap();
-    let binaries = Path::new(env!("CARGO_BIN_EXE_hoplite")).parent().unwrap();
-    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
-    let mut run = 0;
-    for block in text
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
-    {
-        for line in block.lines() {
-            let watched = line.contains("--watch");
-            let line = if watched {
-                format!("timeout 3 {line}")
-            } else {
-                line.to_owned()
-            };
-            let output = Command::new("sh")
-                .args(["-c", &line])
-                .env("PATH", &path)
-                .env("HOME", home.path())
-                .env_remove("XDG_STATE_HOME")
-                .env_remove("HOPLITE_DIR")
-                .stdin(Stdio::null())
-                .output()
-                .unwrap();
-            // What lives for an hour ends within a week.
-            let expected = match (watched, line.contains("expiring")) {
-                (true, _) => 124,
-                (_, true) => 1,
-                _ => 0,
-            };
-            assert_eq!(code(&output), Some(expected), "{line}: {output:?}");
-            run += 1;
-        }
-    }
-    assert!(run > 10, "{run} commands");
-}
-
 #[test]
 fn a_silent_agent_is_named_within_a_period_and_a_ca_that_starts_again_says_what_it_has_not_heard() {
     let dir = tempfile::tempdir().unwrap();

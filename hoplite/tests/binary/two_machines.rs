@@ -1,226 +1,26 @@
 //! The guide for two machines, run as it is written: each machine is a namespace with a network, files, processes and users of its
 //! own, and a cable between them.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::fs;
+use std::path::Path;
+use std::process::Output;
 
 use crate::clock::Clock;
+use crate::machine::{self, Machine, text};
+use crate::reader::Reader;
 use crate::support::until;
-
-const GUIDE: &str = include_str!("../../../docs/guide/two-machines.md");
 
 /// As the guide promises.
 const COMMANDS_MAX: usize = 8;
 
-/// A machine. Dropping it ends everything on it.
-struct Machine {
-    name: &'static str,
-    /// Its first process, by our number.
-    init: u32,
-    holder: Child,
-    /// Where its root user works.
-    home: PathBuf,
-}
-
-/// A fenced block of the guide.
-#[derive(Debug)]
-struct Block<'a> {
-    /// `sh n1`, `cedar n1 policies/ledger.cedar`.
-    kind: Vec<&'a str>,
-    text: String,
-    /// What is written between it and the next.
-    after: String,
-}
-
-fn blocks(guide: &str) -> Vec<Block<'_>> {
-    let mut blocks: Vec<Block<'_>> = Vec::new();
-    let mut inside = false;
-    for line in guide.lines() {
-        match (line.strip_prefix("```"), blocks.last_mut()) {
-            (Some(_), _) if inside => inside = false,
-            (Some(kind), _) => {
-                inside = true;
-                blocks.push(Block {
-                    kind: kind.split_whitespace().collect(),
-                    text: String::new(),
-                    after: String::new(),
-                });
-            }
-            (None, Some(block)) => {
-                let text = if inside { &mut block.text } else { &mut block.after };
-                text.push_str(line);
-                text.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    blocks
-}
-
-// === impl Machine ===
-
-impl Machine {
-    fn start(name: &'static str, dir: &Path) -> Self {
-        let home = dir.join(name);
-        fs::create_dir(&home).unwrap();
-        let setup = format!(
-            "set -e\n\
-             mkdir {home}/etc {home}/work\n\
-             cp -a /etc/. {home}/etc\n\
-             mount --bind {home}/etc /etc\n\
-             mount -t tmpfs tmpfs /run\n\
-             mount -t tmpfs tmpfs /var/lib\n\
-             hostname {name}\n\
-             ip link set lo up\n\
-             echo ready\n\
-             exec sleep infinity\n",
-            home = home.display()
-        );
-        let mut holder = Command::new("unshare")
-            .args([
-                "--mount",
-                "--net",
-                "--uts",
-                "--pid",
-                "--mount-proc",
-                "--fork",
-                "--kill-child",
-                "bash",
-                "-c",
-            ])
-            .arg(setup)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n", "{name}");
-        let pid = holder.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        Self {
-            name,
-            init: children.trim().parse().unwrap(),
-            holder,
-            home: home.join("work"),
-        }
-    }
-
-    /// A command line in a shell of its root user.
-    fn shell(&self, text: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        let bin = Path::new(env!("CARGO_BIN_EXE_hoplite")).parent().unwrap().display();
-        command
-            .args([
-                "--target",
-                &self.init.to_string(),
-                "--mount",
-                "--net",
-                "--uts",
-                "--pid",
-                "--",
-            ])
-            .args(["bash", "-c", text])
-            .current_dir(&self.home)
-            .env("PATH", format!("{bin}:{}", std::env::var("PATH").unwrap()))
-            .env_remove("HOPLITE_DIR")
-            .env_remove("XDG_STATE_HOME")
-            .env("HOME", &self.home)
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// Runs a command line to its end, or until what it leaves running has been left.
-    fn run(&self, text: &str) -> Output {
-        self.run_by(text, |_| ())
-    }
-
-    fn run_by(&self, text: &str, change: impl FnOnce(&mut Command)) -> Output {
-        let text = format!("cd {}; {text}", self.home.display());
-        let mut command = self.shell(&text);
-        change(&mut command);
-        let (out, err) = (self.file("out"), self.file("err"));
-        let status = command
-            .stdout(File::create(&out).unwrap())
-            .stderr(File::create(&err).unwrap())
-            .status()
-            .unwrap();
-        Output {
-            status,
-            stdout: fs::read(out).unwrap(),
-            stderr: fs::read(err).unwrap(),
-        }
-    }
-
-    /// Leaves a command line running, and waits until it says this.
-    fn leave(&self, text: &str, says: &str) {
-        let log = self.file("log");
-        let text = format!("cd {}; {{\n{text}\n}} > {} 2>&1", self.home.display(), log.display());
-        assert!(self.shell(&text).status().unwrap().success());
-        let said = || fs::read_to_string(&log).unwrap_or_default();
-        if says.is_empty() {
-            return;
-        }
-        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
-        while !said().contains(says) {
-            assert!(
-                std::time::Instant::now() < deadline,
-                "{}: `{text}` never said `{says}`:\n{}",
-                self.name,
-                said()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.home.join(format!("{name}.{number}"))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // Its first process ends with it, and all others with that.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
 /// Two machines with a cable between them: `10.77.0.1` and `10.77.0.2`. None, said loudly, where they cannot be had.
 fn machines(dir: &Path) -> Option<[Machine; 2]> {
-    let possible = Command::new("unshare")
-        .args([
-            "--mount", "--net", "--uts", "--pid", "--fork", "ip", "link", "set", "lo", "up",
-        ])
-        .stderr(Stdio::null())
-        .status();
-    if !rustix::process::geteuid().is_root() || !possible.is_ok_and(|status| status.success()) {
-        let reason = "two machines need root, namespaces and `ip`";
-        assert!(std::env::var_os("CI").is_none(), "{reason}");
-        eprintln!("SKIPPED: {reason}");
+    if !machine::possible("two machines") {
         return None;
     }
     let both = [Machine::start("n1", dir), Machine::start("n2", dir)];
-    let [one, two] = &both;
-    let cable = Command::new("ip")
-        .args(["link", "add", "eth0", "netns", &one.init.to_string(), "type", "veth"])
-        .args(["peer", "name", "eth0", "netns", &two.init.to_string()])
-        .status();
-    assert!(cable.unwrap().success());
-    for (machine, address) in [(one, "10.77.0.1/24"), (two, "10.77.0.2/24")] {
-        let up = machine.run(&format!("ip addr add {address} dev eth0 && ip link set eth0 up"));
-        assert!(up.status.success(), "{up:?}");
-    }
+    machine::cable(&both);
     Some(both)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The word of the last line that `hoplite token create` prints.
@@ -231,61 +31,13 @@ fn invitation(created: &Output) -> String {
     last.strip_prefix("hoplite join ").unwrap().to_owned()
 }
 
-/// Follows the guide to its end.
-fn follow(machines: &[Machine; 2]) -> usize {
-    let machine = |name: &str| machines.iter().find(|machine| machine.name == name).unwrap();
-    let (mut commands, mut word, mut printed) = (0, None, String::new());
-    for block in blocks(GUIDE) {
-        let line = block.text.trim_end();
-        match block.kind.as_slice() {
-            ["sh", name, "before"] => {
-                // The shell that leaves something running ends.
-                machine(name).leave(line, "");
-            }
-            ["sh", name] => {
-                commands += 1;
-                assert!(!line.contains('\n'), "one command: {line}");
-                let mut line = line.to_owned();
-                if line.contains("TOKEN@10.77.0.1:7443#FINGERPRINT") {
-                    let word: String = word.take().unwrap();
-                    line = line.replace("TOKEN@10.77.0.1:7443#FINGERPRINT", &word);
-                }
-                if line.ends_with('&') {
-                    let says = block.after.split("It runs when it says `").nth(1).unwrap();
-                    machine(name).leave(&line, says.split('`').next().unwrap());
-                } else {
-                    let ran = machine(name).run(&line);
-                    assert!(
-                        ran.status.success(),
-                        "{line}: {}\n{}",
-                        text(&ran.stdout),
-                        text(&ran.stderr)
-                    );
-                    if line.contains("token create") {
-                        word = Some(invitation(&ran));
-                    }
-                    printed = text(&ran.stdout);
-                }
-            }
-            ["text"] => assert_eq!(printed, block.text, "{commands}"),
-            [_, name, file] => {
-                let file = machine(name).home.join(file);
-                fs::create_dir_all(file.parent().unwrap()).unwrap();
-                fs::write(file, &block.text).unwrap();
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    commands
-}
-
 #[test]
 fn the_guide_is_true_and_the_bad_day_has_an_answer() {
     let dir = tempfile::Builder::new().prefix("two").tempdir().unwrap();
     let Some(machines) = machines(dir.path()) else {
         return;
     };
-    let commands = follow(&machines);
+    let commands = Reader::new("docs/guide/two-machines.md", &machines).believe();
     assert!(commands <= COMMANDS_MAX, "{commands}");
     let [one, two] = &machines;
     secrets_are_private(one);
@@ -364,7 +116,7 @@ fn a_node_that_was_evicted_joins_beside_its_agent(one: &Machine, two: &Machine) 
     let joined = two.run(&format!("hoplite join {word} --again"));
     assert!(joined.status.success(), "{joined:?}");
     until("the running agent goes on", || {
-        let logs = two.run("cat log.*");
+        let logs = two.run("cat .typed.*.said log.* 2>/dev/null");
         text(&logs.stdout).contains("this node has joined anew").then_some(())
     });
     until("billing calls again", || calls(two).then_some(()));

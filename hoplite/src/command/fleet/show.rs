@@ -84,7 +84,9 @@ fn text(node: &NodeReport, columns: usize) -> String {
             line("refused", &counts(&refused.refusals));
         }
     }
-    for point in node.report.iter().flat_map(|report| &report.points) {
+    let mut points: Vec<&Point> = node.report.iter().flat_map(|report| &report.points).collect();
+    points.sort_by_key(|point| point.about.as_ref().map(|about| &about.name));
+    for point in points {
         text.push('\n');
         self::point(&mut text, point, columns);
     }
