@@ -26,5 +26,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".hoplite.policy.v1")
         .compile_fds(descriptors)?;
+    if env::var_os("CARGO_FEATURE_OTLP").is_some() {
+        compile_otlp()?;
+    }
+    Ok(())
+}
+
+/// What is only asked of others: it is no part of what our own servers say they serve.
+fn compile_otlp() -> Result<(), Box<dyn Error>> {
+    let files = ["common", "trace", "metrics"].map(|name| format!("opentelemetry/{name}.proto"));
+    for file in &files {
+        println!("cargo:rerun-if-changed=proto/{file}");
+    }
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use hoplite_host::config::{self, ConfigError};
 use hoplite_host::logging::Levels;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::{HostPort, ServiceName, SpiffeId, TrustDomain};
+use hoplite_otlp::OtlpSettings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
@@ -54,6 +55,9 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
     #[serde(default)]
     pub metrics_listen: Option<MetricsListen>,
+    /// Where metrics are sent; nowhere when left out.
+    #[serde(default)]
+    pub otlp: Option<OtlpSettings>,
     /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
     #[serde(default)]
     pub log_levels: Option<Levels>,
@@ -134,6 +138,7 @@ impl Config {
 
     /// What the types cannot say.
     fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
         if !self.socket.is_absolute() {
             // Clients name the socket by an absolute path (W-5), so it must not depend on where the agent was started.
             return Err(ConfigError::unusable(

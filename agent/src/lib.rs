@@ -43,6 +43,7 @@ use hoplite_host::process::Hardening;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, BindError, Placed};
+use hoplite_otlp::{OtlpError, Prepared, Sender, Sending, Sent, host_name};
 use hoplite_policy::holding::Holding;
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use tokio::sync::watch;
@@ -90,6 +91,8 @@ pub struct Running {
     /// Each says why it ended. All of them end only after the stop.
     parts: JoinSet<&'static str>,
     authorizer: Option<Arc<Authorizer>>,
+    /// Metrics, to a collector.
+    sending: Option<Sending>,
     /// Those in force, for an agent that has a file.
     settings: Settings,
 }
@@ -119,6 +122,9 @@ pub enum StartError {
     /// The address for metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsDoorError),
+    /// Nothing can be sent to the collector that is configured.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The launcher channel is no Unix socket.
     #[error(
         "standard input is no Unix socket ({0}); leave out `--launcher-stdin` unless a supervisor starts the agent"
@@ -163,6 +169,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let link = CaLink::new(config.ca.to_string(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
+    let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
     let door = match config.metrics_listen {
         Some(listen) => Some(MetricsDoor::bind(listen).await?),
         None => None,
@@ -247,8 +254,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         stopper,
         parts: JoinSet::new(),
         authorizer: authorizer.clone(),
+        sending: None,
         settings: Settings::default(),
     };
+    let sent = Sent::default();
     let mut stopping = stop.clone();
     if let Some(authorizer) = authorizer.clone() {
         let following = authorizer.follow(holdings, stop.clone());
@@ -261,9 +270,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let routes = socket::with_services(routes, &sessions, feed, &points);
     let refused = Arc::clone(&sessions.refused);
     let places = Places::default();
-    if let Some(door) = door {
+    let site = (door.is_some() || otlp.is_some()).then(|| {
         let shown = Shown {
-            link: metrics_link,
+            link: metrics_link.clone(),
+            sent: sent.clone(),
             supply: sessions.supply.clone(),
             holdings: held,
             refused: refused.clone(),
@@ -273,7 +283,22 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
             authorizer: authorizer.clone(),
             shutdown: stop.clone(),
         };
-        let serving = door.serve(Arc::new(shown.site()), stop.clone());
+        Arc::new(shown.site())
+    });
+    let sending = otlp.zip(site.clone()).map(|(prepared, site)| {
+        let sender = Sender {
+            prepared,
+            service: "hoplite-agent",
+            instance: host_name(),
+            site,
+            spans: None,
+            identity: Arc::new(move |expect| metrics_link.client_of(expect)),
+            sent,
+        };
+        sender.start()
+    });
+    if let (Some(door), Some(site)) = (door, site) {
+        let serving = door.serve(site, stop.clone());
         parts.spawn(async {
             serving.await;
             "the metrics"
@@ -323,7 +348,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         });
     }
     tracing::info!(socket = %running.socket.path().display(), "serving workloads");
-    Ok(Running { parts, ..running })
+    Ok(Running {
+        parts,
+        sending,
+        ..running
+    })
 }
 
 /// What an agent is started with, as `hoplite-agent run` and as `hoplite agent run`.
@@ -452,6 +481,9 @@ impl Running {
         };
         if tokio::time::timeout(STOP_TIMEOUT, ended).await.is_err() {
             tracing::debug!("some calls did not end in time");
+        }
+        if let Some(sending) = self.sending {
+            sending.stop().await;
         }
     }
 }

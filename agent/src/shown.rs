@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Slots;
+use hoplite_otlp::Sent;
 use hoplite_policy::holding::Holding;
 use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use crate::supply::{Supply, SupplyReceiver};
 /// What is shown of an agent is read here.
 pub(crate) struct Shown {
     pub(crate) link: CaLink,
+    pub(crate) sent: Sent,
     pub(crate) supply: SupplyReceiver,
     pub(crate) holdings: watch::Receiver<Arc<Holding>>,
     pub(crate) refused: Arc<Refused>,
@@ -36,6 +38,7 @@ impl Shown {
         if let Some(authorizer) = &self.authorizer {
             authorizer.point().register(&mut to);
         }
+        self.sent.register(&mut to);
         let metrics = self.link.metrics().clone();
         to.register(
             "certificates_asked",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_host::logging::Levels;
 use hoplite_identity::{HostPort, TrustDomain};
+use hoplite_otlp::OtlpSettings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
@@ -63,6 +64,9 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
     #[serde(default)]
     pub metrics_listen: Option<MetricsListen>,
+    /// Where metrics are sent; nowhere when left out.
+    #[serde(default)]
+    pub otlp: Option<OtlpSettings>,
     /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
     #[serde(default)]
     pub log_levels: Option<Levels>,
@@ -92,6 +96,7 @@ impl Config {
 
     /// What every start checks too: a configuration made in code has no file that was read.
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
         let bounds = [
             ("x509_ttl", self.x509_ttl),
             ("agent_ttl", self.agent_ttl),

@@ -1,5 +1,6 @@
 //! What agents see in the handshake, and whom the CA believes there: its own SVID and the trust bundle of now.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,7 @@ use hoplite_identity::tls::{self, ClientAuth};
 use hoplite_identity::{
     BundleSet, InvalidBundle, InvalidSvid, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, X509Svid,
 };
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
 use crate::issuance::{MintError, SubjectKey};
@@ -23,6 +24,8 @@ pub(crate) struct Door {
     pub(crate) config: Arc<ServerConfig>,
     /// The one in `config`.
     pub(crate) verifier: Arc<PeerVerifier>,
+    /// Likewise.
+    svid: Arc<X509Svid>,
 }
 
 /// Makes the door anew at half life of the SVID and with each new trust bundle, without the listener noticing.
@@ -30,7 +33,7 @@ pub(crate) struct Doorkeeper {
     issuer: Issuer,
     /// The CA's own.
     id: SpiffeId,
-    svid: X509Svid,
+    svid: Arc<X509Svid>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
 }
 
@@ -55,6 +58,16 @@ pub enum DoorError {
     Tls(#[from] rustls::Error),
 }
 
+// === impl Door ===
+
+impl Door {
+    /// For a connection that the CA makes itself, as who it is now.
+    pub(crate) fn client_of(&self, expect: &SpiffeId) -> io::Result<Arc<ClientConfig>> {
+        let config = tls::client_config(Some(&self.svid), Arc::clone(&self.verifier), expect.clone(), &[b"h2"]);
+        config.map_err(io::Error::other)
+    }
+}
+
 // === impl Doorkeeper ===
 
 impl Doorkeeper {
@@ -69,7 +82,7 @@ impl Doorkeeper {
         let keeper = Self {
             issuer,
             id,
-            svid,
+            svid: Arc::new(svid),
             bundles,
         };
         let door = keeper.door()?;
@@ -80,7 +93,11 @@ impl Doorkeeper {
         let bundles = BundleSet::from_iter([Arc::clone(&self.bundles.borrow())]);
         let verifier = Arc::new(PeerVerifier::new(bundles)?);
         let config = tls::server_config(&self.svid, Arc::clone(&verifier), ClientAuth::Optional, &[b"h2"])?;
-        Ok(Door { config, verifier })
+        Ok(Door {
+            config,
+            verifier,
+            svid: Arc::clone(&self.svid),
+        })
     }
 
     /// Keeps the door right, for ever.
@@ -104,7 +121,7 @@ impl Doorkeeper {
             renewed = self.svid.renew_at(0.0) <= now || now < self.svid.leaf().not_before();
             if renewed {
                 match mint(&self.issuer, &self.id, now) {
-                    Ok(svid) => self.svid = svid,
+                    Ok(svid) => self.svid = Arc::new(svid),
                     Err(error) => tracing::error!(%error, "trying again"),
                 }
             }

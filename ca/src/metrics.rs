@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use hoplite_host::clock;
+use hoplite_otlp::Sent;
 use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 
 use crate::issuer::Issuer;
@@ -28,6 +29,8 @@ pub(crate) struct Metrics {
     joins: Family<1, Counter>,
     two_holders: Counter,
     watches: Arc<AtomicU64>,
+    /// What became of metrics that are sent.
+    pub(crate) sent: Sent,
 }
 
 /// How calls of one API are answered.
@@ -50,6 +53,7 @@ impl Default for Metrics {
             joins: Family::new(["result"], RESULTS_MAX),
             two_holders: Counter::default(),
             watches: Arc::default(),
+            sent: Sent::default(),
         }
     }
 }
@@ -93,6 +97,7 @@ impl Metrics {
             "How often it was noticed that two have one agent's key",
             self.two_holders.clone(),
         );
+        self.sent.register(&mut to);
         issuer.register(&mut to);
         registry.register(&mut to);
         let watches = self.watches.clone();

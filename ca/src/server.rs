@@ -18,6 +18,7 @@ use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError, Placed};
 use hoplite_identity::{Fingerprint, TrustBundle, TrustDomain};
+use hoplite_otlp::{OtlpError, Prepared, Sender, Sending, host_name};
 use hoplite_seal::TrustedSigners;
 use hoplite_store::{SledStore, Store, StoreError};
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
@@ -96,6 +97,8 @@ pub struct Running {
     trust_domain: TrustDomain,
     /// Of the configuration.
     policy_signers: TrustedSigners,
+    /// Metrics, to a collector.
+    sending: Option<Sending>,
     /// Those in force, for a CA that has a file.
     settings: Settings,
 }
@@ -127,6 +130,9 @@ pub enum StartError {
     /// The address for metrics cannot be taken.
     #[error(transparent)]
     Metrics(#[from] MetricsDoorError),
+    /// Nothing can be sent to the collector that is configured.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The operators' socket cannot be bound.
     #[error(transparent)]
     AdminSocket(#[from] BindError),
@@ -189,6 +195,8 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         Some(listen) => Some(MetricsDoor::bind(listen).await?),
         None => None,
     };
+
+    let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
 
     let now = clock::now();
     let store_dir = config.data_dir.join("store");
@@ -267,6 +275,19 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
 
     let mut parts = JoinSet::new();
     let (doors, door) = watch::channel(door);
+    let own = door.clone();
+    let sending = otlp.map(|prepared| {
+        let sender = Sender {
+            prepared,
+            service: "hoplite-ca",
+            instance: format!("{}@{}", config.trust_domain, host_name()),
+            site: Arc::clone(&site),
+            spans: None,
+            identity: Arc::new(move |expect| own.borrow().client_of(expect)),
+            sent: metrics.sent.clone(),
+        };
+        sender.start()
+    });
     let accepting = listener::accept(
         listener,
         door,
@@ -344,6 +365,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         fleet,
         trust_domain: config.trust_domain,
         policy_signers: config.policy_signers,
+        sending,
         settings: Settings::default(),
     })
 }
@@ -564,6 +586,7 @@ impl Running {
             mut parts,
             follower,
             registry,
+            sending,
             ..
         } = self;
         // Nobody new finds it.
@@ -574,6 +597,9 @@ impl Running {
             tracing::warn!("some calls did not end in time");
         }
         parts.shutdown().await;
+        if let Some(sending) = sending {
+            sending.stop().await;
+        }
         // The follower last: writes that have begun wait for it.
         let _ = tokio::task::spawn_blocking(move || follower.stop()).await;
         drop(registry); // the last that holds the store

@@ -232,6 +232,11 @@ impl<'a, R> Judged<'a, R> {
         &self.record
     }
 
+    /// The route, or the service, that policy was asked about; empty where it was not asked.
+    pub fn route(&self) -> &str {
+        self.record.route.as_deref().unwrap_or_default()
+    }
+
     /// Writes it down, and gives what is granted. A plain allow is written when this returns, anything else is on the disk.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
 use hoplite_host::logging::Levels;
 use hoplite_identity::{InvalidServiceName, ServiceName, SpiffeId, TrustDomain};
+use hoplite_otlp::OtlpSettings;
 use hoplite_policy::header_nature::RemovedHeaders;
 use hoplite_policy::holding::PolicyTrust;
 use hoplite_seal::TrustedSigners;
@@ -69,6 +70,9 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
     #[serde(default)]
     pub metrics_listen: Option<MetricsListen>,
+    /// Where spans and metrics are sent; nowhere when left out.
+    #[serde(default)]
+    pub otlp: Option<OtlpSettings>,
     /// Headers that no request takes to the service, in whatever spelling, beside those of `docs/reference/headers.md`.
     #[serde(default)]
     pub removed_headers: RemovedHeaders,
@@ -186,7 +190,8 @@ impl Config {
             .check_process()
             .and_then(|()| self.check_policy())
             .and_then(|()| self.check_listeners());
-        checked.map_err(|Unusable { key, value, remedy }| ConfigError::unusable(path, key, &value, &remedy))
+        checked.map_err(|Unusable { key, value, remedy }| ConfigError::unusable(path, key, &value, &remedy))?;
+        self.otlp.iter().try_for_each(|otlp| otlp.check(path, true))
     }
 
     /// What the process itself needs.

@@ -6,6 +6,7 @@ use hoplite_audit::RecorderError;
 use hoplite_host::config::ConfigError;
 use hoplite_host::files::FileError;
 use hoplite_host::socket::BindError;
+use hoplite_otlp::OtlpError;
 use hoplite_telemetry::MetricsDoorError;
 
 /// The operator's to mend: one sentence each.
@@ -39,6 +40,9 @@ pub enum StartError {
     /// The address for metrics cannot be had.
     #[error(transparent)]
     Metrics(#[from] MetricsDoorError),
+    /// Nothing can be sent to the collector that is configured.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The decision log cannot be opened, and a proxy that cannot record must not decide.
     #[error("cannot open the decision log `{dir}`", dir = .dir.display())]
     Audit {

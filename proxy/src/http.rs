@@ -10,6 +10,7 @@ mod frames;
 mod grpc;
 mod half_close;
 mod heads;
+mod hop;
 mod hpack;
 mod http2;
 mod hygiene;

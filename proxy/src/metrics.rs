@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hoplite_host::slots::{Counts, Slots};
+use hoplite_otlp::Sent;
 use hoplite_telemetry::{Contact, Counter, Exposition, Family, Histogram, Kind};
 use http::StatusCode;
 
@@ -32,6 +33,10 @@ pub(crate) struct Metrics {
     received: Family<2, Counter>,
     sent: Family<2, Counter>,
     responses: Family<3, Counter>,
+    calls_took: Family<1, Histogram>,
+    connections_took: Family<2, Histogram>,
+    /// What became of spans and metrics that are sent.
+    pub(crate) otlp: Sent,
     rechecks: Counter,
     revoked: Counter,
     handshakes: Family<1, Counter>,
@@ -53,6 +58,24 @@ struct Listener {
     received: Arc<Counter>,
     sent: Arc<Counter>,
     responses: [Arc<Counter>; CLASSES.len()],
+    took: Took,
+}
+
+/// How long what is carried at a listener takes.
+#[derive(Debug)]
+struct Took {
+    /// Requests of the own service; those of peers are counted by what was decided of them.
+    calls: Histogram,
+    connections: Histogram,
+}
+
+/// What a listener carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carried {
+    InboundHttp,
+    OutboundHttp,
+    InboundTcp,
+    OutboundTcp,
 }
 
 /// Counts a connection, or a request, for as long as it lives.
@@ -64,7 +87,7 @@ pub(crate) struct Counted(Arc<Metrics>, fn(&Metrics) -> &AtomicU64);
 impl Default for Metrics {
     fn default() -> Self {
         let codes = |label| Family::new([label], CODES_MAX);
-        let listeners = || Family::new(["direction!", "listener"], LISTENERS_MAX);
+        let listeners = listeners_with::<Counter>;
         Self {
             slots: Mutex::default(),
             connections: AtomicU64::new(0),
@@ -74,6 +97,9 @@ impl Default for Metrics {
             received: listeners(),
             sent: listeners(),
             responses: Family::new(["direction!", "listener", "class!"], LISTENERS_MAX * CLASSES.len()),
+            calls_took: Family::new(["listener"], LISTENERS_MAX),
+            connections_took: listeners_with(),
+            otlp: Sent::default(),
             rechecks: Counter::default(),
             revoked: Counter::default(),
             handshakes: codes("result"),
@@ -106,14 +132,31 @@ impl Metrics {
     }
 
     /// What is counted at a listener.
-    pub(crate) fn traffic(&self, is_inbound: bool, listener: &str) -> Traffic {
-        let direction = if is_inbound { "inbound" } else { "outbound" };
+    pub(crate) fn traffic(&self, carried: Carried, listener: &str) -> Traffic {
+        let direction = match carried {
+            Carried::InboundHttp | Carried::InboundTcp => "inbound",
+            Carried::OutboundHttp | Carried::OutboundTcp => "outbound",
+        };
+        // Of what a listener never carries there is no line.
+        let took = Took {
+            calls: match carried {
+                Carried::OutboundHttp => self.calls_took.get([listener]).as_ref().clone(),
+                _ => Histogram::default(),
+            },
+            connections: match carried {
+                Carried::InboundTcp | Carried::OutboundTcp => {
+                    self.connections_took.get([direction, listener]).as_ref().clone()
+                }
+                _ => Histogram::default(),
+            },
+        };
         let of = |family: &Family<2, Counter>| family.get([direction, listener]);
         Traffic(Arc::new(Listener {
             accepted: of(&self.accepted),
             received: of(&self.received),
             sent: of(&self.sent),
             responses: CLASSES.map(|class| self.responses.get([direction, listener, class])),
+            took,
         }))
     }
 
@@ -179,6 +222,17 @@ impl Metrics {
 
     /// Adds all of it to what is shown of the process.
     pub(crate) fn register(self: &Arc<Self>, to: &mut Exposition) {
+        to.register(
+            "call_duration_seconds",
+            "Of HTTP requests that the own service makes: from the head to the end of the answer, by listener",
+            self.calls_took.clone(),
+        );
+        to.register(
+            "tcp_connection_duration_seconds",
+            "Of TCP connections that were carried: from the permission to their end, by listener",
+            self.connections_took.clone(),
+        );
+        self.otlp.register_spans(to);
         to.register(
             "connections_accepted",
             "Connections accepted, by listener",
@@ -288,6 +342,16 @@ impl Traffic {
         self.0.accepted.inc();
     }
 
+    /// Where requests of the own service are counted that have ended.
+    pub(crate) fn took(&self) -> Histogram {
+        self.0.took.calls.clone()
+    }
+
+    /// A connection that was carried has ended, so long after its beginning.
+    pub(crate) fn connection_took(&self, took: Duration) {
+        self.0.took.connections.observe(took);
+    }
+
     /// Bytes of who calls.
     pub(crate) fn received(&self, bytes: usize) {
         self.0.received.inc_by(bytes as u64);
@@ -313,6 +377,10 @@ impl Traffic {
             responses.inc();
         }
     }
+}
+
+fn listeners_with<M: Default>() -> Family<2, M> {
+    Family::new(["direction!", "listener"], LISTENERS_MAX)
 }
 
 fn plus(one: Counts, other: Counts) -> Counts {
@@ -362,7 +430,7 @@ mod tests {
         metrics.flooded("peer");
         metrics.rechecked(true);
         metrics.rechecked(false);
-        let traffic = metrics.traffic(true, "ledger");
+        let traffic = metrics.traffic(Carried::InboundHttp, "ledger");
         traffic.received(7);
         traffic.responded(StatusCode::NOT_FOUND);
         let open = metrics.connection();

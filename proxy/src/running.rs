@@ -1,5 +1,6 @@
 //! The whole proxy, from its configuration to its end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Stopper};
 use hoplite_host::socket::{self as unix_socket, Placed};
 use hoplite_identity::SpiffeId;
+use hoplite_otlp::{Prepared, Sender, Sending, Tracer};
 use hoplite_telemetry::MetricsDoor;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -30,7 +32,7 @@ use crate::http::rules::{HttpRules, RulesFeed};
 use crate::listening::{DRAIN_MAX, Listeners, Shown};
 use crate::metrics::Metrics;
 use crate::peer::destination::{BadDestination, Destination};
-use crate::peer::identity_feed::{IdentityFeed, Source};
+use crate::peer::identity_feed::{IdentityFeed, Layer, Source};
 use crate::port::{Kind, Port};
 use crate::shown;
 use crate::worker::{Question, Shared, Worker};
@@ -62,6 +64,8 @@ pub struct Running {
     /// Tells the agent how this proxy is, and at the stop that it leaves.
     reporting: Stopper,
     reporter: JoinHandle<()>,
+    /// Spans and metrics, to a collector.
+    sending: Option<Sending>,
     _control: JoinSet<()>,
     /// The admin socket.
     _placed: Placed,
@@ -119,6 +123,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartError> {
     // What can fail fails first, before anybody waits for an agent.
     let workers = if traffic == Traffic::Threads { config.workers } else { 1 };
+    let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
     let ports = bind(&config, workers)?;
     files::private_dir(&config.state_dir)?;
     let started = clock::now();
@@ -182,6 +187,8 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         started,
         records_lost,
     });
+    let sending = otlp.map(|prepared| send(&config.name, prepared, &metrics, &admin));
+    let (tracer, sending) = sending.unzip();
     let (close, closed) = shutdown::channel();
     if let Some(door) = door {
         control.spawn(door.serve(site, closed.clone()));
@@ -231,7 +238,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         }
     }
     let rules = RulesFeed::new(HttpRules::of(&config));
-    let shared = Shared::new(identity, point.clone(), metrics.clone(), rules.clone());
+    let shared = Shared::new(identity, point.clone(), metrics.clone(), rules.clone(), tracer);
     let listeners = Listeners::serve(ports, ways, shared, metrics, listed).await;
     Ok(Running {
         config,
@@ -249,9 +256,31 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         threads,
         reporting,
         reporter,
+        sending,
         _control: control,
         _placed: placed,
     })
+}
+
+/// Begins to send spans and metrics. The collector may know the proxy by its SVID, once there is one.
+fn send(name: &str, prepared: Prepared, metrics: &Metrics, admin: &Admin) -> (Arc<Tracer>, Sending) {
+    let (tracer, spans) = Tracer::new(prepared.sampled(), metrics.otlp.clone());
+    let identity = admin.identity.clone();
+    let by_identity = move |expect: &SpiffeId| {
+        let current = identity.get().map(|feed| feed.current());
+        let current = current.ok_or_else(|| io::Error::other("there is no SVID yet"))?;
+        current.client(expect, Layer::Http).map_err(io::Error::other)
+    };
+    let sender = Sender {
+        prepared,
+        service: "hoplite-proxy",
+        instance: name.to_owned(),
+        site: admin.site.clone(),
+        spans: Some(spans),
+        identity: Arc::new(by_identity),
+        sent: metrics.otlp.clone(),
+    };
+    (tracer, sender.start())
 }
 
 fn bind(config: &Config, copies: usize) -> Result<Vec<Port>, StartError> {
@@ -395,6 +424,9 @@ impl Running {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
         self.point.roll_up();
+        if let Some(sending) = self.sending {
+            sending.stop().await;
+        }
         let _ = self.reporter.await; // it waits no longer than half a second for the agent
     }
 
@@ -405,7 +437,7 @@ impl Running {
             source = self.point.log_failed() => StartError::Log { dir: self.config.audit_dir.clone(), source },
             _ = self.ended.recv() => StartError::System {
                 what: "a worker",
-                source: std::io::Error::other("it ended by itself"),
+                source: io::Error::other("it ended by itself"),
             },
         }
     }

@@ -4,10 +4,11 @@ pub(crate) mod relay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hoplite_audit::{Outcome, Phase};
 use hoplite_decision::{DecisionPoint, Draft, Facts, Granted, Opaque, Unasked, Witness};
+use hoplite_host::clock;
 use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
 use http::StatusCode;
@@ -52,6 +53,12 @@ pub(crate) struct TcpOutbound {
     pub(crate) traffic: Traffic,
     pub(crate) stop: Stop,
     pub(crate) rules: RulesFeed,
+}
+
+/// How long a connection is carried: until this is dropped.
+struct Timed<'a> {
+    traffic: &'a Traffic,
+    began: Instant,
 }
 
 // === impl TcpInbound ===
@@ -133,6 +140,7 @@ impl TcpInbound {
     ) {
         let mut permitted_by = granted.revision().to_owned();
         let (Opaque(stream), _) = granted.spend();
+        let _timed = Timed::new(&self.traffic);
         let mut app = match dial::service(&self.forward_to.current().address).await {
             Ok(app) => app,
             Err(error) => {
@@ -201,6 +209,7 @@ impl TcpOutbound {
             }
         };
         session.end_with(self.stop.clone());
+        let _timed = Timed::new(&self.traffic);
         let moved = |way, bytes| {
             self.traffic.moved(way, bytes);
             slot.touch();
@@ -252,5 +261,23 @@ impl TcpOutbound {
         });
         // The connection ends either way; the decision point has said what failed.
         let _ = self.point.refuse(draft.action("connect"), unasked).await;
+    }
+}
+
+// === impl Timed ===
+
+impl<'a> Timed<'a> {
+    /// From now on.
+    fn new(traffic: &'a Traffic) -> Self {
+        Self {
+            traffic,
+            began: clock::moment(),
+        }
+    }
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.traffic.connection_took(self.began.elapsed());
     }
 }

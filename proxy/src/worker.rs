@@ -8,6 +8,7 @@ use hoplite_decision::DecisionPoint;
 use hoplite_host::accept::Acceptor;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Slot, Slots};
+use hoplite_otlp::Tracer;
 use socket2::Socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
@@ -23,7 +24,7 @@ use crate::http::outbound::Outbound;
 use crate::http::rules::RulesFeed;
 use crate::http::service::Service;
 use crate::http::upstream::{Target, Upstream};
-use crate::metrics::{Metrics, Traffic};
+use crate::metrics::{Carried, Metrics, Traffic};
 use crate::peer::destination::DestinationFeed;
 use crate::peer::dial::Peer;
 use crate::peer::handshake::{HANDSHAKES_MAX, Handshaker};
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     metrics: Arc<Metrics>,
     handshakes: Slots,
     rules: RulesFeed,
+    tracer: Option<Arc<Tracer>>,
 }
 
 /// One worker before it runs.
@@ -80,6 +82,7 @@ impl Shared {
         point: Arc<DecisionPoint>,
         metrics: Arc<Metrics>,
         rules: RulesFeed,
+        tracer: Option<Arc<Tracer>>,
     ) -> Self {
         Self {
             identity,
@@ -87,6 +90,7 @@ impl Shared {
             metrics,
             handshakes: Slots::new("handshakes", Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX)),
             rules,
+            tracer,
         }
     }
 
@@ -110,7 +114,7 @@ impl Shared {
         };
         match protocol {
             InboundProtocol::Tcp => Server::TcpInbound(Arc::new(TcpInbound {
-                traffic: metrics.traffic(true, service.as_str()),
+                traffic: metrics.traffic(Carried::InboundTcp, service.as_str()),
                 service,
                 forward_to,
                 places: Places::new(),
@@ -122,7 +126,7 @@ impl Shared {
                 rules: self.rules.clone(),
             })),
             InboundProtocol::Http | InboundProtocol::Http2 => Server::HttpInbound(Arc::new(Inbound {
-                traffic: metrics.traffic(true, service.as_str()),
+                traffic: metrics.traffic(Carried::InboundHttp, service.as_str()),
                 service,
                 handshaker,
                 point,
@@ -136,6 +140,7 @@ impl Shared {
                 rules: self.rules.clone(),
                 turns: Semaphore::new(1),
                 stop,
+                tracer: self.tracer.clone(),
             })),
         }
     }
@@ -151,7 +156,7 @@ impl Shared {
         };
         match protocol {
             OutboundProtocol::Tcp => Server::TcpOutbound(Arc::new(TcpOutbound {
-                traffic: metrics.traffic(false, name.as_str()),
+                traffic: metrics.traffic(Carried::OutboundTcp, name.as_str()),
                 name,
                 peer,
                 point,
@@ -160,7 +165,7 @@ impl Shared {
                 rules: self.rules.clone(),
             })),
             OutboundProtocol::Http => Server::HttpOutbound(Arc::new(Outbound {
-                traffic: metrics.traffic(false, name.as_str()),
+                traffic: metrics.traffic(Carried::OutboundHttp, name.as_str()),
                 name,
                 upstream: Upstream::new(Target::Peer(peer), unread, self.rules.clone(), metrics.clone()),
                 rules: self.rules.clone(),
@@ -168,6 +173,7 @@ impl Shared {
                 point,
                 metrics,
                 stop,
+                tracer: self.tracer.clone(),
             })),
         }
     }

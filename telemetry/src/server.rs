@@ -123,7 +123,12 @@ impl Site {
     /// The text of `/metrics`, as who asks with this header field `Accept` gets it, and its content type.
     pub fn metrics(&self, accept: Option<&HeaderValue>) -> (&'static str, String) {
         let format = Format::of_accept(accept.and_then(|accept| accept.to_str().ok()));
-        (format.content_type(), self.exposition.text(format))
+        (format.content_type(), self.text(format))
+    }
+
+    /// The text of `/metrics` in this form.
+    pub fn text(&self, format: Format) -> String {
+        self.exposition.text(format)
     }
 
     /// Why the daemon cannot do its work now; empty when it can.

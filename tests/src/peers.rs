@@ -41,6 +41,11 @@ pub fn ghostunnel(test: &str) -> Option<PathBuf> {
     installed(test, "ghostunnel/ghostunnel")
 }
 
+/// The OpenTelemetry Collector (`tests/peers/collector`), or none after saying that `test` is skipped.
+pub fn collector(test: &str) -> Option<PathBuf> {
+    installed(test, "collector/collector")
+}
+
 /// A JVM and the arguments that start a program with java-spiffe in it (`tests/peers/java`), or none after saying that `test` is skipped.
 pub fn java(test: &str) -> Option<(PathBuf, Vec<String>)> {
     let directory = installed(test, "java/.made")?.parent()?.to_owned();

@@ -15,6 +15,7 @@ use hoplite_identity::{
     BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, Selector, SpiffeId, TrustBundle, TrustDomain,
     X509Svid, tls,
 };
+use hoplite_otlp::OtlpSettings;
 use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, Bundle, EngineVersion, Meta, Stage};
 use hoplite_policy::grant::{GrantDraft, GrantScope};
@@ -129,6 +130,7 @@ impl World {
             policy_signers: policy_signers(),
             log_levels: None,
             metrics_listen: Some(any_port()),
+            otlp: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
             report_period: Span(Duration::from_secs(2)),
         };
@@ -148,6 +150,7 @@ impl World {
             policy_signers: policy_signers(),
             log_levels: None,
             metrics_listen: Some(any_port()),
+            otlp: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
             authorization: None,
         };
@@ -407,6 +410,7 @@ impl World {
             admin_socket: self.dir.path().join(format!("{name}.sock")),
             log_levels: None,
             metrics_listen: Some(any_port()),
+            otlp: self.agent_config.otlp.clone(),
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,
@@ -488,6 +492,20 @@ impl World {
         self.start_agent().await;
     }
 
+    /// Has CA, agent, and proxies that are built from now on, send to a collector once a second. CA and agent are started anew.
+    pub async fn send(&mut self, otlp: OtlpSettings) {
+        let otlp = OtlpSettings {
+            interval: Span(Duration::from_secs(1)),
+            ..otlp
+        };
+        self.stop_agent().await;
+        self.stop_ca().await;
+        self.ca_config.otlp = Some(otlp.clone());
+        self.agent_config.otlp = Some(otlp);
+        self.start_ca().await;
+        self.start_agent().await;
+    }
+
     /// Has the agent know callers by the number of their process, as on a kernel that cannot say more. The agent is started
     /// anew.
     pub async fn know_callers_by_number(&mut self) {
@@ -503,7 +521,11 @@ impl World {
 
     /// Brings the CA back, on the same address and with the same store.
     pub async fn start_ca(&mut self) {
-        self.ca = Some(hoplite_ca::start(self.ca_config.clone()).await.unwrap());
+        // What was cut off at the end of the one before may hold the store for a moment yet.
+        let ca = until("the CA is back", async || {
+            hoplite_ca::start(self.ca_config.clone()).await.ok()
+        });
+        self.ca = Some(ca.await);
     }
 
     /// Ends the agent.
@@ -574,6 +596,12 @@ impl ProxyBuilder<'_> {
     /// Denies everything once its policy is stale.
     pub fn denies_stale(mut self) -> Self {
         self.config.on_stale_policy = hoplite_decision::OnStale::Deny;
+        self
+    }
+
+    /// Sends to this collector.
+    pub fn otlp(mut self, otlp: OtlpSettings) -> Self {
+        self.config.otlp = Some(otlp);
         self
     }
 

@@ -13,6 +13,7 @@ use hoplite_identity::{Fingerprint, HostPort, NotIntroduced, TrustBundle, introd
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -23,6 +24,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Noticing within a minute that a peer has gone without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The longest head of an answer of a server that is somebody else's.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
 
 /// The name in the TLS hello and in `:authority`. It means nothing: peers are known by SPIFFE ID.
 const PLACEHOLDER_HOST: &str = "hoplite.invalid";
@@ -53,6 +57,42 @@ pub async fn tls(address: String, config: Arc<ClientConfig>) -> Result<Channel, 
             }
         }))
         .await
+}
+
+/// What the TLS of the next connection is made with, and the name that the server has to prove.
+pub type NextTls = Arc<dyn Fn() -> io::Result<(Arc<ClientConfig>, ServerName<'static>)> + Send + Sync>;
+
+/// A server that is dialled when it is first asked, and again whenever its connection has gone. `tls` is asked for each
+/// connection; without it they are plain text.
+pub fn lazily(address: &HostPort, tls: Option<NextTls>) -> Channel {
+    /// Either.
+    trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+    impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
+
+    let host = address.as_str().to_owned();
+    let connector = tower::service_fn(move |_| {
+        let (address, tls) = (host.clone(), tls.clone());
+        async move {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            let stream: Box<dyn Bytes> = match tls {
+                None => Box::new(tcp),
+                Some(tls) => {
+                    let (config, name) = tls()?;
+                    Box::new(TlsConnector::from(config).connect(name, tcp).await?)
+                }
+            };
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    // It is dialled by `address` anyway; this is what it is told of itself.
+    let named = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = named
+        .unwrap_or_else(|_| Endpoint::from_static("http://hoplite.invalid"))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .http2_max_header_list_size(HEAD_BYTES_MAX);
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 /// Why a CA could not be introduced.

@@ -109,3 +109,47 @@ pub mod sds {
 pub mod ext_authz {
     tonic::include_proto!("envoy.service.auth.v3");
 }
+
+/// What an OpenTelemetry collector takes: the part of OTLP that is sent from here.
+#[cfg(feature = "otlp")]
+pub mod otlp {
+    /// What spans and metrics share.
+    pub mod common {
+        #[expect(
+            missing_docs,
+            reason = "generated from proto/opentelemetry/common.proto, which is documented"
+        )]
+        pub mod v1 {
+            tonic::include_proto!("opentelemetry.proto.common.v1");
+        }
+    }
+
+    /// Spans and metrics, and who takes them.
+    pub mod collector {
+        /// Spans.
+        pub mod trace {
+            #[expect(
+                missing_docs,
+                clippy::allow_attributes,
+                clippy::allow_attributes_without_reason,
+                reason = "generated from proto/opentelemetry/trace.proto, which is documented"
+            )]
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+            }
+        }
+
+        /// Metrics.
+        pub mod metrics {
+            #[expect(
+                missing_docs,
+                clippy::allow_attributes,
+                clippy::allow_attributes_without_reason,
+                reason = "generated from proto/opentelemetry/metrics.proto, which is documented"
+            )]
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.collector.metrics.v1");
+            }
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The way to the CA: who we are there, whom we expect, and what can go wrong.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hoplite_identity::{
     tls,
 };
 use hoplite_wire::{ca, channel};
+use rustls::ClientConfig;
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -136,6 +138,14 @@ impl CaLink {
             Ok(Err(error)) => Err(unreachable(innermost(&error))),
             Err(_) => Err(unreachable("no connection in time".to_owned())),
         }
+    }
+
+    /// For a connection to somebody else than the CA, as who this node is now.
+    pub(crate) fn client_of(&self, expect: &SpiffeId) -> io::Result<Arc<ClientConfig>> {
+        let own = self.credentials.borrow().clone();
+        let own = own.ok_or_else(|| io::Error::other("this node has not joined yet: it has no SVID"))?;
+        let config = tls::client_config(Some(&own.svid), Arc::clone(&own.verifier), expect.clone(), &[b"h2"]);
+        config.map_err(io::Error::other)
     }
 
     /// The CA is at this address from now on: whoever is connected connects anew.

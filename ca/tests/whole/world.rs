@@ -48,6 +48,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
         log_levels: None,
         metrics_listen: None,
+        otlp: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
         report_period: Span(Duration::from_secs(2)),
     }

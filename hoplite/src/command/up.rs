@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown;
+use hoplite_otlp::Collector;
 
 use crate::command::MeshDir;
 use crate::output::print_json;
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// Serve /live, /ready and /metrics of each part, on five ports from the base + 4 on: CA, agent, edge, orders, ledger
     #[arg(long, conflicts_with = "check")]
     metrics: bool,
+    /// Send spans and metrics of each part to this OpenTelemetry collector: http://127.0.0.1:4317
+    #[arg(long, conflicts_with = "check", value_name = "ENDPOINT")]
+    otlp: Option<Collector>,
     /// How the agent knows which process calls: by the kernel's word, or by its number [default: the kernel's word, and on
     /// kernels before Linux 6.5, which have none, the number]
     #[arg(long, value_name = "HOW", value_enum)]
@@ -64,6 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         if args.metrics {
             ports.show_metrics();
         }
+        ports.send_to(args.otlp);
         let settings = Settings {
             svid_ttl: args.svid_ttl,
             agent_ttl: args.agent_ttl,

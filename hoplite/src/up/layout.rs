@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use hoplite_host::config::Span;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::{files, socket};
+use hoplite_otlp::Collector;
 
 use crate::command::policy::key;
 
@@ -52,6 +53,8 @@ pub(crate) struct Ports {
     outbound: [u16; 3],
     /// Of CA, agent and services, where their metrics are shown.
     metrics: Option<[u16; 5]>,
+    /// Where all of them send spans and metrics.
+    otlp: Option<Collector>,
 }
 
 // === impl Ports ===
@@ -66,7 +69,13 @@ impl Ports {
             inbound: run(11),
             outbound: run(21),
             metrics: None,
+            otlp: None,
         }
+    }
+
+    /// Has each part send to this collector.
+    pub(crate) fn send_to(&mut self, collector: Option<Collector>) {
+        self.otlp = collector;
     }
 
     /// Shows the metrics of each part, on five ports from the base + 4 on.
@@ -74,7 +83,13 @@ impl Ports {
         self.metrics = Some(std::array::from_fn(|n| self.ca + 4 + n as u16));
     }
 
-    /// The line of a part's configuration that says where its metrics are shown.
+    /// The lines of a part's configuration that say where its metrics are shown, and sent.
+    fn telemetry(&self, name: &str) -> String {
+        let sent = self.otlp.as_ref();
+        let sent = sent.map(|collector| format!("otlp = {{ endpoint = \"{collector}\" }}\n"));
+        format!("{}{}", self.metrics_listen(name), sent.unwrap_or_default())
+    }
+
     fn metrics_listen(&self, name: &str) -> String {
         let [edge, orders, ledger] = SERVICES;
         let parts = ["ca", "agent", edge, orders, ledger];
@@ -106,6 +121,7 @@ impl Ports {
             inbound: [*i1, *i2, *i3],
             outbound: [*o1, *o2, *o3],
             metrics: None,
+            otlp: None,
         })
     }
 
@@ -250,7 +266,7 @@ impl Layout {
              report_period = \"2s\"\n\
              {}{signers}",
             loopback(ports.ca),
-            ports.metrics_listen("ca"),
+            ports.telemetry("ca"),
         );
         for (name, ttl) in [("x509_ttl", svid_ttl), ("agent_ttl", agent_ttl)] {
             if let Some(ttl) = ttl {
@@ -268,7 +284,7 @@ impl Layout {
              socket_mode = 0o600\n\
              peer_process = \"{peer_process}\"\n{}",
             loopback(ports.ca),
-            ports.metrics_listen("agent"),
+            ports.telemetry("agent"),
         );
         self.write_config("ca", &ca)?;
         self.write_config("agent", &agent)?;
@@ -289,7 +305,7 @@ impl Layout {
                  protocol = \"http\"\n\
                  forward_to = \"{}\"\n",
                 spiffe_id(name),
-                ports.metrics_listen(name),
+                ports.telemetry(name),
                 ports.inbound(name),
                 ports.service(name),
             );

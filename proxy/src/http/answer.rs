@@ -16,6 +16,7 @@ use http_body_util::Full;
 use crate::http::body::Body;
 use crate::http::exchange::{Answering, Revoked};
 use crate::http::grpc::{self, GrpcEnd};
+use crate::http::hop;
 use crate::http::hygiene;
 use crate::http::transfer::Transfer;
 use crate::http::upstream::FromServer;
@@ -103,6 +104,7 @@ impl Answer {
 
     /// On its way, as a part of this.
     pub(crate) fn with(self, transfer: Arc<Transfer>) -> Self {
+        transfer.tell(|span| hop::answered(span, &self.0));
         Self(self.0.map(|body| body.answered(transfer)))
     }
 

@@ -13,6 +13,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::http::exchange::{Answering, Exchange};
 use crate::http::grpc::GrpcEnd;
+use crate::http::hop;
 use crate::http::http2::received::Received;
 use crate::http::hygiene;
 use crate::http::replay::Replay;
@@ -246,6 +247,11 @@ impl HttpBody for Body {
             Self::Empty => Poll::Ready(None),
             Self::Answered { body, transfer, due } => {
                 let polled = Pin::new(&mut **body).poll_frame(context);
+                if let Poll::Ready(Some(Ok(frame))) = &polled
+                    && let Some(trailers) = frame.trailers_ref()
+                {
+                    transfer.tell(|span| hop::ended(span, trailers));
+                }
                 match transfer.responded(due, polled.is_ready(), context) {
                     Ok(()) => polled,
                     Err(late) => Poll::Ready(Some(Err(late.into()))),

@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use crate::http::exchange::NoLongerPermitted;
 use crate::http::hygiene::DECISION;
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// How a call has ended, by its number.
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The statuses that we give.

@@ -11,6 +11,7 @@ use hoplite_decision::{DecisionPoint, Draft, Facts, HttpRequest, Refused, Unaske
 use hoplite_host::clock;
 use hoplite_host::slots::Slot;
 use hoplite_identity::ServiceName;
+use hoplite_otlp::{Span, Tracer};
 use hoplite_policy::{CanonicalRequest, Transport};
 use http::{HeaderValue, Request};
 use tokio::sync::Semaphore;
@@ -21,6 +22,7 @@ use tracing::info;
 use crate::http::answer::{Answer, Dialect};
 use crate::http::body::Incoming;
 use crate::http::exchange::{Answering, Exchange, Exchanges};
+use crate::http::hop;
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
 use crate::http::leaving::LET_GO_MAX;
@@ -51,6 +53,8 @@ pub(crate) struct Inbound {
     /// Whose turn it is to decide again: one connection's at a time, however many there are.
     pub(crate) turns: Semaphore,
     pub(crate) stop: Stop,
+    /// Makes spans, where they are sent.
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 /// One connection: what is true of all its requests.
@@ -81,6 +85,11 @@ impl InboundConnection {
                 transfer.is_counted_in(tally);
             }
         };
+        let tell = |say: &dyn Fn(&mut Span)| {
+            if let Some(transfer) = &transfer {
+                transfer.tell(say);
+            }
+        };
         let mut draft = self.draft(Phase::Request, trace_id);
         if Unread::of(request.headers()).is_none() {
             draft = draft.action(request.method().as_str());
@@ -92,9 +101,11 @@ impl InboundConnection {
             Err(unasked) => {
                 let refused = point.refuse(draft, unasked).await;
                 counted_in(refused.tally());
+                tell(&|span| hop::refused(span, &refused));
                 return Answer::refused(&refused, dialect).closing(dialect);
             }
         };
+        tell(&|span| hop::asked(span, &canonical));
         let (parts, body) = request.into_parts();
         let request = HttpRequest {
             canonical,
@@ -104,14 +115,17 @@ impl InboundConnection {
         // Decide, and record.
         let epoch = point.policy().epoch();
         let judged = point.judge(draft, request, &self.transport).await;
+        tell(&|span| hop::routed(span, judged.route()));
         match judged.recorded().await {
             Ok(granted) => {
                 counted_in(Some(granted.tally()));
+                tell(&|span| hop::allowed(span, granted.decision()));
                 let outgoing = Outgoing::new(granted, epoch, place);
                 self.forward(outgoing, epoch, body, ahead, dialect).await
             }
             Err(why) => {
                 counted_in(why.tally());
+                tell(&|span| hop::refused(span, &why));
                 let answer = Answer::refused(&why, dialect);
                 match why.why() {
                     Why::Ambiguous(_) => answer.closing(dialect),
@@ -141,7 +155,12 @@ impl InboundConnection {
         let forwarded = self.app.forward(outgoing, body, self.client_cert.clone(), &interims);
         let answered = tokio::select! {
             biased;
-            revoked = exchange.until_revoked() => return Answer::revoked(revoked, dialect),
+            revoked = exchange.until_revoked() => {
+                if let Some(transfer) = &transfer {
+                    transfer.tell(|span| hop::decided(span, revoked.outcome, revoked.decision.as_ref()));
+                }
+                return Answer::revoked(revoked, dialect);
+            }
             answered = interims.ahead_of(forwarded, &ahead, hygiene::sanitize_service_response) => answered,
             late = head_late(transfer.as_ref()) => return self.refuse_late(&exchange, late, dialect).await,
         };

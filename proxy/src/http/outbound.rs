@@ -8,6 +8,7 @@ use hoplite_audit::Phase;
 use hoplite_decision::{DecisionPoint, Draft, Facts, Unasked, Witness};
 use hoplite_host::slots::Slot;
 use hoplite_identity::SpiffeId;
+use hoplite_otlp::{Hop, Kind, Tracer};
 use http::Request;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ use crate::config::UpstreamName;
 use crate::http::answer::{Answer, Dialect};
 use crate::http::body::Incoming;
 use crate::http::conversation::Conversation;
+use crate::http::hop;
 use crate::http::hygiene;
 use crate::http::interim::{Ahead, Interims};
 use crate::http::leaving::{Leaving, let_go, unused};
@@ -24,7 +26,7 @@ use crate::http::preface;
 use crate::http::reading::{HEADER_TIME_MAX, read};
 use crate::http::rules::RulesFeed;
 use crate::http::stalling::Stalling;
-use crate::http::transfer::{Late, Transfer, head_late};
+use crate::http::transfer::{Late, Transfer, Way, head_late};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
 use crate::http::unread::Unread;
 use crate::http::upstream::Upstream;
@@ -46,6 +48,8 @@ pub(crate) struct Outbound {
     pub(crate) traffic: Traffic,
     pub(crate) rules: RulesFeed,
     pub(crate) stop: Stop,
+    /// Makes spans, where they are sent.
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 // === impl Outbound ===
@@ -72,11 +76,13 @@ impl Outbound {
         let (stream, mut refusals) = Tapped::caller(stream, http2, far, &rules);
         let (this, place) = (self.clone(), slot.clone());
         let share = rules.unread.of(self.identity.current().svid.spiffe_id());
-        let mut connection = Conversation::new(stream, http2, share, move |request: Request<Incoming>, ahead| {
+        let mut connection = Conversation::new(stream, http2, share, move |mut request: Request<Incoming>, ahead| {
             let (outbound, slot) = (self.clone(), place.clone());
             let (busy, metrics) = (slot.begin(), self.metrics.clone());
             let limits = self.rules.current().limits.of_outbound();
-            let transfer = Transfer::new(request.headers(), limits, busy, metrics, None);
+            let hop = self.begin_hop(&mut request, remote);
+            let way = Way::Out(self.traffic.took());
+            let transfer = Transfer::new(request.headers(), limits, busy, metrics, way, hop);
             async move {
                 let request = request.map(|body| body.awaited(transfer.clone()));
                 let answer = outbound.answer(request, remote, ahead, &slot).await;
@@ -147,11 +153,20 @@ impl Outbound {
         let asked = asked.and_then(|canonical| via::check(request.headers()).map(|()| canonical));
         let canonical = match asked {
             Ok(canonical) => canonical,
-            Err(unasked) => return Answer::refused(&self.point.refuse(draft, unasked).await, dialect).closing(dialect),
+            Err(unasked) => {
+                let transfer = request.body().transfer();
+                return self
+                    .refuse(draft, unasked, transfer.as_ref(), dialect)
+                    .await
+                    .closing(dialect);
+            }
         };
         let draft = draft.about(&canonical);
         let (mut parts, body) = request.into_parts();
         let transfer = body.transfer();
+        if let Some(transfer) = &transfer {
+            transfer.tell(|span| hop::asked(span, &canonical));
+        }
         hygiene::sanitize_request(&mut parts.headers);
         via::add(&mut parts.headers, parts.version);
         let interims = Interims::default();
@@ -162,21 +177,47 @@ impl Outbound {
             biased;
             answered = interims.ahead_of(sent, &ahead, hygiene::sanitize_response) => answered,
             late = head_late(transfer.as_ref()) => {
-                return Answer::refused(&self.point.refuse(draft, late.unasked()).await, dialect).closing(dialect);
+                return self.refuse(draft, late.unasked(), transfer.as_ref(), dialect).await.closing(dialect);
             }
         };
         match answered {
             Ok(server) => Answer::of_peer(server, dialect),
-            Err(_) if transfer.is_some_and(|transfer| transfer.is_late()) => {
+            Err(_) if transfer.as_ref().is_some_and(|transfer| transfer.is_late()) => {
                 let late = Late::RequestBody.unasked();
-                Answer::refused(&self.point.refuse(draft, late).await, dialect).closing(dialect)
+                self.refuse(draft, late, transfer.as_ref(), dialect)
+                    .await
+                    .closing(dialect)
             }
             Err(error) => {
                 error.log(self.name.as_str());
                 self.metrics.upstream_failed(error.code());
-                Answer::refused(&self.point.refuse(draft, error.unasked()).await, dialect)
+                self.refuse(draft, error.unasked(), transfer.as_ref(), dialect).await
             }
         }
+    }
+
+    /// That a call comes to nothing, recorded.
+    async fn refuse(
+        &self,
+        draft: Draft<'_>,
+        unasked: Unasked,
+        transfer: Option<&Arc<Transfer>>,
+        dialect: Dialect,
+    ) -> Answer {
+        let refused = self.point.refuse(draft, unasked).await;
+        if let Some(transfer) = transfer {
+            transfer.tell(|span| hop::refused(span, &refused));
+        }
+        Answer::refused(&refused, dialect)
+    }
+
+    /// The span of a request, if it is traced. What comes next is its child.
+    fn begin_hop(&self, request: &mut Request<Incoming>, remote: SocketAddr) -> Option<Hop> {
+        let mut hop = self.tracer.as_ref()?.begin(Kind::Client, request.headers_mut())?;
+        let own = self.identity.current();
+        let names = (own.svid.spiffe_id(), self.name.called());
+        hop.tell(|span| hop::begun(span, request, names, remote));
+        Some(hop)
     }
 
     /// What the service sent cannot be read as HTTP: the library has answered it with an error.

@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_slowly_goes_on_and_who_reads_nothing_does_not() {
         let metrics = crate::metrics::Metrics::default();
-        let traffic = metrics.traffic(true, "ledger");
+        let traffic = metrics.traffic(crate::metrics::Carried::InboundHttp, "ledger");
         let (near, mut far) = tokio::io::duplex(16);
         let (mut near, stalled) = Stalling::new(near, Some(Duration::from_secs(60)), traffic.clone());
         let writing = tokio::spawn(async move { near.write_all(&[0; 64]).await });

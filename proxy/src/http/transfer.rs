@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Context;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use hoplite_audit::Outcome;
 use hoplite_decision::{Tally, Unasked};
 use hoplite_host::config::Span;
 use hoplite_host::slots::Busy;
+use hoplite_otlp::{Hop, Span as TraceSpan};
+use hoplite_telemetry::Histogram;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
@@ -46,9 +48,21 @@ pub(crate) struct Transfer {
     exchange: OnceLock<Arc<Exchange>>,
     cuts: Option<mpsc::Sender<Cut>>,
     tally: OnceLock<Tally>,
+    /// How long calls of the own service take, where it is one.
+    calls: Option<Histogram>,
+    /// Of one that is traced.
+    hop: Option<Box<Mutex<Hop>>>,
     metrics: Arc<Metrics>,
     _counted: Counted,
     _busy: Busy,
+}
+
+/// Whose request it is.
+pub(crate) enum Way {
+    /// A peer's. Whoever records hears of what was cut off.
+    In(mpsc::Sender<Cut>),
+    /// The own service's: how long it takes is counted here.
+    Out(Histogram),
 }
 
 /// Which limit has ended it.
@@ -80,14 +94,19 @@ pub(crate) struct Due(Option<Pin<Box<Sleep>>>);
 // === impl Transfer ===
 
 impl Transfer {
-    /// Of a request with this head. `cuts` is for whoever records.
+    /// Of a request with this head.
     pub(crate) fn new(
         head: &HeaderMap,
         limits: Limits,
         busy: Busy,
         metrics: Arc<Metrics>,
-        cuts: Option<mpsc::Sender<Cut>>,
+        direction: Way,
+        hop: Option<Hop>,
     ) -> Arc<Self> {
+        let (cuts, calls) = match direction {
+            Way::In(cuts) => (Some(cuts), None),
+            Way::Out(calls) => (None, Some(calls)),
+        };
         let kind = head.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
         let streaming = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
         let began = Instant::now();
@@ -104,6 +123,8 @@ impl Transfer {
             exchange: OnceLock::new(),
             cuts,
             tally: OnceLock::new(),
+            calls,
+            hop: hop.map(|hop| Box::new(Mutex::new(hop))),
             _counted: metrics.request(),
             metrics,
             _busy: busy,
@@ -119,6 +140,13 @@ impl Transfer {
     pub(crate) fn is_counted_in(&self, tally: Option<&Tally>) {
         if let Some(tally) = tally {
             let _ = self.tally.set(tally.clone());
+        }
+    }
+
+    /// Says something of it, if it is traced.
+    pub(crate) fn tell(&self, say: impl FnOnce(&mut TraceSpan)) {
+        if let Some(hop) = &self.hop {
+            hop.lock().unwrap_or_else(PoisonError::into_inner).tell(say);
         }
     }
 
@@ -258,6 +286,16 @@ impl Drop for Transfer {
         if let Some(tally) = self.tally.get() {
             tally.observe(self.began.elapsed());
         }
+        if let Some(calls) = &self.calls {
+            calls.observe(self.began.elapsed());
+        }
+        let (late, answered) = (self.late.get(), self.answered.load(Relaxed));
+        self.tell(|span| match late {
+            Some(late) => span.failed(late.name()),
+            // Who asked has gone before there was an answer.
+            None if !answered => span.failed("cancelled"),
+            None => {}
+        });
     }
 }
 

@@ -128,6 +128,7 @@ impl World {
             admin_socket: self.path(&format!("{name}.sock")),
             log_levels: None,
             metrics_listen: None,
+            otlp: None,
             removed_headers: Default::default(),
             useless_frames_max: hoplite_proxy::USELESS_FRAMES_MAX,
             workers: 1,

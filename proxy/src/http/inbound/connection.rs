@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hoplite_audit::Phase;
 use hoplite_decision::Unasked;
 use hoplite_host::slots::Slot;
+use hoplite_otlp::{Hop, Kind};
 use http::Request;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -16,10 +17,11 @@ use super::{Inbound, InboundConnection};
 use crate::http::body::Incoming;
 use crate::http::conversation::{Conversation, Ended};
 use crate::http::exchange::Exchanges;
+use crate::http::hop;
 use crate::http::hygiene;
 use crate::http::leaving::{Leaving, let_go, unused};
 use crate::http::stalling::{Stalled, Stalling};
-use crate::http::transfer::{CUTS_WAITING_MAX, Cut, Late, Transfer};
+use crate::http::transfer::{CUTS_WAITING_MAX, Cut, Late, Transfer, Way};
 use crate::http::unparsed::{Far, Tapped, Unparsed};
 use crate::limits::limit;
 use crate::peer::handshake::{Accepted, no_place};
@@ -106,18 +108,25 @@ impl InboundConnection {
         let caller = self.clone();
         let (cuts, mut cut) = mpsc::channel(CUTS_WAITING_MAX);
         let share = self.app.unread.clone();
-        let mut connection = Conversation::new(stream, self.http2, share, move |request: Request<Incoming>, ahead| {
-            let caller = caller.clone();
-            let (busy, metrics) = (caller.slot.begin(), caller.inbound.metrics.clone());
-            let limits = caller.inbound.rules.current().limits;
-            let transfer = Transfer::new(request.headers(), limits, busy, metrics, Some(cuts.clone()));
-            async move {
-                let request = request.map(|body| body.awaited(transfer.clone()));
-                let answer = caller.answer(request, ahead).await;
-                caller.inbound.traffic.responded(answer.status());
-                answer.with(transfer)
-            }
-        });
+        let mut connection = Conversation::new(
+            stream,
+            self.http2,
+            share,
+            move |mut request: Request<Incoming>, ahead| {
+                let caller = caller.clone();
+                let (busy, metrics) = (caller.slot.begin(), caller.inbound.metrics.clone());
+                let limits = caller.inbound.rules.current().limits;
+                let hop = caller.begin_hop(&mut request);
+                let way = Way::In(cuts.clone());
+                let transfer = Transfer::new(request.headers(), limits, busy, metrics, way, hop);
+                async move {
+                    let request = request.map(|body| body.awaited(transfer.clone()));
+                    let answer = caller.answer(request, ahead).await;
+                    caller.inbound.traffic.responded(answer.status());
+                    answer.with(transfer)
+                }
+            },
+        );
         let mut following = std::pin::pin!(self.follow_policy());
         let mut leaving = None;
         loop {
@@ -167,6 +176,21 @@ impl InboundConnection {
                 }
             }
         }
+    }
+
+    /// The span of a request, if it is traced. What comes next is its child.
+    fn begin_hop(&self, request: &mut Request<Incoming>) -> Option<Hop> {
+        let mut hop = self
+            .inbound
+            .tracer
+            .as_ref()?
+            .begin(Kind::Server, request.headers_mut())?;
+        let Self {
+            downstream, inbound, ..
+        } = self;
+        let principal = downstream.peer()?.spiffe_id();
+        hop.tell(|span| hop::begun(span, request, (principal, &inbound.service), downstream.remote));
+        Some(hop)
     }
 
     /// Records that nothing is asked on it, for whatever reason.
