@@ -70,6 +70,7 @@ use reports::points::Points;
 use shown::Shown;
 use socket::server::Places;
 use socket::session::Sessions;
+use supply::changes::Changes;
 use supply::sync::Told;
 use supply::{Supplier, SupplyReceiver};
 
@@ -191,7 +192,9 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     };
 
     let mut parts = JoinSet::new();
-    let supplier = Supplier::new(link.clone(), supply, kept.clone()).run(registrations.subscribe(), stop.clone());
+    let changes = Changes::default();
+    let supplier =
+        Supplier::new(link.clone(), supply, changes.clone(), kept.clone()).run(registrations.subscribe(), stop.clone());
     let states = watch::Sender::new(None);
     let wanted = watch::Sender::new(config.policy());
     let policy = policy::run(
@@ -219,6 +222,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let reporting = reports::run(reporter, connections.subscribe(), stop.clone());
     let told = Told {
         registrations,
+        changes,
         policy: states,
         connections,
         kept: kept.clone(),

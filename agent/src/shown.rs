@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use crate::authorize::authorizer::Authorizer;
 use crate::node::link::CaLink;
 use crate::refused::Refused;
-use crate::supply::{Supply, SupplyReceiver};
+use crate::supply::SupplyReceiver;
+use crate::supply::shelf::Supply;
 
 /// What is shown of an agent is read here.
 pub(crate) struct Shown {
@@ -120,24 +121,15 @@ fn register_supply(supply: &SupplyReceiver, to: &mut Exposition) {
         });
     };
     gauge("entries", "Workloads registered under this node", |supply| {
-        Some(supply.entries().len() as u64)
+        Some(supply.len() as u64)
     });
     gauge("svids", "SVIDs that are ready for workloads", |supply| {
-        Some(
-            supply
-                .entries()
-                .iter()
-                .filter(|supplied| supplied.svid.is_some())
-                .count() as u64,
-        )
+        Some(supply.len().saturating_sub(supply.without_svid()) as u64)
     });
     gauge(
         "svid_not_after_timestamp_seconds",
         "When the first of the workloads' SVIDs ends, in seconds since 1970",
-        |supply| {
-            let ends = supply.entries().iter().filter_map(|supplied| supplied.svid.as_ref());
-            ends.map(|svid| unix(svid.not_after())).min()
-        },
+        |supply| supply.first_end().map(unix),
     );
 }
 

@@ -32,6 +32,7 @@ mod registry;
 mod rights;
 mod server;
 mod tokens;
+mod wakes;
 mod write;
 
 pub use authority::signer::SignerError;

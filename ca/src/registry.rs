@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::index::Index;
 use crate::record::{self, BadRecord};
+use crate::wakes::{Concerned, Wakes};
 use crate::write::{self, ReadError, Write, WriteError};
 
 /// How often the follower looks whether it should stop.
@@ -28,6 +29,7 @@ pub(crate) struct Registry {
     index: Arc<RwLock<Index>>,
     revisions: watch::Receiver<Revision>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
+    wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
     commits: Histogram,
 }
@@ -39,6 +41,7 @@ pub(crate) struct WeakRegistry {
     index: Arc<RwLock<Index>>,
     revisions: watch::Receiver<Revision>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
+    wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
     commits: Histogram,
 }
@@ -71,6 +74,7 @@ pub enum FollowError {
 struct News {
     revisions: watch::Sender<Revision>,
     bundles: watch::Sender<Arc<TrustBundle>>,
+    wakes: Wakes,
 }
 
 // === impl Registry ===
@@ -84,12 +88,14 @@ impl Registry {
         let news = News {
             revisions: watch::Sender::new(index.revision()),
             bundles: watch::Sender::new(bundle),
+            wakes: Wakes::default(),
         };
         let registry = Self {
             store,
             index: Arc::new(RwLock::new(index)),
             revisions: news.revisions.subscribe(),
             bundles: news.bundles.subscribe(),
+            wakes: news.wakes.clone(),
             stopped: Arc::default(),
             commits: Histogram::default(),
         };
@@ -105,6 +111,11 @@ impl Registry {
     /// Tells of every new revision. An error from it means that nothing will ever be new again.
     pub(crate) fn revisions(&self) -> watch::Receiver<Revision> {
         self.revisions.clone()
+    }
+
+    /// Those who wait for what concerns one agent.
+    pub(crate) fn wakes(&self) -> &Wakes {
+        &self.wakes
     }
 
     /// What members of the trust domain are verified with, now and after each change of it.
@@ -146,6 +157,7 @@ impl Registry {
             index: self.index.clone(),
             revisions: self.revisions.clone(),
             bundles: self.bundles.clone(),
+            wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
             commits: self.commits.clone(),
         }
@@ -178,7 +190,7 @@ impl Registry {
             });
         };
         gauge("entries", "Registered workloads", |index| {
-            Some(index.entries.iter().count() as u64)
+            Some(index.entries.iter().len() as u64)
         });
         gauge("store_revision", "The number of the last commit", |index| {
             Some(index.revision())
@@ -266,6 +278,7 @@ impl WeakRegistry {
             index: self.index.clone(),
             revisions: self.revisions.clone(),
             bundles: self.bundles.clone(),
+            wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
             commits: self.commits.clone(),
         })
@@ -286,6 +299,9 @@ impl Follower {
             if let Err(error) = follow(&*store, watch, &index, &news, &stopping) {
                 tracing::error!(%error, "the CA no longer follows its store");
             }
+            let wakes = news.wakes.clone();
+            drop(news); // so that those who are woken see that there will be none
+            wakes.wake(&Concerned::everyone());
         });
         Self {
             stop,
@@ -316,17 +332,18 @@ fn follow(
     stopping: &AtomicBool,
 ) -> Result<(), FollowError> {
     while !stopping.load(Ordering::Relaxed) {
-        match watch.next(TICK) {
+        let concerned = match watch.next(TICK) {
             Ok(None) => continue,
             Ok(Some(change)) => index.write().unwrap_or_else(PoisonError::into_inner).apply(&change)?,
             Err(WatchError::Compacted { .. }) => {
                 let fresh = Index::new(&store.snapshot()?)?;
                 watch = store.watch(fresh.revision())?;
                 *index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+                Concerned::everyone()
             }
             Err(error) => return Err(error.into()),
-        }
-        news.tell(&index.read().unwrap_or_else(PoisonError::into_inner));
+        };
+        news.tell(&index.read().unwrap_or_else(PoisonError::into_inner), &concerned);
     }
     Ok(())
 }
@@ -334,7 +351,7 @@ fn follow(
 // === impl News ===
 
 impl News {
-    fn tell(&self, index: &Index) {
+    fn tell(&self, index: &Index, concerned: &Concerned) {
         // The bundle first: whoever waits for a revision finds what came with it.
         if let Some(bundle) = index.authority.bundle() {
             self.bundles.send_if_modified(|current| {
@@ -346,6 +363,7 @@ impl News {
             });
         }
         self.revisions.send_replace(index.revision());
+        self.wakes.wake(concerned);
     }
 }
 
@@ -423,7 +441,7 @@ mod tests {
             digest: digest_of(&text),
             agent_id: agent_id.clone(),
             expires_at,
-            now,
+            expired: registry.index().tokens.expired(now),
         };
         registry.write(write).await?;
         Ok(text)

@@ -350,20 +350,6 @@ impl Deref for RegisteredEntry {
     }
 }
 
-/// What CA and agent compare: SHA-256 over pairs of id and revision, sorted by id: `id NUL revision`, the revision as
-/// 8 bytes big-endian.
-pub fn entries_digest<'a>(sorted: impl IntoIterator<Item = (&'a EntryId, u64)>) -> [u8; 32] {
-    let mut context = Context::new(&SHA256);
-    for (id, revision) in sorted {
-        context.update(id.as_str().as_bytes());
-        context.update(&[0]);
-        context.update(&revision.to_be_bytes());
-    }
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(context.finish().as_ref());
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,28 +470,6 @@ mod tests {
             &|e| e.selectors = ["unix:path:/opt/ordersunix:uid:1000".parse().unwrap()].into(),
             false,
         );
-    }
-
-    #[test]
-    fn the_digest_sees_every_change() {
-        let digest = |entries: &[(&str, u64)]| {
-            let ids: Vec<_> = entries
-                .iter()
-                .map(|(id, n)| (EntryId::parse(id).unwrap(), *n))
-                .collect();
-            entries_digest(ids.iter().map(|(id, revision)| (id, *revision)))
-        };
-        let base = digest(&[("a", 1), ("b", 2)]);
-        for other in [
-            &[("a", 1)][..],
-            &[("a", 1), ("b", 3)],
-            &[("a", 1), ("c", 2)],
-            &[("a", 2), ("b", 1)],
-            &[],
-        ] {
-            assert_ne!(base, digest(other), "{other:?}");
-        }
-        assert_eq!(base, digest(&[("a", 1), ("b", 2)]));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod bundle;
 mod difference;
 mod entry;
+mod entry_sum;
 mod fingerprint;
 pub mod introduction;
 mod invitation;
@@ -28,7 +29,8 @@ pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use difference::Difference;
-pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, check_owner, entries_digest};
+pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, check_owner};
+pub use entry_sum::EntrySum;
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use introduction::NotIntroduced;
 pub use invitation::{HostPort, InvalidHostPort, InvalidInvitation, Invitation, TOKEN_BYTES_MAX};

@@ -92,7 +92,7 @@ impl Diagnosis for DiagnosisService {
             in_step: heard.is_some(),
             heard_at_unix: heard.or(kept.restored).map_or(0, unix),
             from_disk: heard.is_none() && kept.restored.is_some(),
-            dismissed: dismissed.unwrap_or_default().to_owned(),
+            dismissed: dismissed.as_deref().unwrap_or_default().to_owned(),
             kept: Some(Kept {
                 key: kept.key.to_owned(),
                 key_text: kept.key_text,
@@ -120,7 +120,7 @@ fn only_operators(caller: &LocalProcess, own_uid: u32) -> Status {
     ))
 }
 
-fn candidate(near: &Near<'_>, seen: &Attestation) -> Candidate {
+fn candidate(near: &Near, seen: &Attestation) -> Candidate {
     let entry = &near.supplied.entry;
     Candidate {
         entry_id: entry.id.to_string(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hoplite_host::clock;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{TrustBundle, TrustDomain, X509Svid};
+use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
 use ring::digest::{Context, SHA256};
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
@@ -16,7 +16,8 @@ use tonic::{Code, Status};
 use crate::attest::{Attestor, LocalProcess};
 use crate::kept::Kept;
 use crate::refused::Refused;
-use crate::supply::{Supply, SupplyReceiver};
+use crate::supply::SupplyReceiver;
+use crate::supply::shelf::Fitting;
 
 /// Who comes for an SVID that is still to be minted, or read, waits so long for it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -61,7 +62,7 @@ enum Found {
 pub(crate) struct Entitlement {
     /// Never empty; the first is the default identity.
     pub(crate) identities: Vec<Identity>,
-    supply: Arc<Supply>,
+    bundles: Arc<BundleSet>,
 }
 
 /// One identity of a caller.
@@ -156,7 +157,10 @@ impl Session {
             .attest(&self.caller)
             .await
             .map_err(|e| Status::aborted(e.to_string()))?;
-        let matching = supply.matching(&seen.selectors);
+        let Fitting {
+            supplied: matching,
+            bundles,
+        } = supply.matching(&seen.selectors);
         let now = clock::now();
         let mut identities: Vec<Identity> = Vec::with_capacity(matching.len());
         for supplied in &matching {
@@ -172,9 +176,10 @@ impl Session {
             identities.push(Identity { svid, hint });
         }
         if !identities.is_empty() {
-            return Ok(Found::Is(Entitlement { identities, supply }));
+            return Ok(Found::Is(Entitlement { identities, bundles }));
         }
         if let Some(supplied) = matching.first() {
+            supply.ask_for(matching.iter().map(|supplied| supplied.entry.id.clone()));
             let id = &supplied.entry.spiffe_id;
             return Ok(Found::NotYet(Status::unavailable(format!(
                 "the SVID for `{id}` is not issued yet; try again soon"
@@ -231,11 +236,11 @@ impl Session {
 impl Entitlement {
     /// The bundles the caller may verify peers with, sorted by trust domain.
     pub(crate) fn bundles(&self) -> impl Iterator<Item = &Arc<TrustBundle>> {
-        self.supply.bundles().iter()
+        self.bundles.iter()
     }
 
     pub(crate) fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<TrustBundle>> {
-        self.supply.bundles().get(trust_domain)
+        self.bundles.get(trust_domain)
     }
 
     /// Equal when, and only when, the caller would be told the same.
@@ -261,10 +266,10 @@ impl Entitlement {
     }
 
     #[cfg(test)]
-    pub(crate) fn for_test(identities: Vec<Identity>, bundles: hoplite_identity::BundleSet) -> Self {
+    pub(crate) fn for_test(identities: Vec<Identity>, bundles: BundleSet) -> Self {
         Self {
             identities,
-            supply: Arc::new(Supply::new(Vec::new(), bundles)),
+            bundles: Arc::new(bundles),
         }
     }
 }

@@ -177,7 +177,7 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
 mod tests {
     use super::*;
     use crate::socket::admission::HEADER;
-    use crate::supply::Supplied;
+    use crate::supply::shelf::Supplied;
     use crate::supply::testing::with;
     use crate::testing::{World, own};
     use hoplite_identity::X509Svid;

@@ -5,38 +5,26 @@ use std::collections::BTreeSet;
 
 use hoplite_identity::Selector;
 
-use crate::supply::{Supplied, Supply};
+use crate::supply::shelf::{Supplied, Supply};
 
 /// An entry, and which of its selectors a process does not have.
 #[derive(Debug)]
-pub(crate) struct Near<'a> {
-    pub(crate) supplied: &'a Supplied,
+pub(crate) struct Near {
+    pub(crate) supplied: Supplied,
     /// Empty when it fits.
-    pub(crate) missing: Vec<&'a Selector>,
+    pub(crate) missing: Vec<Selector>,
 }
 
 impl Supply {
-    /// How many entries there are.
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// How many of them lack their SVID.
-    pub(crate) fn without_svid(&self) -> usize {
-        self.entries.iter().filter(|supplied| supplied.svid.is_none()).count()
-    }
-
     /// The entries that a process with these selectors fits, in their order, and then the nearest ones, at most `max`: those
     /// that lack least, and of these the ones that share most. It looks at each entry, so it is not for every call.
-    pub(crate) fn nearest(&self, selectors: &BTreeSet<Selector>, max: usize) -> Vec<Near<'_>> {
-        let all = self.entries.iter().map(|supplied| Near {
-            supplied,
-            missing: supplied
-                .entry
-                .selectors
-                .iter()
-                .filter(|s| !selectors.contains(s))
-                .collect(),
+    pub(crate) fn nearest(&self, selectors: &BTreeSet<Selector>, max: usize) -> Vec<Near> {
+        let all = self.all().into_iter().map(|supplied| {
+            let missing = supplied.entry.selectors.difference(selectors);
+            Near {
+                missing: missing.cloned().collect(),
+                supplied,
+            }
         });
         let (mut found, mut near): (Vec<_>, Vec<_>) = all.partition(|near| near.missing.is_empty());
         // Stable, so that equals stay in the order of the supply.
@@ -49,7 +37,7 @@ impl Supply {
 
 // === impl Near ===
 
-impl Near<'_> {
+impl Near {
     /// How many of its selectors the process has.
     pub(crate) fn shared(&self) -> usize {
         self.supplied.entry.selectors.len() - self.missing.len()

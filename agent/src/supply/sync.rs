@@ -4,14 +4,14 @@
 //! comes a digest of all it should now hold. When that differs, it asks for everything anew, and until then hands out
 //! what it last knew to be right. While the CA is away everything stays as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{EntryId, InvalidEntryId, RegisteredEntry, TrustDomain, entries_digest};
+use hoplite_identity::{EntryId, EntrySum, InvalidEntryId, RegisteredEntry, TrustDomain};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use crate::kept::{Kept, Restored};
 use crate::node::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
+use crate::supply::changes::{Changed, Changes};
 
 /// Room for some 100 000 entries in the first update.
 const UPDATE_BYTES_MAX: usize = 64 << 20;
@@ -30,11 +31,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A watch that lasted this long was a good one, though nothing changed: the next try need not wait long.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// What is registered under this node, at one revision.
+/// How far what is registered under this node is known. The entries themselves are in [`Changes`].
 #[derive(Debug)]
 pub(crate) struct Registrations {
-    /// By entry id.
-    pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
     /// The CA's revision.
     pub(crate) revision: u64,
     /// Over all entries, those that are not served among them.
@@ -47,7 +46,9 @@ pub(crate) struct Registrations {
 
 /// Whom the watch tells what.
 pub(crate) struct Told {
+    /// Told after `changes`.
     pub(crate) registrations: watch::Sender<Option<Arc<Registrations>>>,
+    pub(crate) changes: Changes,
     pub(crate) policy: watch::Sender<Option<Arc<PolicyState>>>,
     /// The connection that is watched on, for whatever else is said on it.
     pub(crate) connections: watch::Sender<Option<Channel>>,
@@ -66,11 +67,13 @@ struct View {
     /// Whether `entries` is what the CA said at `seen`; else only a full update will do.
     sound: bool,
     entries: BTreeMap<EntryId, HeldEntry>,
-    /// What has changed since somebody asked last.
-    changed: BTreeMap<EntryId, Option<Arc<RegisteredEntry>>>,
+    /// Of `entries`.
+    sum: EntrySum,
+    /// What of `entries` is not released yet: it came with an update that did not add up.
+    unreleased: Changed,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct HeldEntry {
     revision: u64,
     /// None for one that this agent cannot serve; it counts in the digest all the same.
@@ -109,6 +112,7 @@ pub(crate) async fn run(
     };
     if let Some(heard) = restored.heard {
         view.restore(&restored);
+        told.changes.add(view.release());
         let registrations = Registrations {
             heard,
             ..view.registrations(heard)
@@ -171,6 +175,7 @@ async fn follow(
         let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(UPDATE_BYTES_MAX);
         let request = WatchRequest {
             from_revision: view.revision(),
+            digest: view.digest().to_vec(),
             process: told.process.clone(),
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(request))
@@ -215,12 +220,13 @@ async fn follow(
             entries = view.entries.len(),
             "in step with the CA"
         );
-        let now = clock::now();
         let (first_bundle, bundle) = keeper.bundles();
-        let changed = std::mem::take(&mut view.changed);
+        let changed = view.release();
         told.kept
-            .registered(changed, view.revision(), Some(&bundle), &first_bundle);
-        told.registrations.send_replace(Some(Arc::new(view.registrations(now))));
+            .registered(changed.clone(), view.revision(), Some(&bundle), &first_bundle);
+        told.changes.add(changed);
+        let registrations = view.registrations(clock::now());
+        told.registrations.send_replace(Some(Arc::new(registrations)));
     }
 }
 
@@ -242,6 +248,7 @@ impl Told {
             "the CA has dismissed this node: no workload is given anything any more"
         );
         view.forget();
+        self.changes.add(view.release());
         let registrations = Registrations {
             dismissed: Some(reason.into()),
             ..view.registrations(clock::now())
@@ -260,7 +267,8 @@ impl View {
             seen: 0,
             sound: false,
             entries: BTreeMap::new(),
-            changed: BTreeMap::new(),
+            sum: EntrySum::default(),
+            unreleased: Changed::new(),
         }
     }
 
@@ -268,22 +276,22 @@ impl View {
     fn restore(&mut self, restored: &Restored) {
         self.seen = restored.revision;
         self.sound = restored.revision != 0;
-        self.entries = (restored.entries.iter())
-            .map(|(id, entry)| {
-                let held = HeldEntry {
-                    revision: entry.revision,
-                    entry: Some(Arc::clone(entry)),
-                };
-                (id.clone(), held)
-            })
-            .collect();
+        for (id, entry) in &restored.entries {
+            let held = HeldEntry {
+                revision: entry.revision,
+                entry: Some(Arc::clone(entry)),
+            };
+            self.put(id.clone(), held);
+        }
     }
 
     /// Holds nothing any more; the CA must not go back all the same.
     fn forget(&mut self) {
         self.sound = false;
-        self.entries.clear();
-        self.changed.clear();
+        for id in std::mem::take(&mut self.entries).into_keys() {
+            self.unreleased.insert(id, None);
+        }
+        self.sum = EntrySum::default();
     }
 
     /// The revision to ask from; 0 asks for everything.
@@ -304,23 +312,21 @@ impl View {
         }
         // Until the digest says otherwise, and if this ends early.
         self.sound = false;
-        let mut before = match update.full {
-            true => std::mem::take(&mut self.entries),
-            false => BTreeMap::new(),
-        };
+        let mut left = BTreeSet::new();
+        if update.full {
+            left.extend(self.entries.keys().cloned());
+        }
         for message in update.upserts {
             let (id, held) = self.parse(message)?;
-            if before.remove(&id).is_none_or(|before| before.entry != held.entry) {
-                self.changed.insert(id.clone(), held.entry.clone());
-            }
-            self.entries.insert(id, held);
+            left.remove(&id);
+            self.put(id, held);
         }
         for id in &update.deletes {
-            if let Some((id, _)) = self.entries.remove_entry(id.as_str()) {
-                self.changed.insert(id, None);
-            }
+            self.remove(id);
         }
-        self.changed.extend(before.into_keys().map(|id| (id, None)));
+        for id in &left {
+            self.remove(id);
+        }
         self.seen = update.revision;
         self.sound = self.digest().as_slice() == update.digest;
         if self.sound {
@@ -344,14 +350,35 @@ impl View {
         Ok((id, HeldEntry { revision, entry }))
     }
 
+    fn put(&mut self, id: EntryId, held: HeldEntry) {
+        if self.entries.get(&id) == Some(&held) {
+            return; // as of an update of all there is
+        }
+        self.sum.add(&id, held.revision);
+        self.unreleased.insert(id.clone(), held.entry.clone());
+        if let Some(old) = self.entries.insert(id.clone(), held) {
+            self.sum.remove(&id, old.revision);
+        }
+    }
+
+    fn remove(&mut self, id: &str) {
+        if let Some((id, old)) = self.entries.remove_entry(id) {
+            self.sum.remove(&id, old.revision);
+            self.unreleased.insert(id, None);
+        }
+    }
+
     fn digest(&self) -> [u8; 32] {
-        entries_digest(self.entries.iter().map(|(id, held)| (id, held.revision)))
+        self.sum.digest()
+    }
+
+    /// What changed since the last time. Only of a view that is sound.
+    fn release(&mut self) -> Changed {
+        std::mem::take(&mut self.unreleased)
     }
 
     fn registrations(&self, now: SystemTime) -> Registrations {
-        let usable = |(id, held): (&EntryId, &HeldEntry)| Some((id.clone(), Arc::clone(held.entry.as_ref()?)));
         Registrations {
-            entries: self.entries.iter().filter_map(usable).collect(),
             revision: self.seen,
             digest: self.digest(),
             heard: now,
@@ -363,6 +390,8 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supply::shelf::Supply;
+    use crate::supply::stock::Stock;
     use proptest::prelude::*;
 
     fn message(id: &str, revision: u64) -> ca::Entry {
@@ -399,24 +428,29 @@ mod tests {
 
     fn digest(held: &[(&str, u64)]) -> Vec<u8> {
         let held: Vec<_> = held.iter().map(|(id, n)| (EntryId::parse(id).unwrap(), *n)).collect();
-        entries_digest(held.iter().map(|(id, revision)| (id, *revision))).to_vec()
+        let sum: EntrySum = held.iter().map(|(id, revision)| (id, *revision)).collect();
+        sum.digest().to_vec()
     }
 
     fn view() -> View {
         View::new(TrustDomain::parse("prod.example").unwrap())
     }
 
-    fn ids(view: &View) -> Vec<String> {
-        view.registrations(SystemTime::now())
-            .entries
-            .into_keys()
-            .map(|id| id.to_string())
-            .collect()
+    /// What whoever takes each release has after this one.
+    fn take(served: &mut Changed, view: &mut View) -> Vec<String> {
+        served.extend(view.release());
+        served.retain(|_, entry| entry.is_some());
+        served.keys().map(ToString::to_string).collect()
+    }
+
+    /// What is served of a view of which nothing was taken before.
+    fn ids(view: &mut View) -> Vec<String> {
+        take(&mut Changed::new(), view)
     }
 
     #[test]
     fn full_delta_and_deletes() {
-        let mut view = view();
+        let (mut view, mut served) = (view(), Changed::new());
         assert_eq!(
             view.apply(update(4, false, &[("a", 4)], &[], &[("a", 4)])),
             Err(BadUpdate::NoBase)
@@ -428,15 +462,18 @@ mod tests {
         view.apply(update(6, false, &[], &["unknown"], &[("b", 4), ("c", 5)]))
             .unwrap();
         view.apply(update(6, false, &[], &[], &[("b", 4), ("c", 5)])).unwrap();
-        assert_eq!((ids(&view), view.revision()), (vec!["b".to_owned(), "c".to_owned()], 6));
+        assert_eq!(take(&mut served, &mut view), ["b", "c"]);
+        assert_eq!(view.revision(), 6);
         view.apply(update(7, true, &[("d", 7)], &[], &[("d", 7)])).unwrap();
-        assert_eq!((ids(&view), view.revision()), (vec!["d".to_owned()], 7));
+        assert_eq!(take(&mut served, &mut view), ["d"]);
+        assert_eq!(view.revision(), 7);
     }
 
     #[test]
     fn a_drift_is_found_and_healed_by_a_full_update_only() {
-        let mut view = view();
+        let (mut view, mut served) = (view(), Changed::new());
         view.apply(update(1, true, &[("a", 1)], &[], &[("a", 1)])).unwrap();
+        assert_eq!(take(&mut served, &mut view), ["a"]);
         let drifted = update(2, false, &[("b", 2)], &[], &[("a", 1), ("b", 2), ("lost", 1)]);
         assert_eq!(view.apply(drifted), Err(BadUpdate::Differs { revision: 2 }));
         assert_eq!(view.revision(), 0, "the next watch asks for everything");
@@ -446,7 +483,11 @@ mod tests {
         );
         view.apply(update(3, true, &[("a", 1), ("lost", 1)], &[], &[("a", 1), ("lost", 1)]))
             .unwrap();
-        assert_eq!(ids(&view), ["a", "lost"]);
+        assert_eq!(
+            take(&mut served, &mut view),
+            ["a", "lost"],
+            "and nothing of what did not add up"
+        );
     }
 
     #[test]
@@ -457,7 +498,7 @@ mod tests {
             let old = update(8, full, &[], &["a"], &[]);
             assert_eq!(view.apply(old), Err(BadUpdate::Stale { got: 8, seen: 9 }));
         }
-        assert_eq!(ids(&view), ["a"], "what is known stays in force");
+        assert_eq!(ids(&mut view), ["a"], "what is known stays in force");
         // Not even after a drift, when everything is asked for anew.
         view.apply(update(10, false, &[], &[], &[])).unwrap_err();
         assert_eq!(
@@ -474,7 +515,7 @@ mod tests {
             change(&mut first.upserts[0]);
             view.apply(first).unwrap();
             let expected: &[&str] = if served { &["a", "b"] } else { &["b"] };
-            assert_eq!(ids(&view), expected);
+            assert_eq!(ids(&mut view), expected);
         };
         check(&|_| (), true);
         check(&|e| e.created_at_unix = -1, true);
@@ -498,24 +539,86 @@ mod tests {
         assert_eq!(view.revision(), 0, "the next watch asks for everything");
     }
 
+    /// `cargo test --workspace --lib what_a_change_costs -- --ignored --nocapture`; bench/README.md has the numbers.
+    #[test]
+    #[ignore = "a measurement"]
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::print_stdout,
+        reason = "a measurement prints what it saw"
+    )]
+    fn what_a_change_costs() {
+        const CHANGES: u32 = 1_000;
+        for count in [100u64, 1_000, 10_000, 100_000] {
+            let (mut view, mut stock, supply) = (view(), Stock::default(), Supply::default());
+            let names: Vec<String> = (0..count).map(|n| format!("e{n}")).collect();
+            let ids: Vec<EntryId> = names.iter().map(|name| EntryId::parse(name).unwrap()).collect();
+            let mut sum: EntrySum = ids.iter().map(|id| (id, 1)).collect();
+            let whole = ca::Update {
+                digest: sum.digest().to_vec(),
+                upserts: names.iter().map(|name| message(name, 1)).collect(),
+                ..update(1, true, &[], &[], &[])
+            };
+            view.apply(whole).unwrap();
+            let now = SystemTime::now();
+            stock.want(view.release());
+            assert!(supply.put(stock.restock(now)));
+            let changed = names.iter().zip(&ids).cycle().take(CHANGES as usize).zip(2..);
+            let mut held: BTreeMap<&EntryId, u64> = BTreeMap::new();
+            let updates: Vec<ca::Update> = changed
+                .map(|((name, id), revision)| {
+                    sum.remove(id, held.insert(id, revision).unwrap_or(1));
+                    sum.add(id, revision);
+                    ca::Update {
+                        digest: sum.digest().to_vec(),
+                        ..update(revision, false, &[(name, revision)], &[], &[])
+                    }
+                })
+                .collect();
+            let began = std::time::Instant::now();
+            for update in updates {
+                view.apply(update).unwrap();
+                stock.want(view.release());
+                assert!(supply.put(stock.restock(now)));
+                assert!(stock.idle(now) < Duration::from_secs(1));
+            }
+            println!("agent, {count} entries: {:.1?} a change", began.elapsed() / CHANGES);
+        }
+    }
+
     proptest! {
-        /// Whatever the order of changes: followed by deltas or fetched whole, it is the same.
+        /// Whatever changes in whatever order, is lost, or comes anew as a whole: who takes what is released has what there
+        /// is, and the sum that is kept up is that of a look at all of it.
         #[test]
-        fn deltas_add_up_to_the_whole(changes in proptest::collection::vec((0u8..6, any::<bool>()), 1..40)) {
+        fn deltas_add_up_to_the_whole(
+            changes in proptest::collection::vec((0u8..6, any::<bool>(), 0u8..8), 1..60),
+        ) {
             let mut truth = BTreeMap::<String, u64>::new();
-            let mut view = view();
+            let (mut view, mut served) = (view(), Changed::new());
             view.apply(update(1, true, &[], &[], &[])).unwrap();
-            for (n, (id, delete)) in changes.into_iter().enumerate() {
+            for (n, (id, delete, how)) in changes.into_iter().enumerate() {
                 let (revision, id) = (n as u64 + 2, id.to_string());
                 if delete { truth.remove(&id); } else { truth.insert(id.clone(), revision); }
                 let held: Vec<_> = truth.iter().map(|(id, revision)| (id.as_str(), *revision)).collect();
-                let delta = if delete {
-                    update(revision, false, &[], &[&id], &held)
-                } else {
-                    update(revision, false, &[(&id, revision)], &[], &held)
+                let delta = match (delete, how) {
+                    // It is lost on the way.
+                    (_, 0) => update(revision, false, &[], &[], &held),
+                    // The whole, as after a restart of the CA.
+                    (_, 1) => update(revision, true, &held, &[], &held),
+                    (true, _) => update(revision, false, &[], &[&id], &held),
+                    (false, _) => update(revision, false, &[(&id, revision)], &[], &held),
                 };
-                prop_assert_eq!(view.apply(delta), Ok(()));
-                prop_assert_eq!(ids(&view), truth.keys().cloned().collect::<Vec<_>>());
+                if view.apply(delta).is_err() {
+                    // A change that is lost is noticed, and the whole is asked for.
+                    prop_assert_eq!(view.revision(), 0);
+                    prop_assert_eq!(view.apply(update(revision, true, &held, &[], &held)), Ok(()));
+                }
+                let anew: EntrySum = view.entries.iter().map(|(id, held)| (id, held.revision)).collect();
+                prop_assert_eq!(view.sum, anew);
+                prop_assert_eq!(take(&mut served, &mut view), truth.keys().cloned().collect::<Vec<_>>());
+                for (id, entry) in &served {
+                    prop_assert_eq!(entry.as_ref().map(|entry| entry.revision), truth.get(id.as_str()).copied());
+                }
             }
         }
     }

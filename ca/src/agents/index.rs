@@ -1,6 +1,6 @@
 //! The agents' part of the index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hoplite_identity::SpiffeId;
@@ -15,12 +15,16 @@ pub(crate) struct AgentIndex(BTreeMap<String, Arc<Agent>>);
 // === impl AgentIndex ===
 
 impl AgentIndex {
-    /// One write of the store.
-    pub(crate) fn put(&mut self, mutation: Mutation<'_>) -> Result<(), BadRecord> {
-        match mutation.of::<Agent>()? {
-            Some((id, Some(agent))) => drop(self.0.insert(id.to_owned(), Arc::new(agent))),
-            Some((id, None)) => drop(self.0.remove(id)),
-            None => {}
+    /// One write of the store. Adds the agent to `concerned`.
+    pub(crate) fn put(&mut self, mutation: Mutation<'_>, concerned: &mut BTreeSet<SpiffeId>) -> Result<(), BadRecord> {
+        let Some((id, agent)) = mutation.of::<Agent>()? else {
+            return Ok(());
+        };
+        // A name that is none is nobody's who could watch.
+        concerned.extend(SpiffeId::parse(id).ok());
+        match agent {
+            Some(agent) => drop(self.0.insert(id.to_owned(), Arc::new(agent))),
+            None => drop(self.0.remove(id)),
         }
         Ok(())
     }

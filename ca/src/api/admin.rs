@@ -238,7 +238,7 @@ impl wire::admin_server::Admin for Admin {
                 digest: digest_of(&token),
                 agent_id: agent_id.clone(),
                 expires_at,
-                now,
+                expired: self.registry.index().tokens.expired(now),
             };
             let allowed = call.may(What::Agent(&agent_id))?;
             self.registry.write(create).await?;

@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
 use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Source;
 use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
-use hoplite_store::Revision;
 use hoplite_wire::{ca as wire, report as wire_report};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -27,7 +27,7 @@ use crate::api::messages;
 use crate::api::reporting::Reporting;
 use crate::api::status::Blame;
 use crate::fleet::Fleet;
-use crate::index::Update;
+use crate::index::{Held, Update};
 use crate::issuance::{Minted, SubjectKey};
 use crate::issuer::Issuer;
 use crate::limit::Failures;
@@ -39,6 +39,7 @@ use crate::publishing::Publishing;
 use crate::registry::Registry;
 use crate::tokens::token::{JoinRefused, digest_of};
 use crate::tokens::writes::{Join, KnowsToken, TokenError};
+use crate::wakes::Wake;
 use crate::write::WriteError;
 
 /// The piece of a policy bundle in one message: well below what any gRPC client takes.
@@ -49,6 +50,9 @@ const CHUNKS_WAITING_MAX: usize = 2;
 
 /// One call's work stays short beside other agents' calls.
 const ISSUE_ITEMS_MAX: usize = 500;
+
+/// An agent for which nothing is new hears so at least this often, and so knows how fresh it is.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// A reason in a log line is cut at this.
 const REASON_CHARS_MAX: usize = 200;
@@ -85,10 +89,10 @@ type Turn = Pin<Box<dyn Future<Output = (Result<wire::Update, Status>, Watcher)>
 struct Watcher {
     node: Node,
     peer: VerifiedPeer,
-    revisions: watch::Receiver<Revision>,
+    wake: Wake,
     shutdown: Shutdown,
     /// What the agent holds.
-    held: Option<Revision>,
+    held: Held,
     /// Nothing was sent yet.
     first: bool,
     place: Place,
@@ -351,11 +355,14 @@ impl wire::node_server::Node for Node {
             self.contest(peer.spiffe_id(), how).await;
         }
         let watcher = Watcher {
+            wake: self.0.registry.wakes().wait(peer.spiffe_id()),
             node: self.clone(),
             peer,
-            revisions: self.0.registry.revisions(),
             shutdown: self.0.shutdown.clone(),
-            held: (from != 0).then_some(from),
+            held: Held {
+                revision: (from != 0).then_some(from),
+                digest: request.digest.as_slice().try_into().ok(),
+            },
             first: true,
             place,
             _counted: self.0.metrics.watching(),
@@ -531,42 +538,53 @@ impl Watcher {
     }
 
     async fn turn(&mut self) -> Result<wire::Update, Status> {
+        let mut shutdown = self.shutdown.clone();
+        let heartbeat = tokio::time::sleep(HEARTBEAT.mul_f64(0.75 + 0.25 * jitter()));
+        tokio::pin!(heartbeat);
         loop {
-            // Seen before looking, so that a change in between wakes us.
-            let seen = *self.revisions.borrow_and_update();
+            let (own, everyone) = self.wake.before_looking();
             self.node.standing(&self.peer).inspect_err(|denied| {
                 tracing::warn!(target: "hoplite::audit", agent = %self.peer.spiffe_id(), outcome = "ended", reason = %denied, "watch");
             })?;
-            let update = {
-                let index = self.node.0.registry.index();
-                // The first message comes at once, even when it only confirms by its digest what the agent holds.
-                let is_news = self.first
-                    || self
-                        .held
-                        .is_none_or(|held| index.has_changed(self.peer.spiffe_id(), held));
-                // Always in the first: an agent may have been told of a bundle, and broken off before it had it.
-                let has_policy = self.first || self.held.is_none_or(|held| index.policy.changed() > held);
-                let policy = has_policy.then(|| index.policy.in_force(clock::now()));
-                is_news.then(|| (index.update(self.peer.spiffe_id(), self.held), policy))
-            };
-            if let Some((update, policy)) = update {
-                self.held = Some(update.revision);
+            if self.node.0.registry.is_left_behind() {
+                return Err(Status::unavailable("the CA no longer follows its store; connect again"));
+            }
+            if let Some((update, policy)) = self.look(heartbeat.is_elapsed()) {
+                self.held = Held {
+                    revision: Some(update.revision),
+                    digest: Some(update.digest),
+                };
                 self.first = false;
                 return Ok(self.node.update(update, policy.as_ref()));
             }
             tokio::select! {
-                changed = self.revisions.wait_for(|revision| *revision != seen) => {
-                    changed.map_err(|_| Status::unavailable("the CA no longer follows its store; connect again"))?;
-                }
+                () = own => {}
+                () = everyone => {}
+                () = &mut heartbeat => {}
                 () = clock::reached(self.peer.not_after()) => {}
                 () = self.place.taken() => {
                     return Err(Status::aborted("another process watches with this agent's key; connect again"));
                 }
-                () = self.shutdown.wait() => {
+                () = shutdown.wait() => {
                     return Err(Status::unavailable("the CA is stopping; connect again"));
                 }
             }
         }
+    }
+
+    /// What is to be said now, if anything is. The first message is always due, even when it only confirms by its digest
+    /// what the agent holds.
+    fn look(&self, heartbeat: bool) -> Option<(Update, Option<InForce>)> {
+        let index = self.node.0.registry.index();
+        let agent = self.peer.spiffe_id();
+        let is_news = |held| index.has_changed(agent, held);
+        if !self.first && !heartbeat && !self.held.revision.is_none_or(is_news) {
+            return None;
+        }
+        // Always in the first: an agent may have been told of a policy, and broken off before it had it.
+        let has_policy = self.first || self.held.revision.is_none_or(|held| index.policy.changed() > held);
+        let policy = has_policy.then(|| index.policy.in_force(clock::now()));
+        Some((index.update(agent, self.held), policy))
     }
 }
 

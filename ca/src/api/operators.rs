@@ -105,7 +105,7 @@ impl Operators {
             name,
             rights,
             expires_at,
-            now,
+            expired: self.registry.index().tokens.expired(now),
         };
         self.registry.write(invite).await?;
         Ok(allowed.done(wire::CreateTokenResponse {

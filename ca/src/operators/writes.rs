@@ -8,6 +8,7 @@ use hoplite_identity::SpiffeId;
 use crate::issuance::{MintError, Minted};
 use crate::operators::operator::{NoOperator, Operator};
 use crate::tokens::token::{JoinRefused, Token};
+use crate::tokens::writes::without;
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Why an operator is not invited, signed in, prolonged or kept out.
@@ -39,7 +40,7 @@ pub(crate) enum OperatorError {
 /// More people than this do not administer one CA.
 const OPERATORS_MAX: usize = 10_000;
 
-/// A token for an operator, who is made if there is none of this name. Forgets the tokens that have expired.
+/// A token for an operator, who is made if there is none of this name. Clears away some tokens that have expired.
 pub(crate) struct Invite {
     /// Of the token's text.
     pub(crate) digest: String,
@@ -49,7 +50,8 @@ pub(crate) struct Invite {
     pub(crate) rights: Option<(BTreeSet<String>, BTreeSet<String>)>,
     /// Unix seconds.
     pub(crate) expires_at: u64,
-    pub(crate) now: SystemTime,
+    /// Names of tokens that have had their time.
+    pub(crate) expired: Vec<String>,
 }
 
 /// Signs somebody in by a token, once. `mint` makes the certificate of the operator that the token names.
@@ -90,17 +92,17 @@ pub(crate) struct RemoveOperator {
 // === impl Invite ===
 
 impl Write for Invite {
-    type Reads = (Option<Operator>, BTreeMap<String, Token>, usize);
+    type Reads = (Option<Operator>, usize);
     /// The operator as it is now.
     type Answer = Operator;
     type Error = OperatorError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         let operator = view.one(&self.name)?;
-        Ok((operator, view.passing()?, view.passing::<Operator>()?.len()))
+        Ok((operator, view.passing::<Operator>()?.len()))
     }
 
-    fn decide(&self, (operator, tokens, count): Self::Reads) -> Result<(Changes, Operator), OperatorError> {
+    fn decide(&self, (operator, count): Self::Reads) -> Result<(Changes, Operator), OperatorError> {
         if operator.as_ref().is_some_and(|operator| operator.banned) {
             return Err(OperatorError::Banned(self.name.clone()));
         }
@@ -113,9 +115,9 @@ impl Write for Invite {
             (None, Some((roles, paths))) => Operator::invited(self.name.clone(), roles, paths),
         };
         let token = Token::new(self.id.clone(), self.expires_at);
-        let expired = tokens.iter().filter(|(_, token)| token.is_expired(self.now));
-        let changes = expired.fold(Changes::none(), |changes, (name, _)| changes.delete::<Token>(name));
-        let changes = changes.put(&self.digest, &token).put(&self.name, &operator);
+        let changes = without(&self.expired)
+            .put(&self.digest, &token)
+            .put(&self.name, &operator);
         Ok((changes, operator))
     }
 }

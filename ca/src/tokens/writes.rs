@@ -1,6 +1,5 @@
 //! What is written of join tokens: a new one, and the join that uses it.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use hoplite_identity::SpiffeId;
@@ -21,14 +20,15 @@ pub(crate) enum TokenError {
     Mint(#[from] MintError),
 }
 
-/// A new join token. Forgets those that have expired.
+/// A new join token. Clears away some that have expired.
 pub(crate) struct CreateToken {
     /// Of its text.
     pub(crate) digest: String,
     pub(crate) agent_id: SpiffeId,
     /// Unix seconds.
     pub(crate) expires_at: u64,
-    pub(crate) now: SystemTime,
+    /// Names of tokens that have had their time.
+    pub(crate) expired: Vec<String>,
 }
 
 /// Whether there is a token with this digest. Writes nothing.
@@ -50,23 +50,28 @@ pub(crate) struct Join<F> {
 // === impl CreateToken ===
 
 impl Write for CreateToken {
-    type Reads = (Option<Agent>, BTreeMap<String, Token>);
+    type Reads = Option<Agent>;
     type Answer = ();
     type Error = TokenError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        Ok((view.one(self.agent_id.as_str())?, view.passing()?))
+        view.one(self.agent_id.as_str())
     }
 
-    fn decide(&self, (agent, tokens): Self::Reads) -> Result<(Changes, ()), TokenError> {
+    fn decide(&self, agent: Self::Reads) -> Result<(Changes, ()), TokenError> {
         if agent.is_some_and(|agent| agent.banned) {
             return Err(TokenError::Banned(self.agent_id.clone()));
         }
         let token = Token::new(self.agent_id.clone(), self.expires_at);
-        let expired = tokens.iter().filter(|(_, token)| token.is_expired(self.now));
-        let changes = expired.fold(Changes::none(), |changes, (name, _)| changes.delete::<Token>(name));
-        Ok((changes.put(&self.digest, &token), ()))
+        let cleared = without(&self.expired);
+        Ok((cleared.put(&self.digest, &token), ()))
     }
+}
+
+/// Tokens that are of no more use go.
+pub(crate) fn without(expired: &[String]) -> Changes {
+    let gone = |changes: Changes, name: &String| changes.delete::<Token>(name);
+    expired.iter().fold(Changes::none(), gone)
 }
 
 // === impl KnowsToken ===

@@ -1,0 +1,444 @@
+//! What callers may be given, by their selectors: entries, their SVIDs, the trust bundles.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::SystemTime;
+
+use hoplite_identity::{BundleSet, EntryId, RegisteredEntry, Selector};
+use tokio::sync::Notify;
+
+use crate::supply::held::HeldSvid;
+
+/// A shelf that has grown to twice this, four times this and so on is looked through for entries that lie better elsewhere.
+const SHELF_LOOKED_THROUGH: usize = 64;
+
+/// Everything that callers may be given now. A change of one entry costs the same however many there are.
+#[derive(Debug, Default)]
+pub(crate) struct Supply {
+    shelves: RwLock<Shelves>,
+    /// Entries whose SVIDs somebody waits for.
+    asked: Mutex<BTreeSet<EntryId>>,
+    /// That somebody does.
+    bell: Notify,
+}
+
+/// An entry and its SVID.
+#[derive(Debug, Clone)]
+pub(crate) struct Supplied {
+    pub(crate) entry: Arc<RegisteredEntry>,
+    /// None while it is being minted, or when it expired while the CA was away.
+    pub(crate) svid: Option<Arc<HeldSvid>>,
+}
+
+/// What one caller may be given, at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Fitting {
+    /// The default identity first.
+    pub(crate) supplied: Vec<Supplied>,
+    pub(crate) bundles: Arc<BundleSet>,
+}
+
+/// What is new on the shelves.
+#[derive(Debug, Default)]
+pub(crate) struct Restock {
+    /// `None` for what went.
+    pub(crate) entries: Vec<(EntryId, Option<Supplied>)>,
+    /// If they changed.
+    pub(crate) bundles: Option<BundleSet>,
+    /// The CA's word when it has dismissed this node, so that nobody is given anything.
+    pub(crate) dismissed: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    entries: HashMap<EntryId, Placed>,
+    /// Each entry lies under the one of its selectors that was the rarest, so that a look-up sees few candidates.
+    shelves: HashMap<Selector, HashSet<EntryId>>,
+    /// How many entries have a selector.
+    frequency: HashMap<Selector, usize>,
+    /// The ends of all SVIDs.
+    ends: BTreeSet<(SystemTime, EntryId)>,
+    bundles: Arc<BundleSet>,
+    dismissed: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    supplied: Supplied,
+    /// None for one without selectors, which fits nobody.
+    shelf: Option<Selector>,
+}
+
+// === impl Supplied ===
+
+impl Supplied {
+    /// The order of the default identity (W-10), an explicit rule: of all that a caller matches, first comes the entry with
+    /// the most selectors, the most specific one; then the oldest; then by SPIFFE ID.
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let (a, b) = (&self.entry, &other.entry);
+        let specific = b.selectors.len().cmp(&a.selectors.len());
+        let older = || a.created_at.cmp(&b.created_at);
+        let name = || (&a.spiffe_id, &a.id).cmp(&(&b.spiffe_id, &b.id));
+        specific.then_with(older).then_with(name)
+    }
+
+    /// Whether no caller could tell the one from the other.
+    fn is_same(&self, other: &Self) -> bool {
+        let svids = match (&self.svid, &other.svid) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        svids && self.entry == other.entry
+    }
+
+    fn end(&self) -> Option<SystemTime> {
+        self.svid.as_ref().map(|svid| svid.not_after())
+    }
+}
+
+// === impl Supply ===
+
+impl Supply {
+    /// All of it at once.
+    #[cfg(test)]
+    pub(crate) fn new(entries: Vec<Supplied>, bundles: BundleSet) -> Self {
+        let supply = Self::default();
+        let entries = entries
+            .into_iter()
+            .map(|supplied| (supplied.entry.id.clone(), Some(supplied)));
+        supply.put(Restock {
+            entries: entries.collect(),
+            bundles: Some(bundles),
+            dismissed: None,
+        });
+        supply
+    }
+
+    /// Puts what is new in its place. Answers whether any caller could tell.
+    pub(crate) fn put(&self, news: Restock) -> bool {
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = shelves.dismissed != news.dismissed;
+        shelves.dismissed = news.dismissed;
+        if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
+            shelves.bundles = Arc::new(bundles);
+            is_new = true;
+        }
+        for (id, supplied) in news.entries {
+            is_new |= shelves.put(&id, supplied);
+        }
+        is_new
+    }
+
+    /// The entries whose every selector is among these, and the bundles of the same moment.
+    pub(crate) fn matching(&self, selectors: &BTreeSet<Selector>) -> Fitting {
+        let shelves = self.shelves();
+        let candidates = selectors
+            .iter()
+            .filter_map(|selector| shelves.shelves.get(selector))
+            .flatten();
+        let candidates = candidates.filter_map(|id| Some(&shelves.entries.get(id)?.supplied));
+        let fitting = candidates.filter(|supplied| supplied.entry.selectors.is_subset(selectors));
+        let mut supplied: Vec<Supplied> = fitting.cloned().collect();
+        supplied.sort_by(Supplied::order);
+        Fitting {
+            supplied,
+            bundles: Arc::clone(&shelves.bundles),
+        }
+    }
+
+    /// All of them, in the order of the default identity. It copies and sorts them, so it is not for every call.
+    pub(crate) fn all(&self) -> Vec<Supplied> {
+        let mut all: Vec<_> = self
+            .shelves()
+            .entries
+            .values()
+            .map(|placed| placed.supplied.clone())
+            .collect();
+        all.sort_by(Supplied::order);
+        all
+    }
+
+    /// Why nobody is given anything, when the CA has dismissed this node.
+    pub(crate) fn dismissed(&self) -> Option<Arc<str>> {
+        self.shelves().dismissed.clone()
+    }
+
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.shelves().entries.len()
+    }
+
+    /// How many of them lack their SVID.
+    pub(crate) fn without_svid(&self) -> usize {
+        let shelves = self.shelves();
+        shelves.entries.len().saturating_sub(shelves.ends.len())
+    }
+
+    /// When the first of the SVIDs ends.
+    pub(crate) fn first_end(&self) -> Option<SystemTime> {
+        self.shelves().ends.first().map(|(end, _)| *end)
+    }
+
+    /// Somebody waits for these SVIDs: they are minted first.
+    pub(crate) fn ask_for(&self, entries: impl Iterator<Item = EntryId>) {
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(entries);
+        self.bell.notify_one();
+    }
+
+    /// Returns when somebody asks.
+    pub(crate) async fn is_asked(&self) {
+        self.bell.notified().await;
+    }
+
+    /// What was asked for since the last time.
+    pub(crate) fn asked(&self) -> BTreeSet<EntryId> {
+        std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn shelves(&self) -> RwLockReadGuard<'_, Shelves> {
+        self.shelves.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Shelves ===
+
+impl Shelves {
+    /// One entry as it is now. Answers whether it was otherwise.
+    fn put(&mut self, id: &EntryId, supplied: Option<Supplied>) -> bool {
+        let is_same = match (self.entries.get(id), &supplied) {
+            (Some(placed), Some(supplied)) => placed.supplied.is_same(supplied),
+            (None, None) => true,
+            _ => false,
+        };
+        if is_same {
+            return false;
+        }
+        let old = self.entries.remove(id);
+        if let Some(end) = old.as_ref().and_then(|placed| placed.supplied.end()) {
+            self.ends.remove(&(end, id.clone()));
+        }
+        if let Some(end) = supplied.as_ref().and_then(Supplied::end) {
+            self.ends.insert((end, id.clone()));
+        }
+        match (old, supplied) {
+            // Most changes are of SVIDs: then it lies where it lay.
+            (Some(Placed { supplied: was, shelf }), Some(supplied))
+                if was.entry.selectors == supplied.entry.selectors =>
+            {
+                self.entries.insert(id.clone(), Placed { supplied, shelf });
+            }
+            (old, supplied) => {
+                if let Some(old) = old {
+                    self.take_off(id, &old);
+                }
+                if let Some(supplied) = supplied {
+                    self.place(id, supplied);
+                }
+            }
+        }
+        true
+    }
+
+    fn place(&mut self, id: &EntryId, supplied: Supplied) {
+        for selector in &supplied.entry.selectors {
+            *self.frequency.entry(selector.clone()).or_default() += 1;
+        }
+        let shelf = self.rarest(&supplied.entry);
+        self.entries.insert(
+            id.clone(),
+            Placed {
+                supplied,
+                shelf: shelf.clone(),
+            },
+        );
+        let Some(shelf) = shelf else { return };
+        let lying = self.shelves.entry(shelf.clone()).or_default();
+        lying.insert(id.clone());
+        if lying.len() > SHELF_LOOKED_THROUGH && lying.len().is_power_of_two() {
+            self.look_through(&shelf);
+        }
+    }
+
+    fn take_off(&mut self, id: &EntryId, placed: &Placed) {
+        for selector in &placed.supplied.entry.selectors {
+            if let Some(count) = self.frequency.get_mut(selector) {
+                *count -= 1;
+                if *count == 0 {
+                    self.frequency.remove(selector);
+                }
+            }
+        }
+        let Some(shelf) = &placed.shelf else { return };
+        if let Some(lying) = self.shelves.get_mut(shelf) {
+            lying.remove(id);
+            if lying.is_empty() {
+                self.shelves.remove(shelf);
+            }
+        }
+    }
+
+    /// Where an entry lies best, as things are now.
+    fn rarest(&self, entry: &RegisteredEntry) -> Option<Selector> {
+        let frequency = |selector: &&Selector| self.frequency.get(*selector);
+        entry.selectors.iter().min_by_key(frequency).cloned()
+    }
+
+    /// A selector that was rare when the first entries came may be everybody's by now. Done as often as a shelf doubles, so
+    /// each entry pays for a few of these looks at most.
+    fn look_through(&mut self, shelf: &Selector) {
+        let lying: Vec<EntryId> = self.shelves.get(shelf).into_iter().flatten().cloned().collect();
+        for id in lying {
+            let better = self
+                .entries
+                .get(&id)
+                .and_then(|placed| self.rarest(&placed.supplied.entry));
+            let Some(better) = better.filter(|better| better != shelf) else {
+                continue;
+            };
+            if let Some(lying) = self.shelves.get_mut(shelf) {
+                lying.remove(&id);
+            }
+            self.shelves.entry(better.clone()).or_default().insert(id.clone());
+            if let Some(placed) = self.entries.get_mut(&id) {
+                placed.shelf = Some(better);
+            }
+        }
+        if self.shelves.get(shelf).is_some_and(HashSet::is_empty) {
+            self.shelves.remove(shelf);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supply::testing::{entry, with};
+    use hoplite_identity::SpiffeId;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn id(path: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap()
+    }
+
+    fn bare(entry: RegisteredEntry) -> Supplied {
+        Supplied {
+            entry: Arc::new(entry),
+            svid: None,
+        }
+    }
+
+    fn names(fitting: &Fitting) -> Vec<&str> {
+        fitting
+            .supplied
+            .iter()
+            .map(|supplied| supplied.entry.id.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn w_10_the_default_identity_is_an_explicit_rule() {
+        let make = |name: &str, path: &str, selectors: &[&str], created| {
+            let selectors: Vec<_> = selectors.iter().map(|s| (*s).to_owned()).collect();
+            bare(with(entry(name, &id(path), &selectors), |entry| {
+                entry.created_at = created
+            }))
+        };
+        let supply = Supply::new(
+            vec![
+                make("young", "/a", &["unix:uid:1"], 9),
+                make("old-b", "/b", &["unix:uid:1"], 1),
+                make("old-a", "/a", &["unix:gid:1"], 1),
+                make("specific", "/z", &["unix:uid:1", "unix:path:/x"], 99),
+                make("other", "/o", &["unix:uid:2"], 0),
+            ],
+            BundleSet::default(),
+        );
+        let check = |selectors: &[&str], expected: &[&str]| {
+            let selectors = selectors.iter().map(|text| text.parse().unwrap()).collect();
+            assert_eq!(names(&supply.matching(&selectors)), expected, "{selectors:?}");
+        };
+        check(
+            &["unix:uid:1", "unix:gid:1", "unix:path:/x"],
+            &["specific", "old-a", "old-b", "young"],
+        );
+        check(&["unix:uid:1"], &["old-b", "young"]);
+        check(&["unix:path:/x"], &[]);
+        check(&["unix:uid:2", "unix:uid:3"], &["other"]);
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn a_shelf_that_was_rare_is_looked_through_when_it_grows() {
+        let supply = Supply::default();
+        let put = |n: usize, selectors: [String; 2]| {
+            let entry = entry(&format!("e{n}"), &id("/a"), &selectors);
+            supply.put(Restock {
+                entries: vec![(entry.id.clone(), Some(bare(entry)))],
+                bundles: None,
+                dismissed: None,
+            })
+        };
+        // By these `unix:uid:1` is the rarer one, so what comes next lies there, until it is the commoner one.
+        for n in 0..2000 {
+            assert!(put(n, ["unix:gid:7".to_owned(), format!("unix:path:/{n}")]));
+        }
+        for n in 2000..2600 {
+            put(n, ["unix:gid:7".to_owned(), "unix:uid:1".to_owned()]);
+        }
+        for n in 2600..6000 {
+            put(n, ["unix:uid:1".to_owned(), format!("unix:path:/{n}")]);
+        }
+        let shelves = supply.shelves();
+        let longest = shelves.shelves.values().map(HashSet::len).max().unwrap();
+        // 600 have nothing rarer than one of the two.
+        assert!(longest <= 600, "{longest}");
+        let lying: usize = shelves.shelves.values().map(HashSet::len).sum();
+        assert_eq!((lying, shelves.entries.len()), (6000, 6000));
+    }
+
+    proptest! {
+        /// Whatever comes, changes and goes: the shelves are a shortcut, never a different answer, and nothing is left over.
+        #[test]
+        fn what_is_kept_up_finds_what_a_scan_finds(
+            steps in proptest::collection::vec(
+                (0u8..12, proptest::option::of((proptest::collection::btree_set(0u8..8, 1..4), 0u64..3))), 0..80,
+            ),
+            caller in proptest::collection::btree_set(0u8..8, 0..8),
+        ) {
+            let selector = |n: &u8| Selector::parse(&format!("unix:gid:{n}")).unwrap();
+            let (supply, mut held) = (Supply::default(), BTreeMap::new());
+            let selectors: BTreeSet<_> = caller.iter().map(selector).collect();
+            for (n, step) in steps {
+                let name = EntryId::parse(&format!("e{n}")).unwrap();
+                let now = step.map(|(set, created)| {
+                    with(entry(name.as_str(), &id("/a"), &[]), |entry| {
+                        entry.selectors = set.iter().map(selector).collect();
+                        entry.created_at = created;
+                    })
+                });
+                let was = match now.clone() {
+                    Some(entry) => held.insert(name.clone(), entry),
+                    None => held.remove(&name),
+                };
+                let is_new = supply.put(Restock { entries: vec![(name, now.clone().map(bare))], ..Restock::default() });
+                prop_assert_eq!(is_new, was != now);
+                let mut expected: Vec<_> =
+                    held.values().filter(|entry| entry.selectors.is_subset(&selectors)).cloned().map(bare).collect();
+                expected.sort_by(Supplied::order);
+                let expected: Vec<_> = expected.iter().map(|supplied| supplied.entry.id.as_str()).collect();
+                let found = supply.matching(&selectors);
+                prop_assert_eq!(names(&found), expected);
+                let anew = Supply::new(held.values().cloned().map(bare).collect(), BundleSet::default());
+                prop_assert_eq!(&supply.shelves().frequency, &anew.shelves().frequency);
+                let lying: usize = supply.shelves().shelves.values().map(HashSet::len).sum();
+                prop_assert_eq!((lying, supply.len()), (held.len(), held.len()));
+            }
+        }
+    }
+}
