@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::encoding::Origin;
 use crate::reading::{self, Times};
 use crate::sent::Sent;
-use crate::span::Span;
+use crate::span::{Span, cut_to};
 use crate::tracer::Queue;
 
 /// Spans in one message.
@@ -31,6 +31,9 @@ const GATHERING: Duration = Duration::from_secs(1);
 
 /// How soon it is tried again. A collector that comes back gets what waits within the longest.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+
+/// What of a collector's reason is said in the log.
+const REASON_BYTES_MAX: usize = 500;
 
 /// What a collector may answer: it has nothing to say but that some were not taken.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -320,7 +323,9 @@ impl NotTaken {
             reason = format!("{reason}: {error}");
             source = error.source();
         }
-        reason.truncate(reason.floor_char_boundary(500));
-        Self { reason, again }
+        Self {
+            reason: cut_to(reason, REASON_BYTES_MAX),
+            again,
+        }
     }
 }

@@ -121,9 +121,15 @@ impl From<u16> for Value {
     }
 }
 
-fn cut(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+fn cut(text: String) -> String {
+    cut_to(text, TEXT_BYTES_MAX)
+}
+
+/// At most so many bytes of it, to where a letter ends.
+pub(crate) fn cut_to(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let end = (0..=bytes).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
     }
     text
 }

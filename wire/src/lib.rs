@@ -130,7 +130,6 @@ pub mod otlp {
         pub mod trace {
             #[expect(
                 missing_docs,
-                clippy::allow_attributes,
                 clippy::allow_attributes_without_reason,
                 reason = "generated from proto/opentelemetry/trace.proto, which is documented"
             )]
@@ -143,7 +142,6 @@ pub mod otlp {
         pub mod metrics {
             #[expect(
                 missing_docs,
-                clippy::allow_attributes,
                 clippy::allow_attributes_without_reason,
                 reason = "generated from proto/opentelemetry/metrics.proto, which is documented"
             )]

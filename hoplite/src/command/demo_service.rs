@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -23,6 +23,9 @@ use tokio::net::TcpListener;
 
 /// Plenty for a demo.
 const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// What belongs to a trace, by W3C's word.
+const TRACE_CONTEXT: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -102,20 +105,26 @@ impl Service {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match (self.name.as_str(), &head.method, segments.as_slice()) {
             ("edge", &Method::GET, ["orders", id]) => {
-                self.pass("orders", Method::GET, &format!("/orders/{id}"), body).await
+                self.pass(&head.headers, "orders", Method::GET, &format!("/orders/{id}"), body)
+                    .await
             }
-            ("edge", &Method::POST, ["orders"]) => self.pass("orders", Method::POST, "/orders", body).await,
+            ("edge", &Method::POST, ["orders"]) => {
+                self.pass(&head.headers, "orders", Method::POST, "/orders", body).await
+            }
             ("edge", &Method::GET, ["ledger", id]) => {
-                self.pass("ledger", Method::GET, &format!("/accounts/{id}"), body).await
+                self.pass(&head.headers, "ledger", Method::GET, &format!("/accounts/{id}"), body)
+                    .await
             }
             ("orders", &Method::GET, ["orders", id]) => {
-                let answer = self.pass("ledger", Method::GET, &format!("/accounts/{id}"), body).await;
+                let answer = self
+                    .pass(&head.headers, "ledger", Method::GET, &format!("/accounts/{id}"), body)
+                    .await;
                 self.wrap(answer, |account| json!({"order": id, "account": account}))
                     .await
             }
             ("orders", &Method::POST, ["orders"]) => {
                 let text = String::from_utf8_lossy(&body).into_owned();
-                let answer = self.pass("ledger", Method::POST, "/entries", body).await;
+                let answer = self.pass(&head.headers, "ledger", Method::POST, "/entries", body).await;
                 self.wrap(answer, |entry| json!({"ordered": text, "entry": entry}))
                     .await
             }
@@ -139,18 +148,29 @@ impl Service {
         }
     }
 
-    /// Calls another service and passes on what it answers.
-    async fn pass(&self, to: &str, method: Method, path: &str, body: Bytes) -> Response<Full<Bytes>> {
+    /// Calls another service and passes on what it answers. A service says itself which of its calls belong to which request:
+    /// of that much it knows.
+    async fn pass(
+        &self,
+        asked: &HeaderMap,
+        to: &str,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Response<Full<Bytes>> {
         let Some(base) = self.calls.get(to) else {
             return reply(
                 StatusCode::BAD_GATEWAY,
                 &json!({"error": format!("{} does not know {to}", self.name)}),
             );
         };
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{base}{path}"))
-            .body(Full::new(body));
+        let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
+        for name in TRACE_CONTEXT {
+            for value in asked.get_all(name) {
+                request = request.header(name, value);
+            }
+        }
+        let request = request.body(Full::new(body));
         let Ok(request) = request else {
             return reply(
                 StatusCode::BAD_REQUEST,

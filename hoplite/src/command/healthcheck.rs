@@ -1,6 +1,7 @@
 //! `hoplite healthcheck`: whether a daemon can do its work now, for units, images and scripts. Exit 0 or 1.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,12 +26,15 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  hoplite healthcheck --config /etc/hoplite/agent.toml\n  hoplite healthcheck --dir ./mesh --output json"
+    after_help = "Examples:\n  hoplite healthcheck --config /etc/hoplite/agent.toml\n  hoplite healthcheck --in /etc/hoplite\n  hoplite healthcheck --dir ./mesh --output json"
 )]
 pub(crate) struct HealthcheckArgs {
     /// The configuration file of a CA, an agent or a proxy, each of which is asked; without it all of a mesh of `hoplite up`
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
+    /// Ask each daemon whose file lies in this directory: ca.toml, agent.toml, proxy/*.toml
+    #[arg(long = "in", value_name = "DIR", conflicts_with = "config")]
+    within: Option<PathBuf>,
     #[command(flatten)]
     dir: MeshDir,
     /// How to print the answer
@@ -56,9 +60,10 @@ struct Health {
 }
 
 pub(crate) fn run(args: &HealthcheckArgs) -> anyhow::Result<ExitCode> {
-    let files = match args.config.is_empty() {
-        false => args.config.clone(),
-        true => mesh_files(&args.dir.path()?)?,
+    let files = match (&args.within, args.config.is_empty()) {
+        (Some(directory), _) => files_in(directory)?,
+        (None, false) => args.config.clone(),
+        (None, true) => mesh_files(&args.dir.path()?)?,
     };
     let asked = super::runtime()?.block_on(async {
         let mut asked = Vec::with_capacity(files.len());
@@ -73,6 +78,27 @@ pub(crate) fn run(args: &HealthcheckArgs) -> anyhow::Result<ExitCode> {
     }
     let is_well = asked.iter().all(|health| health.reasons.is_empty());
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Those of the daemons of a machine, or of a container, which has one.
+fn files_in(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = ["ca.toml", "agent.toml"].map(|name| directory.join(name)).into();
+    files.retain(|file| file.exists());
+    if let Ok(entries) = fs::read_dir(directory.join("proxy")) {
+        let entries = entries.flatten().map(|entry| entry.path());
+        let mut proxies: Vec<PathBuf> = entries
+            .filter(|file| file.extension().is_some_and(|end| end == "toml"))
+            .collect();
+        proxies.sort();
+        files.extend(proxies);
+    }
+    if files.is_empty() {
+        bail!(
+            "`{}` has no ca.toml, no agent.toml and no proxy/*.toml; name the directory of the daemons' files, or a file with --config",
+            directory.display()
+        );
+    }
+    Ok(files)
 }
 
 /// Those of a mesh of `hoplite up`.
@@ -212,5 +238,28 @@ mod tests {
                 .contains("a.toml")
         );
         assert!(check("nonsense = 1\n").unwrap_err().to_string().contains("nonsense"));
+    }
+
+    #[test]
+    fn a_directory_has_the_files_of_its_daemons() {
+        let dir = tempfile::tempdir().unwrap();
+        let nothing = files_in(dir.path()).unwrap_err().to_string();
+        assert!(
+            nothing.contains("no agent.toml") && nothing.contains("--config"),
+            "{nothing}"
+        );
+        std::fs::create_dir(dir.path().join("proxy")).unwrap();
+        for name in [
+            "proxy/b.toml",
+            "proxy/a.toml",
+            "proxy/a.env",
+            "agent.toml",
+            "other.toml",
+        ] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let files = files_in(dir.path()).unwrap();
+        let expected = ["agent.toml", "proxy/a.toml", "proxy/b.toml"].map(|name| dir.path().join(name));
+        assert_eq!(files, expected);
     }
 }

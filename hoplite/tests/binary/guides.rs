@@ -126,6 +126,19 @@ const NEEDS: &[(&str, &str)] = &[
     ("docs/reference/records.md", "jq"),
 ];
 
+/// The collector of `tests/peers`, if it is installed.
+fn collector(test: &str) -> Option<std::path::PathBuf> {
+    let peers = std::env::var_os("HOPLITE_PEERS").map_or_else(|| root().join("target/peers"), Into::into);
+    let collector = peers.join("collector/collector");
+    if collector.exists() {
+        return Some(collector);
+    }
+    let reason = "peer collector is not installed; tests/run installs it";
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{reason}");
+    skip(test, reason);
+    None
+}
+
 fn follow(test: &str, page: &'static str, world: World) {
     if !machine::possible(test) {
         return;
@@ -153,6 +166,10 @@ fn follow(test: &str, page: &'static str, world: World) {
     }
     let machine = Machine::start("local", dir.path());
     world.prepare(&machine);
+    if page == "docs/guide/observe.md" {
+        let Some(collector) = collector(test) else { return };
+        std::os::unix::fs::symlink(collector, machine.home.join("bin/otelcol-contrib")).unwrap();
+    }
     Reader::new(page, [&machine]).believe();
 }
 

@@ -140,6 +140,20 @@ fn the_totals_are_those_of_the_decision_log() {
     // Read in no way, or in two.
     let malformed = ask_together(orders, "GET /a%2fb HTTP/1.1\r\nhost: orders\r\n\r\n", 1_200);
     assert_eq!(malformed.get(&400), Some(&1_200), "{malformed:?}");
+    // What no policy speaks of.
+    let unspoken = ask_together(
+        up.base + 23,
+        "PUT /entries HTTP/1.1\r\nhost: ledger\r\ncontent-length: 0\r\n\r\n",
+        800,
+    );
+    assert_eq!(unspoken, [(403, 800)].into());
+    // What goes round in a circle, as far as anybody can tell: an error of nobody's.
+    let circle = format!(
+        "GET /orders/17 HTTP/1.1\r\nhost: orders\r\nvia: {}\r\n\r\n",
+        ["1.1 hoplite"; 20].join(", ")
+    );
+    let circling = ask_together(orders, &circle, 800);
+    assert_eq!(circling, [(508, 800)].into());
     // Cut off by who asks, with half a body.
     for _ in 0..100 {
         let mut stream = TcpStream::connect(("127.0.0.1", orders)).unwrap();
@@ -182,7 +196,7 @@ fn the_totals_are_those_of_the_decision_log() {
     }
     assert!(requests >= 10_000, "{requests}");
     assert!(rolled_up > 0, "no refusal was rolled up");
-    for outcome in ["allow", "forbid", "malformed", "unauthenticated"] {
+    for outcome in ["allow", "forbid", "no_permit", "error", "malformed", "unauthenticated"] {
         assert!(outcomes.contains(outcome), "{outcome} is not among {outcomes:?}");
     }
     // How long requests took is counted for each that was decided, allowed and refused.

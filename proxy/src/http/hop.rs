@@ -9,7 +9,7 @@ use hoplite_decision::Refused;
 use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_otlp::{Kind, Span};
 use hoplite_policy::CanonicalRequest;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, Version};
 
 use crate::http::grpc::{self, GRPC_STATUS};
 use crate::http::hygiene;
@@ -147,9 +147,6 @@ pub(crate) fn answered<B>(span: &mut Span, answer: &Response<B>) {
     let decision = answer.headers().get(&hygiene::DECISION).and_then(|id| id.to_str().ok());
     if let Some(decision) = decision.filter(|id| id.parse::<DecisionId>().is_ok()) {
         span.put("hoplite.decision.id", decision);
-    }
-    if span.kind() == Kind::Client && status == StatusCode::OK && !span.says("hoplite.outcome") && decision.is_some() {
-        span.put("hoplite.outcome", Outcome::Allow.as_str());
     }
     ended(span, answer.headers());
 }
