@@ -31,6 +31,7 @@ pub enum Value {
 
 /// One hop.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "export"), expect(dead_code, reason = "nothing is sent"))]
 pub struct Span {
     pub(crate) context: Context,
     /// Whose child it is; none at the root.
