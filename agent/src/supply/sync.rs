@@ -542,11 +542,6 @@ mod tests {
     /// `cargo test --workspace --lib what_a_change_costs -- --ignored --nocapture`; bench/README.md has the numbers.
     #[test]
     #[ignore = "a measurement"]
-    #[expect(
-        clippy::disallowed_methods,
-        clippy::print_stdout,
-        reason = "a measurement prints what it saw"
-    )]
     fn what_a_change_costs() {
         const CHANGES: u32 = 1_000;
         for count in [100u64, 1_000, 10_000, 100_000] {
