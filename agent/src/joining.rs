@@ -13,10 +13,10 @@ use crate::node::link::{CaError, CaLink};
 use crate::node::{self, Keeper, Membership, NodeError, Token};
 
 /// In the data directory: the authority that the invitation named, by which the CA is known at first.
-const FIRST_BUNDLE: &str = "first-bundle.pem";
+pub(crate) const FIRST_BUNDLE: &str = "first-bundle.pem";
 
 /// In the data directory: what is not whole yet.
-const SCRATCH: &str = "joining";
+pub(crate) const SCRATCH: &str = "joining";
 
 /// What the configuration of an agent says of the CA that it joined.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,6 +85,8 @@ pub(crate) struct State {
     pub(crate) restored: Option<SystemTime>,
     /// When the CA was heard last since the start.
     heard: Option<SystemTime>,
+    /// Something is not on the disk yet.
+    pub(crate) waiting: bool,
 }
 
 /// What an earlier agent of this node kept.
@@ -392,7 +394,12 @@ impl Kept {
 
     /// How it stands.
     pub(crate) fn state(&self) -> State {
-        self.lock_state().clone()
+        // In this order: what is taken from the one is written under the other's lock.
+        let waiting = !self.lock_pending().is_empty() || self.0.log.try_lock().is_err();
+        State {
+            waiting,
+            ..self.lock_state().clone()
+        }
     }
 
     fn lock_log(&self) -> MutexGuard<'_, Option<Log>> {

@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
+use crate::renewal;
 
 /// The file in the data directory.
 pub(crate) const FILE: &str = "node.json";
@@ -200,9 +201,11 @@ pub(crate) async fn run(
             }
             None => {}
             Some(Ok(())) => {
+                let crowd = backoff.is_failing() || step == Step::Join;
                 backoff.succeeded();
+                let issued = |svid: Validity| svid.just_issued(clock::now(), crowd.then(jitter));
                 facts = Facts {
-                    svid: keeper.validity().map(|svid| svid.just_issued(clock::now())),
+                    svid: keeper.validity().map(issued),
                     ..Facts::default()
                 };
             }
@@ -292,13 +295,14 @@ impl Facts {
 // === impl Validity ===
 
 impl Validity {
-    /// However far our clock is ahead of the CA's: what has just been issued is not due at once.
-    fn just_issued(self, now: SystemTime) -> Self {
-        let left = self.not_after.duration_since(now).unwrap_or_default();
-        Self {
-            renew_at: self.renew_at.max(now + left / 4),
-            ..self
-        }
+    /// However far our clock is ahead of the CA's: what has just been issued is not due at once. With `crowd`, in 0..=1, it was
+    /// asked for by many at the same time.
+    fn just_issued(self, now: SystemTime, crowd: Option<f64>) -> Self {
+        let renew_at = match crowd {
+            Some(jitter) => renewal::after_a_crowd(self.not_after, now, jitter),
+            None => renewal::in_time(self.renew_at, self.not_after, now),
+        };
+        Self { renew_at, ..self }
     }
 }
 

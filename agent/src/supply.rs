@@ -128,7 +128,9 @@ impl Supplier {
     ) -> Duration {
         self.stock.dismiss(registered.dismissed.as_ref());
         self.stock.want(self.changes.take());
-        self.stock.restore(&own.verifier);
+        if self.stock.restore(&own.verifier) {
+            self.stock.catch_up(clock::now(), jitter);
+        }
         self.stock.trust(&own.bundle, &own.verifier, clock::now());
         // What was deleted is gone now, and what is at hand is there now, not after the next call to the CA. Whoever comes
         // for what is still to be minted waits a moment for it.
@@ -137,12 +139,21 @@ impl Supplier {
         // What is news is handed out first, between two batches: an entry that went, a trust bundle with another authority.
         let is_news = || registrations.has_changed().unwrap_or(true) || credentials.has_changed().unwrap_or(true);
         while wait.is_none() && !is_news() {
-            let due = self.stock.due(self.shelves.asked(), clock::now());
+            let was_away = self.away.is_failing();
+            let mut due = self.stock.due(self.shelves.asked(), clock::now());
+            if was_away {
+                due.truncate(1); // to learn whether the CA is back
+            }
             if due.is_empty() {
                 break;
             }
             match self.mint(own, &due).await {
-                Ok(()) => self.away.succeeded(),
+                Ok(()) => {
+                    self.away.succeeded();
+                    if was_away {
+                        self.stock.catch_up(clock::now(), jitter);
+                    }
+                }
                 Err(error) => {
                     for _ in &due {
                         self.link.metrics().asked("workload", false);

@@ -15,6 +15,7 @@ pub(crate) mod join;
 pub(crate) mod operator;
 pub(crate) mod places;
 pub(crate) mod policy;
+pub(crate) mod purge;
 pub(crate) mod reach;
 pub(crate) mod run;
 pub(crate) mod shell;

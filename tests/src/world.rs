@@ -22,12 +22,14 @@ use hoplite_policy::grant::{GrantDraft, GrantScope};
 use hoplite_proxy::{Inbound, InboundProtocol, Outbound, OutboundProtocol};
 use hoplite_seal::{Hash, SigningKey, TrustedSigners};
 use hoplite_telemetry::MetricsListen;
+use hoplite_wire::agent::diagnosis_client::DiagnosisClient;
+use hoplite_wire::agent::{AgentStatus, ShowStatusRequest};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{
-    AddGrantRequest, AgentRequest, CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest,
-    DeleteEntriesRequest, Entry, JoinRequest, ListEntriesRequest, OperatorRequest, PublishPolicyRequest,
-    ShowBundleRequest, ShowPolicyRequest, UpdateEntriesRequest,
+    AddGrantRequest, Agent, AgentRequest, CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest,
+    DeleteEntriesRequest, Entry, JoinRequest, ListAgentsRequest, ListEntriesRequest, OperatorRequest,
+    PublishPolicyRequest, ShowBundleRequest, ShowPolicyRequest, UpdateEntriesRequest,
 };
 use hoplite_wire::{FetchError, WorkloadApi, channel};
 use rcgen::{CertificateParams, KeyPair};
@@ -62,6 +64,7 @@ pub struct ProxyBuilder<'a> {
     world: &'a World,
     config: hoplite_proxy::Config,
     ttl: Option<Duration>,
+    is_registered: bool,
 }
 
 /// A running proxy of a world.
@@ -161,29 +164,22 @@ impl World {
             ca_config,
             dir,
         };
-        let token = world
-            .admin()
-            .await
-            .create_token(CreateTokenRequest {
-                node: NODE.to_owned(),
-                ttl_seconds: 60,
-                ..CreateTokenRequest::default()
-            })
-            .await
-            .unwrap()
-            .into_inner()
-            .token;
-        files::write_private(&world.dir.path().join("token"), token.as_bytes()).unwrap();
+        world.give_token().await;
         world.start_agent().await;
         world
     }
 
     /// Registers a workload, and gives its entry's id. Selectors are written as operators write them, `unix:uid:1000`.
     pub async fn register(&self, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
+        self.register_under(NODE, path, selectors, ttl).await
+    }
+
+    /// Registers a workload of another node.
+    pub async fn register_under(&self, node: &str, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
         let selectors = selectors.iter().map(|text| text.parse::<Selector>().unwrap());
         let entry = Entry {
             spiffe_id: id(path),
-            parent_id: id(&format!("/hoplite/agent/{NODE}")),
+            parent_id: id(&format!("/hoplite/agent/{node}")),
             selectors: selectors.map(|selector| (&selector).into()).collect(),
             x509_ttl_seconds: ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs()).unwrap()),
             ..Entry::default()
@@ -292,19 +288,7 @@ impl World {
 
     /// Joins one more agent by token, and gives the SVID it would work with.
     pub async fn join(&self, node: &str) -> X509Svid {
-        let request = CreateTokenRequest {
-            node: node.to_owned(),
-            ttl_seconds: 60,
-            ..CreateTokenRequest::default()
-        };
-        let token = self
-            .admin()
-            .await
-            .create_token(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .token;
+        let token = self.token(node).await;
         self.admitted(token, false).await
     }
 
@@ -351,6 +335,82 @@ impl World {
     pub async fn ban(&self, node: &str) {
         let spiffe_id = id(&format!("/hoplite/agent/{node}"));
         self.admin().await.ban_agent(AgentRequest { spiffe_id }).await.unwrap();
+    }
+
+    /// Forgets the agent of a node.
+    pub async fn evict(&self, node: &str) {
+        let spiffe_id = id(&format!("/hoplite/agent/{node}"));
+        self.admin()
+            .await
+            .evict_agent(AgentRequest { spiffe_id })
+            .await
+            .unwrap();
+    }
+
+    /// The agents that the CA knows.
+    pub async fn agents(&self) -> Vec<Agent> {
+        let listed = self.admin().await.list_agents(ListAgentsRequest {}).await;
+        listed.unwrap().into_inner().agents
+    }
+
+    /// What the agent says of itself.
+    pub async fn agent_status(&self) -> AgentStatus {
+        let channel = channel::unix(&self.agent_config.socket).await.unwrap();
+        let mut request = tonic::Request::new(ShowStatusRequest {});
+        let yes = tonic::metadata::MetadataValue::from_static("true");
+        request.metadata_mut().insert("workload.spiffe.io", yes);
+        let shown = DiagnosisClient::new(channel).show_status(request).await;
+        shown.unwrap().into_inner()
+    }
+
+    /// Puts a new join token where the agent looks for it.
+    pub async fn give_token(&self) {
+        let token = self.token(NODE).await;
+        files::write_private(&self.dir.path().join("token"), token.as_bytes()).unwrap();
+    }
+
+    async fn token(&self, node: &str) -> String {
+        let request = CreateTokenRequest {
+            node: node.to_owned(),
+            ttl_seconds: 60,
+            ..CreateTokenRequest::default()
+        };
+        self.admin()
+            .await
+            .create_token(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .token
+    }
+
+    /// Joins one more node, and starts its agent.
+    pub async fn start_node(&self, node: &str) -> hoplite_agent::Running {
+        let data_dir = self.dir.path().join(node);
+        files::private_dir(&data_dir).unwrap();
+        let token = data_dir.join("token");
+        files::write_private(&token, self.token(node).await.as_bytes()).unwrap();
+        let config = hoplite_agent::Config {
+            socket: data_dir.join("agent.sock"),
+            data_dir,
+            join_token_file: Some(token),
+            metrics_listen: None,
+            ..self.agent_config.clone()
+        };
+        let mut agent = hoplite_agent::start(config, None).await.unwrap();
+        assert!(agent.ready().await, "the agent has ended");
+        agent
+    }
+
+    /// Starts an agent with the files of a directory, which no workload of this world knows of.
+    pub async fn begin_another_agent(&self, data_dir: &Path) -> hoplite_agent::Running {
+        let config = hoplite_agent::Config {
+            data_dir: data_dir.to_owned(),
+            socket: data_dir.join("agent.sock"),
+            join_token_file: None,
+            ..self.agent_config.clone()
+        };
+        hoplite_agent::start(config, None).await.unwrap()
     }
 
     /// The trust bundle.
@@ -422,6 +482,7 @@ impl World {
             world: self,
             config,
             ttl: None,
+            is_registered: false,
         }
     }
 
@@ -540,6 +601,11 @@ impl World {
         self.agent = Some(agent);
     }
 
+    /// Brings the agent back, which may have nothing to serve.
+    pub async fn begin_agent(&mut self) {
+        self.agent = Some(hoplite_agent::start(self.agent_config.clone(), None).await.unwrap());
+    }
+
     async fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(channel::unix(&self.ca_config.admin_socket).await.unwrap())
     }
@@ -605,6 +671,12 @@ impl ProxyBuilder<'_> {
         self
     }
 
+    /// It is registered already.
+    pub fn registered(mut self) -> Self {
+        self.is_registered = true;
+        self
+    }
+
     /// How long its SVIDs live; an hour if not said.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -614,7 +686,9 @@ impl ProxyBuilder<'_> {
     /// Registers the workload and starts its proxy; it holds its SVID when this returns.
     pub async fn start(self) -> Proxy {
         let path = self.config.spiffe_id.as_ref().unwrap().path().to_owned();
-        self.world.register(&path, &own_selectors(), self.ttl).await;
+        if !self.is_registered {
+            self.world.register(&path, &own_selectors(), self.ttl).await;
+        }
         let running = hoplite_proxy::start(self.config.clone()).await.unwrap();
         Proxy {
             running,

@@ -370,12 +370,17 @@ fn log_name(file_id: &[u8; FILE_ID_LEN]) -> String {
     format!("{}{}{}", LOG.0, HEXLOWER.encode(file_id), LOG.1)
 }
 
+/// Whether a file is a log, by its name.
+pub(crate) fn is_log(name: &str) -> bool {
+    name.starts_with(LOG.0) && name.ends_with(LOG.1)
+}
+
 /// Logs in a directory, whichever counts.
 fn logs(dir: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        (name.starts_with(LOG.0) && name.ends_with(LOG.1)).then(|| entry.path())
+        is_log(&name).then(|| entry.path())
     })
 }
 

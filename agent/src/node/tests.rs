@@ -43,10 +43,10 @@ fn the_next_step() {
     check(150, None, true, false, Some(3700), Step::Join); // the clock was set back by an hour
     check(200, svid, true, false, Some(3700), Step::Renew);
 
-    let issued = svid.map(|svid| svid.just_issued(at(260)));
+    let issued = svid.map(|svid| svid.just_issued(at(260), None));
     check(260, issued, false, false, None, sleep(270)); // our clock is far ahead of the CA's
     check(270, issued, false, false, None, Step::Renew);
-    let issued = svid.map(|svid| svid.just_issued(at(110)));
+    let issued = svid.map(|svid| svid.just_issued(at(110), None));
     check(110, issued, false, false, None, sleep(200));
 }
 

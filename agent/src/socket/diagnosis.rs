@@ -99,6 +99,7 @@ impl Diagnosis for DiagnosisService {
                 failure: kept.failure.unwrap_or_default(),
                 doubt: kept.doubt.unwrap_or_default(),
                 written_at_unix: kept.written.map_or(0, unix),
+                waiting: kept.waiting,
             }),
             entries: count(supply.as_ref().map_or(0, |supply| supply.len())),
             without_svid: count(supply.as_ref().map_or(0, |supply| supply.without_svid())),

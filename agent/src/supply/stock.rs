@@ -11,6 +11,7 @@ use hoplite_identity::{BundleSet, EntryId, PeerVerifier, RegisteredEntry, TrustB
 
 use crate::kept::record::SvidRecord;
 use crate::node::link::RETRY;
+use crate::renewal;
 use crate::supply::changes::Changed;
 use crate::supply::held::HeldSvid;
 use crate::supply::shelf::{Restock, Supplied};
@@ -63,6 +64,8 @@ struct Minted {
     entry: Arc<RegisteredEntry>,
     svid: Arc<HeldSvid>,
     renew_at: SystemTime,
+    /// Its renewal is late, as everybody's after an outage.
+    late: bool,
 }
 
 /// Failures in a row for one entry.
@@ -187,9 +190,12 @@ impl Stock {
         jitter: f64,
     ) -> SystemTime {
         self.notice(now);
-        // However much a CA back-dates: what has just been minted is not due at once.
-        let left = svid.leaf().not_after().duration_since(now).unwrap_or_default();
-        let renew_at = svid.renew_at(jitter).max(now + left / 4);
+        let not_after = svid.leaf().not_after();
+        let before = self.wanted.get(&entry.id).and_then(|wanted| wanted.minted.as_ref());
+        let renew_at = match before.is_some_and(|before| !before.late) {
+            true => renewal::in_time(svid.renew_at(jitter), not_after, now),
+            false => renewal::after_a_crowd(not_after, now, jitter),
+        };
         let Some(wanted) = self.wanted.get_mut(&entry.id) else {
             return renew_at; // it was deleted meanwhile
         };
@@ -197,6 +203,7 @@ impl Stock {
             entry: Arc::clone(entry),
             svid: Arc::new(HeldSvid::new(Arc::clone(svid))),
             renew_at,
+            late: false,
         };
         let end = minted.end();
         wanted.failed = None;
@@ -215,8 +222,9 @@ impl Stock {
         self.restored = restored;
     }
 
-    /// Takes in what an earlier agent kept of what is wanted, and forgets the rest of it.
-    pub(crate) fn restore(&mut self, verifier: &Arc<PeerVerifier>) {
+    /// Takes in what an earlier agent kept of what is wanted, and forgets the rest of it. Whether there was any.
+    pub(crate) fn restore(&mut self, verifier: &Arc<PeerVerifier>) -> bool {
+        let had_some = !self.restored.is_empty();
         for (id, record) in std::mem::take(&mut self.restored) {
             let Some(wanted) = self.wanted.get_mut(&id).filter(|wanted| wanted.minted.is_none()) else {
                 continue;
@@ -225,11 +233,30 @@ impl Stock {
                 entry: Arc::clone(&wanted.entry),
                 renew_at: UNIX_EPOCH + Duration::from_secs(record.renew_at),
                 svid: Arc::new(HeldSvid::kept(record, verifier)),
+                late: false,
             };
             self.ends.insert((minted.end(), id.clone()));
             wanted.minted = Some(minted);
             self.plan(&id);
             self.news.insert(id);
+        }
+        had_some
+    }
+
+    /// The CA is back: what should have been renewed meanwhile, and still counts, is renewed within a while.
+    pub(crate) fn catch_up(&mut self, now: SystemTime, mut jitter: impl FnMut() -> f64) {
+        self.notice(now);
+        let overdue: Vec<EntryId> = (self.agenda.iter())
+            .take_while(|(due, _)| *due <= now)
+            .map(|(_, id)| id.clone())
+            .collect();
+        for id in overdue {
+            let minted = self.wanted.get_mut(&id).and_then(|wanted| wanted.minted.as_mut());
+            if let Some(minted) = minted.filter(|minted| minted.renew_at <= now && now < minted.end()) {
+                minted.renew_at = renewal::catch_up(minted.end(), now, jitter());
+                minted.late = true;
+                self.plan(&id);
+            }
         }
     }
 

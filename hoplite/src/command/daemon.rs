@@ -9,7 +9,7 @@ use hoplite_host::daemon::Arguments;
 use hoplite_host::places::Places;
 
 use crate::command::svid::AnswerArgs;
-use crate::command::{admin, diagnosis, found};
+use crate::command::{admin, diagnosis, found, purge};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaCommand {
@@ -34,6 +34,9 @@ pub(crate) enum AgentCommand {
         after_help = "Example:\n  hoplite agent status --socket unix:///run/hoplite/agent/agent.sock --output json"
     )]
     Status(AnswerArgs),
+    /// Take this node out: remove all that its agent keeps on the disk, the node's identity among it; the agent must be stopped
+    #[command(after_help = purge::HELP)]
+    Purge(purge::PurgeArgs),
     /// List the agents that joined
     #[command(after_help = "Example:\n  hoplite agent list --output json")]
     List(admin::ListingArgs),
@@ -74,6 +77,7 @@ pub(crate) fn agent(command: AgentCommand) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         AgentCommand::Status(args) => diagnosis::status(&args),
+        AgentCommand::Purge(args) => purge::run(&args),
         AgentCommand::List(args) => admin::agent_list(args),
         AgentCommand::Ban(args) => admin::agent_ban(args),
         AgentCommand::Evict(args) => admin::agent_evict(args),

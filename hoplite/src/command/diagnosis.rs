@@ -216,6 +216,7 @@ fn status_json(status: &AgentStatus) -> Value {
         "from_disk": status.from_disk, "heard_at": moment(status.heard_at_unix),
         "kept": {
             "key": kept.key, "failure": kept.failure, "doubt": kept.doubt, "written_at": moment(kept.written_at_unix),
+            "waiting": kept.waiting,
         },
         "refused": refusals.collect::<serde_json::Map<_, Value>>(),
     })

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::finding::{CHECK_MAX, Finding, denied, fail, ok, unseen, warn};
 use super::part::Part;
 use crate::command::{diagnosis, reach};
-use crate::output::{part, plain};
+use crate::output::{count, part, plain};
 
 /// An SVID that ends so soon should have been renewed: the shortest lives are some seconds, and then this is no news.
 const ENDS_SOON: Duration = Duration::from_secs(60);
@@ -106,8 +106,8 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
                 Ok(status) if status.from_disk => warn(
                     "answer",
                     format!(
-                        "the agent serves {} entries from its disk, and has not heard from its CA since it started",
-                        status.entries
+                        "the agent serves {} from its disk, and has not heard from its CA since it started",
+                        count(status.entries.into(), "entry")
                     ),
                     "its log says why; the lines `upstream` and `CA` below may",
                 ),

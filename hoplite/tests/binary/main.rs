@@ -40,6 +40,7 @@ mod reader;
 mod shell;
 mod signals;
 mod support;
+mod surviving;
 mod svid_files;
 mod tables;
 mod telemetry;
