@@ -34,6 +34,15 @@ pub struct Difference {
     lost: Vec<LostForbid>,
 }
 
+/// One difference, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Whose: an owner, a module, a service, a file.
+    pub owner: String,
+    /// One line or more.
+    pub text: String,
+}
+
 /// One part of a policy before and after.
 #[derive(Debug, PartialEq, Eq)]
 struct Change {
@@ -186,18 +195,30 @@ impl Difference {
 
     /// Each of them, for people.
     pub fn listed(&self) -> String {
-        let mut page = String::new();
+        self.findings().into_iter().map(|finding| finding.text).collect()
+    }
+
+    /// Each of them, and whose it is.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut add = |owner: &str, text: String| {
+            findings.push(Finding {
+                owner: owner.to_owned(),
+                text,
+            });
+        };
         for (mark, views) in [("+", &self.added), ("-", &self.removed)] {
             for view in views {
-                let _ = writeln!(page, "{mark} {}", title(view));
+                let mut page = format!("{mark} {}\n", title(view));
                 let _ = writeln!(page, "    {}, {}, {}", view.principal, view.action, view.resource);
                 for condition in &view.conditions {
                     let _ = writeln!(page, "    when {condition}");
                 }
+                add(owner_of(view), page);
             }
         }
         for (view, changes) in &self.changed {
-            let _ = writeln!(page, "~ {}", title(view));
+            let mut page = format!("~ {}\n", title(view));
             for change in changes {
                 let _ = writeln!(page, "    {}", change.part);
                 for (mark, text) in [("-", &change.before), ("+", &change.after)] {
@@ -206,6 +227,7 @@ impl Difference {
                     }
                 }
             }
+            add(owner_of(view), page);
         }
         for (what, added, removed) in [
             ("route", &self.routes_added, &self.routes_removed),
@@ -213,17 +235,19 @@ impl Difference {
         ] {
             for (mark, names) in [("+", added), ("-", removed)] {
                 for name in names {
-                    let _ = writeln!(page, "{mark} {what} {name}");
+                    let owner = name.split_once(':').map_or("headers.toml", |(service, _)| service);
+                    add(owner, format!("{mark} {what} {name}\n"));
                 }
             }
         }
         for module in &self.modules {
-            let _ = writeln!(page, "{module}");
+            add(&module.name, format!("{module}\n"));
         }
         for lost in &self.lost {
-            let _ = writeln!(page, "! forbid {}: {}", lost.id, lost.why);
+            let owner = lost.id.split_once('/').map_or(lost.id.as_str(), |(owner, _)| owner);
+            add(owner, format!("! forbid {}: {}\n", lost.id, lost.why));
         }
-        page
+        findings
     }
 
     /// All of it, for scripts.
@@ -279,6 +303,12 @@ fn lost(before: &Snapshot, after: &Snapshot, meanings_after: &BTreeMap<String, S
         LostForbid { id: id.to_owned(), why }
     })
     .collect()
+}
+
+/// Whose it is; where nobody says so, the file that it stands in.
+fn owner_of(view: &PolicyView) -> &str {
+    let place = || view.place.as_ref().map(|place| place.file.as_str());
+    view.owner().or_else(place).unwrap_or("no file")
 }
 
 fn title(view: &PolicyView) -> String {

@@ -1,5 +1,6 @@
 //! What people and scripts get to see: listings or JSON on standard output, one-line errors.
 
+pub(crate) mod capped;
 mod listing;
 pub(crate) mod moment;
 pub(crate) mod report;

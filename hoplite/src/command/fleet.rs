@@ -16,7 +16,11 @@ use serde_json::{Value, json};
 use self::ask::Seen;
 use self::text::{columns, many, wrapped};
 use crate::command::reach::CaArgs;
+use crate::output::capped::All;
 use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain, print_while_read, verdict};
+
+/// How many nodes people are shown.
+const NODES_SHOWN_MAX: u32 = 50;
 
 /// What makes a node another than it should be.
 const DRIFT: [&str; 13] = [
@@ -53,7 +57,7 @@ pub(crate) enum FleetCommand {
     #[command(after_help = "Example:\n  hoplite fleet versions --output json")]
     Versions(FleetList),
     /// Nodes and proxies that are not what they should be: foreign or unsigned policy, old binaries, silence; exit 1 if there is one
-    #[command(after_help = "Examples:\n  hoplite fleet drift\n  hoplite fleet drift --output jsonl --limit 0")]
+    #[command(after_help = "Examples:\n  hoplite fleet drift\n  hoplite fleet drift --output jsonl")]
     Drift(FleetList),
     /// Certificates, authorities and policies that end soon; exit 1 if there is one
     #[command(after_help = "Example:\n  hoplite fleet expiring --within 12h")]
@@ -71,9 +75,11 @@ pub(crate) struct FleetList {
     /// Only nodes with something wrong or to notice
     #[arg(long)]
     troubled: bool,
-    /// At most so many nodes; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: u32,
+    /// At most so many nodes; 0 for all [default: 50 for people, all for programs]
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
+    #[command(flatten)]
+    all: All,
     /// Show it again each second, until Ctrl-C
     #[arg(long)]
     watch: bool,
@@ -182,7 +188,7 @@ fn troubles(args: &FleetList, kinds: &[&str], within: Duration, none: &str) -> a
     ask::ask(&args.ca, &request, args.watch, |seen| {
         let text = match args.form.is_table() {
             true if seen.nodes.is_empty() => format!("{none}{}\n", unheard(seen)),
-            true => trouble_text(seen, columns()),
+            true => trouble_text(seen, columns(), args.all),
             false => trouble_listing(seen).render(args.form, false)?,
         };
         let read = args.show(&text)?;
@@ -209,7 +215,7 @@ fn versions(args: &FleetList) -> anyhow::Result<ExitCode> {
         let mut text = listing.render(args.form, coloured())?;
         if args.form.is_table() && !seen.nodes.is_empty() {
             text.push('\n');
-            text.push_str(&trouble_text(seen, columns()));
+            text.push_str(&trouble_text(seen, columns(), args.all));
         }
         let read = args.show(&text)?;
         say_more(seen);
@@ -243,16 +249,16 @@ pub(crate) fn of_node(node: &NodeReport, mut value: Value) -> Value {
 }
 
 /// Each with what it is below it: sentences fit into no column.
-fn trouble_text(seen: &Seen, columns: usize) -> String {
-    let mut text = String::new();
+fn trouble_text(seen: &Seen, columns: usize, all: All) -> String {
+    let mut findings = all.capped();
     for node in &seen.nodes {
         for trouble in &node.troubles {
             let who = who(node, &trouble.point);
-            text.push_str(&wrapped("", 2, &format!("{who} {}", trouble.kind), columns));
-            text.push_str(&wrapped("    ", 4, &trouble.text, columns));
+            let first = wrapped("", 2, &format!("{who} {}", trouble.kind), columns);
+            findings.add(&node.node, &(first + &wrapped("    ", 4, &trouble.text, columns)));
         }
     }
-    text
+    findings.end()
 }
 
 /// `web-1`, or `web-1/ledger`.
@@ -271,7 +277,7 @@ fn say_more(seen: &Seen) {
     );
     if let more @ 1.. = all.saturating_sub(shown) {
         let more = many(more as u64, "node", "nodes");
-        eprintln!("and {more} more; --limit 0 shows all, --node TEXT some");
+        eprintln!("and {more} more; --all shows them, --node TEXT some");
     }
 }
 
@@ -337,7 +343,11 @@ impl FleetList {
     fn request(&self) -> ListReportsRequest {
         ListReportsRequest {
             node: self.node.clone(),
-            limit: self.limit,
+            limit: match self.limit {
+                Some(limit) => limit,
+                None if self.all.is_said() || !self.form.is_table() => 0,
+                None => NODES_SHOWN_MAX,
+            },
             ..ListReportsRequest::default()
         }
     }
@@ -394,6 +404,19 @@ mod tests {
     }
 
     #[test]
+    fn five_thousand_nodes_are_counted() {
+        let names = (0..5_000).map(|number| format!("web-{number}"));
+        let nodes: Vec<NodeReport> = names.map(|name| node(&name, &[("clock", "x")], &[7])).collect();
+        let seen = Seen {
+            mesh: Mesh::default(),
+            nodes,
+        };
+        let text = trouble_text(&seen, 80, All::default());
+        assert_eq!(text.lines().count(), 101);
+        assert!(text.ends_with("4 940 elsewhere; --all shows them\n"), "{text}");
+    }
+
+    #[test]
     fn what_is_listed_fits() {
         let why = "decides by an unsigned directory on its node, and revision 7 is in force since a long time ago";
         let seen = Seen {
@@ -404,7 +427,7 @@ mod tests {
             ],
         };
         for columns in [60, 80, 120] {
-            let text = trouble_text(&seen, columns);
+            let text = trouble_text(&seen, columns, All::default());
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{text}");
             assert!(
                 text.starts_with("web-1/ledger unsigned-directory\n    decides by"),

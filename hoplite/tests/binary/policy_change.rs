@@ -627,7 +627,7 @@ fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
             "121 would flip",
             "denied → allowed: 1\n",
             "allowed → denied: 120\n",
-            "\n10 more groups",
+            "\nand 10 more: 10 in ledger; --all shows them\n",
         ],
     );
     assert!(
@@ -637,7 +637,11 @@ fn what_is_newly_allowed_is_not_lost_among_what_is_not() {
     );
     let accept = format!("--accept 'allow {WEB} × ledger:GET /accounts/{{id}}'");
     let published = place.publish(&good, "alice.key", &["--audit", logs]);
-    says(&published, 1, &[&accept, "and 50 more groups allowed → denied"]);
+    says(
+        &published,
+        1,
+        &[&accept, "\nand 10 more: 10 in ledger; --all shows them\n"],
+    );
     let only_denied = ["--audit", logs, "--accept", "deny * × *"];
     says(
         &place.publish(&good, "alice.key", &only_denied),

@@ -19,6 +19,7 @@ use tonic::Code;
 use crate::command::admin::ListArgs;
 use crate::command::entry::{DELETED_AT_ONCE, Ttl, list, selector_text, warn_of_unknown};
 use crate::command::reach::CaArgs;
+use crate::output::capped::All;
 use crate::output::{Output, count, one_line, print, print_json};
 
 /// Entries in each commit of a list that is too much for one: a fraction of a second each. Fewer when they are long.
@@ -53,6 +54,8 @@ pub(crate) struct ApplyArgs {
     dry_run: bool,
     #[command(flatten)]
     list: ListArgs,
+    #[command(flatten)]
+    all: All,
 }
 
 /// The file.
@@ -263,11 +266,14 @@ impl<'a> Application<'a> {
     }
 
     fn show(&self, plan: &Plan) -> anyhow::Result<()> {
+        let mut refusals = self.args.all.capped();
         for (place, (entry, step)) in (1..).zip(self.entries.iter().zip(&plan.steps)) {
             if !step.error.is_empty() {
-                eprintln!("error: entry {place}, `{}`: {}", entry.spiffe_id, step.error);
+                let text = format!("error: entry {place}, `{}`: {}\n", entry.spiffe_id, step.error);
+                refusals.add(&entry.parent_id, &text);
             }
         }
+        eprint!("{}", refusals.end());
         let unknown: Vec<String> = plan.unknown_parents.iter().cloned().collect();
         warn_of_unknown(&unknown);
         let refused = plan.refused();
@@ -285,23 +291,36 @@ impl<'a> Application<'a> {
     }
 
     fn show_text(&self, plan: &Plan) -> anyhow::Result<()> {
-        let mut text = String::new();
+        let mut findings = self.args.all.capped();
         for (entry, step) in self.entries.iter().zip(&plan.steps) {
-            let Entry { spiffe_id, .. } = entry;
+            let Entry {
+                spiffe_id, parent_id, ..
+            } = entry;
             match step.action() {
                 Action::Created => {
                     let selectors: Vec<String> = entry.selectors.iter().map(selector_text).collect();
-                    text += &format!("create  {spiffe_id}  {}\n", selectors.join(" "));
+                    findings.add(parent_id, &format!("create  {spiffe_id}  {}\n", selectors.join(" ")));
                 }
                 Action::Updated => {
-                    text += &format!("update  {spiffe_id}  {}  {}\n", step.id, step.differences.join("; "));
+                    let differences = step.differences.join("; ");
+                    findings.add(parent_id, &format!("update  {spiffe_id}  {}  {differences}\n", step.id));
                 }
                 Action::Unchanged | Action::Refused => {}
             }
         }
-        for Entry { id, spiffe_id, .. } in &plan.deleted {
-            text += &format!("delete  {spiffe_id}  {id}\n");
+        // What is deleted is not hidden by what is created.
+        let mut text = findings.end();
+        let mut deletions = self.args.all.capped();
+        for entry in &plan.deleted {
+            let Entry {
+                id,
+                spiffe_id,
+                parent_id,
+                ..
+            } = entry;
+            deletions.add(parent_id, &format!("delete  {spiffe_id}  {id}\n"));
         }
+        text += &deletions.end();
         let (changes, entries) = (plan.changes(), self.entries.len());
         let counted = format!(
             "{} created, {} updated, {} deleted, {} unchanged",

@@ -3,7 +3,6 @@
 //! An error is what nothing loads: `publish`, the CA, agents and proxies refuse it as this does. A warning is what they would
 //! load; it fails a check and a publication all the same.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::command::admin;
 use crate::command::reach::CaArgs;
+use crate::output::capped::{All, folder};
 use crate::output::report::{self, Checked, ReportOutput, Wrong};
 use crate::output::{count, print, print_json};
 
@@ -32,13 +32,9 @@ pub(crate) struct Args {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: ReportOutput,
-    /// Show every fault to people, however many there are
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    all: All,
 }
-
-/// More are shown with `--all`: whoever made them mends these first.
-const FAULTS_SHOWN_MAX: usize = 50;
 
 /// How bad a fault is.
 #[derive(Debug, Clone, Copy)]
@@ -91,11 +87,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for named in &beside {
             let _ = writeln!(text, "beside: {named}");
         }
-        let shown = if args.all { faults.len() } else { FAULTS_SHOWN_MAX };
-        for fault in faults.iter().take(shown) {
-            let _ = writeln!(text, "{directory}/{}", fault.render());
+        let mut findings = args.all.capped();
+        for fault in &faults {
+            findings.add(folder(&fault.file), &format!("{directory}/{}\n", fault.render()));
         }
-        text.push_str(&more(faults.get(shown..).unwrap_or_default()));
+        text.push_str(&findings.end());
         let _ = writeln!(
             text,
             "{} in {}; {}",
@@ -110,26 +106,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// What is not shown, by the folder or file that it is in: in a set with modules a folder is somebody's.
-fn more(faults: &[Fault]) -> String {
-    let mut places: BTreeMap<&str, u64> = BTreeMap::new();
-    for fault in faults {
-        let place = fault
-            .file
-            .split_once('/')
-            .map_or(fault.file.as_str(), |(folder, _)| folder);
-        *places.entry(place).or_default() += 1;
-    }
-    if places.is_empty() {
-        return String::new();
-    }
-    let places: Vec<String> = places
-        .iter()
-        .map(|(place, number)| format!("{number} in {place}"))
-        .collect();
-    format!("and {} more: {}; --all shows them\n", faults.len(), places.join(", "))
 }
 
 /// Every file, and what is wrong in it.

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::{AuditArgs, compile, published, replay, sources};
 use crate::command::reach::CaArgs;
+use crate::output::capped::All;
 use crate::output::{Output, print, print_json};
 
 #[derive(Debug, clap::Args)]
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+    #[command(flatten)]
+    all: All,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -61,12 +64,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "old": before.revision(), "new": after.revision(), "difference": difference.json(), "replay": replayed,
         }))?;
     } else {
-        let mut page = difference.page();
+        let mut findings = args.all.capped();
+        for finding in difference.findings() {
+            findings.add(&finding.owner, &finding.text);
+        }
+        let mut page = match difference.is_empty() {
+            true => difference.page(),
+            false => format!("{}{}\n", findings.end(), difference.counted()),
+        };
         if let Some((since, replayed)) = &replayed {
             let _ = write!(
                 page,
                 "\nBy the old policies, and by the new ones:\n{}",
-                replay::page(replayed, *since)
+                replay::page(replayed, *since, args.all)
             );
         }
         print(&page)?;

@@ -27,6 +27,7 @@ use super::key::KeyArgs;
 use super::test::tables;
 use super::{policy_files, test};
 use crate::command::admin::ListArgs;
+use crate::output::capped::folder;
 use crate::output::count;
 
 #[derive(Debug, clap::Args)]
@@ -142,9 +143,11 @@ fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow:
             Ok(Some(checked))
         }
         Err(faults) => {
+            let mut findings = args.effects.all.capped();
             for fault in &faults {
-                steps.show(&format!("{directory}/{}\n", fault.render()))?;
+                findings.add(folder(&fault.file), &format!("{directory}/{}\n", fault.render()));
             }
+            steps.show(&findings.end())?;
             steps.fact("faults", faults.iter().map(listed).collect::<Vec<_>>());
             steps.failed("check", &count(faults.len() as u64, "fault"))?;
             Ok(None)
@@ -174,7 +177,7 @@ fn tested<'a>(checked: Checked<'a>, args: &Args, steps: &mut Steps) -> anyhow::R
             Ok(None)
         }
         Err(NotTested::Failed(report)) => {
-            steps.show(&test::text(&report))?;
+            steps.show(&test::text(&report, args.effects.all))?;
             steps.fact("tests", test::as_json(&report));
             steps.failed("test", "cases came out otherwise")?;
             Ok(None)

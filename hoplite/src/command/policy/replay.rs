@@ -12,14 +12,13 @@ use serde_json::{Value, json};
 
 use super::{AuditArgs, compile, sources};
 use crate::command::MeshDir;
+use crate::output::capped::All;
 use crate::output::{Output, print, print_json, thousands};
 use crate::replay::replay;
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(200);
 const BAR: usize = 24;
-/// The most groups shown to people for each way an answer can flip; `--output json` has all.
-const GROUPS_SHOWN: usize = 50;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -38,6 +37,8 @@ pub(crate) struct Args {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+    #[command(flatten)]
+    all: All,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -54,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.output == Output::Json {
         print_json(&as_json(&replayed, &comparison, args.since))?;
     } else {
-        print(&page(&replayed, args.since))?;
+        print(&page(&replayed, args.since, args.all))?;
     }
     Ok(if replayed.flips.total() == 0 {
         ExitCode::SUCCESS
@@ -170,7 +171,7 @@ fn size(log: &Path) -> (u64, SystemTime) {
 }
 
 /// The replay for people.
-pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
+pub(crate) fn page(replayed: &Replayed, since: SystemTime, all: All) -> String {
     let mut page = format!(
         "{} decisions since {}: {} the same, {} would flip\n",
         thousands(replayed.records),
@@ -210,14 +211,14 @@ pub(crate) fn page(replayed: &Replayed, since: SystemTime) -> String {
             continue;
         }
         let _ = writeln!(page, "\n{}: {}", flip.as_str(), thousands(count));
-        let of_flip: Vec<_> = groups.iter().filter(|(who, _)| who.flip == flip).collect();
-        for (who, group) in of_flip.iter().take(GROUPS_SHOWN) {
-            show_group(&mut page, who, group);
+        let mut findings = all.capped();
+        for (who, group) in groups.iter().filter(|(who, _)| who.flip == flip) {
+            let service = who.route.split(':').next().unwrap_or_default();
+            let mut text = String::new();
+            show_group(&mut text, who, group);
+            findings.add(service, &text);
         }
-        let further = of_flip.len().saturating_sub(GROUPS_SHOWN);
-        if further > 0 {
-            let _ = writeln!(page, "{further} more groups; --output json shows all");
-        }
+        page.push_str(&findings.end());
         let ungrouped = replayed.ungrouped.of(flip);
         if ungrouped > 0 {
             let ungrouped = thousands(ungrouped);

@@ -12,6 +12,7 @@ use hoplite_host::files;
 use hoplite_policy::{Snapshot, Source};
 use serde_json::{Value, json};
 
+use crate::output::capped::{All, Capped, folder};
 use crate::output::report::{self, Checked, ReportOutput, Wrong};
 use crate::output::{count, cut, print, print_json};
 
@@ -27,6 +28,8 @@ pub(crate) struct TestArgs {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: ReportOutput,
+    #[command(flatten)]
+    all: All,
 }
 
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     );
     match args.output {
         ReportOutput::Json => print_json(&as_json(&report))?,
-        ReportOutput::Table => print(&text(&report))?,
+        ReportOutput::Table => print(&text(&report, args.all))?,
         ReportOutput::Junit => print(&report::junit("policy test", &checked(&report)))?,
         ReportOutput::Sarif => print_json(&report::sarif(&checked(&report)))?,
     }
@@ -107,11 +110,16 @@ fn collect(directory: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> anyhow::
 }
 
 /// The report for people.
-pub(crate) fn text(report: &TestReport) -> String {
+pub(crate) fn text(report: &TestReport, all: All) -> String {
     let width = report.tables.iter().map(|table| table.name.chars().count()).max();
     let mut text = String::new();
-    for table in &report.tables {
-        describe(table, &mut text, width.unwrap_or(0));
+    // Those that are well hide none that are not.
+    for passed in [true, false] {
+        let mut findings = all.capped();
+        for table in report.tables.iter().filter(|table| table.passed() == passed) {
+            describe(table, &mut findings, width.unwrap_or(0));
+        }
+        text.push_str(&findings.end());
     }
     let failed = report.tables.iter().filter(|table| !table.passed()).count();
     let (cases, files) = (report.cases(), report.tables.len());
@@ -136,8 +144,9 @@ pub(crate) fn as_json(report: &TestReport) -> Value {
     json!({"ok": report.passed(), "cases": report.cases(), "tables": tables, "untested": report.untested})
 }
 
-fn describe(table: &TableReport, text: &mut String, width: usize) {
+fn describe(table: &TableReport, findings: &mut Capped, width: usize) {
     let name = &table.name;
+    let mut text = String::new();
     let _ = match (&table.outcome, table.failed().count()) {
         (Err(_), _) => writeln!(text, "FAILED  {name:<width$}  it cannot be read"),
         (Ok(results), 0) => writeln!(text, "ok      {name:<width$}  {}", counted(results.len(), "case")),
@@ -147,8 +156,14 @@ fn describe(table: &TableReport, text: &mut String, width: usize) {
             counted(results.len(), "case")
         ),
     };
+    // The heading goes with what stands below it first.
+    let mut told = |text: &mut String| {
+        findings.add(folder(name), text);
+        text.clear();
+    };
     for fault in table.outcome.as_ref().err().into_iter().flatten() {
         text.push_str(&fault.render());
+        told(&mut text);
     }
     for result in table.failed() {
         let CaseResult {
@@ -165,6 +180,10 @@ fn describe(table: &TableReport, text: &mut String, width: usize) {
         for reason in why {
             let _ = writeln!(text, "    {}", cut(reason));
         }
+        told(&mut text);
+    }
+    if !text.is_empty() {
+        told(&mut text);
     }
 }
 
@@ -256,7 +275,7 @@ mod tests {
         ];
         let report = TestReport::new(&tables, &snapshot, &Places::of(&policies));
         assert!(!report.passed());
-        let text = text(&report);
+        let text = text(&report, All::default());
         for part in [
             "ok      good.test     1 case\n",
             "FAILED  pay/bad.test  1 of 2 cases\n  pay/bad.test:2:1: spiffe://x/y POST s /\n    expected  allow by c\n    came out  no_permit\n",
@@ -273,6 +292,8 @@ mod tests {
         assert_eq!(json["tables"][1]["failed"][0]["found"], "no_permit");
         assert_eq!(json["tables"][2]["faults"][0]["line"], 1);
         let report = TestReport::new(&tables[..1], &snapshot, &Places::default());
-        assert!(report.passed() && super::text(&report).contains("1 case in 1 table came out as expected"));
+        assert!(
+            report.passed() && super::text(&report, All::default()).contains("1 case in 1 table came out as expected")
+        );
     }
 }

@@ -18,11 +18,10 @@ use super::local::forbids_beside;
 use super::steps::Steps;
 use crate::command::MeshDir;
 use crate::command::policy::{AuditArgs, Logs, replay};
+use crate::output::capped::All;
 use crate::output::thousands;
 use crate::replay::oldest;
 
-/// The most groups that a refusal names for `--accept`, for each way an answer can flip.
-const UNACCEPTED_SHOWN: usize = 10;
 /// How far back a replay goes unless told otherwise. Who looks at less says so.
 const USUAL_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What passes between reading the command line and this.
@@ -48,6 +47,8 @@ pub(crate) struct EffectArgs {
     since: SystemTime,
     #[command(flatten)]
     audit: AuditArgs,
+    #[command(flatten)]
+    pub(crate) all: All,
 }
 
 /// What a candidate is compared with, and by which logs.
@@ -76,7 +77,7 @@ pub(crate) fn live<'a>(
     args: &EffectArgs,
     steps: &mut Steps,
 ) -> anyhow::Result<Option<Ready<'a>>> {
-    let difference = difference(&tested, ground, steps)?;
+    let difference = difference(&tested, ground, args.all, steps)?;
     let replay = replay_of(&tested, ground, args, steps)?;
     match tested.compared(&difference, &args.accept_removed, &args.accept_module) {
         Ok(compared) => {
@@ -84,7 +85,7 @@ pub(crate) fn live<'a>(
             replayed(compared, &replay, args, steps)
         }
         Err(refused) => {
-            refuse(&difference, &refused, steps)?;
+            refuse(&difference, &refused, args.all, steps)?;
             Ok(None)
         }
     }
@@ -97,7 +98,7 @@ pub(crate) fn shadow<'a>(
     args: &EffectArgs,
     steps: &mut Steps,
 ) -> anyhow::Result<Ready<'a>> {
-    let difference = difference(&tested, ground, steps)?;
+    let difference = difference(&tested, ground, args.all, steps)?;
     steps.done("compare", &difference.counted())?;
     let Replay {
         replayed,
@@ -105,7 +106,7 @@ pub(crate) fn shadow<'a>(
         counted,
     } = replay_of(&tested, ground, args, steps)?;
     if replayed.flips.total() > 0 {
-        steps.show(&replay::page(&replayed, args.since))?;
+        steps.show(&replay::page(&replayed, args.since, args.all))?;
     }
     for gap in &gaps {
         steps.show(&format!("not seen {gap}\n"))?;
@@ -119,7 +120,7 @@ pub(crate) fn shadow<'a>(
 }
 
 /// What is different between what is in force and the candidate, shown. Before the first revision all of it is new.
-fn difference(tested: &Tested<'_>, ground: Ground<'_>, steps: &mut Steps) -> anyhow::Result<Difference> {
+fn difference(tested: &Tested<'_>, ground: Ground<'_>, all: All, steps: &mut Steps) -> anyhow::Result<Difference> {
     let in_force = ground.in_force;
     let nothing = Snapshot::deny_all("nothing was published yet");
     let before = PolicySet {
@@ -136,13 +137,17 @@ fn difference(tested: &Tested<'_>, ground: Ground<'_>, steps: &mut Steps) -> any
     }
     steps.fact("difference", difference.json());
     if in_force.snapshot().is_some() && !difference.is_empty() {
-        steps.show(&difference.listed())?;
+        let mut findings = all.capped();
+        for finding in difference.findings() {
+            findings.add(&finding.owner, &finding.text);
+        }
+        steps.show(&findings.end())?;
     }
     Ok(difference)
 }
 
 /// What of a difference nobody has accepted, and what to say to accept it.
-fn refuse(difference: &Difference, refused: &NotAccepted, steps: &mut Steps) -> anyhow::Result<()> {
+fn refuse(difference: &Difference, refused: &NotAccepted, all: All, steps: &mut Steps) -> anyhow::Result<()> {
     let (forbids, modules) = (&refused.forbids, &refused.modules);
     let what = match (forbids.len(), modules.len()) {
         (_, 0) => "a forbid may stop less than it does in force",
@@ -155,13 +160,15 @@ fn refuse(difference: &Difference, refused: &NotAccepted, steps: &mut Steps) -> 
     let names = modules.iter().map(|module| module.name.as_str());
     steps.fact("unaccepted_modules", names.collect::<Vec<_>>());
     steps.show("If that is meant, accept it:\n")?;
+    let mut findings = all.capped();
     for lost in forbids {
-        steps.show(&format!("  --accept-removed '{}'   {}\n", lost.id, lost.why))?;
+        let owner = lost.id.split('/').next().unwrap_or_default();
+        findings.add(owner, &format!("  --accept-removed '{}'   {}\n", lost.id, lost.why));
     }
     for module in modules {
-        steps.show(&format!("  --accept-module '{}'\n", module.name))?;
+        findings.add(&module.name, &format!("  --accept-module '{}'\n", module.name));
     }
-    Ok(())
+    steps.show(&findings.end())
 }
 
 /// Decides the logged requests by both sets.
@@ -218,7 +225,7 @@ fn replayed<'a>(
             Ok(Some(ready))
         }
         Err(NotReplayed::Gaps(gaps)) => {
-            steps.show(&replay::page(replayed, args.since))?;
+            steps.show(&replay::page(replayed, args.since, args.all))?;
             let gaps: Vec<String> = gaps.iter().map(ToString::to_string).collect();
             let gaps = gaps.join("; ");
             let remedy = "--accept-unreplayed publishes all the same";
@@ -226,9 +233,9 @@ fn replayed<'a>(
             Ok(None)
         }
         Err(NotReplayed::Flips(unaccepted)) => {
-            steps.show(&replay::page(replayed, args.since))?;
+            steps.show(&replay::page(replayed, args.since, args.all))?;
             steps.failed("replay", &format!("{counted}, and answers would flip"))?;
-            show_unaccepted(&unaccepted, steps)?;
+            show_unaccepted(&unaccepted, args.all, steps)?;
             Ok(None)
         }
     }
@@ -274,20 +281,17 @@ fn gaps(
 }
 
 /// What to say to accept the groups of flips that nobody accepted.
-fn show_unaccepted(unaccepted: &[(Flip, String)], steps: &mut Steps) -> anyhow::Result<()> {
+fn show_unaccepted(unaccepted: &[(Flip, String)], all: All, steps: &mut Steps) -> anyhow::Result<()> {
     let patterns: Vec<&String> = unaccepted.iter().map(|(_, pattern)| pattern).collect();
     steps.fact("unaccepted", json!(patterns));
-    steps.show("If that is meant, accept it:\n")?;
+    steps.show("If that is meant, accept it; `*` stands for any text:\n")?;
     for flip in Flip::ALL {
-        let mut of_flip = unaccepted.iter().filter(|(other, _)| *other == flip);
-        for (_, pattern) in of_flip.by_ref().take(UNACCEPTED_SHOWN) {
-            steps.show(&format!("  --accept '{pattern}'\n"))?;
+        let mut findings = all.capped();
+        for (_, pattern) in unaccepted.iter().filter(|(other, _)| *other == flip) {
+            let service = pattern.rsplit("× ").next().and_then(|route| route.split(':').next());
+            findings.add(service.unwrap_or_default(), &format!("  --accept '{pattern}'\n"));
         }
-        let more = of_flip.count();
-        if more > 0 {
-            let way = flip.as_str();
-            steps.show(&format!("  and {more} more groups {way}; `*` stands for any text\n"))?;
-        }
+        steps.show(&findings.end())?;
     }
     Ok(())
 }
