@@ -139,6 +139,25 @@ fn collector(test: &str) -> Option<std::path::PathBuf> {
     None
 }
 
+#[test]
+fn every_page_of_the_table_says_whom_it_is_for() {
+    let table = fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let (table, _) = table.split_once("**Change Hoplite**").unwrap();
+    let links = table
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '#']).next());
+    let pages: Vec<&str> = links
+        .filter(|link| link.ends_with(".md") && !link.starts_with(".."))
+        .collect();
+    assert!(pages.len() >= 30, "{pages:?}");
+    for link in pages {
+        let page = fs::read_to_string(root().join("docs").join(link)).unwrap();
+        let first = page.lines().nth(2).unwrap_or_default();
+        assert!(first.starts_with("For "), "docs/{link} begins with `{first}`");
+    }
+}
+
 fn follow(test: &str, page: &'static str, world: World) {
     if !machine::possible(test) {
         return;

@@ -29,6 +29,7 @@ mod listings;
 mod log_out_of_reach;
 mod machine;
 mod manager;
+mod many_findings;
 mod old_kernel;
 mod operators;
 #[path = "../../../tests/page/mod.rs"]
@@ -37,6 +38,7 @@ mod policy_change;
 mod policy_check;
 mod publishing;
 mod reader;
+mod screens;
 mod shell;
 mod signals;
 mod support;
