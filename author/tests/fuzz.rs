@@ -207,5 +207,5 @@ macro_rules! fuzzed {
 }
 
 fuzzed!(
-    request, routes, policies, bundle, grant, signers, table, openapi, evaluation, invitation
+    request, routes, policies, bundle, grant, signers, table, openapi, evaluation, invitation, jwt
 );

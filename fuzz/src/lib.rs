@@ -2,4 +2,4 @@
 
 mod targets;
 
-pub use targets::{TARGETS, Target, bundle, evaluation, grant, invitation, openapi, policies, request, routes, signers, table};
+pub use targets::{TARGETS, Target, bundle, evaluation, grant, invitation, jwt, openapi, policies, request, routes, signers, table};

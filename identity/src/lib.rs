@@ -14,6 +14,7 @@ mod entry_sum;
 mod fingerprint;
 pub mod introduction;
 mod invitation;
+pub mod jwt;
 pub mod pem;
 mod profile;
 mod reserved;

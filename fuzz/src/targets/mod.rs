@@ -7,6 +7,7 @@ mod bundle;
 mod evaluation;
 mod grant;
 mod invitation;
+mod jwt;
 mod openapi;
 mod policies;
 mod request;
@@ -18,6 +19,7 @@ pub use bundle::bundle;
 pub use evaluation::evaluation;
 pub use grant::grant;
 pub use invitation::invitation;
+pub use jwt::jwt;
 pub use openapi::openapi;
 pub use policies::policies;
 pub use request::request;
@@ -35,7 +37,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "request",
         run: request,
@@ -75,6 +77,10 @@ pub const TARGETS: [Target; 10] = [
     Target {
         name: "invitation",
         run: invitation,
+    },
+    Target {
+        name: "jwt",
+        run: jwt,
     },
 ];
 

@@ -1,0 +1,13 @@
+//! JWT-SVIDs (J-1 to J-11): the keys that vouch for them, the tokens, and the one way to believe one.
+
+mod authority;
+mod claims;
+mod jwk;
+mod token;
+
+pub use authority::{InvalidJwtAuthorities, JwtAuthorities};
+pub use claims::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX, InvalidAudience, JwtClaims};
+pub use jwk::{InvalidJwk, JwtAlgorithm, JwtKey};
+pub use token::{JwtRejected, JwtSvid, TOKEN_BYTES_MAX, verify};
+
+pub(crate) use jwk::Jwk;
