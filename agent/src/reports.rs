@@ -8,7 +8,7 @@ pub(crate) mod pace;
 pub(crate) mod points;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hoplite_decision::reporting::{self as describing, unix};
 use hoplite_host::backoff::jitter;
@@ -206,7 +206,7 @@ impl Reporter {
 
     /// What the agent decides by, for other people's proxies.
     fn own_point(&self, authorizer: &Authorizer) -> Point {
-        let svid_ends = self.facts.svid_not_after();
+        let (begins, ends) = self.facts.svid_life().unwrap_or((UNIX_EPOCH, UNIX_EPOCH));
         let mut point = describing::describe(authorizer.point(), clock::now());
         if let Some(counters) = &mut point.counters {
             counters.records_lost = authorizer.records_lost();
@@ -220,7 +220,8 @@ impl Reporter {
                 program: self.facts.about().program,
             }),
             state: Some(PointState {
-                svid_not_after_unix: svid_ends.map(unix).unwrap_or_default(),
+                svid_not_before_unix: unix(begins),
+                svid_not_after_unix: unix(ends),
                 pid: i32::try_from(std::process::id()).unwrap_or_default(),
                 ..PointState::default()
             }),

@@ -49,12 +49,12 @@ impl MeshDir {
     /// The operators' socket of the CA: that below the directory given, or of the CA that is installed on this machine, or of
     /// the user's own mesh.
     pub(crate) fn ca_socket(&self) -> anyhow::Result<PathBuf> {
-        self.socket(Places::ca_socket)
+        self.socket(Places::ca_socket, Places::ca_config)
     }
 
     /// The socket of this machine's agent, in the same order.
     pub(crate) fn agent_socket(&self) -> anyhow::Result<PathBuf> {
-        self.socket(Places::agent_socket)
+        self.socket(Places::agent_socket, Places::agent_config)
     }
 
     /// Below which the decision logs lie: those of a mesh of `hoplite up`, or of proxies of `hoplite run`.
@@ -68,6 +68,25 @@ impl MeshDir {
         Ok(if run.exists() && !mesh.exists() { run } else { mesh })
     }
 
+    /// The configuration files of the daemons in the directory given: of a mesh of `hoplite up`, and of what `hoplite ca init`, `join`
+    /// and `run` left there.
+    pub(crate) fn configs(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let dir = self.path()?;
+        let mesh = std::fs::read_dir(dir.join("config")).into_iter().flatten().flatten();
+        let mut configs: Vec<PathBuf> = mesh.map(|entry| entry.path()).collect();
+        configs.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
+        configs.sort();
+        configs.extend(Places::below(dir).configs());
+        if configs.is_empty() {
+            anyhow::bail!(
+                "nothing of Hoplite lies in `{}`; `hoplite up`, `hoplite ca init` and `hoplite join` begin something there, and --dir says \
+                 where else",
+                self.path()?.display()
+            );
+        }
+        Ok(configs)
+    }
+
     /// The sockets of the proxies that `hoplite run` started, or units of this machine.
     pub(crate) fn run_proxies(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut sockets = Places::below(self.path()?).proxy_sockets();
@@ -77,12 +96,17 @@ impl MeshDir {
         Ok(sockets)
     }
 
-    fn socket(&self, place: fn(&Places) -> PathBuf) -> anyhow::Result<PathBuf> {
-        let installed = place(&Places::installed());
-        if self.dir.is_none() && installed.exists() {
-            return Ok(installed);
+    /// One that is not there now is that of a daemon that is installed and does not run, if one is installed.
+    fn socket(&self, place: fn(&Places) -> PathBuf, config: fn(&Places) -> PathBuf) -> anyhow::Result<PathBuf> {
+        let installed = Places::installed();
+        if self.dir.is_none() && place(&installed).exists() {
+            return Ok(place(&installed));
         }
-        Ok(place(&Places::below(self.path()?)))
+        let own = place(&Places::below(self.path()?));
+        if self.dir.is_none() && !own.exists() && config(&installed).exists() {
+            return Ok(place(&installed));
+        }
+        Ok(own)
     }
 
     /// The directory given, or the user's state directory.

@@ -170,8 +170,32 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", output::one_line(&error));
+            output::error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap folds what is wider, and a folded line of shell is another line of shell.
+    #[test]
+    fn no_example_is_wider_than_a_terminal() {
+        const COLUMNS_MAX: usize = 78;
+        fn walk(command: &clap::Command, wide: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = help.lines().filter(|line| line.starts_with("  "));
+            wide.extend(
+                examples
+                    .filter(|line| line.chars().count() > COLUMNS_MAX)
+                    .map(str::to_owned),
+            );
+            command.get_subcommands().for_each(|command| walk(command, wide));
+        }
+        let mut wide = Vec::new();
+        walk(&Cli::command(), &mut wide);
+        assert_eq!(wide, Vec::<String>::new());
     }
 }

@@ -10,6 +10,6 @@ mod supervisor;
 mod watch;
 
 pub(crate) use check::check;
-pub(crate) use layout::{Ports, SERVICES};
+pub(crate) use layout::Ports;
 pub(crate) use mesh::{Mesh, Settings};
 pub(crate) use picture::picture;

@@ -110,7 +110,8 @@ pub fn shared_dir(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Gives what lies in a directory to the directory's owner: root made it for a daemon that runs as a user of its own.
+/// Gives what of the caller's lies in a directory to the directory's owner: root made it for a daemon that runs as a user of its
+/// own. What is another user's stays so.
 pub fn give_to_owner(directory: &Path) -> Result<(), FileError> {
     let failed = |source| FileError {
         verb: "give to its owner",
@@ -118,15 +119,22 @@ pub fn give_to_owner(directory: &Path) -> Result<(), FileError> {
         remedy: "",
         source,
     };
-    let owner = fs::metadata(directory).map_err(failed)?;
-    if owner.uid() == rustix::process::geteuid().as_raw() {
+    let (owner, own) = (
+        fs::metadata(directory).map_err(failed)?,
+        rustix::process::geteuid().as_raw(),
+    );
+    if owner.uid() == own {
         return Ok(());
     }
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
+        let found = fs::symlink_metadata(&path).map_err(failed)?;
+        if found.uid() != own && found.uid() != owner.uid() {
+            continue;
+        }
         // Links are given as links: what they lead to is not ours to give.
         std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
-        if fs::symlink_metadata(&path).map_err(failed)?.is_dir() {
+        if found.is_dir() {
             give_to_owner(&path)?;
         }
     }
@@ -253,6 +261,27 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Reads a text file that decides something, so that not everybody may be able to write it.
+///
+/// # Errors
+/// It cannot be read, or everybody may write it.
+pub fn read_trusted_text(path: &Path) -> Result<String, FileError> {
+    let text = read_text(path)?;
+    let mode = fs::metadata(path).map_or(0, |found| found.mode());
+    if mode & 0o002 != 0 {
+        return Err(FileError {
+            verb: "use",
+            path: path.to_owned(),
+            remedy: "; look what stands in it, and `chmod o-w` it",
+            source: io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("its mode {:04o} lets everybody write it", mode & 0o7777),
+            ),
+        });
+    }
+    Ok(text)
+}
+
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     let failed = |source| FileError {
@@ -356,6 +385,21 @@ mod tests {
         assert_eq!((fs::read(&file).unwrap(), mode(&file)), (b"second".to_vec(), 0o640));
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_decides_is_not_for_everybody_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.toml");
+        fs::write(&path, "a = 1").unwrap();
+        for (mode, good) in [(0o600, true), (0o664, true), (0o666, false), (0o602, false)] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let read = read_trusted_text(&path);
+            assert_eq!(read.is_ok(), good, "{mode:o}");
+            if let Err(error) = read {
+                assert!(error.to_string().contains("chmod o-w"), "{error}");
+            }
+        }
     }
 
     #[test]

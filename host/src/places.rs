@@ -107,6 +107,27 @@ impl Places {
         sockets
     }
 
+    /// The configuration files of all daemons that lie there now: of the CA, of the agent, of the proxies that units run, and of
+    /// those that `hoplite run` wrote.
+    pub fn configs(&self) -> Vec<PathBuf> {
+        let listed = |dir: PathBuf| {
+            let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+            files.sort();
+            files
+        };
+        let is_toml = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "toml");
+        let mut configs = vec![self.ca_config(), self.agent_config()];
+        configs.extend(
+            listed(self.place("/etc/hoplite/proxy", "proxy"))
+                .into_iter()
+                .filter(is_toml),
+        );
+        configs.extend(listed(self.proxies_data()).iter().map(|dir| dir.join("proxy.toml")));
+        configs.retain(|file| file.is_file());
+        configs
+    }
+
     /// Below which the decision logs of all proxies lie.
     pub fn proxies_data(&self) -> PathBuf {
         self.place("/var/lib/hoplite/proxy", "proxy")
@@ -123,6 +144,24 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_daemons_file_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places::below(dir.path());
+        assert_eq!(places.configs(), Vec::<PathBuf>::new());
+        let all = [
+            places.ca_config(),
+            places.agent_config(),
+            places.proxy_config("edge"),
+            places.proxy_data("ledger").join("proxy.toml"),
+        ];
+        for file in &all {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(places.configs(), all);
+    }
 
     #[test]
     fn no_two_things_lie_in_one_place() {

@@ -9,5 +9,3 @@ pub use authority::{InvalidJwtAuthorities, JwtAuthorities};
 pub use claims::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX, InvalidAudience, JwtClaims};
 pub use jwk::{InvalidJwk, JwtAlgorithm, JwtKey};
 pub use token::{JwtRejected, JwtSvid, TOKEN_BYTES_MAX, verify};
-
-pub(crate) use jwk::Jwk;

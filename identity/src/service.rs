@@ -13,7 +13,7 @@ use crate::Excerpt;
 /// The longest service name, in bytes: it stands in every record and in the names of files and sockets.
 pub const SERVICE_NAME_BYTES_MAX: usize = 64;
 
-/// The name of a service: 1 to 64 of `[a-z0-9._-]`.
+/// The name of a service: 1 to 64 of `[a-z0-9._-]`, a letter or digit first, so that it is the name of a file and no flag.
 ///
 /// One rule for every file and flag, so that no policy can speak of a service that no proxy can have. Lower case
 /// only: two names that differ in case would be one name to most people.
@@ -22,7 +22,7 @@ pub struct ServiceName(Arc<str>);
 
 /// A text that names no service.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a service name; use 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`")]
+#[error("`{0}` is not a service name; use 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`, a letter or digit first")]
 pub struct InvalidServiceName(Excerpt);
 
 // === impl ServiceName ===
@@ -31,7 +31,7 @@ impl ServiceName {
     /// Checks a text.
     ///
     /// # Errors
-    /// It is empty, longer than 64 bytes, or has another character than `[a-z0-9._-]`.
+    /// It is empty, longer than 64 bytes, has another character than `[a-z0-9._-]`, or begins with none of `[a-z0-9]`.
     pub fn parse(name: &str) -> Result<Self, InvalidServiceName> {
         Self::check(name).map(|()| Self(name.into()))
     }
@@ -42,7 +42,8 @@ impl ServiceName {
     /// As [`ServiceName::parse`].
     pub fn check(name: &str) -> Result<(), InvalidServiceName> {
         let is_legal = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_');
-        if (1..=SERVICE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_legal) {
+        let begins = name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
+        if name.len() <= SERVICE_NAME_BYTES_MAX && begins && name.bytes().all(is_legal) {
             Ok(())
         } else {
             Err(InvalidServiceName(Excerpt::of(name)))
@@ -108,11 +109,18 @@ mod tests {
     #[test]
     fn names() {
         let check = |name: &str, good: bool| assert_eq!(ServiceName::parse(name).is_ok(), good, "{name:?}");
-        for good in ["ledger", "a", "0", "a.b_c-d", "-", "...", &"a".repeat(64)] {
+        for good in ["ledger", "a", "0", "a.b_c-d", &"a".repeat(64)] {
             check(good, true);
         }
         for bad in [
             "",
+            ".",
+            "..",
+            "...",
+            ".a",
+            "-",
+            "-a",
+            "_a",
             "Ledger",
             "led ger",
             "a/b",
@@ -129,7 +137,7 @@ mod tests {
     fn the_message_shows_the_input_escaped_and_the_rule() {
         assert_eq!(
             ServiceName::parse("a\nb").unwrap_err().to_string(),
-            r"`a\nb` is not a service name; use 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`"
+            r"`a\nb` is not a service name; use 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`, a letter or digit first"
         );
     }
 

@@ -5,7 +5,7 @@
 
 use prost::Message;
 
-use crate::report::{Count, Cut, Fired, Listeners, NodeCounters, Point, PointCounters, Program, Report};
+use crate::report::{Count, Cut, Fired, Listeners, NodeCounters, Point, Program, Report};
 
 /// One agent's whole report: some two hundred decision points with all they have to say.
 pub const REPORT_BYTES_MAX: usize = 256 << 10;
@@ -24,6 +24,9 @@ pub const FIRED_MAX: usize = 512;
 
 /// Alarms, faults, outcomes, causes, names of signers: lists that are short by their nature.
 pub const SHORT_LIST_MAX: usize = 16;
+
+/// No counter of a process reaches this: a billion a second for ten days do not. What a node says beyond it spoils no sum.
+const COUNT_MAX: u64 = 1 << 50;
 
 /// A text of a report.
 pub const TEXT_CHARS_MAX: usize = 256;
@@ -169,7 +172,7 @@ pub fn bound(report: &mut Report) {
     report.cut = Some(cut);
 }
 
-/// Leaves nothing in a report that may not stand on a terminal, and bounds each list and text.
+/// Leaves nothing in a report that may not stand on a terminal, and bounds each list, text and number.
 pub fn clean(report: &mut Report) {
     if let Some(about) = &mut report.about {
         text(&mut about.kernel);
@@ -227,8 +230,20 @@ pub fn clean_point(point: &mut Point) {
             list.iter_mut().for_each(text);
         }
     }
-    if let Some(PointCounters { decisions, .. }) = &mut point.counters {
-        counts(decisions);
+    if let Some(counters) = &mut point.counters {
+        counts(&mut counters.decisions);
+        for number in [
+            &mut counters.records,
+            &mut counters.record_failures,
+            &mut counters.rolled_up,
+            &mut counters.records_lost,
+            &mut counters.connections,
+        ] {
+            *number = (*number).min(COUNT_MAX);
+        }
+    }
+    if let Some(state) = &mut point.state {
+        state.pid = state.pid.max(0);
     }
     if let Some(Fired { ids, left_out }) = &mut point.fired {
         *left_out = left_out.saturating_add(shorten(ids, FIRED_MAX));
@@ -262,6 +277,7 @@ fn counts(counts: &mut Vec<Count>) {
     counts.truncate(SHORT_LIST_MAX);
     for count in counts {
         text(&mut count.name);
+        count.count = count.count.min(COUNT_MAX);
     }
 }
 
@@ -293,8 +309,35 @@ fn replace<T>(held: &mut Option<T>, news: Option<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Listener, NodeAbout, NodeState, PointAbout, PointPolicy, PointState};
+    use crate::report::{Listener, NodeAbout, NodeState, PointAbout, PointCounters, PointPolicy, PointState};
     use proptest::prelude::*;
+
+    #[test]
+    fn no_number_of_a_node_spoils_a_sum() {
+        let mut report = Report {
+            points: vec![Point {
+                counters: Some(PointCounters {
+                    decisions: vec![Count {
+                        name: "allow".into(),
+                        count: u64::MAX,
+                    }],
+                    records: u64::MAX,
+                    ..PointCounters::default()
+                }),
+                state: Some(PointState {
+                    pid: -1,
+                    ..PointState::default()
+                }),
+                ..Point::default()
+            }],
+            ..Report::default()
+        };
+        clean(&mut report);
+        let point = &report.points[0];
+        let counters = point.counters.as_ref().unwrap();
+        assert_eq!((counters.decisions[0].count, counters.records), (COUNT_MAX, COUNT_MAX));
+        assert_eq!(point.state.as_ref().unwrap().pid, 0);
+    }
 
     fn point(key: u8, parts: [u8; 6]) -> Point {
         let [about, listeners, policy, counters, fired, state] = parts;

@@ -83,11 +83,11 @@ impl NodeFacts {
     }
 
     /// The end of the node's own SVID.
-    pub(crate) fn svid_not_after(&self) -> Option<SystemTime> {
+    pub(crate) fn svid_life(&self) -> Option<(SystemTime, SystemTime)> {
         self.credentials
             .borrow()
             .as_ref()
-            .map(|own| own.svid.leaf().not_after())
+            .map(|own| (own.svid.leaf().not_before(), own.svid.leaf().not_after()))
     }
 
     /// The agent's own name.

@@ -96,10 +96,10 @@ impl Points {
         self: &Arc<Self>,
         process: &Arc<LocalProcess>,
         point: Point,
-        svid_ends: SystemTime,
+        (begins, ends): (SystemTime, SystemTime),
         shutdown: &Shutdown,
     ) -> Result<(), NotKept> {
-        let fresh = self.held().put(process.pid, point, svid_ends, clock::now())?;
+        let fresh = self.held().put(process.pid, point, (begins, ends), clock::now())?;
         self.news.notify_one();
         if let Some((owner, number)) = fresh {
             let (points, process, mut shutdown) = (Arc::clone(self), Arc::clone(process), shutdown.clone());
@@ -168,7 +168,7 @@ impl Held {
         &mut self,
         pid: i32,
         mut point: Point,
-        svid_ends: SystemTime,
+        (begins, ends): (SystemTime, SystemTime),
         now: SystemTime,
     ) -> Result<Option<(Owner, u64)>, NotKept> {
         reporting::clean_point(&mut point);
@@ -181,7 +181,8 @@ impl Held {
             pid,
         };
         let state = PointState {
-            svid_not_after_unix: unix(svid_ends),
+            svid_not_before_unix: unix(begins),
+            svid_not_after_unix: unix(ends),
             pid,
             ..PointState::default()
         };
@@ -284,7 +285,7 @@ mod tests {
     }
 
     fn put(held: &mut Held, pid: i32, spiffe_id: &str, now: u64) -> Result<bool, NotKept> {
-        let put = held.put(pid, point(spiffe_id, "ledger"), at(900), at(now));
+        let put = held.put(pid, point(spiffe_id, "ledger"), (at(0), at(900)), at(now));
         put.map(|fresh| fresh.is_some())
     }
 
@@ -308,7 +309,10 @@ mod tests {
     #[test]
     fn who_ended_is_told_until_it_is_back_or_nobody_asks_any_more() {
         let mut held = Held::default();
-        let (owner, number) = held.put(7, point("a", "ledger"), at(900), at(0)).unwrap().unwrap();
+        let (owner, number) = held
+            .put(7, point("a", "ledger"), (at(0), at(900)), at(0))
+            .unwrap()
+            .unwrap();
         held.ended(&owner, number + 1, at(1));
         assert_eq!(
             held.now(at(1))[0].state.as_ref().unwrap().ended_unix,
@@ -354,7 +358,7 @@ mod tests {
             ids: vec!["x".repeat(256); 512],
             left_out: 0,
         });
-        assert_eq!(held.put(1, long, at(900), at(0)), Err(NotKept::TooLong));
+        assert_eq!(held.put(1, long, (at(0), at(900)), at(0)), Err(NotKept::TooLong));
         assert!(held.now(at(0)).is_empty());
     }
 }

@@ -37,6 +37,11 @@ impl Reports for ReportService {
         let entitlement = self.sessions.session(&caller).entitlement().await?;
         let PutRequest { point, leaving } = request.into_inner();
         let point = point.unwrap_or_default();
+        if point.about.as_ref().is_some_and(|about| about.kind != "proxy") {
+            return Err(Status::invalid_argument(
+                "only a proxy reports here, with the kind `proxy`; the agent speaks for itself",
+            ));
+        }
         let claimed = point
             .about
             .as_ref()
@@ -61,8 +66,9 @@ impl Reports for ReportService {
         if leaving {
             self.points.leave(caller.pid, claimed);
         } else {
-            let ends = own.svid.leaf().not_after();
-            self.points.put(&caller, point, ends, &self.sessions.shutdown)?;
+            let leaf = own.svid.leaf();
+            let life = (leaf.not_before(), leaf.not_after());
+            self.points.put(&caller, point, life, &self.sessions.shutdown)?;
         }
         let period_ms = u32::try_from(self.points.period().as_millis()).unwrap_or(u32::MAX);
         Ok(Response::new(PutResponse { period_ms }))
@@ -105,6 +111,19 @@ mod tests {
         });
         request.metadata_mut().insert(HEADER, "true".parse().unwrap());
         request
+    }
+
+    /// The agent decides too, and what it says of itself it does not say here.
+    #[tokio::test]
+    async fn nobody_reports_as_the_agent() {
+        let world = World::start();
+        world.publish([world.entry("/ledger", &[own()])]);
+        let mut client = ReportsClient::new(world.dial().await);
+        let mut request = put("spiffe://prod.example/ledger", false);
+        let point = request.get_mut().point.as_mut().unwrap();
+        point.about.as_mut().unwrap().kind = "agent".to_owned();
+        let refused = client.put(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     }
 
     #[tokio::test]

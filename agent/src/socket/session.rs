@@ -200,7 +200,7 @@ impl Session {
         };
         self.refused.no_identity(&self.caller, &selectors);
         Ok(Found::Not(Status::permission_denied(format!(
-            "no identity issued: no entry matches {selectors}{unknown}; `hoplite entry why --pid {}` shows the nearest",
+            "no identity issued: no entry matches {selectors}{unknown}; `hoplite entry why --pid {}` shows the nearest while that process lives",
             self.caller.pid
         ))))
     }

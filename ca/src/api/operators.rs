@@ -36,8 +36,11 @@ pub(super) fn token_ttl(ttl_seconds: u32) -> Result<Duration, Status> {
         seconds => Duration::from_secs(seconds.into()),
     };
     if ttl > TTL_MAX {
-        let longest = TTL_MAX.as_secs();
-        let text = format!("`ttl_seconds`: `{ttl_seconds}` is too long; at most {longest}");
+        let text = format!(
+            "a token that lives for {} is too long-lived; at most {}",
+            humantime::format_duration(ttl),
+            humantime::format_duration(TTL_MAX)
+        );
         return Err(Status::invalid_argument(text));
     }
     Ok(ttl)

@@ -238,18 +238,7 @@ fn about_state(norm: &Norm<'_>, state: &NodeState, subject: Subject<'_>, node: &
         );
         node(Kind::WithoutSvid, Level::Wrong, text);
     }
-    let (begins, ends) = (state.svid_not_before_unix, state.svid_not_after_unix);
-    let left = ends.saturating_sub(unix(norm.now));
-    let life = ends.saturating_sub(begins);
-    if ends > 0 && left < life / 4 {
-        let text = format!(
-            "its SVID ends at {} and should have been renewed at half of its life; the agent's log says why",
-            moment(ends)
-        );
-        node(Kind::Ends, Level::Wrong, text);
-    } else if ends > 0 && within(norm, ends) {
-        node(Kind::Ends, Level::Notice, format!("its SVID ends at {}", moment(ends)));
-    }
+    about_svid(norm, state.svid_not_before_unix, state.svid_not_after_unix, node);
     if state.authority_not_after_unix > 0 && within(norm, state.authority_not_after_unix) {
         let text = format!(
             "an authority that it trusts ends at {}",
@@ -257,6 +246,21 @@ fn about_state(norm: &Norm<'_>, state: &NodeState, subject: Subject<'_>, node: &
         );
         node(Kind::Ends, Level::Notice, text);
     }
+}
+
+/// SVIDs are renewed by themselves, at half of their lives: one is worth a word only when that did not happen.
+fn about_svid(norm: &Norm<'_>, begins: i64, ends: i64, tell: &mut impl FnMut(Kind, Level, String)) {
+    let left = ends.saturating_sub(unix(norm.now));
+    let text = match (ends, left) {
+        (..=0, _) => return,
+        (_, ..=0) => format!("its SVID has ended at {}; the agent's log says why", moment(ends)),
+        _ if left < ends.saturating_sub(begins) / 4 => format!(
+            "its SVID ends at {} and should have been renewed at half of its life; the agent's log says why",
+            moment(ends)
+        ),
+        _ => return,
+    };
+    tell(Kind::Ends, Level::Wrong, text);
 }
 
 fn about_program(norm: &Norm<'_>, kind: &str, program: &Program, tell: &mut impl FnMut(Kind, Level, String)) {
@@ -314,16 +318,7 @@ fn about_point(norm: &Norm<'_>, point: &Point, found: &mut Vec<Trouble>) {
         );
         tell(Kind::PointSilent, Level::Wrong, text);
     }
-    let ends = state.svid_not_after_unix;
-    if ends > 0 && ends <= unix(norm.now) {
-        tell(
-            Kind::Ends,
-            Level::Wrong,
-            format!("its SVID has ended at {}", moment(ends)),
-        );
-    } else if ends > 0 && within(norm, ends) {
-        tell(Kind::Ends, Level::Notice, format!("its SVID ends at {}", moment(ends)));
-    }
+    about_svid(norm, state.svid_not_before_unix, state.svid_not_after_unix, &mut tell);
     if let Some(policy) = &point.policy {
         about_policy(norm, policy, &mut tell);
     }
@@ -567,6 +562,7 @@ mod tests {
                 }),
                 counters: Some(PointCounters::default()),
                 state: Some(PointState {
+                    svid_not_before_unix: seconds(NOW - 100),
                     svid_not_after_unix: seconds(NOW + 900),
                     ..PointState::default()
                 }),
@@ -684,6 +680,13 @@ mod tests {
             "said nothing",
         );
         check(&|r| state(r).svid_not_after_unix = 1, Kind::Ends, Wrong, "has ended");
+        let renewed_late = i64::try_from(NOW).unwrap() + 20;
+        check(
+            &|r| state(r).svid_not_after_unix = renewed_late,
+            Kind::Ends,
+            Wrong,
+            "should have been renewed",
+        );
         let counters = |r: &mut Report, change: fn(&mut PointCounters)| change(r.points[0].counters.as_mut().unwrap());
         check(
             &|r| counters(r, |c| c.record_failures = 3),
@@ -783,7 +786,7 @@ mod tests {
         };
         assert_eq!(
             [ends(0), ends(800), ends(1_000), ends(6_000), ends(200_000)],
-            [0, 0, 2, 3, 4]
+            [0, 0, 0, 1, 2]
         );
     }
 

@@ -78,10 +78,7 @@ pub const TARGETS: [Target; 11] = [
         name: "invitation",
         run: invitation,
     },
-    Target {
-        name: "jwt",
-        run: jwt,
-    },
+    Target { name: "jwt", run: jwt },
 ];
 
 /// Whether a text has the line and column of a fault. Line 0 is all of it.

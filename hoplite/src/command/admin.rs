@@ -30,8 +30,8 @@ pub(crate) struct ListingArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
-    /// The agent's SPIFFE ID
-    spiffe_id: String,
+    /// The node's name, or its agent's SPIFFE ID
+    agent: String,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -97,21 +97,17 @@ pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) fn agent_ban(args: AgentArgs) -> anyhow::Result<ExitCode> {
-    let request = AgentRequest {
-        spiffe_id: args.spiffe_id.clone(),
-    };
+    let request = args.request()?;
     let ca = &args.list.ca;
     ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?))?;
-    args.done("banned")
+    args.done(&request, "banned")
 }
 
 pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
-    let request = AgentRequest {
-        spiffe_id: args.spiffe_id.clone(),
-    };
+    let request = args.request()?;
     let ca = &args.list.ca;
     ca.call(async |mut ca| Ok(ca.evict_agent(request.clone()).await?))?;
-    args.done("evicted")
+    args.done(&request, "evicted")
 }
 
 /// The SPIFFE IDs of all registered workloads, each once.
@@ -138,11 +134,21 @@ pub(crate) fn trust_domain(ca: &CaArgs) -> anyhow::Result<TrustDomain> {
 // === impl AgentArgs ===
 
 impl AgentArgs {
+    /// For the agent of this SPIFFE ID, or of the node of this name in the CA's trust domain.
+    fn request(&self) -> anyhow::Result<AgentRequest> {
+        let spiffe_id = match self.agent.contains(':') {
+            true => self.agent.clone(),
+            false => trust_domain(&self.list.ca)?.agent(&self.agent)?.to_string(),
+        };
+        Ok(AgentRequest { spiffe_id })
+    }
+
     /// Says what became of the agent.
-    fn done(&self, what: &str) -> anyhow::Result<ExitCode> {
+    fn done(&self, request: &AgentRequest, what: &str) -> anyhow::Result<ExitCode> {
+        let spiffe_id = &request.spiffe_id;
         match self.list.output {
-            Output::Json => print_json(&serde_json::json!({"spiffe_id": self.spiffe_id, what: true}))?,
-            Output::Table => print(&format!("{what} {}\n", self.spiffe_id))?,
+            Output::Json => print_json(&serde_json::json!({"spiffe_id": spiffe_id, what: true}))?,
+            Output::Table => print(&format!("{what} {spiffe_id}\n"))?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::command::MeshDir;
 use crate::output::waiting::Waiting;
 use crate::output::{
-    Column, Form, Listing, Output, Reader, count, moment, plain, print, print_json, print_while_read, verdict,
+    Column, Form, Listing, Output, Reader, coloured, count, moment, plain, print, print_json, print_while_read, verdict,
 };
 
 /// Words of a kind that are remembered to tell which is near another; with more, none is looked for.
@@ -121,6 +121,11 @@ pub(crate) fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
 }
 
 fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
+    if let (Some(since), Some(until)) = (args.since, args.until)
+        && since > until
+    {
+        bail!("--since is after --until, so no record can be between; exchange them");
+    }
     let logs = args.log.directories()?;
     let waiting = Waiting::new("reading decision logs");
     let query = Query {
@@ -150,13 +155,18 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     }
     if records.is_empty() {
         unknown_words(&logs, &query)?;
+        eprintln!(
+            "no record matches in the {} below `{}`; a call is recorded by the proxy that decided, on its own node",
+            count(logs.len() as u64, "log"),
+            args.log.root()?.display()
+        );
     }
     drop(waiting);
     let mut listing = Listing::new(&COLUMNS);
     for record in records {
         listing.row(record);
     }
-    listing.print(args.form)?;
+    print(&listing.render(args.form, coloured())?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -208,6 +218,9 @@ fn unknown_words(logs: &[PathBuf], query: &Query) -> anyhow::Result<()> {
 fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
     let query = args.filter.into_query();
     let root = args.log.root()?;
+    if let Err(unknown) = unknown_words(&find_logs(&root)?, &query) {
+        eprintln!("note: {unknown}");
+    }
     let mut tails: Vec<(PathBuf, Tail)> = Vec::new();
     let mut from_end = true;
     let mut told = 0;

@@ -71,7 +71,7 @@ pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
 }
 
-fn last(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn last(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
@@ -83,7 +83,8 @@ fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> 
     })
 }
 
-fn rejection(error: &(dyn Error + 'static)) -> Option<PeerRejected> {
+/// What our verifier said of the other end, if it said anything.
+pub(crate) fn rejection(error: &(dyn Error + 'static)) -> Option<PeerRejected> {
     tls_error(error).and_then(tls::rejection)
 }
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anstyle::Style;
-use anyhow::bail;
 
 use crate::command::MeshDir;
 use crate::doctor::finding::{Finding, Verdict};
@@ -109,15 +108,7 @@ impl Args {
             return Ok(Scope::of(self.configs.clone()));
         }
         if self.dir.is_given() {
-            let dir = self.dir.path()?;
-            let files = toml_files(&dir.join("config"));
-            if files.is_empty() {
-                bail!(
-                    "there is no mesh in `{}`; start one with `hoplite up` or say where with --dir",
-                    dir.display()
-                );
-            }
-            return Ok(Scope::of(files));
+            return Ok(Scope::of(self.dir.configs()?));
         }
         let mut files = toml_files(Path::new(INSTALLED));
         if is_closed(Path::new(INSTALLED)) {
@@ -126,11 +117,7 @@ impl Args {
         }
         files.extend(toml_files(&Path::new(INSTALLED).join("proxy")));
         if files.is_empty() {
-            files = self
-                .dir
-                .path()
-                .map(|dir| toml_files(&dir.join("config")))
-                .unwrap_or_default();
+            files = self.dir.configs().unwrap_or_default();
         }
         Ok(Scope::of(files))
     }

@@ -36,7 +36,7 @@ pub(crate) enum EntryCommand {
     /// Register a workload; exit 1 if it is registered already and differs
     #[command(
         after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
-        --parent spiffe://demo.hoplite/hoplite/agent/local --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
+        --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
     )]
     Create(CreateArgs),
     /// Change a registration in place: what is not named stays, and at no moment is it away
@@ -324,7 +324,13 @@ fn one(ca: &CaArgs, id: &str) -> anyhow::Result<Entry> {
         "" => None, // would be all
         _ => list(ca, asked)?.pop(),
     };
-    found.with_context(|| format!("there is no registration `{id}`; `hoplite entry list` shows them"))
+    found.with_context(|| {
+        let what = match id.starts_with("spiffe://") {
+            true => "that is no id of a registration; one identity may have several",
+            false => "there is no registration of that id",
+        };
+        format!("`{id}`: {what}; `hoplite entry list` shows the ids")
+    })
 }
 
 /// Nothing is wrong with it: an agent may join later. But a misspelt one never will.

@@ -14,10 +14,10 @@ use hoplite_wire::ca::{ListReportsRequest, NodeReport};
 use serde_json::{Value, json};
 
 use self::ask::Seen;
-use self::text::{columns, many, wrapped};
+use self::text::{columns, many};
 use crate::command::reach::CaArgs;
 use crate::output::capped::All;
-use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain, print_while_read, verdict};
+use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain, print_while_read, verdict, wrapped};
 
 /// How many nodes people are shown.
 const NODES_SHOWN_MAX: u32 = 50;
@@ -92,7 +92,7 @@ pub(crate) struct FleetList {
 #[derive(Debug, Args)]
 pub(crate) struct Expiring {
     /// What ends within this time
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = crate::output::moment::span)]
     within: Duration,
     #[command(flatten)]
     list: FleetList,

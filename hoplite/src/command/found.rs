@@ -1,6 +1,6 @@
 //! `hoplite ca init` and `hoplite ca show`: a trust domain begins on this machine, and what it is known by.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,14 +24,14 @@ use crate::output::{NOTHING_DONE, Output, print, print_json};
 const PORT: u16 = 7443;
 
 pub(crate) const HELP: &str = "Examples:\n  hoplite ca init --trust-domain prod.example --advertise ca.prod.example:7443\n  \
-    hoplite ca init --trust-domain prod.example --advertise 10.0.0.1:7443 --signer-key alice.key --run\n  \
-    hoplite ca init --trust-domain prod.example --advertise 10.0.0.1:7443 --print-config\n\n\
+    hoplite ca init --trust-domain prod.example --advertise 10.0.0.1:7443 \\\n      --signer-key alice.key --run\n  \
+    hoplite ca init --trust-domain prod.example --advertise 10.0.0.1:7443 \\\n      --print-config\n\n\
     Exit codes: 0 founded, 1 not founded, 2 wrong usage, 3 a CA is here already and nothing was done.";
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// The name of the trust domain, for ever: the first part of each SPIFFE ID
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = founded_name)]
     trust_domain: TrustDomain,
     /// How other machines reach this CA; it stands in the invitations [default: what --listen says]
     #[arg(long, value_name = "HOST:PORT")]
@@ -157,6 +157,18 @@ fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
     About::read(&file)?.say(args.output, &more)
 }
 
+/// A trust domain that is founded has a name that can also be that of a directory, and no flag. The standard allows more, which
+/// others may have.
+fn founded_name(text: &str) -> anyhow::Result<TrustDomain> {
+    let name = TrustDomain::parse(text)?;
+    if !text.starts_with(|first: char| first.is_ascii_alphanumeric()) || text.contains("..") {
+        bail!(
+            "a trust domain that is founded begins with a letter or digit and has no `..`; `prod.example` is such a name"
+        );
+    }
+    Ok(name)
+}
+
 /// As the CA reads its file.
 fn parse(file: &Path, text: &str) -> anyhow::Result<Config> {
     Ok(config::parse(file, text)?)
@@ -176,7 +188,12 @@ impl InitArgs {
     /// The CA's file.
     fn text(&self, places: &Places, signers: &[Signer]) -> anyhow::Result<String> {
         let port = self.advertise.as_ref().map_or(PORT, HostPort::port);
-        let everywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        let host = self.advertise.as_ref().map(HostPort::host).unwrap_or_default();
+        let everywhere: IpAddr = match host.trim_matches(['[', ']']).parse() {
+            Ok(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let everywhere = SocketAddr::new(everywhere, port);
         let listen = self.listen.unwrap_or(everywhere);
         let advertise = match &self.advertise {
             Some(address) => format!("advertise = \"{address}\"\n"),
@@ -247,5 +264,28 @@ impl About {
             self.fingerprints(),
             self.file.display(),
         ))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name is that of a directory on the laptops of operators.
+    #[test]
+    fn a_trust_domain_is_founded_under_a_plain_name() {
+        for (name, good) in [
+            ("prod.example", true),
+            ("a", true),
+            ("..", false),
+            (".", false),
+            ("-", false),
+            (".a", false),
+            ("a..b", false),
+            ("_a", false),
+            ("Prod", false),
+        ] {
+            assert_eq!(founded_name(name).is_ok(), good, "{name}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! `hoplite healthcheck`: whether a daemon can do its work now, for units, images and scripts. Exit 0 or 1.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use hoplite_host::config::{self, ConfigError};
+use hoplite_host::places::Places;
 use hoplite_wire::channel;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -19,7 +19,6 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::command::MeshDir;
 use crate::output::{Output, print, print_json};
-use crate::up::SERVICES;
 
 /// A daemon that needs longer is not healthy.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -63,7 +62,10 @@ pub(crate) fn run(args: &HealthcheckArgs) -> anyhow::Result<ExitCode> {
     let files = match (&args.within, args.config.is_empty()) {
         (Some(directory), _) => files_in(directory)?,
         (None, false) => args.config.clone(),
-        (None, true) => mesh_files(&args.dir.path()?)?,
+        (None, true) => match Places::installed().configs() {
+            installed if !installed.is_empty() && !args.dir.is_given() => installed,
+            _ => args.dir.configs()?,
+        },
     };
     let asked = super::runtime()?.block_on(async {
         let mut asked = Vec::with_capacity(files.len());
@@ -82,35 +84,11 @@ pub(crate) fn run(args: &HealthcheckArgs) -> anyhow::Result<ExitCode> {
 
 /// Those of the daemons of a machine, or of a container, which has one.
 fn files_in(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = ["ca.toml", "agent.toml"].map(|name| directory.join(name)).into();
-    files.retain(|file| file.exists());
-    if let Ok(entries) = fs::read_dir(directory.join("proxy")) {
-        let entries = entries.flatten().map(|entry| entry.path());
-        let mut proxies: Vec<PathBuf> = entries
-            .filter(|file| file.extension().is_some_and(|end| end == "toml"))
-            .collect();
-        proxies.sort();
-        files.extend(proxies);
-    }
+    let files = Places::below(directory).configs();
     if files.is_empty() {
         bail!(
             "`{}` has no ca.toml, no agent.toml and no proxy/*.toml; name the directory of the daemons' files, or a file with --config",
             directory.display()
-        );
-    }
-    Ok(files)
-}
-
-/// Those of a mesh of `hoplite up`.
-fn mesh_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let config = dir.join("config");
-    let files = ["ca", "agent"].into_iter().chain(SERVICES);
-    let files: Vec<PathBuf> = files.map(|name| config.join(format!("{name}.toml"))).collect();
-    if let Some(missing) = files.iter().find(|file| !file.exists()) {
-        bail!(
-            "`{}` is not there: `{}` is no directory of `hoplite up`; name a daemon's file with --config",
-            missing.display(),
-            dir.display()
         );
     }
     Ok(files)

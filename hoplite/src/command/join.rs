@@ -1,13 +1,13 @@
 //! `hoplite join`: this machine becomes a node of the CA that invited it.
 
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hoplite_agent::{Config, Joined, Membership, PeerProcess};
-use hoplite_host::daemon::{Manner, PlacedArguments};
 use hoplite_host::logging::Format;
 use hoplite_host::places::Places;
 use hoplite_host::process::{self, Hardening};
@@ -63,24 +63,25 @@ pub(crate) fn run(args: &JoinArgs) -> anyhow::Result<ExitCode> {
         None => join(args, &places, &invitation, existing.is_some())?,
     }
     if args.run {
-        let daemon = PlacedArguments {
-            config: Some(config_file),
-            dir: None,
-            manner: Manner {
-                log: args.log,
-                supervised: false,
-            },
-        };
-        hoplite_agent::run(&hoplite_agent::Arguments {
-            daemon,
-            launcher_stdin: false,
-        })?;
-        return Ok(ExitCode::SUCCESS);
+        return Err(become_agent(&config_file, args.log));
     }
     Ok(match member {
         Some(_) => ExitCode::from(NOTHING_DONE),
         None => ExitCode::SUCCESS,
     })
+}
+
+/// This process goes on as the agent, with a command line that has no invitation in it. Returns only why it does not.
+fn become_agent(config_file: &Path, log: Format) -> anyhow::Error {
+    let log = log.to_possible_value();
+    let log = log.map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let error = Command::new("/proc/self/exe")
+        .arg0("hoplite")
+        .args(["agent", "run", "--config"])
+        .arg(config_file)
+        .args(["--log", &log])
+        .exec();
+    anyhow::Error::new(error).context("cannot go on as the agent")
 }
 
 /// The invitation's text, from wherever it is.

@@ -113,7 +113,11 @@ pub(crate) fn logout(args: &LogoutArgs) -> anyhow::Result<ExitCode> {
         None => SignIn::current()?,
     };
     let Some(sign_in) = found else {
-        bail!("this user has not signed in there{}", sign_in::known()?);
+        let whose = args
+            .ca
+            .as_deref()
+            .map_or_else(|| "any CA".to_owned(), |ca| format!("the CA `{ca}`"));
+        bail!("this user has not signed in at {whose}{}", sign_in::known()?);
     };
     let told = super::runtime()?.block_on(sign_in.sign_out());
     if let (Err(error), false) = (&told, args.force) {

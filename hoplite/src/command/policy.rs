@@ -32,6 +32,7 @@ use serde_json::{Value, json};
 
 use crate::command::MeshDir;
 use crate::command::admin::ListArgs;
+use crate::command::fleet::ask::CANNOT_TELL;
 use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, moment, one_line, part, plain, print, verdict};
 
@@ -103,7 +104,7 @@ pub(crate) enum PolicyCommand {
     /// Check, test, compare, replay and sign policies, and send them to every proxy; stops at the first step that fails. Exit 0 also
     /// if nothing changed, 1 if nothing was published, 3 if it was and a proxy does not follow in time
     #[command(
-        after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' --key alice.key \\\n    \
+        after_help = "Example:\n  hoplite policy publish policies --note 'INC-7: refunds read the ledger' \\\n      --key alice.key \\\n    \
         --accept 'allow spiffe://prod.acme/ns/pay/* × ledger:*'"
     )]
     Publish(publish::Args),
@@ -159,9 +160,10 @@ pub(crate) struct SchemaArgs {
 /// Where the policies lie that are asked.
 #[derive(Debug, Args)]
 pub(crate) struct PoliciesArgs {
-    /// The directory of the policies [default: that of the mesh in --dir]
-    #[arg(long, value_name = "DIR")]
-    policies: Option<PathBuf>,
+    /// A directory of policies, a bundle's file, or the number of a revision that the CA keeps [default: the directory of the mesh
+    /// in --dir; where there is none, what the CA has in force]
+    #[arg(long, value_name = "DIR|FILE|REVISION")]
+    policies: Option<String>,
 }
 
 /// Where the decision logs lie.
@@ -317,9 +319,9 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         .then(|| elsewhere::Elsewhere::ask(&args.ca, false));
     let sockets = match args.proxies.sockets(args.ca.mesh()) {
         Ok(sockets) => sockets,
-        // No mesh lies here, and the CA knows of others.
+        // No mesh lies here, and the CA is asked.
         Err(error) => match &elsewhere {
-            Some(Ok(others)) if !others.is_empty() => Vec::new(),
+            Some(Ok(_)) => Vec::new(),
             _ => return Err(error),
         },
     };
@@ -344,10 +346,10 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let good = |status: &Value| {
         part(status, "/policy/in_force") == "live" && faults(status).is_empty() && alarms(status).is_empty()
     };
-    let code = if statuses.iter().all(good) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    let code = match statuses.as_slice() {
+        [] => ExitCode::from(CANNOT_TELL),
+        all if all.iter().all(good) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     };
     let (mut not_applied, mut alarmed) = (String::new(), String::new());
     for status in &statuses {
@@ -494,15 +496,31 @@ impl ProxyArgs {
 // === impl PoliciesArgs ===
 
 impl PoliciesArgs {
-    fn path(&self, dir: &MeshDir) -> anyhow::Result<PathBuf> {
-        match &self.policies {
-            Some(path) => Ok(path.clone()),
-            None => Ok(dir.path()?.join("policies")),
-        }
+    fn sources(&self, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
+        Ok(self.read(ca)?.1)
     }
 
-    fn sources(&self, dir: &MeshDir) -> anyhow::Result<Vec<Source>> {
-        sources(&self.path(dir)?)
+    /// With what sentences call them.
+    fn read(&self, ca: &CaArgs) -> anyhow::Result<(String, Vec<Source>)> {
+        if let Some(what) = &self.policies {
+            return Ok((what.clone(), published::read(what, ca)?));
+        }
+        let directory = ca.mesh().path()?.join("policies");
+        if directory.is_dir() || ca.mesh().is_given() {
+            return Ok((directory.display().to_string(), sources(&directory)?));
+        }
+        let asked = published::state(ca);
+        let live = asked.with_context(|| {
+            format!(
+                "there is no policy directory `{}`, so the CA is asked what is in force; --policies DIR names another directory",
+                directory.display()
+            )
+        })?;
+        let Some(live) = live.live else {
+            anyhow::bail!("nothing is published yet; name a directory with --policies DIR")
+        };
+        let sources = published::sources(ca, live.revision)?;
+        Ok((format!("the policies of revision {}", live.revision), sources))
     }
 }
 

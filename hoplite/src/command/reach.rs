@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Args;
 use hoplite_host::clock;
+use hoplite_host::places::Places;
 use hoplite_identity::{BundleSet, HostPort};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::{POLICY_BYTES_MAX, WorkloadApi, channel};
@@ -14,7 +15,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::command::MeshDir;
-use crate::command::dial::{causes, network, refusal};
+use crate::command::dial::{causes, last, network, refusal};
 use crate::command::sign_in::{self, SignIn};
 
 /// How to reach the CA.
@@ -157,10 +158,8 @@ pub(crate) async fn connect(socket: &Path) -> anyhow::Result<AdminClient<Channel
 }
 
 async fn socket_channel(socket: &Path) -> anyhow::Result<Channel> {
-    channel::unix(socket).await.map_err(|error| {
-        let text = unreachable_by(&error, socket);
-        anyhow::Error::new(error).context(text)
-    })
+    let channel = channel::unix(socket).await;
+    channel.map_err(|error| anyhow::anyhow!(unreachable_by(&error, socket)))
 }
 
 /// What to do about a CA that cannot be reached.
@@ -178,8 +177,24 @@ fn unreachable_by(error: &(dyn Error + 'static), socket: &Path) -> String {
              connections or is stopping, which its log says; try again"
         ),
         _ => format!(
-            "no CA answers at `{socket}`; is it running (`hoplite up`, `hoplite ca run`), and is this its user? A CA elsewhere is \
-             reached with --ca after `hoplite login`"
+            "no CA answers at `{socket}` ({}); {}",
+            last(error),
+            match installed_agents_ca() {
+                Some(ca) => format!("this machine is a node of the CA at {ca}: ask an admin there for an invitation and run `hoplite login`"),
+                None => "is it running (`hoplite up`, `hoplite ca run`), and is this its user? A CA elsewhere is reached with --ca after \
+                         `hoplite login`"
+                    .to_owned(),
+            }
         ),
     }
+}
+
+/// Where the CA of this machine's agent is, on a machine that has an agent and no CA of its own.
+fn installed_agents_ca() -> Option<HostPort> {
+    let places = Places::installed();
+    if places.ca_config().exists() {
+        return None;
+    }
+    let config = hoplite_agent::Config::load(&places.agent_config()).ok()?;
+    HostPort::parse(&config.ca.to_string()).ok()
 }

@@ -31,7 +31,7 @@ const RECORDER_BYTES_MAX: usize = 64;
 
 pub(crate) const HELP: &str = "Examples:\n  hoplite run --service ledger --port 9000\n  \
     hoplite run --service billing --to ledger=10.0.0.1:8443@9001\n  \
-    hoplite run --service edge --port 8080 --protocol http2 --to ledger=10.0.0.1:8443 --to db=tcp://10.0.0.2:8443 --print-config\n\n\
+    hoplite run --service edge --port 8080 --protocol http2 \\\n      --to ledger=10.0.0.1:8443 --to db=tcp://10.0.0.2:8443 --print-config\n\n\
     The service gets the SPIFFE ID spiffe://TRUST_DOMAIN/SERVICE, as `hoplite token create --service` and `hoplite entry create --service`\n\
     register it, and expects spiffe://TRUST_DOMAIN/NAME of each --to NAME. As root it runs the proxy as the service's user.\n\
     Policy is what the CA publishes; until there is one, everything is denied.";

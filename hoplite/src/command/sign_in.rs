@@ -53,6 +53,15 @@ fn root() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The directory of the sign-in at a trust domain. The name is chosen by whoever runs that CA.
+fn dir_of(trust_domain: &TrustDomain) -> anyhow::Result<PathBuf> {
+    let name = trust_domain.as_str();
+    if name.starts_with('.') {
+        bail!("the trust domain `{name}` has a name that no directory may have here; nothing was written");
+    }
+    Ok(root()?.join(name))
+}
+
 /// `; there is one at …`, or nothing: where this user has signed in.
 pub(crate) fn known() -> anyhow::Result<String> {
     let all: Vec<String> = SignIn::all()?
@@ -116,8 +125,14 @@ impl SignIn {
 
     /// That at a CA, by its address or its trust domain.
     pub(crate) fn at(ca: &str) -> anyhow::Result<Option<Self>> {
+        let mut all = Self::all()?;
         let is_meant = |sign_in: &Self| sign_in.address.as_str() == ca || sign_in.trust_domain().as_str() == ca;
-        Ok(Self::all()?.into_iter().find(is_meant))
+        if let Some(position) = all.iter().position(is_meant) {
+            return Ok(Some(all.swap_remove(position)));
+        }
+        // Without its port, where that can mean one only.
+        let mut of_host = all.into_iter().filter(|sign_in| sign_in.address.host() == ca);
+        Ok(of_host.next().filter(|_| of_host.next().is_none()))
     }
 
     /// The newest.
@@ -130,7 +145,7 @@ impl SignIn {
         let Ok(trust_domain) = TrustDomain::parse(trust_domain.trim()) else {
             return Ok(None);
         };
-        let dir = root.join(trust_domain.as_str());
+        let dir = dir_of(&trust_domain)?;
         dir.join(IDENTITY).exists().then(|| Self::read(&dir)).transpose()
     }
 
@@ -163,8 +178,7 @@ impl SignIn {
 
     /// Puts it in the place of the one at the same trust domain.
     pub(crate) fn save(&self) -> anyhow::Result<PathBuf> {
-        let root = root()?;
-        let dir = root.join(self.trust_domain().as_str());
+        let dir = dir_of(self.trust_domain())?;
         files::private_dir(&dir)?;
         let ca = Ca {
             address: self.address.clone(),
@@ -186,8 +200,7 @@ impl SignIn {
 
     /// Forgets it.
     pub(crate) fn remove(&self) -> anyhow::Result<()> {
-        let root = root()?;
-        let dir = root.join(self.trust_domain().as_str());
+        let (root, dir) = (root()?, dir_of(self.trust_domain())?);
         for name in [IDENTITY, CA, BUNDLE] {
             files::remove(&dir.join(name))?;
         }

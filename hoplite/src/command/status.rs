@@ -7,10 +7,10 @@ use hoplite_wire::ca::{ListReportsRequest, Mesh};
 use serde_json::json;
 
 use super::fleet::ask::{self, CANNOT_TELL, Seen};
-use super::fleet::text::{ago, columns, many, short, shown, span, wrapped};
+use super::fleet::text::{ago, columns, many, short, shown, span};
 use super::fleet::{again, json as as_json, of_node, who};
 use crate::command::reach::CaArgs;
-use crate::output::{Output, print_while_read};
+use crate::output::{Output, print_while_read, wrapped};
 
 /// Nodes whose troubles are shown: one screen.
 const NODES_SHOWN: u32 = 10;

@@ -25,7 +25,7 @@ pub(crate) enum SvidCommand {
     Fetch(FetchArgs),
     /// Show them, and again whenever they change, or keep one fresh in files
     #[command(
-        after_help = "Examples:\n  hoplite svid watch --output json\n  hoplite svid watch --write /srv/tls --exec 'nginx -s reload'\n  hoplite svid watch --write /srv/tls --owner postgres --pid-file /var/lib/postgresql/15/main/postmaster.pid"
+        after_help = "Examples:\n  hoplite svid watch --output json\n  hoplite svid watch --write /srv/tls --exec 'nginx -s reload'\n  hoplite svid watch --write /srv/tls --owner postgres \\\n      --pid-file /var/lib/postgresql/15/main/postmaster.pid"
     )]
     Watch(WatchArgs),
 }

@@ -45,7 +45,7 @@ pub(crate) struct CreateTokenArgs {
     #[arg(long = "path", value_name = "PATH", requires = "roles")]
     paths: Vec<String>,
     /// How long the token may wait to be used
-    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10m", value_parser = crate::output::moment::seconds)]
     ttl: Duration,
     /// How that machine reaches the CA [default: what the CA's configuration says by `advertise`, or `listen`]
     #[arg(long, value_name = "HOST:PORT")]

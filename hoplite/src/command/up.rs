@@ -23,10 +23,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 7700, conflicts_with = "check", value_parser = clap::value_parser!(u16).range(1024..=65500))]
     base_port: u16,
     /// How long each service's SVID lives [default: one hour]
-    #[arg(long, value_name = "TIME", conflicts_with = "check", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", conflicts_with = "check", value_parser = crate::output::moment::span)]
     svid_ttl: Option<Duration>,
     /// How long the agent's own SVID lives [default: one day]
-    #[arg(long, value_name = "TIME", conflicts_with = "check", hide = true, value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", conflicts_with = "check", hide = true, value_parser = crate::output::moment::span)]
     agent_ttl: Option<Duration>,
     /// Serve /live, /ready and /metrics of each part, on five ports from the base + 4 on: CA, agent, edge, orders, ledger
     #[arg(long, conflicts_with = "check")]

@@ -127,8 +127,9 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
                 Ok(status) => ok(
                     "answer",
                     format!(
-                        "the agent has {} entries and all their SVIDs (peer_process = \"{}\")",
-                        status.entries, status.peer_process
+                        "the agent has {} and all their SVIDs (peer_process = \"{}\")",
+                        count(status.entries.into(), "entry"),
+                        status.peer_process
                     ),
                 ),
                 Err(error) => refused("the agent", &error.to_string()),

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hoplite_decision::read_policies;
+use hoplite_identity::{TrustBundle, TrustDomain};
 use hoplite_policy::Snapshot;
 use rustix::fs::statvfs;
 
@@ -29,13 +30,14 @@ pub(super) fn look(part: &Part) -> Vec<Finding> {
     let mut found = Vec::new();
     for dir in directories(part) {
         found.push(directory(&dir));
+        found.extend(whose(&dir, part));
         found.extend(SECRETS.iter().filter_map(|name| secret(&dir.join(name))));
     }
     match part {
         Part::Ca(_) => {}
         Part::Agent(agent) => {
             found.extend(agent.join_token_file.as_deref().and_then(secret));
-            found.push(readable(&agent.trust_bundle));
+            found.push(bundle(&agent.trust_bundle, &agent.trust_domain));
             let directory = agent
                 .authorization
                 .as_ref()
@@ -112,17 +114,47 @@ pub(super) fn secret(file: &Path) -> Option<Finding> {
     })
 }
 
-fn readable(file: &Path) -> Finding {
+pub(super) fn bundle(file: &Path, trust_domain: &TrustDomain) -> Finding {
     let shown = file.display().to_string();
-    match fs::read(file) {
-        Ok(bytes) if bytes.is_empty() => fail(
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => return denied("trust bundle", &shown, &error),
+    };
+    match TrustBundle::from_pem(trust_domain.clone(), &text, 0) {
+        Ok(bundle) if bundle.authorities().is_empty() => fail(
             "trust bundle",
             format!("{shown} is empty"),
             "fetch it: hoplite bundle show",
         ),
         Ok(_) => ok("trust bundle", shown),
-        Err(error) => denied("trust bundle", &shown, &error),
+        Err(error) => fail(
+            "trust bundle",
+            format!("{shown}: {error}"),
+            "the agent would not start with it; fetch it: hoplite bundle show",
+        ),
     }
+}
+
+/// Whether what a running daemon keeps is its own user's, who its socket belongs to.
+fn whose(dir: &Path, part: &Part) -> Option<Finding> {
+    let (kept, socket) = (fs::metadata(dir).ok()?, fs::symlink_metadata(part.socket()).ok()?);
+    (kept.uid() != socket.uid()).then(|| {
+        fail(
+            "directory",
+            format!(
+                "{} belongs to user {}, and {} runs as user {}",
+                dir.display(),
+                kept.uid(),
+                part.name(),
+                socket.uid()
+            ),
+            format!(
+                "whoever that is has what lies there: look who gave it away, then `chown -R {} {}`",
+                socket.uid(),
+                dir.display()
+            ),
+        )
+    })
 }
 
 pub(super) fn policies(dir: &Path) -> Finding {

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::daemons::Lives;
 use super::finding::{CHECK_MAX, Finding, fail, ok, unseen, warn};
 use super::part::Part;
+use crate::command::dial;
 
 /// Upstreams, ports, and of an agent its CA.
 pub(super) async fn look(part: &Part, lives: Lives, findings: &mut Vec<Finding>) {
@@ -115,6 +116,11 @@ async fn ca(agent: &hoplite_agent::Config) -> Finding {
             "CA",
             format!("{who} is the one of {}, by this clock too", agent.trust_domain.as_str()),
         ),
+        Ok(Err(error)) if dial::rejection(&error).is_none() => fail(
+            "CA",
+            format!("{who}: {}", one_line(&error)),
+            "look whether it runs, and at firewalls between",
+        ),
         Ok(Err(error)) => fail(
             "CA",
             format!("{who}: {}", one_line(&error)),
@@ -151,9 +157,15 @@ pub(super) fn port(whose: &str, listen: SocketAddr, lives: Lives) -> Finding {
             );
         }
     };
-    let holder = || holder(listen.port()).unwrap_or_else(|| "another user's process".to_owned());
+    let held = holder(listen.port());
+    let holder = || held.clone().unwrap_or_else(|| "another user's process".to_owned());
     match (lives, free) {
-        (Lives::Yes, false) => ok("port", format!("{listen}, of {whose}, is held by {}", holder())),
+        (Lives::Yes | Lives::Unknown, false) if held.is_none() => unseen(
+            "port",
+            format!("{listen}, of {whose}, is held by a process that this user cannot see"),
+            "run this as the daemon's user or as root",
+        ),
+        (Lives::Yes | Lives::Unknown, false) => ok("port", format!("{listen}, of {whose}, is held by {}", holder())),
         (Lives::Yes, true) => fail(
             "port",
             format!("nobody listens on {listen}, though {whose} runs"),
@@ -165,7 +177,6 @@ pub(super) fn port(whose: &str, listen: SocketAddr, lives: Lives) -> Finding {
             format!("{listen}, of {whose}, which does not run, is held by {}", holder()),
             "stop that, or choose another port",
         ),
-        (Lives::Unknown, false) => ok("port", format!("{listen}, of {whose}, is held by {}", holder())),
         (Lives::Unknown, true) => warn("port", format!("nobody listens on {listen}, of {whose}"), "start it"),
     }
 }

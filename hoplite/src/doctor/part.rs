@@ -61,6 +61,15 @@ pub(super) fn load(file: &Path) -> Result<(Finding, Part), Finding> {
 // === impl Part ===
 
 impl Part {
+    /// Where it answers.
+    pub(super) fn socket(&self) -> &Path {
+        match self {
+            Self::Ca(ca) => &ca.admin_socket,
+            Self::Agent(agent) => &agent.socket,
+            Self::Proxy(proxy) => &proxy.admin_socket,
+        }
+    }
+
     /// For people.
     pub(crate) fn name(&self) -> String {
         match self {

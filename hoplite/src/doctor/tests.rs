@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::daemons::{Lives, ends, policy, socket};
-use super::files::{directory, policies, secret, space};
+use super::files::{bundle, directory, policies, secret, space};
 use super::finding::{Finding, Verdict};
 use super::machine::{clock, descriptors, entropy, kernel, time_server};
 use super::network::{listening, port, upstream};
@@ -109,6 +109,17 @@ fn files_and_directories() {
     is(&directory(&key), Verdict::Fail, "no directory");
     mode(&key, 0o600);
     is(&secret(&key).unwrap(), Verdict::Ok, "0600");
+
+    let pem = dir.path().join("bundle.pem");
+    let domain = hoplite_identity::TrustDomain::parse("a.example").unwrap();
+    is(&bundle(&pem, &domain), Verdict::Fail, "bundle.pem");
+    for text in ["", "garbage"] {
+        fs::write(&pem, text).unwrap();
+        is(&bundle(&pem, &domain), Verdict::Fail, "hoplite bundle show");
+    }
+    let authority = hoplite_identity::testing::TestAuthority::new("a.example");
+    fs::write(&pem, authority.bundle().to_pem()).unwrap();
+    is(&bundle(&pem, &domain), Verdict::Ok, "bundle.pem");
 
     let rules = dir.path().join("policies");
     is(&policies(&rules), Verdict::Fail, "policies");

@@ -1,7 +1,7 @@
 //! Moments as people write and read them: in one time zone, theirs.
 
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use jiff::civil::{Date, DateTime, Time};
@@ -38,6 +38,11 @@ fn zone() -> TimeZone {
     ZONE.get_or_init(TimeZone::system).clone()
 }
 
+/// A text that is no length of time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no length of time that can be meant here; one is a number and a unit: `30s`, `90m`, `12h`, `7d`")]
+pub(crate) struct NoSpan(String);
+
 /// `utc`, `local`, or a name of the time zone database.
 pub(crate) fn parse_zone(text: &str) -> Result<TimeZone, NoZone> {
     match text.to_ascii_lowercase().as_str() {
@@ -45,6 +50,19 @@ pub(crate) fn parse_zone(text: &str) -> Result<TimeZone, NoZone> {
         "local" => Ok(TimeZone::system()),
         _ => TimeZone::get(text).map_err(|_| NoZone(text.to_owned())),
     }
+}
+
+/// A length of time: `30s`, `12h`, `7d`.
+pub(crate) fn span(text: &str) -> Result<Duration, NoSpan> {
+    humantime::parse_duration(text).map_err(|_| NoSpan(text.to_owned()))
+}
+
+/// A length of time of at least a second, where what is shorter would be taken for none.
+pub(crate) fn seconds(text: &str) -> Result<Duration, NoSpan> {
+    span(text)
+        .ok()
+        .filter(|span| span.as_secs() > 0)
+        .ok_or_else(|| NoSpan(text.to_owned()))
 }
 
 /// A moment in any of the [`FORMS`].
@@ -159,6 +177,21 @@ mod tests {
             ("2026-11-28T12:00:00Z", "Europe/Berlin", "2026-11-28T12:00:00Z"),
         ] {
             assert_eq!(parsed(text, zone).as_deref(), Some(expected), "{text} in {zone}");
+        }
+    }
+
+    #[test]
+    fn a_length_of_time_is_said_with_its_unit() {
+        assert_eq!(span("90m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(span("0s"), Ok(Duration::ZERO));
+        assert_eq!(seconds("1s"), Ok(Duration::from_secs(1)));
+        for text in ["tomorrow", "5", "", "-1s"] {
+            let said = span(text).unwrap_err().to_string();
+            assert!(said.contains(&format!("`{text}`")) && said.contains("`12h`"), "{said}");
+        }
+        // What would be rounded to none is not taken for the default.
+        for text in ["0s", "500ms", "1ns"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

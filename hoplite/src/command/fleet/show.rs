@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use hoplite_wire::ca::NodeReport;
 use hoplite_wire::report::{Count, Listener, Point, Program};
 
-use super::text::{ago, columns, many, short, shown, wrapped};
+use super::text::{ago, columns, many, short, shown};
 use super::{ask, is_wrong, json};
 use crate::command::reach::CaArgs;
-use crate::output::{Output, one_line, print, print_json};
+use crate::output::{Output, one_line, print, print_json, wrapped};
 
 /// Where values stand.
 const INDENT: usize = 14;

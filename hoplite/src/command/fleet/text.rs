@@ -5,33 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use hoplite_host::clock;
 
-use crate::output;
-
-/// A terminal narrower than this breaks its lines itself.
-const COLUMNS_MIN: usize = 40;
+use crate::output::{self, COLUMNS_MIN};
 
 /// How many columns there are; where nobody says it, lines are not broken.
 pub(crate) fn columns() -> usize {
     output::width().map_or(usize::MAX, |columns| columns.max(COLUMNS_MIN))
-}
-
-/// Words in lines of at most so many columns, all but the first indented.
-pub(crate) fn wrapped(first: &str, indent: usize, text: &str, columns: usize) -> String {
-    let (mut lines, mut line, mut is_empty) = (String::new(), first.to_owned(), true);
-    for word in text.split_whitespace() {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > columns {
-            lines.push_str(&line);
-            lines.push('\n');
-            line = " ".repeat(indent);
-            is_empty = true;
-        }
-        if !is_empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        is_empty = false;
-    }
-    lines + &line + "\n"
 }
 
 /// `5s`, `12m`, `3h`, `40d`.
@@ -105,9 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_fit() {
-        assert_eq!(wrapped("  a  ", 5, "one two three", 12), "  a  one two\n     three\n");
-        assert_eq!(wrapped("", 2, "toolongforthis", 5), "toolongforthis\n");
+    fn spans_and_counts_are_short() {
         assert_eq!(
             [span(59), span(60), span(7_200), span(200_000)],
             ["59s", "1m", "2h", "2d"]

@@ -1,18 +1,15 @@
 //! `hoplite policy diff`: what is different between two sets of policies, by what they mean.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use hoplite_author::difference::{Difference, PolicySet};
 use hoplite_author::replay::{Baseline, Comparison};
-use hoplite_policy::Source;
-use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents};
 use serde_json::json;
 
-use super::{AuditArgs, compile, published, replay, sources};
+use super::{AuditArgs, compile, published, replay};
 use crate::command::reach::CaArgs;
 use crate::output::capped::All;
 use crate::output::{Output, print, print_json};
@@ -38,7 +35,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let (old, new) = (read(&args.old, &args.ca)?, read(&args.new, &args.ca)?);
+    let (old, new) = (
+        published::read(&args.old, &args.ca)?,
+        published::read(&args.new, &args.ca)?,
+    );
     let before = compile(&old).with_context(|| format!("the policies of `{}`", args.old))?;
     let after = compile(&new).with_context(|| format!("the policies of `{}`", args.new))?;
     let set = |snapshot, sources| PolicySet { snapshot, sources };
@@ -86,22 +86,4 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn read(what: &str, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
-    let path = Path::new(what);
-    if path.is_dir() {
-        return sources(path);
-    }
-    let bytes = if path.is_file() {
-        std::fs::read(path).with_context(|| format!("cannot read `{what}`"))?
-    } else {
-        let revision = what.parse().ok().with_context(|| {
-            format!("`{what}` is neither a directory, nor the file of a bundle, nor the number of a revision")
-        })?;
-        published::kept(ca, revision)?
-    };
-    // Only shown; nothing is enforced by what is read here.
-    let bundle = BundleContents::danger_read_unverified(&bytes, BUNDLE_BYTES_MAX)?;
-    Ok(bundle.sources().to_vec())
 }

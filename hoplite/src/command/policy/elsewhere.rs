@@ -20,10 +20,6 @@ impl Elsewhere {
         Ok(Self(ask::everything(ca, fired)?.unwrap_or_default()))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.others(&[]).next().is_none()
-    }
-
     /// Says of whom nothing is known, on standard error.
     pub(super) fn say_unheard(&self) {
         let unheard = self.unheard();

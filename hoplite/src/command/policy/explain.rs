@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use hoplite_policy::{Ask, Asked, CanonicalRequest, SelectedHeaders, Snapshot};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs};
-use crate::command::MeshDir;
+use crate::command::reach::CaArgs;
 use crate::output::{Output, cut, print, print_json};
 
 #[derive(Debug, clap::Args)]
@@ -48,18 +48,18 @@ pub(crate) struct Args {
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    dir: MeshDir,
+    ca: CaArgs,
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let sources = args.policies.sources(&args.dir)?;
+    let (named, sources) = args.policies.read(&args.ca)?;
     let snapshot = super::compile(&sources)?;
     let (ask, record) = match &args.decision {
         Some(id) => {
-            let record = find(id, &args.audit.logs(&args.dir)?)?;
+            let record = find(id, &args.audit.logs(args.ca.mesh())?)?;
             let Some(ask) = ask_of(&record, snapshot.headers()) else {
                 bail!(
                     "policy was not asked about `{id}`: it is a {} that was {}{}",
@@ -76,8 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.output == Output::Json {
         print_json(&as_json(&explanation, &ask, record.as_ref()))?;
     } else {
-        let directory = args.policies.path(&args.dir)?;
-        print(&page(&explanation, &ask, record.as_ref(), &snapshot, &directory))?;
+        print(&page(&explanation, &ask, record.as_ref(), &snapshot, &named))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -154,13 +153,7 @@ fn reproduces(explanation: &Explanation, record: &Record) -> bool {
     decision.verdict().as_str() == record.outcome.as_str() && decision.determining() == record.determining.as_slice()
 }
 
-fn page(
-    explanation: &Explanation,
-    ask: &Ask,
-    record: Option<&Record>,
-    snapshot: &Snapshot,
-    directory: &Path,
-) -> String {
+fn page(explanation: &Explanation, ask: &Ask, record: Option<&Record>, snapshot: &Snapshot, named: &str) -> String {
     let decision = explanation.what_if.decision();
     let mut page = String::new();
     if let Some(record) = record {
@@ -189,7 +182,7 @@ fn page(
         } else {
             format!("decide {}{}", decision.verdict(), by(decision.determining()))
         };
-        let _ = writeln!(page, "{} are {which}; they {says}\n", directory.display());
+        let _ = writeln!(page, "{named} are {which}; they {says}\n");
     }
     let what = match &ask.what {
         Asked::Connect => format!("connect {}", ask.service),

@@ -23,7 +23,7 @@ use crate::output::{Column, Listing, Output, print, print_json, verdict};
 pub(crate) enum GrantCommand {
     /// Write a grant and sign it; it needs a second person's signature
     #[command(
-        after_help = "Example:\n  hoplite policy grant create --ticket INC-1 --reason 'ledger is down' --who prod.acme/ns/ops \\\n    \
+        after_help = "Example:\n  hoplite policy grant create --ticket INC-1 --reason 'ledger is down' \\\n      --who prod.acme/ns/ops \\\n    \
         --service ledger --for 1h --key alice.key"
     )]
     Create(CreateArgs),
@@ -53,7 +53,7 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     service: ServiceName,
     /// For how long from now on; 8 hours at most
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = crate::output::moment::seconds)]
     duration: Duration,
     /// The grant's name [default: the ticket in lower case]
     #[arg(long)]

@@ -45,7 +45,7 @@ struct Reach {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let snapshot = compile(&args.policies.sources(args.ca.mesh())?)?;
+    let snapshot = compile(&args.policies.sources(&args.ca)?)?;
     let callers = args.callers()?;
     if callers.is_empty() {
         bail!("there is no caller to ask about; name some with --among FILE or --seen-since MOMENT");

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long)]
     note: Option<String>,
     /// After how long the proxies call these policies stale
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = crate::output::moment::seconds)]
     expires: Duration,
     /// Only try them beside those in force; no answer changes
     #[arg(long)]
@@ -135,9 +135,10 @@ fn checked<'a>(sources: &'a [Source], args: &Args, steps: &mut Steps) -> anyhow:
             steps.done(
                 "check",
                 &format!(
-                    "{} in {} are good",
+                    "{} in {} {}",
                     count(policies as u64, "policy"),
-                    count(files as u64, "file")
+                    count(files as u64, "file"),
+                    if policies == 1 { "is good" } else { "are good" }
                 ),
             )?;
             Ok(Some(checked))

@@ -1,6 +1,9 @@
 //! What the CA has of policy: its state, and the bundles it keeps.
 
-use anyhow::bail;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use hoplite_policy::Source;
 use hoplite_policy::bundle::{BUNDLE_BYTES_MAX, BundleContents, ManifestFile};
 use hoplite_wire::ca::{GetPolicyRequest, ShowPolicyRequest, ShowPolicyResponse};
 
@@ -24,4 +27,29 @@ pub(crate) fn kept(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<u8>> {
 pub(crate) fn content(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<ManifestFile>> {
     let bundle = BundleContents::danger_read_unverified(&kept(ca, revision)?, BUNDLE_BYTES_MAX)?;
     Ok(bundle.manifest().files.clone())
+}
+
+/// The policies of a revision. Only shown: nothing is enforced by what is read here.
+pub(crate) fn sources(ca: &CaArgs, revision: u64) -> anyhow::Result<Vec<Source>> {
+    unverified(&kept(ca, revision)?)
+}
+
+/// The policies of a directory, of a bundle's file, or of a revision that the CA keeps.
+pub(crate) fn read(what: &str, ca: &CaArgs) -> anyhow::Result<Vec<Source>> {
+    let path = Path::new(what);
+    if path.is_dir() {
+        return super::sources(path);
+    }
+    if path.is_file() {
+        return unverified(&std::fs::read(path).with_context(|| format!("cannot read `{what}`"))?);
+    }
+    let revision = what.parse().ok().with_context(|| {
+        format!("`{what}` is neither a directory, nor the file of a bundle, nor the number of a revision")
+    })?;
+    sources(ca, revision)
+}
+
+fn unverified(bundle: &[u8]) -> anyhow::Result<Vec<Source>> {
+    let bundle = BundleContents::danger_read_unverified(bundle, BUNDLE_BYTES_MAX)?;
+    Ok(bundle.sources().to_vec())
 }

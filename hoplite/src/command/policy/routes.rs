@@ -20,7 +20,7 @@ use crate::output::{Output, print, print_json};
 pub(crate) enum RoutesCommand {
     /// Read a service's routes out of its OpenAPI document (3.0 or 3.1, YAML or JSON)
     #[command(
-        after_help = "Examples:\n  hoplite policy routes import --service ledger openapi.yaml\n  hoplite policy routes import --service ledger openapi.yaml --into policies/routes.toml\n  hoplite policy routes import --service github api.json --prefix /repos --tag issues --tag pulls"
+        after_help = "Examples:\n  hoplite policy routes import --service ledger openapi.yaml\n  hoplite policy routes import --service ledger openapi.yaml \\\n      --into policies/routes.toml\n  hoplite policy routes import --service github api.json \\\n      --prefix /repos --tag issues --tag pulls"
     )]
     Import(ImportArgs),
 }

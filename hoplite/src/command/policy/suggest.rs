@@ -10,7 +10,7 @@ use hoplite_author::{Advice, Denials, Suggestion};
 use serde_json::{Value, json};
 
 use super::{AuditArgs, PoliciesArgs, compile};
-use crate::command::MeshDir;
+use crate::command::reach::CaArgs;
 use crate::output::waiting::Waiting;
 use crate::output::{Output, count, moment, print, print_json};
 
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    dir: MeshDir,
+    ca: CaArgs,
     /// The form of the answer: policies with comments, or JSON
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -35,14 +35,14 @@ pub(crate) struct Args {
 
 /// Exit 1 when there is nothing to suggest.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let snapshot = compile(&args.policies.sources(&args.dir)?)?;
+    let snapshot = compile(&args.policies.sources(&args.ca)?)?;
     let mut denials = Denials::default();
     let mut damaged = 0_u64;
     let query = Query {
         since: Some(args.since),
         ..Query::default()
     };
-    let logs = args.audit.logs(&args.dir)?;
+    let logs = args.audit.logs(args.ca.mesh())?;
     let waiting = Waiting::new("reading decision logs");
     for log in logs {
         for record in read_log(&log, &query)? {

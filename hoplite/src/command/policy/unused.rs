@@ -13,7 +13,7 @@ use super::elsewhere::{Elsewhere, named};
 use super::{AuditArgs, ProxyArgs, compile, sources};
 use crate::command::fleet::text::many;
 use crate::command::reach::CaArgs;
-use crate::output::{Column, Form, Listing, count, one_line, part, print, print_json, thousands};
+use crate::output::{Column, Form, Listing, count, one_line, part, print, print_json};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -137,10 +137,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let since = humantime::format_rfc3339_seconds(args.since);
     print(&format!(
-        "{} of {} policies decided none of {} decisions since {since}{}\n",
+        "{} of {} decided none of {} since {since}{}\n",
         unused.len(),
-        snapshot.policy_ids().len(),
-        thousands(records),
+        count(snapshot.policy_ids().len() as u64, "policy"),
+        count(records, "decision"),
         match proxies.len() {
             0 => String::new(),
             proxies => format!(

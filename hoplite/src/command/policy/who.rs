@@ -55,7 +55,7 @@ pub(crate) struct WhatArgs {
 }
 
 pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
-    let sources = args.policies.sources(args.ca.mesh())?;
+    let sources = args.policies.sources(&args.ca)?;
     let snapshot = compile(&sources)?;
     let deeds = deeds(args, &snapshot)?;
     let workloads = match (&args.among, args.registered) {
@@ -200,7 +200,7 @@ fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, form: Form
 
 pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
     let id = SpiffeId::parse(&args.principal).with_context(|| format!("`{}` is not a SPIFFE ID", args.principal))?;
-    let snapshot = compile(&args.policies.sources(args.ca.mesh())?)?;
+    let snapshot = compile(&args.policies.sources(&args.ca)?)?;
     let mut rows = Vec::new();
     for service in services(&snapshot) {
         let connect = Deed::Connect(service.clone());

@@ -13,6 +13,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -74,7 +75,10 @@ pub(crate) struct Owner {
 /// A directory that one process writes sets into.
 #[derive(Debug)]
 pub(crate) struct Files {
+    /// As people name it.
     dir: PathBuf,
+    /// The directory itself, whatever becomes of its name.
+    place: PathBuf,
     layout: Layout,
     /// Locked, so that nobody else writes here.
     handle: File,
@@ -100,16 +104,12 @@ impl Files {
             made.with_context(|| format!("cannot make the directory `{}`", dir.display()))?;
         }
         files::private_dir(&dir)?;
-        // Whose it is may put links in the way of whoever writes here.
-        let (uid, own) = (fs::metadata(&dir)?.uid(), rustix::process::geteuid().as_raw());
-        if uid != own && uid != 0 {
-            anyhow::bail!(
-                "`{}` belongs to user {uid}, who could put other files in the way; `chown` it to user {own} (the files' own \
-                 user is `--owner`)",
-                dir.display()
-            );
-        }
         let handle = File::open(&dir).with_context(|| format!("cannot open `{}`", dir.display()))?;
+        is_nobody_elses(&dir, &handle.metadata()?)?;
+        for parent in dir.ancestors().skip(1) {
+            nobody_replaces(parent, &dir)?;
+        }
+        let place = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
         if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_err() {
             anyhow::bail!(
                 "another `hoplite svid` writes into `{}`; stop it, or choose another directory",
@@ -118,6 +118,7 @@ impl Files {
         }
         let files = Self {
             dir,
+            place,
             layout: layout.clone(),
             handle,
         };
@@ -129,9 +130,10 @@ impl Files {
 
     /// Puts a set in the place of the one before. Where it fails, the one before stays.
     pub(crate) fn put(&self, svid: &X509Svid, bundle: &TrustBundle) -> anyhow::Result<()> {
+        self.still_ours()?;
         self.written(svid, bundle).with_context(|| {
             format!(
-                "cannot write into `{}`; what was there before stays: check the directory and free space",
+                "cannot write into `{}`; what was there before stays; check the directory and free space",
                 self.dir.display()
             )
         })
@@ -146,8 +148,8 @@ impl Files {
             key_mode,
             ..
         } = &self.layout;
-        let before = fs::read_link(self.dir.join(DATA)).ok();
-        let set = tempfile::Builder::new().prefix(SET).tempdir_in(&self.dir)?;
+        let before = fs::read_link(self.place.join(DATA)).ok();
+        let set = tempfile::Builder::new().prefix(SET).tempdir_in(&self.place)?;
         self.write(set.path(), cert_file, svid.chain_pem().as_bytes(), *cert_mode)?;
         self.write(set.path(), key_file, svid.key_pem().as_bytes(), *key_mode)?;
         self.write(set.path(), bundle_file, bundle.to_pem().as_bytes(), *cert_mode)?;
@@ -178,7 +180,7 @@ impl Files {
         } = &self.layout;
         let (chain, key, bundle) = (svid.chain_pem(), svid.key_pem(), bundle.to_pem());
         let is_there = |name: &FileName, text: &str, mode: &Mode| {
-            let path = self.dir.join(&name.0);
+            let path = self.place.join(&name.0);
             let is_ours = !self.check_free(name).unwrap_or(true);
             let asked = fs::metadata(&path).is_ok_and(|found| {
                 let owned = owner
@@ -194,13 +196,13 @@ impl Files {
 
     /// Whether programs know of the set that is there.
     pub(crate) fn is_told(&self) -> bool {
-        let [data, told] = [DATA, TOLD].map(|name| fs::read_link(self.dir.join(name)).ok());
+        let [data, told] = [DATA, TOLD].map(|name| fs::read_link(self.place.join(name)).ok());
         data.is_some() && data == told
     }
 
     /// Programs know of the set that is there.
     pub(crate) fn told(&self) -> anyhow::Result<()> {
-        let set = fs::read_link(self.dir.join(DATA))?;
+        let set = fs::read_link(self.place.join(DATA))?;
         self.point(TOLD, &set)?;
         self.handle.sync_all()?;
         Ok(())
@@ -208,8 +210,8 @@ impl Files {
 
     /// Takes away what is there: who reads a file finds none.
     pub(crate) fn withdraw(&self) -> anyhow::Result<()> {
-        files::remove(&self.dir.join(DATA))?;
-        files::remove(&self.dir.join(TOLD))?;
+        files::remove(&self.place.join(DATA))?;
+        files::remove(&self.place.join(TOLD))?;
         self.sweep(&[])?;
         Ok(())
     }
@@ -219,11 +221,23 @@ impl Files {
         &self.dir
     }
 
+    /// Whether the name still leads to the directory that was taken, and that is still nobody else's.
+    fn still_ours(&self) -> anyhow::Result<()> {
+        let (there, taken) = (fs::metadata(&self.dir), self.handle.metadata()?);
+        if !there.is_ok_and(|there| (there.dev(), there.ino()) == (taken.dev(), taken.ino())) {
+            anyhow::bail!(
+                "`{}` is no longer the directory that was taken at the start, so nothing was written; put it back, or run this again",
+                self.dir.display()
+            );
+        }
+        is_nobody_elses(&self.dir, &taken)
+    }
+
     /// Makes a link lead to a set, by one rename.
     fn point(&self, link: &str, set: &Path) -> io::Result<()> {
-        let next = self.dir.join(format!("{NEXT}{}", set.display()));
+        let next = self.place.join(format!("{NEXT}{}", set.display()));
         symlink(set, &next)?;
-        fs::rename(&next, self.dir.join(link)).inspect_err(|_| {
+        fs::rename(&next, self.place.join(link)).inspect_err(|_| {
             let _ = fs::remove_file(&next);
         })
     }
@@ -236,7 +250,14 @@ impl Files {
             .mode(0o600)
             .open(set.join(&name.0))?;
         if let Some(owner) = self.layout.owner {
-            fchown(&file, Some(owner.uid), owner.gid)?;
+            fchown(&file, Some(owner.uid), owner.gid).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => io::Error::new(
+                    error.kind(),
+                    "only root may give a file to another user, and to a group that is not the caller's own: run it as root, or \
+                     leave out --owner",
+                ),
+                _ => error,
+            })?;
         }
         file.set_permissions(Permissions::from_mode(mode.0))?;
         file.write_all(bytes)?;
@@ -246,9 +267,10 @@ impl Files {
     /// Whether a name is ours to use: nothing has it, or our own link.
     fn check_free(&self, name: &FileName) -> anyhow::Result<bool> {
         let path = self.dir.join(&name.0);
-        match fs::symlink_metadata(&path) {
+        let place = self.place.join(&name.0);
+        match fs::symlink_metadata(&place) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            Ok(_) if fs::read_link(&path).is_ok_and(|target| target == Path::new(DATA).join(&name.0)) => Ok(false),
+            Ok(_) if fs::read_link(&place).is_ok_and(|target| target == Path::new(DATA).join(&name.0)) => Ok(false),
             Ok(_) => anyhow::bail!(
                 "`{}` is there and was not written by this command; move it away, or choose another name",
                 path.display()
@@ -259,14 +281,14 @@ impl Files {
 
     fn link(&self, name: &FileName) -> anyhow::Result<()> {
         if self.check_free(name)? {
-            symlink(Path::new(DATA).join(&name.0), self.dir.join(&name.0))?;
+            symlink(Path::new(DATA).join(&name.0), self.place.join(&name.0))?;
         }
         Ok(())
     }
 
     /// Removes every set but these, and links that never became the one.
     fn sweep(&self, kept: &[Option<PathBuf>]) -> io::Result<()> {
-        for entry in fs::read_dir(&self.dir)? {
+        for entry in fs::read_dir(&self.place)? {
             let entry = entry?;
             let name = entry.file_name();
             let text = name.to_string_lossy();
@@ -279,6 +301,37 @@ impl Files {
         }
         self.handle.sync_all()
     }
+}
+
+/// Whose a directory is may put links in the way of whoever writes there.
+fn is_nobody_elses(dir: &Path, found: &fs::Metadata) -> anyhow::Result<()> {
+    let (uid, own) = (found.uid(), rustix::process::geteuid().as_raw());
+    if uid != own && uid != 0 {
+        anyhow::bail!(
+            "`{}` belongs to user {uid}, who could put other files in the way; `chown` it to user {own} (the files' own user is `--owner`)",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Who may write in a directory above may put another in the place of this one.
+fn nobody_replaces(parent: &Path, dir: &Path) -> anyhow::Result<()> {
+    const STICKY: u32 = 0o1000;
+    let found = fs::metadata(parent).with_context(|| format!("cannot look at `{}`", parent.display()))?;
+    let own = rustix::process::geteuid().as_raw();
+    let is_others = found.uid() != 0 && found.uid() != own;
+    if is_others || found.mode() & 0o022 != 0 && found.mode() & STICKY == 0 {
+        anyhow::bail!(
+            "others may write in `{}` (mode {:04o}, of user {}) and so put another directory in the place of `{}`; choose one below \
+             directories that only root and user {own} may write",
+            parent.display(),
+            found.mode() & 0o7777,
+            found.uid(),
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 // === impl Layout ===
@@ -296,10 +349,11 @@ impl FromStr for FileName {
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
         const NAME_BYTES_MAX: usize = 128;
-        let is_name = !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.contains(['/', '\0']);
+        let is_name =
+            !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.contains(|c: char| c == '/' || c.is_control());
         if !is_name || text == "." || text.starts_with("..") {
             anyhow::bail!(
-                "a file's name has no `/`, does not begin with `..`, and is at most {NAME_BYTES_MAX} bytes long"
+                "a file's name has no `/` and no control character, does not begin with `..`, and is at most {NAME_BYTES_MAX} bytes long"
             );
         }
         Ok(Self(text.to_owned()))
@@ -339,6 +393,9 @@ impl FromStr for Owner {
             None => (text, None),
         };
         let (uid, own) = id_of(user, Path::new("/etc/passwd"))?;
+        if uid == u32::MAX {
+            anyhow::bail!("{uid} is no user: to the system it means nobody in particular");
+        }
         let gid = group.map(|group| id_of(group, Path::new("/etc/group"))).transpose()?;
         Ok(Self {
             uid,

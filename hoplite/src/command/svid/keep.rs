@@ -98,10 +98,10 @@ impl WriteArgs {
 
 /// Writes once.
 pub(crate) async fn once(args: &WriteArgs, address: &str, dir: &Path, form: Form) -> anyhow::Result<ExitCode> {
-    let files = Files::open(dir, &args.layout)?;
     let identity = async { WorkloadApi::open(address).await?.next().await };
     let chosen = identity.await.and_then(|identity| args.choose(identity));
-    let (svid, bundle) = chosen.with_context(|| format!("nothing was written into `{}`", files.dir().display()))?;
+    let (svid, bundle) = chosen.with_context(|| format!("nothing was written into `{}`", dir.display()))?;
+    let files = Files::open(dir, &args.layout)?;
     files.put(&svid, &bundle)?;
     // Whoever ran this knows; a watch that comes later has nothing to tell of it.
     files.told()?;

@@ -1,7 +1,7 @@
 //! Tells a program that its files have changed: a command that is run, or a signal that is sent.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,11 +10,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use hoplite_host::clock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, open};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 
 /// How much later than its pid file a process may seem to have begun: a boot time is known to a second.
 const STALE_SLACK: Duration = Duration::from_secs(2);
+
+/// A pid file has a number first; postmaster.pid has a few lines behind it.
+const PID_FILE_BYTES_MAX: u64 = 4096;
 
 /// What `/proc` counts in; it is 100 on every architecture that Linux has nowadays, whatever the kernel's own is.
 const TICKS_A_SECOND: u32 = 100;
@@ -28,8 +32,8 @@ pub(crate) struct Listeners {
     /// Give the command to `/bin/sh -c`
     #[arg(long, requires = "exec")]
     shell: bool,
-    /// What runs longer is killed, with all that it started
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration, requires = "write")]
+    /// What runs longer is killed, with what of it stays in its process group
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = crate::output::moment::span, requires = "write")]
     exec_timeout: Duration,
     /// Send a signal to this process after each change; end when it is gone
     #[arg(long, value_name = "PID", requires = "write", conflicts_with = "pid_file")]
@@ -211,7 +215,7 @@ impl Telling {
 /// The process that a pid file names. A number is used again by others: one who began after the file was written is not
 /// the one that it means.
 fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read the pid file `{}`", file.display()))?;
+    let (text, written) = short(file).with_context(|| format!("cannot read the pid file `{}`", file.display()))?;
     let first = text.lines().next().unwrap_or_default().trim();
     let pid: i32 = first.parse().with_context(|| {
         let start: String = first.chars().take(40).collect();
@@ -223,7 +227,6 @@ fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
     })?;
     let process = opened(pid).with_context(|| format!("the pid file `{}` is stale", file.display()))?;
     // It is that process from here on, whichever it is.
-    let written = fs::metadata(file)?.modified()?;
     if began(pid)? > written + STALE_SLACK {
         anyhow::bail!(
             "the pid file `{}` is stale: process {pid} began after it was written",
@@ -231,6 +234,21 @@ fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
         );
     }
     Ok((pid, process))
+}
+
+/// The start of a file, and when it was written. Whoever owns it may have put anything in its place: what is no regular file is
+/// not read, and of a long one no more than a number's length.
+fn short(file: &Path) -> io::Result<(String, SystemTime)> {
+    // A pipe that nobody writes to is opened at once, and then refused.
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = File::from(open(file, flags | OFlags::RDONLY, rustix::fs::Mode::empty())?);
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    file.take(PID_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok((text, found.modified()?))
 }
 
 /// Whether a process has ended, waited for or not; in doubt it has not.
@@ -261,4 +279,39 @@ fn began(pid: i32) -> anyhow::Result<SystemTime> {
     clock::now()
         .checked_sub(age)
         .context("the clock stands before the start of time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever owns the file may put anything there; nobody waits for it, and nobody reads it to its end.
+    #[test]
+    fn a_pid_file_is_a_short_regular_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let long = dir.path().join("long");
+        File::create(&long).unwrap().set_len(1 << 40).unwrap();
+        for (file, expected) in [
+            (pipe.as_path(), "no regular file"),
+            (Path::new("/dev/zero"), "no regular file"),
+            (dir.path(), "no regular file"),
+            (long.as_path(), "holds no process number"),
+            (Path::new("/nowhere"), "No such file"),
+        ] {
+            let error = named(file).unwrap_err();
+            assert!(format!("{error:#}").contains(expected), "{error:#}");
+        }
+        let own = dir.path().join("own");
+        fs::write(&own, format!("{}\nand more\n", std::process::id())).unwrap();
+        assert_eq!(named(&own).unwrap().0, std::process::id().cast_signed());
+    }
 }

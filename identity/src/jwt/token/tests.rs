@@ -363,7 +363,7 @@ fn j_2_every_algorithm_of_the_list_but_one() {
 #[test]
 fn b_4_j_11_what_is_no_key_of_jwt_svids_is_passed_over_and_a_broken_one_is_not() {
     let key = |change: fn(&mut Map<String, Value>)| {
-        let mut jwk = serde_json::to_value(crate::jwt::Jwk::from(&Signing::new().key())).unwrap();
+        let mut jwk = serde_json::to_value(crate::jwt::jwk::Jwk::from(&Signing::new().key())).unwrap();
         let members = jwk.as_object_mut().unwrap();
         members.insert("use".into(), json!("jwt-svid"));
         members.insert("kid".into(), json!("a"));

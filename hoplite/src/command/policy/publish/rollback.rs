@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long)]
     note: Option<String>,
     /// After how long the proxies call these policies stale
-    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = crate::output::moment::seconds)]
     expires: Duration,
     #[command(flatten)]
     wait: WaitArgs,

@@ -36,7 +36,7 @@ pub(crate) struct WaitArgs {
     #[arg(long)]
     no_wait: bool,
     /// For how long it is waited
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::output::moment::span)]
     timeout: Duration,
     #[command(flatten)]
     proxies: ProxyArgs,
@@ -93,11 +93,12 @@ impl WaitArgs {
             return Ok(Ended::Well);
         }
         let sockets = self.proxies(ca.mesh())?;
+        let here = runtime()?.block_on(names_of(&sockets));
         let reported = self
             .proxies
             .named()
             .is_empty()
-            .then(|| Reported::ask(ca, goal, &sockets))
+            .then(|| Reported::ask(ca, goal, &here))
             .flatten();
         if sockets.is_empty() && reported.as_ref().is_none_or(Reported::is_nobody) {
             steps.fact("proxies", json!({"known": 0, "follow": 0, "behind": []}));
@@ -109,7 +110,6 @@ impl WaitArgs {
             };
         }
         let start = clock::moment();
-        let here = sockets.clone();
         let behind = runtime()?.block_on(wait(sockets, goal, self.timeout));
         let Outcome {
             all,
@@ -164,8 +164,8 @@ impl WaitArgs {
 
 impl Reported {
     /// None where the CA cannot be asked, or is older than reports.
-    fn ask(ca: &CaArgs, goal: &Goal, here: &[PathBuf]) -> Option<Self> {
-        let names = here.iter().map(|socket| name(socket)).collect();
+    fn ask(ca: &CaArgs, goal: &Goal, here: &[String]) -> Option<Self> {
+        let names = here.to_vec();
         let goal = match goal {
             Goal::Live(revision) => wire::Goal {
                 live_revision: *revision,
@@ -190,7 +190,7 @@ impl Reported {
     }
 
     /// Asks until all follow, or the time is over.
-    fn wait(self, ca: &CaArgs, goal: &Goal, here: &[PathBuf], timeout: Duration) -> Self {
+    fn wait(self, ca: &CaArgs, goal: &Goal, here: &[String], timeout: Duration) -> Self {
         let (start, mut last) = (clock::moment(), self);
         while (last.0.following < last.0.points || last.unheard() > 0) && start.elapsed() < timeout {
             std::thread::sleep(TICK_FAR);
@@ -200,15 +200,11 @@ impl Reported {
     }
 
     /// With those of this machine that do not report: what was found of them here counts.
-    fn outcome(self, here: &[PathBuf], behind_here: Vec<Behind>) -> Outcome {
+    fn outcome(self, here: &[String], behind_here: Vec<Behind>) -> Outcome {
         let unheard = self.unheard();
         let Self(mesh) = self;
         let is_known = |name: &String| mesh.known.contains(name);
-        let unreported = here
-            .iter()
-            .map(|socket| name(socket))
-            .filter(|name| !is_known(name))
-            .count();
+        let unreported = here.iter().filter(|name| !is_known(name)).count();
         let behind_here: Vec<Behind> = behind_here.into_iter().filter(|proxy| !is_known(&proxy.name)).collect();
         let (points, following) = (mesh.points as usize, mesh.following as usize);
         let behind = mesh.behind.into_iter().map(|behind| Behind {
@@ -351,9 +347,33 @@ fn named(behind: &[Behind]) -> String {
     text
 }
 
-/// What a proxy that does not answer is called.
+/// What the proxies at these sockets call themselves, which is what they report.
+async fn names_of(sockets: &[PathBuf]) -> Vec<String> {
+    let ask = |socket: &PathBuf| {
+        let socket = socket.clone();
+        tokio::spawn(async move {
+            let status = hoplite_proxy::admin_status(&socket).await.unwrap_or_default();
+            let own = part(&status, "/name").as_str().map(str::to_owned);
+            own.unwrap_or_else(|| name(&socket))
+        })
+    };
+    let asked: Vec<_> = sockets.iter().map(ask).collect();
+    let mut names = Vec::new();
+    for (socket, asked) in sockets.iter().zip(asked) {
+        // A failed join is a panic of ours in there.
+        names.push(asked.await.unwrap_or_else(|_| name(socket)));
+    }
+    names
+}
+
+/// What a proxy that does not answer is called: by its own socket, `ledger.sock`, or by the directory of it, `ledger/proxy.sock`.
 fn name(socket: &Path) -> String {
-    let stem = socket.file_stem().and_then(|stem| stem.to_str());
+    let dir = socket.parent().and_then(Path::file_name);
+    let stem = match socket.file_name().is_some_and(|name| name == "proxy.sock") {
+        true => dir,
+        false => socket.file_stem(),
+    };
+    let stem = stem.and_then(|stem| stem.to_str());
     stem.map_or_else(|| socket.display().to_string(), str::to_owned)
 }
 
@@ -381,7 +401,7 @@ mod tests {
             }],
             ..Mesh::default()
         };
-        let here = ["run/edge.sock", "run/own.sock", "run/old.sock"].map(PathBuf::from);
+        let here = ["run/edge.sock", "run/own.sock", "proxy/old/proxy.sock"].map(|socket| name(Path::new(socket)));
         let outcome = Reported(mesh).outcome(&here, vec![behind("edge"), behind("old")]);
         assert_eq!(
             outcome,

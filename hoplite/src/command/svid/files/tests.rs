@@ -198,3 +198,41 @@ fn what_others_put_there_stays_and_what_a_crash_left_goes() {
         refused("belongs to user 65534");
     }
 }
+
+/// Whose a directory was at the start may become another's: what is written goes where it was to go, or nowhere.
+#[test]
+fn another_directory_of_the_same_name_gets_nothing() {
+    let authority = TestAuthority::new("prod.example");
+    let (dir, victim) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = dir.path().join("tls");
+    let files = Files::open(&at, &layout(&[]).unwrap()).unwrap();
+    let svid = authority.svid("/ledger", Duration::from_secs(60));
+    fs::rename(&at, dir.path().join("old")).unwrap();
+    for replace in [true, false] {
+        match replace {
+            true => symlink(victim.path(), &at).unwrap(),
+            false => {
+                fs::remove_file(&at).unwrap();
+                fs::create_dir(&at).unwrap();
+            }
+        }
+        let error = files.put(&svid, &authority.bundle()).unwrap_err();
+        assert!(error.to_string().contains("no longer the directory"), "{error:#}");
+        assert!(names(victim.path()).is_empty() && names(&at).is_empty());
+    }
+    fs::remove_dir(&at).unwrap();
+    fs::rename(dir.path().join("old"), &at).unwrap();
+    files.put(&svid, &authority.bundle()).unwrap();
+    assert!(read(&at).is_some());
+}
+
+#[test]
+fn nobody_else_may_write_in_a_directory_above() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("tls");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let error = Files::open(&at, &layout(&[]).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("others may write in"), "{error:#}");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+    Files::open(&at, &layout(&[]).unwrap()).unwrap();
+}
