@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 /// What is overdue when the CA is back is asked for within this, and sooner where less is left of it.
-const CATCH_UP: Duration = Duration::from_secs(30);
+const CATCH_UP: Duration = Duration::from_secs(60);
 
 /// When to renew what has just been issued in its time: half life, earlier by up to a tenth of the life. However much a CA
 /// back-dates: not at once.
@@ -109,7 +109,7 @@ mod tests {
     }
 
     /// In the steady state 4 000 SVIDs of 300 s make some 30 renewals a second. After 60 s without a CA no second has more than
-    /// three times as many, and no later one more than twice; without the spread the first had fifteen times.
+    /// three times as many, and no later one more than two and a quarter times; without the spread the first ones had seven times.
     #[test]
     fn after_an_outage_no_second_has_more_than_its_share() {
         let (spread, at_once) = (rates(true), rates(false));
@@ -121,7 +121,7 @@ mod tests {
             println!("{name:8} the highest of each ten seconds: {tens:?}");
         }
         assert!(peak(&spread) <= 3 * mean, "{} of {mean}", peak(&spread));
-        assert!(peak(&spread[60..]) <= 2 * mean, "{} of {mean}", peak(&spread[60..]));
+        assert!(4 * peak(&spread[60..]) <= 9 * mean, "{} of {mean}", peak(&spread[60..]));
         assert!(
             peak(&at_once) > 4 * mean,
             "the test would notice: {} of {mean}",

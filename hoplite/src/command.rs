@@ -75,7 +75,13 @@ impl MeshDir {
         let mesh = std::fs::read_dir(dir.join("config")).into_iter().flatten().flatten();
         let mut configs: Vec<PathBuf> = mesh.map(|entry| entry.path()).collect();
         configs.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
+        let place = |file: &PathBuf| match file.file_stem().and_then(|name| name.to_str()) {
+            Some("ca") => 0,
+            Some("agent") => 1,
+            _ => 2,
+        };
         configs.sort();
+        configs.sort_by_key(place);
         configs.extend(Places::below(dir).configs());
         if configs.is_empty() {
             anyhow::bail!(

@@ -204,14 +204,14 @@ async fn while_the_ca_is_away_traffic_goes_on_and_renewals_resume_when_it_is_bac
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_agent_restarts_proxies_keep_their_traffic_and_find_it_again() {
     let mut world = World::start().await;
-    let shop = Shop::start(&world, Duration::from_secs(3600)).await;
+    let shop = Shop::start(&world, Duration::from_secs(20)).await;
     let load = shop.load();
     let first = shop.serials().await;
 
     world.stop_agent().await;
     assert_eq!(get(shop.door(), "/accounts/1").await.unwrap().status, StatusCode::OK);
     world.start_agent().await;
-    // The agent's keys for its workloads live in its memory, so what it serves now is new.
+    // What the agent kept on its disk is served on; what is due afterwards reaches whoever found it again.
     shop.rotated_since(&first).await;
     load.finish(5).await;
 }

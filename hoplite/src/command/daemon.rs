@@ -30,9 +30,7 @@ pub(crate) enum AgentCommand {
     #[command(after_help = "Examples:\n  hoplite agent run\n  hoplite agent run --config /etc/hoplite/agent.toml")]
     Run(hoplite_agent::Arguments),
     /// Show what this node's agent holds, and whom it refused how often; exit 1 if it lacks something
-    #[command(
-        after_help = "Example:\n  hoplite agent status --socket unix:///run/hoplite/agent/agent.sock --output json"
-    )]
+    #[command(after_help = "Example:\n  hoplite agent status --output json")]
     Status(AnswerArgs),
     /// Take this node out: remove all that its agent keeps on the disk, the node's identity among it; the agent must be stopped
     #[command(after_help = purge::HELP)]

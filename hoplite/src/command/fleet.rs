@@ -152,7 +152,7 @@ pub(crate) fn run(args: &FleetArgs) -> anyhow::Result<ExitCode> {
         Some(FleetCommand::Versions(list)) => versions(list),
         Some(FleetCommand::Drift(list)) => troubles(list, &DRIFT, Duration::ZERO, "nothing drifts"),
         Some(FleetCommand::Expiring(args)) => {
-            let within = humantime::format_duration(args.within);
+            let within = text::span(args.within.as_secs());
             troubles(&args.list, &ENDS, args.within, &format!("nothing ends within {within}"))
         }
         Some(FleetCommand::Show(args)) => show::run(&args.ca, &args.node, args.output),

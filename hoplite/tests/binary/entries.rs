@@ -96,7 +96,10 @@ fn an_entry_that_differs_is_a_conflict_and_can_be_updated() {
     assert!(said(&ca, &["entry", "update", &id, "--ttl", "default"], 0).contains("nothing was changed"));
 
     assert!(said(&ca, &["entry", "update", &id], 2).contains("--ttl"));
-    assert!(said(&ca, &["entry", "update", "3f2a", "--hint", "h"], 1).contains("no registration `3f2a`"));
+    assert!(
+        said(&ca, &["entry", "update", "3f2a", "--hint", "h"], 1)
+            .contains("`3f2a`: there is no registration of that id")
+    );
     assert!(said(&ca, &["entry", "update", &id, "--ttl", "500ms"], 2).contains("whole seconds"));
     // Its first selectors are free, and then taken.
     said(&ca, &a, 0);

@@ -497,7 +497,7 @@ fn a_log_that_says_too_little_stops_a_publication() {
     says(
         &place.policy(&["unused", good.to_str().unwrap(), "--audit", &damaged]),
         0,
-        &["0 of 1 policies", "cannot be read: 1 record "],
+        &["0 of 1 policy", "cannot be read: 1 record "],
     );
     let (empty, _recorder) = audit("empty");
     says(
@@ -722,7 +722,7 @@ fn a_decision_is_explained_by_its_conditions() {
         &["cannot read"],
     );
 
-    says(&place.policy(&["unused", narrow]), 0, &["0 of 1 policies"]);
+    says(&place.policy(&["unused", narrow]), 0, &["0 of 1 policy"]);
     says(
         &place.policy(&["what-can", WEB]),
         0,

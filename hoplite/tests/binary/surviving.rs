@@ -106,9 +106,11 @@ fn bytes(dir: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => all.extend(bytes(&path)),
-            false => all.extend(fs::read(&path).unwrap()),
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        if kind.is_dir() {
+            all.extend(bytes(&path));
+        } else if kind.is_file() {
+            all.extend(fs::read(&path).unwrap());
         }
     }
     all

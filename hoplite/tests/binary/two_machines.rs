@@ -136,7 +136,7 @@ fn ends(machine: &Machine, daemon: &str) {
 }
 
 fn a_node_restarts(one: &Machine, two: &Machine) {
-    ends(two, "join");
+    ends(two, "agent run");
     ends(two, "proxy run");
     assert!(!calls(two));
     two.leave("hoplite agent run &", "serving workloads");

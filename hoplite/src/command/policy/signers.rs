@@ -23,7 +23,7 @@ pub(crate) enum SignersCommand {
     List(ListArgs),
     /// Write the next signer set, and sign it; more of those who may sign now have to sign it too
     #[command(
-        after_help = "Examples:\n  hoplite policy signers propose --add 'carol=ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=' \\\n      --key alice.key\n  \
+        after_help = "Examples:\n  hoplite policy signers propose \\\n      --add 'carol=ed25519:Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=' \\\n      --key alice.key\n  \
         hoplite policy signers propose --remove bob --quorum 1 --key alice.key \\\n      --out next.signers"
     )]
     Propose(ProposeArgs),
