@@ -25,6 +25,7 @@ use crate::kept::key::{KeySource, StorageKey};
 use crate::kept::lock::sole_writer;
 use crate::kept::log::{Content, Log, Unusable};
 use crate::kept::record::{Change, Position, SvidRecord};
+use crate::node::epoch::Epoch;
 use crate::node::link::Credentials;
 
 /// The bound on how often is written: what changes meanwhile goes together.
@@ -92,6 +93,8 @@ pub(crate) struct State {
 /// What an earlier agent of this node kept.
 #[derive(Debug, Default)]
 pub(crate) struct Restored {
+    /// Of which epoch of the CA it is.
+    pub(crate) epoch: Epoch,
     /// The CA's revision; 0 when not all of it is understood.
     pub(crate) revision: u64,
     pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
@@ -228,7 +231,7 @@ impl Kept {
     pub(crate) fn registered(
         &self,
         changed: impl IntoIterator<Item = (EntryId, Option<Arc<RegisteredEntry>>)>,
-        revision: u64,
+        (epoch, revision): (Epoch, u64),
         bundle: Option<&TrustBundle>,
         first_bundle: &str,
     ) {
@@ -245,6 +248,7 @@ impl Kept {
             pending.entries.insert(id, entry);
         }
         pending.position = Some(Position {
+            epoch: Some(epoch.into()),
             revision,
             bundle: bundle.map(|bundle| ca::Bundle {
                 trust_domain: bundle.trust_domain().to_string(),
@@ -483,6 +487,7 @@ impl Pending {
 impl Restored {
     fn of(content: Content, trust_domain: &TrustDomain, now: SystemTime) -> Self {
         let mut restored = Self {
+            epoch: content.position.epoch.map(Epoch::from).unwrap_or_default(),
             revision: content.position.revision,
             bundle: content.position.bundle,
             heard: Some(UNIX_EPOCH + Duration::from_secs(content.position.heard)),

@@ -25,7 +25,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A certificate was asked of the CA: the node's own (`join`, `renew`) or a `workload`'s.
+    /// A certificate was asked of the CA: the node's own (`join`, `renew`, `reattest`) or a `workload`'s.
     pub(crate) fn asked(&self, kind: &'static str, succeeded: bool) {
         let result = if succeeded { "issued" } else { "failed" };
         self.issued.get([kind, result]).inc();

@@ -1,5 +1,6 @@
 //! The node's own identity: joined with a one-time token, renewed at half life, kept on disk.
 
+pub(crate) mod epoch;
 pub(crate) mod key;
 pub(crate) mod link;
 
@@ -17,13 +18,14 @@ use hoplite_identity::{
     TrustBundle, TrustDomain, X509Svid, pem,
 };
 use hoplite_wire::ca::node_client::NodeClient;
-use hoplite_wire::ca::{self, JoinRequest, RenewRequest, SvidResponse};
+use hoplite_wire::ca::{self, JoinRequest, ReattestRequest, RenewRequest, SvidResponse};
 use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use crate::node::epoch::Epoch;
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::renewal;
@@ -36,6 +38,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest sleep: clocks are set and machines suspended, and both must be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
+
+/// A CA that said no to the key of an SVID that has ended is asked again after this: an operator may have changed its mind.
+const REATTEST_AGAIN: Duration = Duration::from_secs(300);
 
 /// While a token is awaited: how often its file is looked at.
 const TOKEN_POLL: Duration = Duration::from_secs(1);
@@ -82,6 +87,8 @@ pub enum NodeError {
 enum Step {
     Join,
     Renew,
+    /// The SVID has ended; its key may still count.
+    Reattest,
     Sleep {
         until: SystemTime,
     },
@@ -101,6 +108,8 @@ struct Facts {
     refused: bool,
     /// Not before this, after a failure.
     retry_at: Option<SystemTime>,
+    /// Until then the CA need not be asked again whether the key of an SVID that has ended counts: it said no.
+    no_reattest_before: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +144,9 @@ struct OnDisk {
     first_bundle: String,
     /// SHA-256 of the token that bought the SVID.
     spent_token: Option<String>,
+    /// The highest epoch of the CA that was seen.
+    #[serde(default)]
+    epoch: Epoch,
 }
 
 /// A one-time token. Its text is in no message and no `Debug`.
@@ -168,6 +180,7 @@ pub(crate) async fn run(
             match (step, token) {
                 (Step::Join, Some(token)) => Some(keeper.join(&link, &token).await),
                 (Step::Renew, _) => Some(keeper.renew(&link).await),
+                (Step::Reattest, _) => Some(keeper.reattest(&link).await),
                 (Step::Sleep { until }, _) => {
                     tokio::time::sleep(until.duration_since(now).unwrap_or_default().min(SLEEP_MAX)).await;
                     None
@@ -187,7 +200,11 @@ pub(crate) async fn run(
             () = shutdown.wait() => return,
         };
         if let Some(outcome) = &outcome {
-            let kind = if step == Step::Join { "join" } else { "renew" };
+            let kind = match step {
+                Step::Join => "join",
+                Step::Reattest => "reattest",
+                _ => "renew",
+            };
             link.metrics().asked(kind, outcome.is_ok());
         }
         match outcome {
@@ -211,6 +228,9 @@ pub(crate) async fn run(
             }
             Some(Err(error)) => {
                 facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_) | CaError::Dismissed(_));
+                if step == Step::Reattest && matches!(error, CaError::Refused(_) | CaError::Dismissed(_)) {
+                    facts.no_reattest_before = Some(clock::now() + REATTEST_AGAIN);
+                }
                 facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
                 complain(step, &error, facts.svid);
             }
@@ -245,6 +265,9 @@ fn say(step: Step, token_file: Option<&Path>, svid: Option<Validity>, now: Syste
                 "this machine's clock is before the start of the node's certificate; set this clock, or the CA's"
             );
         }
+        (Step::Reattest, _) => tracing::warn!(
+            "this node's SVID has ended; the CA is asked whether it may come back by the key of it, without a token"
+        ),
         (Step::Join | Step::Renew | Step::Sleep { .. }, _) => {}
     }
 }
@@ -258,6 +281,9 @@ fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
         (Step::Renew, Some(seconds_left)) => {
             tracing::warn!(%error, seconds_left, "cannot renew the node's SVID; it stays in use while it is valid");
         }
+        (Step::Reattest, _) => {
+            tracing::error!(%error, "the node's SVID has ended, and the CA does not let it in by its key");
+        }
         (Step::Renew, None) => tracing::error!(%error, "cannot renew the node's SVID, and it has expired"),
         _ => tracing::error!(%error, "cannot join the trust domain"),
     }
@@ -270,8 +296,9 @@ impl Facts {
         let resting = self.retry_at.filter(|at| RETRY.rests(*at, now));
         let Some(svid) = self.svid.filter(|svid| now < svid.not_after) else {
             return match (self.token, resting) {
-                (false, _) => Step::NeedToken,
-                (true, Some(until)) => Step::Sleep { until },
+                (false, _) if self.svid.is_none() || self.is_refused_for_good(now) => Step::NeedToken,
+                (_, Some(until)) => Step::Sleep { until },
+                (false, None) => Step::Reattest,
                 (true, None) => Step::Join,
             };
         };
@@ -289,6 +316,16 @@ impl Facts {
         } else {
             Step::Renew
         }
+    }
+}
+
+impl Facts {
+    /// However the clock is set: not for longer than that.
+    fn is_refused_for_good(&self, now: SystemTime) -> bool {
+        let left = self
+            .no_reattest_before
+            .and_then(|before| before.duration_since(now).ok());
+        left.is_some_and(|left| !left.is_zero() && left <= REATTEST_AGAIN)
     }
 }
 
@@ -390,6 +427,28 @@ impl Keeper {
         }
     }
 
+    /// The highest epoch of the CA that was seen.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.held().disk.epoch
+    }
+
+    /// Notes a higher epoch. A lower one is refused: somebody restored the CA since, and this is the one from before.
+    pub(crate) fn adopt_epoch(&self, epoch: Epoch) -> Result<(), CaError> {
+        let mut held = self.held();
+        let before = held.disk.epoch;
+        if epoch < before {
+            return Err(CaError::Answer(format!(
+                "it is of epoch {epoch}, and this node has followed {before}, the one of a later restore; stop the older CA, or restore it again"
+            )));
+        }
+        if epoch > before {
+            tracing::warn!(target: "hoplite::audit", notice = true, %epoch, %before, "the CA was restored from a backup; its new epoch is followed");
+            held.disk.epoch = epoch;
+            self.save(&mut held);
+        }
+        Ok(())
+    }
+
     /// The token in the file, unless it bought an SVID already.
     fn unspent_token(&self, file: &Path) -> Option<Token> {
         let text = match files::read_private(file) {
@@ -429,6 +488,27 @@ impl Keeper {
         let mut client = NodeClient::new(link.dial(svid.as_deref(), verifier).await?);
         let request = RenewRequest { csr: key.csr()? };
         let response = tokio::time::timeout(CALL_TIMEOUT, client.renew(request))
+            .await
+            .map_err(|_| CaError::Timeout)??;
+        self.accept(response.into_inner(), key, None)
+    }
+
+    /// Comes back by the key of an SVID that has ended.
+    async fn reattest(&self, link: &CaLink) -> Result<(), CaError> {
+        let (svid, verifier) = {
+            let held = self.held();
+            (held.svid.clone(), Arc::clone(&held.verifier))
+        };
+        let Some(svid) = svid else {
+            return Err(CaError::Answer("not asked, because there is no SVID".to_owned()));
+        };
+        let key = Key::from_pkcs8(svid.key())?;
+        let mut client = NodeClient::new(link.dial(None, verifier).await?);
+        let request = ReattestRequest {
+            chain: svid.chain().iter().map(|certificate| certificate.to_vec()).collect(),
+            csr: key.csr()?,
+        };
+        let response = tokio::time::timeout(CALL_TIMEOUT, client.reattest(request))
             .await
             .map_err(|_| CaError::Timeout)??;
         self.accept(response.into_inner(), key, None)

@@ -67,6 +67,8 @@ pub struct Terms {
     pub trust_domain: TrustDomain,
     /// The highest revision that was seen at the CA; whoever publishes in the meantime is noticed by it.
     pub highest_revision: u64,
+    /// The new one is above this, too: what nodes hold of a CA that was restored may be newer than what it has. 0 else.
+    pub above: u64,
     /// The digest of that revision's manifest, if there is one.
     pub parent: Option<Hash>,
     /// Now.
@@ -268,7 +270,7 @@ impl Ready<'_> {
     /// # Errors
     /// Something in the terms that no reader would accept, or a key that cannot sign.
     pub fn sign(self, key: &SigningKey, terms: Terms) -> Result<Signed, Unsigned> {
-        let revision = terms.highest_revision.saturating_add(1);
+        let revision = terms.highest_revision.max(terms.above).saturating_add(1);
         let draft = Bundle::build(
             self.sources,
             Meta {
@@ -431,6 +433,7 @@ mod tests {
         let terms = Terms {
             trust_domain: TrustDomain::parse("x").unwrap(),
             highest_revision: 41,
+            above: 0,
             parent: Some(Hash([9; 32])),
             created,
             expires: created + Duration::from_secs(60),

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod admin_call;
+pub(crate) mod backups;
 mod entries;
 pub(crate) mod fleet;
 pub(crate) mod gate;

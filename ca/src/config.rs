@@ -21,6 +21,9 @@ pub(crate) const TTL_MIN: Duration = Duration::from_secs(5);
 /// A typing error's bound: dates stay far from where X.509's encoding of them ends (the year 9999).
 const AUTHORITY_TTL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// A machine that was off for longer is another one.
+const REATTEST_WITHIN_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Agents that report more often say nothing new.
 const REPORT_PERIOD_MIN: Duration = Duration::from_secs(1);
 
@@ -52,6 +55,9 @@ pub struct Config {
     /// Life of an agent's certificate: how long an agent, or the CA, can be away before the agent must join anew.
     #[serde(default = "one_day")]
     pub agent_ttl: Span,
+    /// How long after the end of its certificate an agent may still come back by the key of it, without a token; "0s" for never.
+    #[serde(default = "thirty_days")]
+    pub reattest_within: Span,
     /// Life of an operator's certificate. While it lasts it is prolonged by use, for 30 days at most.
     #[serde(default = "eight_hours")]
     pub operator_ttl: Span,
@@ -70,6 +76,9 @@ pub struct Config {
     /// What is logged: `info,hoplite_proxy=debug`. `HOPLITE_LOG` goes before it.
     #[serde(default)]
     pub log_levels: Option<Levels>,
+    /// The file that it was read from; a backup keeps what is in it.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// Who may publish policy: `["alice=ed25519:…"]`. Nobody when left out.
     #[serde(default)]
     pub policy_signers: TrustedSigners,
@@ -91,7 +100,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let config: Self = config::load(path)?;
         config.check(path)?;
-        Ok(config)
+        let file = Some(path.to_owned());
+        Ok(Self { file, ..config })
     }
 
     /// What every start checks too: a configuration made in code has no file that was read.
@@ -124,6 +134,15 @@ impl Config {
         if self.operator_ttl.0 > PROLONGED_MAX {
             let reason = "longer than 30 days; write for example \"8h\"";
             return Err(ConfigError::unusable(file, "operator_ttl", self.operator_ttl, reason));
+        }
+        if self.reattest_within.0 > REATTEST_WITHIN_MAX {
+            let reason = "longer than a year; write for example \"30d\"";
+            return Err(ConfigError::unusable(
+                file,
+                "reattest_within",
+                self.reattest_within,
+                reason,
+            ));
         }
         if !(BUNDLE_BYTES_MIN..=BUNDLE_BYTES_MAX).contains(&self.policy_max_bytes) {
             let reason = format!("write between {BUNDLE_BYTES_MIN} and {BUNDLE_BYTES_MAX}");
@@ -163,6 +182,10 @@ fn eight_hours() -> Span {
 
 fn half_a_minute() -> Span {
     Span(Duration::from_secs(30))
+}
+
+fn thirty_days() -> Span {
+    Span(Duration::from_secs(30 * 24 * 3600))
 }
 
 fn one_hour() -> Span {
@@ -222,6 +245,10 @@ admin_socket = "/run/hoplite/ca.sock"
         check("operator_ttl = \"31d\"", &["operator_ttl", "30 days"]);
         check("operator_ttl = \"1s\"", &["operator_ttl", "5s"]);
         check("authority_ttl = \"101 years\"", &["authority_ttl", "100 years"]);
+        check(
+            "reattest_within = \"2 years\"",
+            &["reattest_within", "2years", "a year"],
+        );
         check("x509_ttl = 3600", &["x509_ttl"]);
         check(
             "policy_signers = [\"alice\"]",

@@ -147,6 +147,10 @@ impl Fleet {
             version: own.version,
             usual: &usual,
             expiring_within,
+            backup_at: index
+                .epoch
+                .epoch()
+                .map(|epoch| record::from_unix_seconds(epoch.backup_at)),
         };
         let nodes = known.into_iter().map(|(agent, node)| {
             let has_revision = node.and_then(|node| node.report.state.as_ref());
@@ -156,6 +160,7 @@ impl Fleet {
                 id: agent.spiffe_id.as_str(),
                 node,
                 certificate_ends: record::from_unix_seconds(agent.newest().not_after),
+                readmitted: agent.readmitted.as_ref(),
                 in_step,
                 contested: agent.contested.map(record::from_unix_seconds),
             };

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use hoplite_host::files::{self, FileError};
 use hoplite_store::Revision;
 
+use crate::backup::files::SCRATCH;
+
 /// What is beside the store and outlives it.
 const EVIDENCE: [&str; 3] = ["authority.key", "bundle.pem", NOTE];
 
@@ -30,7 +32,7 @@ pub enum FoundingError {
     /// The store is gone, and something is left of the CA that had it.
     #[error(
         "there is no store in `{store}`, but `{evidence}` says that a CA was here: restore the store from a backup or mount its disk; \
-         `--init` begins with an empty one, and every agent must join and every entry be registered anew",
+         `hoplite ca restore` makes a CA of a backup, `--init` begins with an empty store, and every agent must join and every entry be registered anew",
         store = .store.display(), evidence = .evidence.display()
     )]
     StoreLost {
@@ -56,6 +58,15 @@ pub enum FoundingError {
         /// The file that says so.
         note: PathBuf,
     },
+    /// A restore was broken off.
+    #[error(
+        "a restore was broken off: `{scratch}` is half of a CA; empty the data directory and run `hoplite ca restore` again",
+        scratch = .scratch.display()
+    )]
+    RestoreBrokenOff {
+        /// What it left.
+        scratch: PathBuf,
+    },
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -71,6 +82,10 @@ pub enum FoundingError {
 ///
 /// A first start that was interrupted leaves a store and perhaps a key, never a key alone: the store is made first.
 pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> Result<(), FoundingError> {
+    let scratch = data_dir.join(SCRATCH);
+    if scratch.exists() {
+        return Err(FoundingError::RestoreBrokenOff { scratch });
+    }
     if founding == Founding::Anew || is_store(store) {
         return Ok(());
     }

@@ -12,6 +12,7 @@ use hoplite_store::{Change, Revision, Snapshot};
 use crate::agents::index::AgentIndex;
 use crate::authority::index::AuthorityIndex;
 use crate::entries::index::EntryIndex;
+use crate::epoch::EpochIndex;
 use crate::operators::index::OperatorIndex;
 use crate::policy::index::PolicyIndex;
 use crate::record::{BadRecord, Mutation};
@@ -28,6 +29,7 @@ pub(crate) struct Index {
     pub(crate) authority: AuthorityIndex,
     pub(crate) policy: PolicyIndex,
     pub(crate) tokens: TokenIndex,
+    pub(crate) epoch: EpochIndex,
 }
 
 /// What an agent says that it holds.
@@ -147,7 +149,8 @@ impl Index {
         self.entries.put(mutation, &mut concerned.agents)?;
         self.tokens.put(mutation)?;
         self.authority.put(mutation)?;
-        self.policy.put(mutation)
+        self.policy.put(mutation)?;
+        self.epoch.put(mutation)
     }
 
     /// After all of a commit is in it.
@@ -261,7 +264,14 @@ mod tests {
     fn what_was_before_a_restart_is_given_anew_unless_it_is_held() {
         let Mutation { key, value } = change(5, "a", Some("n1")).mutations.remove(0);
         let value = value.unwrap();
-        let entries = vec![(key, Versioned { value, revision: 5 })];
+        let entries = vec![(
+            key,
+            Versioned {
+                value,
+                revision: 5,
+                names: Vec::new(),
+            },
+        )];
         let index = Index::new(&Snapshot { revision: 7, entries }).unwrap();
         assert!(index.update(&agent("n1"), at(Some(6))).full);
         assert!(!index.update(&agent("n1"), at(Some(7))).full);

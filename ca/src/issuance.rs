@@ -27,7 +27,7 @@ const CSR_BYTES_MAX: usize = 8192;
 
 /// Machines whose clocks are this much behind ours accept a fresh certificate at once. A short-lived certificate is
 /// back-dated by less, a fifth of what it has to live: it is renewed at the half of its whole life, which must lie ahead.
-const BACK_DATED: Duration = Duration::from_secs(60);
+pub(crate) const BACK_DATED: Duration = Duration::from_secs(60);
 
 /// What is to be certified: all of it registered, none of it asked for.
 #[derive(Debug, Clone, Copy)]
@@ -236,6 +236,11 @@ impl SubjectKey {
             point: pair.der_bytes().to_vec(),
             spki: pair.subject_public_key_info(),
         }
+    }
+
+    /// Whether it is the key of this certificate.
+    pub(crate) fn is_of(&self, certificate: &CertificateDer<'_>) -> bool {
+        X509Certificate::from_der(certificate).is_ok_and(|(_, x509)| x509.public_key().raw == self.spki)
     }
 
     /// SHA-256 of the SubjectPublicKeyInfo, in hex.

@@ -33,6 +33,8 @@ pub(crate) struct Lives {
     pub(crate) operator: Duration,
     /// Of entries that do not say, and of the CA itself.
     pub(crate) x509: Duration,
+    /// How long after its end an agent's certificate still proves its key.
+    pub(crate) reattest_within: Duration,
 }
 
 // === impl Issuer ===
@@ -54,6 +56,11 @@ impl Issuer {
 
     fn lives(&self) -> Lives {
         *self.lives.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long after its end an agent's certificate still proves its key.
+    pub(crate) fn reattest_within(&self) -> Duration {
+        self.lives().reattest_within
     }
 
     /// The certificate of the authority that signs.

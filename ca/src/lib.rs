@@ -11,9 +11,11 @@
 mod agents;
 mod api;
 mod authority;
+pub mod backup;
 mod config;
 mod door;
 mod entries;
+mod epoch;
 mod fleet;
 mod found;
 mod founding;

@@ -102,6 +102,11 @@ impl Registry {
         Ok((registry.clone(), Follower::spawn(&registry, watch, news)))
     }
 
+    /// The store itself, for what copies all of it.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
     /// The index, locked: keep it for less than a moment, and not across an await.
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         // INVARIANT: a panic while applying ends the follower, and with it the CA; until then reads are of whole records.
@@ -423,6 +428,7 @@ mod tests {
                 agent: minute,
                 operator: minute,
                 x509: minute,
+                reattest_within: minute,
             };
             Issuer::new(Arc::new(authority()), lives)
         };

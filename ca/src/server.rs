@@ -36,6 +36,7 @@ use crate::Config;
 #[cfg(feature = "testing")]
 use crate::TrustError;
 use crate::api::admin::{self, Admin, Caller};
+use crate::api::backups::Backups;
 use crate::api::fleet::Reported;
 use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
@@ -269,6 +270,12 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         issuer.clone(),
         invites,
         Reported::new(registry.clone(), fleet.clone(), shutdown.clone()),
+        Backups::new(
+            registry.clone(),
+            config.data_dir.clone(),
+            config.file.clone(),
+            shutdown.clone(),
+        ),
     );
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
@@ -414,6 +421,7 @@ fn lives(config: &Config) -> Lives {
         agent: config.agent_ttl.0,
         operator: config.operator_ttl.0,
         x509: config.x509_ttl.0,
+        reattest_within: config.reattest_within.0,
     }
 }
 
@@ -504,7 +512,7 @@ impl Daemon for Running {
             }
             // Read above, with what is in it.
             "admin_policy_dir" => true,
-            "x509_ttl" | "agent_ttl" | "operator_ttl" => {
+            "x509_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" => {
                 self.issuer.set_lives(lives(&config));
                 true
             }

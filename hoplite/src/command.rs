@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod daemon;
 pub(crate) mod demo_service;
 pub(crate) mod diagnosis;
@@ -17,7 +18,9 @@ pub(crate) mod places;
 pub(crate) mod policy;
 pub(crate) mod purge;
 pub(crate) mod reach;
+pub(crate) mod restore;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod shell;
 pub(crate) mod sign_in;
 pub(crate) mod status;

@@ -151,6 +151,16 @@ pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_atomically(path, bytes, 0o644)
 }
 
+/// A file that only its owner may read (0600), while it is written. It has its name when it is finished, whole and on the disk;
+/// dropped before, nothing of it stays.
+#[derive(Debug)]
+pub struct Unfinished {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    replace: bool,
+}
+
 /// Replaces a file that is there, of whoever may read it: complete and on the disk, or as it was before. A link stays a
 /// link; what it leads to is replaced.
 pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
@@ -341,6 +351,111 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     })
 }
 
+// === impl Unfinished ===
+
+impl Unfinished {
+    /// Begins one. Where there is a file of its name already, that must be to be replaced.
+    ///
+    /// # Errors
+    /// There is one, or the system refuses.
+    pub fn begin(path: &Path, replace: bool) -> Result<Self, FileError> {
+        if !replace && fs::symlink_metadata(path).is_ok() {
+            return Err(Self::taken(path));
+        }
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        // Whatever lies there of a process that died may be another's to write.
+        let _ = fs::remove_file(&temporary);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(|source| Self::failed(path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            temporary,
+            file,
+            replace,
+        })
+    }
+
+    /// Gives it its name. Says how long it is.
+    ///
+    /// # Errors
+    /// Somebody else was faster, or the system refuses.
+    pub fn finish(self) -> Result<u64, FileError> {
+        let failed = |source| Self::failed(&self.path, source);
+        self.file.sync_all().map_err(failed)?;
+        let length = self.file.metadata().map_err(failed)?.len();
+        let named = if self.replace {
+            fs::rename(&self.temporary, &self.path)
+        } else {
+            rename_new(&self.temporary, &self.path)
+        };
+        match named {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Self::taken(&self.path)),
+            named => named.map_err(failed)?,
+        }
+        let parent = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed)?;
+        Ok(length)
+    }
+
+    fn taken(path: &Path) -> FileError {
+        FileError {
+            verb: "write",
+            path: path.to_owned(),
+            remedy: "; choose another name, or say `--replace`",
+            source: io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of that name"),
+        }
+    }
+
+    fn failed(path: &Path, source: io::Error) -> FileError {
+        FileError {
+            verb: "write",
+            path: path.to_owned(),
+            remedy: "; check the directory and free space",
+            source,
+        }
+    }
+}
+
+impl Write for Unfinished {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temporary); // not there any more where it has its name
+    }
+}
+
+/// Gives a file a name that nothing has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems cannot say it in one step.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
+    }
+}
+
 // === impl FileError ===
 
 impl FileError {
@@ -371,6 +486,36 @@ mod tests {
             1,
             "no temporary file stays behind"
         );
+    }
+
+    #[test]
+    fn an_unfinished_file_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup");
+        let begin = |replace: bool, text: &[u8]| {
+            let mut file = Unfinished::begin(&path, replace)?;
+            file.write_all(text).unwrap();
+            assert_eq!(
+                fs::read_dir(dir.path()).unwrap().count(),
+                1 + usize::from(path.exists())
+            );
+            Ok::<_, FileError>(file)
+        };
+        drop(begin(false, b"half").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(begin(false, b"first").unwrap().finish().unwrap(), 5);
+        assert_eq!((mode(&path), fs::read(&path).unwrap()), (0o600, b"first".to_vec()));
+        assert!(begin(false, b"").unwrap_err().to_string().contains("--replace"));
+        begin(true, b"second").unwrap().finish().unwrap();
+        let slow = begin(true, b"slow").unwrap();
+        drop(slow);
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        // Somebody else was faster.
+        fs::remove_file(&path).unwrap();
+        let late = begin(false, b"late").unwrap();
+        fs::write(&path, "other").unwrap();
+        assert!(late.finish().unwrap_err().to_string().contains("there is a file"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -72,6 +72,7 @@ macro_rules! conformance_cases {
             the_last_word_on_a_key_counts
             bounds_are_enforced
             range_is_ordered_and_exact
+            pages_add_up_to_the_whole
             values_come_back_byte_for_byte
             a_watch_sees_what_was_and_what_comes
             a_watch_waits_for_a_commit
@@ -146,7 +147,8 @@ fn revisions_have_no_gaps(open: Open<'_>) {
         store.get(b"a").unwrap(),
         Some(Versioned {
             value: b"1".into(),
-            revision: 1
+            revision: 1,
+            names: Vec::new(),
         })
     );
 }
@@ -281,6 +283,42 @@ fn range_is_ordered_and_exact(open: Open<'_>) {
     }
 }
 
+fn pages_add_up_to_the_whole(open: Open<'_>) {
+    let store = open();
+    assert!(store.page(None, 100).unwrap().entries.is_empty());
+    let large = store.put_large(b"large", at(1)).unwrap();
+    store.commit(Batch::new().put_naming("k5", "large", [large])).unwrap();
+    for n in 0..40 {
+        let key = format!("k{n}");
+        let batch = Batch::new().put(format!("j{n}"), vec![7; n * 10]);
+        let batch = if n == 5 { batch } else { batch.put(key, "v") };
+        store.commit(batch.delete("j7")).unwrap();
+    }
+    for bytes in [0, 1, 50, 300, 1 << 20] {
+        let (mut all, mut after, mut pages) = (Vec::new(), None::<Vec<u8>>, 0);
+        loop {
+            let page = store.page(after.as_deref(), bytes).unwrap();
+            assert_eq!(page.revision, store.revision());
+            let Some((last, _)) = page.entries.last() else { break };
+            after = Some(last.clone());
+            all.extend(page.entries);
+            pages += 1;
+        }
+        assert_eq!(all, store.snapshot().unwrap().entries, "pages of {bytes}");
+        let named = all.iter().find(|(key, _)| key == b"k5").unwrap();
+        assert_eq!(named.1.names, [large]);
+        assert_eq!(store.get(b"k5").unwrap().unwrap().names, [large]);
+        match bytes {
+            0 | 1 => assert_eq!(pages, all.len()),
+            300 => assert!((5..40).contains(&pages), "{pages}"),
+            _ => assert!(pages < all.len()),
+        }
+    }
+    // What comes after a page is of a later moment; nothing of it is kept.
+    store.commit(Batch::new().put("k5/", "new")).unwrap();
+    assert_eq!(store.page(Some(b"k5"), 1).unwrap().entries[0].0, b"k5/");
+}
+
 fn values_come_back_byte_for_byte(open: Open<'_>) {
     let store = open();
     // Beyond sled's segment size too, where it changes to files of their own.
@@ -289,7 +327,11 @@ fn values_come_back_byte_for_byte(open: Open<'_>) {
         let revision = store.commit(Batch::new().put("k", value.clone())).unwrap();
         assert_eq!(
             store.get(b"k").unwrap(),
-            Some(Versioned { value, revision }),
+            Some(Versioned {
+                value,
+                revision,
+                names: Vec::new(),
+            }),
             "{size} bytes"
         );
     }
@@ -502,6 +544,7 @@ impl Model {
                     Versioned {
                         value: value.clone(),
                         revision,
+                        names: Vec::new(),
                     },
                 ),
                 None => self.entries.remove(&vec![*key]),

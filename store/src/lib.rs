@@ -21,7 +21,7 @@ use std::time::SystemTime;
 pub use batch::{Batch, CommitError, Condition, Mutation, Write};
 pub use large::{LARGE_BYTES_MAX, LARGE_PER_KEY_MAX, LargeError, LargeId};
 pub use memory::MemoryStore;
-pub use sled::SledStore;
+pub use sled::{Filling, SledStore};
 pub use watch::{Announcer, History, Reach, Watch, WatchError};
 
 /// Position in the sequence of commits; 0 before the first.
@@ -44,6 +44,8 @@ pub struct Versioned {
     pub value: Vec<u8>,
     /// The commit that wrote them.
     pub revision: Revision,
+    /// The large values that stay for as long as the key has this value.
+    pub names: Vec<LargeId>,
 }
 
 /// One commit as watchers see it.
@@ -89,6 +91,13 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`] when the store cannot be read or what it holds is damaged.
     fn range(&self, prefix: &[u8]) -> Result<Snapshot, StoreError>;
+
+    /// What follows a key in the order of keys, at one revision: about so many bytes, and at least one value if any follows.
+    /// From the beginning without a key. Whoever goes through all of a store by this holds no more than one page of it.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Snapshot, StoreError>;
 
     /// Writes a batch, all or nothing, and returns its revision. Durable when it returns. Preconditions are checked
     /// against the state just before it, and so is that the large values it names are there.

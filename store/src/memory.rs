@@ -19,15 +19,10 @@ pub struct MemoryStore {
 struct State {
     reach: Reach,
     keep: u64,
-    entries: BTreeMap<Vec<u8>, Entry>,
+    entries: BTreeMap<Vec<u8>, Versioned>,
     history: VecDeque<Change>,
     /// Each with the time it was last put.
     large: BTreeMap<LargeId, (Vec<u8>, SystemTime)>,
-}
-
-struct Entry {
-    versioned: Versioned,
-    names: Vec<LargeId>,
 }
 
 // === impl MemoryStore ===
@@ -68,7 +63,7 @@ impl Store for MemoryStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
-        Ok(lock(&self.state).entries.get(key).map(|entry| entry.versioned.clone()))
+        Ok(lock(&self.state).entries.get(key).cloned())
     }
 
     fn range(&self, prefix: &[u8]) -> Result<Snapshot, StoreError> {
@@ -77,8 +72,26 @@ impl Store for MemoryStore {
             .entries
             .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, entry)| (key.clone(), entry.versioned.clone()))
+            .map(|(key, versioned)| (key.clone(), versioned.clone()))
             .collect();
+        Ok(Snapshot {
+            revision: state.reach.newest,
+            entries,
+        })
+    }
+
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Snapshot, StoreError> {
+        let state = lock(&self.state);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut entries = Vec::new();
+        let mut taken = 0;
+        for (key, versioned) in state.entries.range::<[u8], _>((from, Bound::Unbounded)) {
+            if taken > 0 && taken + key.len() + versioned.value.len() > bytes {
+                break;
+            }
+            taken += key.len() + versioned.value.len();
+            entries.push((key.clone(), versioned.clone()));
+        }
         Ok(Snapshot {
             revision: state.reach.newest,
             entries,
@@ -88,7 +101,7 @@ impl Store for MemoryStore {
     fn commit(&self, batch: Batch) -> Result<Revision, CommitError> {
         let mut state = lock(&self.state);
         let writes = batch.check(
-            |key| Ok(state.entries.get(key).map(|found| found.versioned.revision)),
+            |key| Ok(state.entries.get(key).map(|found| found.revision)),
             |id| Ok(state.large.contains_key(id)),
         )?;
         state.apply(writes);
@@ -115,7 +128,7 @@ impl Store for MemoryStore {
     fn sweep_large(&self, put_before: SystemTime) -> Result<Vec<LargeId>, StoreError> {
         let mut state = lock(&self.state);
         let State { entries, large, .. } = &mut *state;
-        let named: BTreeSet<&LargeId> = entries.values().flat_map(|entry| &entry.names).collect();
+        let named: BTreeSet<&LargeId> = entries.values().flat_map(|versioned| &versioned.names).collect();
         let mut swept = Vec::new();
         large.retain(|id, (_, put)| {
             let stays = named.contains(id) || *put >= put_before;
@@ -138,8 +151,8 @@ impl State {
             let Mutation { key, value } = mutation;
             match value {
                 Some(value) => {
-                    let versioned = Versioned { value, revision };
-                    self.entries.insert(key, Entry { versioned, names })
+                    let versioned = Versioned { value, revision, names };
+                    self.entries.insert(key, versioned)
                 }
                 None => self.entries.remove(&key),
             };

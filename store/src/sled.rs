@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
@@ -23,19 +24,30 @@ use format::{Digest, Meta, Value, decode_mutations, encode_head, encode_mutation
 use large_files::LargeFiles;
 
 use crate::{
-    Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Revision, Snapshot,
-    Store, StoreError, Versioned, Watch, WatchError, Write,
+    Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Reach, Revision,
+    Snapshot, Store, StoreError, Versioned, Watch, WatchError, Write,
 };
 
 const DATA: u8 = b'd';
 const HISTORY: u8 = b'h';
 const META: &[u8] = b"m";
 
+/// What is written to sled at once.
+const WRITE_BYTES: usize = 4 << 20;
+
 /// A store in a directory of its own, for one process at a time.
 pub struct SledStore {
     // Dropped first: watchers hear of the end at once.
     announcer: Announcer,
     disk: Arc<Disk>,
+}
+
+/// A new store in a directory of its own, for one revision of another one. Values are put and deleted in any order; the last
+/// word on a key counts.
+pub struct Filling {
+    store: SledStore,
+    batch: sled::Batch,
+    bytes: usize,
 }
 
 /// sled, the files beside it, and what is known about both.
@@ -109,6 +121,14 @@ impl Store for SledStore {
         })
     }
 
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Snapshot, StoreError> {
+        let state = self.disk.read()?;
+        Ok(Snapshot {
+            revision: state.meta.reach.newest,
+            entries: self.disk.page(after, bytes)?,
+        })
+    }
+
     fn commit(&self, batch: Batch) -> Result<Revision, CommitError> {
         // Held until the disk has it: what is not durable is shown to nobody.
         let mut state = self.disk.write()?;
@@ -179,6 +199,99 @@ impl History for Disk {
     }
 }
 
+// === impl Filling ===
+
+impl Filling {
+    /// In a directory in which no store is.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when one is, others as [`SledStore::open`].
+    pub fn begin(directory: &Path) -> Result<Self, StoreError> {
+        let store = SledStore::open(directory)?;
+        if store.revision() != 0 || !store.page(None, 1)?.entries.is_empty() {
+            return Err(store.disk.directory.damaged("there is one already".to_owned()));
+        }
+        // Until this is overwritten at the end, the directory is no store that anybody would open.
+        store.disk.write_head(Revision::MAX)?;
+        Ok(Self {
+            store,
+            batch: sled::Batch::default(),
+            bytes: 0,
+        })
+    }
+
+    /// Puts a value as another store had it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be written.
+    pub fn put(&mut self, key: &[u8], held: &Versioned) -> Result<(), StoreError> {
+        let name = named(DATA, key);
+        let (_, item) = Value::seal(&name, held.revision, &held.value, &held.names);
+        self.bytes += name.len() + item.len();
+        self.batch.insert(name, item);
+        self.write_beyond(WRITE_BYTES)
+    }
+
+    /// Removes what was put before.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        self.bytes += key.len();
+        self.batch.remove(named(DATA, key));
+        self.write_beyond(WRITE_BYTES)
+    }
+
+    /// Puts a large value, before or after what names it.
+    ///
+    /// # Errors
+    /// As [`Store::put_large`].
+    pub fn put_large(&mut self, bytes: &[u8], now: SystemTime) -> Result<LargeId, LargeError> {
+        self.store.put_large(bytes, now)
+    }
+
+    /// Makes a store of it that goes on after this revision, on the disk when this returns. Says how many values it has.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when a value is newer than the revision, or names a large value that was not put.
+    pub fn finish(mut self, revision: Revision) -> Result<u64, StoreError> {
+        self.write_beyond(0)?;
+        let disk = &self.store.disk;
+        let mut contents = Digest::default();
+        let mut wrong = None;
+        disk.scan(DATA, b"", |key, found| {
+            contents.add(found.sum);
+            let is_there = |id: &LargeId| disk.has_large(id).unwrap_or(false);
+            if found.versioned.revision > revision || !found.versioned.names.iter().all(is_there) {
+                wrong.get_or_insert_with(|| key.escape_ascii().to_string());
+            }
+        })?;
+        if let Some(key) = wrong {
+            let problem = format!("the value of `{key}` is newer than revision {revision}, or lacks a large value");
+            return Err(disk.directory.damaged(problem));
+        }
+        let meta = Meta {
+            reach: Reach {
+                oldest: revision + 1,
+                newest: revision,
+            },
+            contents,
+        };
+        disk.found(meta)?;
+        Ok(contents.count)
+    }
+
+    fn write_beyond(&mut self, bytes: usize) -> Result<(), StoreError> {
+        if self.bytes > bytes {
+            self.bytes = 0;
+            let batch = std::mem::take(&mut self.batch);
+            let disk = &self.store.disk;
+            disk.guarded("write", || disk.db.apply_batch(batch))?;
+        }
+        Ok(())
+    }
+}
+
 // === impl Disk ===
 
 impl Disk {
@@ -235,7 +348,7 @@ impl Disk {
         self.scan(DATA, b"", |_, found| {
             contents.add(found.sum);
             newest = newest.max(found.versioned.revision);
-            add_names(&mut named, &found.names);
+            add_names(&mut named, &found.versioned.names);
         })?;
         if contents != meta.contents || newest > reach.newest {
             return damaged(format!(
@@ -269,7 +382,7 @@ impl Disk {
             let Mutation { key, value } = &mutation;
             if let Some(old) = self.value(key)? {
                 contents.remove(old.sum);
-                named_before.extend(old.names);
+                named_before.extend(old.versioned.names);
             }
             let name = named(DATA, key);
             match value {
@@ -315,6 +428,24 @@ impl Disk {
         let head = encode_head(state.meta.reach.newest);
         self.head
             .write_all_at(&head, 0)
+            .map_err(|e| self.directory.io("write the head file", &e))
+    }
+
+    /// After all values were written: what the store is at.
+    fn found(&self, meta: Meta) -> Result<(), StoreError> {
+        let mut state = self.write()?;
+        let item = seal(META, &meta.encode()).1;
+        self.guarded("write", || self.db.insert(META, item))?;
+        state.meta = meta;
+        self.make_durable(&mut state)?;
+        self.head
+            .sync_all()
+            .map_err(|e| self.directory.io("sync the head file", &e))
+    }
+
+    fn write_head(&self, revision: Revision) -> Result<(), StoreError> {
+        self.head
+            .write_all_at(&encode_head(revision), 0)
             .map_err(|e| self.directory.io("write the head file", &e))
     }
 
@@ -365,6 +496,24 @@ impl Disk {
             each(name.get(1..).unwrap_or_default(), value);
         }
         Ok(())
+    }
+
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Vec<(Vec<u8>, Versioned)>, StoreError> {
+        let from = match after {
+            Some(after) => Bound::Excluded(named(DATA, after)),
+            None => Bound::Included(named(DATA, b"")),
+        };
+        let mut items = self.db.range((from, Bound::Excluded(vec![DATA + 1])));
+        let (mut page, mut taken) = (Vec::new(), 0);
+        while let Some((name, item)) = self.guarded("read", || items.next().transpose())? {
+            if taken > 0 && taken + item.len() > bytes {
+                break;
+            }
+            taken += name.len() + item.len();
+            let value = self.open_value(&name, &item)?;
+            page.push((name.get(1..).unwrap_or_default().to_vec(), value.versioned));
+        }
+        Ok(page)
     }
 
     fn kept_change(&self, revision: Revision) -> Result<Option<Change>, StoreError> {

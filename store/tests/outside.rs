@@ -138,6 +138,21 @@ impl Store for Replica {
         self.client.run(move |tables| tables.entries.get(&key).cloned())
     }
 
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Snapshot, StoreError> {
+        let mut page = self.range(b"")?;
+        page.entries
+            .retain(|(key, _)| after.is_none_or(|after| key.as_slice() > after));
+        let mut taken = 0;
+        let held = page.entries.iter().take_while(|(key, versioned)| {
+            let (before, size) = (taken, key.len() + versioned.value.len());
+            taken += size;
+            before == 0 || taken <= bytes
+        });
+        let held = held.count();
+        page.entries.truncate(held);
+        Ok(page)
+    }
+
     fn range(&self, prefix: &[u8]) -> Result<Snapshot, StoreError> {
         let prefix = prefix.to_vec();
         self.client.run(move |tables| {
@@ -199,9 +214,12 @@ impl Tables {
         let mut mutations = Vec::new();
         for write in writes {
             let key = write.mutation.key.clone();
-            self.named.insert(key.clone(), write.names);
+            self.named.insert(key.clone(), write.names.clone());
             match write.mutation.value.clone() {
-                Some(value) => self.entries.insert(key, Versioned { value, revision }),
+                Some(value) => {
+                    let names = write.names;
+                    self.entries.insert(key, Versioned { value, revision, names })
+                }
                 None => self.entries.remove(&key),
             };
             mutations.push(write.mutation);

@@ -127,6 +127,8 @@ impl World {
             admin_socket: dir.path().join("ca.sock"),
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
+            reattest_within: Span(Duration::from_secs(30 * 86_400)),
+            file: None,
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,
             authority_ttl: Span(24 * HOUR),

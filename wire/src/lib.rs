@@ -4,8 +4,9 @@
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force,
 //! [`reporting`] says what of a report has changed.
-//! [`health`] answers gRPC's health protocol. [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
+//! [`read_part`] and [`write_part`] are the form of a backup. [`health`] answers gRPC's health protocol. [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
 
+mod backup_parts;
 pub mod channel;
 mod entry;
 pub mod health;
@@ -15,6 +16,7 @@ pub mod reporting;
 mod served;
 mod workload_api;
 
+pub use backup_parts::{BACKUP_PART_BYTES_MAX, read_part, write_part};
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use report_link::ReportLink;
 pub use served::{Begins, Beside, Counted, NO_RPC, Served};

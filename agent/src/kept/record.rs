@@ -69,6 +69,9 @@ pub(crate) struct Position {
     /// Unix seconds.
     #[prost(uint64, tag = "4")]
     pub(crate) heard: u64,
+    /// Of which epoch of the CA the revision is.
+    #[prost(message, optional, tag = "5")]
+    pub(crate) epoch: Option<ca::Epoch>,
 }
 
 // === impl SvidRecord ===

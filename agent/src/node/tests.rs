@@ -19,6 +19,7 @@ fn the_next_step() {
             token,
             refused,
             retry_at: retry.map(at),
+            no_reattest_before: None,
         };
         assert_eq!(facts.next(at(now)), expected, "{now} {facts:?}");
     };
@@ -37,7 +38,17 @@ fn the_next_step() {
     check(299, svid, false, true, None, Step::Renew);
     check(150, svid, true, true, None, Step::Join);
     check(150, svid, false, true, None, sleep(200));
-    check(300, svid, false, false, None, Step::NeedToken);
+    check(300, svid, false, false, None, Step::Reattest);
+    check(300, svid, false, false, Some(301), sleep(301));
+    check(9_999_999, svid, false, true, None, Step::Reattest); // the CA knows how long is too long
+    for (now, expected) in [(400, Step::NeedToken), (500, Step::Reattest), (100_000, Step::Reattest)] {
+        let facts = Facts {
+            svid,
+            no_reattest_before: Some(at(500)),
+            ..Facts::default()
+        };
+        assert_eq!(facts.next(at(now)), expected, "{now}");
+    }
     check(300, svid, true, false, None, Step::Join);
     check(301, svid, true, false, Some(305), sleep(305));
     check(150, None, true, false, Some(3700), Step::Join); // the clock was set back by an hour
@@ -70,17 +81,22 @@ fn a_simulated_year() {
         ..Facts::default()
     };
     let (mut backoff, mut now) = (RETRY, start);
-    let (mut joins, mut renewals, mut failures, mut without) = (0u32, 0u32, 0u32, Duration::ZERO);
+    let (mut joins, mut renewals, mut reattested, mut failures) = (0u32, 0u32, 0u32, 0u32);
+    let mut without = Duration::ZERO;
     while now < start + DAY * 365 {
         let before = now;
         match facts.next(now) {
-            Step::Join | Step::Renew if away(now) => {
+            Step::Join | Step::Renew | Step::Reattest if away(now) => {
                 failures += 1;
                 facts.retry_at = Some(now + backoff.failed(0.5));
                 now += Duration::from_millis(10);
             }
-            step @ (Step::Join | Step::Renew) => {
-                *(if step == Step::Join { &mut joins } else { &mut renewals }) += 1;
+            step @ (Step::Join | Step::Renew | Step::Reattest) => {
+                *(match step {
+                    Step::Join => &mut joins,
+                    Step::Reattest => &mut reattested,
+                    _ => &mut renewals,
+                }) += 1;
                 backoff.succeeded();
                 facts = Facts {
                     svid: Some(issue(now)),
@@ -92,18 +108,14 @@ fn a_simulated_year() {
                 assert!(until > now);
                 now = until.min(now + SLEEP_MAX);
             }
-            Step::NeedToken => {
-                // A human needs a while.
-                now += Duration::from_secs(600);
-                facts.token = true;
-            }
+            Step::NeedToken => panic!("it has joined"),
             Step::ClockBehind => panic!("the clock is right"),
         }
         if facts.svid.is_none_or(|svid| svid.not_after <= before) {
             without += now.duration_since(before).unwrap();
         }
     }
-    assert_eq!(joins, 2, "the first, and after the two days");
+    assert_eq!((joins, reattested), (1, 1), "the first, and after the two days");
     assert!((17_300..17_600).contains(&renewals), "{renewals}");
     assert!(
         DAY < without && without < DAY * 2 + Duration::from_secs(60),

@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 
 use crate::kept::{Kept, Restored};
 use crate::node::Keeper;
+use crate::node::epoch::Epoch;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::changes::{Changed, Changes};
 
@@ -62,7 +63,9 @@ pub(crate) struct Told {
 #[derive(Debug)]
 struct View {
     trust_domain: TrustDomain,
-    /// The highest revision ever seen. The CA must not go back behind it.
+    /// Of the CA's store, the highest ever seen: each restore from a backup begins a higher one.
+    epoch: Epoch,
+    /// The highest revision ever seen in it. The CA must not go back behind it.
     seen: u64,
     /// Whether `entries` is what the CA said at `seen`; else only a full update will do.
     sound: bool,
@@ -84,9 +87,11 @@ struct HeldEntry {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum BadUpdate {
     #[error(
-        "the CA sent revision {got}, but {seen} was seen before; if the CA was restored from a backup, restart this agent"
+        "the CA sent revision {got}, but {seen} was seen before: its store is an older copy, which `hoplite ca restore` did not make"
     )]
     Stale { got: u64, seen: u64 },
+    #[error("the CA began a new epoch and did not send everything")]
+    NotFull,
     #[error(
         "what this agent holds at revision {revision} is not what the CA says it should; asking for everything anew"
     )]
@@ -105,7 +110,7 @@ pub(crate) async fn run(
     told: Told,
     mut shutdown: Shutdown,
 ) {
-    let mut view = View::new(trust_domain.clone());
+    let mut view = View::new(trust_domain.clone(), keeper.epoch());
     let restored = tokio::select! {
         restored = told.kept.restored() => restored,
         () = shutdown.wait() => return,
@@ -177,6 +182,7 @@ async fn follow(
             from_revision: view.revision(),
             digest: view.digest().to_vec(),
             process: told.process.clone(),
+            epoch: Some(view.epoch.into()),
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(request))
             .await
@@ -202,6 +208,10 @@ async fn follow(
             Err(status) => return status.into(),
         };
         link.metrics().contact.heard();
+        // Before anything that it says is believed: a CA of an older epoch was overtaken by a restore.
+        if let Err(error) = keeper.adopt_epoch(Epoch::of(update.epoch)) {
+            return error;
+        }
         if let Some(bundle) = update.bundle.take()
             && let Err(error) = keeper.adopt_bundle(bundle)
         {
@@ -222,8 +232,12 @@ async fn follow(
         );
         let (first_bundle, bundle) = keeper.bundles();
         let changed = view.release();
-        told.kept
-            .registered(changed.clone(), view.revision(), Some(&bundle), &first_bundle);
+        told.kept.registered(
+            changed.clone(),
+            (view.epoch, view.revision()),
+            Some(&bundle),
+            &first_bundle,
+        );
         told.changes.add(changed);
         let registrations = view.registrations(clock::now());
         told.registrations.send_replace(Some(Arc::new(registrations)));
@@ -261,9 +275,10 @@ impl Told {
 // === impl View ===
 
 impl View {
-    fn new(trust_domain: TrustDomain) -> Self {
+    fn new(trust_domain: TrustDomain, epoch: Epoch) -> Self {
         Self {
             trust_domain,
+            epoch,
             seen: 0,
             sound: false,
             entries: BTreeMap::new(),
@@ -274,6 +289,7 @@ impl View {
 
     /// Begins with what an earlier agent kept. The CA's digest says whether it is right.
     fn restore(&mut self, restored: &Restored) {
+        self.epoch = restored.epoch;
         self.seen = restored.revision;
         self.sound = restored.revision != 0;
         for (id, entry) in &restored.entries {
@@ -301,6 +317,16 @@ impl View {
 
     /// Takes an update, or says why not.
     fn apply(&mut self, update: ca::Update) -> Result<(), BadUpdate> {
+        // No lower one comes as far as this.
+        let epoch = Epoch::of(update.epoch);
+        if epoch != self.epoch {
+            if !update.full {
+                return Err(BadUpdate::NotFull);
+            }
+            // Its revisions are others: what was seen of the one before says nothing of them.
+            self.epoch = epoch;
+            (self.seen, self.sound) = (0, false);
+        }
         if update.revision < self.seen {
             return Err(BadUpdate::Stale {
                 got: update.revision,
@@ -423,6 +449,7 @@ mod tests {
             bundle: None,
             digest: digest(held),
             policy: None,
+            epoch: None,
         }
     }
 
@@ -433,7 +460,7 @@ mod tests {
     }
 
     fn view() -> View {
-        View::new(TrustDomain::parse("prod.example").unwrap())
+        View::new(TrustDomain::parse("prod.example").unwrap(), Epoch::default())
     }
 
     /// What whoever takes each release has after this one.
@@ -504,6 +531,31 @@ mod tests {
         assert_eq!(
             view.apply(update(9, true, &[], &[], &[])),
             Err(BadUpdate::Stale { got: 9, seen: 10 })
+        );
+    }
+
+    #[test]
+    fn a_higher_epoch_begins_anew_at_whatever_revision() {
+        let (mut view, mut served) = (view(), Changed::new());
+        let restored = |update: ca::Update| ca::Update {
+            epoch: Some(ca::Epoch { number: 7, tie: 1 }),
+            ..update
+        };
+        view.apply(update(9, true, &[("a", 9)], &[], &[("a", 9)])).unwrap();
+        let delta = update(10, false, &[("b", 10)], &[], &[("a", 9), ("b", 10)]);
+        assert_eq!(view.apply(restored(delta)), Err(BadUpdate::NotFull));
+        assert_eq!(take(&mut served, &mut view), ["a"], "nothing of it was taken");
+        view.apply(restored(update(4, true, &[("b", 4)], &[], &[("b", 4)])))
+            .unwrap();
+        assert_eq!(
+            (take(&mut served, &mut view), view.revision()),
+            (vec!["b".to_owned()], 4)
+        );
+        view.apply(restored(update(5, false, &[("c", 5)], &[], &[("b", 4), ("c", 5)])))
+            .unwrap();
+        assert_eq!(
+            view.apply(restored(update(4, true, &[], &[], &[]))),
+            Err(BadUpdate::Stale { got: 4, seen: 5 })
         );
     }
 

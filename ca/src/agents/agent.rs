@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use hoplite_identity::{Leaf, Moment, SpiffeId};
 use serde::{Deserialize, Serialize};
 
+use crate::epoch::Since;
 use crate::record::{self, Record};
 
 /// An agent that has joined.
@@ -14,7 +15,7 @@ use crate::record::{self, Record};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Agent {
     pub(crate) spiffe_id: SpiffeId,
-    /// Fingerprint of the key it joined with.
+    /// Fingerprint of the key it joined with; empty for one of whose join this store knows nothing.
     pub(crate) joined_key: String,
     pub(crate) banned: bool,
     /// When it was noticed that two have its key, in Unix seconds. Neither gets another certificate: only a new join,
@@ -25,6 +26,29 @@ pub(crate) struct Agent {
     active: Issued,
     /// Given out, not used yet.
     next: Option<Issued>,
+    /// How it was let in last without a token, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) readmitted: Option<Readmitted>,
+}
+
+/// That an agent was let in without a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Readmitted {
+    pub(crate) how: Readmission,
+    /// Unix seconds.
+    pub(crate) at: u64,
+    /// Since it joined, or since this store knows it.
+    pub(crate) times: u32,
+}
+
+/// Why an agent was let in without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Readmission {
+    /// By a certificate that was issued between a backup and its restore.
+    Adopted,
+    /// By the key of a certificate that has expired.
+    Reattested,
 }
 
 /// A certificate that was given out.
@@ -34,6 +58,9 @@ pub(crate) struct Issued {
     pub(crate) serial: String,
     /// Unix seconds.
     pub(crate) not_after: u64,
+    /// Unix seconds; 0 for one that was given out before this was noted.
+    #[serde(default)]
+    pub(crate) not_before: u64,
 }
 
 /// What a call with a certificate means for the agent's record.
@@ -43,6 +70,8 @@ pub(crate) enum Standing {
     Known,
     /// The newest certificate is used for the first time: [`Agent::activate`] it.
     FirstUse,
+    /// The store was restored, and may lack the word on this certificate, which the authority vouches for: [`Agent::adopted`].
+    Unseen,
 }
 
 /// Why a caller is refused.
@@ -80,6 +109,17 @@ pub(crate) enum Denied {
     /// Never joined, or evicted.
     #[error("`{0}` is not registered: it never joined, or was evicted; join with a new token")]
     Unknown(SpiffeId),
+    /// Its certificate has ended so long ago that it does not even count as proof of its key.
+    #[error(
+        "the agent's certificate expired at {not_after}, longer ago than `reattest_within` of this CA allows; join with a new token"
+    )]
+    TooLate {
+        /// Its end.
+        not_after: Moment,
+    },
+    /// The request is signed by another key.
+    #[error("the signing request is not signed by the key of the certificate that is shown")]
+    OtherKey,
     /// Banned by an operator.
     #[error("`{0}` is banned; an operator must evict it before it can join anew")]
     Banned(SpiffeId),
@@ -100,8 +140,44 @@ impl Agent {
                 previous: None,
                 active: issued,
                 next: None,
+                readmitted: None,
             },
         }
+    }
+
+    /// One that an operator bans and of which this store knows nothing: it joined after the backup.
+    pub(crate) fn banned_unseen(spiffe_id: SpiffeId) -> Self {
+        let issued = Issued {
+            serial: String::new(),
+            not_after: 0,
+            not_before: 0,
+        };
+        Self::joined(None, spiffe_id, String::new(), issued).banned()
+    }
+
+    /// After a certificate was shown that the store may lack. Whatever it knew of the agent's certificates is older, and ends.
+    pub(crate) fn adopted(before: Option<Self>, shown: &Leaf) -> Self {
+        let issued = Issued::from(shown);
+        match before {
+            Some(agent) => Self {
+                previous: None,
+                active: issued,
+                next: None,
+                ..agent
+            },
+            None => Self::joined(None, shown.spiffe_id().clone(), String::new(), issued),
+        }
+    }
+
+    /// After it was let in without a token.
+    pub(crate) fn readmitted(self, how: Readmission, now: SystemTime) -> Self {
+        let times = self.readmitted.as_ref().map_or(0, |before| before.times);
+        let readmitted = Some(Readmitted {
+            how,
+            at: record::unix_seconds(now),
+            times: times.saturating_add(1),
+        });
+        Self { readmitted, ..self }
     }
 
     /// After a certificate was made for it. An unused one is forgotten: the agent asks again when it lacks the answer.
@@ -167,6 +243,27 @@ impl Agent {
         }
     }
 
+    /// What it means that a verified certificate is shown, whenever that ends.
+    fn shows(&self, shown: &Leaf, since: Since<'_>) -> Result<Standing, Denied> {
+        if self.banned {
+            return Err(Denied::Banned(self.spiffe_id.clone()));
+        }
+        if let Some(standing) = self.standing(shown.serial()) {
+            return Ok(standing);
+        }
+        // Not one that was replaced before the backup, or since the restore.
+        let is_newer = record::unix_seconds(shown.not_before()) >= self.newest().not_before;
+        match is_newer && since.vouches(shown) {
+            true => Ok(Standing::Unseen),
+            false => Err(Denied::Superseded),
+        }
+    }
+
+    /// The certificate before the one in use: that its key was replaced is known.
+    pub(crate) fn is_previous(&self, serial: &str) -> bool {
+        self.previous.as_ref().is_some_and(|previous| previous.serial == serial)
+    }
+
     /// The newest certificate, used or not.
     pub(crate) fn newest(&self) -> &Issued {
         self.next.as_ref().unwrap_or(&self.active)
@@ -180,22 +277,32 @@ impl Record for Agent {
 
 /// Whether the owner of a verified certificate may speak as an agent. Asked at every call and on every turn of a
 /// stream: a handshake says nothing about what happened since.
-pub(crate) fn authorize(agent: Option<&Agent>, shown: &Leaf, now: SystemTime) -> Result<Standing, Denied> {
-    let id = shown.spiffe_id();
+pub(crate) fn authorize(
+    agent: Option<&Agent>,
+    since: Since<'_>,
+    shown: &Leaf,
+    now: SystemTime,
+) -> Result<Standing, Denied> {
     if now >= shown.not_after() {
         return Err(Denied::Expired {
             not_after: shown.not_after().into(),
             now: now.into(),
         });
     }
+    standing(agent, since, shown)
+}
+
+/// The same, of a certificate that may have ended.
+pub(crate) fn standing(agent: Option<&Agent>, since: Since<'_>, shown: &Leaf) -> Result<Standing, Denied> {
+    let id = shown.spiffe_id();
     if !id.is_agent() {
         return Err(Denied::NotAnAgent(id.clone()));
     }
-    let agent = agent.ok_or_else(|| Denied::Unknown(id.clone()))?;
-    if agent.banned {
-        return Err(Denied::Banned(id.clone()));
+    match agent {
+        Some(agent) => agent.shows(shown, since),
+        None if since.vouches(shown) => Ok(Standing::Unseen),
+        None => Err(Denied::Unknown(id.clone())),
     }
-    agent.standing(shown.serial()).ok_or(Denied::Superseded)
 }
 
 // === impl Issued ===
@@ -205,6 +312,7 @@ impl From<&Leaf> for Issued {
         Self {
             serial: leaf.serial().to_owned(),
             not_after: record::unix_seconds(leaf.not_after()),
+            not_before: record::unix_seconds(leaf.not_before()),
         }
     }
 }
@@ -221,6 +329,7 @@ mod tests {
         Issued {
             serial: serial.into(),
             not_after: 0,
+            not_before: 0,
         }
     }
 
@@ -319,22 +428,37 @@ mod tests {
             banned: true,
             ..good.clone()
         };
-        assert_eq!(authorize(Some(&good), &shown, now), Ok(Standing::Known));
+        assert_eq!(
+            authorize(Some(&good), Since::default(), &shown, now),
+            Ok(Standing::Known)
+        );
         let late = shown.not_after() + Duration::from_secs(60);
-        let expired = authorize(Some(&good), &shown, late).unwrap_err();
+        let expired = authorize(Some(&good), Since::default(), &shown, late).unwrap_err();
         for clock in [shown.not_after(), late] {
             assert!(
                 expired.to_string().contains(&Moment::from(clock).to_string()),
                 "{expired}"
             );
         }
-        assert!(authorize(Some(&good), &shown, shown.not_after()).is_err());
-        assert_eq!(authorize(Some(&banned), &shown, now), Err(Denied::Banned(id())));
-        assert_eq!(authorize(None, &shown, now), Err(Denied::Unknown(id())));
-        assert_eq!(authorize(Some(&joined("1")), &shown, now), Err(Denied::Superseded));
+        assert!(authorize(Some(&good), Since::default(), &shown, shown.not_after()).is_err());
+        assert_eq!(
+            authorize(Some(&banned), Since::default(), &shown, now),
+            Err(Denied::Banned(id()))
+        );
+        assert_eq!(
+            authorize(None, Since::default(), &shown, now),
+            Err(Denied::Unknown(id()))
+        );
+        assert_eq!(
+            authorize(Some(&joined("1")), Since::default(), &shown, now),
+            Err(Denied::Superseded)
+        );
         for path in ["/orders", "/hoplite/ca", "/hoplite/agent/n1/x"] {
             assert!(
-                matches!(authorize(Some(&good), &leaf(path), now), Err(Denied::NotAnAgent(_))),
+                matches!(
+                    authorize(Some(&good), Since::default(), &leaf(path), now),
+                    Err(Denied::NotAnAgent(_))
+                ),
                 "{path}"
             );
         }

@@ -1,11 +1,13 @@
 //! What is written of agents that have joined: the use of a new certificate, a renewal, a ban, an eviction.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{Leaf, SpiffeId};
 
-use crate::agents::agent::{Agent, Denied, Issued};
+use crate::agents::agent::{self, Agent, Denied, Issued, Readmission, Standing};
+use crate::epoch::{Barred, Epoch, Since};
+use crate::issuance::{MintError, Minted};
 use crate::tokens::token::Token;
 use crate::write::{Changes, ReadError, View, Write};
 
@@ -16,6 +18,8 @@ pub(crate) enum AgentError {
     NoSuchAgent(SpiffeId),
     #[error(transparent)]
     Denied(#[from] Denied),
+    #[error(transparent)]
+    Mint(#[from] MintError),
 }
 
 /// Notes a new certificate of an agent, which asked for it with the certificate `shown`. Its standing is decided here
@@ -37,6 +41,21 @@ pub(crate) struct Activate {
 pub(crate) struct Contest {
     pub(crate) id: SpiffeId,
     pub(crate) now: SystemTime,
+}
+
+/// Takes the authority's word for a certificate that a restored store may lack. Whether it may is decided here once more.
+pub(crate) struct Adopt {
+    pub(crate) shown: Leaf,
+    pub(crate) now: SystemTime,
+}
+
+/// Admits an agent whose certificate has ended by the key of it, which signed the request. `mint` makes its next certificate.
+pub(crate) struct Reattest<F> {
+    pub(crate) shown: Leaf,
+    pub(crate) now: SystemTime,
+    /// How long ago it may have ended.
+    pub(crate) within: Duration,
+    pub(crate) mint: F,
 }
 
 /// Refuses an agent from now on, and its tokens.
@@ -103,6 +122,87 @@ impl Write for Contest {
     }
 }
 
+/// An agent, and what a restore left open of it.
+pub(crate) struct Held {
+    agent: Option<Agent>,
+    epoch: Option<Epoch>,
+    barred: Option<Barred>,
+}
+
+impl Held {
+    fn read(view: &mut View<'_>, id: &SpiffeId) -> Result<Self, ReadError> {
+        Ok(Self {
+            agent: view.one(id.as_str())?,
+            epoch: view.one("")?,
+            barred: view.one(id.as_str())?,
+        })
+    }
+
+    fn since(&self) -> Since<'_> {
+        Since {
+            epoch: self.epoch.as_ref(),
+            is_barred: self.barred.is_some(),
+        }
+    }
+}
+
+// === impl Adopt ===
+
+impl Write for Adopt {
+    type Reads = Held;
+    /// Whether it was news.
+    type Answer = bool;
+    type Error = AgentError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        Held::read(view, self.shown.spiffe_id())
+    }
+
+    fn decide(&self, held: Self::Reads) -> Result<(Changes, bool), AgentError> {
+        if agent::authorize(held.agent.as_ref(), held.since(), &self.shown, self.now)? != Standing::Unseen {
+            return Ok((Changes::none(), false)); // another call of its was faster
+        }
+        let adopted = Agent::adopted(held.agent, &self.shown).readmitted(Readmission::Adopted, self.now);
+        Ok((Changes::none().put(self.shown.spiffe_id().as_str(), &adopted), true))
+    }
+}
+
+// === impl Reattest ===
+
+impl<F> Write for Reattest<F>
+where
+    F: Fn(&SpiffeId) -> Result<Minted, MintError> + Send + 'static,
+{
+    type Reads = Held;
+    type Answer = Minted;
+    type Error = AgentError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        Held::read(view, self.shown.spiffe_id())
+    }
+
+    fn decide(&self, held: Self::Reads) -> Result<(Changes, Minted), AgentError> {
+        let (id, serial) = (self.shown.spiffe_id(), self.shown.serial());
+        let standing = agent::standing(held.agent.as_ref(), held.since(), &self.shown)?;
+        if held.agent.as_ref().is_some_and(|agent| agent.is_previous(serial)) {
+            return Err(Denied::Superseded.into());
+        }
+        if self.now >= self.shown.not_after() + self.within {
+            let not_after = self.shown.not_after().into();
+            return Err(Denied::TooLate { not_after }.into());
+        }
+        let agent = match (standing, held.agent) {
+            (Standing::Unseen, agent) => Agent::adopted(agent, &self.shown),
+            (Standing::Known | Standing::FirstUse, Some(agent)) => agent,
+            (Standing::Known | Standing::FirstUse, None) => return Err(Denied::Unknown(id.clone()).into()),
+        };
+        let minted = (self.mint)(id)?;
+        let renewed = agent.renewed(serial, Issued::from(&minted.leaf))?;
+        let agent = renewed.readmitted(Readmission::Reattested, self.now);
+        Ok((Changes::none().put(id.as_str(), &agent), minted))
+    }
+}
+
 // === impl Ban ===
 
 impl Write for Ban {
@@ -124,17 +224,22 @@ impl Write for Ban {
 // === impl Evict ===
 
 impl Write for Evict {
-    type Reads = (Option<Agent>, BTreeMap<String, Token>);
+    type Reads = (Option<Agent>, BTreeMap<String, Token>, Option<Epoch>);
     type Answer = ();
     type Error = AgentError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        Ok((view.one(self.id.as_str())?, view.all()?))
+        Ok((view.one(self.id.as_str())?, view.all()?, view.one("")?))
     }
 
-    fn decide(&self, (agent, tokens): Self::Reads) -> Result<(Changes, ()), AgentError> {
+    fn decide(&self, (agent, tokens, epoch): Self::Reads) -> Result<(Changes, ()), AgentError> {
         known(agent, &self.id)?;
         let changes = Changes::none().delete::<Agent>(self.id.as_str());
+        // Else what was issued to it between backup and restore would let it in again.
+        let changes = match epoch {
+            Some(_) => changes.put(self.id.as_str(), &Barred {}),
+            None => changes,
+        };
         Ok((without_tokens(changes, &tokens, &self.id), ()))
     }
 }

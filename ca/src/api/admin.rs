@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
 use crate::api::admin_call::AdminCall;
+use crate::api::backups::Backups;
 use crate::api::entries::Entries;
 use crate::api::fleet::Reported;
 use crate::api::gate::{Calls, Gate, Shown};
@@ -65,6 +66,7 @@ pub(crate) struct Admin {
     operators: Operators,
     publishing: Publishing,
     reported: Reported,
+    backups: Backups,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -185,6 +187,7 @@ impl Admin {
         issuer: Issuer,
         invites: Invites,
         reported: Reported,
+        backups: Backups,
     ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         Self {
@@ -195,6 +198,7 @@ impl Admin {
             trust_domain,
             publishing,
             reported,
+            backups,
         }
     }
 
@@ -626,6 +630,18 @@ impl wire::admin_server::Admin for Admin {
     ) -> Result<Response<wire::SignOutResponse>, Status> {
         let call = AdminCall::new(&request, Action::SignOut)?;
         call.answer("", self.operators.sign_out(&call)).await
+    }
+
+    type BackUpStream = ReceiverStream<Result<wire::BackupPart, Status>>;
+
+    async fn back_up(&self, request: Request<wire::BackUpRequest>) -> Result<Response<Self::BackUpStream>, Status> {
+        let call = AdminCall::new(&request, Action::BackUp)?;
+        call.answer("", async {
+            let allowed = call.may(What::TrustDomain)?;
+            let parts = self.backups.begin(call.who().to_string())?;
+            Ok(allowed.done(ReceiverStream::new(parts)))
+        })
+        .await
     }
 }
 

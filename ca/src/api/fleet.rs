@@ -11,7 +11,9 @@ use hoplite_wire::report::{self, Point, Report};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::agents::agent::Readmission;
 use crate::api::messages::unix_i64;
+use crate::epoch::Epoch;
 use crate::fleet::heard::{REPORTS_BYTES_MAX, Standing, decided, patience};
 use crate::fleet::judge::Trouble;
 use crate::fleet::{Fleet, Judged, View};
@@ -166,6 +168,7 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>) ->
         signers_version: index.policy.signers().map_or(0, |chain| chain.version()),
         report_bytes: view.report_bytes as u64,
         report_bytes_max: REPORTS_BYTES_MAX as u64,
+        restored: index.epoch.epoch().map(|epoch| restored(index, epoch)),
         ..wire::Mesh::default()
     };
     let mut troubles: BTreeMap<(&str, &str), u32> = BTreeMap::new();
@@ -232,6 +235,21 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>) ->
         })
         .collect();
     mesh
+}
+
+/// What is known of the last restore.
+fn restored(index: &Index, epoch: &Epoch) -> wire::Restored {
+    let since = epoch.name.number;
+    let adopted = index.agents.iter().filter(|agent| {
+        let readmitted = agent.readmitted.as_ref();
+        readmitted.is_some_and(|readmitted| readmitted.how == Readmission::Adopted && readmitted.at >= since)
+    });
+    wire::Restored {
+        epoch: Some(epoch.name.into()),
+        backup_at_unix: unix_i64(epoch.backup_at),
+        revision: epoch.revision,
+        adopted: count(adopted.count()),
+    }
 }
 
 /// Whether a point enforces what is in force. Before the first bundle whatever it enforces is right.

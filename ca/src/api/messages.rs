@@ -7,6 +7,7 @@ use hoplite_policy::holding::BundleRef;
 use hoplite_wire::ca as wire;
 
 use crate::agents::agent::Agent;
+use crate::epoch::EpochName;
 use crate::operators::operator::Operator;
 use crate::policy::grant::GrantRecord;
 use crate::policy::index::{InForce, PolicyIndex};
@@ -27,6 +28,20 @@ pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
             .map(|authority| authority.to_vec())
             .collect(),
         sequence: bundle.sequence(),
+    }
+}
+
+impl From<EpochName> for wire::Epoch {
+    fn from(name: EpochName) -> Self {
+        let EpochName { number, tie } = name;
+        Self { number, tie }
+    }
+}
+
+impl From<wire::Epoch> for EpochName {
+    fn from(message: wire::Epoch) -> Self {
+        let wire::Epoch { number, tie } = message;
+        Self { number, tie }
     }
 }
 

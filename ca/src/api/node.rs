@@ -13,7 +13,10 @@ use hoplite_host::clock;
 use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Source;
-use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle, VerifiedPeer};
+use hoplite_identity::{
+    BundleSet, CertificateDer, Leaf, Moment, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, SpiffeId,
+    TrustBundle, VerifiedPeer,
+};
 use hoplite_wire::{ca as wire, report as wire_report};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -22,10 +25,11 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::holders::{Holders, Place};
-use crate::agents::writes::{Activate, AgentError, Contest, Renew};
+use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Renew};
 use crate::api::messages;
 use crate::api::reporting::Reporting;
-use crate::api::status::Blame;
+use crate::api::status::{Blame, ours};
+use crate::epoch::EpochName;
 use crate::fleet::Fleet;
 use crate::index::{Held, Update};
 use crate::issuance::{Minted, SubjectKey};
@@ -130,6 +134,19 @@ impl Node {
         let standing = self.standing(&peer).inspect_err(|denied| {
             tracing::warn!(target: "hoplite::audit", agent = %peer.spiffe_id(), serial = peer.serial(), outcome = "denied", reason = %denied, "call");
         })?;
+        if standing == Standing::Unseen {
+            let adopt = Adopt {
+                shown: peer.leaf().clone(),
+                now: clock::now(),
+            };
+            if self.0.registry.write(adopt).await? {
+                tracing::warn!(
+                    target: "hoplite::audit",
+                    agent = %peer.spiffe_id(), serial = peer.serial(), issued = %Moment::from(peer.leaf().not_before()), outcome = "adopted",
+                    "the CA was restored from a backup that knows nothing of this agent's certificate, and takes its authority's word for it"
+                );
+            }
+        }
         if standing == Standing::FirstUse {
             // When this cannot be noted now, the next call notes it: the certificate is good either way.
             let activate = Activate {
@@ -155,6 +172,7 @@ impl Node {
         let index = self.0.registry.index();
         authorize(
             index.agents.get(peer.spiffe_id()).map(Arc::as_ref),
+            index.epoch.since(peer.spiffe_id()),
             peer.leaf(),
             clock::now(),
         )
@@ -215,6 +233,40 @@ impl Node {
         Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
     }
 
+    /// Whose certificate it is, though it may have ended.
+    fn shown(&self, chain: &[CertificateDer<'_>]) -> Result<VerifiedPeer, Status> {
+        let bundle = self.bundle().ok_or_else(|| ours(&"there is no trust bundle"))?;
+        let verifier = PeerVerifier::new(BundleSet::from_iter([bundle])).map_err(|e| ours(&e))?;
+        let rejected = |error: PeerRejected| {
+            Status::unauthenticated(format!(
+                "this CA does not vouch for the certificate that is shown ({error}); join with a new token"
+            ))
+        };
+        let leaf = chain.first().and_then(|leaf| Leaf::parse(leaf).ok());
+        // Within its life, of which only the end may lie behind.
+        let last = leaf.and_then(|leaf| leaf.not_after().checked_sub(Duration::from_secs(1)));
+        let at = last.map_or(clock::now(), |last| last.min(clock::now()));
+        verifier.verify(chain, PeerRole::Client, at).map_err(rejected)
+    }
+
+    /// By the key of a certificate that may have ended, within bounds.
+    async fn admit_by_key(&self, request: wire::ReattestRequest) -> Result<Minted, Status> {
+        let chain: Vec<_> = request.chain.into_iter().map(CertificateDer::from).collect();
+        let peer = self.shown(&chain)?;
+        let key = SubjectKey::from_csr(&request.csr)?;
+        if !chain.first().is_some_and(|leaf| key.is_of(leaf)) {
+            return Err(Denied::OtherKey.into());
+        }
+        let (issuer, now) = (self.0.issuer.clone(), clock::now());
+        let reattest = Reattest {
+            shown: peer.leaf().clone(),
+            now,
+            within: self.0.issuer.reattest_within(),
+            mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
+        };
+        Ok(self.0.registry.write(reattest).await?)
+    }
+
     async fn sign_in_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
@@ -240,8 +292,9 @@ impl Node {
         }
     }
 
-    fn update(&self, update: Update, policy: Option<&InForce>) -> wire::Update {
+    fn update(&self, update: Update, epoch: EpochName, policy: Option<&InForce>) -> wire::Update {
         wire::Update {
+            epoch: Some(epoch.into()),
             revision: update.revision,
             full: update.full,
             upserts: update.upserts.iter().map(|registered| self.entry(registered)).collect(),
@@ -334,13 +387,42 @@ impl wire::node_server::Node for Node {
         Ok(Response::new(self.svid(&minted)))
     }
 
+    async fn reattest(&self, request: Request<wire::ReattestRequest>) -> Result<Response<wire::SvidResponse>, Status> {
+        let address = caller(&request)?.address;
+        let request = request.into_inner();
+        let from = Source::address(address.ip());
+        // What is refused has cost two signatures to verify.
+        let admitted = limited(&self.0.guesses, from, "from this address", self.admit_by_key(request)).await;
+        self.0.metrics.joined(match &admitted {
+            Ok(_) => "reattested",
+            Err(status) if status.code() == Code::ResourceExhausted => "limited",
+            Err(_) => "refused",
+        });
+        match admitted {
+            Ok(minted) => {
+                let (agent, serial) = (minted.leaf.spiffe_id(), minted.leaf.serial());
+                tracing::warn!(target: "hoplite::audit", %agent, serial, %address, outcome = "admitted", "reattest");
+                Ok(Response::new(self.svid(&minted)))
+            }
+            Err(status) => {
+                if status.code() != Code::ResourceExhausted {
+                    tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "reattest");
+                }
+                Err(status)
+            }
+        }
+    }
+
     type WatchStream = Updates;
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Updates>, Status> {
         let peer = self.agent(&request).await?;
         let address = caller(&request)?.address;
         let request = request.into_inner();
-        let from = request.from_revision;
+        // A revision of another epoch is none.
+        let epoch = EpochName::from(request.epoch.unwrap_or_default());
+        let is_of_now = epoch == self.0.registry.index().epoch.name();
+        let from = if is_of_now { request.from_revision } else { 0 };
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), from, "watch");
         let known = {
             let index = self.0.registry.index();
@@ -361,7 +443,7 @@ impl wire::node_server::Node for Node {
             shutdown: self.0.shutdown.clone(),
             held: Held {
                 revision: (from != 0).then_some(from),
-                digest: request.digest.as_slice().try_into().ok(),
+                digest: (request.digest.as_slice().try_into().ok()).filter(|_| is_of_now),
             },
             first: true,
             place,
@@ -549,13 +631,13 @@ impl Watcher {
             if self.node.0.registry.is_left_behind() {
                 return Err(Status::unavailable("the CA no longer follows its store; connect again"));
             }
-            if let Some((update, policy)) = self.look(heartbeat.is_elapsed()) {
+            if let Some((update, epoch, policy)) = self.look(heartbeat.is_elapsed()) {
                 self.held = Held {
                     revision: Some(update.revision),
                     digest: Some(update.digest),
                 };
                 self.first = false;
-                return Ok(self.node.update(update, policy.as_ref()));
+                return Ok(self.node.update(update, epoch, policy.as_ref()));
             }
             tokio::select! {
                 () = own => {}
@@ -574,7 +656,7 @@ impl Watcher {
 
     /// What is to be said now, if anything is. The first message is always due, even when it only confirms by its digest
     /// what the agent holds.
-    fn look(&self, heartbeat: bool) -> Option<(Update, Option<InForce>)> {
+    fn look(&self, heartbeat: bool) -> Option<(Update, EpochName, Option<InForce>)> {
         let index = self.node.0.registry.index();
         let agent = self.peer.spiffe_id();
         let is_news = |held| index.has_changed(agent, held);
@@ -584,7 +666,7 @@ impl Watcher {
         // Always in the first: an agent may have been told of a policy, and broken off before it had it.
         let has_policy = self.first || self.held.revision.is_none_or(|held| index.policy.changed() > held);
         let policy = has_policy.then(|| index.policy.in_force(clock::now()));
-        Some((index.update(agent, self.held), policy))
+        Some((index.update(agent, self.held), index.epoch.name(), policy))
     }
 }
 

@@ -50,6 +50,7 @@ impl Blame for AgentError {
         match self {
             Self::NoSuchAgent(_) => Status::not_found(self.to_string()),
             Self::Denied(denied) => denied.clone().into(),
+            Self::Mint(error) => ours(error),
         }
     }
 }
@@ -127,9 +128,13 @@ impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let text = denied.to_string();
         match denied {
-            Denied::NoCertificate | Denied::Expired { .. } | Denied::Superseded => Self::unauthenticated(text),
+            Denied::NoCertificate | Denied::Expired { .. } | Denied::Superseded | Denied::OtherKey => {
+                Self::unauthenticated(text)
+            }
             Denied::TwoHolders | Denied::Contested(_) => Self::failed_precondition(text),
-            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) => Self::permission_denied(text),
+            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) | Denied::TooLate { .. } => {
+                Self::permission_denied(text)
+            }
         }
     }
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::HEXLOWER;
 use hoplite_wire::report::{NodeState, Point, PointPolicy, Program};
 
+use crate::agents::agent::{Readmission, Readmitted};
 use crate::fleet::heard::{Node, Standing};
+use crate::record;
 
 /// A policy that was published, or an entry that was registered, so lately is on its way.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
@@ -16,6 +18,9 @@ const CLOCK_NOTICED: Duration = Duration::from_secs(5);
 
 /// Certificates begin a minute before they are made.
 const CLOCK_WRONG: Duration = Duration::from_secs(30);
+
+/// For so long it is told that an agent was let in without a token.
+const READMISSION_TOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Digests and reasons in a sentence.
 const DIGEST_CHARS: usize = 12;
@@ -35,6 +40,7 @@ pub(crate) enum Kind {
     Cut,
     OtherBuild,
     OldVersion,
+    Readmitted,
     Grants,
     Clock,
     WithoutSvid,
@@ -91,6 +97,8 @@ pub(crate) struct Norm<'a> {
     pub(crate) usual: &'a BTreeMap<(String, String), Build>,
     /// Ends sooner than this are told, too.
     pub(crate) expiring_within: Duration,
+    /// When the backup was begun of which this CA was restored, if it was.
+    pub(crate) backup_at: Option<SystemTime>,
 }
 
 /// Whom is looked at.
@@ -100,6 +108,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) node: Option<&'a Node>,
     /// Its newest certificate's end, by the CA's own record.
     pub(crate) certificate_ends: SystemTime,
+    /// How it was let in without a token, if it was.
+    pub(crate) readmitted: Option<&'a Readmitted>,
     /// Whether it has all that is registered under it.
     pub(crate) in_step: bool,
     /// When it was noticed that two have its key.
@@ -124,6 +134,9 @@ pub(crate) fn troubles(norm: &Norm<'_>, subject: Subject<'_>) -> Vec<Trouble> {
             rfc3339(since)
         );
         node(Kind::TwoHolders, Level::Wrong, text);
+    }
+    if let Some(readmitted) = subject.readmitted {
+        about_readmission(norm, readmitted, &mut node);
     }
     let standing = Standing::of(subject.node, norm.period, norm.now);
     let Some(held) = subject.node else {
@@ -261,6 +274,24 @@ fn about_svid(norm: &Norm<'_>, begins: i64, ends: i64, tell: &mut impl FnMut(Kin
         _ => return,
     };
     tell(Kind::Ends, Level::Wrong, text);
+}
+
+/// Somebody should know that it was let in, and ask whether it is the same machine.
+fn about_readmission(norm: &Norm<'_>, readmitted: &Readmitted, node: &mut impl FnMut(Kind, Level, String)) {
+    let at = record::from_unix_seconds(readmitted.at);
+    if norm.now.duration_since(at).unwrap_or_default() > READMISSION_TOLD {
+        return;
+    }
+    let how = match readmitted.how {
+        Readmission::Adopted => "by a certificate of which the restored CA knew nothing",
+        Readmission::Reattested => "by the key of a certificate that had ended",
+    };
+    let times = match readmitted.times {
+        0 | 1 => String::new(),
+        times => format!(", the {times}. time"),
+    };
+    let text = format!("it was let in at {} without a token, {how}{times}", rfc3339(at));
+    node(Kind::Readmitted, Level::Notice, text);
 }
 
 fn about_program(norm: &Norm<'_>, kind: &str, program: &Program, tell: &mut impl FnMut(Kind, Level, String)) {
@@ -404,7 +435,14 @@ fn about_bundle(
     let revision = policy.revision;
     match (norm.manifest)(revision) {
         None => {
-            let text = format!("enforces revision {revision}, which this CA never published");
+            let since = match norm.backup_at {
+                Some(at) if norm.live.as_ref().is_none_or(|(live, ..)| revision > *live) => format!(
+                    ": it was restored from a backup of {}, and no node goes back; publish the newest policies with `hoplite policy publish --above {revision}`",
+                    rfc3339(at)
+                ),
+                _ => String::new(),
+            };
+            let text = format!("enforces revision {revision}, which this CA never published{since}");
             return tell(Kind::ForeignPolicy, Level::Wrong, text);
         }
         Some(manifest) if manifest != policy.manifest_sha256 => {
@@ -472,6 +510,7 @@ impl Kind {
             Self::Cut => "cut",
             Self::OtherBuild => "other-build",
             Self::OldVersion => "old-version",
+            Self::Readmitted => "readmitted",
             Self::Grants => "break-glass",
             Self::Clock => "clock",
             Self::WithoutSvid => "without-svid",
@@ -595,12 +634,14 @@ mod tests {
             version: "0.2.0",
             usual: &usual,
             expiring_within: Duration::ZERO,
+            backup_at: None,
         };
         change(&mut norm);
         let subject = Subject {
             id: "spiffe://x/hoplite/agent/a",
             node: heard.get("a"),
             certificate_ends: at(NOW + 900),
+            readmitted: None,
             in_step,
             contested: None,
         };

@@ -135,6 +135,15 @@ impl Operator {
         self
     }
 
+    /// After all its sign-ins were ended, on whatever machine.
+    pub(crate) fn signed_out_everywhere(self, is_banned: bool) -> Self {
+        Self {
+            banned: self.banned || is_banned,
+            certificates: Vec::new(),
+            ..self
+        }
+    }
+
     /// After the sign-in of this certificate was ended, wherever it is used.
     pub(crate) fn signed_out(mut self, shown: &str) -> Self {
         let session = self.certificate(shown).map(|certificate| certificate.session.clone());

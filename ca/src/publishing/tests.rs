@@ -116,6 +116,10 @@ impl Store for Swept {
         self.store.get(key)
     }
 
+    fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<hoplite_store::Snapshot, StoreError> {
+        self.store.page(after, bytes)
+    }
+
     fn range(&self, prefix: &[u8]) -> Result<StoreSnapshot, StoreError> {
         self.store.range(prefix)
     }

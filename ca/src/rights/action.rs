@@ -25,6 +25,7 @@ macro_rules! actions {
 actions! {
     AddGrant,
     ApplyEntries,
+    BackUp,
     BanAgent,
     BanOperator,
     ClearShadow,

@@ -120,6 +120,7 @@ where
         let minted = (self.mint)(&id)?;
         let agent = Agent::joined(agent, id.clone(), self.key.clone(), Issued::from(&minted.leaf));
         let changes = Changes::none().put(&self.digest, &token).put(id.as_str(), &agent);
+        // `Barred` stays: it speaks of certificates from before the restore, and this one is of now.
         Ok((changes, minted))
     }
 }

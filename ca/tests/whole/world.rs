@@ -42,6 +42,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         admin_socket: dir.join("ca.sock"),
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
+        reattest_within: Span(Duration::from_secs(30 * 86_400)),
+        file: None,
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,
         authority_ttl: Span(Duration::from_secs(86400)),

@@ -9,7 +9,7 @@ use hoplite_host::daemon::Arguments;
 use hoplite_host::places::Places;
 
 use crate::command::svid::AnswerArgs;
-use crate::command::{admin, diagnosis, found, purge};
+use crate::command::{admin, backup, diagnosis, found, purge, restore};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaCommand {
@@ -19,6 +19,12 @@ pub(crate) enum CaCommand {
     /// Run the CA until it is told to stop
     #[command(after_help = "Examples:\n  hoplite ca run\n  hoplite ca run --config /etc/hoplite/ca.toml")]
     Run(hoplite_ca::Arguments),
+    /// Write all that a running CA has into one encrypted file; or read such a file to its end, to know that it can be used
+    #[command(after_help = backup::HELP)]
+    Backup(backup::BackupArgs),
+    /// Make a CA of a backup, in an empty data directory: agents go on with it by themselves
+    #[command(after_help = restore::HELP)]
+    Restore(restore::RestoreArgs),
     /// Show what this machine's CA is known by: trust domain, address and fingerprint
     #[command(after_help = "Example:\n  hoplite ca show --output json")]
     Show(found::ShowArgs),
@@ -62,6 +68,8 @@ pub(crate) fn ca(command: CaCommand) -> anyhow::Result<ExitCode> {
             hoplite_ca::run(&arguments)?;
             Ok(ExitCode::SUCCESS)
         }
+        CaCommand::Backup(args) => backup::run(&args),
+        CaCommand::Restore(args) => restore::run(&args),
         CaCommand::Show(args) => found::show(&args),
     }
 }

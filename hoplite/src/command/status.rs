@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use hoplite_wire::ca::{ListReportsRequest, Mesh};
+use hoplite_wire::ca::{ListReportsRequest, Mesh, Restored};
 use serde_json::json;
 
 use super::fleet::ask::{self, CANNOT_TELL, Seen};
@@ -127,12 +127,26 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
             mesh.report_bytes.div_ceil(1024)
         ),
     );
+    if let Some(restored) = &mesh.restored {
+        line("restored", &restoration(restored));
+    }
     for (level, heading) in [("wrong", "WRONG"), ("notice", "notice")] {
         troubles(&mut text, seen, level, heading, columns);
     }
     text.push('\n');
     text.push_str(&wrapped("", 0, verdict.sentence(), columns));
     text
+}
+
+fn restoration(restored: &Restored) -> String {
+    let epoch = restored.epoch.unwrap_or_default().number;
+    format!(
+        "{}, of the backup begun {} at revision {}; {} came back by certificates of which it knows nothing",
+        shown(i64::try_from(epoch).unwrap_or(i64::MAX)),
+        shown(restored.backup_at_unix),
+        restored.revision,
+        many(restored.adopted, "agent", "agents"),
+    )
 }
 
 fn decisions(mesh: &Mesh) -> String {

@@ -38,6 +38,7 @@ mod policy_change;
 mod policy_check;
 mod publishing;
 mod reader;
+mod restored;
 mod screens;
 mod shell;
 mod signals;

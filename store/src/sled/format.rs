@@ -23,7 +23,6 @@ pub(super) struct Digest {
 /// An item `d<key>`: revision, the large values it names, value.
 pub(super) struct Value {
     pub(super) versioned: Versioned,
-    pub(super) names: Vec<LargeId>,
     pub(super) sum: u32,
 }
 
@@ -114,8 +113,7 @@ impl Value {
             .collect::<Option<_>>()?;
         let value = body.to_vec();
         Some(Self {
-            versioned: Versioned { value, revision },
-            names,
+            versioned: Versioned { value, revision, names },
             sum,
         })
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::format::{FORMAT, HEAD_BYTES, decode_head};
 use super::*;
-use crate::Reach;
 use crate::conformance::KEEP;
 
 fn open(directory: &Path) -> Result<SledStore, StoreError> {
@@ -325,4 +324,50 @@ fn a_large_value_that_cannot_be_written_stops_nothing() {
         "{failed:?}"
     );
     store.commit(Batch::new().put("k1", "new")).unwrap();
+}
+
+#[test]
+fn a_store_that_was_filled_goes_on_where_the_other_was() {
+    let (_parent, directory) = filled();
+    let store = open(&directory).unwrap();
+    let now = SystemTime::UNIX_EPOCH;
+    let large = store.put_large(b"a bundle", now).unwrap();
+    store.commit(Batch::new().put_naming("bundle", "1", [large])).unwrap();
+    let expected = store.snapshot().unwrap();
+
+    let parent = tempfile::tempdir().unwrap();
+    let fill = |directory: &Path, finish: Option<u64>| {
+        let mut filling = Filling::begin(directory).unwrap();
+        filling.put_large(b"a bundle", now).unwrap();
+        filling.delete(b"never put").unwrap();
+        for (key, held) in &expected.entries {
+            let old = Versioned {
+                revision: 1,
+                ..held.clone()
+            };
+            filling.put(key, &old).unwrap();
+            filling.put(key, held).unwrap();
+        }
+        finish.map(|revision| filling.finish(revision))
+    };
+    let whole = parent.path().join("whole");
+    assert_eq!(fill(&whole, Some(11)).unwrap().unwrap(), expected.entries.len() as u64);
+    let copy = open(&whole).unwrap();
+    assert_eq!(copy.snapshot().unwrap(), expected);
+    assert_eq!(copy.large(&large).unwrap().unwrap(), b"a bundle");
+    assert!(matches!(copy.watch(10), Err(WatchError::Compacted { .. })));
+    let mut watch = copy.watch(11).unwrap();
+    assert_eq!(copy.commit(Batch::new().put("k", "v")).unwrap(), 12);
+    assert_eq!(watch.next(Duration::ZERO).unwrap().unwrap().revision, 12);
+    assert_eq!(copy.sweep_large(now + Duration::from_secs(9)).unwrap(), []);
+    drop(copy);
+    assert_eq!(open(&whole).unwrap().revision(), 12);
+    assert!(matches!(Filling::begin(&whole), Err(StoreError::Damaged { .. })));
+
+    // One that was not finished, or not of one revision, is none.
+    let half = parent.path().join("half");
+    assert!(fill(&half, None).is_none());
+    assert!(matches!(open(&half), Err(StoreError::Damaged { .. })));
+    let newer = parent.path().join("newer");
+    assert!(matches!(fill(&newer, Some(10)), Some(Err(StoreError::Damaged { .. }))));
 }

@@ -103,6 +103,12 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
             "report_bytes": mesh.report_bytes,
             "report_bytes_max": mesh.report_bytes_max,
         },
+        "restored": mesh.restored.as_ref().map(|restored| json!({
+            "epoch": restored.epoch.unwrap_or_default().number,
+            "backup_at": moment(restored.backup_at_unix),
+            "revision": restored.revision,
+            "adopted": restored.adopted,
+        })),
         "agents": {
             "joined": mesh.agents, "heard": mesh.heard, "silent": mesh.silent, "not_heard": mesh.not_heard,
             "in_step": mesh.in_step,

@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Publish also what is in force already, for a new end or with another signature
     #[arg(long)]
     renew: bool,
+    /// After the CA was restored from a backup: give it a revision above this one, which proxies may have, also where nothing changed
+    #[arg(long, value_name = "REVISION", default_value_t = 0, hide_default_value = true)]
+    above: u64,
     #[command(flatten)]
     wait: WaitArgs,
     #[command(flatten)]
@@ -100,7 +103,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
         None if args.shadow => None,
         None => in_force.unchanged(&sources, now),
     };
-    if let Some(same) = same.filter(|_| !args.renew) {
+    if let Some(same) = same.filter(|same| !args.renew && same.manifest().revision > args.above) {
         let revision = office.unchanged(same, steps)?;
         return args.wait.follow(ca, &goal(revision, &digest), args.list.output, steps);
     }
@@ -122,6 +125,7 @@ fn published(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     let meta = Meta {
         expires: args.expires,
         note: args.note.clone(),
+        above: args.above,
     };
     let revision = office.send(ready, meta, steps)?;
     args.wait.follow(ca, &goal(revision, &digest), args.list.output, steps)

@@ -87,6 +87,7 @@ fn rolled_back(args: &Args, steps: &mut Steps) -> anyhow::Result<Ended> {
     let meta = Meta {
         expires: args.expires,
         note: Some(note.unwrap_or_else(|| format!("back to revision {revision}"))),
+        above: 0,
     };
     let revision = office.send(ready, meta, steps)?;
     args.wait.follow(ca, &Goal::Live(revision), args.list.output, steps)

@@ -29,6 +29,8 @@ pub(crate) struct Meta {
     /// After how long it is stale.
     pub(crate) expires: Duration,
     pub(crate) note: Option<String>,
+    /// Its revision is above this; 0 for that of the CA.
+    pub(crate) above: u64,
 }
 
 // === impl Office ===
@@ -91,6 +93,7 @@ impl<'a> Office<'a> {
             Terms {
                 trust_domain: self.trust_domain.clone(),
                 highest_revision: self.state.highest_revision,
+                above: meta.above,
                 parent: Hash::from_slice(&self.state.highest_manifest_sha256),
                 created: now,
                 expires: now.checked_add(meta.expires).context("--expires is too long")?,

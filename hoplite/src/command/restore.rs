@@ -1,0 +1,177 @@
+//! `hoplite ca restore`: a CA made of a backup, where none is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use hoplite_ca::Config;
+use hoplite_ca::backup::{self, LaterBans, Restored};
+use hoplite_host::process::{self, Hardening};
+use hoplite_host::{clock, files};
+use hoplite_identity::SpiffeId;
+use serde_json::json;
+
+use crate::command::backup::{document, text};
+use crate::command::places::PlacesArgs;
+use crate::command::secret::SecretArgs;
+use crate::output::{Output, count, print, print_json};
+
+pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore /backup/ca-2026-11-28 --key-file /media/safe/backup.key --no-later-bans\n  \
+    hoplite ca restore /backup/ca-2026-11-28 --banned spiffe://prod.example/hoplite/agent/n7 --banned banned.txt\n  \
+    hoplite ca restore /backup/ca-2026-11-28 --print-config > /etc/hoplite/ca.toml\n\n\
+    Exit codes: 0 restored, 1 not restored and nothing was changed, 2 wrong usage.";
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The backup
+    file: PathBuf,
+    /// An agent or operator that was banned, evicted or removed after the backup: its SPIFFE ID, or a file with one on each line;
+    /// may be repeated
+    #[arg(long, value_name = "ID|FILE")]
+    banned: Vec<String>,
+    /// Nobody was banned, evicted or removed after the backup
+    #[arg(long, conflicts_with = "banned")]
+    no_later_bans: bool,
+    /// Read the backup to its end, and change nothing
+    #[arg(long)]
+    check: bool,
+    /// Print the configuration that is in the backup, and change nothing
+    #[arg(long, conflicts_with = "check")]
+    print_config: bool,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// The CA's configuration file [default: that of the CA installed on this machine, or below --dir]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The form of the answer
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    places: PlacesArgs,
+}
+
+pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the authority's key")?;
+    if args.check || args.print_config {
+        return look(args);
+    }
+    if args.banned.is_empty() && !args.no_later_bans {
+        eprintln!(
+            "error: who was banned, evicted or removed after the backup? It knows nothing of that and would let them in again: name each with \
+             --banned ID or --banned FILE, or say --no-later-bans. Nothing was done"
+        );
+        return Ok(ExitCode::from(2));
+    }
+    let file = match &args.config {
+        Some(file) => file.clone(),
+        None => args.places.own("hoplite ca restore")?.ca_config(),
+    };
+    if !file.try_exists()? {
+        bail!(
+            "there is no `{}`, which says where the CA is to be; `hoplite ca restore {} --print-config` prints the one of the backup",
+            file.display(),
+            args.file.display()
+        );
+    }
+    let config = Config::load(&file)?;
+    let later_bans = later_bans(&args.banned)?;
+    let passphrase = args.secret.passphrase(&args.file, false)?;
+    let restored = backup::restore(&config, &args.file, &passphrase, &later_bans, clock::now())?;
+    match args.output {
+        Output::Json => {
+            let mut value = document(&restored.summary);
+            if let Some(fields) = value.as_object_mut() {
+                fields.extend(
+                    [
+                        ("epoch", json!(restored.epoch)),
+                        ("data_dir", json!(restored.data_dir)),
+                        ("agents", json!(restored.agents)),
+                        ("banned", json!(restored.banned)),
+                        ("void_tokens", json!(restored.tokens)),
+                        ("operators", json!(restored.operators)),
+                        ("policy_revision", json!(restored.policy_revision)),
+                        ("signers_version", json!(restored.signers_version)),
+                    ]
+                    .map(|(name, value)| (name.to_owned(), value)),
+                );
+            }
+            print_json(&value)?;
+        }
+        Output::Table => print(&said(&restored))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What changes nothing.
+fn look(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    let passphrase = args.secret.passphrase(&args.file, false)?;
+    let summary = backup::check(&args.file, &passphrase)?;
+    if args.print_config {
+        let Some(config) = &summary.config else {
+            bail!("there is no configuration in `{}`", args.file.display());
+        };
+        print(config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match args.output {
+        Output::Json => print_json(&document(&summary))?,
+        Output::Table => print(&format!(
+            "`{}` can be restored\n{}",
+            args.file.display(),
+            text(&summary)
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn said(restored: &Restored) -> String {
+    let policy = match restored.policy_revision {
+        Some(revision) => format!(
+            "revision {revision} was in force; proxies that enforce a newer one keep it, and `hoplite fleet` names them: publish it again with `hoplite policy publish DIR --above REVISION`"
+        ),
+        None => "nothing was published; proxies that enforce something keep it".to_owned(),
+    };
+    let signers = match restored.signers_version {
+        Some(version) => {
+            format!("  signers      version {version}; publish those sets again that were published since\n")
+        }
+        None => String::new(),
+    };
+    format!(
+        "a CA was restored into `{}`, as epoch {}\n{}  agents       {}, {} banned by your word; those of which the backup knows nothing come back by their certificates\n  \
+         void         {}; {} must sign in anew\n  policy       {policy}\n{signers}next: hoplite ca run; then register, ban and publish again what was done after the backup\n",
+        restored.data_dir.display(),
+        restored.epoch,
+        text(&restored.summary),
+        restored.agents,
+        restored.banned,
+        count(restored.tokens as u64, "token"),
+        count(restored.operators as u64, "operator"),
+    )
+}
+
+/// Each is a SPIFFE ID, or a file of them.
+fn later_bans(given: &[String]) -> anyhow::Result<LaterBans> {
+    let mut banned = BTreeSet::new();
+    for word in given {
+        if word.starts_with("spiffe://") {
+            banned.insert(SpiffeId::parse(word)?);
+            continue;
+        }
+        let text = files::read_text(Path::new(word))
+            .with_context(|| format!("`{word}` is neither a SPIFFE ID nor a file of them"))?;
+        for (at, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                let id = SpiffeId::parse(line).with_context(|| format!("`{word}`, line {}", at + 1))?;
+                banned.insert(id);
+            }
+        }
+    }
+    Ok(match given.is_empty() {
+        true => LaterBans::None,
+        false => LaterBans::These(banned),
+    })
+}
