@@ -1,7 +1,7 @@
 //! How a node is taken out: all that its agent keeps on the disk is removed, and named.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -148,7 +148,7 @@ fn is_own(path: &Path) -> bool {
         let rest = name.strip_prefix(*own);
         rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && rest.ends_with(".tmp")))
     };
-    OWN.iter().any(|own| is_half(&own)) || crate::kept::log::is_log(&name) || name.starts_with(".probe-")
+    OWN.iter().any(is_half) || crate::kept::log::is_log(&name) || name.starts_with(".probe-")
 }
 
 /// Writes zeros over a file, and nothing over what a link leads to.
@@ -156,12 +156,8 @@ fn wipe(path: &Path) -> Result<(), PurgeError> {
     let wiped = || {
         let flags = OFlags::NOFOLLOW.bits().cast_signed();
         let mut file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-        let mut left = file.metadata()?.len();
-        while left > 0 {
-            let piece = usize::try_from(left.min(4096)).unwrap_or(4096);
-            file.write_all(&[0; 4096][..piece])?;
-            left -= piece as u64;
-        }
+        let length = file.metadata()?.len();
+        io::copy(&mut io::repeat(0).take(length), &mut file)?;
         file.sync_all()
     };
     match wiped() {

@@ -290,7 +290,10 @@ async fn floods_and_lengths_cost_others_nothing() {
     let name = &report.points[0].about.as_ref().unwrap().name;
     assert!(name.len() <= 256 && !name.contains('\u{1b}'), "{name:?}");
     let decisions = mesh(&world, None).await.decisions;
-    assert!((1..1 << 62).contains(&decisions), "{decisions}: a number that nobody has spoils no sum");
+    assert!(
+        (1..1 << 62).contains(&decisions),
+        "{decisions}: a number that nobody has spoils no sum"
+    );
 
     // Beyond that the stream ends.
     let huge = full(vec![Point {

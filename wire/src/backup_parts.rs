@@ -41,10 +41,8 @@ pub fn read_part(from: &mut impl Read) -> io::Result<Option<BackupPart>> {
 
 fn length(from: &mut impl Read) -> io::Result<Option<usize>> {
     let mut bytes = Vec::with_capacity(LENGTH_BYTES_MAX);
-    for byte in from.bytes().take(LENGTH_BYTES_MAX) {
-        let byte = byte?;
-        bytes.push(byte);
-        if byte < 0x80 {
+    while bytes.len() < LENGTH_BYTES_MAX && from.by_ref().take(1).read_to_end(&mut bytes)? == 1 {
+        if bytes.last().is_some_and(|byte| *byte < 0x80) {
             let length = prost::decode_length_delimiter(bytes.as_slice());
             return length.map(Some).map_err(|_| invalid("a length cannot be read"));
         }

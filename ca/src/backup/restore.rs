@@ -299,10 +299,11 @@ impl Receive for Making<'_> {
     }
 
     fn value(&mut self, key: &[u8], held: Option<&Versioned>) -> Result<(), RestoreError> {
-        Ok(match held {
+        match held {
             Some(held) => self.store.put(key, held)?,
             None => self.store.delete(key)?,
-        })
+        }
+        Ok(())
     }
 
     fn large(&mut self, _: &LargeId, bytes: &[u8]) -> Result<(), RestoreError> {

@@ -347,7 +347,7 @@ mod tests {
         };
         let mut taken = Taken::new(&mut meanwhile);
         walk(&store, dir.path(), BackupHead::default(), |_| Some(0), &mut taken).unwrap();
-        assert!(taken.large.contains(&stays.0.to_vec()));
+        assert!(taken.large.contains(stays.0.as_slice()));
         assert!(!taken.values.contains_key(b"policy/a".as_slice()));
     }
 

@@ -22,8 +22,8 @@ use crate::command::admin::ListArgs;
 use crate::command::secret::SecretArgs;
 use crate::output::{Output, count, print, print_json};
 
-pub(crate) const HELP: &str = "Examples:\n  hoplite ca backup /backup/ca-2026-11-28 --key-file /media/safe/backup.key\n  \
-    hoplite ca backup ca.backup --ca ca.prod.example:7443\n  hoplite ca backup --verify /backup/ca-2026-11-28 --key-file /media/safe/backup.key\n\n\
+pub(crate) const HELP: &str = "Examples:\n  hoplite ca backup ca.backup --key-file backup.key\n  \
+    hoplite ca backup ca.backup --ca ca.prod.example:7443\n  hoplite ca backup --verify ca.backup --key-file backup.key\n\n\
     Whoever has the file and its passphrase can be the CA. `openssl rand -hex 32` makes a good key; keep it elsewhere than the file.";
 
 #[derive(Debug, Args)]

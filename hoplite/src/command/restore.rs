@@ -18,9 +18,9 @@ use crate::command::places::PlacesArgs;
 use crate::command::secret::SecretArgs;
 use crate::output::{Output, count, print, print_json};
 
-pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore /backup/ca-2026-11-28 --key-file /media/safe/backup.key --no-later-bans\n  \
-    hoplite ca restore /backup/ca-2026-11-28 --banned spiffe://prod.example/hoplite/agent/n7 --banned banned.txt\n  \
-    hoplite ca restore /backup/ca-2026-11-28 --print-config > /etc/hoplite/ca.toml\n\n\
+pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore ca.backup --key-file backup.key --no-later-bans\n  \
+    hoplite ca restore ca.backup --banned banned.txt \\\n      --banned spiffe://prod.example/hoplite/agent/n7\n  \
+    hoplite ca restore ca.backup --print-config > /etc/hoplite/ca.toml\n\n\
     Exit codes: 0 restored, 1 not restored and nothing was changed, 2 wrong usage.";
 
 #[derive(Debug, Args)]

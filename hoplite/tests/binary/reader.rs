@@ -212,7 +212,7 @@ impl<'m> Reader<'m> {
 /// The newest that was printed of the kind that this is an example of.
 fn newest(printed: &str, example: &str) -> Option<String> {
     let last = |is_one: &dyn Fn(&str) -> bool, apart: &dyn Fn(char) -> bool| {
-        let found = printed.split(apart).filter(|word| is_one(word)).next_back();
+        let found = printed.split(apart).rfind(|word| is_one(word));
         found.map(ToOwned::to_owned)
     };
     let apart = |c: char| !c.is_ascii_alphanumeric() && c != '-';

@@ -115,7 +115,7 @@ impl Mesh {
 
     fn invitation(&self, node: &str) -> String {
         let created = self.json(&["token", "create", "--node", node]);
-        created["invitation"].as_str().unwrap().to_owned()
+        created.get("invitation").and_then(Value::as_str).unwrap().to_owned()
     }
 
     /// A node of its own, which runs.
@@ -156,7 +156,8 @@ impl Mesh {
         let dir = self.text(&format!("nodes/{node}"));
         let status = hoplite(&["agent", "status", "--dir", &dir, "--output", "json"]);
         let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
-        let [entries, without] = ["entries", "without_svid"].map(|field| status[field].as_u64().unwrap_or(0));
+        let [entries, without] =
+            ["entries", "without_svid"].map(|field| status.get(field).and_then(Value::as_u64).unwrap_or(0));
         entries.saturating_sub(without)
     }
 

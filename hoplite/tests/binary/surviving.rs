@@ -49,7 +49,7 @@ impl Node {
         let invitation = until("an invitation", || {
             let created = hoplite(&["token", "create", "--node", "n1", "--dir", &made.ca, "--output", "json"]);
             let shown: Value = serde_json::from_slice(&created.stdout).ok()?;
-            shown["invitation"].as_str().map(str::to_owned)
+            shown.get("invitation")?.as_str().map(str::to_owned)
         });
         assert!(hoplite(&["join", &invitation, "--dir", &made.node]).status.success());
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
@@ -91,8 +91,9 @@ impl Node {
 
     fn is_kept(&self) {
         until("the SVID is on the disk", || {
-            let kept = &self.status()?["kept"];
-            (!kept["written_at"].is_null() && kept["waiting"] == false).then_some(())
+            let status = self.status()?;
+            let kept = status.get("kept")?;
+            (!kept.get("written_at")?.is_null() && kept.get("waiting")? == false).then_some(())
         });
     }
 

@@ -50,7 +50,7 @@ const HEADER: &str = r#"{"alg":"ES256","kid":"k","typ":"JWT"}"#;
 fn claims(change: impl FnOnce(&mut Map<String, Value>)) -> String {
     let value = json!({"sub": "spiffe://example.org/web", "aud": ["ledger"], "exp": NOW + 60, "iat": NOW});
     let Value::Object(mut members) = value else {
-        unreachable!()
+        panic!("an object")
     };
     change(&mut members);
     Value::Object(members).to_string()
