@@ -197,7 +197,7 @@ impl Heads {
         let size = self.state == ParseState::Size;
         if previous != b'\r' {
             // Trailers hold no NUL, so the library stops here. A chunk's extension may hold it, but the library takes no bare
-            // line feed anywhere in that line (tests/tests/readings/framing.rs).
+            // line feed anywhere in that line (tests/tests/whole/readings/framing.rs).
             if !size {
                 *byte = 0;
             }

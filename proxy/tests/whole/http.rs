@@ -1,11 +1,10 @@
 //! One inbound HTTP listener and its callers: what is forwarded, what is refused, and what the log says of both.
 
-mod support;
-
 use hoplite_audit::{Outcome, Phase};
 use hoplite_proxy::InboundProtocol;
-use support::{App, Proxy, World, decision, eventually, get, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{App, Proxy, World, decision, eventually, exchange, get, status};
 
 const POLICY: &str = r#"
 @id("edge-reads")
@@ -260,7 +259,7 @@ async fn a_body_is_asked_for_only_after_the_decision() {
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).await.unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
-    let answer = support::exchange(stream, "hello").await;
+    let answer = exchange(stream, "hello").await;
     assert_eq!(status(&answer), 200);
     assert!(answer.contains("hello"), "{answer}");
     let answer = world.raw_as("/batch", proxy.inbound("orders"), "/orders", head).await;
@@ -331,7 +330,7 @@ async fn stopping_finishes_what_is_under_way() {
         tokio::net::TcpStream::connect(address).await.is_err()
     })
     .await;
-    let answer = support::exchange(stream, "llo").await;
+    let answer = exchange(stream, "llo").await;
     assert_eq!(status(&answer), 200);
     assert!(
         answer.contains("hello") && answer.contains("connection: close"),

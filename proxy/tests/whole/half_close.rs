@@ -6,8 +6,6 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::{Request, StatusCode};
-use support::{PATIENCE, Proxy, World};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
+
+use crate::support::{PATIENCE, Proxy, World};
 
 const OPEN: &str = r#"@id("open") permit (principal, action, resource);"#;
 

@@ -7,8 +7,6 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
-mod support;
-
 use std::error::Error;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -25,7 +23,6 @@ use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use support::{Proxy, World, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::mpsc;
@@ -33,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{PATIENCE, Proxy, World, eventually};
 
 const READS: &str = r#"@id("reads") permit (principal, action == Hoplite::Action::"GET", resource);"#;
 const WRITES: &str = r#"@id("writes") permit (principal, action == Hoplite::Action::"POST", resource);"#;
@@ -98,7 +97,7 @@ impl Service {
     }
 
     async fn next(&mut self) -> Arrived {
-        timeout(support::PATIENCE, self.arrivals.recv()).await.unwrap().unwrap()
+        timeout(PATIENCE, self.arrivals.recv()).await.unwrap().unwrap()
     }
 }
 
@@ -145,7 +144,7 @@ fn nothing() -> Body {
 /// The next piece of an answer; none at its clean end.
 async fn piece(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
     loop {
-        let frame = timeout(support::PATIENCE, body.frame()).await.unwrap();
+        let frame = timeout(PATIENCE, body.frame()).await.unwrap();
         match frame.transpose()?.map(|frame| frame.into_data().unwrap()) {
             // The end of a stream may be said in a frame of its own.
             Some(data) if data.is_empty() => {}
@@ -237,7 +236,7 @@ async fn http2_streams_are_decided_again() {
     // The service does not get to believe that it has seen the end of a request, or that anybody still listens.
     piece(&mut ended_at.request).await.unwrap_err();
     piece(&mut waiting_at.request).await.unwrap_err();
-    timeout(support::PATIENCE, ended_at.answer.closed()).await.unwrap();
+    timeout(PATIENCE, ended_at.answer.closed()).await.unwrap();
 
     // The other one on the same connection goes on to its end.
     kept_at.answer.send("after".into()).await.unwrap();
@@ -311,10 +310,7 @@ async fn http1_downloads_are_decided_again() {
             at.answer.send(text.into()).await.unwrap();
             while !heard.contains(text) {
                 let mut buffer = [0; 4_096];
-                let read = timeout(support::PATIENCE, stream.read(&mut buffer))
-                    .await
-                    .unwrap()
-                    .unwrap();
+                let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
                 assert!(read > 0, "{heard}");
                 heard.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
             }
@@ -326,7 +322,7 @@ async fn http1_downloads_are_decided_again() {
         put(&world, &proxy, "other.cedar", FROZEN).await;
         let since = Instant::now();
         let mut rest = Vec::new();
-        let ended = timeout(support::PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
         assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
         // Over HTTP/1.0 the end of the connection is the end of the answer: it has to be seen that this is none.
         assert_eq!(
@@ -335,7 +331,7 @@ async fn http1_downloads_are_decided_again() {
             "HTTP/{version}"
         );
         assert_eq!(rest, b"", "HTTP/{version}: nothing that ends the answer");
-        timeout(support::PATIENCE, at.answer.closed()).await.unwrap();
+        timeout(PATIENCE, at.answer.closed()).await.unwrap();
         let last = world.records("orders").pop().unwrap();
         assert_eq!((last.phase, last.outcome), (Phase::Recheck, Outcome::Forbid));
     }
@@ -359,9 +355,9 @@ async fn a_peer_that_reads_nothing_loses_its_connection() {
     {}
     put(&world, &proxy, "other.cedar", FROZEN).await;
     let since = Instant::now();
-    timeout(support::PATIENCE, connection).await.unwrap().unwrap();
+    timeout(PATIENCE, connection).await.unwrap().unwrap();
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
-    timeout(support::PATIENCE, at.answer.closed()).await.unwrap();
+    timeout(PATIENCE, at.answer.closed()).await.unwrap();
 }
 
 /// Half of many are ended, and whoever comes meanwhile is served.

@@ -2,7 +2,7 @@
 
 use hoplite_audit::Outcome;
 
-use crate::scene::{SMUGGLED, Scene, is_whole, lines};
+use super::scene::{SMUGGLED, Scene, is_whole, lines};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h1_two_lengths() {

@@ -6,8 +6,6 @@
     reason = "a panic is how a test fails"
 )]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,9 +15,10 @@ use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{App, Proxy, World, decision, exchange, get, id, outbound, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::support::{App, HOUR, Proxy, World, decision, eventually, exchange, get, id, inbound, outbound, status};
 
 const POLICY: &str = r#"
 @id("edge")
@@ -231,13 +230,7 @@ async fn an_upstream_that_refuses_us_or_is_away_is_a_502() {
     // An SVID by an authority that is in no bundle: the other side says no.
     let foreign = hoplite_identity::testing::TestAuthority::new("demo.hoplite");
     let address = callee.inbound("orders");
-    check(
-        "stranger",
-        address,
-        foreign.svid("/edge", support::HOUR),
-        "upstream_refused",
-    )
-    .await;
+    check("stranger", address, foreign.svid("/edge", HOUR), "upstream_refused").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -258,7 +251,7 @@ async fn no_request_fails_while_identities_rotate() {
     let mut config = world.config("orders", &callee);
     config
         .inbound
-        .push(support::inbound("orders", InboundProtocol::Http, app.address));
+        .push(inbound("orders", InboundProtocol::Http, app.address));
     proxies.push(Proxy::start(config, callee).await);
     let caller = world.agent("edge", &world.authority.svid("/edge", ttl)).await;
     let mut config = world.config("edge", &caller);
@@ -318,13 +311,13 @@ async fn without_a_valid_identity_nothing_is_said_and_nobody_let_in() {
     caller
         .agent
         .push(&world.authority.svid_valid("/edge", begun, past), &world.authority);
-    support::eventually("the caller refuses", async || {
+    eventually("the caller refuses", async || {
         let answer = call(&caller, &get("/")).await;
         status(&answer) == 503 && answer.contains("own_svid_expired")
     })
     .await;
     let before = app.count();
-    support::eventually("the callee refuses", async || {
+    eventually("the callee refuses", async || {
         let svid = world.svid("/edge");
         match world.connect(callee.inbound("orders"), Some(&svid), "/orders").await {
             Ok(stream) => exchange(stream, &get("/")).await.is_empty(),
@@ -351,7 +344,7 @@ async fn an_upstream_is_redirected_while_the_proxy_runs() {
     let mut config = world.config("other", &agent);
     config
         .inbound
-        .push(support::inbound("orders", InboundProtocol::Http, second.address));
+        .push(inbound("orders", InboundProtocol::Http, second.address));
     let other = Proxy::start(config, agent).await;
     let there = other.inbound("orders").to_string();
 

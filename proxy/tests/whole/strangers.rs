@@ -2,17 +2,16 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test's now is its own")]
 
-mod support;
-
 use std::time::{Duration, SystemTime};
 
 use hoplite_audit::{Outcome, Phase};
 use hoplite_identity::X509Svid;
 use hoplite_identity::testing::TestAuthority;
 use hoplite_proxy::InboundProtocol;
-use support::{App, HOUR, Proxy, World, eventually, exchange, get, inbound, status};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+
+use crate::support::{App, HOUR, Proxy, World, eventually, exchange, get, inbound, status};
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
 

@@ -9,7 +9,7 @@
 //! | 7 framing | CL.TE, TE.CL, two lengths, a length that is none | 400 | `h1_two_lengths`, `h1_a_length_that_is_none` |
 //! | | TE.TE, codings other than `chunked`, HTTP/1.0 with TE, `_` for `-` | 400 | `h1_transfer_codings` |
 //! | | obs-fold, bare CR, NUL, a space before the colon | 400 | `h1_lines_that_are_none` |
-//! | | a length repeated alike | one length | `rfc9110_8_6_equal_lengths_are_one` (proxy/tests/headers.rs) |
+//! | | a length repeated alike | one length | `rfc9110_8_6_equal_lengths_are_one` (proxy/tests/whole/headers.rs) |
 //! | | bare LF | 400 | `h1_bare_line_feeds` |
 //! | | chunk sizes that are none | 400, the body never ends upstream | `h1_chunks_that_are_none` |
 //! | | chunk extensions | left out | `h1_chunk_extensions_go_no_further` |

@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-mod support;
-
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -14,7 +12,8 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{App, Proxy, World, inbound, status};
+
+use crate::support::{App, Proxy, World, inbound, status};
 
 const POLICY: &str =
     r#"@id("all") permit (principal, action, resource) when { principal in Hoplite::TrustDomain::"demo.hoplite" };"#;

@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,10 +9,11 @@ use bytes::Bytes;
 use hoplite_audit::{Outcome, Phase, Record};
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::{HeaderMap, Request, Response};
-use support::{App, PATIENCE, Proxy, World, decision, exchange, get, id, inbound, outbound, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+
+use crate::support::{App, PATIENCE, Proxy, World, decision, eventually, exchange, get, id, inbound, outbound, status};
 
 const POLICY: &str = r#"
 @id("open") permit (principal, action, resource);
@@ -77,7 +76,7 @@ async fn b2_what_an_outbound_proxy_refuses_has_a_record_and_an_id() {
     let stream = TcpStream::connect(caller.outbound("orders")).await.unwrap();
     let answer = exchange(stream, "GET / HTTP/1.1\nhost: orders\n\n").await;
     assert_eq!(status(&answer), 400, "{answer}");
-    support::eventually("what is no HTTP is recorded", async || unparsed().await == 1).await;
+    eventually("what is no HTTP is recorded", async || unparsed().await == 1).await;
 
     caller
         .running
@@ -233,7 +232,7 @@ async fn grpc_streams_whose_trust_ends_are_unavailable() {
     let mut config = world.config("orders", &agent);
     config
         .inbound
-        .push(support::inbound("orders", InboundProtocol::Http2, breaking().await));
+        .push(inbound("orders", InboundProtocol::Http2, breaking().await));
     let callee = Proxy::start(config, agent).await;
     let caller = world
         .outbound("edge", OutboundProtocol::Http, "orders", callee.inbound("orders"))
@@ -340,7 +339,7 @@ async fn c5_a_tcp_circle_ends_by_itself_and_takes_nobodys_place() {
     println!("{most} connections at most");
     assert!(most as usize <= PLACES + PLACES / 8 + 1, "{most}");
     for proxy in [&a_out, &a_in, &b_out, &b_in] {
-        support::eventually("all of it ends", async || proxy.status().await["connections"] == 0).await;
+        eventually("all of it ends", async || proxy.status().await["connections"] == 0).await;
     }
 }
 

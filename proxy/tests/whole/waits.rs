@@ -6,8 +6,6 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,13 +21,14 @@ use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use support::{App, PATIENCE, Proxy, World, decision, eventually, exchange, get, inbound, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{App, PATIENCE, Proxy, World, decision, eventually, exchange, get, id, inbound, outbound, status};
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
 
@@ -377,12 +376,9 @@ async fn what_nobody_uses_is_closed() {
     let mut config = world.config("edge", &agent);
     config.limits.upstream_idle = Span(LIMIT);
     let to = proxy.inbound("orders");
-    config.outbound.push(support::outbound(
-        "orders",
-        OutboundProtocol::Http,
-        to,
-        support::id("/orders"),
-    ));
+    config
+        .outbound
+        .push(outbound("orders", OutboundProtocol::Http, to, id("/orders")));
     let client = Proxy::start(config, agent).await;
     let answer = exchange(
         TcpStream::connect(client.outbound("orders")).await.unwrap(),

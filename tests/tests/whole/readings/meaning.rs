@@ -4,7 +4,7 @@ use hoplite_audit::Outcome;
 use hoplite_policy::{CanonicalRequest, RouteTable};
 use hoplite_tests::{id, until};
 
-use crate::scene::{ANSWERED, Field, ROUTES, Said, Scene, and, lines, with};
+use super::scene::{ANSWERED, Field, ROUTES, Said, Scene, and, lines, with};
 
 // === 11: paths ===
 

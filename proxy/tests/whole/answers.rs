@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -11,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use bytes::Bytes;
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::{Method, Request, Response, StatusCode};
-use support::{PATIENCE, Proxy, World, exchange, get, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, mpsc};
 use tokio::time::timeout;
+
+use crate::support::{PATIENCE, Proxy, World, eventually, exchange, get, status};
 
 const OPEN: &str = r#"@id("open") permit (principal, action, resource);"#;
 
@@ -454,7 +453,7 @@ async fn rfc9112_9_6_whoever_has_said_all_hears_the_answer() {
     peer.write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await.unwrap();
     peer.shutdown().await.unwrap();
     // Both are decided, and both ends have been read by then.
-    support::eventually("both are asked", async || pair.world.records("orders").len() == 2).await;
+    eventually("both are asked", async || pair.world.records("orders").len() == 2).await;
     tokio::task::yield_now().await;
     go.send(()).await.unwrap();
     go.send(()).await.unwrap();

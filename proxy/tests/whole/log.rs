@@ -2,13 +2,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test's now is its own")]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use hoplite_host::daemon::one_line;
 use hoplite_proxy::InboundProtocol;
-use support::{App, World, get, status};
+
+use crate::support::{App, Proxy, World, eventually, get, status};
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
 
@@ -36,7 +35,7 @@ async fn a_log_that_is_removed_ends_what_is_permitted() {
     assert_eq!(app.count(), 1, "nothing more was forwarded");
 
     // Whoever starts it again does not begin a new log in its place, until the old one is back.
-    let support::Proxy { running, agent, config } = proxy;
+    let Proxy { running, agent, config } = proxy;
     running.stop().await;
     let refused = one_line(&hoplite_proxy::start(config.clone()).await.unwrap_err());
     assert!(
@@ -46,12 +45,12 @@ async fn a_log_that_is_removed_ends_what_is_permitted() {
     std::fs::remove_dir_all(&log).unwrap();
     std::fs::rename(&aside, &log).unwrap();
     // The refused one, in this very process, may hold its lock a moment longer.
-    support::eventually("the lock is free", async || {
+    eventually("the lock is free", async || {
         let lock = std::fs::File::open(log.join("lock")).unwrap();
         lock.try_lock().is_ok()
     })
     .await;
-    let proxy = support::Proxy::start(config, agent).await;
+    let proxy = Proxy::start(config, agent).await;
     assert_eq!(
         status(&world.raw(proxy.inbound("orders"), "/orders", &get("/")).await),
         200

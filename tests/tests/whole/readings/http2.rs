@@ -2,7 +2,7 @@
 
 use hoplite_audit::Outcome;
 
-use crate::scene::{ANSWERED, Field, RESET, SMUGGLED, Said, Scene, and, is_whole, with};
+use super::scene::{ANSWERED, Field, RESET, SMUGGLED, Said, Scene, and, is_whole, with};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn h2_fields_that_are_none() {

@@ -2,18 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-mod support;
-
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use hoplite_identity::X509Svid;
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
 use http::{Request, Response};
-use support::{PATIENCE, World, exchange, get, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+
+use crate::support::{PATIENCE, Proxy, World, eventually, exchange, get, inbound, status};
 
 const OPEN: &str = r#"@id("open") permit (principal, action, resource);"#;
 
@@ -145,7 +144,7 @@ async fn c1_one_caller_fills_its_own_connection_to_the_service() {
         sending.send_data(Bytes::from(vec![7; LARGE]), false).unwrap();
         held.push((response, sending));
     }
-    support::eventually("they are there", async || world.records("orders").len() == 3).await;
+    eventually("they are there", async || world.records("orders").len() == 3).await;
     let mut other = connect(&world.svid("/other")).await;
     for _ in 0..5 {
         let (response, mut sending) = other.send_request(request("/read"), false).unwrap();
@@ -154,7 +153,7 @@ async fn c1_one_caller_fills_its_own_connection_to_the_service() {
         assert_eq!(response.status(), 200);
     }
     // Nor, once it is seen to stand still, what else the same caller asks: that goes by another connection.
-    support::eventually("the same caller is served", async || {
+    eventually("the same caller is served", async || {
         let (response, mut sending) = greedy.send_request(request("/read"), false).unwrap();
         sending.send_data(Bytes::from(vec![7; 300_000]), true).unwrap();
         timeout(std::time::Duration::from_secs(1), response).await.is_ok()
@@ -176,10 +175,8 @@ async fn c1_what_nobody_reads_is_bounded_for_all_connections_together() {
     let mut config = world.config("orders", &agent);
     config.limits.unread_bytes_max = BUDGET;
     let app = http2_app(1 << 10).await;
-    config
-        .inbound
-        .push(support::inbound("orders", InboundProtocol::Http2, app));
-    let callee = support::Proxy::start(config, agent).await;
+    config.inbound.push(inbound("orders", InboundProtocol::Http2, app));
+    let callee = Proxy::start(config, agent).await;
     let connect = async |svid: &X509Svid| {
         let stream = world.connect_by(&[b"h2"], callee.inbound("orders"), Some(svid), "/orders");
         let (send, connection) = h2::client::handshake(stream.await.unwrap()).await.unwrap();

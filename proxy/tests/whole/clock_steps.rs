@@ -6,18 +6,18 @@
     reason = "a test fails by panicking, and its now is its own"
 )]
 
-#[path = "../../tests/clock/mod.rs"]
+#[path = "../../../tests/clock/mod.rs"]
 mod clock;
-mod support;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clock::Clock;
-use support::{App, World, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::support::{App, World, eventually};
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
 

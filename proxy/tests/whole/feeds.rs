@@ -1,14 +1,13 @@
 //! Policy while it changes, TCP under it, and a log that cannot be written.
 
-mod support;
-
 use std::process::{Command, Stdio};
 
 use hoplite_audit::{Outcome, Phase};
 use hoplite_proxy::{InboundProtocol, OutboundProtocol};
-use support::{App, World, eventually, exchange, get, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::support::{App, World, eventually, exchange, get, status};
 
 const CONNECT: &str = r#"
 @id("edge-connects")

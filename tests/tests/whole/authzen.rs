@@ -13,7 +13,7 @@ use hoplite_tests::peers;
 use hoplite_tests::{World, id};
 use serde_json::Value;
 
-#[path = "../page/mod.rs"]
+#[path = "../../page/mod.rs"]
 mod page;
 
 const POLICY: &str = r#"

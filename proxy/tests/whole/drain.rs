@@ -6,16 +6,15 @@
     reason = "a test fails by panicking, and its now is its own"
 )]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use hoplite_proxy::InboundProtocol;
-use support::{World, eventually, get, status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+
+use crate::support::{World, eventually, get, status};
 
 const ANYBODY: &str = r#"@id("anybody") permit (principal, action, resource);"#;
 

@@ -174,7 +174,7 @@ async fn who_may_call_what() {
     let names: Vec<String> = all.iter().map(name).collect();
     let mut world = World::start().await;
     let mut text =
-        "# Every RPC of every socket, and who may call it. Made by tests/tests/approved.rs, which says how.\n\
+        "# Every RPC of every socket, and who may call it. Made by tests/tests/whole/approved.rs, which says how.\n\
                     # `yes` and the code for an empty message; `no` and why; `-` where it is not served.\n\
                     # `Check` answers `Ok` to everybody: what it decided, a denial too, is in the message.\n"
             .to_owned();

@@ -1,0 +1,22 @@
+//! Whole worlds in one process, with foreign clients and servers as judges: a module for each subject.
+//!
+//! One executable for all of them, because each is linked anew with every change. `secrets` and `storm` are their own:
+//! one reads every log line of its process, the other counts what its CA is asked in each second.
+
+mod approved;
+mod attacks;
+mod authzen;
+mod entries;
+mod envoy;
+mod fleet;
+mod floods;
+mod grpc;
+mod openssl;
+mod otlp;
+mod policy;
+mod prometheus;
+mod readings;
+mod spiffe_clients;
+mod survival;
+mod trust_bundle;
+mod world;
