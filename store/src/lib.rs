@@ -12,6 +12,7 @@ mod batch;
 pub mod conformance;
 mod large;
 mod memory;
+mod recent;
 mod sled;
 mod watch;
 
@@ -30,6 +31,10 @@ pub type Revision = u64;
 /// How many of the newest commits a watcher can still ask for. At the control plane's write rates this is minutes of
 /// a watcher's absence; after that a snapshot is cheaper than the changes.
 pub const HISTORY_COMMITS: u64 = 4096;
+
+/// How many bytes of the newest commits' writes are kept for watchers, whatever their number; the newest commit always is. A
+/// thousand commits of a registration each are half a megabyte: only a bulk load reaches this.
+pub const HISTORY_BYTES_MAX: usize = 16 << 20;
 
 /// Longest key, in bytes: keys are names, and every one is held in an index.
 pub const KEY_BYTES_MAX: usize = 1024;

@@ -1,10 +1,11 @@
 //! The store that forgets: for tests, and the simplest reading of what the trait promises.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
+use crate::recent::Recent;
 use crate::{
     Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Reach, Revision,
     Snapshot, Store, StoreError, Versioned, Watch, WatchError, Write,
@@ -17,10 +18,8 @@ pub struct MemoryStore {
 }
 
 struct State {
-    reach: Reach,
-    keep: u64,
+    recent: Recent,
     entries: BTreeMap<Vec<u8>, Versioned>,
-    history: VecDeque<Change>,
     /// Each with the time it was last put.
     large: BTreeMap<LargeId, (Vec<u8>, SystemTime)>,
 }
@@ -38,10 +37,8 @@ impl MemoryStore {
     #[must_use]
     pub fn keeping(keep: u64) -> Self {
         let state = State {
-            reach: Reach::START,
-            keep,
+            recent: Recent::after(0, keep),
             entries: BTreeMap::new(),
-            history: VecDeque::new(),
             large: BTreeMap::new(),
         };
         Self {
@@ -59,7 +56,7 @@ impl Default for MemoryStore {
 
 impl Store for MemoryStore {
     fn revision(&self) -> Revision {
-        lock(&self.state).reach.newest
+        lock(&self.state).revision()
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
@@ -75,7 +72,7 @@ impl Store for MemoryStore {
             .map(|(key, versioned)| (key.clone(), versioned.clone()))
             .collect();
         Ok(Snapshot {
-            revision: state.reach.newest,
+            revision: state.revision(),
             entries,
         })
     }
@@ -93,7 +90,7 @@ impl Store for MemoryStore {
             entries.push((key.clone(), versioned.clone()));
         }
         Ok(Snapshot {
-            revision: state.reach.newest,
+            revision: state.revision(),
             entries,
         })
     }
@@ -106,8 +103,8 @@ impl Store for MemoryStore {
         )?;
         state.apply(writes);
         // Under the lock, so that revisions are announced in their order.
-        self.announcer.announce(state.reach);
-        Ok(state.reach.newest)
+        self.announcer.announce(state.recent.reach());
+        Ok(state.revision())
     }
 
     fn watch(&self, from: Revision) -> Result<Watch, WatchError> {
@@ -142,9 +139,12 @@ impl Store for MemoryStore {
 // === impl State ===
 
 impl State {
+    fn revision(&self) -> Revision {
+        self.recent.reach().newest
+    }
+
     fn apply(&mut self, writes: Vec<Write>) {
-        self.reach = self.reach.grown(self.keep);
-        let revision = self.reach.newest;
+        let revision = self.revision() + 1;
         let mut mutations = Vec::with_capacity(writes.len());
         for Write { mutation, names } in writes {
             mutations.push(mutation.clone());
@@ -157,24 +157,13 @@ impl State {
                 None => self.entries.remove(&key),
             };
         }
-        self.history.push_back(Change { revision, mutations });
-        while self
-            .history
-            .front()
-            .is_some_and(|change| change.revision < self.reach.oldest)
-        {
-            self.history.pop_front();
-        }
+        self.recent.push(mutations);
     }
 }
 
 impl History for Mutex<State> {
     fn change(&self, revision: Revision) -> Result<Option<Change>, StoreError> {
-        let state = lock(self);
-        let at = revision
-            .checked_sub(state.reach.oldest)
-            .and_then(|at| usize::try_from(at).ok());
-        Ok(at.and_then(|at| state.history.get(at)).cloned())
+        Ok(lock(self).recent.change(revision))
     }
 }
 

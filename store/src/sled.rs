@@ -1,9 +1,9 @@
 //! The embedded store: sled, contained. See docs/decisions/0003-sled.md for what is distrusted and why.
 //!
-//! One sled tree holds everything: `d<key>` a value, `h<revision>` a commit's changes, `m` the revision, how far
-//! history reaches, and a digest over all values. Each item carries our own checksum over key and content. A commit is
-//! one sled batch over all three. Beside it, the file `head` says what was last acknowledged and is the lock, and the
-//! directory `large` holds large values; which of them a key names stands in its item.
+//! One sled tree holds everything: `d<key>` a value, `m` the revision and a digest over all values. Each item carries our own
+//! checksum over key and content. A commit is one sled batch over both. Beside it, the file `head` says what was last
+//! acknowledged and is the lock, and the directory `large` holds large values; which of them a key names stands in its item.
+//! History is in memory, and begins when the store is opened: its only readers are of this process.
 
 mod dir;
 mod format;
@@ -16,20 +16,20 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::SystemTime;
 
 use dir::StoreDir;
-use format::{Digest, Meta, Value, decode_mutations, encode_head, encode_mutations, named, seal, unseal};
+use format::{Digest, Meta, Value, encode_head, named, seal, unseal};
 use large_files::LargeFiles;
 
+use crate::recent::Recent;
 use crate::{
-    Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Reach, Revision,
-    Snapshot, Store, StoreError, Versioned, Watch, WatchError, Write,
+    Announcer, Batch, Change, CommitError, HISTORY_COMMITS, History, LargeError, LargeId, Mutation, Revision, Snapshot,
+    Store, StoreError, Versioned, Watch, WatchError, Write,
 };
 
 const DATA: u8 = b'd';
-const HISTORY: u8 = b'h';
 const META: &[u8] = b"m";
 
 /// What is written to sled at once.
@@ -59,8 +59,9 @@ struct Disk {
     large: LargeFiles,
     head: File,
     directory: StoreDir,
-    keep: u64,
     state: RwLock<State>,
+    /// What is durable only. Behind a lock of its own: watchers read while the next commit waits for the disk.
+    recent: Mutex<Recent>,
 }
 
 struct State {
@@ -91,7 +92,7 @@ impl SledStore {
     /// As [`open`](Self::open).
     pub fn open_keeping(directory: &Path, keep: u64) -> Result<Self, StoreError> {
         let disk = Disk::open(StoreDir::make(directory)?, keep)?;
-        let reach = disk.read()?.meta.reach;
+        let reach = disk.recent().reach();
         Ok(Self {
             announcer: Announcer::new(reach),
             disk: Arc::new(disk),
@@ -116,7 +117,7 @@ impl Store for SledStore {
             entries.push((key.to_vec(), found.versioned));
         })?;
         Ok(Snapshot {
-            revision: state.meta.reach.newest,
+            revision: state.meta.revision,
             entries,
         })
     }
@@ -124,7 +125,7 @@ impl Store for SledStore {
     fn page(&self, after: Option<&[u8]>, bytes: usize) -> Result<Snapshot, StoreError> {
         let state = self.disk.read()?;
         Ok(Snapshot {
-            revision: state.meta.reach.newest,
+            revision: state.meta.revision,
             entries: self.disk.page(after, bytes)?,
         })
     }
@@ -137,8 +138,8 @@ impl Store for SledStore {
             |id| self.disk.has_large(id),
         )?;
         self.disk.commit(&mut state, writes)?;
-        self.announcer.announce(state.meta.reach);
-        Ok(state.meta.reach.newest)
+        self.announcer.announce(self.disk.recent().reach());
+        Ok(state.meta.revision)
     }
 
     fn watch(&self, from: Revision) -> Result<Watch, WatchError> {
@@ -186,16 +187,7 @@ impl Store for SledStore {
 
 impl History for Disk {
     fn change(&self, revision: Revision) -> Result<Option<Change>, StoreError> {
-        if let Some(change) = self.kept_change(revision)? {
-            return Ok(Some(change));
-        }
-        // Either a commit has just dropped it, or sled has lost it. Behind the lock no commit is under way.
-        if revision >= self.read()?.meta.reach.oldest {
-            return Err(self
-                .directory
-                .damaged(format!("the change of revision {revision} is gone")));
-        }
-        Ok(None)
+        Ok(self.recent().change(revision))
     }
 }
 
@@ -270,14 +262,7 @@ impl Filling {
             let problem = format!("the value of `{key}` is newer than revision {revision}, or lacks a large value");
             return Err(disk.directory.damaged(problem));
         }
-        let meta = Meta {
-            reach: Reach {
-                oldest: revision + 1,
-                newest: revision,
-            },
-            contents,
-        };
-        disk.found(meta)?;
+        disk.found(Meta { revision, contents })?;
         Ok(contents.count)
     }
 
@@ -313,16 +298,16 @@ impl Disk {
             large,
             head,
             directory,
-            keep,
             state,
+            recent: Mutex::new(Recent::after(0, keep)),
         };
-        disk.recover(acknowledged)?;
+        disk.recover(acknowledged, keep)?;
         Ok(disk)
     }
 
     /// Believes nothing: checks every item, the set of items, and that nothing acknowledged is missing. Large values are
     /// checked when they are read: one that is damaged must not keep everything else away, and putting it again mends it.
-    fn recover(&self, acknowledged: Option<Revision>) -> Result<(), StoreError> {
+    fn recover(&self, acknowledged: Option<Revision>, keep: u64) -> Result<(), StoreError> {
         let damaged = |problem: String| Err(self.directory.damaged(problem));
         let meta = match self.item(META)? {
             Some(bytes) => match Meta::decode(&bytes) {
@@ -335,11 +320,10 @@ impl Disk {
             }
             None => return damaged("its revision is gone".into()),
         };
-        let reach = meta.reach;
-        if let Some(acknowledged) = acknowledged.filter(|acknowledged| *acknowledged > reach.newest) {
+        if let Some(acknowledged) = acknowledged.filter(|acknowledged| *acknowledged > meta.revision) {
             return damaged(format!(
                 "it ends at revision {}, but {acknowledged} was acknowledged",
-                reach.newest
+                meta.revision
             ));
         }
         let mut contents = Digest::default();
@@ -350,19 +334,15 @@ impl Disk {
             newest = newest.max(found.versioned.revision);
             add_names(&mut named, &found.versioned.names);
         })?;
-        if contents != meta.contents || newest > reach.newest {
+        if contents != meta.contents || newest > meta.revision {
             return damaged(format!(
                 "it holds {} values and should hold {}, or one of them is an older version",
                 contents.count, meta.contents.count
             ));
         }
-        for revision in reach.oldest..=reach.newest {
-            if self.kept_change(revision)?.is_none() {
-                return damaged(format!("the change of revision {revision} is gone"));
-            }
-        }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.meta = meta;
+        *self.recent() = Recent::after(meta.revision, keep);
         state.named = named;
         self.make_durable(&mut state)?;
         File::open(self.directory.path())
@@ -372,9 +352,8 @@ impl Disk {
     }
 
     fn commit(&self, state: &mut State, writes: Vec<Write>) -> Result<(), StoreError> {
-        let before = state.meta;
-        let reach = before.reach.grown(self.keep);
-        let mut contents = before.contents;
+        let revision = state.meta.revision + 1;
+        let mut contents = state.meta.contents;
         let mut batch = sled::Batch::default();
         let mut mutations = Vec::with_capacity(writes.len());
         let (mut named_now, mut named_before) = (Vec::new(), Vec::new());
@@ -387,7 +366,7 @@ impl Disk {
             let name = named(DATA, key);
             match value {
                 Some(value) => {
-                    let (sum, item) = Value::seal(&name, reach.newest, value, &names);
+                    let (sum, item) = Value::seal(&name, revision, value, &names);
                     contents.add(sum);
                     batch.insert(name, item);
                 }
@@ -396,13 +375,7 @@ impl Disk {
             named_now.extend(names);
             mutations.push(mutation);
         }
-        let name = named(HISTORY, &reach.newest.to_be_bytes());
-        let (_, item) = seal(&name, &encode_mutations(&mutations));
-        batch.insert(name, item);
-        for dropped in before.reach.oldest..reach.oldest {
-            batch.remove(named(HISTORY, &dropped.to_be_bytes()));
-        }
-        let meta = Meta { reach, contents };
+        let meta = Meta { revision, contents };
         batch.insert(META, seal(META, &meta.encode()).1);
 
         // From here on a failure leaves open what is on the disk.
@@ -412,6 +385,7 @@ impl Disk {
         add_names(&mut state.named, &named_now);
         remove_names(&mut state.named, &named_before);
         self.make_durable(state)?;
+        self.recent().push(mutations);
         state.stopped = false;
         Ok(())
     }
@@ -425,7 +399,7 @@ impl Disk {
         self.sync_blobs(&mut state.blobs)
             .map_err(|e| self.directory.io("sync sled's own large values", &e))?;
         // Not synced itself: it is there to catch what sled loses when the process is killed.
-        let head = encode_head(state.meta.reach.newest);
+        let head = encode_head(state.meta.revision);
         self.head
             .write_all_at(&head, 0)
             .map_err(|e| self.directory.io("write the head file", &e))
@@ -516,13 +490,6 @@ impl Disk {
         Ok(page)
     }
 
-    fn kept_change(&self, revision: Revision) -> Result<Option<Change>, StoreError> {
-        let name = named(HISTORY, &revision.to_be_bytes());
-        let Some(body) = self.item(&name)? else { return Ok(None) };
-        let mutations = decode_mutations(&body).ok_or_else(|| self.directory.damaged_item(&name))?;
-        Ok(Some(Change { revision, mutations }))
-    }
-
     fn item(&self, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(item) = self.guarded("read", || self.db.get(name))? else {
             return Ok(None);
@@ -533,6 +500,10 @@ impl Disk {
 
     fn guarded<T>(&self, action: &'static str, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
         self.directory.guarded(action, call)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> Result<RwLockReadGuard<'_, State>, StoreError> {

@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 use super::format::{HEAD_BYTES, decode_head};
 use crate::{Revision, StoreError};
 
-/// sled's page cache, in bytes; its own default of 1 GiB is no bound at all.
-const CACHE_BYTES: u64 = 16 << 20;
+/// sled's page cache, in bytes; its own default of 1 GiB is no bound at all. Whoever needs an answer at once has an index of
+/// his own: the store is read when something is written.
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// What sled writes and frees at once, in bytes. It frees a segment when half of it is dead; the smaller ones are, the nearer
+/// the whole file stays to that half. A value larger than a quarter of it lies in a file of its own.
+const SEGMENT_BYTES: usize = 128 << 10;
 
 /// How long to wait for the sled of a store closed a moment ago in this process: its threads let go a little late.
 const SLED_LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -73,6 +78,7 @@ impl StoreDir {
         let config = sled::Config::new()
             .path(&self.0)
             .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
             // Every commit flushes, so the background flusher has nothing to do.
             .flush_every_ms(None);
         #[expect(

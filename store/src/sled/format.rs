@@ -1,14 +1,14 @@
-//! What lies in sled, byte for byte: the revision, values, changes, and the checksum over each.
+//! What lies in sled, byte for byte: the revision, values, and the checksum over each.
 
-use crate::{LargeId, Mutation, Reach, Revision, Versioned};
+use crate::{LargeId, Revision, Versioned};
 
 /// Changes when the layout does; an unknown one is refused.
-pub(super) const FORMAT: u8 = 2;
+pub(super) const FORMAT: u8 = 3;
 
 /// The item `m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
-    pub(super) reach: Reach,
+    pub(super) revision: Revision,
     pub(super) contents: Digest,
 }
 
@@ -41,17 +41,12 @@ pub(super) enum BadMeta {
 
 impl Meta {
     pub(super) const START: Self = Self {
-        reach: Reach::START,
+        revision: 0,
         contents: Digest { count: 0, sum: 0 },
     };
 
     pub(super) fn encode(&self) -> Vec<u8> {
-        let fields = [
-            self.reach.oldest,
-            self.reach.newest,
-            self.contents.count,
-            self.contents.sum,
-        ];
+        let fields = [self.revision, self.contents.count, self.contents.sum];
         std::iter::once(FORMAT)
             .chain(fields.into_iter().flat_map(u64::to_be_bytes))
             .collect()
@@ -67,15 +62,12 @@ impl Meta {
 
     fn fields(mut body: &[u8]) -> Option<Self> {
         let mut field = || take(&mut body).map(u64::from_be_bytes);
-        let reach = Reach {
-            oldest: field()?,
-            newest: field()?,
-        };
+        let revision = field()?;
         let contents = Digest {
             count: field()?,
             sum: field()?,
         };
-        body.is_empty().then_some(Self { reach, contents })
+        body.is_empty().then_some(Self { revision, contents })
     }
 }
 
@@ -119,7 +111,7 @@ impl Value {
     }
 }
 
-// === Encoding: big-endian numbers, lengths before bytes ===
+// === Encoding: big-endian numbers ===
 
 pub(super) const HEAD_BYTES: usize = 12;
 
@@ -147,39 +139,6 @@ pub(super) fn unseal<'a>(name: &[u8], item: &'a [u8]) -> Option<(u32, &'a [u8])>
     let (sum, body) = item.split_first_chunk::<4>()?;
     let sum = u32::from_be_bytes(*sum);
     (sum == crc32c::crc32c_append(crc32c::crc32c(name), body)).then_some((sum, body))
-}
-
-pub(super) fn encode_mutations(mutations: &[Mutation]) -> Vec<u8> {
-    let mut body = Vec::new();
-    let mut bytes = |bytes: &[u8]| {
-        body.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
-        body.extend_from_slice(bytes);
-    };
-    for Mutation { key, value } in mutations {
-        bytes(key);
-        // Empty for a delete; a value has one byte before it, so that the empty value differs.
-        match value {
-            None => bytes(b""),
-            Some(value) => bytes(&named(1, value)),
-        }
-    }
-    body
-}
-
-pub(super) fn decode_mutations(mut body: &[u8]) -> Option<Vec<Mutation>> {
-    let mut mutations = Vec::new();
-    while !body.is_empty() {
-        let mut bytes = || {
-            let length = usize::try_from(u64::from_be_bytes(take(&mut body)?)).ok()?;
-            let (bytes, rest) = body.split_at_checked(length)?;
-            body = rest;
-            Some(bytes.to_vec())
-        };
-        let key = bytes()?;
-        let value = bytes()?.split_first().map(|(_, value)| value.to_vec());
-        mutations.push(Mutation { key, value });
-    }
-    Some(mutations)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
