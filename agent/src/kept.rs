@@ -258,6 +258,11 @@ impl Kept {
                     .map(|authority| authority.to_vec())
                     .collect(),
                 sequence: bundle.sequence(),
+                tainted: bundle
+                    .tainted()
+                    .iter()
+                    .map(|tainted| tainted.as_bytes().to_vec())
+                    .collect(),
             }),
             first_bundle: first_bundle.to_owned(),
             heard: unix(clock::now()),

@@ -6,7 +6,7 @@ pub(crate) mod link;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
 use hoplite_host::backoff::jitter;
@@ -87,7 +87,7 @@ pub enum NodeError {
 enum Step {
     Join,
     Renew,
-    /// The SVID has ended; its key may still count.
+    /// The SVID has ended, or its authority was revoked; its key may still count.
     Reattest,
     Sleep {
         until: SystemTime,
@@ -106,10 +106,22 @@ struct Facts {
     token: bool,
     /// The CA refuses the SVID, though it is valid: the agent was evicted, or the CA founded anew.
     refused: bool,
+    /// Nothing vouches for the SVID any more; its key may still count.
+    cut_off: bool,
     /// Not before this, after a failure.
     retry_at: Option<SystemTime>,
     /// Until then the CA need not be asked again whether the key of an SVID that has ended counts: it said no.
     no_reattest_before: Option<SystemTime>,
+}
+
+/// Which authorities vouch for the own SVID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vouched {
+    Sound,
+    /// Only a tainted one: it is renewed at once.
+    Tainted,
+    /// None: its authority was revoked, and the CA lets it in no more.
+    Not,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +137,8 @@ struct Held {
     disk: OnDisk,
     bundle: Arc<TrustBundle>,
     verifier: Arc<PeerVerifier>,
+    /// As in [`Credentials`].
+    sound: Option<Arc<PeerVerifier>>,
     svid: Option<Arc<X509Svid>>,
     /// The disk did not take it.
     unsaved: bool,
@@ -140,6 +154,9 @@ struct OnDisk {
     chain: Option<String>,
     bundle: Option<String>,
     bundle_sequence: u64,
+    /// Fingerprints of the authorities in it that are tainted.
+    #[serde(default)]
+    bundle_tainted: Vec<String>,
     /// SHA-256 of the operator's bundle file when `bundle` was accepted. When that file changes, it counts again.
     first_bundle: String,
     /// SHA-256 of the token that bought the SVID.
@@ -165,8 +182,22 @@ pub(crate) async fn run(
         ..Facts::default()
     };
     let mut said = None;
+    let mut news = keeper.credentials();
     loop {
+        news.mark_unchanged();
         keeper.save_again();
+        let vouched = keeper.vouched();
+        let was_tainted = vouched == Some(Vouched::Tainted);
+        if was_tainted {
+            facts.svid = facts.svid.map(|svid| Validity {
+                renew_at: UNIX_EPOCH,
+                ..svid
+            });
+        }
+        if vouched == Some(Vouched::Not) && !facts.cut_off {
+            tracing::error!("the authority of this node's SVID counts no more, and so the CA does not let it in by it");
+        }
+        facts.cut_off |= vouched == Some(Vouched::Not);
         let token_file = token_files.borrow().clone();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
@@ -193,8 +224,14 @@ pub(crate) async fn run(
         };
         let outcome = tokio::select! {
             outcome = work => outcome,
+            // Another trust bundle may ask for another SVID.
+            Ok(()) = news.changed(), if !matches!(step, Step::Join | Step::Renew | Step::Reattest) => None,
             () = link.when_refused() => {
                 facts.refused = true;
+                None
+            }
+            () = link.when_distrusted() => {
+                facts.cut_off = true;
                 None
             }
             () = shutdown.wait() => return,
@@ -220,9 +257,13 @@ pub(crate) async fn run(
             Some(Ok(())) => {
                 let crowd = backoff.is_failing() || step == Step::Join;
                 backoff.succeeded();
-                let issued = |svid: Validity| svid.just_issued(clock::now(), crowd.then(jitter));
+                // What everybody renews because of a taint is a crowd, too.
+                let issued = |svid: Validity| svid.just_issued(clock::now(), (crowd || was_tainted).then(jitter));
+                // A CA that signs with a tainted authority is not asked again without a rest.
+                let is_tainted = keeper.vouched() == Some(Vouched::Tainted);
                 facts = Facts {
                     svid: keeper.validity().map(issued),
+                    retry_at: is_tainted.then(|| clock::now() + backoff.failed(jitter())),
                     ..Facts::default()
                 };
             }
@@ -231,6 +272,7 @@ pub(crate) async fn run(
                 if step == Step::Reattest && matches!(error, CaError::Refused(_) | CaError::Dismissed(_)) {
                     facts.no_reattest_before = Some(clock::now() + REATTEST_AGAIN);
                 }
+                facts.cut_off |= matches!(error, CaError::Distrusted(_));
                 facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
                 complain(step, &error, facts.svid);
             }
@@ -266,7 +308,7 @@ fn say(step: Step, token_file: Option<&Path>, svid: Option<Validity>, now: Syste
             );
         }
         (Step::Reattest, _) => tracing::warn!(
-            "this node's SVID has ended; the CA is asked whether it may come back by the key of it, without a token"
+            "this node's SVID has ended, or its authority counts no more; the CA is asked whether it may come back by the key of it, without a token"
         ),
         (Step::Join | Step::Renew | Step::Sleep { .. }, _) => {}
     }
@@ -282,7 +324,7 @@ fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
             tracing::warn!(%error, seconds_left, "cannot renew the node's SVID; it stays in use while it is valid");
         }
         (Step::Reattest, _) => {
-            tracing::error!(%error, "the node's SVID has ended, and the CA does not let it in by its key");
+            tracing::error!(%error, "the node's SVID counts no more, and the CA does not let it in by its key");
         }
         (Step::Renew, None) => tracing::error!(%error, "cannot renew the node's SVID, and it has expired"),
         _ => tracing::error!(%error, "cannot join the trust domain"),
@@ -294,7 +336,8 @@ fn complain(step: Step, error: &CaError, svid: Option<Validity>) {
 impl Facts {
     fn next(&self, now: SystemTime) -> Step {
         let resting = self.retry_at.filter(|at| RETRY.rests(*at, now));
-        let Some(svid) = self.svid.filter(|svid| now < svid.not_after) else {
+        let counts = |svid: &Validity| now < svid.not_after && !self.cut_off;
+        let Some(svid) = self.svid.filter(counts) else {
             return match (self.token, resting) {
                 (false, _) if self.svid.is_none() || self.is_refused_for_good(now) => Step::NeedToken,
                 (_, Some(until)) => Step::Sleep { until },
@@ -373,6 +416,7 @@ impl Keeper {
             // The operator knows better than what the former CA said.
             disk.bundle = None;
             disk.bundle_sequence = 0;
+            disk.bundle_tainted = Vec::new();
             disk.first_bundle = first_digest;
         }
         let held = Held::read(disk, first, trust_domain).map_err(|reason| NodeError::State {
@@ -569,6 +613,22 @@ impl Keeper {
         Ok(())
     }
 
+    /// What the trust bundle says of the own SVID, whatever its time.
+    fn vouched(&self) -> Option<Vouched> {
+        let held = self.held();
+        let svid = held.svid.as_ref()?;
+        let by = |verifier: &PeerVerifier| {
+            verifier
+                .verify(svid.chain(), PeerRole::Client, svid.leaf().not_before())
+                .is_ok()
+        };
+        Some(match (by(&held.verifier), held.sound.as_deref().is_none_or(by)) {
+            (false, _) => Vouched::Not,
+            (true, false) => Vouched::Tainted,
+            (true, true) => Vouched::Sound,
+        })
+    }
+
     fn validity(&self) -> Option<Validity> {
         self.held().svid.as_ref().map(|svid| Validity {
             not_before: svid.leaf().not_before(),
@@ -649,6 +709,7 @@ impl Keeper {
                 svid: Arc::clone(svid),
                 bundle: Arc::clone(&held.bundle),
                 verifier: Arc::clone(&held.verifier),
+                sound: held.sound.clone(),
             })
         }));
     }
@@ -700,7 +761,8 @@ impl Held {
     fn read(mut disk: OnDisk, first: TrustBundle, trust_domain: &TrustDomain) -> Result<Self, Damaged> {
         let bundle = match &disk.bundle {
             Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
-                .map_err(|e| Damaged::Bundle(e.to_string()))?,
+                .map_err(|e| Damaged::Bundle(e.to_string()))?
+                .with_tainted(disk.bundle_tainted.iter().filter_map(|text| text.parse().ok())),
             None => first,
         };
         let svid = match (&disk.key, &disk.chain) {
@@ -716,13 +778,15 @@ impl Held {
         }
         let bundle = Arc::new(bundle);
         let verifier = link::verifier(&bundle).map_err(|e| Damaged::Bundle(e.to_string()))?;
+        let sound = link::sound(&bundle).map_err(|e| Damaged::Bundle(e.to_string()))?;
         // After the operator's file named a CA that was founded anew: that one lets the old SVID into no connection, and
         // so never says that it refuses it. Without it the agent joins at once. Its time is another matter.
         let is_ours = |svid: &X509Svid| {
             let when = svid.leaf().not_before();
             verifier.verify(svid.chain(), PeerRole::Client, when).is_ok()
         };
-        let svid = svid.filter(is_ours);
+        // What the CA itself said later is another matter: then the key still counts there, see [`Step::Reattest`].
+        let svid = svid.filter(|svid| disk.bundle.is_some() || is_ours(svid));
         if svid.is_none() && disk.chain.is_some() {
             tracing::warn!("the trust bundle does not vouch for this node's SVID; it is not used any more");
             (disk.key, disk.chain) = (None, None);
@@ -731,6 +795,7 @@ impl Held {
             disk,
             bundle,
             verifier,
+            sound,
             svid: svid.map(Arc::new),
             unsaved: false,
         })
@@ -748,7 +813,7 @@ impl Held {
             return Ok(false);
         }
         let bundle = Arc::new(bundle);
-        self.verifier = link::verifier(&bundle)?;
+        (self.verifier, self.sound) = (link::verifier(&bundle)?, link::sound(&bundle)?);
         let gone = (self.bundle.authorities().iter()).filter(|authority| !bundle.authorities().contains(authority));
         for authority in gone {
             tracing::warn!(authority = %Fingerprint::of(authority), "this authority of the trust domain counts no more");
@@ -756,10 +821,12 @@ impl Held {
         tracing::info!(
             sequence = bundle.sequence(),
             authorities = bundle.authorities().len(),
+            tainted = bundle.tainted().len(),
             "new trust bundle"
         );
         self.disk.bundle = Some(bundle.to_pem());
         self.disk.bundle_sequence = bundle.sequence();
+        self.disk.bundle_tainted = bundle.tainted().iter().map(ToString::to_string).collect();
         self.bundle = bundle;
         Ok(true)
     }

@@ -127,6 +127,11 @@ fn register_supply(supply: &SupplyReceiver, to: &mut Exposition) {
         Some(supply.len().saturating_sub(supply.without_svid()) as u64)
     });
     gauge(
+        "svids_tainted",
+        "SVIDs that are under a tainted authority, and are being replaced",
+        |supply| Some(supply.tainted() as u64),
+    );
+    gauge(
         "svid_not_after_timestamp_seconds",
         "When the first of the workloads' SVIDs ends, in seconds since 1970",
         |supply| supply.first_end().map(unix),
@@ -149,9 +154,9 @@ fn register_node(link: &CaLink, to: &mut Exposition) {
     to.sampled(
         Kind::Gauge,
         "authority_not_after_timestamp_seconds",
-        "When the first authority of the trust domain ends, in seconds since 1970",
+        "When the last authority that is trusted ends, in seconds since 1970",
         move |to| {
-            let end = credentials.borrow().as_ref().and_then(|own| own.bundle.first_end());
+            let end = credentials.borrow().as_ref().and_then(|own| own.bundle.last_end());
             if let Some(end) = end {
                 to.put(unix(end));
             }

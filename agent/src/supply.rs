@@ -131,7 +131,8 @@ impl Supplier {
         if self.stock.restore(&own.verifier) {
             self.stock.catch_up(clock::now(), jitter);
         }
-        self.stock.trust(&own.bundle, &own.verifier, clock::now());
+        self.stock
+            .trust(&own.bundle, &own.verifier, own.sound.as_ref(), clock::now());
         // What was deleted is gone now, and what is at hand is there now, not after the next call to the CA. Whoever comes
         // for what is still to be minted waits a moment for it.
         self.publish();

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod admin_call;
+mod authorities;
 pub(crate) mod backups;
 mod entries;
 pub(crate) mod fleet;

@@ -1,5 +1,6 @@
-//! The authorities of the trust domain: the one that signs here, and all that its members are verified with.
+//! The authorities of the trust domain: their course, the one that signs here, and all that its members are verified with.
 
+pub(crate) mod course;
 pub(crate) mod index;
 pub(crate) mod signer;
 pub(crate) mod trust;

@@ -13,6 +13,7 @@ use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
+use crate::authority::course::LAST_PART;
 use crate::operators::operator::PROLONGED_MAX;
 
 /// Shorter-lived certificates could not be renewed before they expire.
@@ -64,9 +65,13 @@ pub struct Config {
     /// The admin policies, `*.cedar`, in place of the default. Read at the start and at SIGHUP.
     #[serde(default)]
     pub admin_policy_dir: Option<PathBuf>,
-    /// Life of the authority's certificate, when it is made.
+    /// Life of an authority's certificate, when it is made: at half of it the next one is made, which signs from a sixth before
+    /// its end.
     #[serde(default = "one_year")]
     pub authority_ttl: Span,
+    /// Whether time alone prepares and activates authorities. If not, people do, and are warned in time.
+    #[serde(default = "yes")]
+    pub authority_rotates: bool,
     /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
     #[serde(default)]
     pub metrics_listen: Option<MetricsListen>,
@@ -119,10 +124,14 @@ impl Config {
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
             // An operator's certificate simply ends with the authority: a CA that has no operators need not think of it.
-            if !matches!(key, "authority_ttl" | "operator_ttl") && span >= self.authority_ttl {
+            let longest = self.authority_ttl.0 / LAST_PART;
+            if !matches!(key, "authority_ttl" | "operator_ttl") && span.0 > longest {
                 let reason = format!(
-                    "no certificate outlives its authority; write less than `authority_ttl`, which is \"{}\"",
-                    self.authority_ttl
+                    "too long for authorities that live \"{}\": from a sixth of that before its end, \"{}\", an authority signs no more, \
+                     and what it signed has to end with it; write at most that, or `authority_ttl = \"{}\"`",
+                    self.authority_ttl,
+                    Span(Duration::from_secs(longest.as_secs())),
+                    Span(span.0 * LAST_PART)
                 );
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
@@ -170,6 +179,10 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn max_bundle_bytes() -> usize {
@@ -225,6 +238,8 @@ admin_socket = "/run/hoplite/ca.sock"
         assert_eq!(config.agent_ttl, one_day());
         assert_eq!(config.operator_ttl, eight_hours());
         assert_eq!(config.authority_ttl, one_year());
+        let short = "x509_ttl = \"10s\"\nagent_ttl = \"20s\"\nauthority_ttl = \"120s\"";
+        assert!(config.authority_rotates && load(short).is_ok());
         assert_eq!(load("x509_ttl = \"5s\"").unwrap().x509_ttl, Span(TTL_MIN));
     }
 
@@ -241,7 +256,15 @@ admin_socket = "/run/hoplite/ca.sock"
         check("agent_ttl = \"1ms\"", &["agent_ttl", "1ms"]);
         check("authority_ttl = \"1s\"", &["x509_ttl", "authority_ttl"]);
         check("authority_ttl = \"1h\"", &["x509_ttl", "1h", "authority_ttl"]);
-        check("agent_ttl = \"2h\"\nauthority_ttl = \"90m\"", &["agent_ttl", "2h"]);
+        check(
+            "agent_ttl = \"2h\"\nauthority_ttl = \"90m\"",
+            &["x509_ttl", "1h", "15m", "6h"],
+        );
+        check(
+            "agent_ttl = \"2h\"\nauthority_ttl = \"10h\"",
+            &["agent_ttl", "2h", "1h 40m", "12h"],
+        );
+        check("authority_rotates = 1", &["authority_rotates"]);
         check("operator_ttl = \"31d\"", &["operator_ttl", "30 days"]);
         check("operator_ttl = \"1s\"", &["operator_ttl", "5s"]);
         check("authority_ttl = \"101 years\"", &["authority_ttl", "100 years"]);

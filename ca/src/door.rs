@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
 use crate::issuance::{MintError, SubjectKey};
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, Signing};
 
 /// Between two renewals of the CA's own certificate, or attempts at it; half of its life is left for trying.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
@@ -35,6 +35,8 @@ pub(crate) struct Doorkeeper {
     id: SpiffeId,
     svid: Arc<X509Svid>,
     bundles: watch::Receiver<Arc<TrustBundle>>,
+    /// Who signs.
+    signing: watch::Receiver<Arc<Signing>>,
 }
 
 /// Why the CA cannot show a certificate of its own, or not verify those of others.
@@ -78,8 +80,10 @@ impl Doorkeeper {
         now: SystemTime,
     ) -> Result<(Self, Door), DoorError> {
         let id = bundles.borrow_and_update().trust_domain().ca();
+        let signing = issuer.changes();
         let svid = mint(&issuer, &id, now)?;
         let keeper = Self {
+            signing,
             issuer,
             id,
             svid: Arc::new(svid),
@@ -107,7 +111,12 @@ impl Doorkeeper {
         loop {
             let least = if renewed { RENEW_PAUSE } else { Duration::ZERO };
             let due = self.svid.renew_at(0.0).max(clock::now() + least);
+            let mut is_others = false;
             let is_new = tokio::select! {
+                Ok(()) = self.signing.changed() => {
+                    is_others = true;
+                    false
+                }
                 changed = self.bundles.changed() => match changed {
                     Ok(()) => true,
                     // The CA no longer follows its store: another part says so, and ends the CA.
@@ -118,7 +127,7 @@ impl Doorkeeper {
             };
             let now = clock::now();
             // Of a clock that was set back it is not valid yet.
-            renewed = self.svid.renew_at(0.0) <= now || now < self.svid.leaf().not_before();
+            renewed = is_others || self.svid.renew_at(0.0) <= now || now < self.svid.leaf().not_before();
             if renewed {
                 match mint(&self.issuer, &self.id, now) {
                     Ok(svid) => self.svid = Arc::new(svid),
@@ -137,8 +146,7 @@ impl Doorkeeper {
 
 fn mint(issuer: &Issuer, id: &SpiffeId, now: SystemTime) -> Result<X509Svid, DoorError> {
     let pair = rcgen::KeyPair::generate().map_err(|_| DoorError::Key)?;
-    let minted = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
+    let chain = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
     let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
-    // To the authority, by whose fingerprint it is known to those who have no trust bundle yet.
-    Ok(X509Svid::from_parts(vec![minted.der, issuer.authority().clone()], key)?)
+    Ok(X509Svid::from_parts(chain, key)?)
 }

@@ -17,7 +17,7 @@ use hoplite_host::program::Program;
 use hoplite_identity::SpiffeId;
 use hoplite_wire::report::Report;
 
-use crate::fleet::heard::{Heard, Node, REPORTS_BYTES_MAX, Standing, Taken};
+use crate::fleet::heard::{Heard, Node, REPORTS_BYTES_MAX, Standing, Taken, patience};
 use crate::fleet::judge::{Build, Norm, Subject, Trouble};
 use crate::index::Index;
 use crate::record;
@@ -189,6 +189,20 @@ impl Fleet {
             usual,
             report_bytes: heard.bytes(),
         }
+    }
+
+    /// The newest trust bundle that all agents in contact know, by its sequence number; 0 while it is too soon to tell.
+    pub(crate) fn known_bundle(&self, now: SystemTime) -> u64 {
+        let listened = now.duration_since(self.0.started).unwrap_or_default();
+        match listened > patience(self.period()) {
+            true => self.heard().known_bundle(self.period(), now),
+            false => 0,
+        }
+    }
+
+    /// How many SVIDs of workloads are under a tainted authority still, as agents say.
+    pub(crate) fn svids_tainted(&self) -> u64 {
+        self.heard().svids_tainted()
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {

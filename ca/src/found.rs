@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use hoplite_host::{clock, files};
-use hoplite_identity::{Fingerprint, TrustBundle};
+use hoplite_identity::Fingerprint;
 use hoplite_store::{SledStore, Store};
 
 use crate::Config;
 use crate::authority::x509::Authority;
-use crate::door::DoorError;
 use crate::founding::{self, Founding};
+use crate::index::Index;
+use crate::registry::FollowError;
 use crate::server::{BUNDLE_FILE, StartError};
 
 /// What a trust domain is known by from its first moment.
@@ -36,13 +37,13 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
     let ttl = config.authority_ttl.0;
     let authority = Authority::open(&store, &config.data_dir, &config.trust_domain, ttl, clock::now())?;
     founding::check_revision(&config.data_dir, &store_dir, store.revision(), Founding::WhereNoneWas)?;
+    let index = Index::new(&store.snapshot()?).map_err(FollowError::from)?;
     drop(store);
-    let certificate = authority.certificate().clone();
     let founded = Founded {
-        fingerprint: Fingerprint::of(&certificate),
+        fingerprint: Fingerprint::of(authority.certificate()),
         not_after: authority.not_after(),
     };
-    let bundle = TrustBundle::new(config.trust_domain.clone(), vec![certificate], 1).map_err(DoorError::from)?;
+    let bundle = index.authority.bundle().ok_or(FollowError::NoAuthority)?;
     files::write_public(&config.data_dir.join(BUNDLE_FILE), bundle.to_pem().as_bytes())?;
     files::give_to_owner(&config.data_dir)?;
     Ok(founded)

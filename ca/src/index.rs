@@ -164,6 +164,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authority::course::{Life, State};
     use crate::authority::trust::{Trust, Trusted};
     use crate::entries::entry::tests::{parse, sample};
     use crate::entries::index::TOMBSTONES_MAX;
@@ -174,6 +175,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
     use std::sync::LazyLock;
+    use std::time::UNIX_EPOCH;
 
     fn agent(node: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://prod.example/hoplite/agent/{node}")).unwrap()
@@ -203,11 +205,11 @@ mod tests {
         let trust_domain = TrustDomain::parse("prod.example").unwrap();
         let certificate = AUTHORITIES[which].bundle().authorities()[0].clone();
         let name = Trusted::name_of(&certificate);
-        let trusted = is_trusted.then(|| Trusted::new(&trust_domain, &certificate).unwrap());
+        let life = Life::new(State::Old, UNIX_EPOCH, UNIX_EPOCH);
+        let trusted = is_trusted.then(|| Trusted::new(&trust_domain, &certificate, life).unwrap());
         let trust = Trust {
             trust_domain,
             sequence: revision,
-            signing: name.clone(),
         };
         Change {
             revision,

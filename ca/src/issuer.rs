@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_host::clock;
 use hoplite_identity::{CertificateDer, Entry, SpiffeId};
 use hoplite_telemetry::{Counter, Exposition, Family, Histogram};
+use tokio::sync::watch;
 
 use crate::authority::x509::{Authority, Serial};
 use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
@@ -20,10 +21,18 @@ const WORKLOAD: &str = "workload";
 /// Clones are the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct Issuer {
-    authority: Arc<Authority>,
+    signing: Arc<watch::Sender<Arc<Signing>>>,
     lives: Arc<RwLock<Lives>>,
     issued: Family<2, Counter>,
     took: Family<1, Histogram>,
+}
+
+/// The authority that signs, and what is shown of it.
+#[derive(Debug)]
+pub(crate) struct Signing {
+    pub(crate) authority: Authority,
+    /// Its certificate, and after it those by which whoever knows only an older authority believes it.
+    pub(crate) shown: Vec<CertificateDer<'static>>,
 }
 
 /// How long certificates live.
@@ -40,9 +49,13 @@ pub(crate) struct Lives {
 // === impl Issuer ===
 
 impl Issuer {
-    pub(crate) fn new(authority: Arc<Authority>, lives: Lives) -> Self {
-        Self {
+    pub(crate) fn new(authority: Authority, lives: Lives) -> Self {
+        let signing = Signing {
+            shown: vec![authority.certificate().clone()],
             authority,
+        };
+        Self {
+            signing: Arc::new(watch::Sender::new(Arc::new(signing))),
             lives: Arc::new(RwLock::new(lives)),
             issued: Family::new(["kind!", "result!"], KINDS_MAX),
             took: Family::new(["kind!"], KINDS_MAX),
@@ -63,9 +76,19 @@ impl Issuer {
         self.lives().reattest_within
     }
 
-    /// The certificate of the authority that signs.
-    pub(crate) fn authority(&self) -> &CertificateDer<'static> {
-        self.authority.certificate()
+    /// What signs now.
+    pub(crate) fn signing(&self) -> Arc<Signing> {
+        self.signing.borrow().clone()
+    }
+
+    /// What signs, now and after each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Signing>> {
+        self.signing.subscribe()
+    }
+
+    /// This signs from now on.
+    pub(crate) fn sign_with(&self, signing: Signing) {
+        self.signing.send_replace(Arc::new(signing));
     }
 
     /// For an agent.
@@ -97,9 +120,19 @@ impl Issuer {
         self.mint(WORKLOAD, &template, key, now)
     }
 
-    /// For the CA's own server.
-    pub(crate) fn own(&self, id: &SpiffeId, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
-        self.mint("ca", &unnamed(id, self.lives().x509), key, now)
+    /// For the CA's own server: the whole chain, down to the authority by whose fingerprint it is known to those who have no
+    /// trust bundle yet.
+    pub(crate) fn own(
+        &self,
+        id: &SpiffeId,
+        key: &SubjectKey,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, MintError> {
+        let signing = self.signing();
+        let minted = self.mint_by(&signing, "ca", &unnamed(id, self.lives().x509), key, now)?;
+        Ok(std::iter::once(minted.der)
+            .chain(signing.shown.iter().cloned())
+            .collect())
     }
 
     /// A workload's certificate was asked for and not made.
@@ -133,9 +166,20 @@ impl Issuer {
         key: &SubjectKey,
         now: SystemTime,
     ) -> Result<Minted, MintError> {
+        self.mint_by(&self.signing(), kind, template, key, now)
+    }
+
+    fn mint_by(
+        &self,
+        signing: &Signing,
+        kind: &'static str,
+        template: &Template<'_>,
+        key: &SubjectKey,
+        now: SystemTime,
+    ) -> Result<Minted, MintError> {
         let started = clock::moment();
         let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()));
-        let minted = serial.and_then(|serial| mint(&self.authority, template, key, serial, now));
+        let minted = serial.and_then(|serial| mint(&signing.authority, template, key, serial, now));
         let result = if minted.is_ok() { "issued" } else { "failed" };
         self.issued.get([kind, result]).inc();
         self.took.get([kind]).observe(started.elapsed());

@@ -3,7 +3,7 @@
 //! Each noun has a folder: `agents`, `operators`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
-//! by `issuance`. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
+//! by `issuance`, and `rotation` has authorities take their turns. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
 //! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -32,11 +32,13 @@ mod publishing;
 mod record;
 mod registry;
 mod rights;
+mod rotation;
 mod server;
 mod tokens;
 mod wakes;
 mod write;
 
+pub use authority::course::CourseError;
 pub use authority::signer::SignerError;
 pub use authority::writes::TrustError;
 pub use authority::x509::AuthorityError;

@@ -13,7 +13,7 @@ use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::{Bounds, Busy, Slot, Slots, Source};
 use hoplite_host::{clock, process};
-use hoplite_identity::{PeerRole, VerifiedPeer, tls};
+use hoplite_identity::{CertificateDer, PeerRole, PeerVerifier, VerifiedPeer, tls};
 use hoplite_wire::Begins;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,6 +45,9 @@ const STRANGER_STAYS: Duration = Duration::from_secs(60);
 
 /// After a certificate's end its streams end with a word; then the connection ends without one.
 const EXPIRED_STAYS: Duration = Duration::from_secs(5);
+
+/// An agent under an authority that was revoked stays for so long, to hear of it.
+const HEARD_WITHIN: Duration = Duration::from_millis(250);
 
 /// Who called, as far as the handshake showed it.
 #[derive(Debug, Clone)]
@@ -175,7 +178,19 @@ impl Greeter {
         if is_known {
             slot.settle().map_err(io::Error::other)?;
         }
-        let ends = Box::pin(Stay::of(peer.as_ref(), is_known).ended());
+        let chain = tls.peer_certificates().unwrap_or_default();
+        let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
+        let (stay, distrusted) = (
+            Stay::of(peer.as_ref(), is_known),
+            distrusted(self.door.clone(), door.verifier, chain),
+        );
+        let is_shown = peer.is_some();
+        let ends = Box::pin(async move {
+            tokio::select! {
+                () = stay.ended() => {}
+                () = distrusted, if is_shown => {}
+            }
+        });
         Ok(TlsConnection {
             stream: Held::new(stream, slot.clone()),
             caller: AgentCaller {
@@ -187,6 +202,40 @@ impl Greeter {
             },
             ends,
         })
+    }
+}
+
+/// Returns when the trust bundle vouches for a peer no more, whose authority was revoked. The end of its certificate is another
+/// matter.
+async fn distrusted(
+    mut doors: watch::Receiver<Door>,
+    mut verifier: Arc<PeerVerifier>,
+    chain: Vec<CertificateDer<'static>>,
+) {
+    loop {
+        let next = Arc::clone(&doors.borrow_and_update().verifier);
+        let before = std::mem::replace(&mut verifier, next);
+        let has_all = before.bundles().iter().all(|before| {
+            let now = verifier.bundles().get(before.trust_domain());
+            now.is_some_and(|now| now.has_all_of(before))
+        });
+        if !has_all {
+            let verified = verifier.verify(&chain, PeerRole::Client, clock::now());
+            if let Err(reason) = verified.map_err(|reason| reason.code())
+                && reason != "expired"
+            {
+                // An agent hears of it on this very connection, and comes back by its key.
+                tokio::time::sleep(HEARD_WITHIN).await;
+                tracing::warn!(
+                    reason,
+                    "ended a connection: the trust bundle does not vouch for its certificate any more"
+                );
+                return;
+            }
+        }
+        if doors.changed().await.is_err() {
+            std::future::pending::<()>().await; // the CA stops
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use hoplite_host::clock;
 use hoplite_otlp::Sent;
 use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 
+use crate::authority::course::Life;
 use crate::issuer::Issuer;
+use crate::record;
 use crate::registry::Registry;
 
 /// RPCs of both APIs, times the codes they are answered with.
@@ -129,12 +131,8 @@ fn unready(registry: &Registry, now: SystemTime) -> Vec<String> {
     if registry.is_left_behind() {
         reasons.push("the CA no longer follows its store".to_owned());
     }
-    let end = registry
-        .index()
-        .authority
-        .bundle()
-        .and_then(|bundle| bundle.first_end());
-    if end.is_none_or(|end| end <= now) {
+    let has_ended = |(_, life): (&_, &Life)| life.not_after <= record::unix_seconds(now);
+    if registry.index().authority.course().active().is_none_or(has_ended) {
         reasons.push("no authority is valid now".to_owned());
     }
     reasons

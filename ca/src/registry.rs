@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use hoplite_host::clock;
 use hoplite_identity::TrustBundle;
@@ -202,11 +202,13 @@ impl Registry {
         });
         gauge(
             "authority_not_after_timestamp_seconds",
-            "When the first authority of the trust domain ends, in seconds since 1970",
-            |index| {
-                let end = index.authority.bundle()?.first_end()?;
-                Some(end.duration_since(UNIX_EPOCH).ok()?.as_secs())
-            },
+            "When the authority that signs ends, in seconds since 1970",
+            |index| Some(index.authority.course().active()?.1.not_after),
+        );
+        gauge(
+            "authority_lacks_successor",
+            "1 when the authority that signs has less than a quarter of its life left and no successor",
+            |index| Some(index.authority.course().lacks_successor(clock::now()).into()),
         );
         gauge(
             "policy_revision",
@@ -390,7 +392,7 @@ mod tests {
     use hoplite_identity::{Entry, EntryId};
     use hoplite_identity::{Leaf, SpiffeId, TrustDomain};
     use hoplite_store::{MemoryStore, SledStore};
-    use std::time::SystemTime;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000)
@@ -411,6 +413,8 @@ mod tests {
         let found = Found {
             trust_domain: TrustDomain::parse("prod.example").unwrap(),
             certificate: authority().certificate().clone(),
+            not_after: now() + DAY,
+            now: now(),
         };
         write::commit(&*store, &found).unwrap();
         Registry::open(store).unwrap()
@@ -430,7 +434,7 @@ mod tests {
                 x509: minute,
                 reattest_within: minute,
             };
-            Issuer::new(Arc::new(authority()), lives)
+            Issuer::new(authority(), lives)
         };
         let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
         move |id| issuer.agent(id, &key, now())
@@ -603,7 +607,7 @@ mod tests {
         let mut bundles = registry.bundles();
         assert_eq!(bundles.borrow_and_update().sequence(), 1);
         let certificate = authority().certificate().clone();
-        assert_eq!(registry.write(Trusting { certificate }).await.unwrap(), 2);
+        assert_eq!(registry.write(Trusting::old(certificate, now())).await.unwrap(), 2);
         // Who sees the revision sees the bundle.
         assert!(bundles.has_changed().unwrap());
         assert_eq!(bundles.borrow_and_update().authorities().len(), 2);

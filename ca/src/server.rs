@@ -17,7 +17,7 @@ use hoplite_host::program::Program;
 use hoplite_host::reload::{Reloaded, Settings};
 use hoplite_host::shutdown::{self, Shutdown, Stopper};
 use hoplite_host::socket::{self, BindError, Placed};
-use hoplite_identity::{Fingerprint, TrustBundle, TrustDomain};
+use hoplite_identity::{TrustBundle, TrustDomain};
 use hoplite_otlp::{OtlpError, Prepared, Sender, Sending, host_name};
 use hoplite_seal::TrustedSigners;
 use hoplite_store::{SledStore, Store, StoreError};
@@ -42,6 +42,8 @@ use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
 use crate::api::node::Node;
 use crate::api::port::Port;
+use crate::authority::course::LAST_PART;
+use crate::authority::signer::Keyring;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::fleet::Fleet;
@@ -57,6 +59,7 @@ use crate::publishing::Publishing;
 use crate::registry::{FollowError, Follower, Registry};
 use crate::rights::Rights;
 use crate::rights::files::RightsError;
+use crate::rotation::{Plan, Rotation};
 use crate::write::{self, WriteError};
 
 /// Calls that have begun may end.
@@ -93,6 +96,7 @@ pub struct Running {
     parts: JoinSet<&'static str>,
     follower: Follower,
     issuer: Issuer,
+    rotation: Rotation,
     rights: Rights,
     fleet: Fleet,
     trust_domain: TrustDomain,
@@ -211,7 +215,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         now,
     )?;
     founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
-    let issuer = Issuer::new(Arc::new(authority), lives(&config));
+    let issuer = Issuer::new(authority, lives(&config));
     let (admin_listener, placed) = socket::place(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
     let first = NameFirst::new(&config.trust_domain, &config.policy_signers);
@@ -260,22 +264,31 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let invites = Invites {
         listen: node_address,
         advertise: config.advertise.clone(),
-        fingerprint: Fingerprint::of(issuer.authority()),
+        issuer: issuer.clone(),
     };
+    let rotation = Rotation::new(
+        registry.clone(),
+        issuer.clone(),
+        fleet.clone(),
+        Keyring::of(&config.data_dir),
+        plan(&config),
+    );
     let gate = Gate::new(registry.clone(), rights.clone());
     let admin = Admin::new(
         registry.clone(),
-        config.authority_ttl.0,
+        // What lives for just that long ends with its authority at the earliest.
+        config.authority_ttl.0 / LAST_PART + Duration::from_secs(1),
         publishing,
         issuer.clone(),
         invites,
-        Reported::new(registry.clone(), fleet.clone(), shutdown.clone()),
+        Reported::new(registry.clone(), fleet.clone(), rotation.clone(), shutdown.clone()),
         Backups::new(
             registry.clone(),
             config.data_dir.clone(),
             config.file.clone(),
             shutdown.clone(),
         ),
+        rotation.clone(),
     );
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
@@ -310,6 +323,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let writing = keep_bundle_file(config.data_dir.join(BUNDLE_FILE), registry.bundles());
     parts.spawn(part("bundle file", until(shutdown.clone(), writing)));
     let looking = fleet.clone().look_after(registry.clone());
+    parts.spawn(part("authorities", until(shutdown.clone(), rotation.clone().run())));
     parts.spawn(part("reports", until(shutdown.clone(), looking)));
     let mut revisions = registry.revisions();
     let following = async move { while revisions.changed().await.is_ok() {} };
@@ -368,6 +382,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         parts,
         follower,
         issuer,
+        rotation,
         rights,
         fleet,
         trust_domain: config.trust_domain,
@@ -422,6 +437,13 @@ fn lives(config: &Config) -> Lives {
         operator: config.operator_ttl.0,
         x509: config.x509_ttl.0,
         reattest_within: config.reattest_within.0,
+    }
+}
+
+fn plan(config: &Config) -> Plan {
+    Plan {
+        ttl: config.authority_ttl.0,
+        rotates: config.authority_rotates,
     }
 }
 
@@ -516,6 +538,10 @@ impl Daemon for Running {
                 self.issuer.set_lives(lives(&config));
                 true
             }
+            "authority_ttl" | "authority_rotates" => {
+                self.rotation.set_plan(plan(&config));
+                true
+            }
             "report_period" => {
                 self.fleet.set_period(config.report_period.0);
                 true
@@ -572,7 +598,7 @@ impl Running {
     }
 
     /// Has peers verified with one more authority, which does not sign here. Returns the trust bundle's sequence number
-    /// once it is in force at the CA. No operator can ask for it yet.
+    /// once it is in force at the CA. For tests: no operator can ask for it.
     ///
     /// # Errors
     /// Why the certificate was not taken.
@@ -581,7 +607,7 @@ impl Running {
         &self,
         certificate: hoplite_identity::CertificateDer<'static>,
     ) -> Result<u64, WriteError<TrustError>> {
-        let trusting = crate::authority::writes::Trusting { certificate };
+        let trusting = crate::authority::writes::Trusting::old(certificate, clock::now());
         self.registry.write(trusting).await
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod audit;
+pub(crate) mod authority;
 pub(crate) mod backup;
 pub(crate) mod daemon;
 pub(crate) mod demo_service;

@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 – done, and the answer is good; 1 – it failed, or the answer is bad (a check, a verification);
 //! 2 – the command line was wrong, or a comparison (`policy replay`, `policy diff`) could not be made; 3 – what was to be done
-//! is done already (`ca init`, `join`), and nothing was; nobody can tell (`status`, `fleet`); or what was published is not followed in
+//! is done already (`ca init`, `join`, `authority …`), and nothing was; nobody can tell (`status`, `fleet`); or what was published is not followed in
 //! time (`policy publish`).
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -79,6 +79,9 @@ enum Command {
     /// Register workloads: which selectors prove which SPIFFE ID
     #[command(subcommand)]
     Entry(command::entry::EntryCommand),
+    /// Show and change who signs for the trust domain: prepare, activate, taint, revoke
+    #[command(subcommand)]
+    Authority(command::authority::AuthorityCommand),
     /// Show the trust bundle
     #[command(subcommand)]
     Bundle(command::admin::BundleCommand),
@@ -158,6 +161,7 @@ fn main() -> ExitCode {
         Command::Whoami(args) => command::operator::whoami(&args),
         Command::Operator(command) => command::operator::operator(command),
         Command::Entry(command) => command::entry::run(command),
+        Command::Authority(command) => command::authority::authority(command),
         Command::Bundle(command) => command::admin::bundle(command),
         Command::Svid(command) => command::svid::run(command),
         Command::Policy(command) => command::policy::run(command),

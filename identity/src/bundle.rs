@@ -1,10 +1,11 @@
 //! Trust bundles: the authorities that vouch for one trust domain, and sets of them that never mix.
 
 use crate::TrustDomain;
+use crate::fingerprint::Fingerprint;
 use crate::pem::{self, InvalidPem};
 use crate::profile::{self, InvalidAuthority};
 use rustls::pki_types::CertificateDer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,6 +15,8 @@ pub struct TrustBundle {
     trust_domain: TrustDomain,
     authorities: Vec<CertificateDer<'static>>,
     sequence: u64,
+    /// Of some of them.
+    tainted: BTreeSet<Fingerprint>,
 }
 
 /// Trust bundles by trust domain.
@@ -67,7 +70,42 @@ impl TrustBundle {
             trust_domain,
             authorities,
             sequence,
+            tainted: BTreeSet::new(),
         })
+    }
+
+    /// These of its authorities are tainted: they still vouch for peers, and whoever has a certificate under one of them gets
+    /// another.
+    pub fn with_tainted(mut self, tainted: impl IntoIterator<Item = Fingerprint>) -> Self {
+        let known: BTreeSet<_> = self.authorities.iter().map(Fingerprint::of).collect();
+        self.tainted = tainted
+            .into_iter()
+            .filter(|fingerprint| known.contains(fingerprint))
+            .collect();
+        self
+    }
+
+    /// The tainted ones among its authorities.
+    pub fn tainted(&self) -> &BTreeSet<Fingerprint> {
+        &self.tainted
+    }
+
+    /// Whether each authority of the other one is in it.
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        other
+            .authorities
+            .iter()
+            .all(|authority| self.authorities.contains(authority))
+    }
+
+    /// The bundle without its tainted authorities: what vouches for certificates that may stay.
+    pub fn sound(&self) -> Self {
+        let is_sound = |der: &&CertificateDer<'static>| !self.tainted.contains(&Fingerprint::of(der));
+        Self {
+            authorities: self.authorities.iter().filter(is_sound).cloned().collect(),
+            tainted: BTreeSet::new(),
+            ..self.clone()
+        }
     }
 
     /// From the Workload API's concatenated DER (W-8).
@@ -123,11 +161,11 @@ impl TrustBundle {
 }
 
 impl TrustBundle {
-    /// When the first of its authorities ends; none when there are none.
-    pub fn first_end(&self) -> Option<SystemTime> {
+    /// When the last of its authorities ends, and nobody is trusted any more; none when there are none.
+    pub fn last_end(&self) -> Option<SystemTime> {
         // Each was read when the bundle was made.
         let ends = self.authorities.iter().filter_map(|der| profile::end(der));
-        ends.min()
+        ends.max()
     }
 }
 

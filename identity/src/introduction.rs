@@ -82,7 +82,8 @@ pub fn introduced(
 }
 
 /// The trust bundle of the authority with this fingerprint, if the chain is that of the CA in the trust domain which the
-/// authority names: leaf first, the authority last.
+/// authority names: leaf first, then its authority, then older ones, each with what it signed of the one before it. So an
+/// invitation of before a rotation is good for as long as its authority is.
 ///
 /// # Errors
 /// Why it is not.
@@ -91,26 +92,35 @@ pub fn introduce(
     chain: &[CertificateDer<'_>],
     now: SystemTime,
 ) -> Result<TrustBundle, NotIntroduced> {
-    let der = chain.last().ok_or(PeerRejected::NoCertificate)?;
-    let shown = Fingerprint::of(der);
-    if shown != fingerprint {
-        return Err(NotIntroduced::OtherAuthority {
-            expected: fingerprint,
-            shown,
-        });
-    }
+    let last = chain.last().ok_or(PeerRejected::NoCertificate)?;
+    // For who is refused: the one that signs.
+    let shown = chain.iter().find(|der| is_self_signed(der)).unwrap_or(last);
+    let named = chain.iter().find(|der| Fingerprint::of(der) == fingerprint);
+    let der = named.ok_or_else(|| NotIntroduced::OtherAuthority {
+        expected: fingerprint,
+        shown: Fingerprint::of(shown),
+    })?;
     let authority = profile::authority(der)?;
-    if authority.subject().as_raw() != authority.issuer().as_raw() || authority.verify_signature(None).is_err() {
+    if !is_self_signed(der) {
         return Err(NotIntroduced::NotSelfSigned);
     }
     let trust_domain = profile::trust_domain(&authority).map_err(NotIntroduced::NoTrustDomain)?;
     let ca = trust_domain.ca();
     // Version 0: whatever the CA says of itself later is newer.
     let bundle = TrustBundle::new(trust_domain, vec![der.clone().into_owned()], 0)?;
+    // Another authority proves nothing by what it signed itself.
+    let mut shown = chain.to_vec();
+    shown.retain(|other| other == der || !is_self_signed(other));
     PeerVerifier::new(BundleSet::from_iter([bundle.clone()]))?
-        .verify(chain, PeerRole::Server, now)?
+        .verify(&shown, PeerRole::Server, now)?
         .require(&ca)?;
     Ok(bundle)
+}
+
+fn is_self_signed(der: &CertificateDer<'_>) -> bool {
+    profile::authority(der).is_ok_and(|authority| {
+        authority.subject().as_raw() == authority.issuer().as_raw() && authority.verify_signature(None).is_ok()
+    })
 }
 
 /// The reason inside a failed handshake's error, if that is what failed.

@@ -28,6 +28,7 @@ pub struct Leaf {
     pub(crate) not_after: SystemTime,
     pub(crate) serial: String,
     pub(crate) fingerprint: Fingerprint,
+    pub(crate) authority_key: String,
 }
 
 /// Why bytes are no X.509-SVID.
@@ -158,6 +159,12 @@ impl Leaf {
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
+
+    /// The identifier of the key that signed it, lower-case hex, as it says itself: empty when it does not. For people and
+    /// lists; who vouches for it is another question.
+    pub fn authority_key(&self) -> &str {
+        &self.authority_key
+    }
 }
 
 /// Checks one DER certificate against the leaf profile.
@@ -198,6 +205,13 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
         return Err(InvalidSvid::NoLifetime);
     }
     let serial = serial_hex(certificate.raw_serial());
+    let authority_key = certificate
+        .extensions()
+        .iter()
+        .find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(of) => of.key_identifier.as_ref().map(|id| HEXLOWER.encode(id.0)),
+            _ => None,
+        });
     Ok(CheckedLeaf {
         leaf: Leaf {
             spiffe_id,
@@ -205,6 +219,7 @@ pub(crate) fn leaf(der: &[u8]) -> Result<CheckedLeaf<'_>, InvalidSvid> {
             not_after,
             serial,
             fingerprint: Fingerprint::of_der(der),
+            authority_key: authority_key.unwrap_or_default(),
         },
         public_key: certificate.tbs_certificate.subject_pki.raw,
     })

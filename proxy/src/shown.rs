@@ -51,8 +51,8 @@ fn register_identity(identity: &FirstIdentity, to: &mut Exposition) {
     );
     end(
         "authority_not_after_timestamp_seconds",
-        "When the first authority of the own trust domain ends, in seconds since 1970",
-        |feed| feed.current().first_authority_end(),
+        "When the last authority of the own trust domain ends, in seconds since 1970",
+        |feed| feed.current().last_authority_end(),
     );
 }
 

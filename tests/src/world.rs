@@ -111,6 +111,11 @@ impl World {
     ///
     /// With `HOPLITE_LOG` in the environment its parts say what they do.
     pub async fn start() -> Self {
+        Self::start_with(|_| ()).await
+    }
+
+    /// The same, of a CA with another configuration.
+    pub async fn start_with(change: impl FnOnce(&mut hoplite_ca::Config)) -> Self {
         if std::env::var_os("HOPLITE_LOG").is_some() {
             logging::init(logging::Format::Text);
         }
@@ -132,6 +137,7 @@ impl World {
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,
             authority_ttl: Span(24 * HOUR),
+            authority_rotates: true,
             policy_signers: policy_signers(),
             log_levels: None,
             metrics_listen: Some(any_port()),
@@ -139,6 +145,7 @@ impl World {
             policy_max_bytes: BUNDLE_BYTES_MAX,
             report_period: Span(Duration::from_secs(2)),
         };
+        change(&mut ca_config);
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
         // So that it comes back where its agent looks for it.
         ca_config.listen = ca.node_address();
@@ -608,7 +615,8 @@ impl World {
         self.agent = Some(hoplite_agent::start(self.agent_config.clone(), None).await.unwrap());
     }
 
-    async fn admin(&self) -> AdminClient<Channel> {
+    /// What an operator on the CA's machine asks.
+    pub async fn admin(&self) -> AdminClient<Channel> {
         AdminClient::new(channel::unix(&self.ca_config.admin_socket).await.unwrap())
     }
 }

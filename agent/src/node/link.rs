@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hoplite_host::backoff::Backoff;
 use hoplite_identity::{
-    BundleSet, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain, X509Svid,
-    tls,
+    BundleSet, Fingerprint, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain,
+    X509Svid, tls,
 };
 use hoplite_wire::{ca, channel};
 use rustls::ClientConfig;
@@ -34,6 +34,7 @@ pub(crate) struct CaLink {
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Told when the CA no longer takes our SVID.
     refused: Arc<Notify>,
+    distrusted: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
@@ -43,6 +44,8 @@ pub(crate) struct Credentials {
     pub(crate) svid: Arc<X509Svid>,
     pub(crate) bundle: Arc<TrustBundle>,
     pub(crate) verifier: Arc<PeerVerifier>,
+    /// By the authorities that are not tainted: what it does not vouch for is replaced. None while none is tainted.
+    pub(crate) sound: Option<Arc<PeerVerifier>>,
 }
 
 /// Why a call to the CA failed.
@@ -58,6 +61,9 @@ pub(crate) enum CaError {
     /// The CA knows who we are, and wants nothing more of us: no other certificate will help.
     #[error("the CA refused: {0}")]
     Dismissed(String),
+    /// Its TLS does not take our certificate: it has ended by the CA's clock, or its authority was revoked.
+    #[error("the CA does not vouch for this node's certificate any more: {0}")]
+    Distrusted(String),
     #[error("the CA answered {code:?}: {message}")]
     Failed { code: Code, message: String },
     /// The CA's answer is not what was asked for.
@@ -78,6 +84,14 @@ pub(crate) fn verifier(bundle: &Arc<TrustBundle>) -> Result<Arc<PeerVerifier>, I
     Ok(Arc::new(PeerVerifier::new(bundles)?))
 }
 
+/// The verifier by the authorities that are not tainted; none if none is tainted.
+pub(crate) fn sound(bundle: &TrustBundle) -> Result<Option<Arc<PeerVerifier>>, InvalidBundle> {
+    match bundle.tainted().is_empty() {
+        true => Ok(None),
+        false => verifier(&Arc::new(bundle.sound())).map(Some),
+    }
+}
+
 /// A trust bundle as the CA sends it; it must be our own trust domain's and trust somebody, at least who sent it.
 pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> Result<TrustBundle, CaError> {
     if message.trust_domain != trust_domain.as_str() {
@@ -90,7 +104,11 @@ pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> R
         return Err(CaError::Answer("a trust bundle without authorities".to_owned()));
     }
     let authorities = message.authorities.into_iter().map(Into::into).collect();
-    Ok(TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?)
+    let tainted = message
+        .tainted
+        .into_iter()
+        .filter_map(|bytes| Some(Fingerprint::from(<[u8; 32]>::try_from(bytes).ok()?)));
+    Ok(TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?.with_tainted(tainted))
 }
 
 // === impl CaLink ===
@@ -107,6 +125,7 @@ impl CaLink {
             ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
+            distrusted: Arc::default(),
             metrics: Arc::default(),
         }
     }
@@ -173,6 +192,16 @@ impl CaLink {
     pub(crate) async fn when_refused(&self) {
         self.refused.notified().await;
     }
+
+    /// Says that the CA's TLS does not take our certificate.
+    pub(crate) fn distrusted(&self) {
+        self.distrusted.notify_one();
+    }
+
+    /// Returns when somebody said so.
+    pub(crate) async fn when_distrusted(&self) {
+        self.distrusted.notified().await;
+    }
 }
 
 /// The transport wraps errors in errors; the innermost says what happened.
@@ -184,10 +213,38 @@ fn innermost(error: &dyn Error) -> String {
     error.to_string()
 }
 
+/// What the CA's TLS says of our certificate, if that is why there is no answer. With TLS 1.3 it says so after the handshake.
+fn distrust(status: &Status) -> Option<String> {
+    let mut next: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.map_or(error, |inner| inner as &(dyn Error + 'static));
+        if let Some(rustls::Error::AlertReceived(alert)) = inner.downcast_ref() {
+            use rustls::AlertDescription as Alert;
+            let is_of_certificate = matches!(
+                alert,
+                Alert::BadCertificate
+                    | Alert::UnsupportedCertificate
+                    | Alert::CertificateRevoked
+                    | Alert::CertificateExpired
+                    | Alert::CertificateUnknown
+                    | Alert::UnknownCA
+                    | Alert::AccessDenied
+            );
+            return is_of_certificate.then(|| format!("{alert:?}"));
+        }
+        next = inner.source();
+    }
+    None
+}
+
 // === impl CaError ===
 
 impl From<Status> for CaError {
     fn from(status: Status) -> Self {
+        if let Some(alert) = distrust(&status) {
+            return Self::Distrusted(alert);
+        }
         match status.code() {
             Code::Unauthenticated => Self::Refused(status.message().to_owned()),
             Code::PermissionDenied => Self::Dismissed(status.message().to_owned()),
@@ -237,6 +294,7 @@ mod tests {
                 trust_domain: trust_domain.into(),
                 authorities,
                 sequence: 7,
+                tainted: Vec::new(),
             };
             match parse_bundle(message, &domain) {
                 Ok(bundle) => assert_eq!((expected, bundle.sequence()), ("", 7)),

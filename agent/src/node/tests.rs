@@ -19,6 +19,7 @@ fn the_next_step() {
             token,
             refused,
             retry_at: retry.map(at),
+            cut_off: false,
             no_reattest_before: None,
         };
         assert_eq!(facts.next(at(now)), expected, "{now} {facts:?}");
@@ -163,6 +164,7 @@ impl World {
             trust_domain: "prod.example".into(),
             authorities,
             sequence,
+            tainted: Vec::new(),
         }
     }
 }

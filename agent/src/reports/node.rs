@@ -54,13 +54,14 @@ impl NodeFacts {
             signers_version: signers.unwrap_or_default(),
             entries: supply.as_ref().map_or(0, |supply| count(supply.len())),
             entries_without_svid: supply.as_ref().map_or(0, |supply| count(supply.without_svid())),
+            svids_tainted: supply.as_ref().map_or(0, |supply| count(supply.tainted())),
             ..NodeState::default()
         };
         if let Some(own) = self.credentials.borrow().as_ref() {
             let leaf = own.svid.leaf();
             state.svid_not_before_unix = unix(leaf.not_before());
             state.svid_not_after_unix = unix(leaf.not_after());
-            state.authority_not_after_unix = own.bundle.first_end().map(unix).unwrap_or_default();
+            state.authority_not_after_unix = own.bundle.last_end().map(unix).unwrap_or_default();
             state.bundle_sequence = own.bundle.sequence();
         }
         if let Some(registrations) = self.registrations.borrow().as_ref() {

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hoplite_identity::{PeerRole, PeerVerifier, X509Svid};
+use hoplite_identity::{CertificateDer, PeerRole, PeerVerifier, X509Svid};
 
 use crate::kept::record::SvidRecord;
 
@@ -72,6 +72,26 @@ impl HeldSvid {
     /// Whether nobody found yet that it cannot be used.
     pub(crate) fn may_be_used(&self) -> bool {
         !matches!(self.opened.get(), Some(None))
+    }
+
+    /// Whether somebody asked for it.
+    pub(crate) fn is_opened(&self) -> bool {
+        self.opened.get().is_some()
+    }
+
+    /// Whether authorities that are not tainted vouch for it.
+    pub(crate) fn is_sound(&self, sound: &PeerVerifier, now: SystemTime) -> bool {
+        if let Some(unopened) = &*self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
+            let chain = unopened
+                .record
+                .chain
+                .iter()
+                .map(|der| CertificateDer::from(der.as_slice()));
+            let chain: Vec<_> = chain.collect();
+            return sound.verify(&chain, PeerRole::Client, now).is_ok();
+        }
+        let opened = self.opened.get().and_then(Option::as_ref);
+        opened.is_none_or(|svid| sound.verify(svid.chain(), PeerRole::Client, now).is_ok())
     }
 
     /// Whether the trust bundle of now vouches for it. One that was never asked for is judged when it is.

@@ -48,6 +48,8 @@ pub(crate) struct Restock {
     pub(crate) bundles: Option<BundleSet>,
     /// The CA's word when it has dismissed this node, so that nobody is given anything.
     pub(crate) dismissed: Option<Arc<str>>,
+    /// How many SVIDs are under a tainted authority still.
+    pub(crate) tainted: usize,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +63,7 @@ struct Shelves {
     ends: BTreeSet<(SystemTime, EntryId)>,
     bundles: Arc<BundleSet>,
     dismissed: Option<Arc<str>>,
+    tainted: usize,
 }
 
 #[derive(Debug)]
@@ -111,7 +114,7 @@ impl Supply {
         supply.put(Restock {
             entries: entries.collect(),
             bundles: Some(bundles),
-            dismissed: None,
+            ..Restock::default()
         });
         supply
     }
@@ -121,6 +124,7 @@ impl Supply {
         let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
         let mut is_new = shelves.dismissed != news.dismissed;
         shelves.dismissed = news.dismissed;
+        shelves.tainted = news.tainted;
         if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
             shelves.bundles = Arc::new(bundles);
             is_new = true;
@@ -174,6 +178,11 @@ impl Supply {
     pub(crate) fn without_svid(&self) -> usize {
         let shelves = self.shelves();
         shelves.entries.len().saturating_sub(shelves.ends.len())
+    }
+
+    /// How many SVIDs are under a tainted authority still.
+    pub(crate) fn tainted(&self) -> usize {
+        self.shelves().tainted
     }
 
     /// When the first of the SVIDs ends.
@@ -380,8 +389,7 @@ mod tests {
             let entry = entry(&format!("e{n}"), &id("/a"), &selectors);
             supply.put(Restock {
                 entries: vec![(entry.id.clone(), Some(bare(entry)))],
-                bundles: None,
-                dismissed: None,
+                ..Restock::default()
             })
         };
         // By these `unix:uid:1` is the rarer one, so what comes next lies there, until it is the commoner one.

@@ -22,6 +22,9 @@ const BATCH: usize = 200;
 /// The longest sleep: clocks are set and machines suspended, and both must be noticed.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_secs(10);
 
+/// An SVID under an authority that was tainted meanwhile is replaced after this.
+const TAINT_REST: Duration = Duration::from_secs(1);
+
 /// A thing to do is due from this on: long ago.
 const AT_ONCE: SystemTime = UNIX_EPOCH;
 
@@ -34,6 +37,10 @@ pub(crate) struct Stock {
     /// The ends of the SVIDs that are on the shelves.
     ends: BTreeSet<(SystemTime, EntryId)>,
     bundle: Option<Arc<TrustBundle>>,
+    /// Of the authorities that are not tainted; none while none is.
+    sound: Option<Arc<PeerVerifier>>,
+    /// Those whose SVID only a tainted authority vouches for.
+    tainted: BTreeSet<EntryId>,
     /// From the disk: those whose entry was not named yet.
     restored: HashMap<EntryId, SvidRecord>,
     dismissed: Option<Arc<str>>,
@@ -84,6 +91,8 @@ impl Default for Stock {
             agenda: BTreeSet::new(),
             ends: BTreeSet::new(),
             bundle: None,
+            sound: None,
+            tainted: BTreeSet::new(),
             restored: HashMap::new(),
             dismissed: None,
             asked: BTreeSet::new(),
@@ -134,6 +143,7 @@ impl Stock {
 
     fn strike(&mut self, id: &EntryId) {
         self.asked.remove(id);
+        self.tainted.remove(id);
         if let Some(wanted) = self.wanted.remove(id) {
             self.agenda.remove(&(wanted.due, id.clone()));
             if let Some(minted) = wanted.minted {
@@ -142,20 +152,42 @@ impl Stock {
         }
     }
 
-    /// The bundle of now. What it no longer vouches for is not handed out any more.
-    pub(crate) fn trust(&mut self, bundle: &Arc<TrustBundle>, verifier: &Arc<PeerVerifier>, now: SystemTime) {
+    /// The bundle of now. What it no longer vouches for is not handed out any more; what is vouched for by tainted
+    /// authorities only, which `sound` leaves out, is replaced at once and handed out until then.
+    pub(crate) fn trust(
+        &mut self,
+        bundle: &Arc<TrustBundle>,
+        verifier: &Arc<PeerVerifier>,
+        sound: Option<&Arc<PeerVerifier>>,
+        now: SystemTime,
+    ) {
         if self.bundle.as_ref() == Some(bundle) {
             return;
         }
-        let is_foreign = |minted: &mut Minted| !minted.svid.is_vouched_for(verifier, now);
-        let mut lost = Vec::new();
+        // That one more is trusted changes nothing for what is there.
+        let has_all = self.bundle.as_ref().is_some_and(|before| bundle.has_all_of(before));
+        let is_foreign = |minted: &mut Minted| {
+            let is_settled = has_all && minted.svid.is_opened();
+            !is_settled && !minted.svid.is_vouched_for(verifier, now)
+        };
+        self.sound = sound.cloned();
+        self.tainted.clear();
+        let mut moved = Vec::new();
         for (id, wanted) in &mut self.wanted {
             if let Some(minted) = wanted.minted.take_if(is_foreign) {
                 self.ends.remove(&(minted.end(), id.clone()));
-                lost.push(id.clone());
+                moved.push(id.clone());
+            }
+            let (Some(minted), Some(sound)) = (&mut wanted.minted, sound) else {
+                continue;
+            };
+            if !minted.svid.is_sound(sound, now) {
+                minted.renew_at = AT_ONCE;
+                self.tainted.insert(id.clone());
+                moved.push(id.clone());
             }
         }
-        for id in lost {
+        for id in moved {
             self.plan(&id);
             self.news.insert(id);
         }
@@ -192,18 +224,30 @@ impl Stock {
         self.notice(now);
         let not_after = svid.leaf().not_after();
         let before = self.wanted.get(&entry.id).and_then(|wanted| wanted.minted.as_ref());
-        let renew_at = match before.is_some_and(|before| !before.late) {
+        // What is replaced because of a taint is asked for by everybody at the same moment.
+        let in_time = before.is_some_and(|before| !before.late) && !self.tainted.contains(&entry.id);
+        let mut renew_at = match in_time {
             true => renewal::in_time(svid.renew_at(jitter), not_after, now),
             false => renewal::after_a_crowd(not_after, now, jitter),
         };
+        let held = HeldSvid::new(Arc::clone(svid));
+        let is_tainted = self.sound.as_ref().is_some_and(|sound| !held.is_sound(sound, now));
+        if is_tainted {
+            // The CA has not heard of the taint itself: it is asked again, not at once.
+            renew_at = renew_at.min(now + TAINT_REST);
+        }
         let Some(wanted) = self.wanted.get_mut(&entry.id) else {
             return renew_at; // it was deleted meanwhile
         };
         let minted = Minted {
             entry: Arc::clone(entry),
-            svid: Arc::new(HeldSvid::new(Arc::clone(svid))),
+            svid: Arc::new(held),
             renew_at,
             late: false,
+        };
+        match is_tainted {
+            true => self.tainted.insert(entry.id.clone()),
+            false => self.tainted.remove(&entry.id),
         };
         let end = minted.end();
         wanted.failed = None;
@@ -316,6 +360,7 @@ impl Stock {
             entries,
             bundles: bundle.map(|bundle| bundle.cloned().into_iter().collect::<BundleSet>()),
             dismissed: self.dismissed.clone(),
+            tainted: self.tainted.len(),
         }
     }
 
@@ -407,7 +452,7 @@ mod tests {
     use crate::supply::shelf::Supply;
     use crate::supply::testing::{entry, with};
     use hoplite_identity::testing::TestAuthority;
-    use hoplite_identity::{Entry, SpiffeId};
+    use hoplite_identity::{Entry, Fingerprint, SpiffeId};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -443,6 +488,40 @@ mod tests {
         fn held(&self) -> &Minted {
             self.wanted["e"].minted.as_ref().unwrap()
         }
+    }
+
+    #[test]
+    fn what_is_under_a_tainted_authority_is_served_and_replaced_at_once() {
+        let (old, new) = (TestAuthority::new("prod.example"), TestAuthority::new("prod.example"));
+        let both = [old.bundle(), new.bundle()].map(|bundle| bundle.authorities()[0].clone());
+        let both = TrustBundle::new(old.trust_domain(), both.to_vec(), 2).unwrap();
+        let tainted = both.clone().with_tainted([Fingerprint::of(&both.authorities()[0])]);
+        let verifier =
+            |bundle: &TrustBundle| Arc::new(PeerVerifier::new(BundleSet::from_iter([bundle.clone()])).unwrap());
+        let now = SystemTime::now();
+        let mut stock = Stock::default();
+        stock.want(wanted([entry("e", &id("/a"), &[])]));
+        stock.trust(&Arc::new(both.clone()), &verifier(&both), None, now);
+        let e = stock.due_now(now).pop().unwrap();
+        let svid = |authority: &TestAuthority| Arc::new(authority.svid("/a", HOUR));
+        stock.minted(&e, &svid(&old), now, 0.0);
+        assert!(stock.due_now(now).is_empty() && stock.serves(now));
+        let sound = verifier(&tainted.sound());
+        stock.trust(&Arc::new(tainted.clone()), &verifier(&tainted), Some(&sound), now);
+        assert!(stock.serves(now), "it is good until then");
+        assert_eq!((ids(&stock.due_now(now)), stock.idle(now)), (vec!["e"], Duration::ZERO));
+        // A CA that signs with it still is not asked without a rest.
+        stock.minted(&e, &svid(&old), now, 0.0);
+        assert!(stock.due_now(now).is_empty() && stock.tainted.len() == 1);
+        let later = now + TAINT_REST;
+        assert_eq!(ids(&stock.due_now(later)), ["e"]);
+        stock.minted(&e, &svid(&new), later, 0.0);
+        assert!(stock.due_now(later).is_empty() && stock.tainted.is_empty());
+        // Revoked: what is under it goes.
+        stock.minted(&e, &svid(&old), later, 0.0);
+        let alone = TrustBundle::new(old.trust_domain(), new.bundle().authorities().to_vec(), 4).unwrap();
+        stock.trust(&Arc::new(alone.clone()), &verifier(&alone), None, later);
+        assert!(!stock.serves(later));
     }
 
     #[test]
@@ -571,11 +650,11 @@ mod tests {
         let mut stock = Stock::default();
         let e = Arc::new(entry("e", &id("/a"), &[]));
         stock.want(wanted([(*e).clone()]));
-        stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
+        stock.trust(&Arc::new(old.bundle()), &verifier(&old), None, now);
         stock.minted(&e, &Arc::new(old.svid("/a", HOUR)), SystemTime::now(), 0.0);
-        stock.trust(&Arc::new(old.bundle()), &verifier(&old), now);
+        stock.trust(&Arc::new(old.bundle()), &verifier(&old), None, now);
         assert!(stock.serves(now));
-        stock.trust(&Arc::new(new.bundle()), &verifier(&new), now);
+        stock.trust(&Arc::new(new.bundle()), &verifier(&new), None, now);
         assert!(!stock.serves(now) && stock.due_now(now).len() == 1);
     }
 
@@ -596,7 +675,7 @@ mod tests {
         stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
         assert!(tells(&mut stock), "renewed");
         let verifier = Arc::new(PeerVerifier::new(authority.bundles()).unwrap());
-        stock.trust(&Arc::new(authority.bundle()), &verifier, now);
+        stock.trust(&Arc::new(authority.bundle()), &verifier, None, now);
         assert!(tells(&mut stock) && !tells(&mut stock), "another bundle");
     }
 

@@ -156,6 +156,9 @@ pub(crate) async fn run(
         if matches!(ended, CaError::Refused(_) | CaError::Dismissed(_)) {
             link.refused();
         }
+        if matches!(ended, CaError::Distrusted(_)) {
+            link.distrusted();
+        }
         let wait = backoff.failed(jitter());
         tracing::warn!(error = %ended, retry_ms = wait.as_millis(), "no word from the CA; what is known stays in force");
         tokio::select! {

@@ -61,6 +61,13 @@ pub(crate) struct Issued {
     /// Unix seconds; 0 for one that was given out before this was noted.
     #[serde(default)]
     pub(crate) not_before: u64,
+    /// The identifier of the authority's key that signed it.
+    #[serde(default)]
+    pub(crate) authority: String,
+    /// SHA-256 of it, hexadecimal: by that it is known whatever became of its authority, and whoever else has the authority's
+    /// key cannot make another in its place. Empty for one that was given out before this was noted.
+    #[serde(default)]
+    pub(crate) fingerprint: String,
 }
 
 /// What a call with a certificate means for the agent's record.
@@ -120,6 +127,11 @@ pub(crate) enum Denied {
     /// The request is signed by another key.
     #[error("the signing request is not signed by the key of the certificate that is shown")]
     OtherKey,
+    /// It has the serial number of one that was issued here, and is another one.
+    #[error(
+        "this is not the certificate of `{0}` that has its serial number: somebody else has the authority's key; run `hoplite authority taint`, and then `revoke`"
+    )]
+    Forged(SpiffeId),
     /// Banned by an operator.
     #[error("`{0}` is banned; an operator must evict it before it can join anew")]
     Banned(SpiffeId),
@@ -151,6 +163,8 @@ impl Agent {
             serial: String::new(),
             not_after: 0,
             not_before: 0,
+            authority: String::new(),
+            fingerprint: String::new(),
         };
         Self::joined(None, spiffe_id, String::new(), issued).banned()
     }
@@ -249,7 +263,10 @@ impl Agent {
             return Err(Denied::Banned(self.spiffe_id.clone()));
         }
         if let Some(standing) = self.standing(shown.serial()) {
-            return Ok(standing);
+            return match self.is_another(shown) {
+                true => Err(Denied::Forged(self.spiffe_id.clone())),
+                false => Ok(standing),
+            };
         }
         // Not one that was replaced before the backup, or since the restore.
         let is_newer = record::unix_seconds(shown.not_before()) >= self.newest().not_before;
@@ -259,9 +276,30 @@ impl Agent {
         }
     }
 
+    fn given(&self) -> impl Iterator<Item = &Issued> {
+        [&self.previous, &self.next].into_iter().flatten().chain([&self.active])
+    }
+
+    /// Whether it is, to the byte, one that was given to this agent: nobody else needs to vouch for it.
+    pub(crate) fn was_given(&self, shown: &Leaf) -> bool {
+        let fingerprint = shown.fingerprint().to_string();
+        self.given().any(|issued| issued.fingerprint == fingerprint)
+    }
+
+    /// Whether it has the serial number of one that was given to this agent, and is not that one.
+    fn is_another(&self, shown: &Leaf) -> bool {
+        let mut given = self.given().filter(|issued| issued.serial == shown.serial());
+        given.any(|issued| !issued.fingerprint.is_empty() && issued.fingerprint != shown.fingerprint().to_string())
+    }
+
     /// The certificate before the one in use: that its key was replaced is known.
     pub(crate) fn is_previous(&self, serial: &str) -> bool {
         self.previous.as_ref().is_some_and(|previous| previous.serial == serial)
+    }
+
+    /// The one that it used last, as far as is known.
+    pub(crate) fn used(&self) -> &Issued {
+        &self.active
     }
 
     /// The newest certificate, used or not.
@@ -313,6 +351,8 @@ impl From<&Leaf> for Issued {
             serial: leaf.serial().to_owned(),
             not_after: record::unix_seconds(leaf.not_after()),
             not_before: record::unix_seconds(leaf.not_before()),
+            authority: leaf.authority_key().to_owned(),
+            fingerprint: leaf.fingerprint().to_string(),
         }
     }
 }
@@ -330,6 +370,8 @@ mod tests {
             serial: serial.into(),
             not_after: 0,
             not_before: 0,
+            authority: String::new(),
+            fingerprint: String::new(),
         }
     }
 

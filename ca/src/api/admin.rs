@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::agents::writes::{Ban, Evict};
 use crate::api::admin_call::AdminCall;
+use crate::api::authorities::Authorities;
 use crate::api::backups::Backups;
 use crate::api::entries::Entries;
 use crate::api::fleet::Reported;
@@ -36,6 +37,7 @@ use crate::record;
 use crate::registry::Registry;
 use crate::rights::action::Action;
 use crate::rights::words::{Way, What, Who};
+use crate::rotation::Rotation;
 use crate::tokens::token::{TokenText, digest_of};
 use crate::tokens::writes::CreateToken;
 
@@ -67,6 +69,7 @@ pub(crate) struct Admin {
     publishing: Publishing,
     reported: Reported,
     backups: Backups,
+    authorities: Authorities,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -188,6 +191,7 @@ impl Admin {
         invites: Invites,
         reported: Reported,
         backups: Backups,
+        rotation: Rotation,
     ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         Self {
@@ -199,6 +203,7 @@ impl Admin {
             publishing,
             reported,
             backups,
+            authorities: Authorities::new(rotation),
         }
     }
 
@@ -251,7 +256,7 @@ impl wire::admin_server::Admin for Admin {
                 agent_id: agent_id.to_string(),
                 expires_at_unix: unix_i64(expires_at),
                 address: address.to_string(),
-                fingerprint: self.invites.fingerprint.to_string(),
+                fingerprint: self.invites.fingerprint().to_string(),
             }))
         })
         .await
@@ -642,6 +647,55 @@ impl wire::admin_server::Admin for Admin {
             Ok(allowed.done(ReceiverStream::new(parts)))
         })
         .await
+    }
+
+    async fn list_authorities(
+        &self,
+        request: Request<wire::ListAuthoritiesRequest>,
+    ) -> Result<Response<wire::ListAuthoritiesResponse>, Status> {
+        let call = AdminCall::new(&request, Action::ListAuthorities)?;
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(self.authorities.list()))
+        })
+        .await
+    }
+
+    async fn prepare_authority(
+        &self,
+        request: Request<wire::PrepareAuthorityRequest>,
+    ) -> Result<Response<wire::Authority>, Status> {
+        let call = AdminCall::new(&request, Action::PrepareAuthority)?;
+        call.answer("", self.authorities.prepare(&call)).await
+    }
+
+    async fn activate_authority(
+        &self,
+        request: Request<wire::AuthorityRequest>,
+    ) -> Result<Response<wire::Authority>, Status> {
+        let call = AdminCall::new(&request, Action::ActivateAuthority)?;
+        let asked = request.into_inner();
+        call.answer(&asked.fingerprint, self.authorities.activate(&call, &asked))
+            .await
+    }
+
+    async fn taint_authority(
+        &self,
+        request: Request<wire::AuthorityRequest>,
+    ) -> Result<Response<wire::Authority>, Status> {
+        let call = AdminCall::new(&request, Action::TaintAuthority)?;
+        let asked = request.into_inner();
+        call.answer(&asked.fingerprint, self.authorities.taint(&call, &asked))
+            .await
+    }
+
+    async fn revoke_authority(
+        &self,
+        request: Request<wire::AuthorityRequest>,
+    ) -> Result<Response<wire::Authority>, Status> {
+        let call = AdminCall::new(&request, Action::RevokeAuthority)?;
+        let asked = request.into_inner();
+        call.answer(&asked.fingerprint, self.authorities.revoke(&call, &asked))
+            .await
     }
 }
 

@@ -20,6 +20,7 @@ use crate::fleet::{Fleet, Judged, View};
 use crate::index::Index;
 use crate::record::unix_seconds;
 use crate::registry::Registry;
+use crate::rotation::Rotation;
 
 /// Programs that are listed.
 const BUILDS_MAX: usize = 64;
@@ -44,16 +45,18 @@ pub(crate) type Answers<T> = mpsc::Receiver<Result<T, Status>>;
 pub(crate) struct Reported {
     registry: Registry,
     fleet: Fleet,
+    rotation: Rotation,
     shutdown: Shutdown,
 }
 
 // === impl Reported ===
 
 impl Reported {
-    pub(crate) fn new(registry: Registry, fleet: Fleet, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(registry: Registry, fleet: Fleet, rotation: Rotation, shutdown: Shutdown) -> Self {
         Self {
             registry,
             fleet,
+            rotation,
             shutdown,
         }
     }
@@ -83,9 +86,13 @@ impl Reported {
     }
 
     fn mesh_now(&self, goal: Option<&wire::Goal>) -> wire::Mesh {
+        let now = clock::now();
+        // Before the index is locked: it looks there itself.
+        let (warning, rotates) = (self.rotation.warning(now), self.rotation.plan().rotates);
         let index = self.registry.index();
-        let view = self.fleet.view(&index, Duration::ZERO, clock::now());
-        mesh(&index, &self.fleet, &view, goal)
+        let view = self.fleet.view(&index, Duration::ZERO, now);
+        let authorities = authorities(&index, rotates, warning);
+        mesh(&index, &self.fleet, &view, goal, authorities)
     }
 
     /// What agents said, the worst first.
@@ -135,7 +142,22 @@ impl Reported {
     }
 }
 
-fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>) -> wire::Mesh {
+/// What is said of authorities, and nothing else.
+fn authorities(index: &Index, rotates: bool, warning: Option<String>) -> wire::Mesh {
+    let course = index.authority.course();
+    let active = course.active().map(|(_, life)| life);
+    wire::Mesh {
+        authority_not_after_unix: active.map_or(0, |life| unix_i64(life.not_after)),
+        successor_not_after_unix: course.prepared().map_or(0, |(_, life)| unix_i64(life.not_after)),
+        successor_signs_unix: active
+            .filter(|_| rotates)
+            .map_or(0, |life| unix_i64(life.hands_over_at())),
+        authority_warning: warning.unwrap_or_default(),
+        ..wire::Mesh::default()
+    }
+}
+
+fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>, authorities: wire::Mesh) -> wire::Mesh {
     let own = Program::this();
     let (head, now, period) = (index.policy.head(), view.now, fleet.period());
     let manifest = head
@@ -154,11 +176,6 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>) ->
             started_at_unix: unix(fleet.started()),
         }),
         now_unix: unix(now),
-        authority_not_after_unix: index
-            .authority
-            .bundle()
-            .and_then(|bundle| bundle.first_end())
-            .map_or(0, unix),
         store_revision: index.revision(),
         period_ms: u32::try_from(period.as_millis()).unwrap_or(u32::MAX),
         agents: count(view.nodes.len()),
@@ -169,7 +186,7 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>) ->
         report_bytes: view.report_bytes as u64,
         report_bytes_max: REPORTS_BYTES_MAX as u64,
         restored: index.epoch.epoch().map(|epoch| restored(index, epoch)),
-        ..wire::Mesh::default()
+        ..authorities
     };
     let mut troubles: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     for node in &view.nodes {

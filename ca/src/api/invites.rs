@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use hoplite_identity::{Fingerprint, HostPort};
 use tonic::Status;
 
+use crate::issuer::Issuer;
+
 /// What invitations say of this CA.
 #[derive(Debug, Clone)]
 pub(crate) struct Invites {
@@ -12,13 +14,18 @@ pub(crate) struct Invites {
     pub(crate) listen: SocketAddr,
     /// How they reach that, as the configuration says it.
     pub(crate) advertise: Option<HostPort>,
-    /// Of the authority.
-    pub(crate) fingerprint: Fingerprint,
+    /// By whose authority it is known.
+    pub(crate) issuer: Issuer,
 }
 
 // === impl Invites ===
 
 impl Invites {
+    /// That of the authority that signs now.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.issuer.signing().authority.certificate())
+    }
+
     /// How nodes reach this CA: as the operator says, or else as the configuration does.
     pub(super) fn address(&self, wanted: &str) -> Result<HostPort, Status> {
         if !wanted.is_empty() {

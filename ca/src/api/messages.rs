@@ -28,6 +28,11 @@ pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
             .map(|authority| authority.to_vec())
             .collect(),
         sequence: bundle.sequence(),
+        tainted: bundle
+            .tainted()
+            .iter()
+            .map(|fingerprint| fingerprint.as_bytes().to_vec())
+            .collect(),
     }
 }
 

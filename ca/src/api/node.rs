@@ -233,8 +233,18 @@ impl Node {
         Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
     }
 
-    /// Whose certificate it is, though it may have ended.
-    fn shown(&self, chain: &[CertificateDer<'_>]) -> Result<VerifiedPeer, Status> {
+    /// Whose certificate it is, though it may have ended. One that the store knows to the byte needs nobody to vouch for it: its
+    /// authority may have ended, or have been revoked, since.
+    fn shown(&self, chain: &[CertificateDer<'_>]) -> Result<Leaf, Status> {
+        let leaf = chain.first().and_then(|leaf| Leaf::parse(leaf).ok());
+        let known = leaf.as_ref().filter(|leaf| {
+            let index = self.0.registry.index();
+            let agent = index.agents.get(leaf.spiffe_id());
+            agent.is_some_and(|agent| agent.was_given(leaf))
+        });
+        if let Some(known) = known {
+            return Ok(known.clone());
+        }
         let bundle = self.bundle().ok_or_else(|| ours(&"there is no trust bundle"))?;
         let verifier = PeerVerifier::new(BundleSet::from_iter([bundle])).map_err(|e| ours(&e))?;
         let rejected = |error: PeerRejected| {
@@ -242,24 +252,24 @@ impl Node {
                 "this CA does not vouch for the certificate that is shown ({error}); join with a new token"
             ))
         };
-        let leaf = chain.first().and_then(|leaf| Leaf::parse(leaf).ok());
         // Within its life, of which only the end may lie behind.
         let last = leaf.and_then(|leaf| leaf.not_after().checked_sub(Duration::from_secs(1)));
         let at = last.map_or(clock::now(), |last| last.min(clock::now()));
-        verifier.verify(chain, PeerRole::Client, at).map_err(rejected)
+        let peer = verifier.verify(chain, PeerRole::Client, at).map_err(rejected)?;
+        Ok(peer.leaf().clone())
     }
 
     /// By the key of a certificate that may have ended, within bounds.
     async fn admit_by_key(&self, request: wire::ReattestRequest) -> Result<Minted, Status> {
         let chain: Vec<_> = request.chain.into_iter().map(CertificateDer::from).collect();
-        let peer = self.shown(&chain)?;
+        let shown = self.shown(&chain)?;
         let key = SubjectKey::from_csr(&request.csr)?;
         if !chain.first().is_some_and(|leaf| key.is_of(leaf)) {
             return Err(Denied::OtherKey.into());
         }
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let reattest = Reattest {
-            shown: peer.leaf().clone(),
+            shown,
             now,
             within: self.0.issuer.reattest_within(),
             mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),

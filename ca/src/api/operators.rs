@@ -116,7 +116,7 @@ impl Operators {
             agent_id: id.to_string(),
             expires_at_unix: unix_i64(expires_at),
             address: address.to_string(),
-            fingerprint: self.invites.fingerprint.to_string(),
+            fingerprint: self.invites.fingerprint().to_string(),
         }))
     }
 

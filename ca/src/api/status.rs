@@ -8,6 +8,8 @@ use tonic::Status;
 
 use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
+use crate::authority::course::CourseError;
+use crate::authority::writes::TrustError;
 use crate::issuance::{BadCsr, MintError};
 use crate::operators::operator::NoOperator;
 use crate::operators::writes::OperatorError;
@@ -61,6 +63,28 @@ impl Blame for TokenError {
             Self::Banned(_) => Status::failed_precondition(self.to_string()),
             Self::Refused(_) => Status::permission_denied(self.to_string()),
             Self::Mint(error) => ours(error),
+        }
+    }
+}
+
+impl Blame for CourseError {
+    fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::NoSuch(_) => Status::not_found(text),
+            Self::Several(_) => Status::invalid_argument(text),
+            Self::NonePrepared | Self::NotNow { .. } | Self::NotKnown { .. } | Self::TooMany | Self::TooShort => {
+                Status::failed_precondition(text)
+            }
+        }
+    }
+}
+
+impl Blame for TrustError {
+    fn status(&self) -> Status {
+        match self {
+            Self::Course(error) => error.status(),
+            Self::Founded | Self::NotFounded | Self::Certificate(_) => ours(self),
         }
     }
 }
@@ -128,9 +152,11 @@ impl From<Denied> for Status {
     fn from(denied: Denied) -> Self {
         let text = denied.to_string();
         match denied {
-            Denied::NoCertificate | Denied::Expired { .. } | Denied::Superseded | Denied::OtherKey => {
-                Self::unauthenticated(text)
-            }
+            Denied::NoCertificate
+            | Denied::Expired { .. }
+            | Denied::Superseded
+            | Denied::OtherKey
+            | Denied::Forged(_) => Self::unauthenticated(text),
             Denied::TwoHolders | Denied::Contested(_) => Self::failed_precondition(text),
             Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) | Denied::TooLate { .. } => {
                 Self::permission_denied(text)

@@ -1,4 +1,4 @@
-//! The authority's part of the index: the trust bundle of now.
+//! The authority's part of the index: the trust bundle of now, and how far each authority has come.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hoplite_identity::TrustBundle;
 use hoplite_store::Revision;
 
+use crate::authority::course::Course;
 use crate::authority::trust::{self, Trust, Trusted};
 use crate::record::{BadRecord, Mutation};
 
@@ -16,8 +17,11 @@ pub(crate) struct AuthorityIndex {
     trusted: BTreeMap<String, Trusted>,
     /// None until an authority was founded.
     bundle: Option<Arc<TrustBundle>>,
-    /// When anything of it last changed.
+    course: Course,
+    /// When the bundle last changed.
     changed: Revision,
+    /// The newest write that is in it.
+    latest: Revision,
     /// Whether `bundle` is of what was before.
     is_stale: bool,
 }
@@ -37,7 +41,7 @@ impl AuthorityIndex {
         } else {
             return Ok(());
         }
-        self.changed = self.changed.max(mutation.revision);
+        self.latest = self.latest.max(mutation.revision);
         self.is_stale = true;
         Ok(())
     }
@@ -46,7 +50,12 @@ impl AuthorityIndex {
     pub(crate) fn settle(&mut self) -> Result<(), BadRecord> {
         if std::mem::take(&mut self.is_stale) {
             let bundle = self.trust.as_ref().map(|trust| trust::bundle(trust, &self.trusted));
-            self.bundle = bundle.transpose()?.map(Arc::new);
+            let bundle = bundle.transpose()?.map(Arc::new);
+            // That another one signs is no news for those who verify.
+            if self.bundle != bundle {
+                (self.bundle, self.changed) = (bundle, self.latest);
+            }
+            self.course = trust::course(&self.trusted);
         }
         Ok(())
     }
@@ -54,6 +63,16 @@ impl AuthorityIndex {
     /// What members of the trust domain are verified with.
     pub(crate) fn bundle(&self) -> Option<&Arc<TrustBundle>> {
         self.bundle.as_ref()
+    }
+
+    /// How far each authority has come, by the SHA-256 of its certificate.
+    pub(crate) fn course(&self) -> &Course {
+        &self.course
+    }
+
+    /// The record of one.
+    pub(crate) fn get(&self, name: &str) -> Option<&Trusted> {
+        self.trusted.get(name)
     }
 
     /// When the bundle last changed.

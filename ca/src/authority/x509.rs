@@ -1,9 +1,10 @@
-//! The X.509 authority that signs here: a self-signed P-256 certificate, made on the first start and kept.
+//! The X.509 authority that signs here: a self-signed P-256 certificate, the first made on the first start.
 //!
-//! The key lies in a file, the certificate in the store. The key is written first, so a crash between the two leaves a
+//! The keys lie in a file, the certificates in the store. The key is written first, so a crash between the two leaves a
 //! key that nothing depends on yet, and the next start takes it. The other way round there would be a root nobody can
 //! sign for; that state is refused with a remedy, because a new root in silence would cut every agent off.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -16,11 +17,12 @@ use rcgen::{
     PublicKeyData, SanType,
 };
 use ring::rand::{SecureRandom, SystemRandom};
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::authority::signer::{Signer, SignerError};
-use crate::authority::trust::{Trust, Trusted};
-use crate::authority::writes::{Found, TrustError};
+use crate::authority::signer::{Keyring, Signer, SignerError};
+use crate::authority::trust::{self, Trust, Trusted};
+use crate::authority::writes::{Found, Step, TrustError, What};
 use crate::record;
 use crate::write::{self, ReadError, View, WriteError};
 
@@ -115,36 +117,154 @@ impl Authority {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let path = data_dir.join("authority.key");
-        let signer = Signer::load(&path)?;
-        let authority = match (stored(store)?, signer) {
-            (None, signer) => {
-                let signer = match signer {
-                    Some(signer) => signer,
-                    None => Signer::generate(&path)?,
-                };
-                let made = Self::self_signed(trust_domain, signer, Serial::random()?, now, ttl)?;
-                let found = Found {
-                    trust_domain: trust_domain.clone(),
-                    certificate: made.certificate.clone(),
-                };
-                write::commit(store, &found)?;
-                tracing::info!(%trust_domain, not_after = %rfc3339(made.not_after), "made a new authority");
-                made
-            }
-            (Some(_), None) => return Err(AuthorityError::KeyMissing { path }),
-            (Some((trust, certificate)), Some(signer)) => {
-                if trust.trust_domain != *trust_domain {
-                    return Err(AuthorityError::OtherTrustDomain {
-                        configured: trust_domain.clone(),
-                        stored: trust.trust_domain,
-                    });
-                }
-                Self::from_parts(certificate, signer)?.ok_or(AuthorityError::KeyMismatch { path })?
-            }
+        let keyring = Keyring::of(data_dir);
+        let Some((trust, trusted)) = stored(store)? else {
+            // Of a start that ended between key and certificate.
+            let signer = match keyring.signers()?.pop() {
+                Some(signer) => signer,
+                None => keyring.make()?,
+            };
+            let made = Self::self_signed(trust_domain, signer, Serial::random()?, now, ttl)?;
+            let found = Found {
+                trust_domain: trust_domain.clone(),
+                certificate: made.certificate.clone(),
+                not_after: made.not_after,
+                now,
+            };
+            write::commit(store, &found)?;
+            tracing::info!(%trust_domain, not_after = %rfc3339(made.not_after), "made a new authority");
+            return Ok(made);
         };
+        if trust.trust_domain != *trust_domain {
+            return Err(AuthorityError::OtherTrustDomain {
+                configured: trust_domain.clone(),
+                stored: trust.trust_domain,
+            });
+        }
+        let mut course = trust::course(&trusted);
+        course.leave(now);
+        let active = course.active().map(|(name, life)| (name.clone(), *life));
+        // The CA was away while its authority ended, and had a successor.
+        if let (Some((_, life)), Some((next, _))) = (&active, course.prepared())
+            && life.not_after <= record::unix_seconds(now)
+        {
+            let authority = Self::held(&keyring, &trusted, next)?;
+            let what = What::Activate {
+                name: next.clone(),
+                word: None,
+            };
+            let known = 0;
+            write::commit(store, &Step { what, now, known })?;
+            tracing::warn!(
+                authority = next,
+                "the authority ended while the CA was away; its successor signs"
+            );
+            authority.check_clock(now)?;
+            return Ok(authority);
+        }
+        let name = active.map(|(name, _)| name).unwrap_or_default();
+        let authority = Self::held(&keyring, &trusted, &name)?;
         authority.check_clock(now)?;
         Ok(authority)
+    }
+
+    /// The one with this name, with its key.
+    pub(crate) fn held(
+        keyring: &Keyring,
+        trusted: &BTreeMap<String, Trusted>,
+        name: &str,
+    ) -> Result<Self, AuthorityError> {
+        let there = trusted.get(name);
+        let there = there.ok_or_else(|| AuthorityError::Certificate("it is not there".to_owned()))?;
+        Self::with_key(keyring, there.certificate(name).map_err(ReadError::from)?)
+    }
+
+    /// That of this certificate, with its key.
+    pub(crate) fn with_key(keyring: &Keyring, certificate: CertificateDer<'static>) -> Result<Self, AuthorityError> {
+        let path = keyring.path().to_owned();
+        let signers = keyring.signers()?;
+        if signers.is_empty() {
+            return Err(AuthorityError::KeyMissing { path });
+        }
+        for signer in signers {
+            if let Some(authority) = Self::from_parts(certificate.clone(), signer)? {
+                return Ok(authority);
+            }
+        }
+        Err(AuthorityError::KeyMismatch { path })
+    }
+
+    /// One more, with a key of its own that is on the disk.
+    pub(crate) fn make(
+        keyring: &Keyring,
+        trust_domain: &TrustDomain,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        Self::self_signed(trust_domain, keyring.make()?, Serial::random()?, now, ttl)
+    }
+
+    /// Its name: the SHA-256 of its certificate, in hex.
+    pub(crate) fn name(&self) -> String {
+        Trusted::name_of(&self.certificate)
+    }
+
+    /// Whether this is its key.
+    pub(crate) fn is_of(certificate: &CertificateDer<'_>, signer: &Signer) -> bool {
+        X509Certificate::from_der(certificate)
+            .is_ok_and(|(_, x509)| x509.public_key().raw == signer.subject_public_key_info())
+    }
+
+    /// The identifier of a certificate's key, lower-case hex, and the first moment of its life.
+    pub(crate) fn about(certificate: &CertificateDer<'_>) -> Option<(String, SystemTime)> {
+        let (_, x509) = X509Certificate::from_der(certificate).ok()?;
+        let id = x509
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => Some(HEXLOWER.encode(id.0)),
+                _ => None,
+            });
+        let not_before = u64::try_from(x509.validity().not_before.timestamp()).ok()?;
+        Some((id.unwrap_or_default(), record::from_unix_seconds(not_before)))
+    }
+
+    /// Whether both certificates are about the same authority.
+    pub(crate) fn has_subject_of(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
+        match (X509Certificate::from_der(one), X509Certificate::from_der(other)) {
+            (Ok((_, one)), Ok((_, other))) => one.subject().as_raw() == other.subject().as_raw(),
+            _ => false,
+        }
+    }
+
+    /// A certificate of its successor's key, for those who know only this one: they believe the other by it.
+    pub(crate) fn vouch(&self, successor: &Self) -> Result<CertificateDer<'static>, AuthorityError> {
+        let mut params = successor.params.clone();
+        params.not_before = self.not_before.max(successor.not_before).into();
+        params.not_after = self.not_after.min(successor.not_after).into();
+        params.serial_number = Some(Serial::random()?.0.to_vec().into());
+        let id = successor.id()?;
+        params.subject_alt_names = vec![SanType::URI(id)];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params
+            .signed_by(&successor.signer, &self.issuer())
+            .map_err(unbuildable)?;
+        Ok(certificate.der().clone())
+    }
+
+    fn id(&self) -> Result<Ia5String, AuthorityError> {
+        let (_, x509) =
+            X509Certificate::from_der(&self.certificate).map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        let names = x509.subject_alternative_name().ok().flatten();
+        let uri = names
+            .iter()
+            .flat_map(|names| &names.value.general_names)
+            .find_map(|name| match name {
+                GeneralName::URI(uri) => Some(*uri),
+                _ => None,
+            });
+        Ia5String::try_from(uri.unwrap_or_default()).map_err(unbuildable)
     }
 
     fn self_signed(
@@ -251,16 +371,13 @@ impl Authority {
     }
 }
 
-/// The trust bundle's record, and the certificate of the authority that signs.
-fn stored(store: &dyn Store) -> Result<Option<(Trust, CertificateDer<'static>)>, AuthorityError> {
+/// The trust bundle's record, and those of all authorities.
+fn stored(store: &dyn Store) -> Result<Option<(Trust, BTreeMap<String, Trusted>)>, AuthorityError> {
     let mut view = View::new(store);
     let Some(trust) = view.one::<Trust>("")? else {
         return Ok(None);
     };
-    let signing = view.one::<Trusted>(&trust.signing)?;
-    let certificate = signing.ok_or_else(|| AuthorityError::Certificate("it is not there".to_owned()))?;
-    let certificate = certificate.certificate(&trust.signing).map_err(ReadError::from)?;
-    Ok(Some((trust, certificate)))
+    Ok(Some((trust, view.all::<Trusted>()?)))
 }
 
 /// What an authority's certificate and an issuer have in common. The serial number makes the subject unique, so that
@@ -319,7 +436,8 @@ impl std::fmt::Display for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::writes::{AUTHORITIES_MAX, Trusting};
+    use crate::authority::course::{AUTHORITIES_MAX, CourseError};
+    use crate::authority::writes::Trusting;
     use crate::index::Index;
     use hoplite_store::{Batch, MemoryStore};
     use std::time::UNIX_EPOCH;
@@ -395,7 +513,7 @@ mod tests {
         let first = open(&store, dir.path(), now()).unwrap();
         let trusting = |certificate: &CertificateDer<'static>| {
             let certificate = certificate.clone();
-            write::commit(&store, &Trusting { certificate }).map(|(sequence, _)| sequence)
+            write::commit(&store, &Trusting::old(certificate, now())).map(|(sequence, _)| sequence)
         };
         let second = Authority::ephemeral(&domain, now(), DAY);
         assert_eq!(trusting(second.certificate()).unwrap(), 2);
@@ -422,13 +540,16 @@ mod tests {
             trusting(Authority::ephemeral(&domain, now(), DAY).certificate()).unwrap();
         }
         let error = trusting(Authority::ephemeral(&domain, now(), DAY).certificate()).unwrap_err();
-        assert!(matches!(error, WriteError::Refused(TrustError::TooMany)), "{error}");
+        assert!(
+            matches!(error, WriteError::Refused(TrustError::Course(CourseError::TooMany))),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_crash_between_key_and_certificate_is_harmless() {
         let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
-        let signer = Signer::generate(&dir.path().join("authority.key")).unwrap();
+        let signer = Keyring::of(dir.path()).make().unwrap();
         let authority = open(&store, dir.path(), now()).unwrap();
         assert_eq!(authority.signer.der_bytes(), signer.der_bytes());
     }
@@ -443,7 +564,7 @@ mod tests {
         assert!(matches!(error, AuthorityError::KeyMissing { .. }), "{error}");
         assert!(error.to_string().contains("backup"), "{error}");
         assert!(!path.exists(), "no new key was made");
-        Signer::generate(&path).unwrap();
+        Keyring::of(dir.path()).make().unwrap();
         assert!(matches!(
             open(&store, dir.path(), now()),
             Err(AuthorityError::KeyMismatch { .. })

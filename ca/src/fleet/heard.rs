@@ -175,6 +175,22 @@ impl Heard {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// The newest trust bundle that all who are heard know, by its sequence number.
+    pub(crate) fn known_bundle(&self, period: Duration, now: SystemTime) -> u64 {
+        let heard = self
+            .nodes
+            .values()
+            .filter(|node| Standing::of(Some(node), period, now) == Standing::Heard);
+        let known = heard.map(|node| node.report.state.as_ref().map_or(0, |state| state.bundle_sequence));
+        known.min().unwrap_or(u64::MAX)
+    }
+
+    /// How many SVIDs of workloads are under a tainted authority still, as agents say.
+    pub(crate) fn svids_tainted(&self) -> u64 {
+        let states = self.nodes.values().filter_map(|node| node.report.state.as_ref());
+        states.map(|state| u64::from(state.svids_tainted)).sum()
+    }
 }
 
 /// What a point refused, for whatever reason.

@@ -1,6 +1,6 @@
 //! An operator as the CA knows them: roles, and which of their certificates count.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use hoplite_identity::{Leaf, Moment, SpiffeId, TrustDomain};
@@ -47,6 +47,9 @@ pub(crate) struct Certificate {
     since: u64,
     /// The serial number of the first one of this sign-in.
     session: String,
+    /// The identifier of the authority's key that signed it.
+    #[serde(default)]
+    authority: String,
 }
 
 /// Why an operator certificate does not count.
@@ -123,6 +126,7 @@ impl Operator {
             not_after: record::unix_seconds(leaf.not_after()),
             since,
             session,
+            authority: leaf.authority_key().to_owned(),
         });
         while self.certificates.len() > CERTIFICATES_MAX {
             let ends = |(_, certificate): &(usize, &Certificate)| certificate.not_after;
@@ -177,6 +181,19 @@ impl Operator {
             .filter(|certificate| certificate.not_after > now);
         let sessions: BTreeSet<&String> = live.map(|certificate| &certificate.session).collect();
         sessions.len()
+    }
+
+    /// Whether the key with this identifier signed one that has not ended, and that nothing newer takes the place of.
+    pub(crate) fn is_under(&self, authority: &str, now: SystemTime) -> bool {
+        let now = record::unix_seconds(now);
+        let live = self
+            .certificates
+            .iter()
+            .filter(|certificate| certificate.not_after > now);
+        // They stand in the order in which they were given: the newest of each sign-in is its owner's.
+        let newest: BTreeMap<&String, &Certificate> =
+            live.map(|certificate| (&certificate.session, certificate)).collect();
+        newest.values().any(|certificate| certificate.authority == authority)
     }
 
     fn certificate(&self, serial: &str) -> Option<&Certificate> {

@@ -68,6 +68,8 @@ fn found(store: &dyn Store) {
         certificate: Authority::ephemeral(&trust_domain(), SystemTime::now(), HOUR)
             .certificate()
             .clone(),
+        not_after: SystemTime::now() + Duration::from_secs(86_400),
+        now: SystemTime::now(),
     };
     write::commit(store, &found).unwrap();
     let first = NameFirst::new(&trust_domain(), &trust().signers);

@@ -112,12 +112,12 @@ fn roles_and_what_they_may() {
     check(&operator(&["local"], &[]), &everything); // why nobody can be given it: see `Operator::check_role`
     check(
         &operator(&["auditor"], &[]),
-        "GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners RenewOperator \
+        "GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners RenewOperator \
          ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["policy"], &[]),
-        "AddGrant ClearShadow GetPolicy ListAgents ListEntries ListGrants ListOperators ListPolicies ListReports \
+        "AddGrant ClearShadow GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports \
          ListSigners PublishPolicy RenewOperator RevokeGrant ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(

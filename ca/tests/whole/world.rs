@@ -47,6 +47,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,
         authority_ttl: Span(Duration::from_secs(86400)),
+        authority_rotates: true,
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),
         log_levels: None,
         metrics_listen: None,

@@ -239,6 +239,11 @@ impl SignIn {
         if clock::now() < self.svid.renew_at(0.0) {
             return self.clone();
         }
+        self.renewed().await
+    }
+
+    /// One with a newer certificate, or this one if there is none.
+    pub(crate) async fn renewed(&self) -> Self {
         match self.prolonged().await {
             Ok(newer) => newer,
             Err(error) => {

@@ -18,12 +18,6 @@ const NODES_SHOWN: u32 = 10;
 /// Lines of them.
 const TROUBLES_SHOWN: usize = 12;
 
-/// An authority that ends sooner has to be replaced now.
-const AUTHORITY_WRONG: i64 = 12 * 3_600;
-
-/// … and sooner than this, soon.
-const AUTHORITY_NOTICED: i64 = 30 * 24 * 3_600;
-
 /// Where values stand.
 const INDENT: usize = 11;
 
@@ -104,20 +98,7 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
     );
     line("agents", &agents(mesh));
     line("policy", &policy(mesh));
-    let left = mesh.authority_not_after_unix.saturating_sub(mesh.now_unix);
-    line(
-        "authority",
-        &format!(
-            "ends {}, in {}{}",
-            shown(mesh.authority_not_after_unix),
-            span(u64::try_from(left).unwrap_or_default()),
-            if left < AUTHORITY_NOTICED {
-                "; it has to be replaced before that"
-            } else {
-                ""
-            }
-        ),
-    );
+    line("authority", &authority(mesh));
     line("decisions", &decisions(mesh));
     line(
         "store",
@@ -227,13 +208,31 @@ fn troubles(text: &mut String, seen: &Seen, level: &str, heading: &str, columns:
     }
 }
 
+/// The one that signs, and the one after it.
+fn authority(mesh: &Mesh) -> String {
+    let left = mesh.authority_not_after_unix.saturating_sub(mesh.now_unix);
+    let mut text = format!(
+        "ends {}, in {}",
+        shown(mesh.authority_not_after_unix),
+        span(u64::try_from(left).unwrap_or_default()),
+    );
+    match (mesh.successor_not_after_unix, mesh.successor_signs_unix) {
+        (0, _) => {}
+        (_, 0) => text.push_str("; the next one is prepared, and signs when somebody activates it"),
+        (_, signs) => text.push_str(&format!("; the next one is prepared, and signs from {}", shown(signs))),
+    }
+    if !mesh.authority_warning.is_empty() {
+        text = mesh.authority_warning.clone();
+    }
+    text
+}
+
 // === impl Verdict ===
 
 impl Verdict {
     fn of(mesh: &Mesh) -> Self {
-        let left = mesh.authority_not_after_unix.saturating_sub(mesh.now_unix);
         let is_wrong = mesh.troubles.iter().any(|trouble| trouble.level == "wrong");
-        if is_wrong || left < AUTHORITY_WRONG {
+        if is_wrong || !mesh.authority_warning.is_empty() {
             Self::Wrong
         } else if mesh.not_heard > 0 {
             Self::Unknown
@@ -276,7 +275,7 @@ mod tests {
         Mesh {
             trust_domain: "prod.example".into(),
             now_unix: 1_800_000_000,
-            authority_not_after_unix: 1_800_000_000 + AUTHORITY_NOTICED,
+            authority_not_after_unix: 1_800_000_000 + 86_400,
             agents: 3,
             heard: 3,
             in_step: 3,
@@ -315,7 +314,7 @@ mod tests {
             Verdict::Wrong,
         );
         check(
-            &|mesh| mesh.authority_not_after_unix = mesh.now_unix + 60,
+            &|mesh| mesh.authority_warning = "it has no successor".into(),
             Verdict::Wrong,
         );
         check(

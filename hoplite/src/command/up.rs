@@ -14,7 +14,8 @@ use crate::up::{self, Mesh, Ports, Settings};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  hoplite up\n  hoplite up --dir ./mesh --base-port 17700\n  hoplite up --check > report.json"
+    after_help = "Examples:\n  hoplite up\n  hoplite up --dir ./mesh --base-port 17700\n  hoplite up --check > report.json\n  \
+    hoplite up --authority-ttl 60s --svid-ttl 10s --agent-ttl 10s"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// How long the agent's own SVID lives [default: one day]
     #[arg(long, value_name = "TIME", conflicts_with = "check", hide = true, value_parser = crate::output::moment::span)]
     agent_ttl: Option<Duration>,
+    /// How long an authority lives; at five sixths of that the next one signs [default: one year]
+    #[arg(long, value_name = "TIME", conflicts_with = "check", value_parser = crate::output::moment::span)]
+    authority_ttl: Option<Duration>,
     /// Serve /live, /ready and /metrics of each part, on five ports from the base + 4 on: CA, agent, edge, orders, ledger
     #[arg(long, conflicts_with = "check")]
     metrics: bool,
@@ -72,6 +76,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let settings = Settings {
             svid_ttl: args.svid_ttl,
             agent_ttl: args.agent_ttl,
+            authority_ttl: args.authority_ttl,
             peer_process,
             ..Settings::new(ports)
         };

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::socket::is_gone;
-use hoplite_identity::{Leaf, pem};
+use hoplite_identity::{Leaf, Moment, pem};
 use hoplite_wire::agent::Kept;
-use hoplite_wire::ca::ShowBundleRequest;
+use hoplite_wire::ca::{ListAuthoritiesRequest, ListAuthoritiesResponse};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -90,10 +90,18 @@ pub(super) fn socket(path: &Path, mode: u32, of: &Part) -> (Finding, Lives) {
 
 async fn ask(of: &Part, findings: &mut Vec<Finding>) {
     match of {
-        Part::Ca(ca) => findings.push(match ca_answers(&ca.admin_socket).await {
-            Ok(authorities) => ok("answer", format!("the CA answers, and has {authorities} in its bundle")),
-            Err(error) => refused("the CA", &error.to_string()),
-        }),
+        Part::Ca(ca) => match ca_answers(&ca.admin_socket).await {
+            Ok(answer) => {
+                let trusted = answer
+                    .authorities
+                    .iter()
+                    .filter(|authority| authority.state != "revoked")
+                    .count();
+                findings.push(ok("answer", format!("the CA answers, and has {trusted} in its bundle")));
+                findings.push(authority(&answer));
+            }
+            Err(error) => findings.push(refused("the CA", &error.to_string())),
+        },
         Part::Agent(agent) => {
             let status = diagnosis::ask_status(&agent.socket).await;
             findings.extend(status.iter().filter_map(|status| kept(status.kept.as_ref()?)));
@@ -173,10 +181,19 @@ fn kept(kept: &Kept) -> Option<Finding> {
     })
 }
 
-async fn ca_answers(socket: &Path) -> anyhow::Result<usize> {
+async fn ca_answers(socket: &Path) -> anyhow::Result<ListAuthoritiesResponse> {
     let mut ca = reach::connect(socket).await?;
-    let bundle = ca.show_bundle(ShowBundleRequest {}).await?.into_inner();
-    Ok(bundle.authorities.len())
+    Ok(ca.list_authorities(ListAuthoritiesRequest {}).await?.into_inner())
+}
+
+/// The end of the one that signs, and whether another comes after it.
+fn authority(answer: &ListAuthoritiesResponse) -> Finding {
+    let signs = answer.authorities.iter().find(|authority| authority.state == "active");
+    let end = Moment(signs.map_or(0, |authority| authority.not_after_unix));
+    match answer.warning.as_str() {
+        "" => ok("authority", format!("the one that signs ends at {end}")),
+        warning => fail("authority", warning, "see docs/guide/authorities.md"),
+    }
 }
 
 fn refused(who: &str, error: &str) -> Finding {

@@ -250,7 +250,7 @@ impl Layout {
     pub(crate) fn write_configs(
         &self,
         ports: &Ports,
-        (svid_ttl, agent_ttl): (Option<Duration>, Option<Duration>),
+        lives: [(&str, Option<Duration>); 3],
         peer_process: PeerProcess,
         via: impl Fn(&str, &str) -> Option<SocketAddr>,
     ) -> anyhow::Result<()> {
@@ -268,7 +268,7 @@ impl Layout {
             loopback(ports.ca),
             ports.telemetry("ca"),
         );
-        for (name, ttl) in [("x509_ttl", svid_ttl), ("agent_ttl", agent_ttl)] {
+        for (name, ttl) in lives {
             if let Some(ttl) = ttl {
                 let _ = writeln!(ca, "{name} = \"{}\"", Span(ttl));
             }
@@ -369,7 +369,11 @@ mod tests {
         layout
             .write_configs(
                 &Ports::from_base(7700),
-                (Some(Duration::from_secs(10)), None),
+                [
+                    ("x509_ttl", Some(Duration::from_secs(10))),
+                    ("agent_ttl", None),
+                    ("authority_ttl", None),
+                ],
                 PeerProcess::Pid,
                 |_, _| None,
             )

@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) svid_ttl: Option<Duration>,
     /// How long the agent's own lives; the CA's default if `None`.
     pub(crate) agent_ttl: Option<Duration>,
+    /// How long an authority lives; a year when left out.
+    pub(crate) authority_ttl: Option<Duration>,
     /// How the agent knows which process calls.
     pub(crate) peer_process: PeerProcess,
     /// Whether this process itself is registered as the `visitor` who calls `edge`.
@@ -75,6 +77,7 @@ impl Settings {
             ports,
             svid_ttl: None,
             agent_ttl: None,
+            authority_ttl: None,
             peer_process: PeerProcess::default(),
             visitor: false,
             detours: Vec::new(),
@@ -94,7 +97,11 @@ impl Mesh {
         settings.ports.ensure_free()?;
         layout.write_configs(
             &settings.ports,
-            (settings.svid_ttl, settings.agent_ttl),
+            [
+                ("x509_ttl", settings.svid_ttl),
+                ("agent_ttl", settings.agent_ttl),
+                ("authority_ttl", settings.authority_ttl),
+            ],
             settings.peer_process,
             |caller, callee| {
                 settings

@@ -61,6 +61,7 @@ pages! {
 /// Pages with more to show than a reader sees; their tests follow every block, and then go on.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("docs/guide/two-machines.md", "hoplite/tests/binary/two_machines.rs"),
+    ("docs/guide/authorities.md", "hoplite/tests/binary/authorities.rs"),
     ("docs/guide/files.md", "hoplite/tests/binary/files_guide.rs"),
     ("docs/guide/install.md", "tests/lib/packaging"), // tests/lib/guide, on a machine with systemd
 ];

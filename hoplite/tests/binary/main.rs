@@ -9,6 +9,7 @@
 
 #[path = "../../../agent/tests/as_a_process/mod.rs"]
 mod as_a_process;
+mod authorities;
 mod billing;
 mod cli;
 #[path = "../../../tests/clock/mod.rs"]

@@ -178,10 +178,10 @@ impl Generation {
         now < self.svid.leaf().not_after()
     }
 
-    /// When the first authority of the own trust domain ends.
-    pub(crate) fn first_authority_end(&self) -> Option<SystemTime> {
+    /// When the last authority of the own trust domain ends.
+    pub(crate) fn last_authority_end(&self) -> Option<SystemTime> {
         let own = self.svid.spiffe_id().trust_domain();
-        self.verifier.bundles().get(own)?.first_end()
+        self.verifier.bundles().get(own)?.last_end()
     }
 
     /// For accepting peers.

@@ -1,7 +1,7 @@
 //! Whole worlds in one process, with foreign clients and servers as judges: a module for each subject.
 //!
-//! One executable for all of them, because each is linked anew with every change. `secrets` and `storm` are their own:
-//! one reads every log line of its process, the other counts what its CA is asked in each second.
+//! One executable for all of them, because each is linked anew with every change. `authorities`, `secrets` and `storm` are their own:
+//! the first measures how long a re-keying takes, one reads every log line of its process, the last counts what its CA is asked in each second.
 
 mod approved;
 mod attacks;
