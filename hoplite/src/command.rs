@@ -37,8 +37,9 @@ use hoplite_host::places::Places;
 /// Where a mesh of `hoplite up` lives; tools find its sockets and logs from it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct MeshDir {
-    /// The mesh's directory [default: $XDG_STATE_HOME/hoplite or ~/.local/state/hoplite]
-    #[arg(long, value_name = "DIR", env = "HOPLITE_DIR")]
+    /// The mesh's directory [env: HOPLITE_DIR] [default: $XDG_STATE_HOME/hoplite or ~/.local/state/hoplite]
+    // Read by `said`: what stands in the environment must not conflict with a flag.
+    #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
@@ -47,7 +48,12 @@ pub(crate) struct MeshDir {
 impl MeshDir {
     /// Whether somebody said which.
     pub(crate) fn is_given(&self) -> bool {
-        self.dir.is_some()
+        self.said().is_some()
+    }
+
+    /// What somebody said, here or in the environment.
+    fn said(&self) -> Option<PathBuf> {
+        self.dir.clone().or_else(Places::named_dir)
     }
 
     /// The operators' socket of the CA: that below the directory given, or of the CA that is installed on this machine, or of
@@ -64,7 +70,7 @@ impl MeshDir {
     /// Below which the decision logs lie: those of a mesh of `hoplite up`, or of proxies of `hoplite run`.
     pub(crate) fn logs(&self) -> anyhow::Result<PathBuf> {
         let installed = Places::installed().proxies_data();
-        if self.dir.is_none() && installed.exists() {
+        if !self.is_given() && installed.exists() {
             return Ok(installed);
         }
         let dir = self.path()?;
@@ -100,7 +106,7 @@ impl MeshDir {
     /// The sockets of the proxies that `hoplite run` started, or units of this machine.
     pub(crate) fn run_proxies(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut sockets = Places::below(self.path()?).proxy_sockets();
-        if self.dir.is_none() {
+        if !self.is_given() {
             sockets.extend(Places::installed().proxy_sockets());
         }
         Ok(sockets)
@@ -109,11 +115,11 @@ impl MeshDir {
     /// One that is not there now is that of a daemon that is installed and does not run, if one is installed.
     fn socket(&self, place: fn(&Places) -> PathBuf, config: fn(&Places) -> PathBuf) -> anyhow::Result<PathBuf> {
         let installed = Places::installed();
-        if self.dir.is_none() && place(&installed).exists() {
+        if !self.is_given() && place(&installed).exists() {
             return Ok(place(&installed));
         }
         let own = place(&Places::below(self.path()?));
-        if self.dir.is_none() && !own.exists() && config(&installed).exists() {
+        if !self.is_given() && !own.exists() && config(&installed).exists() {
             return Ok(place(&installed));
         }
         Ok(own)
@@ -121,7 +127,7 @@ impl MeshDir {
 
     /// The directory given, or the user's state directory.
     pub(crate) fn path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(dir) = &self.dir {
+        if let Some(dir) = self.said() {
             return Ok(std::path::absolute(dir)?);
         }
         let state = match std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {

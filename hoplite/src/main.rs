@@ -141,7 +141,16 @@ fn zone_of(arguments: impl Iterator<Item = OsString>) -> Option<TimeZone> {
 
 fn main() -> ExitCode {
     output::moment::set_zone(zone_of(std::env::args_os()));
-    let cli = Cli::parse();
+    let for_programs = output::failure::asks_for_json(std::env::args_os());
+    output::failure::set_for_programs(for_programs);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if for_programs && error.use_stderr() => {
+            output::failure::wrong_usage(&error);
+            return ExitCode::from(2);
+        }
+        Err(error) => error.exit(),
+    };
     let Some(command) = cli.command else {
         return welcome();
     };
@@ -174,7 +183,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::error(&error);
+            output::failure(&error, 1);
             ExitCode::FAILURE
         }
     }

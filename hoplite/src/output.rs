@@ -1,6 +1,8 @@
-//! What people and scripts get to see: listings or JSON on standard output, one-line errors.
+//! What people and scripts get to see: listings or JSON on standard output, failures on standard error.
 
 pub(crate) mod capped;
+pub(crate) mod failure;
+mod lines;
 mod listing;
 pub(crate) mod moment;
 pub(crate) mod report;
@@ -9,10 +11,11 @@ mod table;
 pub(crate) mod waiting;
 
 use clap::ValueEnum;
-use hoplite_host::daemon;
 use serde::Serialize;
 use serde_json::Value;
 
+pub(crate) use failure::{failed, failure};
+pub(crate) use lines::{COLUMNS_MIN, one_line, wrapped};
 pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict, width};
 pub(crate) use stdout::{Reader, print, print_while_read};
 pub(crate) use table::{Cell, Table};
@@ -56,8 +59,9 @@ pub(crate) fn count(number: u64, what: &str) -> String {
     let number_text = thousands(number);
     match what.strip_suffix('y') {
         _ if number == 1 => format!("{number_text} {what}"),
-        Some(stem) => format!("{number_text} {stem}ies"),
-        None => format!("{number_text} {what}s"),
+        // A policy, policies; but a day, days.
+        Some(stem) if !stem.ends_with(['a', 'e', 'i', 'o', 'u']) => format!("{number_text} {stem}ies"),
+        _ => format!("{number_text} {what}s"),
     }
 }
 
@@ -74,52 +78,9 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
-/// An error and its causes in one line, each cause once.
-/// A terminal narrower than this breaks its lines itself.
-pub(crate) const COLUMNS_MIN: usize = 40;
-
-/// Says why a command failed: on a terminal in lines that fit it, elsewhere on one line.
-pub(crate) fn error(error: &anyhow::Error) {
-    let text = one_line(error);
-    let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
-    match width {
-        Some(width @ COLUMNS_MIN..) => eprint!("{}", wrapped("error: ", 2, &text, width)),
-        _ => eprintln!("error: {text}"),
-    }
-}
-
-pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    daemon::one_line(error.as_ref())
-}
-
-/// Words in lines of at most so many columns, all but the first indented.
-pub(crate) fn wrapped(first: &str, indent: usize, text: &str, columns: usize) -> String {
-    let (mut lines, mut line, mut is_empty) = (String::new(), first.to_owned(), true);
-    for word in text.split_whitespace() {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > columns {
-            lines.push_str(&line);
-            lines.push('\n');
-            line = " ".repeat(indent);
-            is_empty = true;
-        }
-        if !is_empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        is_empty = false;
-    }
-    lines + &line + "\n"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_fit() {
-        assert_eq!(wrapped("  a  ", 5, "one two three", 12), "  a  one two\n     three\n");
-        assert_eq!(wrapped("", 2, "toolongforthis", 5), "toolongforthis\n");
-    }
 
     #[test]
     fn numbers_can_be_read() {
@@ -133,14 +94,8 @@ mod tests {
         assert_eq!(count(0, "record"), "0 records");
         assert_eq!(count(1, "policy"), "1 policy");
         assert_eq!(count(2, "policy"), "2 policies");
+        assert_eq!(count(90, "day"), "90 days");
+        assert_eq!(count(3, "key"), "3 keys");
         assert_eq!(count(1_200, "record"), "1 200 records");
-    }
-
-    #[test]
-    fn an_error_is_one_line_without_repetition() {
-        let error = anyhow::anyhow!("inner\nsecond")
-            .context("outer: inner, second")
-            .context("top");
-        assert_eq!(one_line(&error), "top: outer: inner, second");
     }
 }

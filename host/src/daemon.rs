@@ -35,8 +35,9 @@ pub struct PlacedArguments {
     /// The configuration file (TOML) [default: the one in /etc/hoplite, or in --dir]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Find the file in this directory, as `--dir` of `hoplite ca init` and `hoplite join` made it
-    #[arg(long, value_name = "DIR", env = "HOPLITE_DIR", conflicts_with = "config")]
+    /// Find the file in this directory, as `--dir` of `hoplite ca init` and `hoplite join` made it [env: HOPLITE_DIR]
+    // Read by `places`: what stands in the environment must not conflict with a file that is named.
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
     pub dir: Option<PathBuf>,
     /// The rest.
     #[command(flatten)]
@@ -68,7 +69,7 @@ impl PlacedArguments {
     }
 
     fn places(&self) -> Places {
-        match &self.dir {
+        match self.dir.clone().or_else(Places::named_dir) {
             Some(dir) => Places::below(dir),
             None => Places::installed(),
         }

@@ -25,6 +25,12 @@ pub struct Places {
 // === impl Places ===
 
 impl Places {
+    /// The directory that the environment names, `HOPLITE_DIR`, for whoever was not told another one.
+    pub fn named_dir() -> Option<PathBuf> {
+        let dir = std::env::var_os("HOPLITE_DIR").filter(|dir| !dir.is_empty());
+        dir.map(PathBuf::from)
+    }
+
     /// Those of an installed Hoplite.
     pub fn installed() -> Self {
         Self::default()

@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
 use crate::command::reach::CaArgs;
 use crate::command::{admin, diagnosis};
-use crate::output::{Column, Form, Listing, Output, print, print_json};
+use crate::output::{Column, Form, Listing, NOTHING_DONE, Output, failed, print, print_json};
 
 /// Deleted in one call.
 const DELETED_AT_ONCE: usize = 1_000;
@@ -33,13 +33,13 @@ const UNKNOWN_SHOWN_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EntryCommand {
-    /// Register a workload; exit 1 if it is registered already and differs
+    /// Register a workload; exit 3 if it is registered already the same way, 1 if it differs
     #[command(
         after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
         --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
     )]
     Create(CreateArgs),
-    /// Change a registration in place: what is not named stays, and at no moment is it away
+    /// Change a registration in place: what is not named stays, and at no moment is it away; exit 3 if it was like this already
     #[command(
         after_help = "Examples:\n  hoplite entry update 3f2a… --ttl 10m --dns-name billing.internal\n  \
         hoplite entry update 3f2a… --ttl default --no-dns-names --owner ''"
@@ -239,10 +239,13 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     warn_of_unknown(&response.unknown_parents);
     let (entry, existed) = done(&spiffe_id, response.results)?;
     if existed {
-        eprintln!("`{spiffe_id}` is registered already, the same way, as `{}`", entry.id);
+        eprintln!(
+            "`{spiffe_id}` is registered already, the same way, as `{}`; nothing was done",
+            entry.id
+        );
     }
     show_entries(vec![entry], args.list.form)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(done_or_not(existed))
 }
 
 fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
@@ -274,7 +277,15 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
         }
     }
     show_entries(vec![entry], args.list.form)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(done_or_not(existed))
+}
+
+/// Scripts see by the code whether anything was done.
+fn done_or_not(existed: bool) -> ExitCode {
+    match existed {
+        true => ExitCode::from(NOTHING_DONE),
+        false => ExitCode::SUCCESS,
+    }
 }
 
 /// The entry of the one result there is, and whether it was there already. An error counts, whatever comes with it.
@@ -297,12 +308,13 @@ fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
             .call(async |mut ca| Ok(ca.delete_entries(request.clone()).await?.into_inner().errors))?;
         for (id, error) in ids.iter().zip(errors) {
             if !error.is_empty() {
-                eprintln!("error: `{id}`: {error}");
+                failed(&format!("`{id}`: {error}"), 1);
                 code = ExitCode::FAILURE;
             } else if args.list.output == Output::Table {
                 print(&format!("deleted {id}\n"))?;
             }
-            rows.push(json!({"id": id, "deleted": error.is_empty()}));
+            let why = (!error.is_empty()).then_some(&error);
+            rows.push(json!({"id": id, "deleted": why.is_none(), "error": why}));
         }
     }
     if args.list.output == Output::Json {

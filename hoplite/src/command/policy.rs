@@ -34,7 +34,7 @@ use crate::command::MeshDir;
 use crate::command::admin::ListArgs;
 use crate::command::fleet::ask::CANNOT_TELL;
 use crate::command::reach::CaArgs;
-use crate::output::{Column, Form, Listing, moment, one_line, part, plain, print, verdict};
+use crate::output::{Column, Form, Listing, failure, moment, one_line, part, plain, print, verdict};
 
 /// The exit code of a comparison that could not be made, apart from that of one that found a difference.
 const COULD_NOT: u8 = 2;
@@ -214,7 +214,7 @@ fn compared(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            failure(&error, COULD_NOT);
             ExitCode::from(COULD_NOT)
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use jiff::civil::{Date, DateTime, Time};
-use jiff::tz::TimeZone;
+use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
 use jiff::{Timestamp, ZonedDateTime};
 
 /// Set once, before anything is read or printed.
@@ -22,6 +22,22 @@ pub(crate) enum NoMoment {
     TooEarly(String),
     #[error("`{0}` is no moment; write {FORMS}")]
     Unknown(String),
+    #[error(
+        "`{text}` never was in {zone}: the clocks went from {before} to {after} and left it out; write a time before or after that"
+    )]
+    LeftOut {
+        text: String,
+        zone: String,
+        before: DateTime,
+        after: DateTime,
+    },
+    #[error("`{text}` was twice in {zone}, as the clocks were set back; write which is meant: `{first}` or `{second}`")]
+    Twice {
+        text: String,
+        zone: String,
+        first: String,
+        second: String,
+    },
 }
 
 /// Why a text is no time zone.
@@ -86,14 +102,51 @@ fn parse_at(text: &str, now: SystemTime, zone: &TimeZone) -> Result<SystemTime, 
     let today = Timestamp::try_from(now)
         .map_err(|_| unknown())?
         .to_zoned_datetime(zone.clone());
-    civil(text, &today)
-        .and_then(|moment| moment.to_zoned_datetime(zone.clone()).ok())
-        .and_then(|moment| moment.timestamp().try_into().ok())
+    let (moment, is_day) = civil(text, &today).ok_or_else(unknown)?;
+    let moment = match zone.to_ambiguous_timestamp(moment).offset() {
+        // Whether the clocks are set at midnight or not: the day begins with its first moment.
+        _ if is_day => moment.to_zoned_datetime(zone.clone()).map(|moment| moment.timestamp()),
+        AmbiguousOffset::Unambiguous { offset } => offset.to_timestamp(moment),
+        AmbiguousOffset::Gap { before, after } => {
+            let set = transition(zone, moment, before).ok_or_else(unknown)?;
+            return Err(NoMoment::LeftOut {
+                text: text.to_owned(),
+                zone: name_of(zone),
+                before: before.to_datetime(set),
+                after: after.to_datetime(set),
+            });
+        }
+        AmbiguousOffset::Fold { before, after } => {
+            let with = |offset: Offset| {
+                let moment = offset.to_timestamp(moment).map_err(|_| unknown())?;
+                Ok(moment.display_with_offset(offset).to_string())
+            };
+            return Err(NoMoment::Twice {
+                text: text.to_owned(),
+                zone: name_of(zone),
+                first: with(before)?,
+                second: with(after)?,
+            });
+        }
+    };
+    moment
+        .ok()
+        .and_then(|moment| moment.try_into().ok())
         .ok_or_else(unknown)
 }
 
-/// A day, a time of day, or both. A day alone is its beginning.
-fn civil(text: &str, today: &ZonedDateTime) -> Option<DateTime> {
+/// When the clocks were set forward over this time: it is read as if they had not been, which is after that.
+fn transition(zone: &TimeZone, left_out: DateTime, before: Offset) -> Option<Timestamp> {
+    let after = before
+        .to_timestamp(left_out)
+        .ok()?
+        .checked_add(Duration::from_secs(1))
+        .ok()?;
+    zone.preceding(after).next().map(|transition| transition.timestamp())
+}
+
+/// A day, a time of day, or both, and whether it is a day alone, which is its beginning.
+fn civil(text: &str, today: &ZonedDateTime) -> Option<(DateTime, bool)> {
     let (first, rest) = match text.split_once([' ', 'T']) {
         Some((first, rest)) => (first, Some(rest.trim())),
         None => (text, None),
@@ -104,9 +157,9 @@ fn civil(text: &str, today: &ZonedDateTime) -> Option<DateTime> {
         _ => first.parse::<Date>().ok(),
     };
     match (day, rest) {
-        (Some(day), None) => Some(day.to_datetime(Time::midnight())),
-        (Some(day), Some(time)) => Some(day.to_datetime(time_of_day(time)?)),
-        (None, None) => Some(today.date().to_datetime(time_of_day(first)?)),
+        (Some(day), None) => Some((day.to_datetime(Time::midnight()), true)),
+        (Some(day), Some(time)) => Some((day.to_datetime(time_of_day(time)?), false)),
+        (None, None) => Some((today.date().to_datetime(time_of_day(first)?), false)),
         (None, Some(_)) => None,
     }
 }
@@ -136,7 +189,10 @@ fn shown_in(rfc3339: &str, zone: TimeZone) -> String {
 
 /// For headings: `UTC`, `Europe/Berlin`.
 pub(crate) fn zone_name() -> String {
-    let zone = zone();
+    name_of(&zone())
+}
+
+fn name_of(zone: &TimeZone) -> String {
     match zone.iana_name() {
         Some("Etc/UTC" | "Etc/Unknown") | None if zone.to_offset(Timestamp::UNIX_EPOCH).is_zero() => "UTC".to_owned(),
         Some(name) => name.to_owned(),
@@ -178,6 +234,51 @@ mod tests {
         ] {
             assert_eq!(parsed(text, zone).as_deref(), Some(expected), "{text} in {zone}");
         }
+    }
+
+    /// An hour that the clocks leave out or repeat is nobody's guess.
+    #[test]
+    fn an_hour_that_never_was_or_was_twice_is_refused_with_what_to_write() {
+        let check = |text: &str, zone: &str, parts: &[&str]| {
+            let error = parse_at(text, now(), &parse_zone(zone).unwrap()).unwrap_err();
+            let said = error.to_string();
+            for part in parts {
+                assert!(said.contains(part), "`{part}` is missing from `{said}`");
+            }
+        };
+        let left_out = [
+            "`2026-03-29 02:30`",
+            "never was in Europe/Berlin",
+            "from 2026-03-29T02:00:00 to 2026-03-29T03:00:00",
+        ];
+        check("2026-03-29 02:30", "Europe/Berlin", &left_out);
+        let twice = [
+            "was twice",
+            "`2026-10-25T02:30:00+02:00` or `2026-10-25T02:30:00+01:00`",
+        ];
+        check(
+            "2026-10-25 02:30",
+            "Europe/Berlin",
+            &[&["Europe/Berlin"], &twice[..]].concat(),
+        );
+        // What is asked for is taken, and so are the moments beside, and the same hour where no clock was set.
+        for (text, zone, expected) in [
+            ("2026-10-25T02:30:00+02:00", "Europe/Berlin", "2026-10-25T00:30:00Z"),
+            ("2026-10-25T02:30:00+01:00", "Europe/Berlin", "2026-10-25T01:30:00Z"),
+            ("2026-03-29 03:00", "Europe/Berlin", "2026-03-29T01:00:00Z"),
+            ("2026-03-29 01:59", "Europe/Berlin", "2026-03-29T00:59:00Z"),
+            ("2026-10-25 03:00", "Europe/Berlin", "2026-10-25T02:00:00Z"),
+            ("2026-03-29 02:30", "utc", "2026-03-29T02:30:00Z"),
+            // A day whose midnight is left out begins at one o'clock.
+            ("2018-11-04", "America/Sao_Paulo", "2018-11-04T03:00:00Z"),
+        ] {
+            assert_eq!(parsed(text, zone).as_deref(), Some(expected), "{text} in {zone}");
+        }
+        check(
+            "2018-11-04 00:30",
+            "America/Sao_Paulo",
+            &["never was", "from 2018-11-04T00:00:00 to 2018-11-04T01:00:00"],
+        );
     }
 
     #[test]

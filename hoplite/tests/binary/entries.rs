@@ -58,7 +58,7 @@ fn an_entry_that_differs_is_a_conflict_and_can_be_updated() {
         text.contains(&format!("warning: no agent `{NODE}` has joined")),
         "{text}"
     );
-    assert!(said(&ca, &a, 0).contains("is registered already, the same way"));
+    assert!(said(&ca, &a, 3).contains("is registered already, the same way"));
     let id = json(&ca, &["entry", "list"])[0]["id"].as_str().unwrap().to_owned();
 
     let asked = ["--ttl", "10m", "--dns-name", "a.internal", "--hint", "it's"];
@@ -85,7 +85,7 @@ fn an_entry_that_differs_is_a_conflict_and_can_be_updated() {
     let found = (&now["ttl_seconds"], &now["dns_names"], &now["hint"]);
     assert_eq!(found, (&json!(600), &json!(["a.internal"]), &json!("it's")));
     // What was asked for is what there is; what is not named stays.
-    assert!(said(&ca, &[&a[..], &asked].concat(), 0).contains("registered already"));
+    assert!(said(&ca, &[&a[..], &asked].concat(), 3).contains("registered already"));
     said(&ca, &["entry", "update", &id, "--selector", "unix:uid:2"], 0);
     assert_eq!(shown(&id)["dns_names"], json!(["a.internal"]));
     said(&ca, &["entry", "update", &id, "--no-dns-names", "--ttl", "default"], 0);
@@ -93,7 +93,7 @@ fn an_entry_that_differs_is_a_conflict_and_can_be_updated() {
         (&shown(&id)["dns_names"], &shown(&id)["ttl_seconds"]),
         (&json!([]), &json!(0))
     );
-    assert!(said(&ca, &["entry", "update", &id, "--ttl", "default"], 0).contains("nothing was changed"));
+    assert!(said(&ca, &["entry", "update", &id, "--ttl", "default"], 3).contains("nothing was changed"));
 
     assert!(said(&ca, &["entry", "update", &id], 2).contains("--ttl"));
     assert!(

@@ -20,7 +20,7 @@ use crate::command::admin::ListArgs;
 use crate::command::entry::{DELETED_AT_ONCE, Ttl, list, selector_text, warn_of_unknown};
 use crate::command::reach::CaArgs;
 use crate::output::capped::All;
-use crate::output::{Output, count, one_line, print, print_json};
+use crate::output::{Output, count, failed, failure, print, print_json};
 
 /// Entries in each commit of a list that is too much for one: a fraction of a second each. Fewer when they are long.
 const PART: usize = 2_000;
@@ -102,11 +102,9 @@ pub(super) fn run(args: &ApplyArgs) -> ExitCode {
     match applied(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
-            match args.dry_run {
-                true => ExitCode::from(COULD_NOT),
-                false => ExitCode::FAILURE,
-            }
+            let code = if args.dry_run { COULD_NOT } else { 1 };
+            failure(&error, code);
+            ExitCode::from(code)
         }
     }
 }
@@ -220,7 +218,7 @@ impl<'a> Application<'a> {
                 None => bail!("{}: this one entry is too much for a commit", so_far(&done)),
             }
             if done.refused() > 0 {
-                eprintln!("error: {}", so_far(&done));
+                failed(&so_far(&done), 1);
                 return Ok(done);
             }
         }

@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::command::reach::CaArgs;
-use crate::output::{Reader, one_line};
+use crate::output::{Reader, failed, failure};
 
 /// Nobody can tell, because the CA cannot be asked or has not heard enough yet.
 pub(crate) const CANNOT_TELL: u8 = 3;
@@ -42,7 +42,10 @@ pub(crate) fn ask(
                 let nodes = list(&mut ca, reports.clone()).await?;
                 // A name that nobody has must not read like a node that is well.
                 if nodes.is_empty() && !named.is_empty() && !is_there(&mut ca, named).await? {
-                    eprintln!("error: no node has `{named}` in its name; `hoplite fleet` lists them");
+                    failed(
+                        &format!("no node has `{named}` in its name; `hoplite fleet` lists them"),
+                        CANNOT_TELL,
+                    );
                     shown = Ok((ExitCode::from(CANNOT_TELL), Reader::There));
                     continue;
                 }
@@ -58,7 +61,7 @@ pub(crate) fn ask(
             Ok(()) if !watch || reader == Reader::Gone => return Ok(code),
             Ok(()) => {}
             Err(error) => {
-                eprintln!("error: {}", one_line(&error));
+                failure(&error, CANNOT_TELL);
                 if !watch {
                     return Ok(ExitCode::from(CANNOT_TELL));
                 }

@@ -9,7 +9,7 @@ use hoplite_wire::report::{Count, Listener, Point, Program};
 use super::text::{ago, columns, many, short, shown};
 use super::{ask, is_wrong, json};
 use crate::command::reach::CaArgs;
-use crate::output::{Output, one_line, print, print_json, wrapped};
+use crate::output::{Output, failure, print, print_json, wrapped};
 
 /// Where values stand.
 const INDENT: usize = 14;
@@ -18,7 +18,7 @@ pub(crate) fn run(ca: &CaArgs, node: &str, output: Output) -> anyhow::Result<Exi
     let node = match ask::one(ca, node) {
         Ok(node) => node,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            failure(&error, ask::CANNOT_TELL);
             return Ok(ExitCode::from(ask::CANNOT_TELL));
         }
     };
