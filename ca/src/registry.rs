@@ -197,6 +197,9 @@ impl Registry {
         gauge("entries", "Registered workloads", |index| {
             Some(index.entries.iter().len() as u64)
         });
+        gauge("tokens_open", "Invitations that may still be used", |index| {
+            Some(index.tokens.open(clock::now()))
+        });
         gauge("store_revision", "The number of the last commit", |index| {
             Some(index.revision())
         });

@@ -28,7 +28,7 @@ use crate::api::gate::{Calls, Gate, Shown};
 use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
 use crate::api::operators::{Operators, token_ttl};
-use crate::api::status::ours;
+use crate::api::status::{Blame, ours};
 use crate::issuer::Issuer;
 use crate::metrics;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
@@ -38,8 +38,8 @@ use crate::registry::Registry;
 use crate::rights::action::Action;
 use crate::rights::words::{Way, What, Who};
 use crate::rotation::Rotation;
-use crate::tokens::token::{TokenText, digest_of};
-use crate::tokens::writes::CreateToken;
+use crate::tokens::token::{TokenText, digest_of, id_of};
+use crate::tokens::writes::{CreateToken, DeleteToken, TokenError};
 
 /// Policies listed when it is not said how many.
 const LIST_DEFAULT: u32 = 100;
@@ -243,8 +243,10 @@ impl wire::admin_server::Admin for Admin {
             let token = TokenText::generate()
                 .ok_or_else(|| ours(&"the system gives no random numbers"))?
                 .reveal();
+            let digest = digest_of(&token);
+            let id = id_of(&digest).to_owned();
             let create = CreateToken {
-                digest: digest_of(&token),
+                digest,
                 agent_id: agent_id.clone(),
                 expires_at,
                 expired: self.registry.index().tokens.expired(now),
@@ -257,6 +259,48 @@ impl wire::admin_server::Admin for Admin {
                 expires_at_unix: unix_i64(expires_at),
                 address: address.to_string(),
                 fingerprint: self.invites.fingerprint().to_string(),
+                id,
+            }))
+        })
+        .await
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<wire::ListTokensRequest>,
+    ) -> Result<Response<wire::ListTokensResponse>, Status> {
+        let call = AdminCall::new(&request, Action::ListTokens)?;
+        let tokens = {
+            let index = self.registry.index();
+            index.tokens.iter().map(messages::token).collect()
+        };
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(wire::ListTokensResponse { tokens }))
+        })
+        .await
+    }
+
+    async fn delete_token(
+        &self,
+        request: Request<wire::DeleteTokenRequest>,
+    ) -> Result<Response<wire::DeleteTokenResponse>, Status> {
+        let call = AdminCall::new(&request, Action::DeleteToken)?;
+        let id = request.into_inner().id;
+        call.answer(&id, async {
+            let found = {
+                let index = self.registry.index();
+                let found = index.tokens.of_id(&id);
+                found.map(|(name, token)| (name.to_owned(), token.admits.clone()))
+            };
+            let (name, admits) = found.ok_or_else(|| TokenError::NoSuchToken.status())?;
+            let allowed = call.may(match admits.operator() {
+                Some(operator) => What::Operator(operator),
+                None => What::Agent(&admits),
+            })?;
+            let admits = self.registry.write(DeleteToken { name }).await?;
+            tracing::info!(target: "hoplite::audit", who = %call.who(), id, %admits, "an invitation is withdrawn");
+            Ok(allowed.done(wire::DeleteTokenResponse {
+                admits: admits.to_string(),
             }))
         })
         .await

@@ -12,6 +12,7 @@ use crate::operators::operator::Operator;
 use crate::policy::grant::GrantRecord;
 use crate::policy::index::{InForce, PolicyIndex};
 use crate::policy::published::Published;
+use crate::tokens::token::{Token, id_of};
 
 /// The protobuf form of a time.
 pub(super) fn unix_i64(seconds: u64) -> i64 {
@@ -72,6 +73,16 @@ pub(super) fn operator(operator: &Operator, now: SystemTime) -> wire::Operator {
         paths: operator.paths.iter().cloned().collect(),
         banned: operator.banned,
         signed_in: u32::try_from(operator.signed_in_at(now)).unwrap_or(u32::MAX),
+    }
+}
+
+/// What operators see of an invitation, by its name in the store.
+pub(super) fn token((name, token): (&str, &Token)) -> wire::Token {
+    wire::Token {
+        id: id_of(name).to_owned(),
+        admits: token.admits.to_string(),
+        expires_at_unix: unix_i64(token.expires_at),
+        used: token.is_used(),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::operators::writes::{BanOperator, Invite, Prolong, RemoveOperator, Sig
 use crate::record;
 use crate::registry::Registry;
 use crate::rights::words::{What, Who};
-use crate::tokens::token::{TTL_DEFAULT, TTL_MAX, TokenText, digest_of};
+use crate::tokens::token::{TTL_DEFAULT, TTL_MAX, TokenText, digest_of, id_of};
 
 /// The operators' part of the admin API.
 pub(super) struct Operators {
@@ -102,8 +102,10 @@ impl Operators {
         let expires_at = record::unix_seconds(now) + token_ttl(ttl_seconds)?.as_secs();
         let token = TokenText::generate().ok_or_else(|| ours(&"the system gives no random numbers"))?;
         let token = token.reveal();
+        let digest = digest_of(&token);
+        let token_id = id_of(&digest).to_owned();
         let invite = Invite {
-            digest: digest_of(&token),
+            digest,
             id: id.clone(),
             name,
             rights,
@@ -117,6 +119,7 @@ impl Operators {
             expires_at_unix: unix_i64(expires_at),
             address: address.to_string(),
             fingerprint: self.invites.fingerprint().to_string(),
+            id: token_id,
         }))
     }
 

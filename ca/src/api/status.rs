@@ -60,7 +60,8 @@ impl Blame for AgentError {
 impl Blame for TokenError {
     fn status(&self) -> Status {
         match self {
-            Self::Banned(_) => Status::failed_precondition(self.to_string()),
+            Self::Banned(_) | Self::Used(_) => Status::failed_precondition(self.to_string()),
+            Self::NoSuchToken => Status::not_found(self.to_string()),
             Self::Refused(_) => Status::permission_denied(self.to_string()),
             Self::Mint(error) => ours(error),
         }

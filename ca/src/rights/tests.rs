@@ -70,6 +70,7 @@ fn roles_and_what_they_may() {
         let done = |action: &Action| {
             let what: &[(&str, What<'_>)] = match action.name() {
                 "CreateToken" | "BanAgent" | "EvictAgent" => &[("", What::Agent(&agent))],
+                "DeleteToken" => &[("agent's", What::Agent(&agent)), ("operator's", What::Operator("bob"))],
                 "CreateOperatorToken" | "BanOperator" | "RemoveOperator" => &[("", What::Operator("bob"))],
                 "CreateEntries" | "UpdateEntries" | "ApplyEntries" | "DeleteEntries" => &[
                     ("pay", What::Entry(&pay)),
@@ -112,17 +113,17 @@ fn roles_and_what_they_may() {
     check(&operator(&["local"], &[]), &everything); // why nobody can be given it: see `Operator::check_role`
     check(
         &operator(&["auditor"], &[]),
-        "GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners RenewOperator \
+        "GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners ListTokens RenewOperator \
          ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["policy"], &[]),
         "AddGrant ClearShadow GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports \
-         ListSigners PublishPolicy RenewOperator RevokeGrant ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
+         ListSigners ListTokens PublishPolicy RenewOperator RevokeGrant ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["nodes"], &[]),
-        "BanAgent CreateToken EvictAgent ListAgents ListEntries ListReports RenewOperator ShowBundle ShowMesh ShowReport \
+        "BanAgent CreateToken DeleteToken(agent's) EvictAgent ListAgents ListEntries ListReports ListTokens RenewOperator ShowBundle ShowMesh ShowReport \
          SignOut WhoAmI",
     );
     check(

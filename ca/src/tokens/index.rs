@@ -1,18 +1,18 @@
-//! The tokens' part of the index: which of them have had their time.
+//! The tokens' part of the index: which there are, and which of them have had their time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use crate::record::{self, BadRecord, Mutation};
-use crate::tokens::token::Token;
+use crate::tokens::token::{ID_DIGITS, Token};
 
 /// Expired tokens that one new token clears away: more than ever come in its time, few enough for one commit.
 const CLEARED_MAX: usize = 64;
 
-/// The names of all tokens by their ends, at one revision. A new token would else have to read every other one.
+/// All tokens by name, and their names by their ends, at one revision. A new token would else have to read every other one.
 #[derive(Debug, Default)]
 pub(crate) struct TokenIndex {
-    ends: BTreeMap<String, u64>,
+    tokens: BTreeMap<String, Token>,
     by_end: BTreeSet<(u64, String)>,
 }
 
@@ -24,14 +24,32 @@ impl TokenIndex {
         let Some((name, token)) = mutation.of::<Token>()? else {
             return Ok(());
         };
-        if let Some((name, end)) = self.ends.remove_entry(name) {
-            self.by_end.remove(&(end, name));
+        if let Some((name, token)) = self.tokens.remove_entry(name) {
+            self.by_end.remove(&(token.expires_at, name));
         }
         if let Some(token) = token {
-            self.ends.insert(name.to_owned(), token.expires_at);
             self.by_end.insert((token.expires_at, name.to_owned()));
+            self.tokens.insert(name.to_owned(), token);
         }
         Ok(())
+    }
+
+    /// All by name, those that end first first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Token)> {
+        self.by_end
+            .iter()
+            .filter_map(|(_, name)| Some((name.as_str(), self.tokens.get(name)?)))
+    }
+
+    /// The name of the token with this id, and the token.
+    pub(crate) fn of_id(&self, id: &str) -> Option<(&str, &Token)> {
+        let (name, token) = self.tokens.range(id.to_owned()..).next()?;
+        (id.len() == ID_DIGITS && name.starts_with(id)).then_some((name, token))
+    }
+
+    /// How many may still be used.
+    pub(crate) fn open(&self, now: SystemTime) -> u64 {
+        self.iter().filter(|(_, token)| token.is_open(now)).count() as u64
     }
 
     /// Some that can be cleared away, the oldest first. An expired token stays one, so this holds at any later commit.
@@ -77,9 +95,34 @@ mod tests {
         put(&mut index, "a", None);
         put(&mut index, "b", Some(50)); // written again, as when it is used
         check(&index, 49, &["c", "d"]);
+        let names: Vec<&str> = index.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["c", "d", "b"], "by their ends");
+        let at = |now: u64| UNIX_EPOCH + Duration::from_secs(now);
+        assert_eq!([29, 30, 49, 50].map(|now| index.open(at(now))), [3, 2, 1, 0]);
         for n in 0..2 * CLEARED_MAX {
             put(&mut index, &format!("n{n}"), Some(1));
         }
         assert_eq!(index.expired(UNIX_EPOCH + Duration::from_secs(2)).len(), CLEARED_MAX);
+    }
+
+    #[test]
+    fn an_id_names_one_token_wholly() {
+        let mut index = TokenIndex::default();
+        let one = "00112233445566778899aabbccddeeff";
+        for name in [&format!("{one}01"), &format!("{}00", "0".repeat(32)), "ff"] {
+            put(&mut index, name, Some(10));
+        }
+        let found = |id: &str| index.of_id(id).map(|(name, _)| name.len());
+        assert_eq!(found(one), Some(34));
+        for id in [
+            "",
+            "0011",
+            &one.replace("ee", "ef"),
+            &format!("{one}01"),
+            "ff",
+            &"f".repeat(32),
+        ] {
+            assert_eq!(found(id), None, "{id}");
+        }
     }
 }

@@ -17,6 +17,9 @@ pub(crate) const TTL_DEFAULT: Duration = Duration::from_secs(600);
 /// A token that lies about for longer is a password.
 pub(crate) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Digits of a token's id, as many as other ids have: half of its name.
+pub(crate) const ID_DIGITS: usize = 32;
+
 /// The secret itself, shown once. Only its digest is stored.
 pub(crate) struct TokenText(Zeroizing<String>);
 
@@ -77,6 +80,11 @@ pub(crate) fn digest_of(token: &str) -> String {
     HEXLOWER.encode(digest(&SHA256, token.as_bytes()).as_ref())
 }
 
+/// By what operators name a token: the beginning of its name.
+pub(crate) fn id_of(name: &str) -> &str {
+    name.get(..ID_DIGITS).unwrap_or(name)
+}
+
 // === impl Token ===
 
 impl Token {
@@ -92,6 +100,16 @@ impl Token {
     /// Whether it is of no more use.
     pub(crate) fn is_expired(&self, now: SystemTime) -> bool {
         record::unix_seconds(now) >= self.expires_at
+    }
+
+    /// Whether somebody joined or signed in with it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.used_by.is_some()
+    }
+
+    /// Whether it may still be used by somebody new.
+    pub(crate) fn is_open(&self, now: SystemTime) -> bool {
+        !self.is_used() && !self.is_expired(now)
     }
 
     /// The token after this key used it, unless the agent it is for is banned. A key that used it may try again: an

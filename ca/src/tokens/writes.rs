@@ -1,4 +1,4 @@
-//! What is written of join tokens: a new one, and the join that uses it.
+//! What is written of join tokens: a new one, its withdrawal, and the join that uses it.
 
 use std::time::SystemTime;
 
@@ -14,6 +14,10 @@ use crate::write::{Changes, ReadError, View, Write};
 pub(crate) enum TokenError {
     #[error("`{0}` is banned; evict it before it may join anew")]
     Banned(SpiffeId),
+    #[error("there is no such invitation; `hoplite token list` shows those there are")]
+    NoSuchToken,
+    #[error("this invitation was used already, and withdrawing it keeps nobody out; {}", keep_out(.0))]
+    Used(SpiffeId),
     #[error(transparent)]
     Refused(#[from] JoinRefused),
     #[error(transparent)]
@@ -29,6 +33,20 @@ pub(crate) struct CreateToken {
     pub(crate) expires_at: u64,
     /// Names of tokens that have had their time.
     pub(crate) expired: Vec<String>,
+}
+
+/// How whoever came by an invitation is kept out.
+fn keep_out(admitted: &SpiffeId) -> String {
+    match admitted.operator() {
+        Some(name) => format!("`hoplite operator ban {name}` does"),
+        None => format!("`hoplite agent ban {admitted}` does"),
+    }
+}
+
+/// Withdraws a token that nobody has used. Answers whom it would have admitted.
+pub(crate) struct DeleteToken {
+    /// As it is stored.
+    pub(crate) name: String,
 }
 
 /// Whether there is a token with this digest. Writes nothing.
@@ -72,6 +90,26 @@ impl Write for CreateToken {
 pub(crate) fn without(expired: &[String]) -> Changes {
     let gone = |changes: Changes, name: &String| changes.delete::<Token>(name);
     expired.iter().fold(Changes::none(), gone)
+}
+
+// === impl DeleteToken ===
+
+impl Write for DeleteToken {
+    type Reads = Option<Token>;
+    type Answer = SpiffeId;
+    type Error = TokenError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        view.one(&self.name)
+    }
+
+    fn decide(&self, token: Self::Reads) -> Result<(Changes, SpiffeId), TokenError> {
+        match token {
+            None => Err(TokenError::NoSuchToken),
+            Some(token) if token.is_used() => Err(TokenError::Used(token.admits)),
+            Some(token) => Ok((Changes::none().delete::<Token>(&self.name), token.admits)),
+        }
+    }
 }
 
 // === impl KnowsToken ===

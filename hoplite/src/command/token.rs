@@ -1,19 +1,23 @@
-//! `hoplite token create`: invitations, for nodes and for operators.
+//! `hoplite token`: invitations, for nodes and for operators; those that are out, and taking one back.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, Subcommand};
+use hoplite_host::clock;
 use hoplite_identity::{Fingerprint, HostPort, Invitation};
 use hoplite_wire::ca::{
-    CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse, Entry,
+    CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse, DeleteTokenRequest,
+    Entry, ListTokensRequest,
 };
+use serde_json::json;
+use tonic::Code;
 
-use crate::command::admin::{ListArgs, rfc3339, trust_domain};
+use crate::command::admin::{ListArgs, ListingArgs, rfc3339, trust_domain};
 use crate::command::entry::ServiceOfUser;
 use crate::command::reach::CaArgs;
-use crate::output::{Output, print, print_json};
+use crate::output::{Column, Listing, Output, failed, print, print_json, verdict};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
@@ -26,7 +30,41 @@ pub(crate) enum TokenCommand {
         The last line of the answer is the command to run on that node, or by that person. The word in it is a secret, until it is used or over: \
         TOKEN@HOST:PORT#FINGERPRINT, the token, where the CA is, and the SHA-256 of the authority's certificate.")]
     Create(CreateTokenArgs),
+    /// List the invitations that are out, and those that were used or had their time and are not cleared away yet; never a secret
+    #[command(after_help = "Examples:\n  hoplite token list\n  hoplite token list --open --output json")]
+    List(ListTokensArgs),
+    /// Take invitations back that nobody has used
+    #[command(
+        after_help = "Example:\n  hoplite token delete 3f2a…\n\nExit 1 if one of them is not there or was used; the others are taken back."
+    )]
+    Delete(DeleteTokensArgs),
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct ListTokensArgs {
+    /// Only those that may still be used
+    #[arg(long)]
+    open: bool,
+    #[command(flatten)]
+    list: ListingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteTokensArgs {
+    /// Their ids, as `hoplite token list` and `token create` show them
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// What people see of an invitation.
+const COLUMNS: [Column; 4] = [
+    Column::new("ID", "id"),
+    Column::new("ADMITS", "admits"),
+    Column::moment("UNTIL", "expires_at"),
+    Column::new("STATE", "state").coloured(verdict),
+];
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("whom").required(true).args(["node", "operator"])))]
@@ -58,7 +96,72 @@ pub(crate) struct CreateTokenArgs {
 }
 
 pub(crate) fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
-    let TokenCommand::Create(args) = command;
+    match command {
+        TokenCommand::Create(args) => create(args),
+        TokenCommand::List(args) => list(&args),
+        TokenCommand::Delete(args) => delete(&args),
+    }
+}
+
+fn list(args: &ListTokensArgs) -> anyhow::Result<ExitCode> {
+    let ca = &args.list.ca;
+    let tokens = ca.call(async |mut ca| Ok(ca.list_tokens(ListTokensRequest {}).await?.into_inner().tokens))?;
+    let now = clock::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let mut listing = Listing::new(&COLUMNS);
+    for token in tokens {
+        let has_ended = u64::try_from(token.expires_at_unix).unwrap_or_default() <= now.as_secs();
+        let state = match (token.used, has_ended) {
+            (true, _) => "used",
+            (false, true) => "expired",
+            (false, false) => "open",
+        };
+        if state == "open" || !args.open {
+            listing.row(json!({
+                "id": token.id, "admits": token.admits, "expires_at": rfc3339(token.expires_at_unix), "state": state,
+            }));
+        }
+    }
+    listing.print(args.list.form)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn delete(args: &DeleteTokensArgs) -> anyhow::Result<ExitCode> {
+    let (mut rows, mut code) = (Vec::new(), ExitCode::SUCCESS);
+    for id in &args.ids {
+        let request = DeleteTokenRequest { id: id.clone() };
+        let ca = &args.list.ca;
+        let deleted = ca.call(async |mut ca| {
+            let answer = ca.delete_token(request).await;
+            // One that is not there is no reason to leave the others.
+            Ok(match answer {
+                Ok(answer) => Ok(answer.into_inner().admits),
+                Err(status) if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) => {
+                    Err(status.message().to_owned())
+                }
+                Err(status) => return Err(status),
+            })
+        })?;
+        match &deleted {
+            Ok(admits) if args.list.output == Output::Table => {
+                print(&format!(
+                    "withdrew {id}, which nobody has used: it would have admitted {admits}\n"
+                ))?;
+            }
+            Ok(_) => {}
+            Err(why) => {
+                failed(&format!("`{id}`: {why}"), 1);
+                code = ExitCode::FAILURE;
+            }
+        }
+        rows.push(json!({"id": id, "deleted": deleted.is_ok(), "admits": deleted.as_ref().ok(), "error": deleted.as_ref().err()}));
+    }
+    if args.list.output == Output::Json {
+        print_json(&rows)?;
+    }
+    Ok(code)
+}
+
+fn create(args: CreateTokenArgs) -> anyhow::Result<ExitCode> {
     let ttl_seconds = seconds(args.ttl)?;
     let address = args.address.as_ref().map(ToString::to_string).unwrap_or_default();
     let ca = &args.list.ca;
@@ -108,7 +211,12 @@ fn register(ca: &CaArgs, node: &str, services: &[ServiceOfUser]) -> anyhow::Resu
             entry.spiffe_id,
             result.error
         );
-        eprintln!("registered {} on {node}", entry.spiffe_id);
+        let already = if result.existed {
+            "already registered: "
+        } else {
+            "registered "
+        };
+        eprintln!("{already}{} on {node}", entry.spiffe_id);
     }
     Ok(())
 }
@@ -127,16 +235,17 @@ fn print_invitation(
     )?;
     if output == Output::Json {
         let id = if command == "join" { "agent_id" } else { "operator_id" };
-        print_json(&serde_json::json!({
-            id: token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+        print_json(&json!({
+            "id": token.id, id: token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
             "invitation": *invitation.reveal(), "token": token.token,
             "address": token.address, "fingerprint": token.fingerprint,
         }))?;
     } else {
         eprintln!(
-            "{} may {does} until {}, once; {who_runs}",
+            "{} may {does} until {}, once (invitation {}); {who_runs}",
             token.agent_id,
-            rfc3339(token.expires_at_unix)
+            rfc3339(token.expires_at_unix),
+            token.id
         );
         print(&format!("hoplite {command} {}\n", shell_word(&invitation.reveal())))?;
     }

@@ -64,7 +64,7 @@ pub(crate) struct Listing<T> {
 pub(crate) fn verdict(word: &str) -> Style {
     use anstyle::AnsiColor::{Green, Red, Yellow};
     let colour = match word.split([' ', ':']).next().unwrap_or_default() {
-        "allow" | "live" | "joined" | "ok" | "yes" | "well" | "active" => Green,
+        "allow" | "live" | "joined" | "ok" | "open" | "yes" | "well" | "active" => Green,
         "forbid" | "no_permit" | "error" | "unauthenticated" | "malformed" | "banned" | "ALARM" | "away" | "deny"
         | "FAIL" | "no" | "silent" | "two" => Red,
         "stale" | "shadow" | "warn" | "depends" | "expired" | "revoked" | "tainted" => Yellow,

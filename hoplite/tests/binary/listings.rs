@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::support::{Up, hoplite};
+use crate::support::{Ca, Up, hoplite, until};
 
 /// Standard output of a tool of the mesh, at a width and perhaps with colour.
 fn shown(dir: &Path, columns: &str, arguments: &[&str]) -> String {
@@ -181,6 +181,16 @@ fn every_leaf_has_an_example_and_a_form_for_programs() {
             if !help.contains("Example") || !(is_other || help.contains("--output")) {
                 wanting.push(path.join(" "));
             }
+            // Whatever is wrong, a program is told in the form that it asked for.
+            if help.contains("--output") {
+                let wrong = path
+                    .iter()
+                    .map(String::as_str)
+                    .chain(["--output", "json", "--nonsense"]);
+                let failed = hoplite(&wrong.collect::<Vec<_>>());
+                let said = failure(&failed, 2);
+                assert!(said.contains("--nonsense"), "{path:?}: {said}");
+            }
             continue;
         };
         // A name is indented by two; what is further in belongs to the name above.
@@ -195,4 +205,157 @@ fn every_leaf_has_an_example_and_a_form_for_programs() {
         }
     }
     assert_eq!(wanting, Vec::<String>::new(), "these lack an example or --output");
+}
+
+/// What a program is told of a failure: one object, the last line of standard error. Gives the sentence.
+#[track_caller]
+fn failure(output: &Output, exit: i32) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(exit), "{text}");
+    let last: Value =
+        serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("no JSON: {text}"));
+    let keys: Vec<&String> = last.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["error", "causes", "exit"], "{text}");
+    assert_eq!(last["exit"], exit, "{text}");
+    assert!(!last["causes"].as_array().unwrap().is_empty(), "{text}");
+    last["error"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_failure_is_json_for_who_asked_for_json() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let socket = nowhere.path().join("ca.sock").display().to_string();
+    let at = nowhere.path().display().to_string();
+    for (arguments, exit, part) in [
+        (&["entry", "list", "--ca-socket", &socket][..], 1, "no CA answers"),
+        (&["entry", "delete", "a", "--ca-socket", &socket], 1, "no CA answers"),
+        (&["token", "list", "--ca-socket", &socket], 1, "no CA answers"),
+        (&["status", "--ca-socket", &socket], 3, "no CA answers"),
+        (&["fleet", "show", "n", "--ca-socket", &socket], 3, "no CA answers"),
+        (&["fleet", "drift", "--ca-socket", &socket], 3, "no CA answers"),
+        (&["policy", "check", "/nowhere/at/all"], 1, "/nowhere/at/all"),
+        (&["policy", "diff", "/nowhere/a", "/nowhere/b"], 2, "/nowhere/a"),
+        (&["audit", "query", "--dir", "/nowhere/at/all"], 1, "/nowhere/at/all"),
+        (&["ca", "show", "--dir", &at], 1, "there is no CA"),
+        (&["audit", "query", "--since", "noon"], 2, "`noon` is no moment"),
+        (
+            &["entry", "apply", "/nowhere.toml", "--dry-run", "--owner", "o"],
+            2,
+            "/nowhere.toml",
+        ),
+    ] {
+        let output = hoplite(&[arguments, &["--output", "json"]].concat());
+        let said = failure(&output, exit);
+        assert!(said.contains(part), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+        // To people it is a sentence.
+        let output = hoplite(arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("error: ") && !text.contains('{'), "{arguments:?}: {text}");
+    }
+    let twice = hoplite(&[
+        "audit",
+        "query",
+        "--since",
+        "2026-10-25 02:30",
+        "--time-zone",
+        "Europe/Berlin",
+        "--output",
+        "json",
+    ]);
+    assert!(failure(&twice, 2).contains("`2026-10-25T02:30:00+02:00`"));
+}
+
+#[test]
+fn invitations_are_listed_without_their_secrets_and_taken_back() {
+    let ca = Ca::start();
+    let made = |arguments: &[&str]| -> Value {
+        let output = ca.tool(&[&["token", "create", "--output", "json"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let node = made(&["--node", "n1", "--ttl", "1h"]);
+    let operator = made(&["--operator", "ann", "--role", "auditor", "--ttl", "30m"]);
+    let short = made(&["--node", "n2", "--ttl", "1s"]);
+    let listed = |more: &[&str]| -> Value {
+        let output = ca.tool(&[&["token", "list", "--output", "json"], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        for made in [&node, &operator, &short] {
+            assert!(!text.contains(made["token"].as_str().unwrap()), "a secret: {text}");
+        }
+        serde_json::from_str(&text).unwrap()
+    };
+    until("one has had its time", || {
+        (listed(&["--open"]).as_array().unwrap().len() == 2).then_some(())
+    });
+    let all = listed(&[]);
+    let seen: Vec<(&str, &str, &Value)> = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| {
+            (
+                token["admits"].as_str().unwrap(),
+                token["state"].as_str().unwrap(),
+                &token["id"],
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("spiffe://test.example/hoplite/agent/n2", "expired", &short["id"]),
+            ("spiffe://test.example/hoplite/operator/ann", "open", &operator["id"]),
+            ("spiffe://test.example/hoplite/agent/n1", "open", &node["id"]),
+        ]
+    );
+    let text = String::from_utf8(ca.tool(&["token", "list"]).stdout).unwrap();
+    assert!(
+        text.starts_with("ID ") && text.contains(node["id"].as_str().unwrap()),
+        "{text}"
+    );
+
+    // One that is not there is said, and the others are taken back all the same.
+    let ids = [
+        node["id"].as_str().unwrap(),
+        "0011223344556677",
+        operator["id"].as_str().unwrap(),
+    ];
+    let output = ca.tool(&[&["token", "delete", "--output", "json"], &ids[..]].concat());
+    assert!(failure(&output, 1).contains("`0011223344556677`: there is no such invitation"));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let deleted: Vec<bool> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["deleted"] == true)
+        .collect();
+    assert_eq!(deleted, [true, false, true], "{rows}");
+    assert_eq!(listed(&["--open"]).as_array().unwrap().len(), 0);
+    // Nobody joins with it any more, and what was used is not taken back: that would keep nobody out.
+    let home = tempfile::tempdir().unwrap();
+    let join = |made: &Value, name: &str| {
+        let at = home.path().join(name).display().to_string();
+        hoplite(&["join", made["invitation"].as_str().unwrap(), "--dir", &at])
+    };
+    let refused = join(&node, "n1");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("not known here"),
+        "{refused:?}"
+    );
+    let used = made(&["--node", "n3"]);
+    let joined = join(&used, "n3");
+    assert_eq!(joined.status.code(), Some(0), "{joined:?}");
+    let output = ca.tool(&["token", "delete", used["id"].as_str().unwrap(), "--output", "json"]);
+    assert!(failure(&output, 1).contains("`hoplite agent ban spiffe://test.example/hoplite/agent/n3` does"));
+    let all = listed(&[]);
+    let states: Vec<&str> = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token["state"].as_str().unwrap())
+        .collect();
+    assert!(states.contains(&"used"), "{states:?}");
 }
