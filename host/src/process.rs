@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 /// What a process without a limit takes for one.
@@ -19,7 +20,8 @@ pub enum Hardening {
     Sealed,
 }
 
-/// Applies hardening and raises the limit of open files to what the system allows.
+/// Applies hardening, raises the limit of open files to what the system allows, and has what is made from now on belong to this user
+/// alone, whoever makes it and whatever umask the process was started with: who else may read a file is said where it is made.
 ///
 /// A process that cannot be hardened must not start: the error says so.
 pub fn harden(hardening: Hardening) -> std::io::Result<()> {
@@ -30,6 +32,7 @@ pub fn harden(hardening: Hardening) -> std::io::Result<()> {
             maximum: Some(0),
         },
     )?;
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let files = rustix::process::getrlimit(Resource::Nofile);
     setrlimit(
         Resource::Nofile,

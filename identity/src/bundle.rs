@@ -169,6 +169,14 @@ impl TrustBundle {
     }
 }
 
+impl TrustBundle {
+    /// From when to when the authority is valid that ends last; none when there are none.
+    pub fn longest(&self) -> Option<(SystemTime, SystemTime)> {
+        let lives = self.authorities.iter().filter_map(|der| profile::life(der));
+        lives.max_by_key(|(_, end)| *end)
+    }
+}
+
 // === impl BundleSet ===
 
 impl BundleSet {

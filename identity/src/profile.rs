@@ -247,6 +247,16 @@ pub(crate) fn end(der: &[u8]) -> Option<SystemTime> {
     system_time(authority(der).ok()?.validity().not_after).ok()
 }
 
+/// From when to when an authority's certificate is valid; none for what is no certificate.
+pub(crate) fn life(der: &[u8]) -> Option<(SystemTime, SystemTime)> {
+    let authority = authority(der).ok()?;
+    let validity = authority.validity();
+    Some((
+        system_time(validity.not_before).ok()?,
+        system_time(validity.not_after).ok()?,
+    ))
+}
+
 /// What follows the last element of concatenated DER and is none.
 #[derive(Debug, thiserror::Error)]
 #[error("the {bytes} bytes after certificate {after} are no DER")]

@@ -4,14 +4,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use hoplite_decision::read_policies;
-use hoplite_identity::{TrustBundle, TrustDomain};
+use hoplite_host::clock;
+use hoplite_host::config::Span;
+use hoplite_identity::{TrustBundle, TrustDomain, pem};
 use hoplite_policy::Snapshot;
 use rustix::fs::statvfs;
+use zeroize::Zeroizing;
 
 use super::finding::{Finding, denied, fail, ok, unseen, warn};
 use super::part::Part;
+use crate::output::count;
+
+/// Directories below a daemon's own that are looked into: a store's, and its values'.
+const DEEP: usize = 3;
+
+/// Of an authority's life: what is left when somebody has to think of the next one.
+const LIFE_LEFT: u32 = 4;
 
 /// With less than this a day's records or a bundle may not fit …
 const BYTES_FEW: u64 = 1 << 30;
@@ -32,12 +43,22 @@ pub(super) fn look(part: &Part) -> Vec<Finding> {
         found.push(directory(&dir));
         found.extend(whose(&dir, part));
         found.extend(SECRETS.iter().filter_map(|name| secret(&dir.join(name))));
+        found.extend(loose(&dir));
     }
     match part {
-        Part::Ca(_) => {}
+        Part::Ca(ca) => {
+            found.extend(signing_key(&ca.data_dir));
+            found.extend(trusted(&ca.data_dir.join("bundle.pem"), &ca.trust_domain, "the CA's"));
+        }
         Part::Agent(agent) => {
             found.extend(agent.join_token_file.as_deref().and_then(secret));
             found.push(bundle(&agent.trust_bundle, &agent.trust_domain));
+            let node = agent.data_dir.join("node.json");
+            found.extend(trusted(
+                &node,
+                &agent.trust_domain,
+                "of those whom the agent trusts the",
+            ));
             let directory = agent
                 .authorization
                 .as_ref()
@@ -112,6 +133,109 @@ pub(super) fn secret(file: &Path) -> Option<Finding> {
     } else {
         ok("secret", seen)
     })
+}
+
+/// Whether the key is there by which the CA signs; none where no CA was founded yet.
+pub(super) fn signing_key(data_dir: &Path) -> Option<Finding> {
+    let file = data_dir.join("authority.key");
+    let shown = file.display().to_string();
+    match fs::read_to_string(&file).map(Zeroizing::new) {
+        Ok(text) if has_key(&text) => None,
+        Ok(_) => Some(fail(
+            "signing key",
+            format!("no key is in {shown}"),
+            "the CA would not start with it; bring the file back from a backup (hoplite ca restore)",
+        )),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let others = ["store", "bundle.pem"].map(|name| data_dir.join(name));
+            let other = others.iter().find(|file| file.exists())?;
+            Some(fail(
+                "signing key",
+                format!("{shown} is gone, though {} is there", other.display()),
+                "the CA cannot sign nor start without it; bring it back from a backup (hoplite ca restore)",
+            ))
+        }
+        Err(error) => Some(denied("signing key", &shown, &error)),
+    }
+}
+
+fn has_key(text: &str) -> bool {
+    let end = "-----END PRIVATE KEY-----";
+    let first = text.split_inclusive(end).next().unwrap_or_default();
+    pem::private_key(first.trim_start()).is_ok()
+}
+
+/// When the last of the authorities ends that a file names, as PEM or in the member `bundle` of JSON; none for a file that cannot be read,
+/// which others say.
+pub(super) fn trusted(file: &Path, trust_domain: &TrustDomain, whose: &str) -> Option<Finding> {
+    let text = fs::read_to_string(file).ok()?;
+    let kept = serde_json::from_str::<serde_json::Value>(&text).ok();
+    let pem = match &kept {
+        Some(kept) => kept.get("bundle")?.as_str()?,
+        None => &text,
+    };
+    let bundle = TrustBundle::from_pem(trust_domain.clone(), pem, 0).ok()?;
+    let (begins, ends) = bundle.longest()?;
+    Some(authority(whose, begins, ends, clock::now()))
+}
+
+/// How long there is somebody to sign: everything ends with the last authority.
+pub(super) fn authority(whose: &str, begins: SystemTime, ends: SystemTime, now: SystemTime) -> Finding {
+    let shown = humantime::format_rfc3339_seconds(ends);
+    let life = ends.duration_since(begins).unwrap_or_default();
+    match ends.duration_since(now) {
+        Err(_) => fail(
+            "trust",
+            format!("{whose} last authority ended at {shown}: no SVID counts any more"),
+            "docs/guide/bad-day.md says how the trust domain begins anew",
+        ),
+        Ok(left) if left < life / LIFE_LEFT => warn(
+            "trust",
+            format!(
+                "{whose} last authority ends at {shown}, in {}: less than a quarter of its life is left",
+                match left.as_secs() / 86_400 {
+                    0 | 1 => Span(Duration::from_secs(left.as_secs())).to_string(),
+                    days => count(days, "day"),
+                }
+            ),
+            "the next one must come before that; docs/guide/operate.md says how",
+        ),
+        Ok(_) => ok("trust", format!("{whose} last authority ends at {shown}")),
+    }
+}
+
+/// Files in a daemon's directory that others may read or write, where its own are for it alone; none when there are none.
+pub(super) fn loose(dir: &Path) -> Option<Finding> {
+    let mut found = Vec::new();
+    gather(dir, DEEP, &mut found);
+    let (first, worst) = found.iter().max_by_key(|(_, mode)| mode & 0o022)?;
+    let seen = format!(
+        "others may open {} below {}, such as {} (mode {worst:04o})",
+        count(found.len() as u64, "file"),
+        dir.display(),
+        first.display()
+    );
+    let remedy = format!("chmod -R go= {}", dir.display());
+    Some(match worst & 0o022 {
+        0 => warn("modes", seen, remedy),
+        _ => fail("modes", seen, remedy),
+    })
+}
+
+fn gather(dir: &Path, deep: usize, found: &mut Vec<(PathBuf, u32)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        let (path, mode) = (entry.path(), metadata.mode() & 0o7777);
+        // Trust bundles are for everybody to read, and nobody to write.
+        let is_public = path.extension().is_some_and(|ending| ending == "pem");
+        let closed = if is_public { 0o022 } else { 0o077 };
+        if (metadata.is_file() || metadata.is_dir()) && mode & closed != 0 {
+            found.push((path.clone(), mode));
+        }
+        if metadata.is_dir() && deep > 0 {
+            gather(&path, deep - 1, found);
+        }
+    }
 }
 
 pub(super) fn bundle(file: &Path, trust_domain: &TrustDomain) -> Finding {

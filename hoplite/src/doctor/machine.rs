@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hoplite_host::clock;
@@ -37,7 +38,7 @@ pub(super) fn look(parts: &[Part]) -> Vec<Finding> {
             PeerProcess::Kernel.ensure_possible(),
         ),
         clock(clock::now(), written.into_iter().max()),
-        time_server(Path::new(SYNCHRONIZED)),
+        time_server(Path::new(SYNCHRONIZED), || timedatectl("timedatectl")),
         descriptors(process::descriptors_most(), parts),
         entropy(&read(Path::new("/proc/sys/kernel/random/entropy_avail"))),
     ]
@@ -100,14 +101,39 @@ pub(super) fn clock(now: SystemTime, written: Option<SystemTime>) -> Finding {
     }
 }
 
-pub(super) fn time_server(said: &Path) -> Finding {
-    match said.exists() {
-        true => ok("time server", "systemd-timesyncd has heard one"),
-        false => unseen(
+/// Whether somebody keeps the clock in step. The kernel knows (`adjtimex`), and no safe way leads there but through `timedatectl`, which
+/// asks it.
+pub(super) fn time_server(said: &Path, asked: impl FnOnce() -> Option<bool>) -> Finding {
+    if said.exists() {
+        return ok("time server", "systemd-timesyncd has heard one");
+    }
+    match asked() {
+        Some(true) => ok("time server", "the kernel's clock is kept in step, as timedatectl says"),
+        Some(false) => warn(
             "time server",
-            "systemd-timesyncd does not say that it has heard one",
+            "nobody keeps the kernel's clock in step, as timedatectl says",
+            "run a client of time servers (chrony, systemd-timesyncd): certificates begin and end by the clock",
+        ),
+        None => unseen(
+            "time server",
+            "neither systemd-timesyncd nor timedatectl says whether somebody keeps the clock in step",
             "ask whatever sets the clock here (`timedatectl`, `chronyc tracking`)",
         ),
+    }
+}
+
+/// What `timedatectl` says of the kernel's clock; none where it cannot be asked.
+pub(super) fn timedatectl(program: &str) -> Option<bool> {
+    let asked = Command::new(program)
+        .args(["show", "--property=NTPSynchronized", "--value"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    match asked.stdout.trim_ascii() {
+        b"yes" if asked.status.success() => Some(true),
+        b"no" if asked.status.success() => Some(false),
+        _ => None,
     }
 }
 

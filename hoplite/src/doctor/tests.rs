@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::daemons::{Lives, ends, policy, socket};
-use super::files::{bundle, directory, policies, secret, space};
+use super::files::{authority, bundle, directory, loose, policies, secret, signing_key, space, trusted};
 use super::finding::{Finding, Verdict};
-use super::machine::{clock, descriptors, entropy, kernel, time_server};
+use super::machine::{clock, descriptors, entropy, kernel, time_server, timedatectl};
 use super::network::{listening, port, upstream};
 use super::part::{Part, load};
 use super::{Scope, examine};
@@ -77,8 +77,24 @@ fn a_machine() {
         "set back",
     );
     is(&clock(UNIX_EPOCH, None), Verdict::Fail, "set the clock");
-    is(&time_server(Path::new("/nowhere")), Verdict::Unseen, "chronyc");
-    is(&time_server(Path::new("/")), Verdict::Ok, "heard");
+    let nowhere = Path::new("/nowhere");
+    is(&time_server(nowhere, || None), Verdict::Unseen, "chronyc");
+    is(&time_server(nowhere, || Some(false)), Verdict::Warn, "chrony");
+    is(&time_server(nowhere, || Some(true)), Verdict::Ok, "in step");
+    is(&time_server(Path::new("/"), || None), Verdict::Ok, "heard");
+    assert_eq!(timedatectl("/nowhere/timedatectl"), None);
+    let dir = tempfile::tempdir().unwrap();
+    for (says, code, expected) in [
+        ("yes", 0, Some(true)),
+        ("no", 0, Some(false)),
+        ("yes", 1, None),
+        ("maybe", 0, None),
+    ] {
+        let program = dir.path().join(format!("{says}{code}"));
+        fs::write(&program, format!("#!/bin/sh\necho {says}\nexit {code}\n")).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(timedatectl(program.to_str().unwrap()), expected, "{says} {code}");
+    }
 
     is(&descriptors(1 << 20, &[proxy()]), Verdict::Ok, "1048576");
     is(&descriptors(8_192, &[proxy()]), Verdict::Warn, "would need 20000");
@@ -153,6 +169,91 @@ fn files_and_directories() {
         fs::write(&file, text).unwrap();
         is(&load(&file).unwrap_err(), Verdict::Fail, words);
     }
+}
+
+#[test]
+fn the_key_that_signs_and_how_long_anybody_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    assert_eq!(signing_key(path), None, "no CA was founded");
+    fs::write(path.join("bundle.pem"), "").unwrap();
+    is(&signing_key(path).unwrap(), Verdict::Fail, "is gone, though");
+    let key = path.join("authority.key");
+    for text in [
+        "",
+        "garbage",
+        "-----BEGIN PRIVATE KEY-----\nA\n-----END PRIVATE KEY-----\n",
+    ] {
+        fs::write(&key, text).unwrap();
+        is(&signing_key(path).unwrap(), Verdict::Fail, "no key is in");
+    }
+    let one = hoplite_identity::pem::write_private_key(b"a key");
+    for text in [one.to_string(), format!("{}{}", *one, *one)] {
+        fs::write(&key, text).unwrap();
+        assert_eq!(signing_key(path), None, "it is good");
+    }
+    fs::remove_file(&key).unwrap();
+    fs::create_dir(&key).unwrap();
+    is(&signing_key(path).unwrap(), Verdict::Fail, "authority.key");
+
+    let at = |days: u64| UNIX_EPOCH + Duration::from_secs(86_400 * (20_000 + days));
+    let (begins, ends) = (at(0), at(364));
+    is(&authority("the CA's", begins, ends, at(1)), Verdict::Ok, "2025-10-03");
+    is(&authority("the CA's", begins, ends, at(273)), Verdict::Ok, "ends at");
+    is(
+        &authority("the CA's", begins, ends, at(274)),
+        Verdict::Warn,
+        "in 90 days: less than a quarter",
+    );
+    is(
+        &authority("the CA's", begins, ends, at(365)),
+        Verdict::Fail,
+        "no SVID counts",
+    );
+
+    let domain = hoplite_identity::TrustDomain::parse("a.example").unwrap();
+    let bundle = hoplite_identity::testing::TestAuthority::new("a.example").bundle();
+    let file = path.join("b.pem");
+    assert_eq!(trusted(&file, &domain, "the CA's"), None);
+    fs::write(&file, bundle.to_pem()).unwrap();
+    is(
+        &trusted(&file, &domain, "the CA's").unwrap(),
+        Verdict::Ok,
+        "the CA's last authority",
+    );
+    fs::write(&file, json!({"bundle": bundle.to_pem()}).to_string()).unwrap();
+    is(
+        &trusted(&file, &domain, "the agent's").unwrap(),
+        Verdict::Ok,
+        "the agent's last authority",
+    );
+}
+
+#[test]
+fn files_that_others_may_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, mode: u32| {
+        let file = dir.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "x").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+    };
+    let store = dir.path().join("store");
+    fs::create_dir(&store).unwrap();
+    fs::set_permissions(&store, Permissions::from_mode(0o700)).unwrap();
+    put("authority.key", 0o600);
+    put("bundle.pem", 0o644);
+    put("store/db", 0o600);
+    assert_eq!(loose(dir.path()), None);
+    put("store/db", 0o644);
+    is(&loose(dir.path()).unwrap(), Verdict::Warn, "store/db (mode 0644)");
+    put("bundle.pem", 0o664);
+    is(&loose(dir.path()).unwrap(), Verdict::Fail, "2 files below");
+    put("store/db", 0o600);
+    is(&loose(dir.path()).unwrap(), Verdict::Fail, "bundle.pem (mode 0664)");
+    put("bundle.pem", 0o644);
+    fs::set_permissions(&store, Permissions::from_mode(0o755)).unwrap();
+    is(&loose(dir.path()).unwrap(), Verdict::Warn, "1 file below");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `hoplite doctor` on a mesh that runs, on one that does not, and on files that are nonsense.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -29,6 +32,7 @@ fn a_mesh_is_well_until_it_is_not() {
         ("answer", 2),
         ("SVID", 4),
         ("policy", 3),
+        ("trust", 2),
         ("CA", 1),
     ] {
         assert_eq!(verdicts(&findings, check), vec!["ok"; count], "{check}: {findings:#}");
@@ -71,4 +75,49 @@ fn wrong_usage_is_two_and_no_mesh_is_said() {
     assert_eq!(code(&["doctor", "--output", "yaml"]), Some(2));
     assert_eq!(code(&["doctor", "--dir", &at]), Some(1));
     assert_eq!(code(&["doctor", "--config", "/nowhere.toml"]), Some(1));
+}
+
+/// Every file and directory below a directory, with its mode.
+fn modes(dir: &Path, found: &mut Vec<(String, u32)>) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_dir() || metadata.is_file() {
+            found.push((entry.path().display().to_string(), metadata.mode() & 0o777));
+        }
+        if metadata.is_dir() {
+            modes(&entry.path(), found);
+        }
+    }
+}
+
+/// Whatever umask somebody has: what daemons keep is theirs alone. And what is missing or open is told.
+#[test]
+fn what_daemons_keep_is_closed_to_others_and_what_is_not_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut open = Command::new("sh");
+    open.args(["-c", "umask 000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_hoplite")]);
+    // What stands in the environment is for those who name nothing else.
+    open.env("HOPLITE_DIR", "/nowhere/at/all");
+    let up = Up::start_by(open, dir.path());
+    let mut found = Vec::new();
+    for name in ["ca", "agent", "audit", "state"] {
+        modes(&up.dir.join(name), &mut found);
+    }
+    assert!(found.iter().any(|(path, _)| path.ends_with("ca/store/db")), "{found:?}");
+    let is_open = |(path, mode): &(String, u32)| mode & if path.ends_with(".pem") { 0o022 } else { 0o077 } != 0;
+    let wide: Vec<_> = found.iter().filter(|found| is_open(found)).collect();
+    assert!(wide.is_empty(), "others may open {wide:?}");
+    let findings = up.json(&["doctor"]);
+    assert!(verdicts(&findings, "modes").is_empty(), "{findings:#}");
+
+    fs::set_permissions(up.dir.join("ca/store/db"), Permissions::from_mode(0o644)).unwrap();
+    let findings = up.json(&["doctor"]);
+    assert_eq!(verdicts(&findings, "modes"), ["warn"], "{findings:#}");
+    fs::set_permissions(up.dir.join("ca/store/db"), Permissions::from_mode(0o666)).unwrap();
+    fs::rename(up.dir.join("ca/authority.key"), up.dir.join("kept")).unwrap();
+    let output = up.tool(&["doctor", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(verdicts(&findings, "modes"), ["FAIL"], "{findings:#}");
+    assert_eq!(verdicts(&findings, "signing key"), ["FAIL"], "{findings:#}");
 }

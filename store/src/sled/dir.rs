@@ -1,8 +1,8 @@
 //! The directory of a store on sled: its lock, what was acknowledged last, and how errors speak of it.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,6 +20,9 @@ const SEGMENT_BYTES: usize = 128 << 10;
 
 /// How long to wait for the sled of a store closed a moment ago in this process: its threads let go a little late.
 const SLED_LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Directories below the store's own: sled's files for large values, and ours.
+const DEEP: usize = 2;
 
 /// A directory for one store.
 #[derive(Clone)]
@@ -94,7 +97,11 @@ impl StoreDir {
                 {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                result => return result,
+                result => {
+                    let db = result?;
+                    close(&self.0, DEEP).map_err(|e| self.io("close its files to others", &e))?;
+                    return Ok(db);
+                }
             }
         }
     }
@@ -138,6 +145,63 @@ impl StoreDir {
             action,
             problem: error.to_string(),
             remedy: "check its owner, its mode and the free space",
+        }
+    }
+}
+
+/// Takes from others what sled left them: it makes its files under whatever umask there is.
+fn close(directory: &Path, deep: usize) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?; // of a link itself
+        let mode = metadata.permissions().mode();
+        if (metadata.is_dir() || metadata.is_file()) && mode & 0o077 != 0 {
+            match fs::set_permissions(entry.path(), Permissions::from_mode(mode & 0o700)) {
+                // sled tidies up by itself.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if metadata.is_dir() && deep > 0 {
+            close(&entry.path(), deep - 1)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_store_is_left_to_others() {
+        let at = tempfile::tempdir().unwrap();
+        let path = at.path().join("store");
+        let directory = StoreDir::make(&path).unwrap();
+        drop(directory.open_sled().unwrap());
+        // As one that was made under an open umask, and grew.
+        let blobs = path.join("blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join("1"), "a value").unwrap();
+        for (entry, mode) in [(&path.join("db"), 0o666), (&blobs, 0o777), (&blobs.join("1"), 0o644)] {
+            fs::set_permissions(entry, Permissions::from_mode(mode)).unwrap();
+        }
+        close(&path, DEEP).unwrap();
+        let mode = |entry: &Path| fs::metadata(entry).unwrap().permissions().mode() & 0o777;
+        assert_eq!(
+            (
+                mode(&path),
+                mode(&path.join("db")),
+                mode(&blobs),
+                mode(&blobs.join("1"))
+            ),
+            (0o700, 0o600, 0o700, 0o600)
+        );
+        fs::set_permissions(path.join("db"), Permissions::from_mode(0o644)).unwrap();
+        drop(directory.open_sled().unwrap());
+        for entry in fs::read_dir(&path).unwrap() {
+            let entry = entry.unwrap().path();
+            assert_eq!(mode(&entry) & 0o077, 0, "{}", entry.display());
         }
     }
 }
