@@ -135,7 +135,10 @@ impl Fleet {
             .live
             .and_then(|revision| index.policy.published(revision));
         let manifest = |revision: u64| Some(index.policy.published(revision)?.manifest.0.to_vec());
+        let bundle = index.authority.bundle();
+        let domain = bundle.map(|bundle| format!("spiffe://{}/", bundle.trust_domain()));
         let norm = Norm {
+            domain: domain.as_deref().unwrap_or_default(),
             now,
             started: self.0.started,
             period: self.period(),

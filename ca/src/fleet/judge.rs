@@ -59,6 +59,7 @@ pub(crate) enum Kind {
     DeniesAll,
     UnsignedDirectory,
     ForeignPolicy,
+    ForeignIdentity,
     TwoHolders,
 }
 
@@ -84,6 +85,8 @@ pub(crate) struct Build {
 
 /// What nodes are compared with.
 pub(crate) struct Norm<'a> {
+    /// What each SPIFFE ID here begins with, as `spiffe://prod.example/`.
+    pub(crate) domain: &'a str,
     pub(crate) now: SystemTime,
     pub(crate) started: SystemTime,
     pub(crate) period: Duration,
@@ -349,6 +352,13 @@ fn about_point(norm: &Norm<'_>, point: &Point, found: &mut Vec<Trouble>) {
         );
         tell(Kind::PointSilent, Level::Wrong, text);
     }
+    if !about.spiffe_id.is_empty() && !about.spiffe_id.starts_with(norm.domain) {
+        let text = format!(
+            "says that it is `{}`, whom this trust domain does not vouch for; what it says of policy is measured by this CA's all the same",
+            about.spiffe_id
+        );
+        tell(Kind::ForeignIdentity, Level::Wrong, text);
+    }
     about_svid(norm, state.svid_not_before_unix, state.svid_not_after_unix, &mut tell);
     if let Some(policy) = &point.policy {
         about_policy(norm, policy, &mut tell);
@@ -529,6 +539,7 @@ impl Kind {
             Self::DeniesAll => "denies-all",
             Self::UnsignedDirectory => "unsigned-directory",
             Self::ForeignPolicy => "foreign-policy",
+            Self::ForeignIdentity => "foreign-identity",
             Self::TwoHolders => "two-holders",
         }
     }
@@ -589,8 +600,8 @@ mod tests {
                 about: Some(PointAbout {
                     kind: "proxy".into(),
                     name: "ledger".into(),
+                    spiffe_id: "spiffe://x/ledger".into(),
                     program: program("0.2.0", 1),
-                    ..PointAbout::default()
                 }),
                 policy: Some(PointPolicy {
                     source: "bundle".into(),
@@ -626,6 +637,7 @@ mod tests {
             [("agent", 1), ("proxy", 1)].map(|(kind, digest)| (build(kind, &program("0.2.0", digest).unwrap()), 2));
         let usual = usual(&builds.into(), &[1; 32]);
         let mut norm = Norm {
+            domain: "spiffe://x/",
             now: at(NOW),
             started: at(NOW - 1_000),
             period: Duration::from_secs(30),
@@ -668,6 +680,14 @@ mod tests {
             report.points[0].state.as_mut().unwrap()
         }
         use Level::{Notice, Wrong};
+        for id in ["spiffe://y/ledger", "spiffe://x.y/ledger", "spiffe://x", "ledger"] {
+            check(
+                &|r| r.points[0].about.as_mut().unwrap().spiffe_id = id.into(),
+                Kind::ForeignIdentity,
+                Wrong,
+                &format!("`{id}`"),
+            );
+        }
         check(
             &|r| policy(r).manifest_sha256 = vec![9; 32],
             Kind::ForeignPolicy,

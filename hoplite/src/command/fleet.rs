@@ -23,8 +23,9 @@ use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain
 const NODES_SHOWN_MAX: u32 = 50;
 
 /// What makes a node another than it should be.
-const DRIFT: [&str; 13] = [
+const DRIFT: [&str; 15] = [
     "two-holders",
+    "foreign-identity",
     "foreign-policy",
     "unsigned-directory",
     "denies-all",
@@ -37,6 +38,7 @@ const DRIFT: [&str; 13] = [
     "other-build",
     "silent",
     "not-heard",
+    "proxy-silent",
 ];
 
 /// What ends.

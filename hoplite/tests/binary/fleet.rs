@@ -1,7 +1,6 @@
 //! What `hoplite status` and `hoplite fleet` say of a running mesh: all of it within seconds, and what is wrong by its name.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -66,11 +65,27 @@ impl Extra {
     /// A copy of the binary, which is another one: something is appended to it. It goes by a directory of its own, and believes
     /// a signer whom nobody else knows.
     fn start(up: &Up, name: &str) -> Self {
+        Self::of(up, name, |program| program.extend_from_slice(b"another build"))
+    }
+
+    /// Likewise, of a lower version: the number that it was built with is another one.
+    fn older(up: &Up, name: &str) -> Self {
+        Self::of(up, name, |program| {
+            let (from, to) = (env!("CARGO_PKG_VERSION").as_bytes(), b"0.0.9");
+            assert_eq!(from.len(), to.len());
+            let mut at = 0;
+            while let Some(found) = program[at..].windows(from.len()).position(|part| part == from) {
+                at += found;
+                program[at..at + to.len()].copy_from_slice(to);
+            }
+        })
+    }
+
+    fn of(up: &Up, name: &str, change: impl Fn(&mut Vec<u8>)) -> Self {
         let binary = up.dir.join(format!("{name}-binary"));
-        fs::copy(env!("CARGO_BIN_EXE_hoplite"), &binary).unwrap();
-        let mut file = fs::OpenOptions::new().append(true).open(&binary).unwrap();
-        file.write_all(b"another build").unwrap();
-        drop(file);
+        let mut program = fs::read(env!("CARGO_BIN_EXE_hoplite")).unwrap();
+        change(&mut program);
+        fs::write(&binary, program).unwrap();
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
         let key = up.dir.join(format!("{name}.key")).display().to_string();
         let created = hoplite(&["policy", "key", "create", &key, "--name", "mallory"]);
@@ -239,6 +254,153 @@ fn a_mesh_is_seen_whole_within_seconds_and_what_goes_wrong_is_named() {
         let troubles = fleet[0]["troubles"].as_array()?.clone();
         troubles.into_iter().find(|trouble| trouble["kind"] == "proxy-ended")
     });
+}
+
+/// An operator on a machine that shares nothing with the mesh but its network.
+struct Laptop {
+    home: tempfile::TempDir,
+    ca: String,
+}
+
+impl Laptop {
+    fn sign_in(up: &Up) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let invited = up.tool(&[
+            "token",
+            "create",
+            "--operator",
+            "ann",
+            "--role",
+            "auditor",
+            "--output",
+            "json",
+        ]);
+        let invited: Value = serde_json::from_slice(&invited.stdout).unwrap();
+        let ca = invited["address"].as_str().unwrap().to_owned();
+        let laptop = Self { home, ca };
+        let login = laptop
+            .command(&["login", invited["invitation"].as_str().unwrap()])
+            .output()
+            .unwrap();
+        assert_eq!(code(&login), Some(0), "{login:?}");
+        laptop
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command.arg("30").arg(env!("CARGO_BIN_EXE_hoplite")).args(arguments);
+        for name in [
+            "HOPLITE_CA",
+            "HOPLITE_CA_SOCKET",
+            "HOPLITE_DIR",
+            "XDG_CONFIG_HOME",
+            "XDG_STATE_HOME",
+        ] {
+            command.env_remove(name);
+        }
+        command
+            .env("HOME", self.home.path())
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// A tool, with the CA's address.
+    fn ask(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).args(["--ca", &self.ca]).output().unwrap()
+    }
+}
+
+/// A proxy whose process runs and says nothing is told of by its agent, which goes on; one of a lower version is told as soon as it
+/// reports. Whoever asks from elsewhere sees the same, with the same exit codes.
+#[test]
+fn a_silent_proxy_and_an_older_program_are_named_to_a_laptop_too() {
+    /// What an agent allows a proxy (agent/src/reports/points.rs).
+    const SILENT_AFTER: Duration = Duration::from_secs(16);
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = Up::start(dir.path());
+    well(&up, 3);
+    let laptop = Laptop::sign_in(&up);
+    for command in [
+        &["status"][..],
+        &["fleet"],
+        &["fleet", "drift"],
+        &["fleet", "show", "local"],
+    ] {
+        let (there, here) = (laptop.ask(command), up.tool(command));
+        assert_eq!(
+            (code(&there), code(&here)),
+            (Some(0), Some(0)),
+            "{command:?}: {there:?} {here:?}"
+        );
+    }
+    assert!(stdout(&laptop.ask(&["status"])).ends_with("all is well\n"));
+
+    let ledger = up.processes()["ledger"];
+    kill("-STOP", ledger);
+    let stopped = Instant::now();
+    let text = told(&up, "proxy-silent", Some("ledger"));
+    let took = stopped.elapsed();
+    assert!(
+        text.contains(&format!("process {ledger} runs and has said nothing since")),
+        "{text}"
+    );
+    assert!(
+        took < SILENT_AFTER + PERIOD,
+        "a silent proxy was named only after {took:?}"
+    );
+    let text = format!("process {ledger} runs");
+    for (command, part) in [
+        (&["status"][..], &*text),
+        (&["fleet"], "proxy-silent (ledger)"),
+        (&["fleet", "show", "local"], &*text),
+    ] {
+        let output = laptop.ask(command);
+        assert_eq!(code(&output), Some(1), "{command:?}: {output:?}");
+        assert!(stdout(&output).contains(part), "{command:?}: {output:?}");
+    }
+    // The agent goes on: the node itself is heard, and the two other proxies are as they were.
+    let status: Value = serde_json::from_slice(&laptop.ask(&["status", "--output", "json"]).stdout).unwrap();
+    assert_eq!(
+        (&status["agents"]["silent"], &status["agents"]["heard"]),
+        (&0.into(), &1.into()),
+        "{status}"
+    );
+    kill("-CONT", ledger);
+    well(&up, 3);
+    assert_eq!(code(&laptop.ask(&["status"])), Some(0));
+
+    let older = Extra::older(&up, "older");
+    let began = Instant::now();
+    let text = told(&up, "old-version", Some("older"));
+    assert!(text.contains("runs version 0.0.9, and the CA "), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    let drift = laptop.ask(&["fleet", "drift"]);
+    assert_eq!(code(&drift), Some(1), "{drift:?}");
+    assert!(stdout(&drift).contains("0.0.9"), "{drift:?}");
+    let versions = stdout(&laptop.ask(&["fleet", "versions", "--output", "csv"]));
+    assert!(versions.contains("0.0.9"), "{versions}");
+    drop(older);
+
+    // From a laptop as from the machine: a CA that is away is no verdict, and a program is told so in its form.
+    assert!(up.interrupt().success());
+    for command in [
+        &["status"][..],
+        &["fleet"],
+        &["fleet", "drift"],
+        &["fleet", "show", "local"],
+    ] {
+        let output = laptop.ask(&[command, &["--output", "json"]].concat());
+        assert_eq!(
+            (code(&output), &*stdout(&output)),
+            (Some(3), ""),
+            "{command:?}: {output:?}"
+        );
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(last["exit"], 3, "{said}");
+        assert!(last["error"].as_str().unwrap().contains(&laptop.ca), "{said}");
+    }
 }
 
 #[test]

@@ -390,3 +390,105 @@ async fn a_workload_reports_as_itself_and_as_nobody_else() {
     assert_eq!(evil.about.as_ref().unwrap().spiffe_id, id("/evil"));
     ledger.stop().await;
 }
+
+/// An agent that decides for other people's proxies is a decision point like a proxy: what it decides by is seen, and named when it is
+/// another than what is in force.
+#[tokio::test]
+async fn an_agents_own_decision_point_is_seen_and_named() {
+    let mut world = World::start().await;
+    world.policy("@id(\"own\") permit (principal, action, resource);");
+    world.authorize("billing", "/billing").await;
+    let seen = node(&world, "node", "the agent's own point", |node| points(node) == 1).await;
+    let point = seen.report.clone().unwrap().points.remove(0);
+    let about = point.about.unwrap();
+    assert_eq!(
+        (about.kind.as_str(), about.name.as_str()),
+        ("agent", "node"),
+        "{about:?}"
+    );
+    assert_eq!(about.spiffe_id, id("/hoplite/agent/node"));
+    assert_eq!(point.policy.unwrap().source, "directory");
+    assert!(
+        !has(&seen, "unsigned-directory") && !has(&seen, "foreign-identity"),
+        "{seen:?}"
+    );
+
+    // As soon as there is a signed policy, the directory is another one.
+    let began = Instant::now();
+    let revision = world
+        .publish(
+            &[("a.cedar", "@id(\"p\") permit (principal, action, resource);")],
+            Stage::Live,
+        )
+        .await;
+    let named = node(&world, "node", "its directory is named", |node| {
+        has(node, "unsigned-directory")
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}: more than a period");
+    let trouble = named
+        .troubles
+        .iter()
+        .find(|trouble| trouble.kind == "unsigned-directory")
+        .unwrap();
+    assert_eq!(
+        (trouble.point.as_str(), trouble.level.as_str()),
+        ("node", "wrong"),
+        "{trouble:?}"
+    );
+    let goal = Goal {
+        live_revision: revision,
+        ..Goal::default()
+    };
+    let mesh = mesh(&world, Some(goal)).await;
+    assert_eq!((mesh.points, mesh.following), (1, 0), "{mesh:?}");
+}
+
+/// A lower version of agent or proxy, and a proxy that says it is of another trust domain, are told with the first report.
+#[tokio::test]
+async fn an_older_program_and_a_foreign_name_are_named() {
+    let world = World::start().await;
+    let mut liar = Liar::open(&world, &world.join("old").await).await;
+    let program = |version: &str| {
+        Some(Program {
+            version: version.to_owned(),
+            ..Program::default()
+        })
+    };
+    let mut said = full(vec![
+        point("older", 0, &[]),
+        point("newer", 0, &[]),
+        point("foreign", 0, &[]),
+    ]);
+    said.about.as_mut().unwrap().program = program("0.0.9");
+    let about = |said: &mut Report, n: usize| said.points[n].about.clone().unwrap();
+    for (n, version) in [(0, "0.0.9"), (1, "99.0.0"), (2, "")] {
+        said.points[n].policy = None;
+        said.points[n].about = Some(PointAbout {
+            program: program(version).filter(|program| !program.version.is_empty()),
+            ..about(&mut said, n)
+        });
+    }
+    said.points[2].about = Some(PointAbout {
+        spiffe_id: "spiffe://elsewhere.test/ledger".to_owned(),
+        ..about(&mut said, 2)
+    });
+    liar.say(said).await.unwrap();
+    let old = node(&world, "old", "what it said", |node| points(node) == 3).await;
+    let told: Vec<(&str, &str, &str)> = old
+        .troubles
+        .iter()
+        .map(|trouble| (trouble.kind.as_str(), trouble.point.as_str(), trouble.level.as_str()))
+        .filter(|(kind, ..)| ["old-version", "foreign-identity"].contains(kind))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("foreign-identity", "foreign", "wrong"),
+            ("old-version", "", "notice"),
+            ("old-version", "older", "notice"),
+        ],
+        "{old:?}"
+    );
+}
