@@ -74,6 +74,11 @@ impl Prepared {
         Err(OtlpError::NotBuilt)
     }
 
+    /// Whether a proxy makes spans.
+    pub fn makes_spans(&self) -> bool {
+        self.settings.makes_spans()
+    }
+
     /// The part of new traces that is sampled.
     pub fn sampled(&self) -> Ratio {
         self.settings.sampled()
@@ -99,14 +104,16 @@ impl Sender {
             Signal::new(name, endpoint, settings.timeout.0, self.sent.clone(), stop.clone())
         };
         let mut tasks = JoinSet::new();
-        let metrics = Metrics::new(channel.clone(), signal("metrics"), origin.clone(), self.site);
-        tasks.spawn(metrics.send(settings.interval.0));
+        if settings.metrics {
+            let metrics = Metrics::new(channel.clone(), signal("metrics"), origin.clone(), self.site);
+            tasks.spawn(metrics.send(settings.interval.0));
+        }
         let traces = self.spans.is_some();
         if let Some(queue) = self.spans {
             let spans = Spans::new(channel, signal("traces"), origin, queue);
             tasks.spawn(spans.send());
         }
-        tracing::info!(endpoint = %settings.endpoint, traces, "sending metrics by OTLP");
+        tracing::info!(endpoint = %settings.endpoint, metrics = settings.metrics, traces, "sending by OTLP");
         Sending { stopper, tasks }
     }
 

@@ -39,6 +39,12 @@ pub struct OtlpSettings {
     /// Lets `http` go to other machines. Whoever is on the way learns who calls whom.
     #[serde(default)]
     pub plaintext: bool,
+    /// Whether a proxy makes and sends spans; it does when left out. Of the others none does.
+    #[serde(default)]
+    pub traces: Option<bool>,
+    /// Whether metrics are sent.
+    #[serde(default = "yes")]
+    pub metrics: bool,
     /// Of requests that belong to no trace yet, the part whose spans are sent: 0 to 1. Those that do belong to one follow its
     /// own word.
     #[serde(default)]
@@ -83,6 +89,8 @@ impl OtlpSettings {
             spiffe_id: None,
             ca_file: None,
             plaintext: false,
+            traces: None,
+            metrics: true,
             sampling: None,
             interval: ten_seconds(),
             timeout: five_seconds(),
@@ -130,8 +138,22 @@ impl OtlpSettings {
                 return unusable("ca_file", &ca_file.display(), reason);
             }
         }
+        if let (false, Some(true)) = (traces, self.traces) {
+            return unusable("traces", &true, "only proxies make spans; take it out");
+        }
         if let (false, Some(Ratio(ratio))) = (traces, self.sampling) {
             return unusable("sampling", &ratio, "only proxies make spans; take it out");
+        }
+        if let (false, Some(Ratio(ratio))) = (self.makes_spans(), self.sampling) {
+            return unusable(
+                "sampling",
+                &ratio,
+                "`traces = false` makes no spans; take one of both out",
+            );
+        }
+        if !self.metrics && !(traces && self.makes_spans()) {
+            let reason = "then nothing would be sent; take the whole section out";
+            return unusable("metrics", &false, reason);
         }
         if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&self.interval.0) {
             return unusable("interval", &self.interval, "write between \"1s\" and \"1h\"");
@@ -142,10 +164,19 @@ impl OtlpSettings {
         Ok(())
     }
 
+    /// Whether a proxy with these settings makes spans.
+    pub fn makes_spans(&self) -> bool {
+        self.traces.unwrap_or(true)
+    }
+
     /// The part of new traces that is sampled.
     pub fn sampled(&self) -> Ratio {
         self.sampling.unwrap_or(Ratio(1.0))
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn ten_seconds() -> Span {
@@ -266,6 +297,40 @@ mod tests {
         };
         assert_eq!(sampled("0.25").unwrap().sampled().threshold(), 1 << 61);
         assert_eq!(sampled("0").unwrap().sampled().threshold(), 0);
+    }
+
+    #[test]
+    fn traces_and_metrics_are_switched_one_by_one() {
+        let with = |more: &str, traces: bool| {
+            let text = format!("endpoint = \"http://127.0.0.1:4317\"\n{more}");
+            read(&text, traces).map(|settings| (settings.makes_spans(), settings.metrics))
+        };
+        for (more, proxy, expected) in [
+            ("", true, (true, true)),
+            ("traces = false", true, (false, true)),
+            ("metrics = false", true, (true, false)),
+            ("metrics = false\nsampling = 0.1", true, (true, false)),
+            ("traces = false", false, (false, true)),
+        ] {
+            assert_eq!(with(more, proxy).unwrap(), expected, "{more}");
+        }
+        for (more, proxy, parts) in [
+            (
+                "traces = false\nmetrics = false",
+                true,
+                ["otlp.metrics", "nothing would be sent"],
+            ),
+            ("metrics = false", false, ["otlp.metrics", "nothing would be sent"]),
+            ("traces = true", false, ["otlp.traces", "only proxies"]),
+            (
+                "traces = false\nsampling = 0.5",
+                true,
+                ["otlp.sampling", "traces = false"],
+            ),
+        ] {
+            let error = with(more, proxy).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{more}: {error}");
+        }
     }
 
     #[test]

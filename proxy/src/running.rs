@@ -188,7 +188,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         records_lost,
     });
     let sending = otlp.map(|prepared| send(&config.name, prepared, &metrics, &admin));
-    let (tracer, sending) = sending.unzip();
+    let (tracer, sending) = sending.map_or((None, None), |(tracer, sending)| (tracer, Some(sending)));
     let (close, closed) = shutdown::channel();
     if let Some(door) = door {
         control.spawn(door.serve(site, closed.clone()));
@@ -263,8 +263,11 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
 }
 
 /// Begins to send spans and metrics. The collector may know the proxy by its SVID, once there is one.
-fn send(name: &str, prepared: Prepared, metrics: &Metrics, admin: &Admin) -> (Arc<Tracer>, Sending) {
-    let (tracer, spans) = Tracer::new(prepared.sampled(), metrics.otlp.clone());
+fn send(name: &str, prepared: Prepared, metrics: &Metrics, admin: &Admin) -> (Option<Arc<Tracer>>, Sending) {
+    let made = prepared
+        .makes_spans()
+        .then(|| Tracer::new(prepared.sampled(), metrics.otlp.clone()));
+    let (tracer, spans) = made.unzip();
     let identity = admin.identity.clone();
     let by_identity = move |expect: &SpiffeId| {
         let current = identity.get().map(|feed| feed.current());
@@ -276,7 +279,7 @@ fn send(name: &str, prepared: Prepared, metrics: &Metrics, admin: &Admin) -> (Ar
         service: "hoplite-proxy",
         instance: name.to_owned(),
         site: admin.site.clone(),
-        spans: Some(spans),
+        spans,
         identity: Arc::new(by_identity),
         sent: metrics.otlp.clone(),
     };

@@ -102,6 +102,54 @@ fn decisions(text: &str) -> Totals {
         .collect()
 }
 
+/// Each histogram's samples: the buckets in order, the count and the sum, by name and labels.
+fn histograms(text: &str) -> BTreeMap<String, (Vec<u64>, u64, f64)> {
+    let mut found = BTreeMap::<String, (Vec<u64>, u64, f64)>::new();
+    for line in text.lines().filter(|line| line.contains("_duration_seconds_")) {
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+        let labels: Vec<&str> = labels
+            .trim_end_matches('}')
+            .split(',')
+            .filter(|label| !label.starts_with("le="))
+            .collect();
+        let (family, kind) = name.rsplit_once('_').unwrap();
+        let of = found.entry(format!("{family}{{{}}}", labels.join(","))).or_default();
+        match kind {
+            "bucket" => of.0.push(value.parse().unwrap()),
+            "count" => of.1 = value.parse().unwrap(),
+            "sum" => of.2 = value.parse().unwrap(),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// What was counted of lengths of time: the buckets only grow, the last is the count, and a request that policy was asked about is in
+/// exactly one of them.
+#[track_caller]
+fn durations_are_exact(name: &str, text: &str, counted: &Totals) {
+    let all = histograms(text);
+    for family in ["request", "decision", "handshake"] {
+        assert!(
+            all.keys().any(|key| key.contains(&format!("_{family}_duration"))),
+            "{name}: none of {family}"
+        );
+    }
+    for (labels, (buckets, count, sum)) in &all {
+        assert_eq!(buckets.last(), Some(count), "{name}: {labels}");
+        assert!(buckets.is_sorted(), "{name}: {labels}: {buckets:?}");
+        assert_eq!(*count == 0, *sum == 0.0, "{name}: {labels}: {sum} s of {count}");
+    }
+    for ([caller, service, route, outcome], decided) in counted {
+        if ["allow", "forbid", "no_permit", "error"].contains(&outcome.as_str()) {
+            let labels = format!("caller=\"{caller}\",service=\"{service}\",route=\"{route}\",outcome=\"{outcome}\"");
+            let took = all.get(&format!("hoplite_proxy_request_duration_seconds{{{labels}}}"));
+            assert_eq!(took.map(|(_, count, _)| count), Some(decided), "{name}: {labels}");
+        }
+    }
+}
+
 /// The decisions of a log, as `audit query` counts them.
 fn recorded(dir: &Path) -> (Totals, usize) {
     let log = dir.display().to_string();
@@ -187,6 +235,7 @@ fn the_totals_are_those_of_the_decision_log() {
         let counted = decisions(text);
         let (logged, summed) = recorded(&dir.path().join("audit").join(name));
         assert_eq!(counted, logged, "{name}");
+        durations_are_exact(name, text, &counted);
         requests += counted.values().sum::<u64>();
         outcomes.extend(counted.keys().map(|[.., outcome]| outcome.clone()));
         rolled_up += summed;

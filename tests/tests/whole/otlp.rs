@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use hoplite_audit::Query;
+use hoplite_host::config::Span;
 use hoplite_identity::HostPort;
 use hoplite_otlp::OtlpSettings;
 use hoplite_tests::peers::{self, Process};
@@ -200,6 +201,15 @@ service:
             }
         }
         all
+    }
+
+    /// Of whom something came, each time that it did.
+    fn instances(&self, signal: &str) -> Vec<String> {
+        let got = self.got();
+        let resources = got.iter().flat_map(|got| each(&got[signal]));
+        resources
+            .map(|resource| attributes(&resource["resource"])["service.instance.id"].clone())
+            .collect()
     }
 
     fn spans_of(&self, instance: &str) -> u64 {
@@ -539,6 +549,61 @@ async fn a_collector_proves_who_it_is() {
         (known(&by_name) == ["name"]).then_some(())
     })
     .await;
+}
+
+/// Each signal has a switch of its own: a proxy that sends no spans makes none, and one that sends no metrics sends its spans.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traces_and_metrics_go_one_without_the_other() {
+    let Some(program) = peers::collector("traces_and_metrics_go_one_without_the_other") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&program, dir.path(), String::new());
+    let settings = |traces: Option<bool>, metrics: bool| OtlpSettings {
+        traces,
+        metrics,
+        interval: Span(Duration::from_secs(1)),
+        ..OtlpSettings::plain(collector.address("127.0.0.1"))
+    };
+    let world = World::start().await;
+    world.policy(POLICY);
+    let app = HttpApp::start().await;
+    let without_traces = settings(Some(false), true);
+    let ledger = world
+        .proxy("ledger")
+        .http("ledger", &app)
+        .otlp(without_traces)
+        .start()
+        .await;
+    let calls = ledger.inbound("ledger");
+    let orders = world
+        .proxy("orders")
+        .calls("ledger", calls)
+        .otlp(settings(None, false))
+        .start()
+        .await;
+    until("a call is allowed", async || {
+        let answer = get(orders.outbound("ledger"), "/accounts/7").await.ok()?;
+        (answer.status == StatusCode::OK).then_some(())
+    })
+    .await;
+    until("the caller's spans", async || {
+        (collector.spans_of("orders") > 0).then_some(())
+    })
+    .await;
+    until("the called one's metrics, twice", async || {
+        let with_metrics = collector.instances("resourceMetrics");
+        (with_metrics.iter().filter(|of| *of == "ledger").count() > 1).then_some(())
+    })
+    .await;
+    assert_eq!(collector.spans_of("ledger"), 0);
+    assert!(!collector.instances("resourceMetrics").contains(&"orders".to_owned()));
+    for (proxy, signal) in [(&ledger, "traces"), (&orders, "metrics")] {
+        let text = get(proxy.metrics(), "/metrics").await.unwrap().body;
+        let sent = format!("hoplite_proxy_otlp_exports_total{{signal=\"{signal}\",result=\"sent\"}}");
+        let count = text.lines().find_map(|line| line.strip_prefix(&sent)).unwrap_or(" 0");
+        assert_eq!(count.trim(), "0", "{signal}: {text}");
+    }
 }
 
 /// A collector that takes connections and says nothing, or nonsense, costs memory up to a bound and no request its time.
