@@ -1,6 +1,7 @@
 //! What reports cost: bytes of each kind, and the CA's processor time and memory with thousands of agents.
 //!
-//! `cargo bench -p hoplite-bench --bench fleet [-- AGENTS]`. The CA is a process of its own. Each agent joins by token, has an SVID, an address
+//! `cargo bench -p hoplite-bench --bench fleet [-- AGENTS] [--program HOPLITE]`. The CA is a process of its own: this program's, or `HOPLITE ca run`,
+//! so that an optimised one is measured by whatever build of this. Each agent joins by token, has an SVID, an address
 //! and a TLS connection of its own, on which it reports as agents do; it watches on the same connection, so that a report takes
 //! no place of its own. There are 20 000 agents, or as many as this machine gives descriptors for: a connection costs one at
 //! the CA and one here.
@@ -16,7 +17,7 @@
 )]
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -76,6 +77,7 @@ fn main() {
     if let Some(dir) = arguments.iter().skip_while(|argument| *argument != "--ca").nth(1) {
         return runtime.block_on(ca(Path::new(dir)));
     }
+    let program = arguments.iter().skip_while(|argument| *argument != "--program").nth(1);
     let wanted = arguments
         .iter()
         .find_map(|argument| argument.parse().ok())
@@ -87,26 +89,31 @@ fn main() {
         "{agents} agents (asked for {wanted}; {} descriptors a process)",
         process::descriptors_max()
     );
-    runtime.block_on(measure(agents));
+    runtime.block_on(measure(agents, program.map(Path::new)));
 }
 
 /// The other process.
 async fn ca(dir: &Path) {
-    let (file, at) = (dir.join("ca.toml"), dir.display());
-    let text = format!(
-        "trust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
-    );
-    hoplite_host::files::write_public(&file, text.as_bytes()).unwrap();
-    let config = Config::load(&file).unwrap();
+    let config = Config::load(&configured(dir, 0)).unwrap();
     let running = hoplite_ca::start(config).await.unwrap();
     let address = running.node_address().to_string();
     hoplite_host::files::write_public(&dir.join("address"), address.as_bytes()).unwrap();
     std::future::pending::<()>().await;
 }
 
-async fn measure(agents: usize) {
+/// The CA's file, for a port, or any that is free.
+fn configured(dir: &Path, port: u16) -> PathBuf {
+    let (file, at) = (dir.join("ca.toml"), dir.display());
+    let text = format!(
+        "trust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:{port}\"\nadmin_socket = \"{at}/ca.sock\"\n"
+    );
+    hoplite_host::files::write_public(&file, text.as_bytes()).unwrap();
+    file
+}
+
+async fn measure(agents: usize, program: Option<&Path>) {
     let dir = tempfile::tempdir().unwrap();
-    let ca = Ca::start(dir.path());
+    let ca = Ca::start(dir.path(), program);
     let socket = dir.path().join("ca.sock");
     let file = dir.path().join("address");
     while !file.exists() {
@@ -407,7 +414,23 @@ struct Ca(Child);
 // === impl Ca ===
 
 impl Ca {
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, program: Option<&Path>) -> Self {
+        if let Some(program) = program {
+            let free = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let mut command = Command::new(program);
+            command
+                .args(["ca", "run", "--config"])
+                .arg(configured(dir, free.port()));
+            let running = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            while !dir.join("ca.sock").exists() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            hoplite_host::files::write_public(&dir.join("address"), free.to_string().as_bytes()).unwrap();
+            return Self(running);
+        }
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg("--ca").arg(dir).stdin(Stdio::null());
         Self(command.spawn().unwrap())
