@@ -198,7 +198,7 @@ pub(super) fn authority(whose: &str, begins: SystemTime, ends: SystemTime, now: 
                     days => count(days, "day"),
                 }
             ),
-            "the next one must come before that; docs/guide/operate.md says how",
+            "the next one must come before that (hoplite authority list, prepare); docs/guide/authorities.md says how",
         ),
         Ok(_) => ok("trust", format!("{whose} last authority ends at {shown}")),
     }
