@@ -263,6 +263,7 @@ impl Kept {
                     .iter()
                     .map(|tainted| tainted.as_bytes().to_vec())
                     .collect(),
+                jwks: bundle.jwt().to_jwks(),
             }),
             first_bundle: first_bundle.to_owned(),
             heard: unix(clock::now()),

@@ -26,6 +26,7 @@ mod socket;
 mod supply;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tokens;
 
 use std::io;
 use std::net::SocketAddr;
@@ -76,6 +77,7 @@ use socket::session::Sessions;
 use supply::changes::Changes;
 use supply::sync::Told;
 use supply::{Supplier, SupplyReceiver};
+use tokens::Tokens;
 
 /// Open calls are told to end; one that does not within this is cut off.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -185,6 +187,8 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let registrations = watch::Sender::new(None);
     let supply = watch::Sender::new(None);
     let launches = Launches::default();
+    let connections = watch::Sender::new(None);
+    let tokens = Tokens::new(connections.subscribe(), Arc::clone(link.metrics()));
     let sessions = Sessions {
         attestor: Arc::new(Attestor::new(launches.clone())),
         supply: supply.subscribe(),
@@ -192,6 +196,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         refused: Arc::default(),
         peer_process: config.peer_process,
         kept: kept.clone(),
+        tokens: tokens.clone(),
     };
 
     let mut parts = JoinSet::new();
@@ -208,7 +213,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         stop.clone(),
     );
     let token_files = watch::Sender::new(config.join_token_file.clone());
-    let (connections, points) = (watch::Sender::new(None), Arc::new(Points::new()));
+    let points = Arc::new(Points::new());
     let reporter = Reporter {
         facts: NodeFacts {
             started,
@@ -231,6 +236,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         kept: kept.clone(),
         process: node::process_name(),
     };
+    let forgetting = tokens.run(sessions.supply.clone(), stop.clone());
     let sync = supply::sync::run(
         link.clone(),
         Arc::clone(&keeper),
@@ -282,6 +288,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
             link: metrics_link.clone(),
             sent: sent.clone(),
             supply: sessions.supply.clone(),
+            tokens: sessions.tokens.clone(),
             holdings: held,
             refused: refused.clone(),
             attested: sessions.attestor.results().clone(),
@@ -320,6 +327,10 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     parts.spawn(async {
         supplier.await;
         "the supply of SVIDs"
+    });
+    parts.spawn(async {
+        forgetting.await;
+        "the JWT-SVIDs at hand"
     });
     parts.spawn(async {
         sync.await;

@@ -157,6 +157,9 @@ struct OnDisk {
     /// Fingerprints of the authorities in it that are tainted.
     #[serde(default)]
     bundle_tainted: Vec<String>,
+    /// The keys for JWT-SVIDs in it: a JWK Set.
+    #[serde(default)]
+    bundle_jwks: String,
     /// SHA-256 of the operator's bundle file when `bundle` was accepted. When that file changes, it counts again.
     first_bundle: String,
     /// SHA-256 of the token that bought the SVID.
@@ -417,6 +420,7 @@ impl Keeper {
             disk.bundle = None;
             disk.bundle_sequence = 0;
             disk.bundle_tainted = Vec::new();
+            disk.bundle_jwks = String::new();
             disk.first_bundle = first_digest;
         }
         let held = Held::read(disk, first, trust_domain).map_err(|reason| NodeError::State {
@@ -762,7 +766,8 @@ impl Held {
         let bundle = match &disk.bundle {
             Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
                 .map_err(|e| Damaged::Bundle(e.to_string()))?
-                .with_tainted(disk.bundle_tainted.iter().filter_map(|text| text.parse().ok())),
+                .with_tainted(disk.bundle_tainted.iter().filter_map(|text| text.parse().ok()))
+                .with_jwt(link::jwt_authorities(&disk.bundle_jwks).map_err(|e| Damaged::Bundle(e.to_string()))?),
             None => first,
         };
         let svid = match (&disk.key, &disk.chain) {
@@ -826,6 +831,7 @@ impl Held {
         );
         self.disk.bundle = Some(bundle.to_pem());
         self.disk.bundle_sequence = bundle.sequence();
+        self.disk.bundle_jwks = bundle.jwt().to_jwks();
         self.disk.bundle_tainted = bundle.tainted().iter().map(ToString::to_string).collect();
         self.bundle = bundle;
         Ok(true)

@@ -15,12 +15,14 @@ use crate::node::link::CaLink;
 use crate::refused::Refused;
 use crate::supply::SupplyReceiver;
 use crate::supply::shelf::Supply;
+use crate::tokens::Tokens;
 
 /// What is shown of an agent is read here.
 pub(crate) struct Shown {
     pub(crate) link: CaLink,
     pub(crate) sent: Sent,
     pub(crate) supply: SupplyReceiver,
+    pub(crate) tokens: Tokens,
     pub(crate) holdings: watch::Receiver<Arc<Holding>>,
     pub(crate) refused: Arc<Refused>,
     pub(crate) attested: Family<1, Counter>,
@@ -43,7 +45,7 @@ impl Shown {
         let metrics = self.link.metrics().clone();
         to.register(
             "certificates_asked",
-            "Certificates asked of the CA: the node's own (`join`, `renew`) and workloads', and whether they were issued",
+            "Certificates asked of the CA: the node's own (`join`, `renew`) and workloads', and their JWT-SVIDs (`jwt`), and whether they were issued",
             metrics.issued().clone(),
         );
         to.register(
@@ -79,6 +81,13 @@ impl Shown {
         ] {
             to.sampled(Kind::Gauge, name, help, move |to| to.put(slots.open() as u64));
         }
+        let tokens = self.tokens;
+        to.sampled(
+            Kind::Gauge,
+            "jwt_svids",
+            "JWT-SVIDs that are at hand for workloads",
+            move |to| to.put(tokens.len() as u64),
+        );
         register_supply(&self.supply, &mut to);
         register_node(&self.link, &mut to);
         let holdings = self.holdings;

@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod diagnosis;
 mod health;
+mod jwt_api;
 pub(crate) mod policy_service;
 pub(crate) mod report_service;
 pub(crate) mod sds;

@@ -280,6 +280,7 @@ pub(crate) mod testing {
                 dns_names: Vec::new(),
                 created_at: 0,
                 owner: String::new(),
+                jwt_ttl: 0,
             },
             revision: 1,
         }

@@ -128,6 +128,7 @@ impl World {
             refused: Arc::default(),
             peer_process: Default::default(),
             kept: crate::kept::Kept::nothing(),
+            tokens: crate::tokens::Tokens::new(watch::channel(None).1, Default::default()),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
         let points = Arc::new(Points::new());

@@ -8,6 +8,7 @@ mod entries;
 pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod invites;
+mod jwt;
 mod messages;
 pub(crate) mod node;
 mod operators;

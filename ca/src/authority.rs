@@ -2,6 +2,7 @@
 
 pub(crate) mod course;
 pub(crate) mod index;
+pub(crate) mod jwt;
 pub(crate) mod signer;
 pub(crate) mod trust;
 pub(crate) mod writes;

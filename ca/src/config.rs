@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
 use hoplite_host::logging::Levels;
-use hoplite_identity::{HostPort, TrustDomain};
+use hoplite_identity::{HostPort, JWT_TTL, TrustDomain};
 use hoplite_otlp::OtlpSettings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
@@ -14,6 +14,7 @@ use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 use crate::authority::course::LAST_PART;
+use crate::oidc::OidcSettings;
 use crate::operators::operator::PROLONGED_MAX;
 
 /// Shorter-lived certificates could not be renewed before they expire.
@@ -53,6 +54,9 @@ pub struct Config {
     /// Life of a workload's certificate whose entry does not say otherwise.
     #[serde(default = "one_hour")]
     pub x509_ttl: Span,
+    /// Life of a workload's JWT-SVID whose entry does not say otherwise. A token cannot be called back, so it is short.
+    #[serde(default = "five_minutes")]
+    pub jwt_ttl: Span,
     /// Life of an agent's certificate: how long an agent, or the CA, can be away before the agent must join anew.
     #[serde(default = "one_day")]
     pub agent_ttl: Span,
@@ -75,6 +79,9 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served to the tools that people have; nowhere when left out.
     #[serde(default)]
     pub metrics_listen: Option<MetricsListen>,
+    /// OpenID Connect discovery for those who verify JWT-SVIDs by it; not served when left out.
+    #[serde(default)]
+    pub oidc: Option<OidcSettings>,
     /// Where metrics are sent; nowhere when left out.
     #[serde(default)]
     pub otlp: Option<OtlpSettings>,
@@ -112,6 +119,7 @@ impl Config {
     /// What every start checks too: a configuration made in code has no file that was read.
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
         self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
+        self.oidc.iter().try_for_each(|oidc| oidc.check(file))?;
         let bounds = [
             ("x509_ttl", self.x509_ttl),
             ("agent_ttl", self.agent_ttl),
@@ -135,6 +143,11 @@ impl Config {
                 );
                 return Err(ConfigError::unusable(file, key, span, reason));
             }
+        }
+        let (least, most) = (Duration::from_secs(JWT_TTL.start), Duration::from_secs(JWT_TTL.end - 1));
+        if !(least..=most).contains(&self.jwt_ttl.0) {
+            let reason = format!("write between \"{}\" and \"{}\"", Span(least), Span(most));
+            return Err(ConfigError::unusable(file, "jwt_ttl", self.jwt_ttl, reason));
         }
         if self.authority_ttl.0 > AUTHORITY_TTL_MAX {
             let reason = "longer than 100 years; write for example \"365d\"";
@@ -191,6 +204,10 @@ fn max_bundle_bytes() -> usize {
 
 fn eight_hours() -> Span {
     Span(Duration::from_secs(8 * 3600))
+}
+
+fn five_minutes() -> Span {
+    Span(Duration::from_secs(300))
 }
 
 fn half_a_minute() -> Span {

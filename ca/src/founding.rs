@@ -10,7 +10,7 @@ use hoplite_store::Revision;
 use crate::backup::files::SCRATCH;
 
 /// What is beside the store and outlives it.
-const EVIDENCE: [&str; 3] = ["authority.key", "bundle.pem", NOTE];
+const EVIDENCE: [&str; 4] = ["authority.key", "jwt.key", "bundle.pem", NOTE];
 
 /// The revision that the store had when the CA started last.
 const NOTE: &str = "store-revision";

@@ -3,6 +3,8 @@
 //! Every field comes from the [`Template`], which is made of what is registered. A signing request gives its public
 //! key and nothing else: its names, extensions and flags are not even looked at.
 
+pub(crate) mod jwt;
+
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;

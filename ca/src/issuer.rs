@@ -8,11 +8,16 @@ use hoplite_identity::{CertificateDer, Entry, SpiffeId};
 use hoplite_telemetry::{Counter, Exposition, Family, Histogram};
 use tokio::sync::watch;
 
+use crate::authority::jwt::JwtSigner;
 use crate::authority::x509::{Authority, Serial};
+use crate::issuance::jwt::{JwtMintError, JwtSigning, MintedJwt};
 use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
 
 /// Kinds of certificates, times results.
 const KINDS_MAX: usize = 20;
+
+/// Certificates and JWT-SVIDs are told apart by this.
+const JWT: &str = "jwt";
 
 /// What most certificates are for.
 const WORKLOAD: &str = "workload";
@@ -23,6 +28,7 @@ const WORKLOAD: &str = "workload";
 pub(crate) struct Issuer {
     signing: Arc<watch::Sender<Arc<Signing>>>,
     lives: Arc<RwLock<Lives>>,
+    jwt: JwtSigning,
     issued: Family<2, Counter>,
     took: Family<1, Histogram>,
 }
@@ -42,6 +48,8 @@ pub(crate) struct Lives {
     pub(crate) operator: Duration,
     /// Of entries that do not say, and of the CA itself.
     pub(crate) x509: Duration,
+    /// Of JWT-SVIDs of entries that do not say.
+    pub(crate) jwt: Duration,
     /// How long after its end an agent's certificate still proves its key.
     pub(crate) reattest_within: Duration,
 }
@@ -57,9 +65,15 @@ impl Issuer {
         Self {
             signing: Arc::new(watch::Sender::new(Arc::new(signing))),
             lives: Arc::new(RwLock::new(lives)),
+            jwt: JwtSigning::default(),
             issued: Family::new(["kind!", "result!"], KINDS_MAX),
             took: Family::new(["kind!"], KINDS_MAX),
         }
+    }
+
+    /// With what signs JWT-SVIDs.
+    pub(crate) fn with_jwt(self, jwt: JwtSigning) -> Self {
+        Self { jwt, ..self }
     }
 
     /// What is issued from now on lives so long.
@@ -135,6 +149,44 @@ impl Issuer {
             .collect())
     }
 
+    /// The key id of what signs JWT-SVIDs now.
+    pub(crate) fn jwt_kid(&self) -> Option<String> {
+        self.jwt.kid()
+    }
+
+    /// This signs JWT-SVIDs from now on.
+    pub(crate) fn sign_jwt_with(&self, signer: JwtSigner) {
+        self.jwt.sign_with(signer);
+    }
+
+    /// A JWT-SVID for a workload.
+    pub(crate) fn jwt_svid(
+        &self,
+        entry: &Entry,
+        audience: &[String],
+        now: SystemTime,
+    ) -> Result<MintedJwt, JwtMintError> {
+        let started = clock::moment();
+        let ttl = match entry.jwt_ttl {
+            0 => self.lives().jwt,
+            seconds => Duration::from_secs(seconds.into()),
+        };
+        let minted = self.jwt.mint(entry, ttl, audience, now);
+        let result = match &minted {
+            Ok(_) => "issued",
+            Err(JwtMintError::Audience(_)) => "refused",
+            Err(_) => "failed",
+        };
+        self.issued.get([JWT, result]).inc();
+        self.took.get([JWT]).observe(started.elapsed());
+        minted
+    }
+
+    /// A JWT-SVID was asked for and not made.
+    pub(crate) fn refused_jwt(&self) {
+        self.issued.get([JWT, "refused"]).inc();
+    }
+
     /// A workload's certificate was asked for and not made.
     pub(crate) fn refused_workload(&self) {
         self.issued.get([WORKLOAD, "refused"]).inc();
@@ -144,12 +196,12 @@ impl Issuer {
     pub(crate) fn register(&self, to: &mut Exposition) {
         to.register(
             "issued",
-            "Certificates asked for, by whom they are for and whether they were issued",
+            "Certificates and JWT-SVIDs asked for, by kind and whether they were issued",
             self.issued.clone(),
         );
         to.register(
             "issue_duration_seconds",
-            "What making a certificate takes",
+            "What making a certificate or a JWT-SVID takes",
             self.took.clone(),
         );
     }

@@ -3,7 +3,7 @@
 //! Each noun has a folder: `agents`, `operators`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
-//! by `issuance`, and `rotation` has authorities take their turns. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
+//! by `issuance`, and `rotation` has authorities take their turns; `oidc` shows who verifies by OpenID Connect the keys for JWT-SVIDs. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
 //! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -26,6 +26,7 @@ mod issuer;
 mod limit;
 mod listener;
 mod metrics;
+mod oidc;
 mod operators;
 mod policy;
 mod publishing;
@@ -47,6 +48,7 @@ pub use door::DoorError;
 pub use found::{Founded, found};
 pub use founding::{Founding, FoundingError};
 pub use issuance::MintError;
+pub use oidc::{IssuerUrl, OidcError, OidcSettings};
 pub use record::BadRecord;
 pub use registry::FollowError;
 pub use rights::files::RightsError;

@@ -30,6 +30,8 @@ pub(crate) struct Metrics {
     calls: Family<3, Counter>,
     joins: Family<1, Counter>,
     two_holders: Counter,
+    /// Pages of OpenID Connect discovery that were asked for.
+    pub(crate) oidc_reads: Family<2, Counter>,
     watches: Arc<AtomicU64>,
     /// What became of metrics that are sent.
     pub(crate) sent: Sent,
@@ -54,6 +56,7 @@ impl Default for Metrics {
             calls: Family::new(["api!", "rpc", "code!"], CALLS_MAX),
             joins: Family::new(["result"], RESULTS_MAX),
             two_holders: Counter::default(),
+            oidc_reads: Family::new(["page!", "result!"], RESULTS_MAX),
             watches: Arc::default(),
             sent: Sent::default(),
         }
@@ -101,6 +104,11 @@ impl Metrics {
         );
         self.sent.register(&mut to);
         issuer.register(&mut to);
+        to.register(
+            "oidc_reads",
+            "Pages of OpenID Connect discovery that were asked for: `configuration`, `keys`, `other`",
+            self.oidc_reads.clone(),
+        );
         registry.register(&mut to);
         let watches = self.watches.clone();
         to.sampled(

@@ -435,6 +435,7 @@ mod tests {
                 agent: minute,
                 operator: minute,
                 x509: minute,
+                jwt: Duration::from_secs(300),
                 reattest_within: minute,
             };
             Issuer::new(authority(), lives)

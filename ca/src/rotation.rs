@@ -3,6 +3,8 @@
 //! What may happen is decided by the authorities' course, on all that the store holds of them. Here a step is asked for, the
 //! keys are made before it and forgotten after it, and the issuer signs with whoever is the active one.
 
+mod jwt;
+
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -45,6 +47,7 @@ struct Shared {
     issuer: Issuer,
     fleet: Fleet,
     keyring: Keyring,
+    jwt_keyring: Keyring,
     plan: RwLock<Plan>,
     /// One step at a time: the file of keys changes with it.
     working: Mutex<()>,
@@ -105,12 +108,19 @@ struct Said(Option<(String, std::time::Instant)>);
 // === impl Rotation ===
 
 impl Rotation {
-    pub(crate) fn new(registry: Registry, issuer: Issuer, fleet: Fleet, keyring: Keyring, plan: Plan) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        issuer: Issuer,
+        fleet: Fleet,
+        (keyring, jwt_keyring): (Keyring, Keyring),
+        plan: Plan,
+    ) -> Self {
         Self(Arc::new(Shared {
             registry,
             issuer,
             fleet,
             keyring,
+            jwt_keyring,
             plan: RwLock::new(plan),
             working: Mutex::default(),
         }))
@@ -134,7 +144,7 @@ impl Rotation {
             if let Some(warning) = self.warning(now).filter(|warning| said.is_due(warning)) {
                 tracing::error!(notice = true, warning, "authority");
             }
-            if let Err(error) = self.turn(now).await {
+            if let Err(error) = self.turn(now).await.and(self.turn_jwt(now).await) {
                 let error = error.to_string();
                 if said.is_due(&error) {
                     tracing::error!(
@@ -280,14 +290,7 @@ impl Rotation {
                 life: *life,
             });
         }
-        let rank = |state| match state {
-            State::Active => 0,
-            State::Prepared => 1,
-            State::Old => 2,
-            State::Tainted => 3,
-            State::Revoked => 4,
-        };
-        all.sort_by_key(|shown| (rank(shown.life.state), shown.life.made));
+        all.sort_by_key(Shown::place);
         all
     }
 
@@ -488,6 +491,18 @@ fn next(course: &Course, life: &Life, rotates: bool) -> Option<(u64, &'static st
 // === impl Shown ===
 
 impl Shown {
+    /// Its place in a list: the one that signs first, then those that will, then those that did.
+    fn place(&self) -> (u8, u64) {
+        let rank = match self.life.state {
+            State::Active => 0,
+            State::Prepared => 1,
+            State::Old => 2,
+            State::Tainted => 3,
+            State::Revoked => 4,
+        };
+        (rank, self.life.made)
+    }
+
     /// What would be cut off with it.
     fn in_use(&self) -> Option<String> {
         let some = |of: &[String]| {

@@ -43,15 +43,18 @@ use crate::api::invites::Invites;
 use crate::api::node::Node;
 use crate::api::port::Port;
 use crate::authority::course::LAST_PART;
+use crate::authority::jwt::JwtSigner;
 use crate::authority::signer::Keyring;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
 use crate::health::SiteReadiness;
+use crate::issuance::jwt::JwtSigning;
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller, IsOperators};
 use crate::metrics::Metrics;
+use crate::oidc::{OidcDoor, OidcError, OidcSettings, WebTls};
 use crate::policy::bundles::BundleCache;
 use crate::policy::error::PolicyError;
 use crate::policy::signers::NameFirst;
@@ -90,6 +93,9 @@ pub(crate) const BUNDLE_FILE: &str = "bundle.pem";
 pub struct Running {
     node_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
+    oidc_address: Option<SocketAddr>,
+    /// The certificate that is shown there.
+    web_tls: WebTls,
     registry: Registry,
     admin_socket: Placed,
     stopper: Stopper,
@@ -135,6 +141,9 @@ pub enum StartError {
     /// The address for metrics cannot be taken.
     #[error(transparent)]
     Metrics(#[from] MetricsDoorError),
+    /// OpenID Connect discovery cannot be served.
+    #[error(transparent)]
+    Oidc(#[from] OidcError),
     /// Nothing can be sent to the collector that is configured.
     #[error(transparent)]
     Otlp(#[from] OtlpError),
@@ -201,6 +210,11 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         None => None,
     };
 
+    let oidc_door = match &config.oidc {
+        Some(settings) => Some(OidcDoor::bind(settings).await?),
+        None => None,
+    };
+
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
 
     let now = clock::now();
@@ -214,8 +228,10 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         config.authority_ttl.0,
         now,
     )?;
+    let jwt = JwtSigner::open(&*store, &config.data_dir, config.authority_ttl.0, now)?;
     founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
-    let issuer = Issuer::new(authority, lives(&config));
+    let issuer_url = config.oidc.as_ref().map(|oidc| oidc.issuer.as_str());
+    let issuer = Issuer::new(authority, lives(&config)).with_jwt(JwtSigning::new(jwt, issuer_url));
     let (admin_listener, placed) = socket::place(&config.admin_socket, 0o600)?;
     let bundles = BundleCache::new(Arc::clone(&store));
     let first = NameFirst::new(&config.trust_domain, &config.policy_signers);
@@ -270,7 +286,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         registry.clone(),
         issuer.clone(),
         fleet.clone(),
-        Keyring::of(&config.data_dir),
+        (Keyring::of(&config.data_dir), Keyring::of_jwt(&config.data_dir)),
         plan(&config),
     );
     let gate = Gate::new(registry.clone(), rights.clone());
@@ -332,6 +348,14 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     if let Some(door) = metrics_door {
         parts.spawn(part("metrics", door.serve(Arc::clone(&site), shutdown.clone())));
     }
+    let (oidc_address, web_tls) = match &oidc_door {
+        Some(door) => (Some(door.address()), door.tls()),
+        None => (None, WebTls::default()),
+    };
+    if let Some(door) = oidc_door {
+        let serving = door.serve(registry.bundles(), metrics.oidc_reads.clone(), shutdown.clone());
+        parts.spawn(part("OpenID Connect discovery", serving));
+    }
     let readiness = SiteReadiness {
         site: Arc::clone(&site),
         shutdown: shutdown.clone(),
@@ -376,6 +400,8 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     Ok(Running {
         node_address,
         metrics_address,
+        oidc_address,
+        web_tls,
         registry,
         admin_socket: placed,
         stopper,
@@ -436,6 +462,7 @@ fn lives(config: &Config) -> Lives {
         agent: config.agent_ttl.0,
         operator: config.operator_ttl.0,
         x509: config.x509_ttl.0,
+        jwt: config.jwt_ttl.0,
         reattest_within: config.reattest_within.0,
     }
 }
@@ -520,11 +547,16 @@ impl Daemon for Running {
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
         // First what can fail.
+        let web_tls = config.oidc.as_ref().map(OidcSettings::tls).transpose()?.flatten();
         let rights = Rights::read(config.admin_policy_dir.as_deref())?;
         if config.policy_signers != self.policy_signers {
             self.name_signers(file, &config).await?;
         }
         self.rights.take(rights);
+        // A web certificate is renewed in place. Whoever served plain HTTP goes on with that until the next start.
+        if self.web_tls.is_some() && web_tls.is_some() {
+            self.web_tls.set(web_tls);
+        }
         let signers = !config.policy_signers.is_empty();
         let mut settings = std::mem::take(&mut self.settings);
         let reloaded = settings.reload(&next, |name| match name {
@@ -534,7 +566,8 @@ impl Daemon for Running {
             }
             // Read above, with what is in it.
             "admin_policy_dir" => true,
-            "x509_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" => {
+            "oidc.certificate" | "oidc.key" => self.web_tls.is_some(),
+            "x509_ttl" | "jwt_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" => {
                 self.issuer.set_lives(lives(&config));
                 true
             }
@@ -590,6 +623,11 @@ impl Running {
     /// Where `/live`, `/ready` and `/metrics` are served, if they are.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
+    }
+
+    /// Where OpenID Connect discovery is served, if it is.
+    pub fn oidc_address(&self) -> Option<SocketAddr> {
+        self.oidc_address
     }
 
     /// What peers of this trust domain are verified with now.

@@ -14,6 +14,7 @@ pub(crate) mod fleet;
 pub(crate) mod found;
 pub(crate) mod healthcheck;
 pub(crate) mod join;
+pub(crate) mod jwt;
 pub(crate) mod operator;
 pub(crate) mod places;
 pub(crate) mod policy;

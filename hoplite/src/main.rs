@@ -88,6 +88,9 @@ enum Command {
     /// Fetch this process's own SVID from an agent
     #[command(subcommand)]
     Svid(command::svid::SvidCommand),
+    /// Fetch this process's own JWT-SVID from an agent, or see whether another's is believed
+    #[command(subcommand)]
+    Jwt(command::jwt::JwtCommand),
     /// Check policies, and see which are in force
     #[command(subcommand)]
     Policy(command::policy::PolicyCommand),
@@ -173,6 +176,7 @@ fn main() -> ExitCode {
         Command::Authority(command) => command::authority::authority(command),
         Command::Bundle(command) => command::admin::bundle(command),
         Command::Svid(command) => command::svid::run(command),
+        Command::Jwt(command) => command::jwt::run(command),
         Command::Policy(command) => command::policy::run(command),
         Command::Audit(command) => command::audit::run(command),
         Command::Completions(args) => command::shell::completions(&args, Cli::command()),

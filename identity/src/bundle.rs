@@ -2,21 +2,33 @@
 
 use crate::TrustDomain;
 use crate::fingerprint::Fingerprint;
+use crate::jwt::{Jwk, JwtAuthorities};
 use crate::pem::{self, InvalidPem};
 use crate::profile::{self, InvalidAuthority};
 use rustls::pki_types::CertificateDer;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-/// The X.509 authorities of one trust domain. Each is a CA certificate that may sign certificates.
+/// The authorities of one trust domain. Each of the X.509 ones is a CA certificate that may sign certificates; the others are
+/// keys that sign JWT-SVIDs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
     authorities: Vec<CertificateDer<'static>>,
+    jwt: JwtAuthorities,
     sequence: u64,
     /// Of some of them.
     tainted: BTreeSet<Fingerprint>,
+}
+
+/// A bundle as it is written.
+#[derive(Serialize)]
+struct Document {
+    keys: Vec<Jwk>,
+    spiffe_sequence: u64,
+    spiffe_refresh_hint: u64,
 }
 
 /// Trust bundles by trust domain.
@@ -69,6 +81,7 @@ impl TrustBundle {
         Ok(Self {
             trust_domain,
             authorities,
+            jwt: JwtAuthorities::default(),
             sequence,
             tainted: BTreeSet::new(),
         })
@@ -142,6 +155,30 @@ impl TrustBundle {
             .flat_map(|authority| authority.as_ref())
             .copied()
             .collect()
+    }
+
+    /// With these keys, which vouch for the trust domain's JWT-SVIDs.
+    #[must_use]
+    pub fn with_jwt(self, jwt: JwtAuthorities) -> Self {
+        Self { jwt, ..self }
+    }
+
+    /// The keys that vouch for the trust domain's JWT-SVIDs.
+    pub fn jwt(&self) -> &JwtAuthorities {
+        &self.jwt
+    }
+
+    /// The bundle as the SPIFFE standard writes it (B-1 to B-4): a JWK Set of all authorities, with this hint of when to look
+    /// again.
+    pub fn to_spiffe_json(&self, refresh_hint: Duration) -> String {
+        let x509 = self.authorities.iter().map(|der| Jwk::of_certificate(der));
+        let document = Document {
+            keys: x509.chain(self.jwt.jwks()).collect(),
+            spiffe_sequence: self.sequence,
+            spiffe_refresh_hint: refresh_hint.as_secs(),
+        };
+        // Strings and numbers in structs: this cannot fail.
+        serde_json::to_string_pretty(&document).unwrap_or_default()
     }
 
     /// Whose authorities these are.

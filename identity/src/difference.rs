@@ -35,11 +35,14 @@ impl Entry {
         let (from, to) = (selectors(self), selectors(asked));
         let flags = repeated("--selector", &to);
         compare("selectors", (listed(&from), listed(&to)), flags);
-        let ttl = |entry: &Self| match entry.x509_ttl {
+        let ttl = |seconds: u32| match seconds {
             0 => "default".to_owned(),
             seconds => format!("{seconds}s"),
         };
-        compare("ttl", (ttl(self), ttl(asked)), format!("--ttl {}", ttl(asked)));
+        let (from, to) = (ttl(self.x509_ttl), ttl(asked.x509_ttl));
+        compare("ttl", (from, to.clone()), format!("--ttl {to}"));
+        let (from, to) = (ttl(self.jwt_ttl), ttl(asked.jwt_ttl));
+        compare("jwt_ttl", (from, to.clone()), format!("--jwt-ttl {to}"));
         let flags = match asked.dns_names.is_empty() {
             true => "--no-dns-names".to_owned(),
             false => repeated("--dns-name", &asked.dns_names),
@@ -106,6 +109,7 @@ mod tests {
             dns_names: vec!["a".into()],
             created_at: 7,
             owner: String::new(),
+            jwt_ttl: 0,
         };
         let check = |change: &dyn Fn(&mut Entry), text: &str, flags: &str| {
             let mut asked = entry.clone();
@@ -133,6 +137,7 @@ mod tests {
             "--selector 'unix:path:/a b' --selector unix:uid:1",
         );
         check(&|e| e.x509_ttl = 60, "ttl: default → 60s", "--ttl 60s");
+        check(&|e| e.jwt_ttl = 60, "jwt_ttl: default → 60s", "--jwt-ttl 60s");
         check(
             &|e| e.dns_names.push("b".into()),
             "dns_names: a → a b",

@@ -25,6 +25,8 @@ const HINT_BYTES_MAX: usize = 128;
 const COMMON_NAME_CHARS_MAX: usize = 64;
 /// An owner is a label: a team, a repository.
 const OWNER_BYTES_MAX: usize = 64;
+/// The lives, in seconds, that JWT-SVIDs may have: from five seconds to a day. Nobody can call a token back.
+pub const JWT_TTL: Range<u64> = 5..86_401;
 /// Room for more than the CA gives: 32 hexadecimal digits.
 const ENTRY_ID_BYTES_MAX: usize = 64;
 
@@ -49,6 +51,9 @@ pub struct Entry {
     pub dns_names: Vec<String>,
     /// When it was registered, in Unix seconds.
     pub created_at: u64,
+    /// The life of each of its JWT-SVIDs in seconds; 0 means what the CA's configuration says.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub jwt_ttl: u32,
     /// Whose list it stands in, `hoplite entry apply --owner`; empty for nobody's. It says nothing to an agent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub owner: String,
@@ -130,6 +135,12 @@ pub enum InvalidEntry {
         /// What it must be less than.
         max: u64,
     },
+    /// A life that no token has.
+    #[error(
+        "`jwt_ttl_seconds`: `{0}` is out of bounds; write 0 for the default, or from {least} to less than {most}",
+        least = JWT_TTL.start, most = JWT_TTL.end
+    )]
+    JwtTtl(u32),
     /// A hint that nobody could show.
     #[error("`hint`: not printable, or longer than {HINT_BYTES_MAX} bytes")]
     Hint,
@@ -243,6 +254,9 @@ impl Entry {
         if !self.owner.is_empty() {
             check_owner(&self.owner)?;
         }
+        if self.jwt_ttl != 0 && !JWT_TTL.contains(&self.jwt_ttl.into()) {
+            return Err(InvalidEntry::JwtTtl(self.jwt_ttl));
+        }
         at_most("dns_names", self.dns_names.len(), DNS_NAMES_MAX)?;
         match self.dns_names.iter().find(|name| !is_dns_name(name)) {
             Some(name) => Err(InvalidEntry::DnsName(name.clone())),
@@ -302,6 +316,10 @@ impl Entry {
             && self.dns_names == other.dns_names
             && self.common_name() == other.common_name()
     }
+}
+
+fn is_default(ttl: &u32) -> bool {
+    *ttl == 0
 }
 
 /// Whether a text can be an entry's owner.
@@ -371,6 +389,7 @@ mod tests {
             dns_names: Vec::new(),
             created_at: 7,
             owner: String::new(),
+            jwt_ttl: 0,
         }
     }
 
@@ -421,6 +440,10 @@ mod tests {
         check(|e| e.x509_ttl = 5, "good");
         check(|e| e.x509_ttl = 86399, "good");
         check(|e| e.x509_ttl = 86400, "out of bounds");
+        check(|e| e.jwt_ttl = 4, "`jwt_ttl_seconds`: `4` is out of bounds");
+        check(|e| e.jwt_ttl = 5, "good");
+        check(|e| e.jwt_ttl = 86400, "good");
+        check(|e| e.jwt_ttl = 86401, "out of bounds");
         check(|e| e.owner = "git/Infra-7.b".into(), "good");
         for bad in ["a b", "a\n", "é", &"a".repeat(65)] {
             check(|e| e.owner = bad.into(), "`owner`: `");

@@ -7,5 +7,6 @@ mod token;
 
 pub use authority::{InvalidJwtAuthorities, JwtAuthorities};
 pub use claims::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX, InvalidAudience, JwtClaims};
+pub(crate) use jwk::Jwk;
 pub use jwk::{InvalidJwk, JwtAlgorithm, JwtKey};
-pub use token::{JwtRejected, JwtSvid, TOKEN_BYTES_MAX, verify};
+pub use token::{JwtRejected, JwtSvid, TOKEN_BYTES_MAX, key_id, verify};

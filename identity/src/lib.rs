@@ -30,7 +30,7 @@ pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use difference::Difference;
-pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, RegisteredEntry, check_owner};
+pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, JWT_TTL, RegisteredEntry, check_owner};
 pub use entry_sum::EntrySum;
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use introduction::NotIntroduced;

@@ -5,32 +5,22 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hoplite_host::accept::Acceptor;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_host::slots::{Bounds, Slot, Slots};
+use hoplite_host::slots::{Bounds, Slots};
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::net::TcpListener;
 
 use crate::exposition::{Exposition, Format};
 use crate::listen::MetricsListen;
+use crate::pages::exchange;
 
 /// Who asks at a time. A scrape takes milliseconds, and there are one or two who scrape.
 const CONNECTIONS_MAX: usize = 16;
-
-/// A request and its answer. Prometheus waits for ten seconds by default.
-const EXCHANGE_MAX: Duration = Duration::from_secs(10);
-
-/// What is read of a request: its head.
-const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// What the listener answers from.
 pub struct Site {
@@ -81,31 +71,10 @@ impl MetricsDoor {
         let slots = Slots::new("metrics", Bounds::network(CONNECTIONS_MAX, CONNECTIONS_MAX));
         let mut acceptor = Acceptor::new(self.listener, "metrics", slots, shutdown);
         while let Some(((stream, _), slot)) = acceptor.next().await {
-            tokio::spawn(exchange(stream, slot, site.clone()));
+            let site = Arc::clone(&site);
+            let opened = std::future::ready(Ok(stream));
+            tokio::spawn(async move { exchange(opened, slot, "metrics", |request| site.answer(request)).await });
         }
-    }
-}
-
-async fn exchange(stream: TcpStream, slot: Slot, site: Arc<Site>) {
-    // INVARIANT: nothing is ever under way at its place, so that who has been answered, and does not read, is idle: its
-    // place is the next one's who asks.
-    let service = service_fn(|request| {
-        let answer = slot.settle().map(|()| site.answer(&request));
-        std::future::ready(answer)
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .timer(TokioTimer::new())
-        .header_read_timeout(EXCHANGE_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        ended = timeout(EXCHANGE_MAX, connection) => match ended {
-            Ok(Err(error)) => debug!(%error, "a request for metrics ended badly"),
-            Err(_) => debug!("a request for metrics took too long"),
-            Ok(Ok(())) => {}
-        },
-        () = slot.evicted() => {}
     }
 }
 

@@ -133,6 +133,8 @@ impl World {
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
             reattest_within: Span(Duration::from_secs(30 * 86_400)),
+            jwt_ttl: Span(Duration::from_secs(300)),
+            oidc: None,
             file: None,
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,

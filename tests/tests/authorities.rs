@@ -60,7 +60,7 @@ async fn active(world: &World) -> String {
 fn named(fingerprint: &str) -> AuthorityRequest {
     AuthorityRequest {
         fingerprint: fingerprint.to_owned(),
-        force: false,
+        ..AuthorityRequest::default()
     }
 }
 
@@ -392,7 +392,7 @@ async fn a_thousand_workloads_are_rekeyed_after_a_taint() {
     let next = world
         .admin()
         .await
-        .prepare_authority(PrepareAuthorityRequest {})
+        .prepare_authority(PrepareAuthorityRequest::default())
         .await
         .unwrap()
         .into_inner();
@@ -603,7 +603,7 @@ async fn an_invitation_of_before_a_rotation_is_good_while_its_authority_is() {
         world
             .admin()
             .await
-            .prepare_authority(PrepareAuthorityRequest {})
+            .prepare_authority(PrepareAuthorityRequest::default())
             .await
             .unwrap();
         world

@@ -14,7 +14,7 @@ use std::time::Duration;
 use data_encoding::{BASE64, HEXLOWER};
 use hoplite_identity::X509Svid;
 use hoplite_tests::{HttpApp, World, get, id, until};
-use hoplite_wire::WorkloadApi;
+use hoplite_wire::{WorkloadApi, WorkloadJwt};
 use http::StatusCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -120,6 +120,23 @@ async fn neither_keys_nor_tokens_are_logged() {
             StatusCode::OK
         );
     }
+    // JWT-SVIDs: issued, believed, forged.
+    let mut jwt = WorkloadJwt::connect(&world.workload_api()).await.unwrap();
+    let mut tokens: Vec<String> = Vec::new();
+    for audience in ["first", "second"] {
+        let issued = until("a JWT-SVID", async || {
+            jwt.fetch(vec![audience.to_owned()], None).await.ok()
+        });
+        tokens.extend(issued.await.into_iter().map(|svid| svid.svid));
+    }
+    for token in tokens.clone() {
+        let forged = format!("{token}AA");
+        for shown in [&token, &forged] {
+            for audience in ["first", "third"] {
+                jwt.validate(audience.to_owned(), shown.clone()).await.unwrap().ok();
+            }
+        }
+    }
     // A handshake that fails has the most to tell.
     assert_eq!(
         get(stranger.outbound("nobody"), "/").await.unwrap().status,
@@ -133,6 +150,16 @@ async fn neither_keys_nor_tokens_are_logged() {
         log.contains("identity rotated").then_some(log)
     })
     .await;
+    assert!(tokens.len() >= 2 && log.contains("issue_jwt"), "{}", tokens.len());
+    for token in &tokens {
+        // Neither the token, nor the signature without which it is none.
+        let signature = token.rsplit_once('.').unwrap().1;
+        assert!(!log.contains(signature), "a JWT-SVID is in the log");
+        for metrics in [world.ca_metrics(), world.agent_metrics()] {
+            let shown = get(metrics, "/metrics").await.unwrap().body;
+            assert!(shown.contains("jwt") && !shown.contains(signature));
+        }
+    }
     let mut secrets: Vec<(String, Vec<u8>)> = Vec::new();
     for svid in &svids {
         secrets.push((

@@ -46,6 +46,7 @@ impl TryFrom<ca::Entry> for Entry {
             dns_names: message.dns_names,
             created_at: u64::try_from(message.created_at_unix).unwrap_or(0),
             owner: message.owner,
+            jwt_ttl: message.jwt_ttl_seconds,
         })
     }
 }
@@ -77,6 +78,7 @@ impl From<&RegisteredEntry> for ca::Entry {
             revision: registered.revision,
             created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
             owner: entry.owner.clone(),
+            jwt_ttl_seconds: entry.jwt_ttl,
         }
     }
 }

@@ -15,12 +15,14 @@ mod report_link;
 pub mod reporting;
 mod served;
 mod workload_api;
+mod workload_jwt;
 
 pub use backup_parts::{BACKUP_PART_BYTES_MAX, read_part, write_part};
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use report_link::ReportLink;
 pub use served::{Begins, Beside, Counted, NO_RPC, Served};
 pub use workload_api::{FetchError, Identity, WorkloadApi, socket_path};
+pub use workload_jwt::{NotBelieved, WorkloadJwt};
 
 /// Every protobuf file as an encoded `FileDescriptorSet`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_host::backoff::Backoff;
+use hoplite_identity::jwt::{InvalidJwtAuthorities, JwtAuthorities};
 use hoplite_identity::{
     BundleSet, Fingerprint, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain,
     X509Svid, tls,
@@ -108,7 +109,17 @@ pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> R
         .tainted
         .into_iter()
         .filter_map(|bytes| Some(Fingerprint::from(<[u8; 32]>::try_from(bytes).ok()?)));
-    Ok(TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?.with_tainted(tainted))
+    let jwt = jwt_authorities(&message.jwks).map_err(|error| CaError::Answer(error.to_string()))?;
+    let bundle = TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?;
+    Ok(bundle.with_tainted(tainted).with_jwt(jwt))
+}
+
+/// The keys for JWT-SVIDs in a JWK Set; none when nothing was said of them.
+pub(crate) fn jwt_authorities(jwks: &str) -> Result<JwtAuthorities, InvalidJwtAuthorities> {
+    match jwks {
+        "" => Ok(JwtAuthorities::default()),
+        jwks => JwtAuthorities::from_jwks(jwks.as_bytes()),
+    }
 }
 
 // === impl CaLink ===
@@ -295,6 +306,7 @@ mod tests {
                 authorities,
                 sequence: 7,
                 tainted: Vec::new(),
+                jwks: String::new(),
             };
             match parse_bundle(message, &domain) {
                 Ok(bundle) => assert_eq!((expected, bundle.sequence()), ("", 7)),

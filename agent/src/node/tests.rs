@@ -165,6 +165,7 @@ impl World {
             authorities,
             sequence,
             tainted: Vec::new(),
+            jwks: String::new(),
         }
     }
 }

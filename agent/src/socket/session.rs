@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use hoplite_host::clock;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
+use hoplite_identity::{BundleSet, RegisteredEntry, TrustBundle, TrustDomain, X509Svid};
 use ring::digest::{Context, SHA256};
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
@@ -18,6 +18,7 @@ use crate::kept::Kept;
 use crate::refused::Refused;
 use crate::supply::SupplyReceiver;
 use crate::supply::shelf::Fitting;
+use crate::tokens::Tokens;
 
 /// Who comes for an SVID that is still to be minted, or read, waits so long for it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,6 +35,8 @@ pub(crate) struct Sessions {
     pub(crate) peer_process: PeerProcess,
     /// What outlives the agent.
     pub(crate) kept: Kept,
+    /// JWT-SVIDs.
+    pub(crate) tokens: Tokens,
 }
 
 /// One call of one process.
@@ -69,6 +72,8 @@ pub(crate) struct Entitlement {
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) svid: Arc<X509Svid>,
+    /// What it was minted for.
+    pub(crate) entry: Arc<RegisteredEntry>,
     /// Unique among the caller's, or empty.
     pub(crate) hint: String,
 }
@@ -173,7 +178,8 @@ impl Session {
             } else {
                 supplied.entry.hint.clone()
             };
-            identities.push(Identity { svid, hint });
+            let entry = Arc::clone(&supplied.entry);
+            identities.push(Identity { svid, entry, hint });
         }
         if !identities.is_empty() {
             return Ok(Found::Is(Entitlement { identities, bundles }));

@@ -1,4 +1,4 @@
-//! The SPIFFE Workload API: X.509-SVIDs and trust bundles, pushed when they change.
+//! The SPIFFE Workload API: SVIDs and trust bundles, pushed when they change.
 
 use std::collections::HashMap;
 
@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::socket::admission::{Responses, admit, check_header};
+use crate::socket::jwt_api;
 use crate::socket::session::{Entitlement, Session, Sessions, Wake};
 
 /// The service.
@@ -28,18 +29,26 @@ impl WorkloadApiService {
         Self { sessions }
     }
 
+    /// A call that is answered once.
+    fn call<Q>(&self, request: &Request<Q>) -> Result<(Session, Slot), Status> {
+        check_header(request)?;
+        let (caller, slot) = admit(request.extensions())?;
+        Ok((self.sessions.session(&caller), slot))
+    }
+
     /// The first message at once, then the full state at each change, and at each change only (W-7).
     async fn stream<Q, T: Send + 'static>(
         &self,
         request: &Request<Q>,
         message: fn(&Entitlement) -> T,
+        told: fn(&Entitlement) -> [u8; 32],
     ) -> Result<Response<Responses<T>>, Status> {
         check_header(request)?;
         let (caller, slot) = admit(request.extensions())?;
         let mut session = self.sessions.session(&caller);
         let first = session.entitlement().await?;
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(push(session, slot, sender, first, message));
+        tokio::spawn(push(session, slot, sender, first, (message, told)));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -49,9 +58,9 @@ async fn push<T>(
     _slot: Slot,
     sender: mpsc::Sender<Result<T, Status>>,
     first: Entitlement,
-    message: fn(&Entitlement) -> T,
+    (message, fingerprint): (fn(&Entitlement) -> T, fn(&Entitlement) -> [u8; 32]),
 ) {
-    let mut told = first.fingerprint();
+    let mut told = fingerprint(&first);
     if session.deliver(&sender, Ok(message(&first))).await == Wake::End {
         return;
     }
@@ -65,9 +74,9 @@ async fn push<T>(
             return;
         }
         match session.entitlement().await {
-            Ok(now) if now.fingerprint() == told => {}
+            Ok(now) if fingerprint(&now) == told => {}
             Ok(now) => {
-                told = now.fingerprint();
+                told = fingerprint(&now);
                 if session.deliver(&sender, Ok(message(&now))).await == Wake::End {
                     return;
                 }
@@ -91,40 +100,40 @@ impl SpiffeWorkloadApi for WorkloadApiService {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        self.stream(&request, svids).await
+        self.stream(&request, svids, Entitlement::fingerprint).await
     }
 
     async fn fetch_x509_bundles(
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.stream(&request, bundles).await
+        self.stream(&request, bundles, Entitlement::fingerprint).await
     }
 
     async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        no_jwt(&request)
+        let (mut session, _slot) = self.call(&request)?;
+        jwt_api::check_fetch(request.get_ref())?;
+        let answer = jwt_api::fetch(&mut session, &self.sessions.tokens, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        no_jwt(&request)
+        self.stream(&request, jwt_api::bundles, jwt_api::bundles_told).await
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        no_jwt(&request)
+        let (mut session, _slot) = self.call(&request)?;
+        jwt_api::check_validation(request.get_ref())?;
+        let entitlement = session.entitlement().await?;
+        let answer = jwt_api::validate(&entitlement, request.get_ref())?;
+        Ok(Response::new(answer))
     }
-}
-
-fn no_jwt<Q, T>(request: &Request<Q>) -> Result<Response<T>, Status> {
-    check_header(request)?;
-    Err(Status::unimplemented(
-        "this agent does not serve JWT-SVIDs yet; use X.509-SVIDs",
-    ))
 }
 
 fn svids(entitlement: &Entitlement) -> X509svidResponse {
@@ -238,30 +247,71 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn jwt_calls_check_the_header_and_are_unimplemented() {
+    async fn w_4_and_w_6_of_the_calls_for_jwt_svids() {
         let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
         let mut client = client(&world).await;
         let code = |result: Result<(), Status>| result.unwrap_err().code();
-        let svid = client.fetch_jwtsvid(JwtsvidRequest::default()).await.map(drop);
+        let asked = JwtsvidRequest {
+            audience: vec!["a".to_owned()],
+            spiffe_id: String::new(),
+        };
+        let validated = ValidateJwtsvidRequest {
+            audience: "a".to_owned(),
+            svid: "x".to_owned(),
+        };
+        let svid = client.fetch_jwtsvid(asked.clone()).await.map(drop);
         let bundles = client.fetch_jwt_bundles(JwtBundlesRequest {}).await.map(drop);
-        let validate = client
-            .validate_jwtsvid(ValidateJwtsvidRequest::default())
-            .await
-            .map(drop);
-        assert_eq!([svid, bundles, validate].map(code), [Code::InvalidArgument; 3]);
-        let svid = client
-            .fetch_jwtsvid(with_header(JwtsvidRequest::default()))
-            .await
-            .map(drop);
+        let validate = client.validate_jwtsvid(validated.clone()).await.map(drop);
+        assert_eq!(
+            [svid, bundles, validate].map(code),
+            [Code::InvalidArgument; 3],
+            "no header"
+        );
+
+        for (audience, spiffe_id, expected) in [
+            (vec![], "", Code::InvalidArgument),
+            (vec![""], "", Code::InvalidArgument),
+            (vec!["a"; 33], "", Code::InvalidArgument),
+            (vec!["a"], "web", Code::InvalidArgument),
+            (vec!["a"], "spiffe://prod.example/other", Code::PermissionDenied),
+            (vec!["a"], "spiffe://prod.example/web", Code::Unavailable),
+            (vec!["a"], "", Code::Unavailable),
+        ] {
+            let asked = JwtsvidRequest {
+                audience: audience.iter().map(|name: &&str| (*name).to_owned()).collect(),
+                spiffe_id: spiffe_id.to_owned(),
+            };
+            let status = client.fetch_jwtsvid(with_header(asked)).await.unwrap_err();
+            assert_eq!(status.code(), expected, "{audience:?} {spiffe_id} {status:?}");
+        }
+        for (audience, svid, expected) in [
+            ("", "x", "`audience` is empty"),
+            ("a", "", "`svid` is empty"),
+            ("a", "x", "not three parts"),
+            ("a", &"x".repeat(20_000), "longer than"),
+        ] {
+            let asked = ValidateJwtsvidRequest {
+                audience: audience.to_owned(),
+                svid: svid.to_owned(),
+            };
+            let status = client.validate_jwtsvid(with_header(asked)).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert!(status.message().contains(expected), "{status:?}");
+        }
+
+        world.publish([]);
+        let svid = client.fetch_jwtsvid(with_header(asked)).await.map(drop);
         let bundles = client
             .fetch_jwt_bundles(with_header(JwtBundlesRequest {}))
             .await
             .map(drop);
-        let validate = client
-            .validate_jwtsvid(with_header(ValidateJwtsvidRequest::default()))
-            .await
-            .map(drop);
-        assert_eq!([svid, bundles, validate].map(code), [Code::Unimplemented; 3]);
+        let validate = client.validate_jwtsvid(with_header(validated)).await.map(drop);
+        assert_eq!(
+            [svid, bundles, validate].map(code),
+            [Code::PermissionDenied; 3],
+            "no identity"
+        );
     }
 
     #[tokio::test]

@@ -169,6 +169,13 @@ impl Supply {
         self.shelves().dismissed.clone()
     }
 
+    /// Whether this entry is registered as it was at this revision.
+    pub(crate) fn holds(&self, id: &EntryId, revision: u64) -> bool {
+        let shelves = self.shelves();
+        let placed = shelves.entries.get(id);
+        placed.is_some_and(|placed| placed.supplied.entry.revision == revision)
+    }
+
     /// How many entries there are.
     pub(crate) fn len(&self) -> usize {
         self.shelves().entries.len()

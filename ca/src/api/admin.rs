@@ -709,7 +709,8 @@ impl wire::admin_server::Admin for Admin {
         request: Request<wire::PrepareAuthorityRequest>,
     ) -> Result<Response<wire::Authority>, Status> {
         let call = AdminCall::new(&request, Action::PrepareAuthority)?;
-        call.answer("", self.authorities.prepare(&call)).await
+        call.answer("", self.authorities.prepare(&call, request.into_inner()))
+            .await
     }
 
     async fn activate_authority(

@@ -37,12 +37,23 @@ impl Authorities {
             authorities: authorities.collect(),
             warning: self.0.warning(now).unwrap_or_default(),
             rotates: self.0.plan().rotates,
+            jwt: (self.0.shown_jwt().into_iter())
+                .map(|shown| message(shown, sequence, false))
+                .collect(),
         }
     }
 
-    pub(super) async fn prepare(&self, call: &AdminCall) -> Result<Done<wire::Authority>, Status> {
+    pub(super) async fn prepare(
+        &self,
+        call: &AdminCall,
+        asked: wire::PrepareAuthorityRequest,
+    ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
-        Ok(allowed.done(self.answer(self.0.prepare().await?)?))
+        let prepared = match asked.jwt {
+            true => self.0.prepare_jwt().await?,
+            false => self.0.prepare().await?,
+        };
+        Ok(allowed.done(self.answer(prepared)?))
     }
 
     pub(super) async fn activate(
@@ -51,7 +62,11 @@ impl Authorities {
         asked: &wire::AuthorityRequest,
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
-        Ok(allowed.done(self.answer(self.0.activate(&asked.fingerprint).await?)?))
+        let activated = match asked.jwt || self.0.is_jwt(&asked.fingerprint) {
+            true => self.0.activate_jwt(&asked.fingerprint).await?,
+            false => self.0.activate(&asked.fingerprint).await?,
+        };
+        Ok(allowed.done(self.answer(activated)?))
     }
 
     pub(super) async fn taint(
@@ -60,7 +75,11 @@ impl Authorities {
         asked: &wire::AuthorityRequest,
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
-        Ok(allowed.done(self.answer(self.0.taint(&asked.fingerprint).await?)?))
+        let tainted = match self.0.is_jwt(&asked.fingerprint) {
+            true => self.0.taint_jwt(&asked.fingerprint).await?,
+            false => self.0.taint(&asked.fingerprint).await?,
+        };
+        Ok(allowed.done(self.answer(tainted)?))
     }
 
     pub(super) async fn revoke(
@@ -69,12 +88,17 @@ impl Authorities {
         asked: &wire::AuthorityRequest,
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
-        Ok(allowed.done(self.answer(self.0.revoke(&asked.fingerprint, asked.force).await?)?))
+        let revoked = match self.0.is_jwt(&asked.fingerprint) {
+            true => self.0.revoke_jwt(&asked.fingerprint).await?,
+            false => self.0.revoke(&asked.fingerprint, asked.force).await?,
+        };
+        Ok(allowed.done(self.answer(revoked)?))
     }
 
     /// What became of this one.
     fn answer(&self, (name, stepped): (Name, Stepped)) -> Result<wire::Authority, Status> {
-        let shown = self.0.shown(clock::now()).into_iter().find(|shown| shown.name == name);
+        let mut all = self.0.shown(clock::now()).into_iter().chain(self.0.shown_jwt());
+        let shown = all.find(|shown| shown.name == name);
         let shown = shown.ok_or_else(|| ours(&"an authority is not there after its step"))?;
         Ok(message(shown, stepped.sequence, !stepped.is_new))
     }

@@ -34,6 +34,7 @@ pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
             .iter()
             .map(|fingerprint| fingerprint.as_bytes().to_vec())
             .collect(),
+        jwks: bundle.jwt().to_jwks(),
     }
 }
 

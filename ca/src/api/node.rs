@@ -26,6 +26,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::holders::{Holders, Place};
 use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Renew};
+use crate::api::jwt::JwtCalls;
 use crate::api::messages;
 use crate::api::reporting::Reporting;
 use crate::api::status::{Blame, ours};
@@ -79,6 +80,8 @@ struct Shared {
     refused: Refusals<(SpiffeId, &'static str)>,
     /// Who watches with which key.
     holders: Holders,
+    /// For JWT-SVIDs.
+    jwt: JwtCalls,
     shutdown: Shutdown,
 }
 
@@ -124,6 +127,7 @@ impl Node {
             metrics,
             refused: Refusals::default(),
             holders: Holders::default(),
+            jwt: JwtCalls::default(),
             shutdown,
         }))
     }
@@ -492,6 +496,21 @@ impl wire::node_server::Node for Node {
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
         Ok(Response::new(wire::IssueResponse { results }))
+    }
+
+    async fn issue_jwt(
+        &self,
+        request: Request<wire::IssueJwtRequest>,
+    ) -> Result<Response<wire::IssueJwtResponse>, Status> {
+        let peer = self.agent(&request).await?;
+        let (agent, shared) = (peer.spiffe_id(), &self.0);
+        let issued = shared
+            .jwt
+            .issue(&shared.registry, &shared.issuer, agent, request.into_inner());
+        let issued = issued
+            .await
+            .inspect_err(|status| self.tell(agent, "issue_jwt", status))?;
+        Ok(Response::new(issued))
     }
 
     type FetchPolicyStream = ReceiverStream<Result<wire::PolicyChunk, Status>>;

@@ -85,7 +85,7 @@ impl Blame for TrustError {
     fn status(&self) -> Status {
         match self {
             Self::Course(error) => error.status(),
-            Self::Founded | Self::NotFounded | Self::Certificate(_) => ours(self),
+            Self::Founded | Self::NotFounded | Self::Certificate(_) | Self::Key(_) => ours(self),
         }
     }
 }

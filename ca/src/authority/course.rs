@@ -145,6 +145,15 @@ impl Life {
         }
     }
 
+    /// After it signed: what it signed is good.
+    pub(crate) fn ended_turn(self, now: SystemTime) -> Self {
+        Self {
+            state: State::Old,
+            since: record::unix_seconds(now),
+            ..self
+        }
+    }
+
     fn whole(&self) -> u64 {
         self.not_after.saturating_sub(self.made)
     }

@@ -7,6 +7,7 @@ use hoplite_identity::TrustBundle;
 use hoplite_store::Revision;
 
 use crate::authority::course::Course;
+use crate::authority::jwt::{self, JwtTrusted};
 use crate::authority::trust::{self, Trust, Trusted};
 use crate::record::{BadRecord, Mutation};
 
@@ -15,9 +16,11 @@ use crate::record::{BadRecord, Mutation};
 pub(crate) struct AuthorityIndex {
     trust: Option<Trust>,
     trusted: BTreeMap<String, Trusted>,
+    jwt: BTreeMap<String, JwtTrusted>,
     /// None until an authority was founded.
     bundle: Option<Arc<TrustBundle>>,
     course: Course,
+    jwt_course: Course,
     /// When the bundle last changed.
     changed: Revision,
     /// The newest write that is in it.
@@ -38,6 +41,11 @@ impl AuthorityIndex {
                 Some(trusted) => self.trusted.insert(name.to_owned(), trusted),
                 None => self.trusted.remove(name),
             };
+        } else if let Some((name, trusted)) = mutation.of::<JwtTrusted>()? {
+            match trusted {
+                Some(trusted) => self.jwt.insert(name.to_owned(), trusted),
+                None => self.jwt.remove(name),
+            };
         } else {
             return Ok(());
         }
@@ -50,12 +58,14 @@ impl AuthorityIndex {
     pub(crate) fn settle(&mut self) -> Result<(), BadRecord> {
         if std::mem::take(&mut self.is_stale) {
             let bundle = self.trust.as_ref().map(|trust| trust::bundle(trust, &self.trusted));
-            let bundle = bundle.transpose()?.map(Arc::new);
+            let jwt = jwt::authorities(&self.jwt)?;
+            let bundle = bundle.transpose()?.map(|bundle| Arc::new(bundle.with_jwt(jwt)));
             // That another one signs is no news for those who verify.
             if self.bundle != bundle {
                 (self.bundle, self.changed) = (bundle, self.latest);
             }
             self.course = trust::course(&self.trusted);
+            self.jwt_course = jwt::course(&self.jwt);
         }
         Ok(())
     }
@@ -73,6 +83,16 @@ impl AuthorityIndex {
     /// The record of one.
     pub(crate) fn get(&self, name: &str) -> Option<&Trusted> {
         self.trusted.get(name)
+    }
+
+    /// How far each key for JWT-SVIDs has come, by its key id.
+    pub(crate) fn jwt_course(&self) -> &Course {
+        &self.jwt_course
+    }
+
+    /// The records of the keys for JWT-SVIDs, by key id.
+    pub(crate) fn jwt(&self) -> &BTreeMap<String, JwtTrusted> {
+        &self.jwt
     }
 
     /// When the bundle last changed.

@@ -51,6 +51,12 @@ impl Keyring {
         Self { path }
     }
 
+    /// Those for JWT-SVIDs, in this data directory.
+    pub(crate) fn of_jwt(data_dir: &Path) -> Self {
+        let path = data_dir.join("jwt.key");
+        Self { path }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use hoplite_identity::jwt::InvalidJwk;
 use hoplite_identity::{CertificateDer, InvalidBundle, TrustDomain};
 
 use crate::authority::course::{CourseError, Life, Name, State};
@@ -75,6 +76,9 @@ pub enum TrustError {
     /// Members could not be verified with it.
     #[error(transparent)]
     Certificate(#[from] InvalidBundle),
+    /// It is no key for JWT-SVIDs.
+    #[error("the key for JWT-SVIDs cannot be used: {0}")]
+    Key(#[from] InvalidJwk),
     /// Nothing it could stand beside.
     #[error("there is no authority yet; start the CA first")]
     NotFounded,

@@ -43,6 +43,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
         reattest_within: Span(Duration::from_secs(30 * 86_400)),
+        jwt_ttl: Span(Duration::from_secs(300)),
+        oidc: None,
         file: None,
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,

@@ -20,15 +20,17 @@ const SHORT: usize = 12;
 pub(crate) enum AuthorityCommand {
     /// List the authorities: the one that signs, its successor, and those that signed before
     #[command(
-        after_help = "Examples:\n  hoplite authority list\n  hoplite authority list --output json\n\n\
+        after_help = "Examples:\n  hoplite authority list\n  hoplite authority list --output json\n  hoplite authority list --jwt\n\n\
         prepared: it is in the trust bundle and signs nothing yet. active: it signs. old: it signs no more, and what it signed is good. \
         tainted: what it signed is good and is replaced at once. revoked: nothing trusts it."
     )]
-    List(ListingArgs),
+    List(AuthorityListArgs),
     /// Make one more authority, which is in the trust bundle from now on and signs later
-    #[command(after_help = "Example:\n  hoplite authority prepare\n\n\
-        The CA does this by itself at half of the life of the authority that signs, unless `authority_rotates = false`.")]
-    Prepare(ListArgs),
+    #[command(
+        after_help = "Examples:\n  hoplite authority prepare\n  hoplite authority prepare --jwt\n\n\
+        The CA does this by itself at half of the life of the authority that signs, unless `authority_rotates = false`."
+    )]
+    Prepare(PrepareArgs),
     /// Have the prepared authority sign; waits until agents know it, half a minute at most
     #[command(
         after_help = "Examples:\n  hoplite authority activate\n  hoplite authority activate 5f0c91\n\n\
@@ -50,9 +52,30 @@ pub(crate) enum AuthorityCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct AuthorityListArgs {
+    /// The keys for JWT-SVIDs, in the place of the X.509 authorities
+    #[arg(long)]
+    jwt: bool,
+    #[command(flatten)]
+    list: ListingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    /// A key for JWT-SVIDs, in the place of an X.509 authority
+    #[arg(long)]
+    jwt: bool,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ActivateArgs {
     /// The beginning of its fingerprint [default: the prepared one that was made first]
     fingerprint: Option<String>,
+    /// The prepared key for JWT-SVIDs, when no fingerprint is given
+    #[arg(long)]
+    jwt: bool,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -102,7 +125,7 @@ pub(crate) fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {
     match command {
         AuthorityCommand::List(args) => list(args),
         AuthorityCommand::Prepare(args) => {
-            let asked = PrepareAuthorityRequest {};
+            let (asked, args) = (PrepareAuthorityRequest { jwt: args.jwt }, args.list);
             let (made, me) = args.ca.call(async |mut ca| {
                 let done = ca.prepare_authority(asked).await?.into_inner();
                 Ok((done, ca.who_am_i(WhoAmIRequest {}).await.ok()))
@@ -116,7 +139,10 @@ pub(crate) fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {
             )
         }
         AuthorityCommand::Activate(args) => {
-            let asked = request(args.fingerprint.as_deref().unwrap_or_default(), false);
+            let asked = AuthorityRequest {
+                jwt: args.jwt,
+                ..request(args.fingerprint.as_deref().unwrap_or_default(), false)
+            };
             let ca = &args.list.ca;
             let (signs, me) = ca.call(async |mut ca| {
                 let done = ca.activate_authority(asked.clone()).await?.into_inner();
@@ -148,13 +174,15 @@ pub(crate) fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn list(args: ListingArgs) -> anyhow::Result<ExitCode> {
+fn list(args: AuthorityListArgs) -> anyhow::Result<ExitCode> {
+    let (jwt, args) = (args.jwt, args.list);
     let asked = ListAuthoritiesRequest {};
     let answer = args
         .ca
         .call(async |mut ca| Ok(ca.list_authorities(asked).await?.into_inner()))?;
     let mut listing = Listing::new(&COLUMNS);
-    for authority in &answer.authorities {
+    let shown = if jwt { &answer.jwt } else { &answer.authorities };
+    for authority in shown {
         listing.row(row(authority));
     }
     listing.print(args.form)?;
@@ -180,6 +208,7 @@ fn request(fingerprint: &str, force: bool) -> AuthorityRequest {
     AuthorityRequest {
         fingerprint: fingerprint.to_owned(),
         force,
+        jwt: false,
     }
 }
 

@@ -91,6 +91,9 @@ pub(crate) struct CreateArgs {
     /// How long each SVID lives: a time, or `default` for what the CA says [default: default]
     #[arg(long, value_name = "TIME")]
     ttl: Option<Ttl>,
+    /// How long each JWT-SVID lives: a time, or `default` for what the CA says [default: default]
+    #[arg(long, value_name = "TIME")]
+    jwt_ttl: Option<Ttl>,
     /// A DNS name to put into the certificate besides
     #[arg(long = "dns-name", value_name = "NAME")]
     dns_names: Vec<String>,
@@ -121,6 +124,9 @@ pub(crate) struct UpdateArgs {
     /// How long each SVID lives: a time, or `default` for what the CA says
     #[arg(long, value_name = "TIME", group = "change")]
     ttl: Option<Ttl>,
+    /// How long each JWT-SVID lives: a time, or `default` for what the CA says
+    #[arg(long, value_name = "TIME", group = "change")]
+    jwt_ttl: Option<Ttl>,
     /// The DNS names, in the place of all that there were; may be repeated
     #[arg(
         long = "dns-name",
@@ -176,6 +182,7 @@ struct EntryRow {
     parent: String,
     selectors: Vec<String>,
     ttl_seconds: u32,
+    jwt_ttl_seconds: u32,
     hint: String,
     dns_names: Vec<String>,
     owner: String,
@@ -225,6 +232,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     };
     let entry = Entry {
         x509_ttl_seconds: args.ttl.map_or(0, |ttl| ttl.0),
+        jwt_ttl_seconds: args.jwt_ttl.map_or(0, |ttl| ttl.0),
         hint: args.hint,
         dns_names: args.dns_names,
         owner: args.owner,
@@ -258,6 +266,7 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
         entry.selectors = args.selectors.iter().map(Into::into).collect();
     }
     entry.x509_ttl_seconds = args.ttl.map_or(entry.x509_ttl_seconds, |ttl| ttl.0);
+    entry.jwt_ttl_seconds = args.jwt_ttl.map_or(entry.jwt_ttl_seconds, |ttl| ttl.0);
     if args.no_dns_names || !args.dns_names.is_empty() {
         entry.dns_names = args.dns_names;
     }
@@ -387,7 +396,7 @@ fn selector_text(selector: &ca::Selector) -> String {
 pub(crate) enum BadTtl {
     #[error("`{0}` is not a length of time; write for example `30s` or `1h`, or `default`")]
     NoTime(String),
-    #[error("`{0}` is no life of a certificate; write whole seconds, at least one")]
+    #[error("`{0}` is no life of an SVID; write whole seconds, at least one")]
     NoLife(Span),
 }
 
@@ -427,6 +436,7 @@ impl From<Entry> for EntryRow {
             parent: entry.parent_id,
             selectors: entry.selectors.iter().map(selector_text).collect(),
             ttl_seconds: entry.x509_ttl_seconds,
+            jwt_ttl_seconds: entry.jwt_ttl_seconds,
             hint: entry.hint,
             dns_names: entry.dns_names,
             owner: entry.owner,
@@ -452,6 +462,9 @@ impl EntryRow {
             line("SELECTOR", selector);
         }
         line("TTL", &ttl_of(self.ttl_seconds.into()));
+        if self.jwt_ttl_seconds != 0 {
+            line("JWT TTL", &ttl_of(self.jwt_ttl_seconds.into()));
+        }
         line("HINT", &self.hint);
         for name in &self.dns_names {
             line("DNS NAME", name);

@@ -146,7 +146,7 @@ impl SocketArgs {
         Ok(hoplite_wire::socket_path(&address)?.to_owned())
     }
 
-    fn address(&self) -> anyhow::Result<String> {
+    pub(crate) fn address(&self) -> anyhow::Result<String> {
         match &self.socket {
             Some(address) => Ok(address.clone()),
             None => Ok(format!("unix://{}", self.dir.agent_socket()?.display())),

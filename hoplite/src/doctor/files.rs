@@ -34,7 +34,7 @@ const BYTES_NONE: u64 = 16 << 20;
 const INODES_FEW: u64 = 1_000;
 
 /// Files in a directory of ours with a secret in them.
-const SECRETS: [&str; 4] = ["authority.key", "node.json", "supply.head", "supply.key"];
+const SECRETS: [&str; 5] = ["authority.key", "jwt.key", "node.json", "supply.head", "supply.key"];
 
 /// Directories, secrets and policies of one daemon.
 pub(super) fn look(part: &Part) -> Vec<Finding> {

@@ -46,6 +46,7 @@ pages! {
     first_policy: "docs/guide/write-your-first-policy.md" in Checkout,
     editor: "docs/guide/editor.md" in Mesh,
     observe: "docs/guide/observe.md" in Checkout,
+    jwt_svids: "docs/guide/jwt-svids.md" in Mesh,
     change_a_policy_safely: "docs/guide/change-a-policy-safely.md" in Mesh,
     doctor: "docs/guide/doctor.md" in Mesh,
     operate: "docs/guide/operate.md" in Mesh,

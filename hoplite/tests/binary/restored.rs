@@ -209,6 +209,8 @@ fn twenty_agents_that_renewed_since_the_backup_follow_the_restored_ca_and_the_ba
     let backup = mesh.back_up("backup");
     assert_eq!(backup["entries"], 2, "{backup}");
     let before = mesh.agents();
+    let keys = mesh.json(&["bundle", "show"])["jwt_authorities"].clone();
+    assert_eq!(keys.as_array().map(Vec::len), Some(1), "{keys}");
 
     // What the backup knows nothing of.
     until("all have renewed", || {
@@ -239,6 +241,8 @@ fn twenty_agents_that_renewed_since_the_backup_follow_the_restored_ca_and_the_ba
     );
     let since = Instant::now();
     mesh.run();
+    // The key for JWT-SVIDs came along, and signs: no other was made.
+    assert_eq!(mesh.json(&["bundle", "show"])["jwt_authorities"], keys);
     for (n, node) in nodes
         .iter()
         .map(String::as_str)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Excerpt;
-use crate::jwt::jwk::{InvalidJwk, Jwk, JwtKey};
+use crate::jwt::jwk::{InvalidJwk, Jwk, JwtAlgorithm, JwtKey};
 
 /// The longest key id, in bytes.
 const KEY_ID_BYTES_MAX: usize = 256;
@@ -102,6 +102,28 @@ impl JwtAuthorities {
         };
         // Strings in a struct: this cannot fail.
         serde_json::to_string(&set).unwrap_or_default()
+    }
+
+    /// As the JWK Set that an OpenID Connect verifier fetches: what the keys are for, and with which algorithm, is said in its
+    /// words.
+    pub fn to_oidc_jwks(&self) -> String {
+        let keys = self.0.iter().map(|(kid, key)| Jwk {
+            usage: Some("sig".to_owned()),
+            kid: Some(kid.clone()),
+            alg: Some(key.algorithm().as_str().to_owned()),
+            ..Jwk::from(key)
+        });
+        serde_json::to_string_pretty(&Set { keys: keys.collect() }).unwrap_or_default()
+    }
+
+    /// The algorithm of each key's tokens.
+    pub fn algorithms(&self) -> impl Iterator<Item = JwtAlgorithm> {
+        self.0.values().map(JwtKey::algorithm)
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn jwks(&self) -> impl Iterator<Item = Jwk> {

@@ -2,13 +2,18 @@
 
 use std::fmt;
 
-use data_encoding::BASE64URL_NOPAD;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::signature::{
     self, ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey,
     VerificationAlgorithm,
 };
 use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
 
+/// What the key of an X.509 authority says that it is for.
+const X509_SVID: &str = "x509-svid";
 /// The smallest and the largest RSA modulus, in bits. A larger one costs its verifier too much.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// The longest RSA exponent, in bytes. Real ones have three.
@@ -189,6 +194,14 @@ impl JwtKey {
         }
     }
 
+    /// The algorithm of its tokens; of an RSA key, which has several, the one that everybody knows.
+    pub fn algorithm(&self) -> JwtAlgorithm {
+        match &self.0 {
+            Key::Ec { curve, .. } => curve.algorithm(),
+            Key::Rsa { .. } => JwtAlgorithm::Rs256,
+        }
+    }
+
     /// Whether tokens with this algorithm in their header can be this key's.
     pub(crate) fn suits(&self, algorithm: JwtAlgorithm) -> bool {
         match &self.0 {
@@ -233,8 +246,7 @@ impl TryFrom<&Jwk> for JwtKey {
                 Ok(Self(Key::Ec { curve, point }))
             }
             Some("RSA") => {
-                let strip = |bytes: Vec<u8>| bytes.into_iter().skip_while(|byte| *byte == 0).collect::<Vec<_>>();
-                let (n, e) = (strip(number("n", &jwk.n)?), strip(number("e", &jwk.e)?));
+                let (n, e) = (stripped(&number("n", &jwk.n)?), stripped(&number("e", &jwk.e)?));
                 if !RSA_BITS.contains(&bits(&n)) {
                     return Err(InvalidJwk::RsaBits(bits(&n)));
                 }
@@ -246,6 +258,34 @@ impl TryFrom<&Jwk> for JwtKey {
             }
             Some(_) => Err(InvalidJwk::KeyType),
             None => Err(InvalidJwk::Missing("kty")),
+        }
+    }
+}
+
+// === impl Jwk ===
+
+impl Jwk {
+    /// The key of an X.509 authority, with exactly its certificate. Of a kind of key that is not verified with here it
+    /// says no more than the certificate does, and readers pass it over (B-4).
+    pub(crate) fn of_certificate(der: &[u8]) -> Self {
+        let key = X509Certificate::from_der(der).ok().and_then(|(_, certificate)| {
+            let key = match certificate.public_key().parsed().ok()? {
+                PublicKey::EC(point) => Key::Ec {
+                    curve: Curve::of_point(point.data())?,
+                    point: point.data().to_vec(),
+                },
+                PublicKey::RSA(key) => Key::Rsa {
+                    n: stripped(key.modulus),
+                    e: stripped(key.exponent),
+                },
+                _ => return None,
+            };
+            Some(Self::from(&JwtKey(key)))
+        });
+        Self {
+            usage: Some(X509_SVID.to_owned()),
+            x5c: Some(vec![BASE64.encode(der)]),
+            ..key.unwrap_or_default()
         }
     }
 }
@@ -274,6 +314,10 @@ impl From<&JwtKey> for Jwk {
     }
 }
 
+fn stripped(number: &[u8]) -> Vec<u8> {
+    number.iter().copied().skip_while(|byte| *byte == 0).collect()
+}
+
 /// The length of a number without leading zero bytes.
 fn bits(number: &[u8]) -> usize {
     let zeros = number.first().map_or(0, |first| first.leading_zeros() as usize);
@@ -287,6 +331,12 @@ impl Curve {
         [Self::P256, Self::P384]
             .into_iter()
             .find(|curve| curve.as_str() == name)
+    }
+
+    /// Of an uncompressed point.
+    fn of_point(point: &[u8]) -> Option<Self> {
+        let is = |curve: &Self| point.first() == Some(&4) && point.len() == 1 + 2 * curve.bytes();
+        [Self::P256, Self::P384].into_iter().find(is)
     }
 
     fn as_str(self) -> &'static str {

@@ -6,6 +6,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::Kind;
+use crate::pages::HEAD_BYTES_MAX;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// A listener, and the reasons why it is not ready.
 async fn serve(lines: usize) -> (SocketAddr, Arc<Mutex<Vec<String>>>, hoplite_host::shutdown::Stopper) {

@@ -3,14 +3,19 @@
 //	judge watch  SOCKET COUNT               the workload's SVIDs, COUNT of them
 //	judge bundle SOCKET                     the X.509 trust bundles
 //	judge call   SOCKET EXPECT METHOD URL   one HTTPS call with this SVID
+//	judge jwt    SOCKET AUDIENCE            the workload's JWT-SVID by a source, how long the source took, and what validates it
+//	judge oidc   CA ISSUER AUDIENCE         the token on stdin, verified by the discovery document of ISSUER, whose web
+//	                                        certificate is by the authority in the PEM file CA
 //	judge serve  SOCKET ACCEPT              an HTTPS server with this SVID; its first line has the address; ends with stdin
 //
 // Ends with 0, with 3 if the Workload API refused, and with 1 if something else failed.
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,8 +24,10 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -40,6 +47,9 @@ func main() {
 func run(command string, rest []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
+	if command == "oidc" {
+		return verify(ctx, rest[0], rest[1], rest[2])
+	}
 	address := workloadapi.WithAddr(rest[0])
 	// A plain fetch is not repeated by the library, so it shows a refusal; the sources would go on trying.
 	if _, err := workloadapi.FetchX509Context(ctx, address); err != nil {
@@ -70,6 +80,36 @@ func run(command string, rest []string) error {
 		for _, bundle := range set.Bundles() {
 			line(map[string]any{"trust_domain": bundle.TrustDomain().Name(), "authorities": len(bundle.X509Authorities())})
 		}
+		return nil
+	case "jwt":
+		began := time.Now()
+		source, err := workloadapi.NewJWTSource(ctx, workloadapi.WithClientOptions(address))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		took := time.Since(began)
+		svid, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: rest[1]})
+		if err != nil {
+			return err
+		}
+		// By the library with the bundles of the source, and by the agent.
+		own, err := jwtsvid.ParseAndValidate(svid.Marshal(), source, []string{rest[1]})
+		if err != nil {
+			return err
+		}
+		agents, err := workloadapi.ValidateJWTSVID(ctx, svid.Marshal(), rest[1], address)
+		if err != nil {
+			return err
+		}
+		_, other := workloadapi.ValidateJWTSVID(ctx, svid.Marshal(), "somebody-else", address)
+		line(map[string]any{
+			"spiffe_id": own.ID.String(),
+			"agents":    agents.ID.String(),
+			"audience":  own.Audience,
+			"other":     status.Code(other).String(),
+			"source_ms": took.Milliseconds(),
+		})
 		return nil
 	case "call":
 		source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(address))
@@ -124,6 +164,41 @@ func run(command string, rest []string) error {
 		return err
 	}
 	return fmt.Errorf("unknown command `%s`", command)
+}
+
+// What Vault does with a token: a stock OpenID Connect library, and the issuer's address.
+func verify(ctx context.Context, ca, issuer, audience string) error {
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("no certificate in `%s`", ca)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 10 * time.Second}
+	ctx = oidc.ClientContext(ctx, client)
+	provider, err := oidc.NewProvider(ctx, issuer)
+	if err != nil {
+		return err
+	}
+	var said struct {
+		Algorithms []string `json:"id_token_signing_alg_values_supported"`
+	}
+	if err := provider.Claims(&said); err != nil {
+		return err
+	}
+	verifier := provider.Verifier(&oidc.Config{ClientID: audience, SupportedSigningAlgs: said.Algorithms})
+	tokens := bufio.NewScanner(os.Stdin)
+	for tokens.Scan() {
+		token, err := verifier.Verify(ctx, tokens.Text())
+		if err != nil {
+			line(map[string]any{"refused": err.Error()})
+			continue
+		}
+		line(map[string]any{"subject": token.Subject, "issuer": token.Issuer, "audience": token.Audience})
+	}
+	return tokens.Err()
 }
 
 type watcher struct {

@@ -15,9 +15,12 @@ import io.spiffe.bundle.x509bundle.X509Bundle;
 import io.spiffe.provider.SpiffeSslContextFactory;
 import io.spiffe.provider.SpiffeSslContextFactory.SslContextOptions;
 import io.spiffe.spiffeid.SpiffeId;
+import io.spiffe.svid.jwtsvid.JwtSvid;
+import io.spiffe.workloadapi.DefaultJwtSource;
 import io.spiffe.workloadapi.DefaultWorkloadApiClient;
 import io.spiffe.workloadapi.DefaultX509Source;
 import io.spiffe.workloadapi.DefaultX509Source.X509SourceOptions;
+import io.spiffe.workloadapi.JwtSourceOptions;
 import io.spiffe.workloadapi.Watcher;
 import io.spiffe.workloadapi.WorkloadApiClient;
 import io.spiffe.workloadapi.X509Context;
@@ -45,6 +48,7 @@ import javax.net.ssl.SSLContext;
  * <pre>
  *   Judge watch SOCKET COUNT                   the workload's SVIDs, COUNT of them
  *   Judge call  SOCKET PROTOCOL EXPECT METHOD URL    one HTTPS call with this SVID; PROTOCOL is TLSv1.3, or default
+ *   Judge jwt   SOCKET AUDIENCE                the workload's JWT-SVID by a source, how long the source took, and what validates it
  *   Judge rpc   PATH METHOD [AUTHORITY …]      one RPC on a Unix socket for the authority grpc-java chooses, and for each given
  * </pre>
  *
@@ -58,6 +62,7 @@ public final class Judge {
             switch (arguments[0]) {
                 case "watch" -> code = watch(rest[0], Integer.parseInt(rest[1]));
                 case "call" -> call(rest[0], rest[1], rest[2], rest[3], rest[4]);
+                case "jwt" -> jwt(rest[0], rest[1]);
                 case "rpc" -> rpc(rest[0], rest[1], Arrays.asList(rest).subList(2, rest.length));
                 default -> throw new IllegalArgumentException("unknown command `" + arguments[0] + "`");
             }
@@ -140,6 +145,33 @@ public final class Judge {
                     "status", status,
                     "peer", peer.getSubjectAlternativeNames().iterator().next().get(1),
                     "tls", connection.getSSLSession().orElseThrow().getProtocol());
+        }
+    }
+
+    private static void jwt(String socket, String audience) throws Exception {
+        long began = System.nanoTime();
+        var options = JwtSourceOptions.builder().spiffeSocketPath(socket).initTimeout(Duration.ofSeconds(30)).build();
+        try (var source = DefaultJwtSource.newSource(options)) {
+            long took = (System.nanoTime() - began) / 1_000_000;
+            JwtSvid svid = source.fetchJwtSvid(audience);
+            // By the library with the bundles of the source, and by the agent.
+            JwtSvid own = JwtSvid.parseAndValidate(svid.getToken(), source, Set.of(audience));
+            var clientOptions = DefaultWorkloadApiClient.ClientOptions.builder().spiffeSocketPath(socket).build();
+            try (WorkloadApiClient client = DefaultWorkloadApiClient.newClient(clientOptions)) {
+                JwtSvid agents = client.validateJwtSvid(svid.getToken(), audience);
+                String other = "OK";
+                try {
+                    client.validateJwtSvid(svid.getToken(), "somebody-else");
+                } catch (Exception error) {
+                    other = String.valueOf(deepest(error).getMessage());
+                }
+                line(
+                        "spiffe_id", own.getSpiffeId().toString(),
+                        "agents", agents.getSpiffeId().toString(),
+                        "audience", List.copyOf(own.getAudience()),
+                        "other", other,
+                        "source_ms", took);
+            }
         }
     }
 

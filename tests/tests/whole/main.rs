@@ -11,6 +11,7 @@ mod envoy;
 mod fleet;
 mod floods;
 mod grpc;
+mod jwt;
 mod openssl;
 mod otlp;
 mod policy;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
 use hoplite_tests::{HttpApp, Proxy, TestClient, World, id, own_selectors, peers, until};
 use http::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use spiffe::transport::{GrpcStatusCode, TransportError};
 use spiffe::{WorkloadApiClient, WorkloadApiError, X509Source};
 
@@ -120,28 +120,37 @@ async fn py_spiffe_fetches_rotates_and_calls() {
     assert_eq!(code, Some(1), "{lines:?}");
 }
 
-/// JWT-SVIDs are not served yet, and say so in the one way a client can act on.
+/// A source of JWT-SVIDs is there at once, and its library believes what it brings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn py_spiffe_hears_that_jwt_svids_are_not_implemented() {
-    let Some(python) = peers::python("py_spiffe_hears_that_jwt_svids_are_not_implemented") else {
+async fn py_spiffe_has_a_jwt_source() {
+    let Some(python) = peers::python("py_spiffe_has_a_jwt_source") else {
         return;
     };
     let world = World::start().await;
+    let socket = world.workload_api();
+    let arguments = ["source", "--socket", &socket, "--audience", "vault"];
+    let (code, lines, _) = script(&python, "jwt_svid.py", &arguments).await;
+    assert_eq!(code, Some(1), "{lines:?}");
+    assert!(lines[0].to_string().contains("PERMISSION_DENIED"), "{lines:?}");
     world.register("/client", &peers::selectors(&python), None).await;
-    let code = "import sys
-from spiffe import WorkloadApiClient
-client = WorkloadApiClient(sys.argv[1])
-try:
-    client.fetch_jwt_svid(audience={'x'})
-except Exception as error:
-    while error is not None and not hasattr(error, 'code'):
-        error = error.__cause__
-    print('null' if error is None else '\"%s\"' % error.code().name)
-";
-    let mut command = Command::new(&python);
-    command.args(["-B", "-c", code]).arg(world.workload_api());
-    let (code, lines, errors) = told(peers::output(command).await);
-    assert_eq!((code, lines), (Some(0), vec![Value::from("UNIMPLEMENTED")]), "{errors}");
+    let line = until("py-spiffe gets a JWT-SVID", async || {
+        let (code, mut lines, _) = script(&python, "jwt_svid.py", &arguments).await;
+        (code == Some(0)).then(|| lines.remove(0))
+    })
+    .await;
+    assert_eq!(
+        (&line["spiffe_id"], &line["audience"]),
+        (&id("/client").into(), &json!(["vault"]))
+    );
+    assert_eq!(line["other"], "InvalidTokenError", "{line}");
+    quick(&line, "py-spiffe");
+}
+
+/// The source was there in less than a second.
+fn quick(line: &Value, library: &str) {
+    let took = line["source_ms"].as_u64().unwrap();
+    println!("the JWT source of {library} was there after {took} ms");
+    assert!(took < 1_000, "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,21 +215,24 @@ async fn the_spiffe_crate_fetches_rotates_and_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_spiffe_crate_hears_that_jwt_svids_are_not_implemented() {
+async fn the_spiffe_crate_fetches_and_validates_jwt_svids() {
     let world = World::start().await;
+    world.register("/client", &own_selectors(), None).await;
     let client = WorkloadApiClient::connect_to(world.workload_api()).await.unwrap();
-    let unimplemented = |error: &WorkloadApiError| {
-        let WorkloadApiError::Transport(TransportError::Status(status)) = error else {
-            return false;
-        };
-        status.code() == GrpcStatusCode::Unimplemented
+    let svid = until("a JWT-SVID", async || client.fetch_jwt_svid(["vault"], None).await.ok()).await;
+    assert_eq!(svid.spiffe_id().to_string(), id("/client"));
+    let began = std::time::Instant::now();
+    let bundles = client.fetch_jwt_bundles().await.unwrap();
+    let domain = spiffe::TrustDomain::new("world.test").unwrap();
+    assert!(bundles.get(&domain).is_some(), "{bundles:?}");
+    println!("the bundles came after {:?}", began.elapsed());
+    let believed = client.validate_jwt_token("vault", svid.token()).await.unwrap();
+    assert_eq!(believed.spiffe_id().to_string(), id("/client"));
+    let refused = client.validate_jwt_token("bank", svid.token()).await.unwrap_err();
+    let WorkloadApiError::Transport(TransportError::Status(status)) = &refused else {
+        panic!("{refused:?}")
     };
-    let error = client.fetch_jwt_svid(["audience"], None).await.unwrap_err();
-    assert!(unimplemented(&error), "{error:?}");
-    let error = client.fetch_jwt_bundles().await.unwrap_err();
-    assert!(unimplemented(&error), "{error:?}");
-    let error = client.validate_jwt_token("audience", "e30.e30.e30").await.unwrap_err();
-    assert!(unimplemented(&error), "{error:?}");
+    assert_eq!(status.code(), GrpcStatusCode::InvalidArgument);
 }
 
 /// A socket of each kind, with an RPC that it serves to the process that tests.

@@ -30,6 +30,11 @@ impl Domains {
     fn entitlement(&self, paths: &[&str]) -> Entitlement {
         let identity = |path: &&str| Identity {
             svid: Arc::new(self.own.svid(path, Duration::from_secs(3600))),
+            entry: Arc::new(crate::supply::testing::entry(
+                "e",
+                &self.own.trust_domain().member(path).unwrap(),
+                &[],
+            )),
             hint: String::new(),
         };
         let bundles: BundleSet = [self.own.bundle(), self.other.bundle()].into_iter().collect();

@@ -34,7 +34,7 @@ const WOULD_CHANGE: u8 = 1;
 pub(super) const HELP: &str = "Examples:\n  hoplite entry apply entries.toml --dry-run\n  \
     hoplite entry apply entries.toml --owner infra --prune\n\nThe file:\n  [[entry]]\n  \
     spiffe_id = \"spiffe://demo.hoplite/billing\"\n  parent = \"spiffe://demo.hoplite/hoplite/agent/local\"\n  \
-    selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\"                        # these three may be left out\n  \
+    selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\"                        # these four may be left out\n  jwt_ttl = \"5m\"\n  \
     dns_names = [\"billing.internal\"]\n  hint = \"internal\"\n\nAn entry is known by SPIFFE ID, parent and selectors. All is done in \
     one commit, so nobody sees half of it; a list\nthat is too long for one is said to be, and goes in parts.\n\nExit codes: 0 it is done, \
     or there is nothing to do; 1 it failed, and with --dry-run: something would be done;\n2 with --dry-run: the plan cannot be made.";
@@ -74,6 +74,7 @@ struct EntryText {
     parent: String,
     selectors: Vec<Selector>,
     ttl: Option<Span>,
+    jwt_ttl: Option<Span>,
     #[serde(default)]
     dns_names: Vec<String>,
     #[serde(default)]
@@ -410,12 +411,17 @@ impl Plan {
 
 impl EntryText {
     fn into_message(self) -> anyhow::Result<Entry> {
-        let ttl = self.ttl.map_or(Ok(Ttl(0)), Ttl::try_from);
+        let ttl = |name: &str, span: Option<Span>| {
+            let ttl = span.map_or(Ok(Ttl(0)), Ttl::try_from);
+            ttl.map(|ttl| ttl.0)
+                .map_err(|reason| anyhow::anyhow!("`{name}`: {reason}"))
+        };
         Ok(Entry {
             spiffe_id: self.spiffe_id,
             parent_id: self.parent,
             selectors: self.selectors.iter().map(Into::into).collect(),
-            x509_ttl_seconds: ttl.map_err(|reason| anyhow::anyhow!("`ttl`: {reason}"))?.0,
+            x509_ttl_seconds: ttl("ttl", self.ttl)?,
+            jwt_ttl_seconds: ttl("jwt_ttl", self.jwt_ttl)?,
             hint: self.hint,
             dns_names: self.dns_names,
             ..Entry::default()

@@ -278,6 +278,16 @@ fn each_rule_refuses() {
             now: shown(at(NOW)),
         },
     );
+    // Signed in the future: by a clock that nobody can believe, or by somebody who has it be good for longer than it says.
+    check(
+        "J-8",
+        HEADER,
+        &claims(|c| drop(c.insert("iat".into(), json!(NOW + 61)))),
+        &JwtRejected::NotYet {
+            begins: shown(at(NOW + 61)),
+            now: shown(at(NOW)),
+        },
+    );
     check(
         "J-8",
         HEADER,

@@ -7,7 +7,7 @@ use hoplite_tests::{TRUST_DOMAIN, World, get, id, peers, until};
 use http::StatusCode;
 use serde_json::Value;
 
-use super::{TTL, backend, told};
+use super::{TTL, backend, quick, told};
 
 /// A Go server that ends with this value.
 struct Server(Child);
@@ -123,4 +123,26 @@ async fn an_outbound_proxy_calls_a_go_spiffe_server() {
     let other = world.proxy("other").calls("client", address).start().await;
     let answer = get(other.outbound("client"), "/").await.unwrap();
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_spiffe_has_a_jwt_source() {
+    let Some(program) = peers::go("go_spiffe_has_a_jwt_source") else {
+        return;
+    };
+    let world = World::start().await;
+    world.register("/client", &peers::selectors(&program), None).await;
+    let socket = world.workload_api();
+    let line = until("go-spiffe gets a JWT-SVID", async || {
+        let mut command = Command::new(&program);
+        command.args(["jwt", &socket, "vault"]);
+        let (code, mut lines, _) = told(peers::output(command).await);
+        (code == Some(0)).then(|| lines.remove(0))
+    })
+    .await;
+    assert_eq!(
+        (&line["spiffe_id"], &line["agents"], &line["other"]),
+        (&id("/client").into(), &id("/client").into(), &"InvalidArgument".into())
+    );
+    quick(&line, "go-spiffe");
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use hoplite_tests::{World, id, own_selectors, peers, until};
 
-use super::{TTL, all_answered, backend, sockets, told};
+use super::{TTL, all_answered, backend, quick, sockets, told};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn java_spiffe_watches_and_calls() {
@@ -84,4 +84,27 @@ async fn grpc_java_may_name_a_socket_as_it_likes() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn java_spiffe_has_a_jwt_source() {
+    let Some((jvm, start)) = peers::java("java_spiffe_has_a_jwt_source") else {
+        return;
+    };
+    let world = World::start().await;
+    world.register("/client", &peers::selectors(&jvm), None).await;
+    let socket = world.workload_api();
+    let line = until("java-spiffe gets a JWT-SVID", async || {
+        let mut command = Command::new(&jvm);
+        command.args(&start).args(["jwt", &socket, "vault"]);
+        let (code, mut lines, _) = told(peers::output(command).await);
+        (code == Some(0)).then(|| lines.remove(0))
+    })
+    .await;
+    assert_eq!(
+        (&line["spiffe_id"], &line["agents"]),
+        (&id("/client").into(), &id("/client").into())
+    );
+    assert!(line["other"].as_str().unwrap().contains("INVALID_ARGUMENT"), "{line}");
+    quick(&line, "java-spiffe");
 }
