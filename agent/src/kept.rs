@@ -117,17 +117,13 @@ impl Kept {
             Ok(held) => {
                 lock = Some(held);
                 match StorageKey::open(key_file, dir) {
-                    Ok((found, doubt)) => {
+                    Ok(found) => {
                         state.key = found.source().word();
                         state.key_text = found.source().to_string();
                         if let KeySource::Beside(_) = found.source() {
                             tracing::info!(key = %found.source(), "SVIDs are kept on the disk, sealed");
                         } else {
                             tracing::info!(notice = true, key = %found.source(), "SVIDs are kept on the disk, sealed");
-                        }
-                        if let Some(doubt) = doubt {
-                            tracing::error!(%doubt, "the key of what was kept is no good: another one is made, and what was kept is not used");
-                            state.doubt = Some(doubt);
                         }
                         key = Some(found);
                     }
@@ -302,6 +298,7 @@ impl Kept {
         {
             let mut state = self.lock_state();
             (state.restored, state.heard) = (None, Some(clock::now()));
+            (state.written, state.failure) = (None, None);
         }
         let kept = self.clone();
         let removed = tokio::task::spawn_blocking(move || {

@@ -27,6 +27,7 @@ mod supply;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokens;
+mod troubles;
 
 use std::io;
 use std::net::SocketAddr;
@@ -197,6 +198,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         peer_process: config.peer_process,
         kept: kept.clone(),
         tokens: tokens.clone(),
+        troubles: link.troubles().clone(),
     };
 
     let mut parts = JoinSet::new();

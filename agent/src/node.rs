@@ -204,6 +204,7 @@ pub(crate) async fn run(
         let token_file = token_files.borrow().clone();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
+        link.troubles().node_ends(facts.svid.map(|svid| svid.not_after));
         let now = clock::now();
         let step = facts.next(now);
         if said != Some(step) {
@@ -240,6 +241,7 @@ pub(crate) async fn run(
             () = shutdown.wait() => return,
         };
         if let Some(outcome) = &outcome {
+            link.troubles().node(outcome.as_ref().err().and_then(CaError::trouble));
             let kind = match step {
                 Step::Join => "join",
                 Step::Reattest => "reattest",
@@ -274,6 +276,9 @@ pub(crate) async fn run(
                 facts.refused |= step == Step::Renew && matches!(error, CaError::Refused(_) | CaError::Dismissed(_));
                 if step == Step::Reattest && matches!(error, CaError::Refused(_) | CaError::Dismissed(_)) {
                     facts.no_reattest_before = Some(clock::now() + REATTEST_AGAIN);
+                }
+                if let (Step::Reattest, CaError::Dismissed(reason)) = (step, &error) {
+                    link.dismissed(reason);
                 }
                 facts.cut_off |= matches!(error, CaError::Distrusted(_));
                 facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
@@ -486,7 +491,8 @@ impl Keeper {
         let before = held.disk.epoch;
         if epoch < before {
             return Err(CaError::Answer(format!(
-                "it is of epoch {epoch}, and this node has followed {before}, the one of a later restore; stop the older CA, or restore it again"
+                "it is of epoch {epoch}, and this node has followed {before}, the one of a later restore, or of one by a clock that was ahead; stop the older CA, or make it again with `hoplite ca restore --after {}`",
+                before.number
             )));
         }
         if epoch > before {
@@ -811,7 +817,8 @@ impl Held {
         if bundle.sequence() < self.bundle.sequence() {
             let (got, held) = (bundle.sequence(), self.bundle.sequence());
             return Err(CaError::Answer(format!(
-                "trust bundle {got}, which is older than {held}, the one held"
+                "trust bundle {got}, which is older than {held}, the one held; if the CA was restored by a right clock after one that was ahead, \
+                 make it again with `hoplite ca restore --after {held}`"
             )));
         }
         if *self.bundle == bundle {

@@ -129,6 +129,7 @@ impl World {
             peer_process: Default::default(),
             kept: crate::kept::Kept::nothing(),
             tokens: crate::tokens::Tokens::new(watch::channel(None).1, Default::default()),
+            troubles: crate::troubles::Troubles::default(),
         };
         let routes = authorize::routes(&sessions, authorizer.as_ref());
         let points = Arc::new(Points::new());

@@ -105,7 +105,7 @@ async fn ca(dir: &Path) {
 fn configured(dir: &Path, port: u16) -> PathBuf {
     let (file, at) = (dir.join("ca.toml"), dir.display());
     let text = format!(
-        "trust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:{port}\"\nadmin_socket = \"{at}/ca.sock\"\n"
+        "founds = true\ntrust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:{port}\"\nadmin_socket = \"{at}/ca.sock\"\n"
     );
     hoplite_host::files::write_public(&file, text.as_bytes()).unwrap();
     file

@@ -102,7 +102,7 @@ class Mesh:
         self.ca_socket, self.agent_socket = directory / "ca.sock", directory / "agent.sock"
         port = free_port()
         (directory / "ca.toml").write_text(
-            f'trust_domain = "{DOMAIN}"\ndata_dir = "ca"\nlisten = "127.0.0.1:{port}"\nadmin_socket = "ca.sock"\n'
+            f'founds = true\ntrust_domain = "{DOMAIN}"\ndata_dir = "ca"\nlisten = "127.0.0.1:{port}"\nadmin_socket = "ca.sock"\n'
         )
         processes.start("ca", program, "ca", "run", "--config", directory / "ca.toml")
         processes.until("is up", "ca", lambda: (directory / "ca/bundle.pem").exists() and self.ca_socket.exists())

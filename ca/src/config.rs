@@ -14,6 +14,7 @@ use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 use crate::authority::course::LAST_PART;
+use crate::founding::Founding;
 use crate::oidc::OidcSettings;
 use crate::operators::operator::PROLONGED_MAX;
 
@@ -43,6 +44,10 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Where the key, the store and `bundle.pem` lie. Made, mode 0700, if it does not exist.
     pub data_dir: PathBuf,
+    /// Whether a start founds a CA in a data directory in which none is. Without it that is refused: where one was, its disk may not be
+    /// mounted, and `hoplite ca init` founds.
+    #[serde(default)]
+    pub founds: bool,
     /// Where agents connect. Port 0 takes a free one.
     pub listen: SocketAddr,
     /// How other machines reach `listen`, `host:port`: it stands in the invitations. `listen` itself when left out, unless
@@ -114,6 +119,14 @@ impl Config {
         config.check(path)?;
         let file = Some(path.to_owned());
         Ok(Self { file, ..config })
+    }
+
+    /// Whether it founds.
+    pub(crate) fn founding(&self) -> Founding {
+        match self.founds {
+            true => Founding::WhereNoneWas,
+            false => Founding::Never,
+        }
     }
 
     /// What every start checks too: a configuration made in code has no file that was read.

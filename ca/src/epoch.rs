@@ -19,13 +19,16 @@ pub(crate) struct Epoch {
     pub(crate) backup_at: u64,
     /// The revision of the backup.
     pub(crate) revision: Revision,
+    /// When the restore was, Unix seconds. Its name may be ahead of that.
+    #[serde(default)]
+    at: u64,
 }
 
 /// What agents compare: a higher one is news at whatever revision, a lower one is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct EpochName {
-    /// When it began, Unix seconds, and more than the one before; 0 for a store that was never restored. So the later one of two
-    /// restores of one backup counts.
+    /// When it began, Unix seconds, and more than the one before and the one that the operator names; 0 for a store that was never
+    /// restored. So the later one of two restores of one backup counts.
     pub(crate) number: u64,
     /// Random, so that two restores in one second are two.
     pub(crate) tie: u64,
@@ -52,15 +55,16 @@ pub(crate) struct Since<'a> {
 // === impl Epoch ===
 
 impl Epoch {
-    /// The one that begins with a restore.
+    /// The one that begins with a restore. `known` is one that agents follow, of which the backup does not know.
     pub(crate) fn after(
         before: Option<&Self>,
+        known: u64,
         backup_at: SystemTime,
         revision: Revision,
         tie: u64,
         now: SystemTime,
     ) -> Self {
-        let before = before.map_or(0, |before| before.name.number);
+        let before = before.map_or(0, |before| before.name.number).max(known);
         Self {
             name: EpochName {
                 number: unix_seconds(now).max(before.saturating_add(1)),
@@ -68,6 +72,15 @@ impl Epoch {
             },
             backup_at: unix_seconds(backup_at),
             revision,
+            at: unix_seconds(now),
+        }
+    }
+
+    /// When the restore was, Unix seconds.
+    pub(crate) fn began_at(&self) -> u64 {
+        match self.at {
+            0 => self.name.number,
+            at => at,
         }
     }
 
@@ -75,7 +88,7 @@ impl Epoch {
     /// issued is known to the minute, by which certificates are back-dated.
     fn may_lack(&self, shown: &Leaf) -> bool {
         let begins = unix_seconds(shown.not_before());
-        begins.saturating_add(BACK_DATED.as_secs()) >= self.backup_at && begins <= self.name.number
+        begins.saturating_add(BACK_DATED.as_secs()) >= self.backup_at && begins <= self.began_at()
     }
 }
 

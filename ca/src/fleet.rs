@@ -33,6 +33,8 @@ pub(crate) struct Fleet(Arc<Shared>);
 struct Shared {
     heard: Mutex<Heard>,
     streams: AtomicU64,
+    /// Agents that follow a higher epoch than this CA's, and which.
+    ahead: Mutex<BTreeMap<SpiffeId, u64>>,
     started: SystemTime,
     period_ms: AtomicU64,
 }
@@ -63,6 +65,7 @@ impl Fleet {
         let fleet = Self(Arc::new(Shared {
             heard: Mutex::new(Heard::new(REPORTS_BYTES_MAX)),
             streams: AtomicU64::new(0),
+            ahead: Mutex::default(),
             started: clock::now(),
             period_ms: AtomicU64::new(0),
         }));
@@ -91,6 +94,15 @@ impl Fleet {
         self.0.streams.fetch_add(1, Relaxed) + 1
     }
 
+    /// An agent that would follow this CA says which epoch it follows; None when that is not a higher one.
+    pub(crate) fn follows(&self, agent: &SpiffeId, higher: Option<u64>) {
+        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        match higher {
+            Some(number) => drop(ahead.insert(agent.clone(), number)),
+            None => drop(ahead.remove(agent)),
+        }
+    }
+
     /// A message of an agent.
     pub(crate) fn take(&self, agent: &SpiffeId, stream: u64, news: Report, now: SystemTime) -> Taken {
         self.heard().take(agent.as_str(), stream, news, now)
@@ -116,6 +128,7 @@ impl Fleet {
     /// All agents that joined and are not banned, by SPIFFE ID, each with what is wrong.
     pub(crate) fn view(&self, index: &Index, expiring_within: Duration, now: SystemTime) -> View {
         let heard = self.heard();
+        let ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let agents = index.agents.iter().filter(|agent| !agent.banned);
         let known: Vec<_> = agents
             .map(|agent| (agent, heard.get(agent.spiffe_id.as_str())))
@@ -150,6 +163,7 @@ impl Fleet {
             version: own.version,
             usual: &usual,
             expiring_within,
+            epoch: index.epoch.name().number,
             backup_at: index
                 .epoch
                 .epoch()
@@ -166,6 +180,7 @@ impl Fleet {
                 readmitted: agent.readmitted.as_ref(),
                 in_step,
                 contested: agent.contested.map(record::from_unix_seconds),
+                follows: ahead.get(&agent.spiffe_id).copied(),
             };
             Judged {
                 troubles: judge::troubles(&norm, subject),

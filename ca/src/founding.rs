@@ -16,10 +16,11 @@ const EVIDENCE: [&str; 4] = ["authority.key", "jwt.key", "bundle.pem", NOTE];
 const NOTE: &str = "store-revision";
 
 /// May a trust domain begin here?
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Founding {
+    /// No: it was founded before.
+    Never,
     /// In a directory in which none was.
-    #[default]
     WhereNoneWas,
     /// Also where one was: the operator says that its store is lost for good.
     Anew,
@@ -41,6 +42,16 @@ pub enum FoundingError {
         /// What is left.
         evidence: PathBuf,
     },
+    /// There is nothing, and nothing says that this is the first day.
+    #[error(
+        "there is no CA in `data_dir = {directory}`: mount its disk, if that is not mounted, or make it again of a backup with \
+         `hoplite ca restore`. If there never was one: `hoplite ca init` founds one, as does `--init`, or `founds = true` in the configuration",
+        directory = .directory.display()
+    )]
+    NoCa {
+        /// The data directory.
+        directory: PathBuf,
+    },
     /// The store is an older copy.
     #[error(
         "the store in `{store}` ends at revision {found}, and it had {noted} when the CA started last: it is an older copy, without what was \
@@ -58,9 +69,15 @@ pub enum FoundingError {
         /// The file that says so.
         note: PathBuf,
     },
+    /// A restore is at work.
+    #[error("`hoplite ca restore` is making a CA in `{scratch}`: wait until it has ended", scratch = .scratch.display())]
+    Restoring {
+        /// Where.
+        scratch: PathBuf,
+    },
     /// A restore was broken off.
     #[error(
-        "a restore was broken off: `{scratch}` is half of a CA; empty the data directory and run `hoplite ca restore` again",
+        "a restore was broken off: `{scratch}` is half of a CA; run `hoplite ca restore` again, which begins anew",
         scratch = .scratch.display()
     )]
     RestoreBrokenOff {
@@ -84,6 +101,9 @@ pub enum FoundingError {
 pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> Result<(), FoundingError> {
     let scratch = data_dir.join(SCRATCH);
     if scratch.exists() {
+        if files::is_locked(&scratch) {
+            return Err(FoundingError::Restoring { scratch });
+        }
         return Err(FoundingError::RestoreBrokenOff { scratch });
     }
     if founding == Founding::Anew || is_store(store) {
@@ -97,6 +117,9 @@ pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> 
         Some(evidence) => Err(FoundingError::StoreLost {
             store: store.to_owned(),
             evidence,
+        }),
+        None if founding == Founding::Never => Err(FoundingError::NoCa {
+            directory: data_dir.to_owned(),
         }),
         None => Ok(()),
     }
@@ -119,7 +142,7 @@ pub(crate) fn check_revision(
         Err(error) if error.is_not_found() => 0,
         Err(error) => return Err(error.into()),
     };
-    if found < noted && founding == Founding::WhereNoneWas {
+    if found < noted && founding != Founding::Anew {
         return Err(FoundingError::StoreOlder {
             store: store.to_owned(),
             found,

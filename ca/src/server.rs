@@ -183,12 +183,13 @@ impl StartError {
     }
 }
 
-/// Starts a CA: makes the authority on the first start, and serves when this returns.
+/// Starts a CA, which makes its authority on the first start if the configuration lets it, and serves when this returns.
 ///
 /// # Errors
 /// [`StartError`], one sentence for the operator; nothing is half-written.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    start_founding(config, Founding::default()).await
+    let founding = config.founding();
+    start_founding(config, founding).await
 }
 
 /// Starts a CA, and says whether it may begin anew where one was.
@@ -504,7 +505,7 @@ pub struct Arguments {
     /// As every daemon.
     #[command(flatten)]
     pub daemon: daemon::PlacedArguments,
-    /// Begin with an empty store although a CA was here: every agent joins, every entry is registered anew
+    /// Begin with an empty store, although a CA was here or may have been: every agent joins, every entry is registered anew
     #[arg(long)]
     pub init: bool,
 }
@@ -516,11 +517,6 @@ pub struct Arguments {
 /// # Errors
 /// As [`start`], and what the system refuses.
 pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
-    let founding = if arguments.init {
-        Founding::Anew
-    } else {
-        Founding::default()
-    };
     let process = Process {
         hardening: Hardening::Sealed,
         threads: Threads::Two,
@@ -530,6 +526,10 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         let file = &daemon.config;
         let (config, settings) = (Config::load(file)?, Settings::read(file)?);
         logging::set(config.log_levels.as_ref());
+        let founding = match arguments.init {
+            true => Founding::Anew,
+            false => config.founding(),
+        };
         let running = start_founding(config, founding).await?;
         Ok(Running { settings, ..running })
     })

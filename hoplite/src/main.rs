@@ -14,6 +14,7 @@ mod replay;
 mod up;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -142,6 +143,15 @@ fn zone_of(arguments: impl Iterator<Item = OsString>) -> Option<TimeZone> {
     output::moment::parse_zone(&named?).ok()
 }
 
+/// Help, a version, or what is wrong with the command line: a disk that is full fails here as everywhere.
+fn explained(said: &clap::Error) -> ExitCode {
+    let printed = said.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => u8::try_from(said.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
+}
+
 fn main() -> ExitCode {
     output::moment::set_zone(zone_of(std::env::args_os()));
     let for_programs = output::failure::asks_for_json(std::env::args_os());
@@ -152,7 +162,7 @@ fn main() -> ExitCode {
             output::failure::wrong_usage(&error);
             return ExitCode::from(2);
         }
-        Err(error) => error.exit(),
+        Err(said) => return explained(&said),
     };
     let Some(command) = cli.command else {
         return welcome();

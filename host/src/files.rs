@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use crate::credentials;
+use crate::undo::{self, Undo};
 
 /// A file operation that failed: what was tried, on what, why, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,21 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
         remedy: "; check the directory",
         source,
     })
+}
+
+/// Takes a directory for this process alone, until what it returns is dropped; None where another one has it.
+pub fn lock_dir(path: &Path) -> io::Result<Option<File>> {
+    use rustix::fs::{FlockOperation, flock};
+    let directory = File::open(path)?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        locked => Ok(locked.map(|()| Some(directory))?),
+    }
+}
+
+/// Whether another process has taken a directory with [`lock_dir`].
+pub fn is_locked(path: &Path) -> bool {
+    matches!(lock_dir(path), Ok(None))
 }
 
 /// Removes a directory and all that lies in it.
@@ -159,6 +175,7 @@ pub struct Unfinished {
     temporary: PathBuf,
     file: File,
     replace: bool,
+    _undo: Undo,
 }
 
 /// Replaces a file that is there, of whoever may read it: complete and on the disk, or as it was before. A link stays a
@@ -185,7 +202,7 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
         source,
     };
     // The mode of what is read, not of what had the name a moment before.
-    let mut file = File::open(path).map_err(|e| failed(e, ""))?;
+    let mut file = open_given(path).map_err(|e| failed(e, ""))?;
     let mode = file.metadata().map_err(|e| failed(e, ""))?.mode();
     let others = if credentials::is_one(path) { 0o037 } else { 0o077 };
     if mode & others != 0 {
@@ -271,6 +288,16 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Opens what is to be read whole: a file; or what a shell gives under a name of its own (`<(…)`, `/dev/stdin`), which somebody
+/// writes.
+fn open_given(path: &Path) -> io::Result<File> {
+    let is_of_a_shell = ["/dev/fd", "/proc/self/fd", "/dev/stdin"];
+    match is_of_a_shell.iter().any(|place| path.starts_with(place)) {
+        true => File::open(path),
+        false => open_regular(path),
+    }
+}
+
 /// Reads a text file that decides something, so that not everybody may be able to write it.
 ///
 /// # Errors
@@ -300,7 +327,9 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
         remedy: "",
         source,
     };
-    let bytes = fs::read(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    let mut file = open_given(path).map_err(failed)?;
+    file.read_to_end(&mut bytes).map_err(failed)?;
     String::from_utf8(bytes).map_err(|error| {
         let what = match encoding(error.as_bytes()) {
             Some(encoding) => format!("it is {encoding}, as its byte order mark says; save it as UTF-8 without one"),
@@ -319,6 +348,34 @@ pub fn encoding(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// What is written, if this name is: where it is a link, what that leads to. A file or nothing; a device, a pipe or a socket would be
+/// gone, with a file in its place.
+fn replaceable(path: &Path) -> Result<PathBuf, FileError> {
+    let refused = |source| FileError {
+        verb: "write",
+        path: path.to_owned(),
+        remedy: "; name a file",
+        source,
+    };
+    let target = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => fs::canonicalize(path).map_err(refused)?,
+        _ => path.to_owned(),
+    };
+    ensure_no_other(&target, refused)?;
+    Ok(target)
+}
+
+/// Whether there is a file of this name, or nothing.
+fn ensure_no_other(path: &Path, refused: impl Fn(io::Error) -> FileError) -> Result<(), FileError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Err(refused(io::Error::other("it is a directory"))),
+        Ok(found) if !found.is_file() && !found.is_symlink() => Err(refused(io::Error::other(
+            "it is no regular file, and would be replaced by one",
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let failed = |source| FileError {
         verb: "write",
@@ -326,6 +383,7 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
         remedy: "; check the directory and free space",
         source,
     };
+    ensure_no_other(path, failed)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = PathBuf::from(temporary);
@@ -362,9 +420,14 @@ impl Unfinished {
         if !replace && fs::symlink_metadata(path).is_ok() {
             return Err(Self::taken(path));
         }
+        let path = &replaceable(path)?;
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = PathBuf::from(temporary);
+        let undo = undo::at_signal({
+            let temporary = temporary.clone();
+            move || drop(fs::remove_file(temporary))
+        });
         // Whatever lies there of a process that died may be another's to write.
         let _ = fs::remove_file(&temporary);
         let file = OpenOptions::new()
@@ -378,6 +441,7 @@ impl Unfinished {
             temporary,
             file,
             replace,
+            _undo: undo,
         })
     }
 
@@ -501,6 +565,30 @@ mod tests {
             );
             Ok::<_, FileError>(file)
         };
+        // What is no file stays what it is, whoever may replace it.
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("pipe", &link).unwrap();
+        for name in [&pipe, &link] {
+            let refused = Unfinished::begin(name, true).unwrap_err().to_string();
+            assert!(refused.contains("no regular file"), "{refused}");
+        }
+        let refused = write_public(&pipe, b"x").unwrap_err().to_string();
+        assert!(refused.contains("no regular file"), "{refused}");
+        let refused = read_text(&pipe).unwrap_err().to_string();
+        assert!(refused.contains("it is no file"), "a pipe is not waited for: {refused}");
+        let refused = read_private(&pipe).unwrap_err().to_string();
+        assert!(refused.contains("it is no file"), "{refused}");
+        fs::remove_file(&link).unwrap();
+        fs::remove_file(&pipe).unwrap();
         drop(begin(false, b"half").unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert_eq!(begin(false, b"first").unwrap().finish().unwrap(), 5);

@@ -29,3 +29,4 @@ pub mod reload;
 pub mod shutdown;
 pub mod slots;
 pub mod socket;
+pub mod undo;

@@ -41,7 +41,9 @@ pub struct HostPort {
 #[non_exhaustive]
 pub enum InvalidHostPort {
     /// There is no port, or none that can be dialled.
-    #[error("`{0}` has no port; write `HOST:PORT` with a port from 1 to 65535, for example `ca.prod.example:7443`")]
+    #[error(
+        "`{0}` has no port that can be dialled; write `HOST:PORT` with a port from 1 to 65535, for example `ca.prod.example:7443`"
+    )]
     Port(Excerpt),
     /// There is no host, or none that has such a name.
     #[error(

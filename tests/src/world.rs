@@ -130,6 +130,7 @@ impl World {
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
             admin_socket: dir.path().join("ca.sock"),
+            founds: true,
             x509_ttl: Span(HOUR),
             agent_ttl: Span(HOUR),
             reattest_within: Span(Duration::from_secs(30 * 86_400)),

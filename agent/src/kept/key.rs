@@ -46,6 +46,17 @@ pub(crate) enum NoKey {
         file = .file.display()
     )]
     Short { file: PathBuf, bytes: usize },
+    #[error(
+        "{0}: `chmod 600` it and give it to the agent's user if nobody else can have read it, or remove it, and with it what it seals; then \
+         start the agent again"
+    )]
+    Beside(FileError),
+    #[error(
+        "`{file}` has {bytes} bytes, and a key has {SECRET_BYTES_MIN}: put the right one in its place, or remove it, and with it what it \
+         sealed; then start the agent again",
+        file = .file.display()
+    )]
+    Other { file: PathBuf, bytes: usize },
     #[error("the system gives no random bytes")]
     Entropy,
 }
@@ -57,8 +68,9 @@ struct Length(usize);
 
 impl StorageKey {
     /// That of the file which the configuration names; else the one in the data directory, which is made when there is none.
-    /// One that is there and was read by others, or is no key, is replaced, and said why: what it sealed counts no more.
-    pub(crate) fn open(named: Option<&Path>, data_dir: &Path) -> Result<(Self, Option<String>), NoKey> {
+    /// One that is there and may have been read by others, or is no key, stays as it is: what it seals may be all that this node has
+    /// while the CA is away, and whose fault it is only a person can tell.
+    pub(crate) fn open(named: Option<&Path>, data_dir: &Path) -> Result<Self, NoKey> {
         if let Some(file) = named {
             let secret = Zeroizing::new(files::read_private(file)?);
             if secret.len() < SECRET_BYTES_MIN {
@@ -71,21 +83,24 @@ impl StorageKey {
                 true => KeySource::Credential(file.to_owned()),
                 false => KeySource::Named(file.to_owned()),
             };
-            return Ok((Self::of(&secret, source), None));
+            return Ok(Self::of(&secret, source));
         }
         let file = data_dir.join(FILE);
-        let doubt = match files::read_own(&file).map(Zeroizing::new) {
-            Ok(secret) if secret.len() == SECRET_BYTES_MIN => {
-                return Ok((Self::of(&secret, KeySource::Beside(file)), None));
+        match files::read_own(&file).map(Zeroizing::new) {
+            Ok(secret) if secret.len() == SECRET_BYTES_MIN => return Ok(Self::of(&secret, KeySource::Beside(file))),
+            Ok(secret) => {
+                return Err(NoKey::Other {
+                    bytes: secret.len(),
+                    file,
+                });
             }
-            Ok(secret) => Some(format!("`{}` has {} bytes", file.display(), secret.len())),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => Some(error.to_string()),
-        };
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(NoKey::Beside(error)),
+        }
         let mut secret = Zeroizing::new([0; SECRET_BYTES_MIN]);
         SystemRandom::new().fill(&mut *secret).map_err(|_| NoKey::Entropy)?;
         files::write_private(&file, &*secret)?;
-        Ok((Self::of(&*secret, KeySource::Beside(file)), doubt))
+        Ok(Self::of(&*secret, KeySource::Beside(file)))
     }
 
     fn of(secret: &[u8], source: KeySource) -> Self {
@@ -165,34 +180,37 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
+    /// What it seals may be all that the node has.
     #[test]
-    fn a_key_is_kept_or_replaced_and_said() {
+    fn a_key_is_made_once_and_one_that_is_no_good_stays_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE);
-        let open = || {
-            let (key, doubt) = StorageKey::open(None, dir.path()).unwrap();
-            (key.name().unwrap(), doubt)
-        };
-        let (first, doubt) = open();
-        assert_eq!(
-            (doubt, fs::metadata(&file).unwrap().permissions().mode() & 0o777),
-            (None, 0o600)
-        );
-        assert_eq!(open(), (first, None));
-        let replaced = |said: &str| {
+        let open = || StorageKey::open(None, dir.path()).map(|key| key.name().unwrap());
+        let first = open().unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(open().unwrap(), first);
+        let secret = fs::read(&file).unwrap();
+        let refused = |said: &str| {
             let before = fs::read(&file).unwrap();
-            let (name, doubt) = open();
-            assert!(doubt.as_ref().is_some_and(|doubt| doubt.contains(said)), "{doubt:?}");
-            assert!(fs::read(&file).unwrap() != before && open() == (name, None));
-            assert!(fs::symlink_metadata(&file).unwrap().is_file());
+            let error = open().unwrap_err().to_string();
+            assert!(
+                error.contains(said) && error.contains("start the agent again"),
+                "{error}"
+            );
+            assert_eq!(fs::read(&file).unwrap(), before);
         };
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-        replaced("0644");
+        refused("0644");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(open().unwrap(), first, "it is mended");
         files::write_private(&file, &[7; 31]).unwrap();
-        replaced("31 bytes");
+        refused("31 bytes");
         fs::rename(&file, dir.path().join("elsewhere")).unwrap();
         std::os::unix::fs::symlink("elsewhere", &file).unwrap();
-        replaced("it is a link");
+        refused("it is a link");
+        fs::remove_file(&file).unwrap();
+        files::write_private(&file, &secret).unwrap();
+        assert_eq!(open().unwrap(), first);
     }
 
     #[test]
@@ -204,7 +222,7 @@ mod tests {
         files::write_private(&file, &[1; 31]).unwrap();
         assert!(open().unwrap_err().contains("/dev/urandom"));
         files::write_private(&file, &[1; 32]).unwrap();
-        let (key, _) = open().unwrap();
+        let key = open().unwrap();
         assert_eq!(
             (key.source().word(), format!("{key:?}").contains("[1")),
             ("file", false)

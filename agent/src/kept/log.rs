@@ -93,6 +93,10 @@ pub(crate) enum Unusable {
     OtherKey,
     #[error("`{HEAD}` is damaged")]
     Head,
+    #[error(
+        "there is no `{HEAD}`, without which the log beside it says nothing: it was removed, or the first start was cut short"
+    )]
+    NoHead,
     #[error("`{log}` is shorter than it was")]
     Short { log: String },
     #[error("frame {frame} of `{log}` is damaged")]
@@ -125,7 +129,10 @@ impl Log {
     /// What was kept for this node; `None` when nothing was.
     pub(crate) fn open(dir: &Path, key: &StorageKey, owner: &str) -> Result<Option<(Self, Content)>, Unusable> {
         let Some(head) = Head::read(dir, key, owner)? else {
-            return Ok(None);
+            return match logs(dir).next() {
+                Some(_) => Err(Unusable::NoHead),
+                None => Ok(None),
+            };
         };
         let name = log_name(&head.file_id);
         let damaged = |frame| Unusable::Frame {

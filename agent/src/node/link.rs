@@ -19,6 +19,7 @@ use tonic::{Code, Status};
 
 use crate::metrics::Metrics;
 use crate::node::key::KeyError;
+use crate::troubles::Troubles;
 
 /// How soon what failed at the CA is tried again. A CA that comes back should have its agents back within the longest.
 pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
@@ -37,6 +38,9 @@ pub(crate) struct CaLink {
     refused: Arc<Notify>,
     distrusted: Arc<Notify>,
     metrics: Arc<Metrics>,
+    troubles: Troubles,
+    /// The CA's word when it dismissed this node in answer to its key.
+    dismissals: Arc<watch::Sender<Option<Arc<str>>>>,
 }
 
 /// The node's own SVID and the bundle it verifies the CA with.
@@ -138,6 +142,8 @@ impl CaLink {
             refused: Arc::default(),
             distrusted: Arc::default(),
             metrics: Arc::default(),
+            troubles: Troubles::default(),
+            dismissals: Arc::default(),
         }
     }
 
@@ -148,6 +154,25 @@ impl CaLink {
     /// What has happened on it.
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// What stands between this agent and the CA.
+    pub(crate) fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
+    /// Says that the CA dismissed this node, though there was no watch on which to hear it.
+    pub(crate) fn dismissed(&self, reason: &str) {
+        self.dismissals.send_if_modified(|said| {
+            let is_news = said.as_deref() != Some(reason);
+            *said = Some(reason.into());
+            is_news
+        });
+    }
+
+    /// Changes when somebody said so.
+    pub(crate) fn dismissals(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.dismissals.subscribe()
     }
 
     /// Connects with the node's SVID.
@@ -250,6 +275,18 @@ fn distrust(status: &Status) -> Option<String> {
 }
 
 // === impl CaError ===
+
+impl CaError {
+    /// What people are to be told of it: that the CA said no, or something that cannot be used. That it is away, or slow, is none of it.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout => None,
+            Self::Failed { code, .. } if *code != Code::FailedPrecondition => None,
+            Self::Failed { message, .. } => Some(format!("the CA refused: {message}")),
+            error => Some(error.to_string()),
+        }
+    }
+}
 
 impl From<Status> for CaError {
     fn from(status: Status) -> Self {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hoplite_decision::reporting::unix;
+use hoplite_host::clock;
 use hoplite_identity::Selector;
 use hoplite_wire::agent::diagnosis_server::Diagnosis;
 use hoplite_wire::agent::{
@@ -88,8 +89,10 @@ impl Diagnosis for DiagnosisService {
         let kept = self.sessions.kept.state();
         let heard = self.sessions.kept.heard();
         let dismissed = supply.as_ref().and_then(|supply| supply.dismissed());
+        let troubles = self.sessions.troubles.now(clock::now());
         Ok(Response::new(AgentStatus {
-            in_step: heard.is_some(),
+            in_step: heard.is_some() && troubles.is_empty(),
+            troubles,
             heard_at_unix: heard.or(kept.restored).map_or(0, unix),
             from_disk: heard.is_none() && kept.restored.is_some(),
             dismissed: dismissed.as_deref().unwrap_or_default().to_owned(),

@@ -19,6 +19,7 @@ use crate::refused::Refused;
 use crate::supply::SupplyReceiver;
 use crate::supply::shelf::Fitting;
 use crate::tokens::Tokens;
+use crate::troubles::Troubles;
 
 /// Who comes for an SVID that is still to be minted, or read, waits so long for it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ pub(crate) struct Sessions {
     pub(crate) kept: Kept,
     /// JWT-SVIDs.
     pub(crate) tokens: Tokens,
+    /// What stands between the agent and its CA.
+    pub(crate) troubles: Troubles,
 }
 
 /// One call of one process.

@@ -127,7 +127,7 @@ pub(crate) async fn run(
     drop(restored);
     let mut credentials = link.credentials();
     let mut backoff = RETRY;
-    let mut moves = link.moves();
+    let (mut moves, mut dismissals) = (link.moves(), link.dismissals());
     loop {
         let own = async {
             credentials
@@ -138,6 +138,14 @@ pub(crate) async fn run(
         };
         let own = tokio::select! {
             own = own => own,
+            // To a node whose SVID has ended it is said where it would come back by the key.
+            Ok(()) = dismissals.changed() => {
+                let reason = dismissals.borrow_and_update().clone();
+                if let Some(reason) = reason {
+                    told.dismissed(&mut view, &reason).await;
+                }
+                continue;
+            }
             () = shutdown.wait() => return,
         };
         let Some(own) = own else { return };
@@ -150,6 +158,7 @@ pub(crate) async fn run(
         };
         link.metrics().contact.lost();
         told.connections.send_replace(None);
+        link.troubles().watch(ended.trouble());
         if let CaError::Dismissed(reason) = &ended {
             told.dismissed(&mut view, reason).await;
         }
@@ -160,7 +169,11 @@ pub(crate) async fn run(
             link.distrusted();
         }
         let wait = backoff.failed(jitter());
-        tracing::warn!(error = %ended, retry_ms = wait.as_millis(), "no word from the CA; what is known stays in force");
+        if let CaError::Dismissed(_) = &ended {
+            tracing::debug!(error = %ended, retry_ms = wait.as_millis(), "the CA is asked again");
+        } else {
+            tracing::warn!(error = %ended, retry_ms = wait.as_millis(), "no word from the CA; what is known stays in force");
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             Ok(()) = moves.changed() => {}
@@ -228,6 +241,7 @@ async fn follow(
             return CaError::Answer(error.to_string());
         }
         backoff.succeeded();
+        link.troubles().watch(None);
         tracing::debug!(
             revision = view.seen,
             entries = view.entries.len(),
@@ -260,6 +274,14 @@ async fn replaced(own: &Credentials, mut credentials: watch::Receiver<Option<Arc
 impl Told {
     /// The CA has dismissed this node: it has nothing to hand out any more, in memory and on the disk.
     async fn dismissed(&self, view: &mut View, reason: &str) {
+        let is_known = {
+            let registrations = self.registrations.borrow();
+            let said = registrations.as_ref().and_then(|known| known.dismissed.clone());
+            said.as_deref() == Some(reason)
+        };
+        if is_known {
+            return; // it is asked again and again
+        }
         tracing::error!(
             reason,
             "the CA has dismissed this node: no workload is given anything any more"

@@ -22,10 +22,16 @@ pub(crate) struct Agent {
     /// with another key, ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) contested: Option<u64>,
+    /// When the first certificate for its key began, in Unix seconds: what was issued before a new join counts for nothing.
+    #[serde(default)]
+    since: u64,
     previous: Option<Issued>,
     active: Issued,
     /// Given out, not used yet.
     next: Option<Issued>,
+    /// When the authority's word was taken last for a certificate that a restored store knew nothing of, in Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) adopted_at: Option<u64>,
     /// How it was let in last without a token, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) readmitted: Option<Readmitted>,
@@ -100,9 +106,9 @@ pub(crate) enum Denied {
     /// Neither the agent's newest certificate nor the one before.
     #[error("the agent has newer certificates than this one; connect with the newest, or join anew")]
     Superseded,
-    /// It would renew with a certificate in whose place a newer one is used already: somebody else has the newer one.
+    /// It would have another for a certificate in whose place a newer one is used already: somebody else has the newer one.
     #[error(
-        "the agent's newer certificate is in use, so two have its key, or an old copy of its files was put back;          join it anew with a new token"
+        "the agent's newer certificate is in use, so two have its key, or an old copy of its files was put back; join it anew with a new token"
     )]
     TwoHolders,
     /// Two have its key.
@@ -149,9 +155,11 @@ impl Agent {
                 joined_key,
                 banned: false,
                 contested: None,
+                since: issued.not_before,
                 previous: None,
                 active: issued,
                 next: None,
+                adopted_at: None,
                 readmitted: None,
             },
         }
@@ -170,9 +178,9 @@ impl Agent {
     }
 
     /// After a certificate was shown that the store may lack. Whatever it knew of the agent's certificates is older, and ends.
-    pub(crate) fn adopted(before: Option<Self>, shown: &Leaf) -> Self {
+    pub(crate) fn adopted(before: Option<Self>, shown: &Leaf, now: SystemTime) -> Self {
         let issued = Issued::from(shown);
-        match before {
+        let agent = match before {
             Some(agent) => Self {
                 previous: None,
                 active: issued,
@@ -180,6 +188,10 @@ impl Agent {
                 ..agent
             },
             None => Self::joined(None, shown.spiffe_id().clone(), String::new(), issued),
+        };
+        Self {
+            adopted_at: Some(record::unix_seconds(now)),
+            ..agent
         }
     }
 
@@ -269,10 +281,16 @@ impl Agent {
             };
         }
         // Not one that was replaced before the backup, or since the restore.
-        let is_newer = record::unix_seconds(shown.not_before()) >= self.newest().not_before;
-        match is_newer && since.vouches(shown) {
-            true => Ok(Standing::Unseen),
-            false => Err(Denied::Superseded),
+        let begins = record::unix_seconds(shown.not_before());
+        if begins >= self.newest().not_before && since.vouches(shown) {
+            return Ok(Standing::Unseen);
+        }
+        // It was given to this agent since it joined, and others are in use: an agent never goes back.
+        let is_replaced = (self.since..=self.active.not_before).contains(&begins);
+        match (is_replaced, self.contested) {
+            (true, None) => Err(Denied::TwoHolders),
+            (true, Some(_)) => Err(Denied::Contested(self.spiffe_id.clone())),
+            (false, _) => Err(Denied::Superseded),
         }
     }
 
@@ -290,11 +308,6 @@ impl Agent {
     fn is_another(&self, shown: &Leaf) -> bool {
         let mut given = self.given().filter(|issued| issued.serial == shown.serial());
         given.any(|issued| !issued.fingerprint.is_empty() && issued.fingerprint != shown.fingerprint().to_string())
-    }
-
-    /// The certificate before the one in use: that its key was replaced is known.
-    pub(crate) fn is_previous(&self, serial: &str) -> bool {
-        self.previous.as_ref().is_some_and(|previous| previous.serial == serial)
     }
 
     /// The one that it used last, as far as is known.

@@ -162,7 +162,7 @@ impl Write for Adopt {
         if agent::authorize(held.agent.as_ref(), held.since(), &self.shown, self.now)? != Standing::Unseen {
             return Ok((Changes::none(), false)); // another call of its was faster
         }
-        let adopted = Agent::adopted(held.agent, &self.shown).readmitted(Readmission::Adopted, self.now);
+        let adopted = Agent::adopted(held.agent, &self.shown, self.now).readmitted(Readmission::Adopted, self.now);
         Ok((Changes::none().put(self.shown.spiffe_id().as_str(), &adopted), true))
     }
 }
@@ -183,16 +183,15 @@ where
 
     fn decide(&self, held: Self::Reads) -> Result<(Changes, Minted), AgentError> {
         let (id, serial) = (self.shown.spiffe_id(), self.shown.serial());
-        let standing = agent::standing(held.agent.as_ref(), held.since(), &self.shown)?;
-        if held.agent.as_ref().is_some_and(|agent| agent.is_previous(serial)) {
-            return Err(Denied::Superseded.into());
-        }
-        if self.now >= self.shown.not_after() + self.within {
+        let standing = agent::standing(held.agent.as_ref(), held.since(), &self.shown);
+        let is_of_this_agent = matches!(&standing, Ok(_) | Err(Denied::TwoHolders | Denied::Superseded));
+        if is_of_this_agent && self.now >= self.shown.not_after() + self.within {
             let not_after = self.shown.not_after().into();
             return Err(Denied::TooLate { not_after }.into());
         }
-        let agent = match (standing, held.agent) {
-            (Standing::Unseen, agent) => Agent::adopted(agent, &self.shown),
+        // One in whose place another is in use already is a sign of two holders, here as at a renewal.
+        let agent = match (standing?, held.agent) {
+            (Standing::Unseen, agent) => Agent::adopted(agent, &self.shown, self.now),
             (Standing::Known | Standing::FirstUse, Some(agent)) => agent,
             (Standing::Known | Standing::FirstUse, None) => return Err(Denied::Unknown(id.clone()).into()),
         };

@@ -11,7 +11,6 @@ use hoplite_wire::report::{self, Point, Report};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::agents::agent::Readmission;
 use crate::api::messages::unix_i64;
 use crate::epoch::Epoch;
 use crate::fleet::heard::{REPORTS_BYTES_MAX, Standing, decided, patience};
@@ -256,11 +255,11 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>, au
 
 /// What is known of the last restore.
 fn restored(index: &Index, epoch: &Epoch) -> wire::Restored {
-    let since = epoch.name.number;
-    let adopted = index.agents.iter().filter(|agent| {
-        let readmitted = agent.readmitted.as_ref();
-        readmitted.is_some_and(|readmitted| readmitted.how == Readmission::Adopted && readmitted.at >= since)
-    });
+    let since = epoch.began_at();
+    let adopted = index
+        .agents
+        .iter()
+        .filter(|agent| agent.adopted_at.is_some_and(|at| at >= since));
     wire::Restored {
         epoch: Some(epoch.name.into()),
         backup_at_unix: unix_i64(epoch.backup_at),

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::hash::Hash;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -201,6 +201,24 @@ impl Node {
         }
     }
 
+    /// The same, of one who would have something for a certificate that another's has replaced.
+    async fn contest_replaced(&self, agent: &SpiffeId, serial: &str, from: IpAddr) {
+        let how = format!("{from} comes with certificate {serial}, in whose place a newer one is in use");
+        self.contest(agent, how).await;
+    }
+
+    /// Before the caller begins or renews: whether it comes with a certificate that was replaced longer ago than by one.
+    async fn notice_another<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let caller = caller(request)?;
+        if let Some(peer) = &caller.peer
+            && self.standing(peer) == Err(Denied::TwoHolders)
+        {
+            self.contest_replaced(peer.spiffe_id(), peer.serial(), caller.address.ip())
+                .await;
+        }
+        Ok(())
+    }
+
     /// A token of 256 random bits cannot be guessed, at whatever rate: what guesses are bounded for is their cost. So whoever
     /// has a token is never held up by others behind the same address, and those who have none do not learn by time what
     /// others have, because what is looked up is a digest.
@@ -263,14 +281,21 @@ impl Node {
         Ok(peer.leaf().clone())
     }
 
-    /// By the key of a certificate that may have ended, within bounds.
-    async fn admit_by_key(&self, request: wire::ReattestRequest) -> Result<Minted, Status> {
+    /// By the key of a certificate that may have ended, within bounds. `agent` is who shows it, once that is known.
+    async fn admit_by_key(
+        &self,
+        request: wire::ReattestRequest,
+        from: IpAddr,
+        agent: &mut Option<SpiffeId>,
+    ) -> Result<Minted, Status> {
         let chain: Vec<_> = request.chain.into_iter().map(CertificateDer::from).collect();
         let shown = self.shown(&chain)?;
         let key = SubjectKey::from_csr(&request.csr)?;
         if !chain.first().is_some_and(|leaf| key.is_of(leaf)) {
             return Err(Denied::OtherKey.into());
         }
+        let (id, serial) = (shown.spiffe_id().clone(), shown.serial().to_owned());
+        *agent = Some(id.clone());
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let reattest = Reattest {
             shown,
@@ -278,7 +303,13 @@ impl Node {
             within: self.0.issuer.reattest_within(),
             mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
         };
-        Ok(self.0.registry.write(reattest).await?)
+        match self.0.registry.write(reattest).await {
+            Err(WriteError::Refused(AgentError::Denied(Denied::TwoHolders))) => {
+                self.contest_replaced(&id, &serial, from).await;
+                Err(Denied::TwoHolders.into())
+            }
+            written => Ok(written?),
+        }
     }
 
     async fn sign_in_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
@@ -371,6 +402,7 @@ impl wire::node_server::Node for Node {
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::SvidResponse>, Status> {
+        self.notice_another(&request).await?;
         let peer = self.agent(&request).await?;
         let address = caller(&request)?.address;
         let renewed = async {
@@ -383,12 +415,8 @@ impl wire::node_server::Node for Node {
             };
             match self.0.registry.write(renew).await {
                 Err(WriteError::Refused(AgentError::Denied(Denied::TwoHolders))) => {
-                    let how = format!(
-                        "{} would renew with certificate {}, in whose place a newer one is in use",
-                        address.ip(),
-                        peer.serial()
-                    );
-                    self.contest(peer.spiffe_id(), how).await;
+                    self.contest_replaced(peer.spiffe_id(), peer.serial(), address.ip())
+                        .await;
                     return Err(Denied::TwoHolders.into());
                 }
                 written => written?,
@@ -406,7 +434,9 @@ impl wire::node_server::Node for Node {
         let request = request.into_inner();
         let from = Source::address(address.ip());
         // What is refused has cost two signatures to verify.
-        let admitted = limited(&self.0.guesses, from, "from this address", self.admit_by_key(request)).await;
+        let mut agent = None;
+        let attempt = self.admit_by_key(request, address.ip(), &mut agent);
+        let admitted = limited(&self.0.guesses, from, "from this address", attempt).await;
         self.0.metrics.joined(match &admitted {
             Ok(_) => "reattested",
             Err(status) if status.code() == Code::ResourceExhausted => "limited",
@@ -420,7 +450,8 @@ impl wire::node_server::Node for Node {
             }
             Err(status) => {
                 if status.code() != Code::ResourceExhausted {
-                    tracing::warn!(target: "hoplite::audit", %address, outcome = "refused", reason = status.message(), "reattest");
+                    let agent = agent.as_ref().map(tracing::field::display);
+                    tracing::warn!(target: "hoplite::audit", agent, %address, outcome = "refused", reason = status.message(), "reattest");
                 }
                 Err(status)
             }
@@ -430,12 +461,16 @@ impl wire::node_server::Node for Node {
     type WatchStream = Updates;
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Updates>, Status> {
+        self.notice_another(&request).await?;
         let peer = self.agent(&request).await?;
         let address = caller(&request)?.address;
         let request = request.into_inner();
         // A revision of another epoch is none.
         let epoch = EpochName::from(request.epoch.unwrap_or_default());
-        let is_of_now = epoch == self.0.registry.index().epoch.name();
+        let now = self.0.registry.index().epoch.name();
+        let is_of_now = epoch == now;
+        let higher = (epoch > now).then_some(epoch.number);
+        self.0.fleet.follows(peer.spiffe_id(), higher);
         let from = if is_of_now { request.from_revision } else { 0 };
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), from, "watch");
         let known = {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::config::ConfigError;
 use hoplite_host::files::{self, FileError};
+use hoplite_host::undo::{self, Undo};
 use hoplite_identity::{Moment, SpiffeId, TrustDomain};
 use hoplite_store::{Filling, LargeError, LargeId, SledStore, Store, StoreError, Versioned};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -26,6 +27,9 @@ use crate::write::WriteError;
 
 /// How far the clock may be behind the one of the CA that made the backup.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(60);
+
+/// A signal's attempts to remove what is not whole, while it is written still.
+const REMOVALS_MAX: usize = 1_000;
 
 /// What the operator says of bans and evictions after the backup. There is no way not to say it.
 #[derive(Debug, Clone)]
@@ -86,6 +90,12 @@ pub enum RestoreError {
         /// Its socket.
         socket: PathBuf,
     },
+    /// Another restore is at work.
+    #[error("another `hoplite ca restore` is at work in `{scratch}`: wait until it has ended", scratch = .scratch.display())]
+    Restoring {
+        /// Where.
+        scratch: PathBuf,
+    },
     /// Of another trust domain.
     #[error("the backup is of `{found}`, and the configuration says `trust_domain = {expected}`")]
     OtherTrustDomain {
@@ -142,7 +152,8 @@ pub enum RestoreError {
 }
 
 /// Makes a CA of a backup in the data directory of this configuration, which must be empty. It is a new epoch: agents follow it
-/// though its revision is lower than what they have seen.
+/// though its revision is lower than what they have seen. Its epoch, and the number of its trust bundle, are higher than `after`:
+/// 0, or what agents name that followed another restore, of a clock that was ahead.
 ///
 /// # Errors
 /// [`RestoreError`]. Whatever was written is removed again.
@@ -151,6 +162,7 @@ pub fn restore(
     file: &Path,
     passphrase: &Passphrase,
     later_bans: &LaterBans,
+    after: u64,
     now: SystemTime,
 ) -> Result<Restored, RestoreError> {
     config.check(Path::new("configuration"))?;
@@ -172,11 +184,12 @@ pub fn restore(
     let was_there = config.data_dir.exists();
     files::private_dir_among_others(&config.data_dir)?;
     ensure_empty(&config.data_dir)?;
-    let scratch = Scratch(config.data_dir.join(SCRATCH));
-    let made = make(config, file, passphrase, &scratch.0, now, |summary| Facts {
+    let mut scratch = Scratch::begin(config.data_dir.join(SCRATCH))?;
+    let made = make(config, file, passphrase, &scratch.path, now, |summary| Facts {
         begun_at: summary.begun_at,
         revision: summary.revision,
         banned,
+        after,
         tie: u64::from_be_bytes(tie),
         now,
     });
@@ -192,12 +205,13 @@ pub fn restore(
     };
     // The store last: without it no CA starts here, and with it all is there.
     let mut names = Vec::new();
-    for entry in fs::read_dir(&scratch.0).map_err(directory(&scratch.0))? {
-        names.push(entry.map_err(directory(&scratch.0))?.file_name());
+    for entry in fs::read_dir(&scratch.path).map_err(directory(&scratch.path))? {
+        names.push(entry.map_err(directory(&scratch.path))?.file_name());
     }
     names.sort_by_key(|name| name == "store");
+    scratch.undo = None; // from here on it is quicker to end than to go back
     for name in names {
-        files::rename(&scratch.0.join(&name), &config.data_dir.join(&name))?;
+        files::rename(&scratch.path.join(&name), &config.data_dir.join(&name))?;
     }
     drop(scratch);
     files::give_to_owner(&config.data_dir)?;
@@ -213,7 +227,6 @@ fn make(
     now: SystemTime,
     facts: impl FnOnce(&Summary) -> Facts,
 ) -> Result<Restored, RestoreError> {
-    files::private_dir(scratch)?;
     let store_dir = scratch.join("store");
     let mut making = Making {
         config,
@@ -248,7 +261,14 @@ fn make(
 fn ensure_empty(data_dir: &Path) -> Result<(), RestoreError> {
     for entry in fs::read_dir(data_dir).map_err(directory(data_dir))? {
         let name = entry.map_err(directory(data_dir))?.file_name();
-        if name != "lost+found" {
+        if name == SCRATCH {
+            // Of one that was broken off: nothing of it counts.
+            let scratch = data_dir.join(SCRATCH);
+            match files::is_locked(&scratch) {
+                true => return Err(RestoreError::Restoring { scratch }),
+                false => files::remove_dir(&scratch)?,
+            }
+        } else if name != "lost+found" {
             return Err(RestoreError::Used {
                 directory: data_dir.to_owned(),
                 found: name.to_string_lossy().into_owned(),
@@ -263,12 +283,41 @@ fn directory(path: &Path) -> impl FnOnce(io::Error) -> RestoreError {
     move |source| RestoreError::Directory { directory, source }
 }
 
-/// The directory of what is not whole. Dropping it removes it.
-struct Scratch(PathBuf);
+/// The directory of what is not whole. Dropping it removes it, as does a signal.
+struct Scratch {
+    path: PathBuf,
+    undo: Option<Undo>,
+    /// Of another restore, and of a CA, it is known by that that this one is at work.
+    _alone: File,
+}
+
+impl Scratch {
+    fn begin(path: PathBuf) -> Result<Self, RestoreError> {
+        files::private_dir(&path)?;
+        let Some(alone) = files::lock_dir(&path).map_err(directory(&path))? else {
+            return Err(RestoreError::Restoring { scratch: path });
+        };
+        let left = path.clone();
+        let undo = undo::at_signal(move || {
+            // Somebody may be writing in it.
+            for _ in 0..REMOVALS_MAX {
+                match fs::remove_dir_all(&left) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+                    _ => break,
+                }
+            }
+        });
+        Ok(Self {
+            path,
+            undo: Some(undo),
+            _alone: alone,
+        })
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0); // where that fails no CA starts, and says so
+        let _ = fs::remove_dir_all(&self.path); // where that fails no CA starts, and says so
     }
 }
 

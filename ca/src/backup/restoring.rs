@@ -11,7 +11,6 @@ use crate::agents::agent::Agent;
 use crate::authority::trust::Trust;
 use crate::epoch::{Epoch, EpochName};
 use crate::operators::operator::Operator;
-use crate::record::unix_seconds;
 use crate::tokens::token::Token;
 use crate::write::{self, Changes, ReadError, View, Write, WriteError};
 
@@ -35,6 +34,8 @@ pub(crate) struct Facts {
     pub(crate) begun_at: SystemTime,
     pub(crate) revision: Revision,
     pub(crate) banned: BTreeSet<SpiffeId>,
+    /// What agents follow: an epoch, or the number of a trust bundle.
+    pub(crate) after: u64,
     pub(crate) tie: u64,
     pub(crate) now: SystemTime,
 }
@@ -48,9 +49,16 @@ pub(crate) fn change(store: &dyn Store, facts: &Facts) -> Result<Changed, WriteE
     }
     // A sign-out, a removal or a machine that was lost since is not known either: everybody signs in anew. Roles and bans stay.
     let operators = all::<Operator>(store)?;
-    for names in Vec::from_iter(operators.keys().cloned()).chunks(CHANGES_MAX) {
-        let names = names.to_vec();
-        let banned = facts.banned.clone();
+    let banned: BTreeSet<String> = facts
+        .banned
+        .iter()
+        .filter_map(SpiffeId::operator)
+        .map(str::to_owned)
+        .collect();
+    // Whoever is banned is among them, though the backup does not know the name.
+    let names = BTreeSet::from_iter(operators.keys().chain(&banned).cloned());
+    for names in Vec::from_iter(names).chunks(CHANGES_MAX) {
+        let (names, banned) = (names.to_vec(), banned.clone());
         write::commit(store, &SignOutAll { names, banned })?;
     }
     let agents: Vec<_> = facts.banned.iter().filter(|id| id.is_agent()).cloned().collect();
@@ -93,28 +101,29 @@ impl Write for Forget {
 
 struct SignOutAll {
     names: Vec<String>,
-    banned: BTreeSet<SpiffeId>,
+    /// Names, too.
+    banned: BTreeSet<String>,
 }
 
 impl Write for SignOutAll {
-    type Reads = Vec<Operator>;
+    type Reads = Vec<(String, Option<Operator>)>;
     type Answer = ();
     type Error = Infallible;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        let read = self.names.iter().map(|name| view.one::<Operator>(name));
-        Ok(read.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        let read = self.names.iter().map(|name| Ok((name.clone(), view.one(name)?)));
+        read.collect()
     }
 
     fn decide(&self, operators: Self::Reads) -> Result<(Changes, ()), Infallible> {
-        let changes = operators.into_iter().fold(Changes::none(), |changes, operator| {
-            let is_banned = self
-                .banned
-                .iter()
-                .any(|id| id.operator() == Some(operator.name.as_str()));
-            let operator = operator.signed_out_everywhere(is_banned);
-            changes.put(&operator.name.clone(), &operator)
-        });
+        let changes = operators
+            .into_iter()
+            .fold(Changes::none(), |changes, (name, operator)| {
+                let operator =
+                    operator.unwrap_or_else(|| Operator::invited(name.clone(), BTreeSet::new(), BTreeSet::new()));
+                let operator = operator.signed_out_everywhere(self.banned.contains(&name));
+                changes.put(&name, &operator)
+            });
         Ok((changes, ()))
     }
 }
@@ -160,15 +169,16 @@ impl Write for Begin {
             begun_at,
             revision,
             tie,
+            after,
             now,
             ..
         } = self.0;
-        let epoch = Epoch::after(before.as_ref(), begun_at, revision, tie, now);
+        let epoch = Epoch::after(before.as_ref(), after, begun_at, revision, tie, now);
         let changes = Changes::none().put("", &epoch);
         // What agents hold of the trust bundle may be newer by its number, and must not be taken for it.
         let changes = match trust {
             Some(trust) => {
-                let sequence = unix_seconds(now).max(trust.sequence.saturating_add(1));
+                let sequence = epoch.name.number.max(trust.sequence.saturating_add(1));
                 changes.put("", &Trust { sequence, ..trust })
             }
             None => changes,

@@ -60,6 +60,7 @@ pub(crate) enum Kind {
     UnsignedDirectory,
     ForeignPolicy,
     ForeignIdentity,
+    OtherEpoch,
     TwoHolders,
 }
 
@@ -100,6 +101,8 @@ pub(crate) struct Norm<'a> {
     pub(crate) usual: &'a BTreeMap<(String, String), Build>,
     /// Ends sooner than this are told, too.
     pub(crate) expiring_within: Duration,
+    /// This CA's.
+    pub(crate) epoch: u64,
     /// When the backup was begun of which this CA was restored, if it was.
     pub(crate) backup_at: Option<SystemTime>,
 }
@@ -117,6 +120,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) in_step: bool,
     /// When it was noticed that two have its key.
     pub(crate) contested: Option<SystemTime>,
+    /// The epoch that it follows, if that is higher than this CA's.
+    pub(crate) follows: Option<u64>,
 }
 
 /// All that is wrong, the worst first.
@@ -137,6 +142,14 @@ pub(crate) fn troubles(norm: &Norm<'_>, subject: Subject<'_>) -> Vec<Trouble> {
             rfc3339(since)
         );
         node(Kind::TwoHolders, Level::Wrong, text);
+    }
+    if let Some(follows) = subject.follows.filter(|follows| *follows > norm.epoch) {
+        let text = format!(
+            "it follows epoch {follows}, and refuses this CA, which is of epoch {}: another one was restored later, or by a clock that was \
+             ahead. Stop that one, or make this one again with `hoplite ca restore --after {follows}`",
+            norm.epoch
+        );
+        node(Kind::OtherEpoch, Level::Wrong, text);
     }
     if let Some(readmitted) = subject.readmitted {
         about_readmission(norm, readmitted, &mut node);
@@ -233,7 +246,10 @@ pub(crate) fn build(kind: &str, program: &Program) -> Build {
 fn remedy(norm: &Norm<'_>, subject: Subject<'_>) -> String {
     let id = subject.id;
     if subject.certificate_ends <= norm.now {
-        format!(", and its certificate has ended: let it join anew, or, if it is gone, `hoplite agent evict {id}`")
+        format!(
+            ", and its certificate has ended: started again it comes back by the key of it, within `reattest_within`, and joins anew after that; \
+             if it is gone, `hoplite agent evict {id}`"
+        )
     } else {
         format!("; is it up, and does it reach the CA? If it is gone: `hoplite agent evict {id}`")
     }
@@ -291,7 +307,7 @@ fn about_readmission(norm: &Norm<'_>, readmitted: &Readmitted, node: &mut impl F
     };
     let times = match readmitted.times {
         0 | 1 => String::new(),
-        times => format!(", the {times}. time"),
+        times => format!(", {times} times so far"),
     };
     let text = format!("it was let in at {} without a token, {how}{times}", rfc3339(at));
     node(Kind::Readmitted, Level::Notice, text);
@@ -540,6 +556,7 @@ impl Kind {
             Self::UnsignedDirectory => "unsigned-directory",
             Self::ForeignPolicy => "foreign-policy",
             Self::ForeignIdentity => "foreign-identity",
+            Self::OtherEpoch => "other-epoch",
             Self::TwoHolders => "two-holders",
         }
     }
@@ -646,6 +663,7 @@ mod tests {
             version: "0.2.0",
             usual: &usual,
             expiring_within: Duration::ZERO,
+            epoch: 0,
             backup_at: None,
         };
         change(&mut norm);
@@ -656,6 +674,7 @@ mod tests {
             readmitted: None,
             in_step,
             contested: None,
+            follows: None,
         };
         troubles(&norm, subject)
     }

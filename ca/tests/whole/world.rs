@@ -40,6 +40,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: None,
         admin_socket: dir.join("ca.sock"),
+        founds: true,
         x509_ttl: Span(Duration::from_secs(3600)),
         agent_ttl: Span(Duration::from_secs(3600)),
         reattest_within: Span(Duration::from_secs(30 * 86_400)),

@@ -120,7 +120,7 @@ pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
     for agent in agents {
         listing.row(serde_json::json!({
             "spiffe_id": agent.spiffe_id, "serial": agent.serial,
-            "expires_at": rfc3339(agent.expires_at_unix), "banned": agent.banned,
+            "expires_at": (agent.expires_at_unix != 0).then(|| rfc3339(agent.expires_at_unix)), "banned": agent.banned,
             "contested_at": (agent.contested_at_unix != 0).then(|| rfc3339(agent.contested_at_unix)),
         }));
     }

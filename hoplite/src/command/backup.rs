@@ -8,15 +8,14 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use clap::Args;
 use hoplite_ca::backup::{self, Passphrase, Sealing, Summary};
-use hoplite_host::clock;
 use hoplite_host::files::Unfinished;
 use hoplite_host::process::{self, Hardening};
+use hoplite_host::{clock, undo};
 use hoplite_identity::Moment;
 use hoplite_wire::ca::backup_part::Part;
 use hoplite_wire::ca::{BackUpRequest, BackupEnd, BackupHead};
 use hoplite_wire::write_part;
 use serde_json::{Value, json};
-use tonic::Status;
 
 use crate::command::admin::ListArgs;
 use crate::command::secret::SecretArgs;
@@ -44,6 +43,12 @@ pub(crate) struct BackupArgs {
 
 pub(crate) fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the authority's key")?;
+    if args.file.as_os_str() == "-" {
+        bail!(
+            "a backup is not written to standard output, nor read from standard input: name a file (`./-` is one, too)"
+        );
+    }
+    undo::watch().context("cannot wait for signals")?;
     let started = clock::moment();
     let summary = if args.verify {
         let passphrase = args.secret.passphrase(&args.file, false)?;
@@ -80,18 +85,17 @@ pub(crate) fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
 
 /// Takes the parts as they come, and lets go of the file unless the end was among them.
 fn write(args: &BackupArgs, to: Unfinished, passphrase: &Passphrase) -> anyhow::Result<Summary> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Status::internal(format!(
-            "cannot write `{}`: {error}; check the directory and free space",
-            args.file.display()
-        ))
-    };
+    // What fails here is no word of the CA's.
+    let mut own = None;
     let mut sealing = Sealing::begin(BufWriter::new(to), passphrase)?;
     let (head, end) = args.list.ca.call(async |mut ca| {
         let mut parts = ca.back_up(BackUpRequest {}).await?.into_inner();
         let (mut head, mut end) = (None, None);
         while let Some(part) = parts.message().await? {
-            write_part(&mut sealing, &part).map_err(|error| failed(&error))?;
+            if let Err(error) = write_part(&mut sealing, &part) {
+                own = Some(error);
+                return Ok((None, None));
+            }
             match part.part {
                 Some(Part::Head(part)) => head = Some(part),
                 Some(Part::End(part)) => end = Some(part),
@@ -100,13 +104,25 @@ fn write(args: &BackupArgs, to: Unfinished, passphrase: &Passphrase) -> anyhow::
         }
         Ok((head, end))
     })?;
+    if let Some(error) = own {
+        return Err(cannot_write(args, &error));
+    }
     let (Some(head), Some(end)) = (head, end) else {
         bail!("the CA broke off the backup, and nothing was written; its log says why");
     };
-    let buffered = sealing.finish()?;
-    let file = buffered.into_inner().map_err(|error| error.into_error())?;
+    let buffered = sealing.finish().map_err(|error| cannot_write(args, &error))?;
+    let file = buffered
+        .into_inner()
+        .map_err(|error| cannot_write(args, error.error()))?;
     let bytes = file.finish()?;
     summary(head, end, bytes)
+}
+
+fn cannot_write(args: &BackupArgs, error: &dyn std::fmt::Display) -> anyhow::Error {
+    anyhow::anyhow!(
+        "cannot write `{}`: {error}; check the directory and free space",
+        args.file.display()
+    )
 }
 
 fn summary(head: BackupHead, end: BackupEnd, bytes: u64) -> anyhow::Result<Summary> {

@@ -51,7 +51,8 @@ pub(crate) fn status(args: &AnswerArgs) -> anyhow::Result<ExitCode> {
         Output::Json => print_json(&status_json(&status))?,
         Output::Table => print(&status_text(&status))?,
     }
-    let is_good = status.in_step && status.without_svid == 0 && status.dismissed.is_empty();
+    let is_kept = status.kept.as_ref().is_none_or(|kept| kept.failure.is_empty());
+    let is_good = status.in_step && status.without_svid == 0 && status.dismissed.is_empty() && is_kept;
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -151,7 +152,7 @@ fn status_text(status: &AgentStatus) -> String {
             "the CA has dismissed this node, and nobody is given anything: {}\n",
             status.dismissed
         )
-    } else if status.in_step {
+    } else if status.in_step || (!status.from_disk && status.heard_at_unix > 0) {
         held
     } else if status.from_disk {
         let heard = rfc3339(status.heard_at_unix);
@@ -161,6 +162,9 @@ fn status_text(status: &AgentStatus) -> String {
     } else {
         "the agent has not heard from its CA since it started; its log says why\n".to_owned()
     };
+    for trouble in &status.troubles {
+        let _ = writeln!(text, "TROUBLE: {trouble}");
+    }
     let callers = match status.peer_process.as_str() {
         "" => "this command is newer than the agent, which does not say how",
         "kernel" => "by the kernel's word",
@@ -171,7 +175,7 @@ fn status_text(status: &AgentStatus) -> String {
         "callers known {callers} (peer_process = \"{}\")",
         status.peer_process
     );
-    if let Some(kept) = &status.kept {
+    if let Some(kept) = status.kept.as_ref().filter(|_| status.dismissed.is_empty()) {
         text.push_str(&kept_text(kept));
     }
     for refusal in &status.refusals {
@@ -212,7 +216,7 @@ fn status_json(status: &AgentStatus) -> Value {
         .map(|refusal| (refusal.cause.clone(), refusal.count.into()));
     json!({
         "in_step": status.in_step, "entries": status.entries, "without_svid": status.without_svid,
-        "peer_process": status.peer_process, "dismissed": status.dismissed,
+        "peer_process": status.peer_process, "dismissed": status.dismissed, "troubles": status.troubles,
         "from_disk": status.from_disk, "heard_at": moment(status.heard_at_unix),
         "kept": {
             "key": kept.key, "failure": kept.failure, "doubt": kept.doubt, "written_at": moment(kept.written_at_unix),

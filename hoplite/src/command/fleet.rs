@@ -23,8 +23,9 @@ use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain
 const NODES_SHOWN_MAX: u32 = 50;
 
 /// What makes a node another than it should be.
-const DRIFT: [&str; 15] = [
+const DRIFT: [&str; 16] = [
     "two-holders",
+    "other-epoch",
     "foreign-identity",
     "foreign-policy",
     "unsigned-directory",

@@ -9,7 +9,7 @@ use clap::Args;
 use hoplite_ca::Config;
 use hoplite_ca::backup::{self, LaterBans, Restored};
 use hoplite_host::process::{self, Hardening};
-use hoplite_host::{clock, files};
+use hoplite_host::{clock, files, undo};
 use hoplite_identity::SpiffeId;
 use serde_json::json;
 
@@ -27,13 +27,17 @@ pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore ca.backup --key-f
 pub(crate) struct RestoreArgs {
     /// The backup
     file: PathBuf,
-    /// An agent or operator that was banned, evicted or removed after the backup: its SPIFFE ID, or a file with one on each line;
-    /// may be repeated
+    /// An agent or operator that was banned, evicted, removed or found to have two holders after the backup: its SPIFFE ID, or a file
+    /// with one on each line; may be repeated
     #[arg(long, value_name = "ID|FILE")]
     banned: Vec<String>,
-    /// Nobody was banned, evicted or removed after the backup
+    /// Nobody was banned, evicted, removed or found to have two holders after the backup
     #[arg(long, conflicts_with = "banned")]
     no_later_bans: bool,
+    /// The highest epoch or trust bundle that agents follow, where that is ahead of the clock: `hoplite agent status` on a node
+    /// names it. The restored CA begins above
+    #[arg(long, value_name = "EPOCH", default_value_t = 0, hide_default_value = true)]
+    after: u64,
     /// Read the backup to its end, and change nothing
     #[arg(long)]
     check: bool,
@@ -54,13 +58,14 @@ pub(crate) struct RestoreArgs {
 
 pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the authority's key")?;
+    undo::watch().context("cannot wait for signals")?;
     if args.check || args.print_config {
         return look(args);
     }
     if args.banned.is_empty() && !args.no_later_bans {
         eprintln!(
-            "error: who was banned, evicted or removed after the backup? It knows nothing of that and would let them in again: name each with \
-             --banned ID or --banned FILE, or say --no-later-bans. Nothing was done"
+            "error: who was banned, evicted, removed or found to have two holders after the backup? It knows nothing of that and would let \
+             them in again: name each with --banned ID or --banned FILE, or say --no-later-bans. Nothing was done"
         );
         return Ok(ExitCode::from(2));
     }
@@ -75,10 +80,14 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
             args.file.display()
         );
     }
+    let next = match &args.config {
+        Some(file) => format!("hoplite ca run --config {}", file.display()),
+        None => format!("hoplite ca run{}", args.places.flag()),
+    };
     let config = Config::load(&file)?;
     let later_bans = later_bans(&args.banned)?;
     let passphrase = args.secret.passphrase(&args.file, false)?;
-    let restored = backup::restore(&config, &args.file, &passphrase, &later_bans, clock::now())?;
+    let restored = backup::restore(&config, &args.file, &passphrase, &later_bans, args.after, clock::now())?;
     match args.output {
         Output::Json => {
             let mut value = document(&restored.summary);
@@ -99,7 +108,7 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
             }
             print_json(&value)?;
         }
-        Output::Table => print(&said(&restored))?,
+        Output::Table => print(&said(&restored, &next))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -126,7 +135,7 @@ fn look(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn said(restored: &Restored) -> String {
+fn said(restored: &Restored, next: &str) -> String {
     let policy = match restored.policy_revision {
         Some(revision) => format!(
             "revision {revision} was in force; proxies that enforce a newer one keep it, and `hoplite fleet` names them: publish it again with `hoplite policy publish DIR --above REVISION`"
@@ -141,7 +150,7 @@ fn said(restored: &Restored) -> String {
     };
     format!(
         "a CA was restored into `{}`, as epoch {}\n{}  agents       {}, {} banned by your word; those of which the backup knows nothing come back by their certificates\n  \
-         void         {}; {} must sign in anew\n  policy       {policy}\n{signers}next: hoplite ca run; then register, ban and publish again what was done after the backup\n",
+         void         {}; {} must sign in anew\n  policy       {policy}\n{signers}next: {next}; then register, ban and publish again what was done after the backup\n",
         restored.data_dir.display(),
         restored.epoch,
         text(&restored.summary),
@@ -169,6 +178,16 @@ fn later_bans(given: &[String]) -> anyhow::Result<LaterBans> {
                 banned.insert(id);
             }
         }
+    }
+    if banned.is_empty() && !given.is_empty() {
+        bail!(
+            "{} names nobody; if nobody was banned, evicted or removed after the backup, say --no-later-bans",
+            given
+                .iter()
+                .map(|word| format!("`{word}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     }
     Ok(match given.is_empty() {
         true => LaterBans::None,

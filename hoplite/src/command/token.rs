@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{ArgGroup, Args, Subcommand};
 use hoplite_host::clock;
 use hoplite_identity::{Fingerprint, HostPort, Invitation};
@@ -175,6 +174,7 @@ fn create(args: CreateTokenArgs) -> anyhow::Result<ExitCode> {
                 address,
             };
             let token = ca.call(async |mut ca| Ok(ca.create_operator_token(request).await?.into_inner()))?;
+            tell_of_paths(&args.roles, &args.paths);
             (token, "sign in", ("on its own machine that person runs", "login"))
         }
         (None, node) => {
@@ -221,6 +221,23 @@ fn register(ca: &CaArgs, node: &str, services: &[ServiceOfUser]) -> anyhow::Resu
     Ok(())
 }
 
+/// What was given and does nothing, under the default admin policies.
+fn tell_of_paths(roles: &[String], paths: &[String]) {
+    let is_entries = |role: &String| role == "entries";
+    if paths.is_empty() && roles.iter().any(is_entries) {
+        eprintln!(
+            "note: the role `entries` holds below the paths that --path names; without one it lets nobody do anything"
+        );
+    }
+    let has_none = |role: &String| ["admin", "auditor", "policy", "nodes"].contains(&role.as_str());
+    if !paths.is_empty() && roles.iter().all(has_none) {
+        eprintln!(
+            "note: --path bounds the role `entries` only; {} holds everywhere",
+            roles.join(", ")
+        );
+    }
+}
+
 /// The one place that shows a token: to whoever asked for it, once.
 fn print_invitation(
     token: &CreateTokenResponse,
@@ -262,5 +279,5 @@ fn shell_word(word: &str) -> String {
 }
 
 fn seconds(span: Duration) -> anyhow::Result<u32> {
-    u32::try_from(span.as_secs()).context("a ttl of more than 136 years is too long")
+    u32::try_from(span.as_secs()).map_err(|_| anyhow::anyhow!("a ttl of more than 136 years is too long"))
 }

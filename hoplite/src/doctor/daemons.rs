@@ -111,6 +111,11 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
                     format!("the CA has dismissed this node: {}", status.dismissed),
                     "join it with a new token (hoplite token create, hoplite join), or take it out (hoplite agent purge)",
                 ),
+                Ok(status) if !status.troubles.is_empty() => fail(
+                    "answer",
+                    status.troubles.join("; "),
+                    "its log has more; docs/guide/bad-day.md says what to do",
+                ),
                 Ok(status) if status.from_disk => warn(
                     "answer",
                     format!(

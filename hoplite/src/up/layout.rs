@@ -261,6 +261,7 @@ impl Layout {
             "# Written by `hoplite up` at each start.\n\
              trust_domain = \"{TRUST_DOMAIN}\"\n\
              data_dir = \"{dir}/ca\"\n\
+             founds = true\n\
              listen = \"{}\"\n\
              admin_socket = \"{dir}/run/ca.sock\"\n\
              report_period = \"2s\"\n\

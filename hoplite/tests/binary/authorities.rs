@@ -25,7 +25,7 @@ impl Drop for Ca {
 fn started(clock: &Clock, dir: &Path, port: u16, rotates: bool) -> Ca {
     let at = dir.display();
     let text = format!(
-        "trust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n\
+        "founds = true\ntrust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n\
          metrics_listen = \"127.0.0.1:{port}\"\nauthority_rotates = {rotates}\n"
     );
     fs::write(dir.join("ca.toml"), text).unwrap();

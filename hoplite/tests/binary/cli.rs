@@ -65,7 +65,7 @@ fn configuration_files() {
 /// A good CA configuration, with lines replaced.
 fn ca_config(dir: &Path, replace: &[(&str, &str)]) -> String {
     let mut config = format!(
-        "trust_domain = \"test.example\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{0}/ca.sock\"\n",
+        "trust_domain = \"test.example\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{0}/ca.sock\"\nfounds = true\n",
         dir.display()
     );
     for (from, to) in replace {

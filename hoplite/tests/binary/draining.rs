@@ -74,7 +74,7 @@ impl Node {
         write(
             "ca.toml",
             format!(
-                "trust_domain = \"test.example\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
+                "founds = true\ntrust_domain = \"test.example\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
             ),
         );
         let ca = Daemon::start(dir.path(), "ca");

@@ -10,6 +10,7 @@
 #[path = "../../../agent/tests/as_a_process/mod.rs"]
 mod as_a_process;
 mod authorities;
+mod bad_days;
 mod billing;
 mod cli;
 #[path = "../../../tests/clock/mod.rs"]

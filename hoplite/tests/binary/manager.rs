@@ -103,7 +103,7 @@ fn judge_hang(manager: &Manager, service: &Service, thread: &str) {
 fn ca_config(dir: &Path) -> String {
     let file = dir.join("ca.toml");
     let text = format!(
-        "trust_domain = \"test.example\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{0}/ca.sock\"\n",
+        "founds = true\ntrust_domain = \"test.example\"\ndata_dir = \"{0}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{0}/ca.sock\"\n",
         dir.display()
     );
     fs::write(&file, text).unwrap();

@@ -27,7 +27,7 @@ impl Machines {
             .unwrap();
         let at = dir.path().display();
         let text = format!(
-            "trust_domain = \"prod.example\"\ndata_dir = \"{at}/data\"\nlisten = \"{free}\"\nadmin_socket = \"{at}/ca.sock\"\n{more}"
+            "founds = true\ntrust_domain = \"prod.example\"\ndata_dir = \"{at}/data\"\nlisten = \"{free}\"\nadmin_socket = \"{at}/ca.sock\"\n{more}"
         );
         fs::write(dir.path().join("ca.toml"), text).unwrap();
         let mut machines = Self {

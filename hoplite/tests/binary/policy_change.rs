@@ -38,7 +38,7 @@ impl Place {
         fs::write(
             at("ca.toml"),
             format!(
-                "trust_domain = \"prod.acme\"\ndata_dir = {:?}\nlisten = \"127.0.0.1:0\"\nadmin_socket = {:?}\n\
+                "founds = true\ntrust_domain = \"prod.acme\"\ndata_dir = {:?}\nlisten = \"127.0.0.1:0\"\nadmin_socket = {:?}\n\
                  policy_signers = [{}]\n",
                 at("ca"),
                 at("ca.sock"),

@@ -18,13 +18,13 @@ const NODES: usize = 20;
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// A daemon. Dropping it kills it.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 /// A trust domain below a directory.
-struct Mesh {
+pub(crate) struct Mesh {
     root: tempfile::TempDir,
-    ca: Option<Daemon>,
-    agents: Vec<Daemon>,
+    pub(crate) ca: Option<Daemon>,
+    pub(crate) agents: Vec<Daemon>,
 }
 
 impl Daemon {
@@ -43,12 +43,12 @@ impl Drop for Daemon {
     }
 }
 
-fn json(ran: &Output) -> Value {
+pub(crate) fn json(ran: &Output) -> Value {
     assert!(ran.status.success(), "{ran:?}");
     serde_json::from_slice(&ran.stdout).unwrap()
 }
 
-fn said(ran: &Output, code: i32, words: &[&str]) {
+pub(crate) fn said(ran: &Output, code: i32, words: &[&str]) {
     let text = String::from_utf8_lossy(&ran.stderr);
     assert_eq!(ran.status.code(), Some(code), "{text}");
     for word in words {
@@ -56,13 +56,13 @@ fn said(ran: &Output, code: i32, words: &[&str]) {
     }
 }
 
-fn id(node: &str) -> String {
+pub(crate) fn id(node: &str) -> String {
     format!("spiffe://test.example/hoplite/agent/{node}")
 }
 
 impl Mesh {
     /// Of `test.example`, with agents that live for so long without a renewal.
-    fn found(agent_ttl: &str) -> Self {
+    pub(crate) fn found(agent_ttl: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let mut mesh = Self {
             root,
@@ -87,24 +87,24 @@ impl Mesh {
         mesh
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
-    fn tool(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
         let dir = self.root.path().display().to_string();
         hoplite(&[arguments, &["--dir", &dir]].concat())
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         json(&self.tool(&[arguments, &["--output", "json"]].concat()))
     }
 
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let dir = self.root.path().display().to_string();
         self.ca = Some(Daemon::start(&["ca", "run", "--dir", &dir], &self.path("ca.log")));
         until("the CA answers", || {
@@ -113,13 +113,13 @@ impl Mesh {
         });
     }
 
-    fn invitation(&self, node: &str) -> String {
+    pub(crate) fn invitation(&self, node: &str) -> String {
         let created = self.json(&["token", "create", "--node", node]);
         created.get("invitation").and_then(Value::as_str).unwrap().to_owned()
     }
 
     /// A node of its own, which runs.
-    fn join(&mut self, node: &str) -> String {
+    pub(crate) fn join(&mut self, node: &str) -> String {
         let (dir, invitation) = (self.text(&format!("nodes/{node}")), self.invitation(node));
         let joined = hoplite(&["join", &invitation, "--dir", &dir]);
         assert!(joined.status.success(), "{joined:?}");
@@ -127,17 +127,17 @@ impl Mesh {
         invitation
     }
 
-    fn start(&mut self, node: &str) {
+    pub(crate) fn start(&mut self, node: &str) {
         let (dir, log) = (self.text(&format!("nodes/{node}")), self.path(&format!("{node}.log")));
         self.agents.push(Daemon::start(&["agent", "run", "--dir", &dir], &log));
     }
 
-    fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
     }
 
     /// The agents as the CA knows them: serial numbers, and whether they are banned.
-    fn agents(&self) -> Vec<(String, String, bool)> {
+    pub(crate) fn agents(&self) -> Vec<(String, String, bool)> {
         let listed = self.json(&["agent", "list"]);
         let row = |agent: &Value| {
             let text = |field: &str| agent[field].as_str().unwrap().to_owned();
@@ -146,13 +146,23 @@ impl Mesh {
         listed.as_array().unwrap().iter().map(row).collect()
     }
 
-    fn serial(&self, node: &str) -> String {
+    pub(crate) fn serial(&self, node: &str) -> String {
         let id = id(node);
         let found = self.agents().into_iter().find(|(agent, ..)| *agent == id);
         found.unwrap_or_else(|| panic!("{node}")).1
     }
 
-    fn entries(&self, node: &str) -> u64 {
+    /// What an agent says of itself, and its exit code.
+    pub(crate) fn agent_status(&self, node: &str) -> (Option<i32>, Value) {
+        let dir = self.text(&format!("nodes/{node}"));
+        let status = hoplite(&["agent", "status", "--dir", &dir, "--output", "json"]);
+        (
+            status.status.code(),
+            serde_json::from_slice(&status.stdout).unwrap_or_default(),
+        )
+    }
+
+    pub(crate) fn entries(&self, node: &str) -> u64 {
         let dir = self.text(&format!("nodes/{node}"));
         let status = hoplite(&["agent", "status", "--dir", &dir, "--output", "json"]);
         let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
@@ -161,7 +171,7 @@ impl Mesh {
         entries.saturating_sub(without)
     }
 
-    fn register(&self, path: &str, node: &str) {
+    pub(crate) fn register(&self, path: &str, node: &str) {
         let (spiffe_id, parent) = (format!("spiffe://test.example{path}"), id(node));
         let created = self.tool(&[
             "entry",
@@ -176,17 +186,17 @@ impl Mesh {
         assert!(created.status.success(), "{created:?}");
     }
 
-    fn back_up(&self, file: &str) -> Value {
+    pub(crate) fn back_up(&self, file: &str) -> Value {
         self.json(&["ca", "backup", &self.text(file), "--key-file", &self.text("backup.key")])
     }
 
-    fn restore(&self, file: &str, more: &[&str]) -> Output {
+    pub(crate) fn restore(&self, file: &str, more: &[&str]) -> Output {
         let (file, key) = (self.text(file), self.text("backup.key"));
         self.tool(&[&["ca", "restore", &file, "--key-file", &key], more].concat())
     }
 
     /// As a fire does it.
-    fn lose_the_ca(&mut self) {
+    pub(crate) fn lose_the_ca(&mut self) {
         self.ca = None;
         fs::remove_dir_all(self.path("ca")).unwrap();
     }
@@ -304,7 +314,7 @@ fn twenty_agents_that_renewed_since_the_backup_follow_the_restored_ca_and_the_ba
 
 impl Mesh {
     /// Whatever it says of how all is.
-    fn json_of_status(&self) -> Value {
+    pub(crate) fn json_of_status(&self) -> Value {
         let status = self.tool(&["status", "--output", "json"]);
         serde_json::from_slice(&status.stdout).unwrap_or_else(|error| panic!("{error}: {status:?}"))
     }
@@ -368,9 +378,19 @@ fn an_agent_that_was_off_comes_back_by_its_key_unless_it_is_banned_or_evicted() 
         mesh.start(node);
     }
     until("it is back", || (mesh.serial("n") != last).then_some(()));
-    until("the banned one is told so", || {
-        mesh.log("banned").contains("is banned").then_some(())
+    // Though it has no certificate by which to watch.
+    let status = until("the banned one is told so", || {
+        let (code, status) = mesh.agent_status("banned");
+        let is_told = status["dismissed"]
+            .as_str()
+            .is_some_and(|said| said.contains("is banned"));
+        is_told.then_some((code, status))
     });
+    assert_eq!((status.0, &status.1["in_step"]), (Some(1), &false.into()), "{status:?}");
+    assert!(status.1["kept"]["written_at"].is_null(), "{status:?}");
+    let lines = mesh.log("banned");
+    let (_, after) = lines.split_once("the CA has dismissed this node").unwrap();
+    assert!(!after.contains("what is known stays in force"), "{lines}");
     until("the evicted one is told so", || {
         mesh.log("evicted").contains("was evicted").then_some(())
     });

@@ -256,7 +256,7 @@ impl Ca {
         let config = dir.path().join("ca.toml");
         let at = dir.path().display();
         let text = format!(
-            "trust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
+            "founds = true\ntrust_domain = \"test.example\"\ndata_dir = \"{at}/data\"\nlisten = \"127.0.0.1:0\"\nadmin_socket = \"{at}/ca.sock\"\n"
         );
         fs::write(&config, text).unwrap();
         // The build directory may be closed to other users; the program itself is not.

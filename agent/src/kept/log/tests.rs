@@ -17,7 +17,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (key, _) = StorageKey::open(None, dir.path()).unwrap();
+        let key = StorageKey::open(None, dir.path()).unwrap();
         Self { dir, key }
     }
 

@@ -72,6 +72,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         None => (asked(args, snapshot.headers())?, None),
     };
+    if record.is_none() {
+        super::who::tell_of_unknown(&snapshot, &ask.service);
+    }
     let explanation = explain(&snapshot, &ask, &Places::of(&sources));
     if args.output == Output::Json {
         print_json(&as_json(&explanation, &ask, record.as_ref()))?;

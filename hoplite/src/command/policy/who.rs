@@ -57,6 +57,7 @@ pub(crate) struct WhatArgs {
 pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
     let sources = args.policies.sources(&args.ca)?;
     let snapshot = compile(&sources)?;
+    tell_of_unknown(&snapshot, &args.service);
     let deeds = deeds(args, &snapshot)?;
     let workloads = match (&args.among, args.registered) {
         (Some(file), _) => Some(names_in(file)?),
@@ -67,6 +68,24 @@ pub(crate) fn who(args: &WhoArgs) -> anyhow::Result<ExitCode> {
         Some(workloads) => among(&snapshot, &deeds, workloads, args.form),
         None => by_policies(&snapshot, &sources, &deeds, args.form),
     }
+}
+
+/// A service that neither a route nor a policy names may be a typing error. That is said, and the answer stands.
+pub(super) fn tell_of_unknown(snapshot: &Snapshot, service: &ServiceName) {
+    const NAMED_MAX: usize = 10;
+    let known = services(snapshot);
+    if known.contains(service) {
+        return;
+    }
+    let names: Vec<_> = known.iter().take(NAMED_MAX).map(|name| format!("`{name}`")).collect();
+    let more = match known.len() > NAMED_MAX {
+        true => " and more",
+        false => "",
+    };
+    eprintln!(
+        "note: no route and no policy names the service `{service}`; those that are named: {}{more}",
+        names.join(", ")
+    );
 }
 
 fn deeds(args: &WhoArgs, snapshot: &Snapshot) -> anyhow::Result<Vec<Deed>> {
