@@ -6,16 +6,15 @@ pub(crate) mod cache;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_host::slots::{Bounds, Slots, Source};
 use hoplite_identity::jwt::{self, JwtRejected};
-use hoplite_identity::{RegisteredEntry, SpiffeId, TrustBundle};
+use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle};
 use hoplite_wire::ca::IssueJwtRequest;
 use hoplite_wire::ca::node_client::NodeClient;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
@@ -48,16 +47,21 @@ struct Shared {
     /// The connection that the CA is watched on.
     connections: watch::Receiver<Option<Channel>>,
     cache: Mutex<Cache>,
-    calls: Slots,
+    calls: Semaphore,
+    /// Calls of each user, so that who has many under way waits for its own, and nobody else does.
+    by_user: Mutex<HashMap<u32, Weak<Semaphore>>>,
     /// Who asks for what somebody asks for already waits for the answer to that.
-    flights: Mutex<HashMap<Flight, Weak<tokio::sync::Mutex<()>>>>,
+    flights: Mutex<HashMap<Flight, Weak<Line>>>,
     metrics: Arc<Metrics>,
 }
 
 /// What one call to the CA is for.
 type Flight = (Vec<RegisteredKey>, Audience);
 
-type RegisteredKey = (hoplite_identity::EntryId, u64);
+type RegisteredKey = (EntryId, u64);
+
+/// Those who wait for one call: when it last failed, and why.
+type Line = tokio::sync::Mutex<Option<(Instant, Arc<NotMinted>)>>;
 
 /// What is asked for.
 pub(crate) struct Asked<'a> {
@@ -84,21 +88,23 @@ enum NotMinted {
     Refused(String),
     #[error("the CA issued a token that the trust bundle does not vouch for: {0}")]
     Unverified(#[from] JwtRejected),
+    #[error("the CA issued a token that is not meant for all who were named")]
+    Audience,
     #[error("the CA issued `{got}` where `{wanted}` was asked for")]
     Other { wanted: SpiffeId, got: SpiffeId },
-    #[error("{0} calls for JWT-SVIDs are under way")]
-    Busy(usize),
+    #[error("too many calls for JWT-SVIDs are under way")]
+    Busy,
 }
 
 // === impl Tokens ===
 
 impl Tokens {
     pub(crate) fn new(connections: watch::Receiver<Option<Channel>>, metrics: Arc<Metrics>) -> Self {
-        let bounds = Bounds::local(CALLS_MAX, CALLS_MAX, CALLS_PER_USER_MAX);
         Self(Arc::new(Shared {
             connections,
             cache: Mutex::default(),
-            calls: Slots::new("jwt", bounds),
+            calls: Semaphore::new(CALLS_MAX),
+            by_user: Mutex::default(),
             flights: Mutex::default(),
             metrics,
         }))
@@ -141,14 +147,23 @@ impl Tokens {
         }
         let keys = asked.entries.iter().map(|entry| (entry.id.clone(), entry.revision));
         let flight = self.flight((keys.collect(), audience));
-        let _flight = flight.lock().await;
+        let since = clock::moment();
+        let mut line = flight.lock().await;
         // Whoever was before has perhaps brought it.
         if let Some(fresh) = self.fresh(asked, audience) {
             return Ok(fresh);
         }
         let mut tokens = Vec::with_capacity(asked.entries.len());
         for entries in asked.entries.chunks(BATCH) {
-            let minted = self.mint(asked, entries, audience).await;
+            // What failed while this one waited for it is not tried again by each of those who waited.
+            let failed = line.as_ref().filter(|(at, _)| *at >= since);
+            let minted = match failed.map(|(_, error)| Arc::clone(error)) {
+                Some(error) => Err(error),
+                None => self.mint(asked, entries, audience).await.map_err(Arc::new),
+            };
+            if let Err(error) = &minted {
+                *line = Some((clock::moment(), Arc::clone(error)));
+            }
             let at_hand = |entry: &RegisteredEntry, error: &NotMinted| match self.look(asked, entry, audience) {
                 AtHand::Fresh(token) | AtHand::Aged(token) => Ok(token),
                 AtHand::Nothing => Err(error.status(&entry.spiffe_id)),
@@ -194,8 +209,10 @@ impl Tokens {
         audience: Audience,
     ) -> Result<Vec<Result<Token, NotMinted>>, NotMinted> {
         let shared = &self.0;
-        let place = shared.calls.take(&[Source::User(asked.uid)]);
-        let _place = place.map_err(|_| NotMinted::Busy(CALLS_PER_USER_MAX))?;
+        let own = self.calls_of(asked.uid);
+        let places = async { Some((own.acquire().await.ok()?, shared.calls.acquire().await.ok()?)) };
+        let places = tokio::time::timeout(ISSUE_TIMEOUT, places).await;
+        let _places = places.map_err(|_| NotMinted::Busy)?;
         let answer = self.ask(asked, entries).await.inspect_err(|error| {
             for _ in entries {
                 shared.metrics.asked("jwt", false);
@@ -255,7 +272,7 @@ impl Tokens {
         }
     }
 
-    fn flight(&self, of: Flight) -> Arc<tokio::sync::Mutex<()>> {
+    fn flight(&self, of: Flight) -> Arc<Line> {
         let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&of).and_then(Weak::upgrade) {
             return flight;
@@ -266,6 +283,17 @@ impl Tokens {
         flight
     }
 
+    fn calls_of(&self, uid: u32) -> Arc<Semaphore> {
+        let mut by_user = self.0.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = by_user.get(&uid).and_then(Weak::upgrade) {
+            return calls;
+        }
+        by_user.retain(|_, calls| calls.strong_count() > 0);
+        let calls = Arc::new(Semaphore::new(CALLS_PER_USER_MAX));
+        by_user.insert(uid, Arc::downgrade(&calls));
+        calls
+    }
+
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -274,29 +302,22 @@ impl Tokens {
 /// Believes nothing that can be checked: it is the entry's, for whom it was asked for, and the trust bundle vouches for it.
 fn accept(asked: &Asked<'_>, entry: &RegisteredEntry, token: String, now: SystemTime) -> Result<Token, NotMinted> {
     let token = Zeroizing::new(token);
-    let mut held: Option<jwt::JwtSvid> = None;
-    for audience in asked.audience {
-        held = Some(jwt::verify(
-            &token,
-            audience,
-            |domain| (domain == asked.bundle.trust_domain()).then(|| asked.bundle.jwt()),
-            now,
-        )?);
+    let first = asked.audience.first().map_or("", String::as_str);
+    let keys = |domain: &_| (domain == asked.bundle.trust_domain()).then(|| asked.bundle.jwt());
+    let svid = jwt::verify(&token, first, keys, now)?;
+    if !asked.audience.iter().all(|name| svid.audience().contains(name)) {
+        return Err(NotMinted::Audience);
     }
-    let (spiffe_id, expires_at) = match &held {
-        Some(svid) => (svid.spiffe_id(), svid.expires_at()),
-        None => (&entry.spiffe_id, UNIX_EPOCH),
-    };
-    if *spiffe_id != entry.spiffe_id {
+    if *svid.spiffe_id() != entry.spiffe_id {
         return Err(NotMinted::Other {
             wanted: entry.spiffe_id.clone(),
-            got: spiffe_id.clone(),
+            got: svid.spiffe_id().clone(),
         });
     }
     Ok(Token {
         kid: jwt::key_id(&token).unwrap_or_default(),
         text: Arc::new(token),
-        expires_at,
+        expires_at: svid.expires_at(),
     })
 }
 
@@ -306,9 +327,7 @@ impl NotMinted {
     fn status(&self, id: &SpiffeId) -> Status {
         match self {
             Self::Refused(_) => Status::permission_denied(format!("no JWT-SVID for `{id}`: {self}")),
-            Self::Busy(_) => Status::resource_exhausted(format!(
-                "no JWT-SVID for `{id}`: {self} by this user already; try again"
-            )),
+            Self::Busy => Status::resource_exhausted(format!("no JWT-SVID for `{id}`: {self}; try again")),
             _ => Status::unavailable(format!(
                 "no JWT-SVID for `{id}` is at hand, and none can be had: {self}; try again soon"
             )),

@@ -22,10 +22,13 @@ def report(line: dict[str, object]) -> None:
 
 
 def source(socket: str, audience: str) -> None:
-    from spiffe import JwtSource, JwtSvid
+    from spiffe import JwtSource, JwtSvid, WorkloadApiClient
 
+    # A plain fetch shows a refusal; the source would go on trying.
+    with WorkloadApiClient(socket) as client:
+        client.fetch_jwt_svid(audience={audience}, timeout=10)
     began = time.monotonic()
-    with JwtSource(socket_path=socket) as held:
+    with JwtSource(socket_path=socket, timeout_in_seconds=30) as held:
         took = int((time.monotonic() - began) * 1000)
         svid = held.fetch_svid(audience={audience})
         bundle = held.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)

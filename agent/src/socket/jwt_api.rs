@@ -27,7 +27,8 @@ pub(super) async fn fetch(
     tokens: &Tokens,
     request: JwtsvidRequest,
 ) -> Result<JwtsvidResponse, Status> {
-    // Who asks for nothing that can be is told so before it is told who it is.
+    let entitlement = session.entitlement().await?;
+    check_fetch(&request)?;
     let named = match request.spiffe_id.as_str() {
         "" => None,
         text => Some(
@@ -35,7 +36,6 @@ pub(super) async fn fetch(
                 .map_err(|error| Status::invalid_argument(format!("`spiffe_id` is no SPIFFE ID: {error}")))?,
         ),
     };
-    let entitlement = session.entitlement().await?;
     let fits = |identity: &&Identity| named.as_ref().is_none_or(|named| identity.svid.spiffe_id() == named);
     let identities: Vec<&Identity> = entitlement.identities.iter().filter(fits).collect();
     let Some(first) = identities.first() else {
@@ -142,7 +142,7 @@ pub(super) fn check_validation(request: &ValidateJwtsvidRequest) -> Result<(), S
 }
 
 /// What cannot be asked.
-pub(super) fn check_fetch(request: &JwtsvidRequest) -> Result<(), Status> {
+fn check_fetch(request: &JwtsvidRequest) -> Result<(), Status> {
     match request.audience.is_empty() {
         true => Err(Status::invalid_argument(
             "`audience` is empty; name who will be shown the token",

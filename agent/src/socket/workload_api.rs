@@ -112,7 +112,6 @@ impl SpiffeWorkloadApi for WorkloadApiService {
 
     async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
         let (mut session, _slot) = self.call(&request)?;
-        jwt_api::check_fetch(request.get_ref())?;
         let answer = jwt_api::fetch(&mut session, &self.sessions.tokens, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
@@ -129,8 +128,8 @@ impl SpiffeWorkloadApi for WorkloadApiService {
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
         let (mut session, _slot) = self.call(&request)?;
-        jwt_api::check_validation(request.get_ref())?;
         let entitlement = session.entitlement().await?;
+        jwt_api::check_validation(request.get_ref())?;
         let answer = jwt_api::validate(&entitlement, request.get_ref())?;
         Ok(Response::new(answer))
     }
