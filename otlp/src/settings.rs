@@ -151,7 +151,8 @@ impl OtlpSettings {
                 "`traces = false` makes no spans; take one of both out",
             );
         }
-        if !self.metrics && !(traces && self.makes_spans()) {
+        let sends_spans = traces && self.makes_spans();
+        if !(self.metrics || sends_spans) {
             let reason = "then nothing would be sent; take the whole section out";
             return unusable("metrics", &false, reason);
         }

@@ -98,7 +98,7 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
                     .filter(|authority| authority.state != "revoked")
                     .count();
                 findings.push(ok("answer", format!("the CA answers, and has {trusted} in its bundle")));
-                findings.push(authority(&answer));
+                findings.push(signs(&answer, clock::now()));
             }
             Err(error) => findings.push(refused("the CA", &error.to_string())),
         },
@@ -192,12 +192,19 @@ async fn ca_answers(socket: &Path) -> anyhow::Result<ListAuthoritiesResponse> {
 }
 
 /// The end of the one that signs, and whether another comes after it.
-fn authority(answer: &ListAuthoritiesResponse) -> Finding {
+pub(super) fn signs(answer: &ListAuthoritiesResponse, now: SystemTime) -> Finding {
     let signs = answer.authorities.iter().find(|authority| authority.state == "active");
-    let end = Moment(signs.map_or(0, |authority| authority.not_after_unix));
+    let end = signs.map_or(0, |authority| authority.not_after_unix);
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let remedy = "hoplite authority list, prepare, activate: docs/guide/authorities.md";
     match answer.warning.as_str() {
-        "" => ok("authority", format!("the one that signs ends at {end}")),
-        warning => fail("authority", warning, "see docs/guide/authorities.md"),
+        _ if u64::try_from(end).unwrap_or_default() <= now.as_secs() => fail(
+            "authority",
+            format!("the one that signs ended at {}: nothing is issued", Moment(end)),
+            remedy,
+        ),
+        "" => ok("authority", format!("the one that signs ends at {}", Moment(end))),
+        warning => warn("authority", warning, remedy),
     }
 }
 

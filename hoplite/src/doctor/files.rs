@@ -48,17 +48,13 @@ pub(super) fn look(part: &Part) -> Vec<Finding> {
     match part {
         Part::Ca(ca) => {
             found.extend(signing_key(&ca.data_dir));
-            found.extend(trusted(&ca.data_dir.join("bundle.pem"), &ca.trust_domain, "the CA's"));
+            found.extend(trusted(&ca.data_dir.join("bundle.pem"), &ca.trust_domain, "the CA"));
         }
         Part::Agent(agent) => {
             found.extend(agent.join_token_file.as_deref().and_then(secret));
             found.push(bundle(&agent.trust_bundle, &agent.trust_domain));
             let node = agent.data_dir.join("node.json");
-            found.extend(trusted(
-                &node,
-                &agent.trust_domain,
-                "of those whom the agent trusts the",
-            ));
+            found.extend(trusted(&node, &agent.trust_domain, "the agent"));
             let directory = agent
                 .authorization
                 .as_ref()
@@ -167,7 +163,7 @@ fn has_key(text: &str) -> bool {
 
 /// When the last of the authorities ends that a file names, as PEM or in the member `bundle` of JSON; none for a file that cannot be read,
 /// which others say.
-pub(super) fn trusted(file: &Path, trust_domain: &TrustDomain, whose: &str) -> Option<Finding> {
+pub(super) fn trusted(file: &Path, trust_domain: &TrustDomain, who: &str) -> Option<Finding> {
     let text = fs::read_to_string(file).ok()?;
     let kept = serde_json::from_str::<serde_json::Value>(&text).ok();
     let pem = match &kept {
@@ -176,23 +172,23 @@ pub(super) fn trusted(file: &Path, trust_domain: &TrustDomain, whose: &str) -> O
     };
     let bundle = TrustBundle::from_pem(trust_domain.clone(), pem, 0).ok()?;
     let (begins, ends) = bundle.longest()?;
-    Some(authority(whose, begins, ends, clock::now()))
+    Some(authority(who, begins, ends, clock::now()))
 }
 
 /// How long there is somebody to sign: everything ends with the last authority.
-pub(super) fn authority(whose: &str, begins: SystemTime, ends: SystemTime, now: SystemTime) -> Finding {
+pub(super) fn authority(who: &str, begins: SystemTime, ends: SystemTime, now: SystemTime) -> Finding {
     let shown = humantime::format_rfc3339_seconds(ends);
     let life = ends.duration_since(begins).unwrap_or_default();
     match ends.duration_since(now) {
         Err(_) => fail(
             "trust",
-            format!("{whose} last authority ended at {shown}: no SVID counts any more"),
+            format!("the last authority that {who} trusts ended at {shown}: no SVID counts any more"),
             "docs/guide/bad-day.md says how the trust domain begins anew",
         ),
         Ok(left) if left < life / LIFE_LEFT => warn(
             "trust",
             format!(
-                "{whose} last authority ends at {shown}, in {}: less than a quarter of its life is left",
+                "the last authority that {who} trusts ends at {shown}, in {}: less than a quarter of its life is left",
                 match left.as_secs() / 86_400 {
                     0 | 1 => Span(Duration::from_secs(left.as_secs())).to_string(),
                     days => count(days, "day"),
@@ -200,7 +196,7 @@ pub(super) fn authority(whose: &str, begins: SystemTime, ends: SystemTime, now: 
             ),
             "the next one must come before that (hoplite authority list, prepare); docs/guide/authorities.md says how",
         ),
-        Ok(_) => ok("trust", format!("{whose} last authority ends at {shown}")),
+        Ok(_) => ok("trust", format!("the last authority that {who} trusts ends at {shown}")),
     }
 }
 
@@ -226,6 +222,9 @@ fn gather(dir: &Path, deep: usize, found: &mut Vec<(PathBuf, u32)>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(metadata) = entry.metadata() else { continue };
         let (path, mode) = (entry.path(), metadata.mode() & 0o7777);
+        if SECRETS.iter().any(|secret| path.ends_with(secret)) {
+            continue; // told by itself
+        }
         // Trust bundles are for everybody to read, and nobody to write.
         let is_public = path.extension().is_some_and(|ending| ending == "pem");
         let closed = if is_public { 0o022 } else { 0o077 };

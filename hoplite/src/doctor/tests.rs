@@ -8,9 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hoplite_wire::ca::{Authority, ListAuthoritiesResponse};
 use serde_json::json;
 
-use super::daemons::{Lives, ends, policy, socket};
+use super::daemons::{Lives, ends, policy, signs, socket};
 use super::files::{authority, bundle, directory, loose, policies, secret, signing_key, space, trusted};
 use super::finding::{Finding, Verdict};
 use super::machine::{clock, descriptors, entropy, kernel, time_server, timedatectl};
@@ -198,15 +199,15 @@ fn the_key_that_signs_and_how_long_anybody_does() {
 
     let at = |days: u64| UNIX_EPOCH + Duration::from_secs(86_400 * (20_000 + days));
     let (begins, ends) = (at(0), at(364));
-    is(&authority("the CA's", begins, ends, at(1)), Verdict::Ok, "2025-10-03");
-    is(&authority("the CA's", begins, ends, at(273)), Verdict::Ok, "ends at");
+    is(&authority("the CA", begins, ends, at(1)), Verdict::Ok, "2025-10-03");
+    is(&authority("the CA", begins, ends, at(273)), Verdict::Ok, "ends at");
     is(
-        &authority("the CA's", begins, ends, at(274)),
+        &authority("the CA", begins, ends, at(274)),
         Verdict::Warn,
         "in 90 days: less than a quarter",
     );
     is(
-        &authority("the CA's", begins, ends, at(365)),
+        &authority("the CA", begins, ends, at(365)),
         Verdict::Fail,
         "no SVID counts",
     );
@@ -214,18 +215,18 @@ fn the_key_that_signs_and_how_long_anybody_does() {
     let domain = hoplite_identity::TrustDomain::parse("a.example").unwrap();
     let bundle = hoplite_identity::testing::TestAuthority::new("a.example").bundle();
     let file = path.join("b.pem");
-    assert_eq!(trusted(&file, &domain, "the CA's"), None);
+    assert_eq!(trusted(&file, &domain, "the CA"), None);
     fs::write(&file, bundle.to_pem()).unwrap();
     is(
-        &trusted(&file, &domain, "the CA's").unwrap(),
+        &trusted(&file, &domain, "the CA").unwrap(),
         Verdict::Ok,
-        "the CA's last authority",
+        "the last authority that the CA trusts",
     );
     fs::write(&file, json!({"bundle": bundle.to_pem()}).to_string()).unwrap();
     is(
-        &trusted(&file, &domain, "the agent's").unwrap(),
+        &trusted(&file, &domain, "the agent").unwrap(),
         Verdict::Ok,
-        "the agent's last authority",
+        "the last authority that the agent trusts",
     );
 }
 
@@ -241,7 +242,7 @@ fn files_that_others_may_open() {
     let store = dir.path().join("store");
     fs::create_dir(&store).unwrap();
     fs::set_permissions(&store, Permissions::from_mode(0o700)).unwrap();
-    put("authority.key", 0o600);
+    put("authority.key", 0o644); // told by itself
     put("bundle.pem", 0o644);
     put("store/db", 0o600);
     assert_eq!(loose(dir.path()), None);
@@ -335,6 +336,36 @@ fn what_a_daemon_says() {
         "bad",
     );
     is(&policy("a", &status("live", &[], &[], true)), Verdict::Warn, "publish");
+}
+
+#[test]
+fn who_signs_and_who_comes_after() {
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let answer = |state: &str, not_after_unix: i64, warning: &str| ListAuthoritiesResponse {
+        authorities: vec![Authority {
+            state: state.to_owned(),
+            not_after_unix,
+            ..Authority::default()
+        }],
+        warning: warning.to_owned(),
+        ..ListAuthoritiesResponse::default()
+    };
+    is(&signs(&answer("active", 1_800_000_001, ""), now), Verdict::Ok, "2027");
+    is(
+        &signs(&answer("active", 1_800_000_001, "it has no successor"), now),
+        Verdict::Warn,
+        "no successor",
+    );
+    is(
+        &signs(&answer("active", 1_800_000_000, ""), now),
+        Verdict::Fail,
+        "nothing is issued",
+    );
+    is(
+        &signs(&answer("old", 1_800_000_001, ""), now),
+        Verdict::Fail,
+        "authority list",
+    );
 }
 
 /// Nothing is there at all, and it ends soon.

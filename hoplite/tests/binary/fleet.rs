@@ -74,9 +74,12 @@ impl Extra {
             let (from, to) = (env!("CARGO_PKG_VERSION").as_bytes(), b"0.0.9");
             assert_eq!(from.len(), to.len());
             let mut at = 0;
-            while let Some(found) = program[at..].windows(from.len()).position(|part| part == from) {
-                at += found;
-                program[at..at + to.len()].copy_from_slice(to);
+            while let Some(rest) = program.get_mut(at..) {
+                let Some(found) = rest.windows(from.len()).position(|part| part == from) else {
+                    break;
+                };
+                at += found + to.len();
+                rest.iter_mut().skip(found).zip(to).for_each(|(byte, new)| *byte = *new);
             }
         })
     }
@@ -276,12 +279,10 @@ impl Laptop {
             "json",
         ]);
         let invited: Value = serde_json::from_slice(&invited.stdout).unwrap();
-        let ca = invited["address"].as_str().unwrap().to_owned();
+        let word = |key: &str| invited.get(key).and_then(Value::as_str).unwrap().to_owned();
+        let ca = word("address");
         let laptop = Self { home, ca };
-        let login = laptop
-            .command(&["login", invited["invitation"].as_str().unwrap()])
-            .output()
-            .unwrap();
+        let login = laptop.command(&["login", &word("invitation")]).output().unwrap();
         assert_eq!(code(&login), Some(0), "{login:?}");
         laptop
     }
