@@ -8,13 +8,14 @@ use hoplite_decision::OnStale;
 use hoplite_host::config::{self, ConfigError};
 use hoplite_host::logging::Levels;
 use hoplite_host::peer_process::PeerProcess;
-use hoplite_identity::{HostPort, ServiceName, SpiffeId, TrustDomain};
+use hoplite_identity::{ServiceName, SpiffeId, TrustDomain};
 use hoplite_otlp::OtlpSettings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
+use crate::addresses::CaAddresses;
 use crate::policy::Wanted;
 
 /// Any local user may connect: attestation decides what each gets.
@@ -34,8 +35,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Where the agent keeps its own key and SVID; made with mode 0700 when missing.
     pub data_dir: PathBuf,
-    /// The CA's address for nodes, `host:port`.
-    pub ca: HostPort,
+    /// The CA's address for nodes, `host:port`, or a list of those of its replicas.
+    pub ca: CaAddresses,
     /// A PEM file with the authorities by which the CA is known at first. Later the CA's own word is kept in `data_dir`,
     /// until this file changes.
     pub trust_bundle: PathBuf,

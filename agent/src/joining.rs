@@ -100,7 +100,7 @@ pub async fn join(invitation: &Invitation, data_dir: &Path) -> Result<Joined, Jo
     files::private_dir(&scratch)?;
     files::write_private(&scratch.join(FIRST_BUNDLE), first.to_pem().as_bytes())?;
     let keeper = Keeper::open(&scratch, first.trust_domain(), &scratch.join(FIRST_BUNDLE))?;
-    let link = CaLink::new(address.to_string(), first.trust_domain(), keeper.credentials());
+    let link = CaLink::new(address.clone().into(), first.trust_domain(), keeper.credentials());
     let joined = keeper.join(&link, &Token::new(invitation.token())).await;
     joined.map_err(|error| JoinError::of(error, address.as_str()))?;
     keeper.ensure_saved()?;

@@ -8,6 +8,7 @@
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
+mod addresses;
 mod attest;
 mod authorize;
 mod config;
@@ -53,6 +54,7 @@ use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use addresses::CaAddresses;
 pub use attest::launch::{Launcher, LauncherError};
 pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
@@ -173,7 +175,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         Authorizer::open(authorization, holding, clock::now()).map(Arc::new)
     });
     let authorizer = authorizer.transpose()?;
-    let link = CaLink::new(config.ca.to_string(), &config.trust_domain, keeper.credentials());
+    let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;

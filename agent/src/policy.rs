@@ -684,7 +684,11 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let domain = TrustDomain::parse("prod.example").unwrap();
         let credentials = watch::Sender::new(None);
-        let link = CaLink::new("127.0.0.1:1".into(), &domain, credentials.subscribe());
+        let link = CaLink::new(
+            hoplite_identity::HostPort::parse("127.0.0.1:1").unwrap().into(),
+            &domain,
+            credentials.subscribe(),
+        );
         let mut holder = open(dir.path());
         let named = PolicyRef {
             revision: 3,

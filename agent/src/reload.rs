@@ -65,7 +65,7 @@ impl Running {
 
         // From here on nothing fails.
         logging::set(config.log_levels.as_ref());
-        self.link.move_to(config.ca.as_str());
+        self.link.move_to(&config.ca);
         self.token_files.send_replace(config.join_token_file.clone());
         self.policy.send_if_modified(|held| {
             let wanted = config.policy();

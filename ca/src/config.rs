@@ -9,6 +9,7 @@ use hoplite_host::logging::Levels;
 use hoplite_identity::{HostPort, JWT_TTL, TrustDomain};
 use hoplite_otlp::OtlpSettings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
+use hoplite_postgres::Settings as PostgresSettings;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
@@ -56,6 +57,9 @@ pub struct Config {
     pub advertise: Option<HostPort>,
     /// The operators' Unix socket.
     pub admin_socket: PathBuf,
+    /// Where all that is registered lies.
+    #[serde(default)]
+    pub store: StoreConfig,
     /// Life of a workload's certificate whose entry does not say otherwise.
     #[serde(default = "one_hour")]
     pub x509_ttl: Span,
@@ -107,6 +111,26 @@ pub struct Config {
     pub report_period: Span,
 }
 
+/// Where all that is registered lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum StoreConfig {
+    /// In `data_dir`, for one CA.
+    #[default]
+    Sled,
+    /// In a database, for several.
+    Postgres(PostgresSettings),
+}
+
+// === impl StoreConfig ===
+
+impl StoreConfig {
+    /// Whether other CAs may have the same.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+}
+
 // === impl Config ===
 
 impl Config {
@@ -133,6 +157,14 @@ impl Config {
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
         self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
         self.oidc.iter().try_for_each(|oidc| oidc.check(file))?;
+        if let StoreConfig::Postgres(settings) = &self.store {
+            settings.check(file)?;
+            if self.authority_rotates {
+                let reason = "with a database there may be several CAs, and the key of an authority that one of them makes by itself would be at that one \
+                     alone; write `authority_rotates = false`, and rotate by hand: docs/guide/several-cas.md";
+                return Err(ConfigError::unusable(file, "authority_rotates", true, reason));
+            }
+        }
         let bounds = [
             ("x509_ttl", self.x509_ttl),
             ("agent_ttl", self.agent_ttl),
@@ -310,6 +342,19 @@ admin_socket = "/run/hoplite/ca.sock"
         check("report_period = \"500ms\"", &["report_period", "500ms", "\"1s\""]);
         check("policy_max_bytes = 9", &["policy_max_bytes = 9", "1024"]);
         check("tll = \"1h\"", &["tll"]);
+        check("[store]\nkind = \"mysql\"", &["mysql", "postgres"]);
+        let postgres = "[store]\nkind = \"postgres\"\nhosts = [\"db:5432\"]\ndatabase = \"ca\"\nuser = \"ca\"\n";
+        check(postgres, &["store.tls_ca", "authorities"]);
+        check(
+            &format!("{postgres}tls = \"none\""),
+            &["store.tls", "`db:5432` is another machine"],
+        );
+        check(&format!("{postgres}pasword_file = \"/p\""), &["pasword_file"]);
+        check(&postgres.replace("db:5432", "db"), &["`db`", "HOST:PORT"]);
+        check(
+            &format!("{postgres}tls_ca = \"/db.pem\""),
+            &["authority_rotates", "by hand"],
+        );
         check(
             "advertise = \"ca.prod.example\"",
             &["ca.toml:6", "`ca.prod.example` has no port"],

@@ -5,14 +5,17 @@ use std::time::SystemTime;
 
 use hoplite_host::{clock, files};
 use hoplite_identity::Fingerprint;
-use hoplite_store::{SledStore, Store};
+use zeroize::Zeroizing;
 
 use crate::Config;
+use crate::authority::jwt::JwtSigner;
+use crate::authority::signer::Keyring;
 use crate::authority::x509::Authority;
 use crate::founding::{self, Founding};
 use crate::index::Index;
 use crate::registry::FollowError;
 use crate::server::{BUNDLE_FILE, StartError};
+use crate::storage::Storage;
 
 /// What a trust domain is known by from its first moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +34,12 @@ pub struct Founded {
 pub fn found(config: &Config) -> Result<Founded, StartError> {
     config.check(Path::new("configuration"))?;
     files::private_dir_among_others(&config.data_dir)?;
-    let store_dir = config.data_dir.join("store");
-    founding::check_store(&config.data_dir, &store_dir, Founding::WhereNoneWas)?;
-    let store = SledStore::open(&store_dir)?;
+    let Storage { store, location } = Storage::open(config, Founding::WhereNoneWas)?;
     let ttl = config.authority_ttl.0;
-    let authority = Authority::open(&store, &config.data_dir, &config.trust_domain, ttl, clock::now())?;
-    founding::check_revision(&config.data_dir, &store_dir, store.revision(), Founding::WhereNoneWas)?;
+    let authority = Authority::open(&*store, &config.data_dir, &config.trust_domain, ttl, clock::now())?;
+    // Whoever copies the keys for another CA finds this one too.
+    JwtSigner::open(&*store, config.store.is_shared(), &config.data_dir, ttl, clock::now())?;
+    founding::check_revision(&config.data_dir, &location, store.revision(), Founding::WhereNoneWas)?;
     let index = Index::new(&store.snapshot()?).map_err(FollowError::from)?;
     drop(store);
     let founded = Founded {
@@ -47,6 +50,42 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
     files::write_public(&config.data_dir.join(BUNDLE_FILE), bundle.to_pem().as_bytes())?;
     files::give_to_owner(&config.data_dir)?;
     Ok(founded)
+}
+
+/// Makes what one more CA over a store that others have needs: the authorities' keys are theirs, and lie in this file and in `jwt.key`
+/// beside it. They are checked against the store; where they do not fit, nothing is left behind.
+///
+/// # Errors
+/// As [`start`](crate::start).
+pub fn found_replica(config: &Config, authority_key: &Path) -> Result<Founded, StartError> {
+    config.check(Path::new("configuration"))?;
+    let keys = [
+        (authority_key.to_owned(), Keyring::of(&config.data_dir)),
+        (
+            authority_key.with_file_name("jwt.key"),
+            Keyring::of_jwt(&config.data_dir),
+        ),
+    ];
+    let mut read = Vec::new();
+    for (file, keyring) in keys {
+        read.push((Zeroizing::new(files::read_private(&file)?), keyring.path().to_owned()));
+    }
+    files::private_dir_among_others(&config.data_dir)?;
+    let mut written = Vec::new();
+    for (key, path) in read {
+        // What is there is another CA's, or this one's: `found` says which.
+        if !path.exists() {
+            files::write_private(&path, &key)?;
+            written.push(path);
+        }
+    }
+    let founded = found(config);
+    if founded.is_err() {
+        for path in written {
+            let _ = std::fs::remove_file(path); // the first failure is the one to tell
+        }
+    }
+    founded
 }
 
 #[cfg(test)]

@@ -98,7 +98,12 @@ pub enum FoundingError {
 /// Before the store is opened, which would make one: whether there is one, or there never was.
 ///
 /// A first start that was interrupted leaves a store and perhaps a key, never a key alone: the store is made first.
-pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> Result<(), FoundingError> {
+pub(crate) fn check_store(
+    data_dir: &Path,
+    store: &Path,
+    is_there: bool,
+    founding: Founding,
+) -> Result<(), FoundingError> {
     let scratch = data_dir.join(SCRATCH);
     if scratch.exists() {
         if files::is_locked(&scratch) {
@@ -106,7 +111,7 @@ pub(crate) fn check_store(data_dir: &Path, store: &Path, founding: Founding) -> 
         }
         return Err(FoundingError::RestoreBrokenOff { scratch });
     }
-    if founding == Founding::Anew || is_store(store) {
+    if founding == Founding::Anew || is_there {
         return Ok(());
     }
     match EVIDENCE
@@ -157,7 +162,7 @@ pub(crate) fn check_revision(
 }
 
 /// Whether a store was ever acknowledged there: its head is not empty.
-fn is_store(store: &Path) -> bool {
+pub(crate) fn is_store(store: &Path) -> bool {
     let head: io::Result<fs::Metadata> = fs::metadata(store.join("head"));
     head.is_ok_and(|head| head.len() > 0)
 }

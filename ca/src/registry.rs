@@ -3,10 +3,10 @@
 //! A write reads the store, decides, and commits on condition that nothing it read has changed. One thread follows the
 //! store and keeps the [`Index`]; a write returns once the index has it, so whoever wrote reads what it wrote.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hoplite_host::clock;
 use hoplite_identity::TrustBundle;
@@ -22,6 +22,9 @@ use crate::write::{self, ReadError, Write, WriteError};
 /// How often the follower looks whether it should stop.
 const TICK: Duration = Duration::from_millis(50);
 
+/// A store that cannot be reached for longer is lost from sight: those who watch look for a CA that sees it.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+
 /// What one trust domain has stored. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Registry {
@@ -31,6 +34,7 @@ pub(crate) struct Registry {
     bundles: watch::Receiver<Arc<TrustBundle>>,
     wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
+    losses: Arc<AtomicU64>,
     commits: Histogram,
 }
 
@@ -43,6 +47,7 @@ pub(crate) struct WeakRegistry {
     bundles: watch::Receiver<Arc<TrustBundle>>,
     wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
+    losses: Arc<AtomicU64>,
     commits: Histogram,
 }
 
@@ -97,6 +102,7 @@ impl Registry {
             bundles: news.bundles.subscribe(),
             wakes: news.wakes.clone(),
             stopped: Arc::default(),
+            losses: Arc::default(),
             commits: Histogram::default(),
         };
         Ok((registry.clone(), Follower::spawn(&registry, watch, news)))
@@ -164,8 +170,14 @@ impl Registry {
             bundles: self.bundles.clone(),
             wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
+            losses: self.losses.clone(),
             commits: self.commits.clone(),
         }
+    }
+
+    /// How often the store was lost from sight: whoever may find a CA that sees it goes there.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     /// Why the store takes nothing more, if it has come to that.
@@ -186,6 +198,13 @@ impl Registry {
             self.commits.clone(),
         );
         let held = self.downgrade();
+        let store = Arc::downgrade(&self.store);
+        to.sampled(
+            Kind::Gauge,
+            "store_away",
+            "1 while the database cannot be reached: nothing is written, and what is known is still served",
+            move |to| to.put(u64::from(store.upgrade().is_some_and(|store| store.away().is_some()))),
+        );
         let mut gauge = |name, help, read: fn(&Index) -> Option<u64>| {
             let held = held.clone();
             to.sampled(Kind::Gauge, name, help, move |to| {
@@ -290,6 +309,7 @@ impl WeakRegistry {
             bundles: self.bundles.clone(),
             wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
+            losses: self.losses.clone(),
             commits: self.commits.clone(),
         })
     }
@@ -305,8 +325,9 @@ impl Follower {
             Arc::clone(&registry.index),
             Arc::clone(&registry.store),
         );
+        let losses = Arc::clone(&registry.losses);
         let thread = std::thread::spawn(move || {
-            if let Err(error) = follow(&*store, watch, &index, &news, &stopping) {
+            if let Err(error) = follow(&*store, watch, &index, &news, &losses, &stopping) {
                 tracing::error!(%error, "the CA no longer follows its store");
             }
             let wakes = news.wakes.clone();
@@ -339,17 +360,40 @@ fn follow(
     mut watch: Watch,
     index: &RwLock<Index>,
     news: &News,
+    losses: &AtomicU64,
     stopping: &AtomicBool,
 ) -> Result<(), FollowError> {
+    let (mut away_since, mut is_lost) = (None, false);
     while !stopping.load(Ordering::Relaxed) {
+        away_since = store.away().map(|_| away_since.unwrap_or_else(clock::moment));
+        let was_lost = std::mem::replace(
+            &mut is_lost,
+            away_since.is_some_and(|since: Instant| since.elapsed() >= LOST_AFTER),
+        );
+        if is_lost && !was_lost {
+            losses.fetch_add(1, Ordering::AcqRel);
+            news.wakes.wake(&Concerned::everyone());
+        }
         let concerned = match watch.next(TICK) {
             Ok(None) => continue,
             Ok(Some(change)) => index.write().unwrap_or_else(PoisonError::into_inner).apply(&change)?,
-            Err(WatchError::Compacted { .. }) => {
-                let fresh = Index::new(&store.snapshot()?)?;
-                watch = store.watch(fresh.revision())?;
-                *index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-                Concerned::everyone()
+            Err(WatchError::Compacted { .. }) => match store.snapshot() {
+                Ok(snapshot) => {
+                    let fresh = Index::new(&snapshot)?;
+                    watch = store.watch(fresh.revision())?;
+                    *index.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    Concerned::everyone()
+                }
+                Err(StoreError::Away { .. }) => {
+                    std::thread::sleep(TICK);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            },
+            // What is known is served on; the same change is asked for until the store is back.
+            Err(WatchError::Store(StoreError::Away { .. })) => {
+                std::thread::sleep(TICK);
+                continue;
             }
             Err(error) => return Err(error.into()),
         };
@@ -509,6 +553,47 @@ mod tests {
     async fn one_key_wins_a_token_in_sled() {
         let dir = tempfile::tempdir().unwrap();
         a_hundred_keys_with_one_token(Arc::new(SledStore::open(dir.path().join("store")).unwrap())).await;
+    }
+
+    /// A hundred callers, half of them at each of two CAs over one database.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_key_wins_a_token_at_two_cas() {
+        if !hoplite_postgres::testing::possible("one_key_wins_a_token_at_two_cas") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let server = hoplite_postgres::testing::Server::start(dir.path());
+        let settings = server.settings();
+        let store = || Arc::new(hoplite_postgres::PostgresStore::open(&settings).unwrap());
+        let ((one, one_follows), other) = (open(store()), Registry::open(store()));
+        let (other, other_follows) = other.unwrap();
+        let token = create_token(&one, &agent("n1"), u64::MAX, now()).await.unwrap();
+        let mint = minter();
+        let joins: Vec<_> = (0..100)
+            .map(|n| {
+                let registry = if n % 2 == 0 { one.clone() } else { other.clone() };
+                let (token, mint) = (token.clone(), mint.clone());
+                tokio::spawn(async move { registry.write(join(&token, &format!("key {n}"), mint)).await })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for (n, joined) in joins.into_iter().enumerate() {
+            match joined.await.unwrap() {
+                Ok(_) => winners.push(n),
+                Err(WriteError::Refused(TokenError::Refused(JoinRefused::OtherKey))) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        let key = format!("key {}", winners[0]);
+        for registry in [&one, &other] {
+            let mut revisions = registry.revisions();
+            let has_it = |_: &u64| registry.index().agents.get(&agent("n1")).is_some();
+            revisions.wait_for(has_it).await.unwrap();
+            assert_eq!(registry.index().agents.get(&agent("n1")).unwrap().joined_key, key);
+        }
+        one_follows.stop();
+        other_follows.stop();
     }
 
     #[tokio::test]

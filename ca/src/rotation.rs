@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) ttl: Duration,
     /// Whether time alone prepares and activates.
     pub(crate) rotates: bool,
+    /// The same of the keys for JWT-SVIDs.
+    pub(crate) jwt_rotates: bool,
 }
 
 /// One authority at one moment, for people.
@@ -135,7 +137,7 @@ impl Rotation {
         *self.0.plan.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what is due, for ever.
+    /// Does what is due, until another authority signs whose key is not here.
     pub(crate) async fn run(self) {
         let mut said = Said::default();
         let mut steps = clock::steps();
@@ -145,6 +147,15 @@ impl Rotation {
                 tracing::error!(notice = true, warning, "authority");
             }
             if let Err(error) = self.turn(now).await.and(self.turn_jwt(now).await) {
+                if self.lacks_the_key(&error) {
+                    tracing::error!(
+                        target: "hoplite::audit",
+                        %error,
+                        "another authority signs now, and this CA has not its key: it ends, and must not sign with the one before; copy `authority.key` and `jwt.key` from the CA that \
+                         made it, and start this one again"
+                    );
+                    return;
+                }
                 let error = error.to_string();
                 if said.is_due(&error) {
                     tracing::error!(
@@ -410,6 +421,27 @@ impl Rotation {
             .ok_or_else(|| CourseError::NoSuch(short(name)))?;
         let certificate = trusted.certificate(name);
         certificate.map_err(|error| AuthorityError::Certificate(error.to_string()).into())
+    }
+
+    /// Whether another replica has another authority sign, whose key is not here.
+    fn lacks_the_key(&self, error: &RotationError) -> bool {
+        let is_missing = matches!(
+            error,
+            RotationError::Authority(AuthorityError::KeyMissing { .. } | AuthorityError::KeyMismatch { .. })
+        );
+        let course = self.course();
+        let active = course.active().map(|(name, _)| name);
+        let jwt = self
+            .0
+            .registry
+            .index()
+            .authority
+            .jwt_course()
+            .active()
+            .map(|(name, _)| name.clone());
+        is_missing
+            && (active.is_some_and(|active| *active != self.0.issuer.signing().authority.name())
+                || jwt.is_some_and(|kid| self.0.issuer.jwt_kid() != Some(kid)))
     }
 
     /// Signs with the active one, and shows those that speak for it.

@@ -20,7 +20,7 @@ use hoplite_host::socket::{self, BindError, Placed};
 use hoplite_identity::{TrustBundle, TrustDomain};
 use hoplite_otlp::{OtlpError, Prepared, Sender, Sending, host_name};
 use hoplite_seal::TrustedSigners;
-use hoplite_store::{SledStore, Store, StoreError};
+use hoplite_store::StoreError;
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use hoplite_wire::ca::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
 use hoplite_wire::ca::node_server::{NodeServer, SERVICE_NAME as NODE};
@@ -63,6 +63,7 @@ use crate::registry::{FollowError, Follower, Registry};
 use crate::rights::Rights;
 use crate::rights::files::RightsError;
 use crate::rotation::{Plan, Rotation};
+use crate::storage::{Storage, StorageError};
 use crate::write::{self, WriteError};
 
 /// Calls that have begun may end.
@@ -176,6 +177,15 @@ pub enum StartError {
     Identity(#[from] DoorError),
 }
 
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Store(error) => Self::Store(error),
+            StorageError::Founding(error) => Self::Founding(error),
+        }
+    }
+}
+
 impl StartError {
     fn signers(error: WriteError<PolicyError>) -> Self {
         let reason = error.to_string();
@@ -219,9 +229,9 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
 
     let now = clock::now();
-    let store_dir = config.data_dir.join("store");
-    founding::check_store(&config.data_dir, &store_dir, founding)?;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(&store_dir)?);
+    let opening = config.clone();
+    let opened = tokio::task::spawn_blocking(move || Storage::open(&opening, founding)).await;
+    let Storage { store, location } = opened.map_err(|_| StartError::PartEnded)??;
     let authority = Authority::open(
         &*store,
         &config.data_dir,
@@ -229,8 +239,14 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         config.authority_ttl.0,
         now,
     )?;
-    let jwt = JwtSigner::open(&*store, &config.data_dir, config.authority_ttl.0, now)?;
-    founding::check_revision(&config.data_dir, &store_dir, store.revision(), founding)?;
+    let jwt = JwtSigner::open(
+        &*store,
+        config.store.is_shared(),
+        &config.data_dir,
+        config.authority_ttl.0,
+        now,
+    )?;
+    founding::check_revision(&config.data_dir, &location, store.revision(), founding)?;
     let issuer_url = config.oidc.as_ref().map(|oidc| oidc.issuer.as_str());
     let issuer = Issuer::new(authority, lives(&config)).with_jwt(JwtSigning::new(jwt, issuer_url));
     let (admin_listener, placed) = socket::place(&config.admin_socket, 0o600)?;
@@ -266,7 +282,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     publishing.sweep().await;
     let metrics = Metrics::default();
-    let site = Arc::new(metrics.site(&registry, &issuer, store_dir));
+    let site = Arc::new(metrics.site(&registry, &issuer, config.data_dir.join("store")));
     // It reads the whole binary, once.
     let _ = tokio::task::spawn_blocking(Program::this).await;
     let fleet = Fleet::new(config.report_period.0);
@@ -472,6 +488,7 @@ fn plan(config: &Config) -> Plan {
     Plan {
         ttl: config.authority_ttl.0,
         rotates: config.authority_rotates,
+        jwt_rotates: !config.store.is_shared(),
     }
 }
 

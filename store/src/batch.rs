@@ -139,6 +139,17 @@ impl Batch {
         self.writes.is_empty()
     }
 
+    /// For a backend that reads before it checks: the keys that something is required of or that are written, some of them twice.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let required = self.preconditions.iter().map(|(key, _)| key.as_slice());
+        required.chain(self.writes.keys().map(Vec::as_slice))
+    }
+
+    /// For a backend that reads before it checks: the large values that are named, some of them twice.
+    pub fn large(&self) -> impl Iterator<Item = &LargeId> {
+        self.writes.values().flat_map(|(_, names)| names)
+    }
+
     /// For a backend, inside its transaction: bounds first, then the preconditions against the state that `written_at`
     /// shows, then that the large values are there. What comes back is to be written, in the order of keys, each once.
     ///

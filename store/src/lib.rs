@@ -10,6 +10,8 @@
 mod batch;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "conformance")]
+pub mod crash;
 mod large;
 mod memory;
 mod recent;
@@ -119,6 +121,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`WatchError::Future`] when `from` has not happened: the asker knows another history than this store.
     fn watch(&self, from: Revision) -> Result<Watch, WatchError>;
 
+    /// Why the store cannot be reached now, for one that lies elsewhere. It may be back at any moment.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     /// Everything, at one revision.
     ///
     /// # Errors
@@ -181,6 +188,16 @@ pub enum StoreError {
         problem: String,
         /// What to look at: `check its owner, its mode and the free space`.
         remedy: &'static str,
+    },
+    /// The server is not there, or takes no writes now; it may be back at any moment.
+    #[error(
+        "the database `{location}` cannot be reached ({problem}); what is known is still served, and nothing can be written until it is back"
+    )]
+    Away {
+        /// The address of the server without its password.
+        location: String,
+        /// What the system or the server said.
+        problem: String,
     },
     /// An earlier write failed half-way, so what is durable is not known until the store is opened again.
     #[error("store `{location}` stopped after a failed write: see the first error, mend it and restart")]

@@ -146,6 +146,7 @@ impl World {
             metrics_listen: Some(any_port()),
             otlp: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
+            store: hoplite_ca::StoreConfig::default(),
             report_period: Span(Duration::from_secs(2)),
         };
         change(&mut ca_config);

@@ -44,8 +44,24 @@ pub async fn unix(path: &Path) -> Result<Channel, Error> {
 
 /// Connects to a gRPC server over TCP and TLS. `address` is `host:port`.
 pub async fn tls(address: String, config: Arc<ClientConfig>) -> Result<Channel, Error> {
+    tls_by(endpoint(), address, config).await
+}
+
+/// The same, to one of several servers that do equally: a peer that has gone without a word is noticed within twice this time.
+pub async fn tls_to_one_of_several(
+    address: String,
+    config: Arc<ClientConfig>,
+    silence: Duration,
+) -> Result<Channel, Error> {
+    let endpoint = endpoint()
+        .http2_keep_alive_interval(silence)
+        .keep_alive_timeout(silence);
+    tls_by(endpoint, address, config).await
+}
+
+async fn tls_by(endpoint: Endpoint, address: String, config: Arc<ClientConfig>) -> Result<Channel, Error> {
     let connector = TlsConnector::from(config);
-    endpoint()
+    endpoint
         .connect_with_connector(tower::service_fn(move |_| {
             let connector = connector.clone();
             let address = address.clone();

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hoplite_host::backoff::Backoff;
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_identity::jwt::{InvalidJwtAuthorities, JwtAuthorities};
 use hoplite_identity::{
     BundleSet, Fingerprint, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain,
@@ -17,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::addresses::CaAddresses;
 use crate::metrics::Metrics;
 use crate::node::key::KeyError;
 use crate::troubles::Troubles;
@@ -27,11 +29,19 @@ pub(crate) const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Durat
 /// Connecting and the handshake together; a CA that needs longer is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same, while there are other replicas to go to.
+const CONNECT_TIMEOUT_AMONG_SEVERAL: Duration = Duration::from_millis(1500);
+
+/// A replica that says nothing for twice this time is left for another.
+const SILENCE_AMONG_SEVERAL: Duration = Duration::from_millis(1500);
+
 /// Dials the CA of one trust domain.
 #[derive(Debug, Clone)]
 pub(crate) struct CaLink {
-    /// It may move while the agent runs.
-    address: Arc<watch::Sender<String>>,
+    /// They may change while the agent runs.
+    addresses: Arc<watch::Sender<CaAddresses>>,
+    /// Which of the addresses is tried first: the one that answered last, or the one after it once that has failed.
+    first: Arc<AtomicUsize>,
     ca_id: SpiffeId,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Told when the CA no longer takes our SVID.
@@ -129,14 +139,16 @@ pub(crate) fn jwt_authorities(jwks: &str) -> Result<JwtAuthorities, InvalidJwtAu
 // === impl CaLink ===
 
 impl CaLink {
-    /// To the CA at this address, with the node's SVID of the moment.
+    /// To the CA at one of these addresses, with the node's SVID of the moment. Agents begin anywhere in the list, so that
+    /// replicas share them.
     pub(crate) fn new(
-        address: String,
+        addresses: CaAddresses,
         trust_domain: &TrustDomain,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
     ) -> Self {
         Self {
-            address: Arc::new(watch::Sender::new(address)),
+            first: Arc::new(AtomicUsize::new((jitter() * 1024.0) as usize)),
+            addresses: Arc::new(watch::Sender::new(addresses)),
             ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
@@ -183,16 +195,50 @@ impl CaLink {
     /// Connects, showing an SVID if there is one, to nobody but `spiffe://<trust domain>/hoplite/ca`.
     pub(crate) async fn dial(&self, svid: Option<&X509Svid>, verifier: Arc<PeerVerifier>) -> Result<Channel, CaError> {
         let config = tls::client_config(svid, verifier, self.ca_id.clone(), &[b"h2"])?;
-        let address = self.address.borrow().clone();
-        let unreachable = |reason| CaError::Unreachable {
-            address: address.clone(),
-            reason,
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(address.clone(), config)).await {
-            Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable(innermost(&error))),
-            Err(_) => Err(unreachable("no connection in time".to_owned())),
+        let addresses: Vec<String> = self.addresses.borrow().iter().map(ToString::to_string).collect();
+        let first = self.first.load(Ordering::Relaxed);
+        let mut failed = Vec::new();
+        let in_turn = (first..).zip(addresses.iter().cycle().skip(first % addresses.len().max(1)));
+        for (at, address) in in_turn.take(addresses.len()) {
+            let (address, config) = (address.clone(), Arc::clone(&config));
+            let connected = match addresses.len() {
+                1 => tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(address.clone(), config)).await,
+                _ => {
+                    let connecting = channel::tls_to_one_of_several(address.clone(), config, SILENCE_AMONG_SEVERAL);
+                    tokio::time::timeout(CONNECT_TIMEOUT_AMONG_SEVERAL, connecting).await
+                }
+            };
+            let reason = match connected {
+                Ok(Ok(channel)) => {
+                    self.first.store(at, Ordering::Relaxed);
+                    return Ok(channel);
+                }
+                Ok(Err(error)) => innermost(&error),
+                Err(_) => "no connection in time".to_owned(),
+            };
+            failed.push((address, reason));
         }
+        let (address, reason) = match failed.len() {
+            0 | 1 => failed.pop().unwrap_or_default(),
+            _ => (
+                failed
+                    .iter()
+                    .map(|(address, _)| address.as_str())
+                    .collect::<Vec<_>>()
+                    .join("`, `"),
+                failed
+                    .iter()
+                    .map(|(_, reason)| reason.as_str())
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            ),
+        };
+        Err(CaError::Unreachable { address, reason })
+    }
+
+    /// The one that is connected to has failed: another is tried first from now on, if there is one.
+    pub(crate) fn pass_over(&self) {
+        self.first.fetch_add(1, Ordering::Relaxed);
     }
 
     /// For a connection to somebody else than the CA, as who this node is now.
@@ -203,20 +249,20 @@ impl CaLink {
         config.map_err(io::Error::other)
     }
 
-    /// The CA is at this address from now on: whoever is connected connects anew.
-    pub(crate) fn move_to(&self, address: &str) {
-        self.address.send_if_modified(|held| {
-            let moves = held != address;
+    /// The CA is at these addresses from now on: whoever is connected connects anew.
+    pub(crate) fn move_to(&self, addresses: &CaAddresses) {
+        self.addresses.send_if_modified(|held| {
+            let moves = held != addresses;
             if moves {
-                address.clone_into(held);
+                held.clone_from(addresses);
             }
             moves
         });
     }
 
-    /// Changes when the CA's address does.
-    pub(crate) fn moves(&self) -> watch::Receiver<String> {
-        self.address.subscribe()
+    /// Changes when the CA's addresses do.
+    pub(crate) fn moves(&self) -> watch::Receiver<CaAddresses> {
+        self.addresses.subscribe()
     }
 
     /// Says that the CA no longer takes our SVID.
@@ -330,6 +376,7 @@ impl From<PeerRejected> for CaError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hoplite_identity::HostPort;
     use hoplite_identity::testing::TestAuthority;
 
     #[test]
@@ -361,7 +408,8 @@ mod tests {
     #[tokio::test]
     async fn a_ca_that_is_away_is_named() {
         let authority = TestAuthority::new("prod.example");
-        let link = CaLink::new("127.0.0.1:1".into(), &authority.trust_domain(), watch::channel(None).1);
+        let nobody = HostPort::parse("127.0.0.1:1").unwrap();
+        let link = CaLink::new(nobody.into(), &authority.trust_domain(), watch::channel(None).1);
         let verifier = verifier(&Arc::new(authority.bundle())).unwrap();
         let error = link.dial(None, verifier).await.unwrap_err().to_string();
         assert!(

@@ -157,6 +157,7 @@ pub(crate) async fn run(
             () = shutdown.wait() => return,
         };
         link.metrics().contact.lost();
+        link.pass_over();
         told.connections.send_replace(None);
         link.troubles().watch(ended.trouble());
         if let CaError::Dismissed(reason) = &ended {

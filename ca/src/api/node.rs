@@ -102,6 +102,8 @@ struct Watcher {
     held: Held,
     /// Nothing was sent yet.
     first: bool,
+    /// How often the store had been lost from sight when this began.
+    losses: u64,
     place: Place,
     _counted: Watching,
 }
@@ -495,6 +497,7 @@ impl wire::node_server::Node for Node {
                 digest: (request.digest.as_slice().try_into().ok()).filter(|_| is_of_now),
             },
             first: true,
+            losses: self.0.registry.losses(),
             place,
             _counted: self.0.metrics.watching(),
         };
@@ -694,6 +697,12 @@ impl Watcher {
             })?;
             if self.node.0.registry.is_left_behind() {
                 return Err(Status::unavailable("the CA no longer follows its store; connect again"));
+            }
+            // A CA that sees it may be near; who comes back to this one is served with what is known.
+            if self.node.0.registry.losses() != self.losses {
+                return Err(Status::unavailable(
+                    "this CA has lost sight of its database; connect again, to another one if there is one",
+                ));
             }
             if let Some((update, epoch, policy)) = self.look(heartbeat.is_elapsed()) {
                 self.held = Held {

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Display;
 
-use hoplite_store::CommitError;
+use hoplite_store::{CommitError, StoreError};
 use tonic::Status;
 
 use crate::agents::agent::Denied;
@@ -17,7 +17,7 @@ use crate::policy::error::PolicyError;
 use crate::publishing::PublishError;
 use crate::rights::Refused;
 use crate::tokens::writes::TokenError;
-use crate::write::WriteError;
+use crate::write::{ReadError, WriteError};
 
 /// A noun's error, as its caller is told.
 pub(crate) trait Blame: Display {
@@ -36,6 +36,12 @@ impl<E: Blame> From<WriteError<E>> for Status {
             WriteError::Refused(refused) => refused.status(),
             WriteError::Commit(CommitError::TooLarge(_)) => Self::out_of_range("too much for one commit; split it"),
             WriteError::Contention => Self::aborted(error.to_string()),
+            // The log has it once, and the address is nobody's matter.
+            WriteError::Read(ReadError::Store(StoreError::Away { .. }))
+            | WriteError::Commit(CommitError::Store(StoreError::Away { .. })) => Self::unavailable(
+                "the CA cannot reach its database, so nothing can be registered, joined, renewed or banned until that is back; \
+                 what is registered goes on getting certificates",
+            ),
             WriteError::Read(_) | WriteError::Commit(_) | WriteError::NotFollowing => ours(&error),
         }
     }

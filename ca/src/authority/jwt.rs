@@ -231,9 +231,11 @@ fn seen(trusted: &BTreeMap<String, JwtTrusted>) -> Vec<(&String, bool)> {
 
 impl JwtSigner {
     /// The key that signs here. It is made if there is none: at the first start, for a CA of before there were any, and where
-    /// the file of keys is lost, since agents hear of the new one by the X.509 authority that they trust.
+    /// the file of keys is lost, since agents hear of the new one by the X.509 authority that they trust. Not where other CAs have
+    /// the same store, and the key: it has to come from them.
     pub(crate) fn open(
         store: &dyn Store,
+        is_shared: bool,
         data_dir: &Path,
         ttl: Duration,
         now: SystemTime,
@@ -260,6 +262,13 @@ impl JwtSigner {
                 "the key for JWT-SVIDs ended while the CA was away; its successor signs"
             );
             return Ok(held);
+        }
+        if is_shared && active.as_ref().is_some_and(|(_, life)| lives(life)) {
+            let path = keyring.path().to_owned();
+            return Err(match keyring.signers()?.is_empty() {
+                true => AuthorityError::KeyMissing { path },
+                false => AuthorityError::KeyMismatch { path },
+            });
         }
         let signer = keyring.make()?;
         let not_after = end(now, ttl)?;
@@ -402,7 +411,7 @@ mod tests {
     fn a_ca_that_has_none_makes_one_and_keeps_it() {
         let (store, dir) = (before(), tempfile::tempdir().unwrap());
         assert!(kids(&store).is_empty());
-        let open = |seconds| JwtSigner::open(&store, dir.path(), TTL, at(seconds)).unwrap();
+        let open = |seconds| JwtSigner::open(&store, false, dir.path(), TTL, at(seconds)).unwrap();
         let first = open(1);
         assert_eq!((kids(&store), bundle(&store).sequence()), (vec![first.kid.clone()], 2));
         assert_eq!(open(2).kid, first.kid, "a restart keeps it");
@@ -432,7 +441,7 @@ mod tests {
     #[test]
     fn they_take_the_course_of_all_authorities() {
         let (store, dir) = (before(), tempfile::tempdir().unwrap());
-        let first = JwtSigner::open(&store, dir.path(), TTL, at(0)).unwrap();
+        let first = JwtSigner::open(&store, false, dir.path(), TTL, at(0)).unwrap();
         let keyring = Keyring::of_jwt(dir.path());
         let step = |what: JwtWhat, seconds: u64| {
             let step = JwtStep {
@@ -462,7 +471,10 @@ mod tests {
         assert_eq!(kids(&store).len(), 2, "what it signed is good still");
         assert_eq!(step(JwtWhat::Revoke { name: kid() }, 502).unwrap().sequence, 5);
         assert_eq!(kids(&store), [next.clone()]);
-        assert_eq!(JwtSigner::open(&store, dir.path(), TTL, at(503)).unwrap().kid, next);
+        assert_eq!(
+            JwtSigner::open(&store, false, dir.path(), TTL, at(503)).unwrap().kid,
+            next
+        );
         assert_eq!(step(JwtWhat::Leave, 601).unwrap().gone, [kid()]);
         // Another process that found the same state founds nothing.
         let found = JwtWhat::Found {

@@ -16,12 +16,12 @@ use crate::rotation::{Rotation, RotationError, Shown, WAIT_LOOK, WAIT_MAX, block
 
 impl Rotation {
     /// All that is due by now of the keys for JWT-SVIDs. Time alone has them take their turns, also where people do it for the
-    /// X.509 authorities: nobody outside has such a key pinned.
+    /// X.509 authorities: nobody outside has such a key pinned. Not where other CAs need the key.
     pub(super) async fn turn_jwt(&self, now: SystemTime) -> Result<(), RotationError> {
         let _working = self.0.working.lock().await;
         self.follow_jwt().await?;
         loop {
-            let Some(due) = self.jwt_course().due(now, true, self.is_known(now)) else {
+            let Some(due) = self.jwt_course().due(now, self.plan().jwt_rotates, self.is_known(now)) else {
                 return Ok(());
             };
             match due {
@@ -94,7 +94,7 @@ impl Rotation {
             agents: Vec::new(),
             operators: Vec::new(),
             svids: 0,
-            next: next(&course, life, true),
+            next: next(&course, life, self.plan().jwt_rotates),
         };
         let mut all: Vec<Shown> = course.0.iter().map(one).collect();
         all.sort_by_key(Shown::place);

@@ -56,6 +56,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         metrics_listen: None,
         otlp: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
+        store: hoplite_ca::StoreConfig::default(),
         report_period: Span(Duration::from_secs(2)),
     }
 }

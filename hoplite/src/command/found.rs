@@ -46,6 +46,12 @@ pub(crate) struct InitArgs {
     /// Whose policies count, by the public half that `hoplite policy key create` prints; may be repeated
     #[arg(long, value_name = "NAME=KEY")]
     signer: Vec<Signer>,
+    /// A file with the section `[store]` of the CA's file: the database of several CAs
+    #[arg(long, value_name = "FILE")]
+    store: Option<PathBuf>,
+    /// One more CA over the database of another: a copy of its `authority.key`, with its `jwt.key` beside it
+    #[arg(long, value_name = "FILE", requires = "store")]
+    authority_key: Option<PathBuf>,
     /// Print the file that would be written, and do nothing
     #[arg(long)]
     print_config: bool,
@@ -139,7 +145,11 @@ fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
     if let Some(parent) = file.parent() {
         files::shared_dir(parent)?;
     }
-    hoplite_ca::found(&parse(&file, &text)?)?;
+    let config = parse(&file, &text)?;
+    match &args.authority_key {
+        Some(key) => hoplite_ca::found_replica(&config, key)?,
+        None => hoplite_ca::found(&config)?,
+    };
     files::write_public(&file, text.as_bytes())?;
     let mut more = String::new();
     for path in &args.signer_key {
@@ -210,6 +220,19 @@ impl InitArgs {
                 format!("policy_signers = [{}]\n", quoted.join(", "))
             }
         };
+        let store = match &self.store {
+            Some(path) => {
+                let section = files::read_text(path)?;
+                if !section.lines().any(|line| line.trim() == "[store]") {
+                    bail!(
+                        "`{}` has no section `[store]`; docs/guide/several-cas.md shows one",
+                        path.display()
+                    );
+                }
+                format!("authority_rotates = false\n\n{}\n", section.trim())
+            }
+            None => String::new(),
+        };
         Ok(format!(
             "# Written by `hoplite ca init`. Every key: docs/reference/configuration.md\n\
              trust_domain = \"{}\"\n\
@@ -217,7 +240,7 @@ impl InitArgs {
              {advertise}\
              data_dir = {}\n\
              admin_socket = {}\n\
-             {signers}",
+             {signers}{store}",
             self.trust_domain,
             quoted(&places.ca_data())?,
             quoted(&places.ca_socket())?,

@@ -196,5 +196,5 @@ fn installed_agents_ca() -> Option<HostPort> {
         return None;
     }
     let config = hoplite_agent::Config::load(&places.agent_config()).ok()?;
-    HostPort::parse(&config.ca.to_string()).ok()
+    config.ca.iter().next().cloned()
 }

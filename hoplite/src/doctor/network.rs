@@ -21,7 +21,9 @@ pub(super) async fn look(part: &Part, lives: Lives, findings: &mut Vec<Finding>)
     match part {
         Part::Ca(ca) => findings.push(port(&part.name(), ca.listen, lives)),
         Part::Agent(agent) => {
-            findings.push(upstream("the CA", agent.ca.as_str()).await);
+            for address in agent.ca.iter() {
+                findings.push(upstream("the CA", address.as_str()).await);
+            }
             findings.push(ca(agent).await);
         }
         Part::Proxy(proxy) => {

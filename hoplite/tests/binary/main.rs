@@ -40,6 +40,7 @@ mod policy_change;
 mod policy_check;
 mod publishing;
 mod reader;
+mod replicas;
 mod restored;
 mod screens;
 mod shell;

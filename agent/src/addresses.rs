@@ -1,0 +1,116 @@
+//! Where the CA is: one address, or those of its replicas, of which each does.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use hoplite_identity::{HostPort, InvalidHostPort};
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+
+/// Replicas of one CA: more help nobody, and all are tried in turn.
+const ADDRESSES_MAX: usize = 8;
+
+/// The addresses of one CA, at least one: `"ca:7443"` or `["ca1:7443", "ca2:7443"]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaAddresses(Vec<HostPort>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// No addresses are written like this.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum InvalidAddresses {
+    #[error("write `\"HOST:PORT\"`, or a list of 1 to {ADDRESSES_MAX} of them")]
+    Count,
+    #[error("`{0}` is there twice")]
+    Twice(HostPort),
+}
+
+// === impl CaAddresses ===
+
+impl CaAddresses {
+    /// Each, in the order in which they are written.
+    pub fn iter(&self) -> impl Iterator<Item = &HostPort> {
+        self.0.iter()
+    }
+
+    /// Of some that are known to be good.
+    fn new(addresses: Vec<HostPort>) -> Result<Self, InvalidAddresses> {
+        if addresses.is_empty() || addresses.len() > ADDRESSES_MAX {
+            return Err(InvalidAddresses::Count);
+        }
+        let mut before = addresses.as_slice();
+        while let Some((last, rest)) = before.split_last() {
+            if rest.contains(last) {
+                return Err(InvalidAddresses::Twice(last.clone()));
+            }
+            before = rest;
+        }
+        Ok(Self(addresses))
+    }
+}
+
+impl From<HostPort> for CaAddresses {
+    fn from(address: HostPort) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl TryFrom<SocketAddr> for CaAddresses {
+    type Error = InvalidHostPort;
+
+    fn try_from(address: SocketAddr) -> Result<Self, InvalidHostPort> {
+        Ok(HostPort::try_from(address)?.into())
+    }
+}
+
+impl fmt::Display for CaAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let written: Vec<&str> = self.0.iter().map(HostPort::as_str).collect();
+        f.pad(&written.join(", "))
+    }
+}
+
+impl<'de> Deserialize<'de> for CaAddresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = Written::deserialize(deserializer).map_err(|_| de::Error::custom(InvalidAddresses::Count))?;
+        let texts = match written {
+            Written::One(text) => vec![text],
+            Written::Several(texts) => texts,
+        };
+        let parsed = texts
+            .iter()
+            .map(|text| HostPort::parse(text).map_err(de::Error::custom));
+        Self::new(parsed.collect::<Result<_, _>>()?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct File {
+        ca: CaAddresses,
+    }
+
+    #[test]
+    fn one_or_several() {
+        let check = |text: &str, expected: &str| {
+            let read = serde_json::from_str::<File>(&format!("{{\"ca\": {text}}}"));
+            let said = read.map_or_else(|e| e.to_string(), |file| file.ca.to_string());
+            assert!(said.contains(expected), "{text}: expected `{expected}`, got `{said}`");
+        };
+        check("\"ca:7443\"", "ca:7443");
+        check("[\"ca:7443\"]", "ca:7443");
+        check("[\"a:1\", \"b:1\"]", "a:1, b:1");
+        check("[]", "1 to 8");
+        check("7443", "1 to 8");
+        check("[\"a:1\", \"b\"]", "`b` has no port");
+        check("[\"a:1\", \"b:1\", \"a:1\"]", "`a:1` is there twice");
+    }
+}
