@@ -50,6 +50,9 @@ pub enum FetchError {
     /// The agent cannot answer just now, or the stream broke; worth trying again.
     #[error("the Workload API is unavailable: {0}")]
     Unavailable(String),
+    /// What was asked for cannot be.
+    #[error("the agent cannot give what was asked for: {0}")]
+    Asked(String),
     /// The agent closed the stream.
     #[error("the Workload API closed the stream")]
     Closed,

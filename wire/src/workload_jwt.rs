@@ -42,7 +42,12 @@ impl WorkloadJwt {
             audience,
             spiffe_id: spiffe_id.unwrap_or_default().to_owned(),
         };
-        let svids = self.0.fetch_jwtsvid(with_header(asked)).await?.into_inner().svids;
+        let answer = self.0.fetch_jwtsvid(with_header(asked)).await;
+        let answer = answer.map_err(|status| match status.code() {
+            Code::InvalidArgument => FetchError::Asked(status.message().to_owned()),
+            _ => status.into(),
+        })?;
+        let svids = answer.into_inner().svids;
         match svids.is_empty() {
             true => Err(FetchError::Empty),
             false => Ok(svids),

@@ -16,6 +16,9 @@ use crate::socket::admission::{Responses, admit, check_header};
 use crate::socket::jwt_api;
 use crate::socket::session::{Entitlement, Session, Sessions, Wake};
 
+/// Two of these are equal when, and only when, a caller would be told the same.
+type Fingerprint = fn(&Entitlement) -> [u8; 32];
+
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkloadApiService {
@@ -41,14 +44,14 @@ impl WorkloadApiService {
         &self,
         request: &Request<Q>,
         message: fn(&Entitlement) -> T,
-        told: fn(&Entitlement) -> [u8; 32],
+        told: Fingerprint,
     ) -> Result<Response<Responses<T>>, Status> {
         check_header(request)?;
         let (caller, slot) = admit(request.extensions())?;
         let mut session = self.sessions.session(&caller);
         let first = session.entitlement().await?;
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(push(session, slot, sender, first, (message, told)));
+        tokio::spawn(push(session, slot, sender, first, message, told));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
@@ -58,7 +61,8 @@ async fn push<T>(
     _slot: Slot,
     sender: mpsc::Sender<Result<T, Status>>,
     first: Entitlement,
-    (message, fingerprint): (fn(&Entitlement) -> T, fn(&Entitlement) -> [u8; 32]),
+    message: fn(&Entitlement) -> T,
+    fingerprint: Fingerprint,
 ) {
     let mut told = fingerprint(&first);
     if session.deliver(&sender, Ok(message(&first))).await == Wake::End {

@@ -125,18 +125,17 @@ pub(crate) fn authority(command: AuthorityCommand) -> anyhow::Result<ExitCode> {
     match command {
         AuthorityCommand::List(args) => list(args),
         AuthorityCommand::Prepare(args) => {
+            let then = match args.jwt {
+                true => "it is in the trust bundle; `hoplite authority activate --jwt` has it sign",
+                false => "it is in the trust bundle; `hoplite authority activate` has it sign",
+            };
             let (asked, args) = (PrepareAuthorityRequest { jwt: args.jwt }, args.list);
             let (made, me) = args.ca.call(async |mut ca| {
                 let done = ca.prepare_authority(asked).await?.into_inner();
                 Ok((done, ca.who_am_i(WhoAmIRequest {}).await.ok()))
             })?;
             learn(&args.ca, me, false)?;
-            done(
-                &args,
-                &made,
-                "prepared",
-                "it is in the trust bundle; `hoplite authority activate` has it sign",
-            )
+            done(&args, &made, "prepared", then)
         }
         AuthorityCommand::Activate(args) => {
             let asked = AuthorityRequest {
