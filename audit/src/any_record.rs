@@ -2,14 +2,17 @@
 
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use crate::event::{Control, Heartbeat, Issuance, Loss};
 use crate::fields::from_micros;
 use crate::id::DecisionId;
 use crate::kind::{Common, Kind, Recordable, decode};
 use crate::record::Record;
 
-/// One record of a log, of whatever kind.
-#[derive(Debug, Clone, PartialEq)]
+/// One record of a log, of whatever kind. In JSON its fields, and `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AnyRecord {
     /// What was asked and answered.
@@ -23,6 +26,7 @@ pub enum AnyRecord {
     /// The recorder is alive.
     Heartbeat(Heartbeat),
     /// Sound, and of a kind or a version that this program does not know.
+    #[serde(skip)]
     Unknown {
         /// The kind's number.
         kind: u8,
@@ -70,6 +74,19 @@ impl AnyRecord {
         }
     }
 
+    /// When it happened.
+    #[must_use]
+    pub fn at(&self) -> SystemTime {
+        match self {
+            Self::Decision(record) => record.at(),
+            Self::Control(record) => record.at(),
+            Self::Issuance(record) => record.at(),
+            Self::Loss(record) => record.at(),
+            Self::Heartbeat(record) => record.at(),
+            Self::Unknown { at, .. } => *at,
+        }
+    }
+
     /// Which kind it is; `None` for one that is not known.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
@@ -91,10 +108,11 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::event::Stage;
     use crate::kind::encode;
     use crate::segment::{self, Frame, HEADER_BYTES, Head, Piece, Segment};
     use crate::testing::{open, record};
-    use crate::{Class, Query, Tail, read_log, read_records, verify_log};
+    use crate::{Class, Query, Tail, find, read_log, read_records, verify_log};
 
     fn records_of(directory: &Path) -> Vec<AnyRecord> {
         read_records(directory, None, None)
@@ -115,7 +133,11 @@ mod tests {
             actor: "uid:1000".into(),
             action: "entries.create".into(),
             subject: "e1".into(),
-            refused: None,
+            stage: Stage::Done,
+            reason: None,
+            source: Some("192.0.2.7".into()),
+            by: vec!["entries/own".into()],
+            began: Some(0),
             detail: [("selector".into(), "unix:uid:7".into())].into(),
         };
         let mut issuance = Issuance {
@@ -127,13 +149,15 @@ mod tests {
             requester: "spiffe://example.org/hoplite/agent/a".into(),
             entry: Some("e1".into()),
             authority: None,
+            how: "issue".into(),
+            source: None,
         };
         let mut loss = Loss {
             id: id.clone(),
             at,
             count: 3,
             reason: "the disk was full".into(),
-            kind: Kind::Decision.number(),
+            lost: Kind::Decision.number(),
         };
         let mut heartbeat = Heartbeat { id, at };
         let (recorder, _) = open(directory.path());
@@ -159,6 +183,27 @@ mod tests {
             AnyRecord::Heartbeat(heartbeat),
         ];
         assert_eq!(records_of(directory.path()), written);
+        let all = Query::default();
+        let found = |query: &Query| -> Vec<AnyRecord> {
+            let found = find(directory.path(), query).unwrap();
+            found.map(Result::unwrap).collect()
+        };
+        assert_eq!(found(&all), written);
+        let kinds = vec![Kind::Control, Kind::Issuance];
+        assert_eq!(found(&Query { kinds, ..all.clone() }), written[1..3]);
+        let who = |principal: &str| Query {
+            principal: Some(principal.to_owned()),
+            ..all.clone()
+        };
+        assert_eq!(found(&who("uid:1000")), written[1..2]);
+        assert_eq!(found(&who("spiffe://example.org/hoplite/agent/")), written[2..3]);
+        let policy = Some("entries/own".to_owned());
+        assert_eq!(found(&Query { policy, ..all.clone() }), written[1..2]);
+        // No service is asked for at a CA.
+        let service = Some("e1".to_owned());
+        assert_eq!(found(&Query { service, ..all.clone() }), []);
+        let json = serde_json::to_value(&written[1]).unwrap();
+        assert_eq!((&json["kind"], &json["stage"]), (&"control".into(), &"done".into()));
         let report = verify_log(directory.path()).unwrap();
         assert_eq!((report.records, report.unknown, report.findings), (5, 0, vec![]));
         let kinds: Vec<(&str, u64)> = report
@@ -235,8 +280,8 @@ mod tests {
         let found: Vec<_> = decisions.by_ref().map(Result::unwrap).collect();
         assert_eq!((found, decisions.unknown()), (vec![first.clone(), last.clone()], 2));
         let mut tail = Tail::open(directory.path(), false).unwrap();
-        assert_eq!(tail.poll().unwrap(), [first]);
-        assert_eq!(tail.poll().unwrap(), [last]);
+        assert_eq!(tail.poll().unwrap(), [AnyRecord::Decision(Box::new(first))]);
+        assert_eq!(tail.poll().unwrap(), [AnyRecord::Decision(Box::new(last))]);
         assert_eq!(tail.unknown(), 2);
         let kinds: Vec<_> = records_of(directory.path()).iter().map(AnyRecord::kind).collect();
         assert_eq!(kinds, [Some(Kind::Decision), None, None, Some(Kind::Decision)]);

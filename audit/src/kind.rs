@@ -1,6 +1,7 @@
 //! Kinds of records: what a frame of the log may hold, and what all of them have in common.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use minicbor::{Decode, Decoder, Encode};
@@ -24,6 +25,11 @@ pub enum Kind {
     /// [`Heartbeat`](crate::Heartbeat): nothing happened, and the recorder is alive.
     Heartbeat = 5,
 }
+
+/// A word that names no kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no kind of record: expected decision, control, issuance, loss or heartbeat")]
+pub struct InvalidKind(String);
 
 /// What a [`crate::Recorder`] can append. Every kind is a CBOR map with integer keys in which key 0 is the sequence
 /// number and key 1 the time: whoever does not know a kind can still count it, place it and check the chain over it.
@@ -52,6 +58,15 @@ pub(crate) struct Common {
 // === impl Kind ===
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::Decision,
+        Self::Control,
+        Self::Issuance,
+        Self::Loss,
+        Self::Heartbeat,
+    ];
+
     /// The word for it in output.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -72,6 +87,15 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = InvalidKind;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| InvalidKind(text.to_owned()))
     }
 }
 

@@ -30,11 +30,11 @@ mod testing;
 
 pub use any_record::AnyRecord;
 pub use error::RecorderError;
-pub use event::{Control, Heartbeat, Issuance, Loss};
+pub use event::{Control, Heartbeat, Issuance, Loss, Stage};
 pub use id::{BootId, DecisionId, InvalidDecisionId, is_recorder_name};
-pub use kind::{Kind, Recordable};
+pub use kind::{InvalidKind, Kind, Recordable};
 pub use mend::Repair;
-pub use query::{Decisions, Query, ReadError, Records, Tail, find_logs, read_log, read_records};
+pub use query::{Decisions, Found, Query, ReadError, Records, Tail, find, find_logs, read_log, read_records};
 pub use record::{InvalidOutcome, Outcome, Phase, Record};
 pub use recorder::{Appended, Class, Options, Progress, Recorder};
 pub use verify::{Finding, Report, verify_log};

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use crate::any_record::AnyRecord;
 use crate::id::DecisionId;
+use crate::kind::Kind;
 use crate::record::{Outcome, Record};
 use crate::segment::{self, FORMAT, HEADER_BYTES, Head, Header, Piece, Segment, SegmentName};
 
@@ -33,6 +34,8 @@ pub struct Query {
     pub id: Option<DecisionId>,
     /// Only those that a shadow policy would have answered otherwise.
     pub shadow_differs: bool,
+    /// One of these kinds; none given means any. [`read_log`] gives decisions whatever stands here.
+    pub kinds: Vec<Kind>,
 }
 
 /// Why a log cannot be read, or not all of it.
@@ -83,6 +86,13 @@ pub struct Decisions {
     unknown: u64,
 }
 
+/// Matching records of one log directory, of every kind, in the log's order: see [`find`].
+pub struct Found {
+    records: Records,
+    query: Query,
+    unknown: u64,
+}
+
 /// Records of every kind of one log directory, in the log's order: see [`read_records`].
 pub struct Records {
     directory: PathBuf,
@@ -105,22 +115,49 @@ struct Open {
 // === impl Query ===
 
 impl Query {
-    /// Whether a record is what is looked for.
+    /// Whether a record is what is looked for. What only decisions have (service, route, outcome, a shadow policy's answer), no
+    /// record of another kind matches.
+    #[must_use]
+    pub fn matches_any(&self, record: &AnyRecord) -> bool {
+        if !self.kinds.is_empty() && !record.kind().is_some_and(|kind| self.kinds.contains(&kind)) {
+            return false;
+        }
+        let about_decisions =
+            self.service.is_some() || self.route.is_some() || !self.outcome.is_empty() || self.shadow_differs;
+        let (who, by) = match record {
+            AnyRecord::Decision(record) => return self.matches(record),
+            _ if about_decisions => return false,
+            AnyRecord::Control(control) => (Some(&control.actor), control.by.as_slice()),
+            AnyRecord::Issuance(issuance) => (Some(&issuance.requester), [].as_slice()),
+            AnyRecord::Loss(_) | AnyRecord::Heartbeat(_) | AnyRecord::Unknown { .. } => (None, [].as_slice()),
+        };
+        self.is_when(record.at())
+            && self.is_who(who.map(String::as_str))
+            && self.policy.as_ref().is_none_or(|policy| by.contains(policy))
+            && self.id.as_ref().is_none_or(|id| record.id() == id)
+    }
+
+    fn is_when(&self, at: SystemTime) -> bool {
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+    }
+
+    fn is_who(&self, found: Option<&str>) -> bool {
+        self.principal.as_deref().is_none_or(|wanted| {
+            found.is_some_and(|found| found == wanted || (wanted.ends_with('/') && found.starts_with(wanted)))
+        })
+    }
+
+    /// Whether a decision is what is looked for.
     #[must_use]
     pub fn matches(&self, record: &Record) -> bool {
         let exactly =
             |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
-        let principal = self.principal.as_deref().is_none_or(|wanted| {
-            let found = record.principal.as_deref();
-            found.is_some_and(|found| found == wanted || (wanted.ends_with('/') && found.starts_with(wanted)))
-        });
         let policy = self.policy.as_deref().is_none_or(|wanted| {
             let failed = |error: &String| error.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(':'));
             record.determining.iter().any(|id| id == wanted) || record.errors.iter().any(failed)
         });
-        self.since.is_none_or(|since| record.at >= since)
-            && self.until.is_none_or(|until| record.at < until)
-            && principal
+        self.is_when(record.at)
+            && self.is_who(record.principal.as_deref())
             && exactly(&self.service, Some(&record.service))
             && exactly(&self.route, record.route.as_deref())
             && (self.outcome.is_empty() || self.outcome.contains(&record.outcome))
@@ -176,6 +213,23 @@ pub fn read_log(directory: &Path, query: &Query) -> Result<Decisions, ReadError>
     })
 }
 
+/// Matching records of one log directory, of whatever kind; as [`read_log`] otherwise.
+///
+/// # Errors
+/// As [`read_log`].
+pub fn find(directory: &Path, query: &Query) -> Result<Found, ReadError> {
+    let Decisions {
+        records,
+        query,
+        unknown,
+    } = read_log(directory, query)?;
+    Ok(Found {
+        records,
+        query,
+        unknown,
+    })
+}
+
 /// Records of every kind, those of segments that may have some between `since` and `until`.
 ///
 /// # Errors
@@ -222,6 +276,31 @@ impl Iterator for Decisions {
             match self.records.next()? {
                 Ok(AnyRecord::Decision(record)) if self.query.matches(&record) => return Some(Ok(*record)),
                 Ok(AnyRecord::Unknown { .. }) => self.unknown += 1,
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+// === impl Found ===
+
+impl Found {
+    /// As [`Decisions::unknown`].
+    #[must_use]
+    pub fn unknown(&self) -> u64 {
+        self.unknown
+    }
+}
+
+impl Iterator for Found {
+    type Item = Result<AnyRecord, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.records.next()? {
+                Ok(AnyRecord::Unknown { .. }) => self.unknown += 1,
+                Ok(record) if self.query.matches_any(&record) => return Some(Ok(record)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -398,12 +477,12 @@ impl Tail {
         self.unknown
     }
 
-    /// The decisions written since the last call, at most the rest of one segment: call again until it gives nothing, then
+    /// The records of every kind that were written since the last call, at most the rest of one segment: call again until it gives nothing, then
     /// wait a little.
     ///
     /// # Errors
     /// [`ReadError::Damaged`] when something cannot be read; the next call goes on behind it.
-    pub fn poll(&mut self) -> Result<Vec<Record>, ReadError> {
+    pub fn poll(&mut self) -> Result<Vec<AnyRecord>, ReadError> {
         if let Some(damage) = self.damage.take() {
             return Err(damage);
         }
@@ -452,10 +531,10 @@ impl Tail {
     }
 
     /// The records behind `at`, and how many bytes they and damage between them take.
-    fn read_on(&mut self, header: &Header, at: u64, complete: bool) -> Result<(Vec<Record>, u64), ReadError> {
+    fn read_on(&mut self, header: &Header, at: u64, complete: bool) -> Result<(Vec<AnyRecord>, u64), ReadError> {
         let path = self.directory.join(header.name.file_name());
         let segment = Segment::read_on(&self.directory, header.clone(), at).map_err(|e| io_error(&path, &e))?;
-        let (mut records, mut read): (Vec<Record>, _) = (Vec::new(), 0);
+        let (mut records, mut read): (Vec<AnyRecord>, _) = (Vec::new(), 0);
         for piece in segment.pieces_from(0) {
             // The last bytes of a live segment may be a record that is being written.
             if matches!(piece, Piece::Bad { end, .. } if end == segment.len() && !complete) {
@@ -467,12 +546,11 @@ impl Tail {
                 Piece::Bad { .. } => None,
             };
             match entry {
-                Some(AnyRecord::Decision(record)) => records.push(*record),
                 Some(AnyRecord::Unknown { .. }) => self.unknown += 1,
-                Some(_) => {}
+                Some(record) => records.push(record),
                 None => {
                     let place = match records.last() {
-                        Some(last) => format!("what follows {}", last.id),
+                        Some(last) => format!("what follows {}", last.id()),
                         None => format!("byte {at}"),
                     };
                     self.damage = Some(ReadError::Damaged {
@@ -817,7 +895,10 @@ mod tests {
         loop {
             match tail.poll().unwrap() {
                 records if records.is_empty() => return found,
-                records => found.extend(records),
+                records => found.extend(records.into_iter().map(|record| match record {
+                    AnyRecord::Decision(record) => *record,
+                    other => panic!("{other:?}"),
+                })),
             }
         }
     }

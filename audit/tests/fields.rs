@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use hoplite_audit::{Control, DecisionId, Heartbeat, Issuance, Kind, Loss, Outcome, Phase, Record, Recordable};
+use hoplite_audit::{Control, DecisionId, Heartbeat, Issuance, Kind, Loss, Outcome, Phase, Record, Recordable, Stage};
 use serde::Serialize;
 
 /// A decision of which everything is known: a new field does not compile until it is here.
@@ -59,7 +59,11 @@ fn every_field_is_in_the_reference_and_in_the_json() {
         actor: text(),
         action: text(),
         subject: text(),
-        refused: Some(text()),
+        stage: Stage::Refused,
+        reason: Some(text()),
+        source: Some(text()),
+        by: vec![text()],
+        began: Some(0),
         detail: [(text(), text())].into(),
     });
     check(&Issuance {
@@ -71,13 +75,15 @@ fn every_field_is_in_the_reference_and_in_the_json() {
         requester: text(),
         entry: Some(text()),
         authority: Some(text()),
+        how: text(),
+        source: Some(text()),
     });
     check(&Loss {
         id: DecisionId::default(),
         at: UNIX_EPOCH,
         count: 1,
         reason: text(),
-        kind: Kind::Decision as u8,
+        lost: Kind::Decision as u8,
     });
     check(&Heartbeat {
         id: DecisionId::default(),

@@ -10,6 +10,7 @@ pub(crate) mod gate;
 pub(crate) mod invites;
 mod jwt;
 mod messages;
+mod mint;
 pub(crate) mod node;
 mod operators;
 pub(crate) mod port;

@@ -75,6 +75,9 @@ pub struct Config {
     /// Life of an operator's certificate. While it lasts it is prolonged by use, for 30 days at most.
     #[serde(default = "eight_hours")]
     pub operator_ttl: Span,
+    /// The log of what is done at this CA; `audit` in `data_dir` when left out.
+    #[serde(default)]
+    pub audit_dir: Option<PathBuf>,
     /// The admin policies, `*.cedar`, in place of the default. Read at the start and at SIGHUP.
     #[serde(default)]
     pub admin_policy_dir: Option<PathBuf>,

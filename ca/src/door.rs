@@ -12,6 +12,7 @@ use hoplite_identity::{
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
+use crate::acts::{Acts, Unwritten};
 use crate::issuance::{MintError, SubjectKey};
 use crate::issuer::{Issuer, Signing};
 
@@ -31,6 +32,7 @@ pub(crate) struct Door {
 /// Makes the door anew at half life of the SVID and with each new trust bundle, without the listener noticing.
 pub(crate) struct Doorkeeper {
     issuer: Issuer,
+    acts: Acts,
     /// The CA's own.
     id: SpiffeId,
     svid: Arc<X509Svid>,
@@ -49,6 +51,9 @@ pub enum DoorError {
     /// No certificate was made.
     #[error("the CA cannot make its own certificate: {0}")]
     Mint(#[from] MintError),
+    /// It was made, and cannot be written down.
+    #[error("the CA cannot use its own certificate: {0}")]
+    Unwritten(#[from] Unwritten),
     /// What was made is no SVID.
     #[error("the CA cannot make its own certificate: {0}")]
     Svid(#[from] InvalidSvid),
@@ -76,15 +81,17 @@ impl Doorkeeper {
     /// With a fresh key and certificate.
     pub(crate) fn new(
         issuer: Issuer,
+        acts: Acts,
         mut bundles: watch::Receiver<Arc<TrustBundle>>,
         now: SystemTime,
     ) -> Result<(Self, Door), DoorError> {
         let id = bundles.borrow_and_update().trust_domain().ca();
         let signing = issuer.changes();
-        let svid = mint(&issuer, &id, now)?;
+        let svid = mint(&issuer, &acts, &id, now)?;
         let keeper = Self {
             signing,
             issuer,
+            acts,
             id,
             svid: Arc::new(svid),
             bundles,
@@ -129,7 +136,7 @@ impl Doorkeeper {
             // Of a clock that was set back it is not valid yet.
             renewed = is_others || self.svid.renew_at(0.0) <= now || now < self.svid.leaf().not_before();
             if renewed {
-                match mint(&self.issuer, &self.id, now) {
+                match mint(&self.issuer, &self.acts, &self.id, now) {
                     Ok(svid) => self.svid = Arc::new(svid),
                     Err(error) => tracing::error!(%error, "trying again"),
                 }
@@ -144,9 +151,11 @@ impl Doorkeeper {
     }
 }
 
-fn mint(issuer: &Issuer, id: &SpiffeId, now: SystemTime) -> Result<X509Svid, DoorError> {
+fn mint(issuer: &Issuer, acts: &Acts, id: &SpiffeId, now: SystemTime) -> Result<X509Svid, DoorError> {
     let pair = rcgen::KeyPair::generate().map_err(|_| DoorError::Key)?;
-    let chain = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
+    let (minted, signing) = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
+    let own = acts.release_own(minted)?;
+    let chain = std::iter::once(own).chain(signing.shown.iter().cloned()).collect();
     let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
     Ok(X509Svid::from_parts(chain, key)?)
 }

@@ -21,6 +21,7 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIS
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use crate::acts::Settled;
 use crate::authority::x509::{Authority, Serial};
 use crate::record;
 
@@ -54,13 +55,14 @@ pub(crate) struct SubjectKey {
     spki: Vec<u8>,
 }
 
-/// A certificate that says what was asked for.
+/// A certificate that says what was asked for. It leaves by [`Minted::leaves`] only, when the log knows of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Minted {
-    /// The certificate.
-    pub(crate) der: CertificateDer<'static>,
+    der: CertificateDer<'static>,
     /// What it says.
     pub(crate) leaf: Leaf,
+    /// The name of the authority that signed it.
+    pub(crate) authority: String,
 }
 
 /// Why bytes are no signing request. The requester's fault.
@@ -125,7 +127,8 @@ pub(crate) fn mint(
         .der()
         .clone();
     let leaf = read_back(authority, template, key, serial, validity, &der)?;
-    Ok(Minted { der, leaf })
+    let authority = authority.name();
+    Ok(Minted { der, leaf, authority })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +204,15 @@ fn read_back(
     )?;
     same(leaf.serial() == serial.to_string(), "serial number")?;
     Ok(leaf)
+}
+
+// === impl Minted ===
+
+impl Minted {
+    /// The certificate, once its record, and so all before it, is on the disk.
+    pub(crate) fn leaves(self, _recorded: &Settled) -> CertificateDer<'static> {
+        self.der
+    }
 }
 
 // === impl SubjectKey ===

@@ -141,12 +141,10 @@ impl Issuer {
         id: &SpiffeId,
         key: &SubjectKey,
         now: SystemTime,
-    ) -> Result<Vec<CertificateDer<'static>>, MintError> {
+    ) -> Result<(Minted, Arc<Signing>), MintError> {
         let signing = self.signing();
         let minted = self.mint_by(&signing, "ca", &unnamed(id, self.lives().x509), key, now)?;
-        Ok(std::iter::once(minted.der)
-            .chain(signing.shown.iter().cloned())
-            .collect())
+        Ok((minted, signing))
     }
 
     /// The key id of what signs JWT-SVIDs now.

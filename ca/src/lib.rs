@@ -4,10 +4,11 @@
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
 //! by `issuance`, and `rotation` has authorities take their turns; `oidc` shows who verifies by OpenID Connect the keys for JWT-SVIDs. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
-//! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `server` puts all of it together.
+//! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `acts` is the log of what is done; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
+mod acts;
 mod agents;
 mod api;
 mod authority;
@@ -40,6 +41,7 @@ mod tokens;
 mod wakes;
 mod write;
 
+pub use acts::{ActsError, Unwritten};
 pub use authority::course::CourseError;
 pub use authority::signer::SignerError;
 pub use authority::writes::TrustError;

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use hoplite_identity::TrustDomain;
 use hoplite_policy::Source;
 use hoplite_policy::rules::{Fact, Rules, Ruling, Thing};
+use hoplite_seal::Hash;
 
 use crate::rights::action::Action;
 use crate::rights::files::RightsError;
@@ -34,6 +35,14 @@ struct Shared {
     rules: RwLock<Arc<Rules>>,
 }
 
+/// Admin policies that were read and can be used.
+#[derive(Debug)]
+pub(crate) struct ReadRules {
+    rules: Rules,
+    /// Of their texts.
+    digest: Hash,
+}
+
 /// The rights as they were when a call began.
 #[derive(Debug, Clone)]
 pub(crate) struct Held {
@@ -55,20 +64,38 @@ pub(crate) struct Refused {
 
 impl Rights {
     /// Those of a directory, or those of this program.
-    pub(crate) fn open(directory: Option<&Path>, trust_domain: TrustDomain) -> Result<Self, RightsError> {
-        let rules = RwLock::new(Arc::new(rules(directory)?));
-        Ok(Self(Arc::new(Shared { trust_domain, rules })))
+    pub(crate) fn open(read: ReadRules, trust_domain: TrustDomain) -> Self {
+        let rules = RwLock::new(Arc::new(read.rules));
+        Self(Arc::new(Shared { trust_domain, rules }))
     }
 
-    /// Reads them anew, for [`take`](Self::take). Where they cannot be used, those that are in force stay.
-    pub(crate) fn read(directory: Option<&Path>) -> Result<Rules, RightsError> {
-        rules(directory)
+    /// Reads those of a directory, or those of this program. Where they cannot be used, those that are in force stay.
+    pub(crate) fn read(directory: Option<&Path>) -> Result<ReadRules, RightsError> {
+        let sources = match directory {
+            Some(directory) => files::read(directory)?,
+            None => vec![Source {
+                name: DEFAULT_NAME.to_owned(),
+                text: DEFAULT.to_owned(),
+            }],
+        };
+        let mut texts = String::new();
+        for Source { name, text } in &sources {
+            texts.push_str(&format!("{name}\n{}\n{text}", text.len()));
+        }
+        let rules = Rules::compile(SCHEMA, &sources).map_err(|faults| RightsError::faults(directory, &faults))?;
+        let digest = Hash::of(texts.as_bytes());
+        Ok(ReadRules { rules, digest })
     }
 
     /// From now on these count.
-    pub(crate) fn take(&self, rules: Rules) {
-        tracing::info!(target: "hoplite::audit", policies = rules.len(), "the admin policies were read again");
-        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    pub(crate) fn take(&self, read: ReadRules) {
+        tracing::info!(target: "hoplite::audit", policies = read.rules.len(), "the admin policies were read again");
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(read.rules);
+    }
+
+    /// What the trust domain is called.
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.0.trust_domain
     }
 
     /// Those in force now.
@@ -81,15 +108,11 @@ impl Rights {
     }
 }
 
-fn rules(directory: Option<&Path>) -> Result<Rules, RightsError> {
-    let sources = match directory {
-        Some(directory) => files::read(directory)?,
-        None => vec![Source {
-            name: DEFAULT_NAME.to_owned(),
-            text: DEFAULT.to_owned(),
-        }],
-    };
-    Rules::compile(SCHEMA, &sources).map_err(|faults| RightsError::faults(directory, &faults))
+impl ReadRules {
+    /// SHA-256 of their names and texts, hex.
+    pub(crate) fn digest(&self) -> String {
+        self.digest.to_string()
+    }
 }
 
 // === impl Held ===

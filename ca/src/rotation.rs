@@ -12,6 +12,7 @@ use hoplite_host::clock;
 use hoplite_identity::{CertificateDer, Moment};
 use tokio::sync::Mutex;
 
+use crate::acts::Acts;
 use crate::authority::course::{Course, CourseError, Due, Life, Name, State, short};
 use crate::authority::signer::Keyring;
 use crate::authority::trust::Trusted;
@@ -45,6 +46,7 @@ pub(crate) struct Rotation(Arc<Shared>);
 struct Shared {
     registry: Registry,
     issuer: Issuer,
+    acts: Acts,
     fleet: Fleet,
     keyring: Keyring,
     jwt_keyring: Keyring,
@@ -113,6 +115,7 @@ impl Rotation {
     pub(crate) fn new(
         registry: Registry,
         issuer: Issuer,
+        acts: Acts,
         fleet: Fleet,
         (keyring, jwt_keyring): (Keyring, Keyring),
         plan: Plan,
@@ -120,6 +123,7 @@ impl Rotation {
         Self(Arc::new(Shared {
             registry,
             issuer,
+            acts,
             fleet,
             keyring,
             jwt_keyring,
@@ -185,6 +189,7 @@ impl Rotation {
                 Due::Leave(_) => {
                     let stepped = self.step(What::Leave, now).await?;
                     for name in &stepped.gone {
+                        self.0.acts.own_act("AuthorityLeaves", name.clone(), []);
                         tracing::info!(target: "hoplite::audit", authority = name, "an authority has ended and left the trust bundle");
                     }
                 }
@@ -360,6 +365,8 @@ impl Rotation {
         let stepped = self.step(what, now).await;
         if stepped.as_ref().is_ok_and(|stepped| stepped.is_new) {
             let not_after = Moment::from(made.not_after()).to_string();
+            let detail = [("not_after", not_after.clone())];
+            self.0.acts.own_act("AuthorityPrepared", name.clone(), detail);
             tracing::info!(target: "hoplite::audit", authority = name, not_after, "an authority is prepared: it is in the trust bundle and signs later");
         } else {
             // Somebody else was faster, or it was refused: its key is for nothing.
@@ -460,6 +467,7 @@ impl Rotation {
         let authority = blocking(move || Authority::with_key(&keyring, certificate)).await??;
         self.0.issuer.sign_with(Signing { authority, shown });
         if is_other {
+            self.0.acts.own_act("AuthoritySigns", name.clone(), []);
             tracing::info!(target: "hoplite::audit", authority = name, "another authority signs");
         }
         self.forget_keys().await

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hoplite_audit::RecorderError;
 use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
@@ -35,6 +36,7 @@ use tonic::transport::Server;
 use crate::Config;
 #[cfg(feature = "testing")]
 use crate::TrustError;
+use crate::acts::{Acts, ActsError};
 use crate::api::admin::{self, Admin, Caller};
 use crate::api::backups::Backups;
 use crate::api::fleet::Reported;
@@ -105,6 +107,7 @@ pub struct Running {
     issuer: Issuer,
     rotation: Rotation,
     rights: Rights,
+    acts: Acts,
     fleet: Fleet,
     trust_domain: TrustDomain,
     /// Of the configuration.
@@ -157,6 +160,12 @@ pub enum StartError {
     /// A write to the store failed, and nothing can be stored any more.
     #[error("the store can take nothing more, so the CA ends: {0}")]
     StoreStopped(#[source] StoreError),
+    /// The log of what is done cannot be written.
+    #[error(transparent)]
+    Acts(#[from] ActsError),
+    /// A write to that log failed, so nothing may be done any more.
+    #[error("the CA's log can take nothing more, so the CA ends: {0}")]
+    LogStopped(#[source] RecorderError),
     /// The data directory is not whole.
     #[error(transparent)]
     Founding(#[from] FoundingError),
@@ -208,7 +217,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`].
 pub async fn start_founding(config: Config, founding: Founding) -> Result<Running, StartError> {
     config.check(Path::new("configuration"))?;
-    let rights = Rights::open(config.admin_policy_dir.as_deref(), config.trust_domain.clone())?;
+    let rules = Rights::read(config.admin_policy_dir.as_deref())?;
     files::private_dir(&config.data_dir)?;
     let listener = listen(config.listen).await?;
     let node_address = listener.local_addr().map_err(|source| StartError::Listen {
@@ -247,6 +256,9 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         now,
     )?;
     founding::check_revision(&config.data_dir, &location, store.revision(), founding)?;
+    let acts = Acts::open(&config)?;
+    acts.own("Start", rules.digest())?;
+    let rights = Rights::open(rules, config.trust_domain.clone());
     let issuer_url = config.oidc.as_ref().map(|oidc| oidc.issuer.as_str());
     let issuer = Issuer::new(authority, lives(&config)).with_jwt(JwtSigning::new(jwt, issuer_url));
     let (admin_listener, placed) = socket::place(&config.admin_socket, 0o600)?;
@@ -260,7 +272,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     // It begins to follow the store, which stays open as long as that goes on.
     let (registry, follower) = Registry::open(store)?;
-    let door = door(&config, &registry, issuer.clone(), now);
+    let door = door(&config, &registry, issuer.clone(), acts.clone(), now);
     let (doorkeeper, door) = match door {
         Ok(door) => door,
         Err(error) => {
@@ -289,6 +301,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let node = Node::new(
         registry.clone(),
         issuer.clone(),
+        acts.clone(),
         publishing.clone(),
         fleet.clone(),
         metrics.clone(),
@@ -302,11 +315,12 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let rotation = Rotation::new(
         registry.clone(),
         issuer.clone(),
+        acts.clone(),
         fleet.clone(),
         (Keyring::of(&config.data_dir), Keyring::of_jwt(&config.data_dir)),
         plan(&config),
     );
-    let gate = Gate::new(registry.clone(), rights.clone());
+    let gate = Gate::new(registry.clone(), rights.clone(), acts.clone());
     let admin = Admin::new(
         registry.clone(),
         // What lives for just that long ends with its authority at the earliest.
@@ -427,6 +441,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         issuer,
         rotation,
         rights,
+        acts,
         fleet,
         trust_domain: config.trust_domain,
         policy_signers: config.policy_signers,
@@ -440,11 +455,12 @@ fn door(
     config: &Config,
     registry: &Registry,
     issuer: Issuer,
+    acts: Acts,
     now: SystemTime,
 ) -> Result<(Doorkeeper, Door), StartError> {
     let bundles = registry.bundles();
     write_bundle(&config.data_dir.join(BUNDLE_FILE), &bundles.borrow())?;
-    Ok(Doorkeeper::new(issuer, bundles, now)?)
+    Ok(Doorkeeper::new(issuer, acts, bundles, now)?)
 }
 
 fn write_bundle(path: &Path, bundle: &TrustBundle) -> Result<(), FileError> {
@@ -565,11 +581,12 @@ impl Daemon for Running {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
         // First what can fail.
         let web_tls = config.oidc.as_ref().map(OidcSettings::tls).transpose()?.flatten();
-        let rights = Rights::read(config.admin_policy_dir.as_deref())?;
+        let rules = Rights::read(config.admin_policy_dir.as_deref())?;
         if config.policy_signers != self.policy_signers {
             self.name_signers(file, &config).await?;
         }
-        self.rights.take(rights);
+        self.acts.own("Reload", rules.digest())?;
+        self.rights.take(rules);
         // A web certificate is renewed in place. Whoever served plain HTTP goes on with that until the next start.
         if self.web_tls.is_some() && web_tls.is_some() {
             self.web_tls.set(web_tls);
@@ -701,6 +718,10 @@ impl Running {
             error = self.registry.store_stopped() => {
                 tracing::error!(notice = true, %error, "ALARM: nothing can be stored any more, so the CA ends");
                 return StartError::StoreStopped(error);
+            }
+            error = self.acts.failed() => {
+                tracing::error!(notice = true, %error, "ALARM: what is done can be written down no longer, so the CA ends");
+                return StartError::LogStopped(error);
             }
             ended = self.parts.join_next() => match ended {
                 Some(Ok(part)) => tracing::error!(part, "a part of the CA ended"),

@@ -79,6 +79,16 @@ impl MeshDir {
         Ok(if run.exists() && !mesh.exists() { run } else { mesh })
     }
 
+    /// Where a CA on this machine writes down what is done at it, by the default of its file.
+    pub(crate) fn ca_log(&self) -> anyhow::Result<PathBuf> {
+        let log = |places: &Places| places.ca_data().join("audit");
+        let installed = log(&Places::installed());
+        if self.dir.is_none() && installed.exists() {
+            return Ok(installed);
+        }
+        Ok(log(&Places::below(self.path()?)))
+    }
+
     /// The configuration files of the daemons in the directory given: of a mesh of `hoplite up`, and of what `hoplite ca init`, `join`
     /// and `run` left there.
     pub(crate) fn configs(&self) -> anyhow::Result<Vec<PathBuf>> {

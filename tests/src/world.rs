@@ -139,6 +139,7 @@ impl World {
             file: None,
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,
+            audit_dir: None,
             authority_ttl: Span(24 * HOUR),
             authority_rotates: true,
             policy_signers: policy_signers(),

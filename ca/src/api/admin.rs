@@ -31,6 +31,7 @@ use crate::api::operators::{Operators, token_ttl};
 use crate::api::status::{Blame, ours};
 use crate::issuer::Issuer;
 use crate::metrics;
+use crate::policy::published::Published;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
 use crate::publishing::{Contents, PublishError, Publishing};
 use crate::record;
@@ -374,7 +375,8 @@ impl wire::admin_server::Admin for Admin {
     ) -> Result<Response<wire::ApplyEntriesResponse>, Status> {
         let call = AdminCall::new(&request, Action::ApplyEntries)?;
         let list = request.into_inner();
-        let subject = format!("{} entries of owner {:?}", list.entries.len(), list.owner);
+        let dry = if list.dry_run { ", as a trial" } else { "" };
+        let subject = format!("{} entries of owner {:?}{dry}", list.entries.len(), list.owner);
         call.answer(&subject, self.entries.apply(&call, list)).await
     }
 
@@ -418,7 +420,14 @@ impl wire::admin_server::Admin for Admin {
             let allowed = call.may(What::TrustDomain)?;
             let revision = self.publishing.publish(bundle, expected_revision, clock::now()).await?;
             tracing::info!(target: "hoplite::audit", who = %call.who(), revision, "policy is in force");
-            Ok(allowed.done(wire::PublishPolicyResponse { revision }))
+            let notes = self
+                .registry
+                .index()
+                .policy
+                .published(revision)
+                .map(|published| noted(published))
+                .unwrap_or_default();
+            Ok(allowed.done(wire::PublishPolicyResponse { revision }).noting(notes))
         })
         .await
     }
@@ -510,7 +519,10 @@ impl wire::admin_server::Admin for Admin {
         call.answer("", async {
             let allowed = call.may(What::TrustDomain)?;
             let (version, ended_grants) = self.publishing.add_signers(set).await?;
-            Ok(allowed.done(wire::PublishSignersResponse { version, ended_grants }))
+            let notes = [("version", version.to_string())];
+            Ok(allowed
+                .done(wire::PublishSignersResponse { version, ended_grants })
+                .noting(notes))
         })
         .await
     }
@@ -534,7 +546,13 @@ impl wire::admin_server::Admin for Admin {
         call.answer("", async {
             let allowed = call.may(What::TrustDomain)?;
             let added = self.publishing.add_grant(&grant, clock::now()).await?;
-            Ok(allowed.done(wire::Grant::from(&added)))
+            let notes = [
+                ("grant", added.id.clone()),
+                ("signed_by", added.signed_by.join(" ")),
+                ("sha256", added.hash.clone()),
+                ("reason", added.reason.clone()),
+            ];
+            Ok(allowed.done(wire::Grant::from(&added)).noting(notes))
         })
         .await
     }
@@ -742,6 +760,16 @@ impl wire::admin_server::Admin for Admin {
         call.answer(&asked.fingerprint, self.authorities.revoke(&call, &asked))
             .await
     }
+}
+
+/// What the log keeps of a published bundle.
+fn noted(published: &Published) -> [(&'static str, String); 4] {
+    [
+        ("revision", published.revision.to_string()),
+        ("manifest", published.manifest.to_string()),
+        ("signed_by", published.signed_by.join(" ")),
+        ("note", published.note.clone().unwrap_or_default()),
+    ]
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::entries::entry;
 use crate::entries::update::{Update, UpdateEntries, Updated};
 use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
 use crate::registry::Registry;
-use crate::rights::words::{What, Who};
+use crate::rights::words::What;
 
 /// One commit stays a short pause for everybody else.
 const ITEMS_MAX: usize = 1000;
@@ -51,7 +51,6 @@ impl Entries {
         call: &AdminCall,
         messages: Vec<wire::Entry>,
     ) -> Result<Done<wire::CreateEntriesResponse>, Status> {
-        let who = call.who();
         at_most(messages.len())?;
         let parsed = self.parsed(messages);
         let allowed = call.may_all(parsed.iter().flatten().map(What::Entry))?;
@@ -66,7 +65,7 @@ impl Entries {
         for parsed in parsed {
             results.push(match parsed {
                 Err(error) => refused(error.to_string()),
-                Ok(_) => created_result(who, created.next().ok_or_else(unanswered)?, revision),
+                Ok(_) => created_result(call, created.next().ok_or_else(unanswered)?, revision),
             });
         }
         Ok(allowed.done(wire::CreateEntriesResponse {
@@ -81,7 +80,6 @@ impl Entries {
         call: &AdminCall,
         messages: Vec<wire::Entry>,
     ) -> Result<Done<wire::UpdateEntriesResponse>, Status> {
-        let who = call.who();
         at_most(messages.len())?;
         let named: Vec<_> = messages
             .iter()
@@ -111,14 +109,14 @@ impl Entries {
             });
         }
         let unknown_parents = self.unknown_parents(entries.iter().map(|update| &update.entry));
-        let (may, allowed) = call.entries();
+        let (may, allowed) = call.entries()?;
         let (updated, revision) = self.registry.write_at(UpdateEntries { entries, may }).await?;
         let mut updated = updated.into_iter();
         let mut answers = Vec::with_capacity(results.len());
         for result in results {
             answers.push(match result {
                 Err(error) => refused(error.to_string()),
-                Ok(id) => updated_result(who, id, updated.next().ok_or_else(unanswered)?, revision),
+                Ok(id) => updated_result(call, id, updated.next().ok_or_else(unanswered)?, revision),
             });
         }
         Ok(allowed.done(wire::UpdateEntriesResponse {
@@ -133,7 +131,6 @@ impl Entries {
         call: &AdminCall,
         request: wire::ApplyEntriesRequest,
     ) -> Result<Done<wire::ApplyEntriesResponse>, Status> {
-        let who = call.who();
         let wire::ApplyEntriesRequest {
             entries: messages,
             owner,
@@ -153,7 +150,7 @@ impl Entries {
                 "`prune` deletes what is an owner's and not in the list; name the owner",
             ));
         }
-        let (may, allowed) = call.entries();
+        let (may, allowed) = call.entries()?;
         let parsed = self.parsed(messages);
         if parsed.iter().any(Result::is_err) {
             // Nothing is done, so nothing is known of the others.
@@ -186,12 +183,12 @@ impl Entries {
         let is_done = !dry_run && !plan.is_refused();
         let mut results = Vec::with_capacity(plan.steps.len());
         for step in plan.steps {
-            results.push(applied(is_done.then_some(who), step));
+            results.push(applied(is_done.then_some(call), step));
         }
         let mut deleted = Vec::with_capacity(plan.deleted.len());
         for found in plan.deleted {
             if is_done {
-                tell(who, "deleted", &found.id, &found.entry);
+                call.tell("deleted", &found.id, &found.entry);
             }
             let registered = RegisteredEntry {
                 id: found.id,
@@ -241,7 +238,7 @@ impl Entries {
         ids: &[String],
     ) -> Result<Done<wire::DeleteEntriesResponse>, Status> {
         at_most(ids.len())?;
-        let (may, allowed) = call.entries();
+        let (may, allowed) = call.entries()?;
         let parsed: Vec<_> = ids.iter().map(|id| EntryId::parse(id).ok()).collect();
         let delete = DeleteEntries {
             ids: parsed.iter().flatten().cloned().collect(),
@@ -252,7 +249,10 @@ impl Entries {
         for (id, parsed) in ids.iter().zip(parsed) {
             let was_there = parsed.is_some() && known.next().unwrap_or(false);
             errors.push(match was_there {
-                true => String::new(),
+                true => {
+                    call.tell_part(id, [("entry", "deleted".to_owned())]);
+                    String::new()
+                }
                 false => no_such_entry(id),
             });
         }
@@ -311,14 +311,6 @@ fn refused(error: String) -> wire::EntryResult {
     }
 }
 
-/// What was done to one entry, and by whom.
-fn tell(who: &Who, outcome: &'static str, id: &EntryId, entry: &Entry) {
-    let Entry {
-        spiffe_id, parent_id, ..
-    } = entry;
-    tracing::info!(target: "hoplite::audit", %who, entry = %id, %spiffe_id, %parent_id, outcome, "entry");
-}
-
 /// What differs, and how to change it.
 fn differs(id: &EntryId, differences: &[Difference]) -> String {
     let told: Vec<String> = differences.iter().map(ToString::to_string).collect();
@@ -332,7 +324,7 @@ fn differs(id: &EntryId, differences: &[Difference]) -> String {
 }
 
 /// The answer for one entry of a call that committed `revision`.
-fn created_result(who: &Who, created: Created, revision: Revision) -> wire::EntryResult {
+fn created_result(call: &AdminCall, created: Created, revision: Revision) -> wire::EntryResult {
     let Created {
         id,
         entry,
@@ -341,7 +333,7 @@ fn created_result(who: &Who, created: Created, revision: Revision) -> wire::Entr
     } = created;
     let error = match &fate {
         Fate::New => {
-            tell(who, "created", &id, &entry);
+            call.tell("created", &id, &entry);
             String::new()
         }
         Fate::Existed => String::new(),
@@ -354,10 +346,10 @@ fn created_result(who: &Who, created: Created, revision: Revision) -> wire::Entr
     }
 }
 
-fn updated_result(who: &Who, id: EntryId, updated: Updated, revision: Revision) -> wire::EntryResult {
+fn updated_result(call: &AdminCall, id: EntryId, updated: Updated, revision: Revision) -> wire::EntryResult {
     match updated {
         Updated::Changed(entry) => {
-            tell(who, "updated", &id, &entry);
+            call.tell("updated", &id, &entry);
             wire::EntryResult {
                 entry: Some(message(id, entry, revision)),
                 ..wire::EntryResult::default()
@@ -382,16 +374,16 @@ fn message(id: EntryId, entry: Entry, revision: Revision) -> wire::Entry {
     wire::Entry::from(&RegisteredEntry { id, entry, revision })
 }
 
-/// The answer for one of a list. It is logged if it was done, by whom.
-fn applied(done_by: Option<&Who>, step: Step) -> wire::AppliedEntry {
+/// The answer for one of a list. It is written down if it was done.
+fn applied(done_by: Option<&AdminCall>, step: Step) -> wire::AppliedEntry {
     let answer = |action: Action| wire::AppliedEntry {
         action: action.into(),
         ..wire::AppliedEntry::default()
     };
     match step {
         Step::Create(id, entry) => {
-            if let Some(who) = done_by {
-                tell(who, "created", &id, &entry);
+            if let Some(call) = done_by {
+                call.tell("created", &id, &entry);
             }
             wire::AppliedEntry {
                 id: done_by.map(|_| id.to_string()).unwrap_or_default(),
@@ -399,8 +391,8 @@ fn applied(done_by: Option<&Who>, step: Step) -> wire::AppliedEntry {
             }
         }
         Step::Update { id, was, now } => {
-            if let Some(who) = done_by {
-                tell(who, "updated", &id, &now);
+            if let Some(call) = done_by {
+                call.tell("updated", &id, &now);
             }
             wire::AppliedEntry {
                 id: id.to_string(),

@@ -17,6 +17,7 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
+use crate::acts::{Act, Acts};
 use crate::api::status::ours;
 use crate::listener::AgentCaller;
 use crate::operators::operator::{NoOperator, authorize};
@@ -32,6 +33,7 @@ pub(crate) struct Gate(Arc<Shared>);
 struct Shared {
     registry: Registry,
     rights: Rights,
+    acts: Acts,
     /// By who was refused, and what.
     refusals: Refusals<(String, &'static str)>,
 }
@@ -80,10 +82,11 @@ pub(crate) struct Guard<S, C> {
 // === impl Gate ===
 
 impl Gate {
-    pub(crate) fn new(registry: Registry, rights: Rights) -> Self {
+    pub(crate) fn new(registry: Registry, rights: Rights, acts: Acts) -> Self {
         Self(Arc::new(Shared {
             registry,
             rights,
+            acts,
             refusals: Refusals::default(),
         }))
     }
@@ -117,13 +120,13 @@ impl Gate {
     fn admit(&self, caller: &impl Calls, path: &str) -> Result<Admitted, Status> {
         let who = caller
             .who(self)
-            .inspect_err(|status| self.tell(&caller.stranger(), "any", status))?;
+            .inspect_err(|status| self.tell(&caller.stranger(), caller.way().source(), "any", status))?;
         let held = self.0.rights.now();
         let Some(action) = Action::of_path(path) else {
             if !held.may_call(&who) {
                 let text = format!("{who} may not call the admin API: no admin policy speaks of it");
                 let status = Status::permission_denied(text);
-                self.tell(&who.to_string(), "any", &status);
+                self.tell(&self.actor(&who), caller.way().source(), "any", &status);
                 return Err(status);
             }
             let text = "this CA has no such call; is the command newer than the CA? `hoplite --version` shows its own";
@@ -131,7 +134,7 @@ impl Gate {
         };
         if let Err(refused) = held.may_ever(&who, action) {
             let status = Status::permission_denied(refused.to_string());
-            self.tell(&who.to_string(), action.name(), &status);
+            self.tell(&self.actor(&who), caller.way().source(), action.name(), &status);
             return Err(status);
         }
         Ok(Admitted {
@@ -144,11 +147,30 @@ impl Gate {
         })
     }
 
-    /// One line in a while for each cause: whoever is refused may try again as fast as it can.
-    pub(super) fn tell(&self, who: &str, action: &'static str, status: &Status) {
+    /// Where it is written down what is done.
+    pub(super) fn acts(&self) -> &Acts {
+        &self.0.acts
+    }
+
+    /// As the log of what is done names somebody.
+    pub(super) fn actor(&self, who: &Who) -> String {
+        who.actor(self.0.rights.trust_domain())
+    }
+
+    /// One line and one record in a while for each cause: whoever is refused may try again as fast as it can.
+    pub(super) fn tell(&self, who: &str, source: Option<String>, action: &'static str, status: &Status) {
         if let Some(refused) = self.0.refusals.count((who.to_owned(), action), clock::moment()) {
             let reason = status.message();
             tracing::warn!(target: "hoplite::audit", who, action, refused, outcome = "denied", reason, "admin");
+            let act = Act {
+                actor: who.to_owned(),
+                action,
+                source,
+                detail: [("refusals".to_owned(), refused.to_string())].into(),
+                ..Act::default()
+            };
+            // Nothing rests on it: whoever was refused stays refused, and the CA ends where it can write no more.
+            let _ = self.0.acts.refused(act, reason, None);
         }
     }
 }

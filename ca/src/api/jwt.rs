@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hoplite_host::clock;
 use hoplite_identity::jwt::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX};
 use hoplite_identity::{RegisteredEntry, SpiffeId};
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
+use crate::acts::Written;
 use crate::api::messages::unix_i64;
-use crate::issuer::Issuer;
+use crate::api::mint::Mint;
+use crate::issuance::jwt::MintedJwt;
 use crate::record::unix_seconds;
 use crate::registry::Registry;
 
@@ -53,11 +54,10 @@ impl JwtCalls {
     pub(super) async fn issue(
         &self,
         registry: &Registry,
-        issuer: &Issuer,
-        agent: &SpiffeId,
+        mint: Mint,
         request: wire::IssueJwtRequest,
     ) -> Result<wire::IssueJwtResponse, Status> {
-        let under_way = self.begin(agent)?;
+        let under_way = self.begin(&mint.agent)?;
         let (ids, audience) = (request.entry_ids, request.audience);
         if ids.len() > ENTRIES_MAX {
             let text = format!("{} entries in one call; send at most {ENTRIES_MAX}", ids.len());
@@ -67,22 +67,36 @@ impl JwtCalls {
         let entries: Vec<_> = {
             let index = registry.index();
             // An agent can mint only what is registered under it, whatever it asks for.
-            let own = |registered: &&Arc<RegisteredEntry>| registered.entry.parent_id == *agent;
+            let own = |registered: &&Arc<RegisteredEntry>| registered.entry.parent_id == mint.agent;
             ids.iter()
                 .map(|id| index.entries.get(id.as_str()).filter(own).cloned())
                 .collect()
         };
-        let (issuer, agent) = (issuer.clone(), agent.clone());
+        let acts = mint.acts.clone();
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
             let _under_way = under_way;
-            let now = clock::now();
-            let one = |entry: &Option<Arc<RegisteredEntry>>| issued(&issuer, &agent, entry.as_deref(), &audience, now);
-            entries.iter().map(one).collect()
+            let one = |entry: &Option<Arc<RegisteredEntry>>| mint.one_jwt(entry.as_deref(), &audience);
+            entries.iter().map(one).collect::<Vec<_>>()
         });
-        let results = signing
+        let items = signing
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
+        let written = items.iter().flatten().map(|(_, written)| *written);
+        let settled = acts.settled(written).await?;
+        let result = |item: Result<(MintedJwt, Written), String>| match item {
+            Ok((minted, _)) => wire::IssueJwtResult {
+                issued_at_unix: unix_i64(unix_seconds(minted.issued_at)),
+                expires_at_unix: unix_i64(unix_seconds(minted.expires_at)),
+                token: minted.leaves(&settled).to_string(),
+                error: String::new(),
+            },
+            Err(error) => wire::IssueJwtResult {
+                error,
+                ..wire::IssueJwtResult::default()
+            },
+        };
+        let results = items.into_iter().map(result).collect();
         Ok(wire::IssueJwtResponse { results })
     }
 }
@@ -102,47 +116,48 @@ fn check(audience: &[String]) -> Result<(), Status> {
     Ok(())
 }
 
-/// One answer, and its line in the log. No token and no audience stands there: an audience may be a secret address.
-fn issued(
-    issuer: &Issuer,
-    agent: &SpiffeId,
-    registered: Option<&RegisteredEntry>,
-    audience: &[String],
-    now: std::time::SystemTime,
-) -> wire::IssueJwtResult {
-    let refused = |error: String| {
-        let entry = registered.map(|registered| registered.id.as_str());
-        tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason = error, "issue_jwt");
-        wire::IssueJwtResult {
-            error,
-            ..wire::IssueJwtResult::default()
-        }
-    };
-    let Some(registered) = registered else {
-        issuer.refused_jwt();
-        return refused("no such entry is registered under this agent".to_owned());
-    };
-    match issuer.jwt_svid(&registered.entry, audience, now) {
-        Ok(minted) => {
-            tracing::info!(
-                target: "hoplite::audit",
-                %agent,
-                entry = %registered.id,
-                spiffe_id = %registered.entry.spiffe_id,
-                kid = minted.kid,
-                audiences = audience.len(),
-                expires_at = unix_seconds(minted.expires_at),
-                outcome = "issued",
-                "issue_jwt"
-            );
-            wire::IssueJwtResult {
-                token: minted.token.to_string(),
-                error: String::new(),
-                issued_at_unix: unix_i64(unix_seconds(minted.issued_at)),
-                expires_at_unix: unix_i64(unix_seconds(minted.expires_at)),
-            }
-        }
-        Err(error) => refused(error.to_string()),
+// === impl Mint ===
+
+impl Mint {
+    /// One token, its record and its line in the log; or why there is none. No token and no audience stands there: an audience may be
+    /// a secret address.
+    fn one_jwt(
+        &self,
+        registered: Option<&RegisteredEntry>,
+        audience: &[String],
+    ) -> Result<(MintedJwt, Written), String> {
+        self.try_one_jwt(registered, audience).inspect_err(|reason| {
+            let entry = registered.map(|registered| registered.id.as_str());
+            let agent = &self.agent;
+            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason, "issue_jwt");
+        })
+    }
+
+    fn try_one_jwt(
+        &self,
+        registered: Option<&RegisteredEntry>,
+        audience: &[String],
+    ) -> Result<(MintedJwt, Written), String> {
+        let Some(registered) = registered else {
+            self.issuer.refused_jwt();
+            return Err("no such entry is registered under this agent".to_owned());
+        };
+        let minted = self.issuer.jwt_svid(&registered.entry, audience, self.now);
+        let minted = minted.map_err(|error| error.to_string())?;
+        let written = self.acts.issued_jwt(&minted, self.asked("issue_jwt"), registered);
+        let written = written.map_err(|error| error.to_string())?;
+        tracing::info!(
+            target: "hoplite::audit",
+            agent = %self.agent,
+            entry = %registered.id,
+            spiffe_id = %registered.entry.spiffe_id,
+            kid = minted.kid,
+            audiences = audience.len(),
+            expires_at = unix_seconds(minted.expires_at),
+            outcome = "issued",
+            "issue_jwt"
+        );
+        Ok((minted, written))
     }
 }
 

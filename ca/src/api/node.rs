@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
@@ -23,11 +23,13 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::acts::{Acts, Asked, Written};
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::holders::{Holders, Place};
 use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Renew};
 use crate::api::jwt::JwtCalls;
 use crate::api::messages;
+use crate::api::mint::Mint;
 use crate::api::reporting::Reporting;
 use crate::api::status::{Blame, ours};
 use crate::epoch::EpochName;
@@ -69,6 +71,7 @@ pub(crate) struct Node(Arc<Shared>);
 struct Shared {
     registry: Registry,
     issuer: Issuer,
+    acts: Acts,
     publishing: Publishing,
     fleet: Fleet,
     /// Of joins with tokens that are not known, by where they come from.
@@ -114,6 +117,7 @@ impl Node {
     pub(crate) fn new(
         registry: Registry,
         issuer: Issuer,
+        acts: Acts,
         publishing: Publishing,
         fleet: Fleet,
         metrics: Metrics,
@@ -122,6 +126,7 @@ impl Node {
         Self(Arc::new(Shared {
             registry,
             issuer,
+            acts,
             publishing,
             fleet,
             guesses: Mutex::default(),
@@ -151,6 +156,8 @@ impl Node {
                     agent = %peer.spiffe_id(), serial = peer.serial(), issued = %Moment::from(peer.leaf().not_before()), outcome = "adopted",
                     "the CA was restored from a backup that knows nothing of this agent's certificate, and takes its authority's word for it"
                 );
+                let detail = [("serial", peer.serial().to_owned())];
+                self.0.acts.own_act("Adopt", peer.spiffe_id().to_string(), detail);
             }
         }
         if standing == Standing::FirstUse {
@@ -194,6 +201,7 @@ impl Node {
              token (`hoplite token create`), and ban it before if the other is not known"
         );
         self.0.metrics.two_holders();
+        self.0.acts.own_act("Contest", agent.to_string(), [("how", how)]);
         let contest = Contest {
             id: agent.clone(),
             now: clock::now(),
@@ -244,7 +252,11 @@ impl Node {
         }
     }
 
-    async fn join_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+    async fn join_with_token(
+        &self,
+        request: wire::JoinRequest,
+        address: SocketAddr,
+    ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let join = Join {
@@ -254,7 +266,7 @@ impl Node {
             mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
         };
         let minted = self.0.registry.write(join).await?;
-        Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
+        self.first(minted, "join", address).await
     }
 
     /// Whose certificate it is, though it may have ended. One that the store knows to the byte needs nobody to vouch for it: its
@@ -314,7 +326,11 @@ impl Node {
         }
     }
 
-    async fn sign_in_with_token(&self, request: wire::JoinRequest) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+    async fn sign_in_with_token(
+        &self,
+        request: wire::JoinRequest,
+        address: SocketAddr,
+    ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
         let key = SubjectKey::from_csr(&request.csr)?;
         let (issuer, now) = (self.0.issuer.clone(), clock::now());
         let sign_in = SignIn {
@@ -324,7 +340,7 @@ impl Node {
             mint: move |operator: &SpiffeId| issuer.operator(operator, None, &key, now),
         };
         let minted = self.0.registry.write(sign_in).await?;
-        Ok((minted.leaf.spiffe_id().clone(), self.svid(&minted)))
+        self.first(minted, "login", address).await
     }
 
     /// What members of the trust domain are verified with now.
@@ -332,11 +348,40 @@ impl Node {
         self.0.registry.index().authority.bundle().cloned()
     }
 
-    fn svid(&self, minted: &Minted) -> wire::SvidResponse {
-        wire::SvidResponse {
-            chain: vec![minted.der.to_vec()],
-            bundle: self.bundle().as_deref().map(messages::bundle),
+    /// What this agent's calls for SVIDs are answered from.
+    fn mint(&self, peer: &VerifiedPeer, address: SocketAddr) -> Mint {
+        Mint {
+            issuer: self.0.issuer.clone(),
+            acts: self.0.acts.clone(),
+            agent: peer.spiffe_id().clone(),
+            source: address.ip().to_string(),
+            now: clock::now(),
         }
+    }
+
+    /// The certificate of somebody who showed a token.
+    async fn first(
+        &self,
+        minted: Minted,
+        how: &'static str,
+        address: SocketAddr,
+    ) -> Result<(SpiffeId, wire::SvidResponse), Status> {
+        let id = minted.leaf.spiffe_id().clone();
+        Ok((id, self.svid(minted, how, address).await?))
+    }
+
+    /// A certificate of the caller's own leaves.
+    async fn svid(&self, minted: Minted, how: &'static str, address: SocketAddr) -> Result<wire::SvidResponse, Status> {
+        let asked = Asked {
+            requester: minted.leaf.spiffe_id().to_string(),
+            how,
+            source: Some(address.ip().to_string()),
+        };
+        let certificate = self.0.acts.release(minted, asked).await?;
+        Ok(wire::SvidResponse {
+            chain: vec![certificate.to_vec()],
+            bundle: self.bundle().as_deref().map(messages::bundle),
+        })
     }
 
     fn update(&self, update: Update, epoch: EpochName, policy: Option<&InForce>) -> wire::Update {
@@ -386,7 +431,9 @@ impl wire::node_server::Node for Node {
         let address = caller(&request)?.address;
         let request = request.into_inner();
         let token = request.token.clone();
-        let joined = self.admitted(&token, address, self.join_with_token(request)).await;
+        let joined = self
+            .admitted(&token, address, self.join_with_token(request, address))
+            .await;
         self.0.metrics.joined(match &joined {
             Ok(_) => "joined",
             Err(status) if status.code() == Code::ResourceExhausted => "limited",
@@ -399,7 +446,9 @@ impl wire::node_server::Node for Node {
         let address = caller(&request)?.address;
         let request = request.into_inner();
         let token = request.token.clone();
-        let signed_in = self.admitted(&token, address, self.sign_in_with_token(request)).await;
+        let signed_in = self
+            .admitted(&token, address, self.sign_in_with_token(request, address))
+            .await;
         told("login", address, signed_in)
     }
 
@@ -428,7 +477,7 @@ impl wire::node_server::Node for Node {
         let renewed = renewed.await;
         let minted = renewed.inspect_err(|status| self.tell(peer.spiffe_id(), "renew", status))?;
         tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), serial = minted.leaf.serial(), outcome = "issued", "renew");
-        Ok(Response::new(self.svid(&minted)))
+        Ok(Response::new(self.svid(minted, "renew", address).await?))
     }
 
     async fn reattest(&self, request: Request<wire::ReattestRequest>) -> Result<Response<wire::SvidResponse>, Status> {
@@ -448,7 +497,7 @@ impl wire::node_server::Node for Node {
             Ok(minted) => {
                 let (agent, serial) = (minted.leaf.spiffe_id(), minted.leaf.serial());
                 tracing::warn!(target: "hoplite::audit", %agent, serial, %address, outcome = "admitted", "reattest");
-                Ok(Response::new(self.svid(&minted)))
+                Ok(Response::new(self.svid(minted, "reattest", address).await?))
             }
             Err(status) => {
                 if status.code() != Code::ResourceExhausted {
@@ -506,6 +555,7 @@ impl wire::node_server::Node for Node {
 
     async fn issue(&self, request: Request<wire::IssueRequest>) -> Result<Response<wire::IssueResponse>, Status> {
         let peer = self.agent(&request).await?;
+        let address = caller(&request)?.address;
         let items = request.into_inner().items;
         if items.len() > ISSUE_ITEMS_MAX {
             let text = format!("{} items in one call; send at most {ISSUE_ITEMS_MAX}", items.len());
@@ -522,17 +572,30 @@ impl wire::node_server::Node for Node {
                 .map(|item| (index.entries.get(&item.entry_id).filter(own).cloned(), item.csr))
                 .collect()
         };
-        let (issuer, now) = (self.0.issuer.clone(), clock::now());
+        let mint = self.mint(&peer, address);
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
+            let items = items.iter();
             items
-                .iter()
-                .map(|(registered, csr)| issued(&issuer, peer.spiffe_id(), registered.as_deref(), csr, now))
-                .collect()
+                .map(|(registered, csr)| mint.one(registered.as_deref(), csr))
+                .collect::<Vec<_>>()
         });
-        let results = signing
+        let items = signing
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
+        let written = items.iter().flatten().map(|(_, written)| *written);
+        let settled = self.0.acts.settled(written).await?;
+        let result = |item: Result<(Minted, Written), String>| match item {
+            Ok((minted, _)) => wire::IssueResult {
+                chain: vec![minted.leaves(&settled).to_vec()],
+                error: String::new(),
+            },
+            Err(error) => wire::IssueResult {
+                chain: Vec::new(),
+                error,
+            },
+        };
+        let results = items.into_iter().map(result).collect();
         Ok(Response::new(wire::IssueResponse { results }))
     }
 
@@ -541,10 +604,10 @@ impl wire::node_server::Node for Node {
         request: Request<wire::IssueJwtRequest>,
     ) -> Result<Response<wire::IssueJwtResponse>, Status> {
         let peer = self.agent(&request).await?;
-        let (agent, shared) = (peer.spiffe_id(), &self.0);
-        let issued = shared
-            .jwt
-            .issue(&shared.registry, &shared.issuer, agent, request.into_inner());
+        let address = caller(&request)?.address;
+        let agent = peer.spiffe_id();
+        let mint = self.mint(&peer, address);
+        let issued = self.0.jwt.issue(&self.0.registry, mint, request.into_inner());
         let issued = issued
             .await
             .inspect_err(|status| self.tell(agent, "issue_jwt", status))?;
@@ -631,50 +694,6 @@ fn caller<T>(request: &Request<T>) -> Result<&AgentCaller, Status> {
         .extensions()
         .get()
         .ok_or_else(|| Status::internal("the connection has no caller"))
-}
-
-/// One answer of an issue call, and its line in the log.
-fn issued(
-    issuer: &Issuer,
-    agent: &SpiffeId,
-    registered: Option<&RegisteredEntry>,
-    csr: &[u8],
-    now: SystemTime,
-) -> wire::IssueResult {
-    let refused = |error: String| {
-        let entry = registered.map(|registered| registered.id.as_str());
-        issuer.refused_workload();
-        tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason = error, "issue");
-        wire::IssueResult {
-            chain: Vec::new(),
-            error,
-        }
-    };
-    let Some(registered) = registered else {
-        return refused("no such entry is registered under this agent".into());
-    };
-    let key = match SubjectKey::from_csr(csr) {
-        Ok(key) => key,
-        Err(error) => return refused(error.to_string()),
-    };
-    match issuer.workload(&registered.entry, &key, now) {
-        Ok(Minted { der, leaf }) => {
-            tracing::info!(
-                target: "hoplite::audit",
-                %agent,
-                entry = %registered.id,
-                spiffe_id = %leaf.spiffe_id(),
-                serial = leaf.serial(),
-                outcome = "issued",
-                "issue"
-            );
-            wire::IssueResult {
-                chain: vec![der.to_vec()],
-                error: String::new(),
-            }
-        }
-        Err(error) => refused(error.to_string()),
-    }
 }
 
 // === impl Watcher ===

@@ -158,9 +158,10 @@ impl Operators {
             mint: move |left: Duration| issuer.operator(&id, Some(left), &key, now),
         };
         let minted = self.registry.write(prolong).await?;
+        let certificate = call.release(minted, "prolong").await?;
         let bundle = self.registry.bundles().borrow().clone();
         Ok(allowed.done(wire::SvidResponse {
-            chain: vec![minted.der.to_vec()],
+            chain: vec![certificate.to_vec()],
             bundle: Some(messages::bundle(&bundle)),
         }))
     }

@@ -6,6 +6,7 @@ use std::fmt::Display;
 use hoplite_store::{CommitError, StoreError};
 use tonic::Status;
 
+use crate::acts::Unwritten;
 use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
 use crate::authority::course::CourseError;
@@ -175,6 +176,14 @@ impl From<Denied> for Status {
 impl From<BadCsr> for Status {
     fn from(error: BadCsr) -> Self {
         Self::invalid_argument(error.to_string())
+    }
+}
+
+impl From<Unwritten> for Status {
+    fn from(error: Unwritten) -> Self {
+        Self::unavailable(format!(
+            "{error}; the CA ends, and whoever starts it again finds the reason in its log"
+        ))
     }
 }
 

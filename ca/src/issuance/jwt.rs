@@ -5,8 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_identity::Entry;
 use hoplite_identity::jwt::{InvalidAudience, JwtClaims};
+use hoplite_seal::Hash;
 use zeroize::Zeroizing;
 
+use crate::acts::Settled;
 use crate::authority::jwt::JwtSigner;
 use crate::record;
 
@@ -20,10 +22,24 @@ pub(crate) struct JwtSigning {
 
 /// A token, and what the log says of it. The token itself is in no message and no `Debug`.
 pub(crate) struct MintedJwt {
-    pub(crate) token: Zeroizing<String>,
+    token: Zeroizing<String>,
     pub(crate) kid: String,
     pub(crate) issued_at: SystemTime,
     pub(crate) expires_at: SystemTime,
+}
+
+// === impl MintedJwt ===
+
+impl MintedJwt {
+    /// SHA-256 of the token, hex: who has the token finds its record by it, and nobody the token by the record.
+    pub(crate) fn digest(&self) -> String {
+        Hash::of(self.token.as_bytes()).to_string()
+    }
+
+    /// The token, once its record is on the disk.
+    pub(crate) fn leaves(self, _recorded: &Settled) -> Zeroizing<String> {
+        self.token
+    }
 }
 
 /// Why there is no token.

@@ -67,6 +67,12 @@ actions! {
 pub(crate) const SERVICE: &str = "/hoplite.ca.v1.Admin/";
 
 impl Action {
+    /// Whether it only looks. Every other one is written down.
+    pub(crate) fn only_looks(self) -> bool {
+        let name = self.name();
+        self == Self::WhoAmI || ["Get", "List", "Show"].iter().any(|verb| name.starts_with(verb))
+    }
+
     /// That of a request's path; `None` for an RPC that is not known here.
     pub(crate) fn of_path(path: &str) -> Option<Self> {
         let method = path.strip_prefix(SERVICE)?;

@@ -13,7 +13,7 @@ fn domain() -> TrustDomain {
 }
 
 fn default() -> Held {
-    Rights::open(None, domain()).unwrap().now()
+    Rights::open(Rights::read(None).unwrap(), domain()).now()
 }
 
 fn operator(roles: &[&str], paths: &[&str]) -> Who {
@@ -180,7 +180,7 @@ fn a_directory_in_place_of_the_default() {
         std::fs::write(&path, text).unwrap();
         fs_mode(&path, 0o644);
     };
-    let open = || Rights::open(Some(dir.path()), domain());
+    let open = || Rights::read(Some(dir.path())).map(|read| Rights::open(read, domain()));
     let refused = |expected: &[&str]| {
         let error = open().unwrap_err().to_string();
         for part in expected {

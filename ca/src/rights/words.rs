@@ -48,6 +48,18 @@ pub(crate) enum Way {
 // === impl Who ===
 
 impl Who {
+    /// As the log of what is done names it: by its SPIFFE ID, if it has one.
+    pub(crate) fn actor(&self, trust_domain: &TrustDomain) -> String {
+        match self {
+            Self::Operator(operator) => match trust_domain.operator(&operator.name) {
+                Ok(id) => id.to_string(),
+                Err(_) => self.to_string(),
+            },
+            Self::Workload(id) => id.to_string(),
+            Self::Local { .. } => self.to_string(),
+        }
+    }
+
     pub(crate) fn thing(&self, trust_domain: &TrustDomain) -> Thing {
         match self {
             Self::Local { uid } => Thing {
@@ -125,6 +137,14 @@ impl fmt::Display for What<'_> {
 // === impl Way ===
 
 impl Way {
+    /// The address, where there is one.
+    pub(crate) fn source(self) -> Option<String> {
+        match self {
+            Self::Socket => None,
+            Self::Network(address) => Some(address.to_string()),
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Socket => "socket",

@@ -27,6 +27,7 @@ impl Rotation {
             match due {
                 Due::Leave(_) => {
                     for kid in &self.step_jwt(JwtWhat::Leave, now).await?.gone {
+                        self.0.acts.own_act("JwtKeyLeaves", kid.clone(), []);
                         tracing::info!(target: "hoplite::audit", kid, "a key for JWT-SVIDs has ended and left the trust bundle");
                     }
                 }
@@ -137,6 +138,7 @@ impl Rotation {
         };
         let stepped = self.step_jwt(what, now).await;
         if stepped.as_ref().is_ok_and(|stepped| stepped.is_new) {
+            self.0.acts.own_act("JwtKeyPrepared", kid.clone(), []);
             tracing::info!(target: "hoplite::audit", kid, "a key for JWT-SVIDs is prepared: it is in the trust bundle and signs later");
         } else {
             // Somebody else was faster, or it was refused: the key is for nothing.
@@ -167,6 +169,7 @@ impl Rotation {
         let path = || self.jwt_keyring().path().to_owned();
         let signer = signer.ok_or_else(|| AuthorityError::KeyMissing { path: path() })?;
         self.0.issuer.sign_jwt_with(signer);
+        self.0.acts.own_act("JwtKeySigns", name.to_owned(), []);
         tracing::info!(target: "hoplite::audit", kid = name, "another key signs JWT-SVIDs");
         self.forget_jwt_keys().await
     }

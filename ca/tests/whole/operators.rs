@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 
 use crate::world::{DOMAIN, World, agent_id, config, csr, entry, svid};
 
-type Admin = AdminClient<Channel>;
+pub(crate) type Admin = AdminClient<Channel>;
 
 impl World {
     async fn invite(&self, name: &str, roles: &[&str], paths: &[&str]) -> Result<String, Status> {
@@ -44,7 +44,7 @@ impl World {
         Ok(svid(&pair, answer.chain))
     }
 
-    async fn sign_in(&self, name: &str, roles: &[&str], paths: &[&str]) -> (X509Svid, Admin) {
+    pub(crate) async fn sign_in(&self, name: &str, roles: &[&str], paths: &[&str]) -> (X509Svid, Admin) {
         let token = self.invite(name, roles, paths).await.unwrap();
         let svid = self.sign_in_with(&token).await.unwrap();
         let admin = self.admin_as(Some(&svid)).await;

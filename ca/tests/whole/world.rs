@@ -49,6 +49,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         file: None,
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,
+        audit_dir: None,
         authority_ttl: Span(Duration::from_secs(86400)),
         authority_rotates: true,
         policy_signers: TrustedSigners::new([key("alice").signer().clone(), key("bob").signer().clone()]).unwrap(),

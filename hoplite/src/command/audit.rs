@@ -1,4 +1,4 @@
-//! `hoplite audit`: query, follow and verify decision logs.
+//! `hoplite audit`: query, follow and verify logs: of decisions, and of what was done at the CA.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use hoplite_audit::{DecisionId, Outcome, Query, Tail, find_logs, read_log, verify_log};
+use hoplite_audit::{AnyRecord, DecisionId, Kind, Outcome, Query, Stage, Tail, find, find_logs, verify_log};
 use hoplite_identity::ServiceName;
 use serde_json::{Value, json};
 
@@ -25,13 +25,14 @@ const TAIL_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
-    /// Find decisions
+    /// Find decisions, and what was done at the CA
     #[command(
         after_help = "Examples:\n  hoplite audit query --since 10m --outcome forbid --outcome no_permit\n  \
-        hoplite audit query --id ledger-9f3c2a7be1d04455-42 --output json\n  hoplite audit query --principal spiffe://demo.hoplite/shop/ --service ledger"
+        hoplite audit query --id ledger-9f3c2a7be1d04455-42 --output json\n  hoplite audit query --principal spiffe://demo.hoplite/shop/ --service ledger\n  \
+        hoplite audit query --kind control --since yesterday\n  hoplite audit query --kind issuance --limit 10"
     )]
     Query(QueryArgs),
-    /// Follow decisions as they are made
+    /// Follow decisions, and what is done at the CA, as they come
     #[command(after_help = "Example:\n  hoplite audit tail --outcome forbid")]
     Tail(TailArgs),
     /// Check that no record was changed, removed or reordered; exit 1 and name it otherwise
@@ -51,7 +52,11 @@ pub(crate) struct LogArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
-    /// Who called: a SPIFFE ID, or a prefix that ends in `/`
+    /// The kind: decision, control (what was done at the CA), issuance, loss or heartbeat; may be repeated [default: decision and
+    /// loss; what was done at the CA is counted]
+    #[arg(long)]
+    kind: Vec<Kind>,
+    /// Who called: a SPIFFE ID, or a prefix that ends in `/`; of what was done at the CA, who did it
     #[arg(long)]
     principal: Option<String>,
     /// The service that was called
@@ -127,7 +132,8 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         bail!("--since is after --until, so no record can be between; exchange them");
     }
     let logs = args.log.directories()?;
-    let waiting = Waiting::new("reading decision logs");
+    let waiting = Waiting::new("reading logs");
+    let no_kind = args.filter.kind.is_empty() && args.id.is_none();
     let query = Query {
         since: args.since,
         until: args.until,
@@ -135,19 +141,27 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         ..args.filter.into_query()
     };
     let mut records = Vec::new();
-    let mut unknown = 0;
+    let (mut unknown, mut acts) = (0, 0);
     for log in &logs {
-        let mut decisions = read_log(log, &query)?;
-        for record in decisions.by_ref() {
-            records.push(record?);
+        let mut found = find(log, &query)?;
+        for record in found.by_ref() {
+            match record? {
+                AnyRecord::Control(act) if no_kind => {
+                    acts += u64::from(act.stage != Stage::Begun && act.detail.get("entry").is_none())
+                }
+                record => records.push(record),
+            }
         }
-        unknown += decisions.unknown();
+        unknown += found.unknown();
+    }
+    if query.id.is_none() {
+        hide_begun(&mut records);
     }
     if unknown > 0 {
         eprintln!("{}", passed_over(unknown));
     }
     // Stable: of one moment they stay in their log's order, which no id tells.
-    records.sort_by_key(|record| record.at);
+    records.sort_by_key(AnyRecord::at);
     let surplus = records.len().saturating_sub(args.limit);
     if surplus > 0 {
         eprintln!("{surplus} earlier records are not shown; --limit shows more");
@@ -156,18 +170,38 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     if records.is_empty() {
         unknown_words(&logs, &query)?;
         eprintln!(
-            "no record matches in the {} below `{}`; a call is recorded by the proxy that decided, on its own node",
+            "no record matches in the {} below {}; a call is recorded by the proxy that decided, on its own node",
             count(logs.len() as u64, "log"),
-            args.log.root()?.display()
+            shown(&args.log.roots()?)
         );
     }
     drop(waiting);
+    if acts > 0 {
+        eprintln!(
+            "{} at the CA; `--kind control` shows what was done there",
+            count(acts, "act")
+        );
+    }
     let mut listing = Listing::new(&COLUMNS);
     for record in records {
         listing.row(record);
     }
     print(&listing.render(args.form, coloured())?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Leaves out how an act began where its end is there too: only what nobody finished is worth seeing by itself.
+fn hide_begun(records: &mut Vec<AnyRecord>) {
+    let ends = records.iter().filter_map(|record| match record {
+        AnyRecord::Control(control) => Some(DecisionId {
+            seq: control.began?,
+            ..control.id.clone()
+        }),
+        _ => None,
+    });
+    let ended: BTreeSet<String> = ends.map(|id| id.to_string()).collect();
+    let has_begun = |record: &AnyRecord| matches!(record, AnyRecord::Control(act) if act.stage == Stage::Begun);
+    records.retain(|record| !has_begun(record) || !ended.contains(&record.id().to_string()));
 }
 
 /// Whether nothing was found because a word of the question stands in no record; then that is said, with what is near it.
@@ -178,11 +212,21 @@ fn unknown_words(logs: &[PathBuf], query: &Query) -> anyhow::Result<()> {
     let mut policies = BTreeSet::new();
     for log in logs {
         // What is damaged was said above, or is not what was asked for.
-        for record in read_log(log, &Query::default())?.flatten() {
-            principals.extend(record.principal);
-            services.insert(record.service);
-            routes.extend(record.route);
-            policies.extend(record.determining);
+        for record in find(log, &Query::default())?.flatten() {
+            match record {
+                AnyRecord::Decision(record) => {
+                    principals.extend(record.principal);
+                    services.insert(record.service);
+                    routes.extend(record.route);
+                    policies.extend(record.determining);
+                }
+                AnyRecord::Control(control) => {
+                    principals.insert(control.actor);
+                    policies.extend(control.by);
+                }
+                AnyRecord::Issuance(issuance) => drop(principals.insert(issuance.requester)),
+                _ => {}
+            }
             let known = [&principals, &services, &routes, &policies];
             if known.iter().any(|words| words.len() > WORDS_MAX) {
                 return Ok(());
@@ -216,9 +260,14 @@ fn unknown_words(logs: &[PathBuf], query: &Query) -> anyhow::Result<()> {
 }
 
 fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
+    let no_kind = args.filter.kind.is_empty();
+    let is_shown = |record: &AnyRecord| match record {
+        AnyRecord::Control(act) => !no_kind && act.stage != Stage::Begun,
+        _ => true,
+    };
     let query = args.filter.into_query();
-    let root = args.log.root()?;
-    if let Err(unknown) = unknown_words(&find_logs(&root)?, &query) {
+    let roots = args.log.roots()?;
+    if let Err(unknown) = unknown_words(&all_logs(&roots)?, &query) {
         eprintln!("note: {unknown}");
     }
     let mut tails: Vec<(PathBuf, Tail)> = Vec::new();
@@ -226,7 +275,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
     let mut told = 0;
     loop {
         // A log that appears while we follow is read from its beginning.
-        for log in find_logs(&root)? {
+        for log in all_logs(&roots)? {
             if !tails.iter().any(|(known, _)| *known == log) {
                 let tail = Tail::open(&log, from_end)?;
                 tails.push((log, tail));
@@ -235,14 +284,15 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         from_end = false;
         let mut records = Vec::new();
         for (_, tail) in &mut tails {
-            records.extend(tail.poll()?.into_iter().filter(|record| query.matches(record)));
+            let new = tail.poll()?.into_iter();
+            records.extend(new.filter(|record| query.matches_any(record) && is_shown(record)));
         }
         let unknown = tails.iter().map(|(_, tail)| tail.unknown()).sum();
         if unknown > told {
             eprintln!("{}", passed_over(unknown));
             told = unknown;
         }
-        records.sort_by_key(|record| record.at);
+        records.sort_by_key(AnyRecord::at);
         for record in &records {
             let line = args.form.line(&COLUMNS, record)?;
             if print_while_read(&format!("{line}\n"))? == Reader::Gone {
@@ -264,7 +314,7 @@ fn passed_over(unknown: u64) -> String {
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut good = true;
     let mut reports = Vec::new();
-    let waiting = Waiting::new("verifying decision logs");
+    let waiting = Waiting::new("verifying logs");
     for log in args.log.directories()? {
         let report = verify_log(&log).with_context(|| format!("cannot read the log `{}`", log.display()))?;
         good &= report.findings.is_empty();
@@ -318,18 +368,31 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What people see of a decision.
+/// What people see of a record.
 const COLUMNS: [Column; 7] = [
     Column::moment("TIME", "at"),
-    Column::new("DECISION", "id"),
-    Column::new("OUTCOME", "outcome").coloured(verdict),
+    Column::new("RECORD", "id"),
+    Column::made("OUTCOME", "outcome", outcome).coloured(verdict),
     Column::made("PRINCIPAL", "principal", |record| {
-        first(record, &["principal", "source"])
+        first(record, &["principal", "actor", "requester", "source"])
     }),
-    Column::new("ACTION", "action"),
+    Column::made("ACTION", "action", |record| match record["kind"].as_str() {
+        Some("issuance") => first(record, &["how"]),
+        _ => first(record, &["action"]),
+    }),
     Column::made("RESOURCE", "route", resource),
     Column::made("BY", "determining", why),
 ];
+
+/// What a decision answered, and how far something else came.
+fn outcome(record: &Value) -> String {
+    match record["kind"].as_str() {
+        Some("issuance") => "issued".to_owned(),
+        Some("loss") => format!("lost {}", plain(&record["count"])),
+        Some("heartbeat") => "alive".to_owned(),
+        _ => first(record, &["outcome", "stage"]),
+    }
+}
 
 /// The first of these keys that says something.
 fn first(record: &Value, keys: &[&str]) -> String {
@@ -341,8 +404,14 @@ fn first(record: &Value, keys: &[&str]) -> String {
 }
 
 fn why(record: &Value) -> String {
-    let why = match plain(&record["determining"]) {
-        by if !by.is_empty() => by,
+    if record["kind"] == "issuance" {
+        return match first(record, &["entry"]) {
+            entry if entry.is_empty() => entry,
+            entry => format!("entry {entry}"),
+        };
+    }
+    let why = match first(record, &["determining", "by"]) {
+        by if !by.is_empty() && record["stage"] != "refused" => by,
         _ => match record["errors"].get(0) {
             Some(error) => plain(error),
             None => plain(&record["reason"]),
@@ -356,7 +425,7 @@ fn why(record: &Value) -> String {
 
 /// The route with the headers that policy looked at, or the service.
 fn resource(record: &Value) -> String {
-    let mut text = first(record, &["route", "service"]);
+    let mut text = first(record, &["route", "service", "subject"]);
     for (name, value) in record["headers"].as_object().into_iter().flatten() {
         match value {
             Value::Null => text.push_str(&format!("  no {name}")),
@@ -369,31 +438,53 @@ fn resource(record: &Value) -> String {
 // === impl LogArgs ===
 
 impl LogArgs {
-    fn root(&self) -> anyhow::Result<PathBuf> {
+    /// Where logs are looked for: those of decisions, and that of a CA which is here.
+    fn roots(&self) -> anyhow::Result<Vec<PathBuf>> {
         match &self.log {
-            Some(root) => Ok(root.clone()),
-            None => self.dir.logs(),
+            Some(root) => Ok(vec![root.clone()]),
+            None => {
+                let own = self.dir.ca_log()?;
+                let decisions = self.dir.logs()?;
+                let own = own.exists().then_some(own);
+                let decisions = (own.is_none() || decisions.exists()).then_some(decisions);
+                Ok(decisions.into_iter().chain(own).collect())
+            }
         }
     }
 
     fn directories(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let root = self.root()?;
-        let logs = find_logs(&root)?;
+        let roots = self.roots()?;
+        let logs = all_logs(&roots)?;
         if logs.is_empty() {
-            bail!(
-                "there is no decision log in `{}`; say where with --log or --dir",
-                root.display()
-            );
+            bail!("there is no log in {}; say where with --log or --dir", shown(&roots));
         }
         Ok(logs)
     }
+}
+
+fn all_logs(roots: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut logs = Vec::new();
+    for root in roots {
+        logs.extend(find_logs(root)?);
+    }
+    Ok(logs)
+}
+
+fn shown(roots: &[PathBuf]) -> String {
+    let roots: Vec<String> = roots.iter().map(|root| format!("`{}`", root.display())).collect();
+    roots.join(" and ")
 }
 
 // === impl FilterArgs ===
 
 impl FilterArgs {
     fn into_query(self) -> Query {
+        let kinds = match self.kind {
+            kinds if kinds.is_empty() => vec![Kind::Decision, Kind::Control, Kind::Loss],
+            kinds => kinds,
+        };
         Query {
+            kinds,
             principal: self.principal,
             service: self.service.map(|service| service.to_string()),
             route: self.route,

@@ -174,7 +174,7 @@ fn flags_and_tools() {
     check(&["policy", "check", &long], &["cannot read the policy directory"]);
     check(&["policy", "check", &empty], &["no `*.cedar` file"]);
     check(&["policy", "status", "--dir", &empty], &["there is no mesh"]);
-    check(&["audit", "query", "--log", &empty], &["no decision log"]);
+    check(&["audit", "query", "--log", &empty], &["there is no log in"]);
     check(
         &["audit", "query", "--since", "28.11.2026"],
         &["28.11.2026", "yesterday 18:00"],

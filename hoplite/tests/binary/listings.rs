@@ -98,7 +98,7 @@ fn a_listing_has_four_forms_and_any_width() {
     assert_eq!((code, said.as_str()), (Some(0), ""));
     let (code, said) = query(&["--service", "ledger", "--since", "2099-01-01"]);
     assert_eq!(code, Some(0), "it is known, only not then");
-    assert!(said.starts_with("no record matches in the 3 logs below"), "{said}");
+    assert!(said.starts_with("no record matches in the 4 logs below"), "{said}");
     let (code, said) = query(&["--since", "today", "--until", "yesterday"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("--since is after --until"), "{said}");

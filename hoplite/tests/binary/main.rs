@@ -7,6 +7,7 @@
     reason = "tests: a panic is how they fail"
 )]
 
+mod acts;
 #[path = "../../../agent/tests/as_a_process/mod.rs"]
 mod as_a_process;
 mod authorities;

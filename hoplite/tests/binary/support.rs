@@ -265,17 +265,34 @@ impl Ca {
         fs::hard_link(built, &program)
             .or_else(|_| fs::copy(built, &program).map(drop))
             .unwrap();
-        let child = Command::new(&program)
+        let child = Self::run(dir.path());
+        let ca = Self { dir, child };
+        until("the CA listens", || fs::metadata(ca.socket()).ok().map(drop));
+        ca
+    }
+
+    fn run(dir: &Path) -> Child {
+        Command::new(dir.join("hoplite"))
             .args(["ca", "run", "--config"])
-            .arg(&config)
+            .arg(dir.join("ca.toml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
-        let ca = Self { dir, child };
-        until("the CA listens", || fs::metadata(ca.socket()).ok().map(drop));
-        ca
+            .unwrap()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// After a kill: serves when this returns.
+    pub(crate) fn start_again(&mut self) {
+        let _ = fs::remove_file(self.socket());
+        self.child = Self::run(self.dir.path());
+        until("the CA listens again", || fs::metadata(self.socket()).ok().map(drop));
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -1,0 +1,290 @@
+//! What is done at this CA, in a log of its own: who did what to what, from where and by which policy. It is written before the
+//! act, and what became of it is on the disk before anybody hears of it. The log is chained as decision logs are.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recorder, RecorderError, Stage};
+use hoplite_host::clock;
+use hoplite_identity::{CertificateDer, EntryId, RegisteredEntry};
+use hoplite_seal::Hash;
+
+use crate::config::Config;
+use crate::issuance::Minted;
+use crate::issuance::jwt::MintedJwt;
+
+/// The recorder's name: it stands in the id of every record.
+const NAME: &str = "ca";
+
+/// Beside the store: how far the log had come, so that one that is gone or older is noticed.
+const NOTE: &str = "ca-log";
+
+/// Of each text of a record. What is longer is cut, and its digest kept: callers send lists of any length.
+const TEXT_BYTES_MAX: usize = 1_024;
+
+/// Who does what nobody asked for.
+const OWN: &str = "hoplite-ca";
+
+/// Below the data directory, where the configuration does not say where else.
+const DIR: &str = "audit";
+
+/// Writes down what is done. Clones write into the same log.
+#[derive(Debug, Clone)]
+pub(crate) struct Acts {
+    recorder: Recorder,
+    dir: PathBuf,
+}
+
+/// One act, and what is known of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Act {
+    pub(crate) actor: String,
+    pub(crate) action: &'static str,
+    pub(crate) subject: String,
+    /// An IP address; none on the CA's own socket.
+    pub(crate) source: Option<String>,
+    /// The policies that permitted it.
+    pub(crate) by: Vec<String>,
+    pub(crate) detail: BTreeMap<String, String>,
+}
+
+/// How a certificate came to be asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// By its SPIFFE ID.
+    pub(crate) requester: String,
+    /// By what call.
+    pub(crate) how: &'static str,
+    /// An IP address; none on the CA's own socket.
+    pub(crate) source: Option<String>,
+}
+
+/// A record that is written: what the disk is waited for with, and what later ones name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written(u64);
+
+/// Evidence that the records that were waited for are on the disk.
+#[derive(Debug)]
+pub(crate) struct Settled(());
+
+/// Nothing can be written down, so nothing may be done.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the CA cannot write down what is done: {0}")]
+pub struct Unwritten(#[from] RecorderError);
+
+/// Why there is no log to begin with.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the CA's log in `{dir}` cannot be written: {source}")]
+pub struct ActsError {
+    /// The log's directory.
+    pub dir: PathBuf,
+    /// Why.
+    pub source: RecorderError,
+}
+
+// === impl Acts ===
+
+impl Acts {
+    /// The log that the configuration names, made if there is none.
+    pub(crate) fn open(config: &Config) -> Result<Self, ActsError> {
+        let dir = config.audit_dir.clone().unwrap_or_else(|| config.data_dir.join(DIR));
+        let note = config.data_dir.join(NOTE);
+        let (recorder, repair) =
+            Recorder::open_noted(&dir, NAME, Options::default(), &note).map_err(|source| ActsError {
+                dir: dir.clone(),
+                source,
+            })?;
+        if repair.missing > 0 {
+            tracing::error!(
+                notice = true,
+                records = repair.missing,
+                "the CA's log has lost records that were on the disk"
+            );
+        } else if repair.torn_bytes > 0 {
+            tracing::warn!(
+                bytes = repair.torn_bytes,
+                "the CA's log ended in an unfinished record, which was never acknowledged"
+            );
+        }
+        Ok(Self { recorder, dir })
+    }
+
+    /// The CA itself did this, by admin policies with this digest.
+    pub(crate) fn own(&self, action: &'static str, admin_policies: String) -> Result<(), ActsError> {
+        let act = Act {
+            actor: OWN.to_owned(),
+            action,
+            detail: [
+                ("admin_policies".to_owned(), admin_policies),
+                ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ]
+            .into(),
+            ..Act::default()
+        };
+        self.done(act, None).map(drop).map_err(|Unwritten(source)| ActsError {
+            dir: self.dir.clone(),
+            source,
+        })
+    }
+
+    /// It is about to be done. A killed process loses this no more; what follows names it.
+    pub(crate) fn begin(&self, act: Act) -> Result<Written, Unwritten> {
+        self.write(act, Stage::Begun, None, None)
+    }
+
+    /// It was done.
+    pub(crate) fn done(&self, act: Act, began: Option<Written>) -> Result<Written, Unwritten> {
+        self.write(act, Stage::Done, None, began)
+    }
+
+    /// It was not done.
+    pub(crate) fn refused(&self, act: Act, reason: &str, began: Option<Written>) -> Result<Written, Unwritten> {
+        self.write(act, Stage::Refused, Some(reason), began)
+    }
+
+    /// Something that the CA does of its own accord. A failure ends the CA; see [`failed`](Self::failed).
+    pub(crate) fn own_act<const N: usize>(&self, action: &'static str, subject: String, detail: [(&str, String); N]) {
+        let act = Act {
+            actor: OWN.to_owned(),
+            action,
+            subject,
+            detail: detail.map(|(name, text)| (name.to_owned(), text)).into(),
+            ..Act::default()
+        };
+        let _ = self.done(act, None);
+    }
+
+    /// A certificate that was asked for, once its record is on the disk.
+    pub(crate) async fn release(&self, minted: Minted, asked: Asked) -> Result<CertificateDer<'static>, Unwritten> {
+        let written = self.issued(&minted, asked, None)?;
+        Ok(minted.leaves(&self.settled([written]).await?))
+    }
+
+    /// The CA's own certificate. Blocks until its record is on the disk.
+    pub(crate) fn release_own(&self, minted: Minted) -> Result<CertificateDer<'static>, Unwritten> {
+        let asked = Asked {
+            requester: minted.leaf.spiffe_id().to_string(),
+            how: "own",
+            source: None,
+        };
+        let written = self.issued(&minted, asked, None)?;
+        self.recorder.wait_durable(written.0)?;
+        Ok(minted.leaves(&Settled(())))
+    }
+
+    /// A JWT-SVID was made, and is about to leave.
+    pub(crate) fn issued_jwt(
+        &self,
+        minted: &MintedJwt,
+        asked: Asked,
+        entry: &RegisteredEntry,
+    ) -> Result<Written, Unwritten> {
+        let Asked { requester, how, source } = asked;
+        self.issuance(Issuance {
+            id: DecisionId::default(),
+            at: clock::now(),
+            subject: entry.spiffe_id.to_string(),
+            serial: minted.digest(),
+            not_after: minted.expires_at,
+            requester,
+            entry: Some(entry.id.to_string()),
+            authority: Some(minted.kid.clone()),
+            how: how.to_owned(),
+            source,
+        })
+    }
+
+    /// A certificate was made, and is about to leave.
+    pub(crate) fn issued(&self, minted: &Minted, asked: Asked, entry: Option<&EntryId>) -> Result<Written, Unwritten> {
+        let Minted { leaf, authority, .. } = minted;
+        let Asked { requester, how, source } = asked;
+        self.issuance(Issuance {
+            id: DecisionId::default(),
+            at: clock::now(),
+            subject: leaf.spiffe_id().to_string(),
+            serial: leaf.serial().to_owned(),
+            not_after: leaf.not_after(),
+            requester,
+            entry: entry.map(ToString::to_string),
+            authority: Some(authority.clone()),
+            how: how.to_owned(),
+            source,
+        })
+    }
+
+    fn issuance(&self, mut issuance: Issuance) -> Result<Written, Unwritten> {
+        // Whoever answers waits for the last of a batch, which flushes all.
+        Ok(Written(self.recorder.append(&mut issuance, Class::Full)?.seq))
+    }
+
+    /// Ends when these records, and what was written before them, are on the disk.
+    pub(crate) async fn settled(&self, all: impl IntoIterator<Item = Written>) -> Result<Settled, Unwritten> {
+        if let Some(last) = all.into_iter().map(|written| written.0).max() {
+            self.recorder.durable(last).await?;
+        }
+        Ok(Settled(()))
+    }
+
+    /// Ends when nothing can be written any more.
+    pub(crate) async fn failed(&self) -> RecorderError {
+        self.recorder.failed().await
+    }
+
+    fn write(
+        &self,
+        act: Act,
+        stage: Stage,
+        reason: Option<&str>,
+        began: Option<Written>,
+    ) -> Result<Written, Unwritten> {
+        let Act {
+            actor,
+            action,
+            subject,
+            source,
+            by,
+            detail,
+        } = act;
+        let mut control = Control {
+            id: DecisionId::default(),
+            at: clock::now(),
+            actor: bounded(actor),
+            action: action.to_owned(),
+            subject: bounded(subject),
+            stage,
+            reason: reason.map(|reason| bounded(reason.to_owned())),
+            source,
+            by: by.into_iter().map(bounded).collect(),
+            began: began.map(|began| began.0),
+            detail: detail.into_iter().map(|(name, text)| (name, bounded(text))).collect(),
+        };
+        let class = match stage {
+            Stage::Begun => Class::Full,
+            Stage::Done | Stage::Refused => Class::Must,
+        };
+        Ok(Written(self.recorder.append(&mut control, class)?.seq))
+    }
+}
+
+fn bounded(text: String) -> String {
+    if text.len() <= TEXT_BYTES_MAX {
+        return text;
+    }
+    let kept = text.get(..text.floor_char_boundary(TEXT_BYTES_MAX)).unwrap_or_default();
+    format!("{kept}… ({} bytes, SHA-256 {})", text.len(), Hash::of(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character_and_named() {
+        let short = "é".repeat(TEXT_BYTES_MAX / 2);
+        assert_eq!(bounded(short.clone()), short);
+        let long = format!("a{}", "é".repeat(100_000));
+        let cut = bounded(long.clone());
+        assert!(cut.len() < TEXT_BYTES_MAX + 120, "{}", cut.len());
+        assert!(cut.ends_with(&format!("é… (200001 bytes, SHA-256 {})", Hash::of(long.as_bytes()))));
+    }
+}
