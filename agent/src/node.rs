@@ -186,6 +186,7 @@ pub(crate) async fn run(
     };
     let mut said = None;
     let mut news = keeper.credentials();
+    let mut distrusted = link.distrusted();
     loop {
         news.mark_unchanged();
         keeper.save_again();
@@ -200,7 +201,7 @@ pub(crate) async fn run(
         if vouched == Some(Vouched::Not) && !facts.cut_off {
             tracing::error!("the authority of this node's SVID counts no more, and so the CA does not let it in by it");
         }
-        facts.cut_off |= vouched == Some(Vouched::Not);
+        facts.cut_off = vouched == Some(Vouched::Not) || keeper.is_serial(distrusted.borrow_and_update().as_deref());
         let token_file = token_files.borrow().clone();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
         facts.token = token.is_some();
@@ -234,10 +235,7 @@ pub(crate) async fn run(
                 facts.refused = true;
                 None
             }
-            () = link.when_distrusted() => {
-                facts.cut_off = true;
-                None
-            }
+            Ok(()) = distrusted.changed(), if step != Step::Reattest => None,
             () = shutdown.wait() => return,
         };
         if let Some(outcome) = &outcome {
@@ -280,7 +278,6 @@ pub(crate) async fn run(
                 if let (Step::Reattest, CaError::Dismissed(reason)) = (step, &error) {
                     link.dismissed(reason);
                 }
-                facts.cut_off |= matches!(error, CaError::Distrusted(_));
                 facts.retry_at = Some(clock::now() + backoff.failed(jitter()));
                 complain(step, &error, facts.svid);
             }
@@ -637,6 +634,13 @@ impl Keeper {
             (true, false) => Vouched::Tainted,
             (true, true) => Vouched::Sound,
         })
+    }
+
+    /// Whether the own SVID has this serial number.
+    fn is_serial(&self, serial: Option<&str>) -> bool {
+        let held = self.held();
+        let own = held.svid.as_ref().map(|svid| svid.leaf().serial());
+        serial.is_some() && own == serial
     }
 
     fn validity(&self) -> Option<Validity> {

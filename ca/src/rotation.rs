@@ -91,7 +91,7 @@ pub(crate) enum RotationError {
     Course(#[from] CourseError),
     /// Something would be cut off.
     #[error(
-        "the authority `{name}` cannot be revoked yet: {what} under it, and would be cut off; look again with `hoplite authority list`, or revoke it all the same with `--force`"
+        "the authority `{name}` cannot be revoked yet: {what}; look again with `hoplite authority list`, or revoke it all the same with `--force`"
     )]
     InUse { name: String, what: String },
     #[error("the CA is stopping; try again")]
@@ -145,6 +145,13 @@ impl Rotation {
     pub(crate) async fn run(self) {
         let mut said = Said::default();
         let mut steps = clock::steps();
+        {
+            // Of a step that a crash cut short, or of a restore.
+            let _working = self.0.working.lock().await;
+            if let Err(error) = self.forget_keys().await {
+                tracing::warn!(%error, "keys that sign no more cannot be removed");
+            }
+        }
         loop {
             let now = clock::now();
             if let Some(warning) = self.warning(now).filter(|warning| said.is_due(warning)) {
@@ -254,7 +261,8 @@ impl Rotation {
         let now = clock::now();
         let shown = self.shown(now).into_iter().find(|shown| shown.name == name);
         if let Some(shown) = shown.filter(|shown| shown.life.state == State::Tainted && !force) {
-            let unheard = || "not all agents in contact have said what is under it still".to_owned();
+            let unheard =
+                || "not all agents in contact have said what is under it still, and it would be cut off".to_owned();
             if let Some(what) = shown.in_use().or_else(|| (!self.is_known(now)).then(unheard)) {
                 return Err(RotationError::InUse {
                     name: short(&name),

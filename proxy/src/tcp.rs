@@ -165,7 +165,7 @@ impl TcpInbound {
                     }
                     () = slot.evicted() => break "all places are taken, and it was idle for longest".to_owned(),
                     event = session.event() => match event {
-                        Event::Drain => {}
+                        Event::Tell | Event::Drain => {}
                         Event::Close(reason) => break reason,
                         Event::Redecide => {
                             let draft = self.draft(downstream, Phase::Recheck);

@@ -11,13 +11,15 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_identity::{Fingerprint, HostPort, NotIntroduced, TrustBundle, introduction};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Error};
+
+use crate::hearing::Hearing;
 
 /// A peer that does not answer within this is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,32 +46,36 @@ pub async fn unix(path: &Path) -> Result<Channel, Error> {
 
 /// Connects to a gRPC server over TCP and TLS. `address` is `host:port`.
 pub async fn tls(address: String, config: Arc<ClientConfig>) -> Result<Channel, Error> {
-    tls_by(endpoint(), address, config).await
+    tls_hearing(address, config, None, |_| {}).await
 }
 
-/// The same, to one of several servers that do equally: a peer that has gone without a word is noticed within twice this time.
-pub async fn tls_to_one_of_several(
+/// The same, and `hear` is told of the alert that ends the connection. With TLS 1.3 a server looks at the client's certificate when
+/// the handshake is over for the client, and what a call then fails with says nothing of the reason. To one of several servers that
+/// do equally, a peer that has gone without a word is noticed within twice the time `silence`.
+pub async fn tls_hearing(
     address: String,
     config: Arc<ClientConfig>,
-    silence: Duration,
+    silence: Option<Duration>,
+    hear: impl Fn(AlertDescription) + Clone + Send + Sync + Unpin + 'static,
 ) -> Result<Channel, Error> {
-    let endpoint = endpoint()
-        .http2_keep_alive_interval(silence)
-        .keep_alive_timeout(silence);
-    tls_by(endpoint, address, config).await
-}
-
-async fn tls_by(endpoint: Endpoint, address: String, config: Arc<ClientConfig>) -> Result<Channel, Error> {
+    let endpoint = match silence {
+        Some(silence) => endpoint()
+            .http2_keep_alive_interval(silence)
+            .keep_alive_timeout(silence),
+        None => endpoint(),
+    };
     let connector = TlsConnector::from(config);
     endpoint
         .connect_with_connector(tower::service_fn(move |_| {
             let connector = connector.clone();
             let address = address.clone();
+            let hear = hear.clone();
             async move {
                 let tcp = TcpStream::connect(address).await?;
                 tcp.set_nodelay(true)?;
                 let name = ServerName::try_from(PLACEHOLDER_HOST).map_err(std::io::Error::other)?;
-                connector.connect(name, tcp).await.map(TokioIo::new)
+                let stream = connector.connect(name, tcp).await?;
+                Ok::<_, io::Error>(TokioIo::new(Hearing { stream, hear }))
             }
         }))
         .await

@@ -10,6 +10,7 @@ mod backup_parts;
 pub mod channel;
 mod entry;
 pub mod health;
+mod hearing;
 mod policy_feed;
 mod report_link;
 pub mod reporting;

@@ -13,7 +13,7 @@ use hoplite_identity::{
     X509Svid, tls,
 };
 use hoplite_wire::{ca, channel};
-use rustls::ClientConfig;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -46,7 +46,7 @@ pub(crate) struct CaLink {
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// Told when the CA no longer takes our SVID.
     refused: Arc<Notify>,
-    distrusted: Arc<Notify>,
+    distrusted: Arc<watch::Sender<Option<String>>>,
     metrics: Arc<Metrics>,
     troubles: Troubles,
     /// The CA's word when it dismissed this node in answer to its key.
@@ -76,9 +76,6 @@ pub(crate) enum CaError {
     /// The CA knows who we are, and wants nothing more of us: no other certificate will help.
     #[error("the CA refused: {0}")]
     Dismissed(String),
-    /// Its TLS does not take our certificate: it has ended by the CA's clock, or its authority was revoked.
-    #[error("the CA does not vouch for this node's certificate any more: {0}")]
-    Distrusted(String),
     #[error("the CA answered {code:?}: {message}")]
     Failed { code: Code, message: String },
     /// The CA's answer is not what was asked for.
@@ -198,16 +195,22 @@ impl CaLink {
         let addresses: Vec<String> = self.addresses.borrow().iter().map(ToString::to_string).collect();
         let first = self.first.load(Ordering::Relaxed);
         let mut failed = Vec::new();
+        let serial = svid.map(|svid| svid.leaf().serial().to_owned());
         let in_turn = (first..).zip(addresses.iter().cycle().skip(first % addresses.len().max(1)));
         for (at, address) in in_turn.take(addresses.len()) {
             let (address, config) = (address.clone(), Arc::clone(&config));
-            let connected = match addresses.len() {
-                1 => tokio::time::timeout(CONNECT_TIMEOUT, channel::tls(address.clone(), config)).await,
-                _ => {
-                    let connecting = channel::tls_to_one_of_several(address.clone(), config, SILENCE_AMONG_SEVERAL);
-                    tokio::time::timeout(CONNECT_TIMEOUT_AMONG_SEVERAL, connecting).await
+            let (distrusted, serial) = (Arc::clone(&self.distrusted), serial.clone());
+            let hear = move |alert| {
+                if is_of_certificate(alert) && serial.is_some() {
+                    distrusted.send_replace(serial.clone());
                 }
             };
+            let (silence, patience) = match addresses.len() {
+                1 => (None, CONNECT_TIMEOUT),
+                _ => (Some(SILENCE_AMONG_SEVERAL), CONNECT_TIMEOUT_AMONG_SEVERAL),
+            };
+            let connecting = channel::tls_hearing(address.clone(), config, silence, hear);
+            let connected = tokio::time::timeout(patience, connecting).await;
             let reason = match connected {
                 Ok(Ok(channel)) => {
                     self.first.store(at, Ordering::Relaxed);
@@ -275,49 +278,46 @@ impl CaLink {
         self.refused.notified().await;
     }
 
-    /// Says that the CA's TLS does not take our certificate.
-    pub(crate) fn distrusted(&self) {
-        self.distrusted.notify_one();
-    }
-
-    /// Returns when somebody said so.
-    pub(crate) async fn when_distrusted(&self) {
-        self.distrusted.notified().await;
+    /// The serial number of the SVID that the CA's TLS did not take last.
+    pub(crate) fn distrusted(&self) -> watch::Receiver<Option<String>> {
+        self.distrusted.subscribe()
     }
 }
 
 /// The transport wraps errors in errors; the innermost says what happened.
-fn innermost(error: &dyn Error) -> String {
+fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+    loop {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls: Option<&rustls::Error> = error.downcast_ref().or_else(|| inner?.downcast_ref());
+        match tls.and_then(tls::rejection) {
+            Some(reason @ PeerRejected::UnknownAuthority(_)) => {
+                return format!(
+                    "{reason}; if the CA's authority was changed or lost while this node was away, join anew: `hoplite join --again` with an invitation"
+                );
+            }
+            Some(reason) => return reason.to_string(),
+            None => {}
+        }
+        match error.source() {
+            Some(source) => error = source,
+            None => return error.to_string(),
+        }
     }
-    error.to_string()
 }
 
-/// What the CA's TLS says of our certificate, if that is why there is no answer. With TLS 1.3 it says so after the handshake.
-fn distrust(status: &Status) -> Option<String> {
-    let mut next: Option<&(dyn Error + 'static)> = status.source();
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner = inner.map_or(error, |inner| inner as &(dyn Error + 'static));
-        if let Some(rustls::Error::AlertReceived(alert)) = inner.downcast_ref() {
-            use rustls::AlertDescription as Alert;
-            let is_of_certificate = matches!(
-                alert,
-                Alert::BadCertificate
-                    | Alert::UnsupportedCertificate
-                    | Alert::CertificateRevoked
-                    | Alert::CertificateExpired
-                    | Alert::CertificateUnknown
-                    | Alert::UnknownCA
-                    | Alert::AccessDenied
-            );
-            return is_of_certificate.then(|| format!("{alert:?}"));
-        }
-        next = inner.source();
-    }
-    None
+/// Whether an alert is about the certificate that was shown: it has ended by the CA's clock, or its authority was revoked.
+fn is_of_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
 }
 
 // === impl CaError ===
@@ -336,9 +336,6 @@ impl CaError {
 
 impl From<Status> for CaError {
     fn from(status: Status) -> Self {
-        if let Some(alert) = distrust(&status) {
-            return Self::Distrusted(alert);
-        }
         match status.code() {
             Code::Unauthenticated => Self::Refused(status.message().to_owned()),
             Code::PermissionDenied => Self::Dismissed(status.message().to_owned()),

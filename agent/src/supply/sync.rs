@@ -166,9 +166,6 @@ pub(crate) async fn run(
         if matches!(ended, CaError::Refused(_) | CaError::Dismissed(_)) {
             link.refused();
         }
-        if matches!(ended, CaError::Distrusted(_)) {
-            link.distrusted();
-        }
         let wait = backoff.failed(jitter());
         if let CaError::Dismissed(_) = &ended {
             tracing::debug!(error = %ended, retry_ms = wait.as_millis(), "the CA is asked again");

@@ -449,6 +449,40 @@ mod tests {
         assert_eq!(retry.contested, Some(7), "the key is the same");
     }
 
+    /// Whoever has an authority's key can give any certificate any serial number.
+    #[test]
+    fn a_certificate_of_the_same_serial_number_that_was_not_given_here_is_refused() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let authority = Authority::ephemeral(&domain, now, Duration::from_secs(86400));
+        let serial = Serial::random().unwrap();
+        let leaf = |serial| {
+            let template = Template {
+                spiffe_id: &id(),
+                dns_names: &[],
+                common_name: None,
+                ttl: Duration::from_secs(60),
+            };
+            let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
+            mint(&authority, &template, &key, serial, now).unwrap().leaf
+        };
+        let (given, forged, next) = (leaf(serial), leaf(serial), leaf(Serial::random().unwrap()));
+        let agent = Agent::joined(None, id(), "key".into(), Issued::from(&given));
+        let agent = agent.issued(Issued::from(&next));
+        let since = Since::default();
+        assert_eq!(authorize(Some(&agent), since, &given, now), Ok(Standing::Known));
+        assert_eq!(authorize(Some(&agent), since, &forged, now), Err(Denied::Forged(id())));
+        // To the byte it is known for as long as it is one of the agent's last, and nobody has to vouch for it.
+        assert!(agent.was_given(&given) && agent.was_given(&next) && !agent.was_given(&forged));
+        let agent = agent
+            .activate(next.serial())
+            .renewed(next.serial(), issued("3"))
+            .unwrap();
+        assert!(agent.was_given(&given));
+        let agent = agent.activate("3");
+        assert!(!agent.was_given(&given) && agent.was_given(&next));
+    }
+
     #[test]
     fn joining_again() {
         let retry = Agent::joined(Some(joined("1")), id(), "key".into(), issued("2"));

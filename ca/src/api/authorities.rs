@@ -8,7 +8,9 @@ use crate::api::admin_call::{AdminCall, Done};
 use crate::api::messages::unix_i64;
 use crate::api::status::{Blame, ours};
 use crate::authority::course::Name;
+use crate::authority::signer::SignerError;
 use crate::authority::writes::Stepped;
+use crate::authority::x509::AuthorityError;
 use crate::record::unix_seconds;
 use crate::rights::words::What;
 use crate::rotation::{Rotation, RotationError, Shown};
@@ -136,6 +138,8 @@ impl From<RotationError> for Status {
             RotationError::Write(error) => error.into(),
             RotationError::Course(error) => error.status(),
             RotationError::InUse { .. } => Self::failed_precondition(text),
+            // A full disk, mostly, of which the operator is to know.
+            RotationError::Authority(AuthorityError::Key(SignerError::File(_))) => Self::failed_precondition(text),
             RotationError::Authority(_) | RotationError::Stopping => ours(&text),
         }
     }

@@ -432,6 +432,33 @@ mod tests {
         assert_eq!(course.activate("b", at(600), false), Ok(true));
     }
 
+    /// Whatever the clock says then, nothing comes back and nothing is done twice.
+    #[test]
+    fn a_clock_that_is_set_back_undoes_nothing() {
+        let mut course = first(600);
+        course.prepare("b", born(State::Prepared, 300, 600), false).unwrap();
+        for back in [0, 150, 299] {
+            assert_eq!(course.due(at(back), true, true), None, "{back}");
+            assert!(!course.lacks_successor(at(back)));
+        }
+        assert_eq!(course.activate("b", at(500), true), Ok(true));
+        let before = course.clone();
+        for back in [499, 300, 0] {
+            assert_eq!(course.due(at(back), true, true), None, "{back}");
+            assert_eq!(course.activate("b", at(back), true), Ok(false));
+            assert_eq!(course.leave(at(back)), Vec::<Name>::new());
+        }
+        assert_eq!(course, before);
+        // By hand, with a clock that is behind the making of it: it waits for no longer than ever.
+        course.prepare("c", born(State::Prepared, 550, 600), true).unwrap();
+        assert_eq!(course.activate("c", at(100), false), Ok(true));
+        assert_eq!(course.in_state(State::Active).count(), 1);
+        // Set ahead, and back again: what has left for good is not missed, and the one that signs stays.
+        assert_eq!(course.leave(at(700)), vec!["a".to_owned()]);
+        assert_eq!(course.active().map(|(name, _)| name.as_str()), Some("c"));
+        assert_eq!(course.due(at(100), true, true), None);
+    }
+
     #[test]
     fn states_go_one_way() {
         let mut course = first(6000);

@@ -594,6 +594,101 @@ mod tests {
         );
     }
 
+    /// A CA that is killed between any two writes of a rotation, and started again: it signs with the one that the store names,
+    /// which is one, and which all know.
+    #[test]
+    fn a_restart_at_each_moment_of_a_rotation_signs_with_the_active_one() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let first = open(&store, dir.path(), now()).unwrap().name();
+        let check = |moment: &str, at: SystemTime, signs: &str| {
+            for start in 0..2 {
+                let opened =
+                    open(&store, dir.path(), at).unwrap_or_else(|error| panic!("{moment}, start {start}: {error}"));
+                assert_eq!(opened.name(), signs, "{moment}");
+            }
+            let index = Index::new(&store.snapshot().unwrap()).unwrap();
+            let course = index.authority.course();
+            assert_eq!(course.active().map(|(name, _)| name.as_str()), Some(signs), "{moment}");
+        };
+        let step = |what: What, at: SystemTime| {
+            let known = u64::MAX;
+            write::commit(&store, &Step { what, now: at, known }).unwrap().0
+        };
+        let keyring = Keyring::of(dir.path());
+        let (half, late) = (now() + DAY / 2, now() + DAY * 5 / 6);
+        // A key whose certificate never came into the store; the next try makes another.
+        Authority::make(&keyring, &domain, DAY, half).unwrap();
+        check("its key is made", half, &first);
+        let made = Authority::make(&keyring, &domain, DAY, half).unwrap();
+        let (next, after) = (made.name(), half + Duration::from_secs(60));
+        step(
+            What::Prepare {
+                certificate: made.certificate().clone(),
+                not_after: made.not_after(),
+                by_hand: false,
+            },
+            half,
+        );
+        check("it is prepared", after, &first);
+        assert_eq!(keyring.signers().unwrap().len(), 3);
+        let word = None;
+        step(
+            What::Activate {
+                name: next.clone(),
+                word,
+            },
+            late,
+        );
+        check("it is activated", late, &next);
+        keyring
+            .keep(|signer| Authority::is_of(made.certificate(), signer))
+            .unwrap();
+        check("the other keys are gone", late, &next);
+        let word = None;
+        step(
+            What::Taint {
+                name: first.clone(),
+                word,
+            },
+            late,
+        );
+        check("the first is tainted", late, &next);
+        step(What::Revoke { name: first }, late);
+        check("the first is revoked", late, &next);
+        step(What::Leave, now() + DAY);
+        check("the first has left", now() + DAY, &next);
+        // Its own key lost: nothing is made in its place.
+        std::fs::remove_file(keyring.path()).unwrap();
+        assert!(matches!(
+            open(&store, dir.path(), late),
+            Err(AuthorityError::KeyMissing { .. })
+        ));
+        assert!(!keyring.path().exists());
+    }
+
+    /// The machine was off when the last sixth came, and past it.
+    #[test]
+    fn a_ca_that_was_away_while_its_authority_ended_signs_with_the_successor() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        open(&store, dir.path(), now()).unwrap();
+        let half = now() + DAY / 2;
+        let made = Authority::make(&Keyring::of(dir.path()), &domain, DAY, half).unwrap();
+        let what = What::Prepare {
+            certificate: made.certificate().clone(),
+            not_after: made.not_after(),
+            by_hand: false,
+        };
+        let (now, known) = (half, 0);
+        write::commit(&store, &Step { what, now, known }).unwrap();
+        let opened = open(&store, dir.path(), half + DAY * 3 / 4).unwrap();
+        assert_eq!(opened.name(), made.name());
+        // And when that has ended, too, there is nobody left to sign: no other is founded in silence.
+        let error = open(&store, dir.path(), half + DAY).unwrap_err();
+        assert!(matches!(error, AuthorityError::Expired { .. }), "{error}");
+    }
+
     #[test]
     fn serials_are_positive_and_of_one_length() {
         for byte in [0x00, 0x3f, 0x40, 0x7f, 0x80, 0xff] {

@@ -16,14 +16,16 @@ use hoplite_store::{Filling, LargeError, LargeId, SledStore, Store, StoreError, 
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::Config;
+use crate::authority::signer::Keyring;
+use crate::authority::writes::TrustError;
 use crate::authority::x509::{Authority, AuthorityError};
 use crate::backup::contents::{self, BadBackup, Head, Receive, Summary};
 use crate::backup::files::{self as beside, SCRATCH};
-use crate::backup::restoring::{self, Facts};
+use crate::backup::restoring::{self, Facts, RevokeAuthorities};
 use crate::backup::sealed::Passphrase;
 use crate::index::Index;
 use crate::record::BadRecord;
-use crate::write::WriteError;
+use crate::write::{self, WriteError};
 
 /// How far the clock may be behind the one of the CA that made the backup.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(60);
@@ -57,6 +59,12 @@ pub struct Restored {
     pub operators: usize,
     /// Those of the operator's list.
     pub banned: usize,
+    /// SHA-256 of the certificates of authorities that count no more by the operator's word.
+    pub revoked: Vec<String>,
+    /// That of the authority which signs.
+    pub signs: String,
+    /// It was made just now: whoever has joined before does not know it.
+    pub is_fresh: bool,
     /// The policy in force; what is enforced may be newer.
     pub policy_revision: Option<u64>,
     /// The signer set; a newer one may be known to nodes.
@@ -120,6 +128,15 @@ pub enum RestoreError {
     /// The ids are of others.
     #[error("`{0}` is neither an agent nor an operator of `{1}`; write for example `spiffe://{1}/hoplite/agent/NODE`")]
     NotAnAgent(SpiffeId, TrustDomain),
+    /// What is to be revoked is not there.
+    #[error(
+        "no authority in the backup has a fingerprint that begins with `{0}`, or several have; `hoplite ca restore FILE --check` shows them. One that was made after the backup needs no word: \
+         nothing trusts it here"
+    )]
+    NoSuchAuthority(String),
+    /// One of them cannot be revoked.
+    #[error("an authority cannot be revoked: {0}")]
+    Revoke(#[from] WriteError<TrustError>),
     /// A file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -154,6 +171,8 @@ pub enum RestoreError {
 /// Makes a CA of a backup in the data directory of this configuration, which must be empty. It is a new epoch: agents follow it
 /// though its revision is lower than what they have seen. Its epoch, and the number of its trust bundle, are higher than `after`:
 /// 0, or what agents name that followed another restore, of a clock that was ahead.
+/// `revoked` are the beginnings of the fingerprints of authorities that were tainted or revoked after the backup, which would
+/// vouch for peers again.
 ///
 /// # Errors
 /// [`RestoreError`]. Whatever was written is removed again.
@@ -163,6 +182,7 @@ pub fn restore(
     passphrase: &Passphrase,
     later_bans: &LaterBans,
     after: u64,
+    revoked: &[String],
     now: SystemTime,
 ) -> Result<Restored, RestoreError> {
     config.check(Path::new("configuration"))?;
@@ -185,7 +205,7 @@ pub fn restore(
     files::private_dir_among_others(&config.data_dir)?;
     ensure_empty(&config.data_dir)?;
     let mut scratch = Scratch::begin(config.data_dir.join(SCRATCH))?;
-    let made = make(config, file, passphrase, &scratch.path, now, |summary| Facts {
+    let made = make(config, file, passphrase, &scratch.path, revoked, now, |summary| Facts {
         begun_at: summary.begun_at,
         revision: summary.revision,
         banned,
@@ -224,6 +244,7 @@ fn make(
     file: &Path,
     passphrase: &Passphrase,
     scratch: &Path,
+    revoked: &[String],
     now: SystemTime,
     facts: impl FnOnce(&Summary) -> Facts,
 ) -> Result<Restored, RestoreError> {
@@ -243,7 +264,28 @@ fn make(
         return Err(RestoreError::NoAuthority);
     }
     let ttl = config.authority_ttl.0;
-    Authority::open(&store, scratch, &config.trust_domain, ttl, facts.now)?;
+    let course = index.authority.course();
+    let find = |prefix: &String| {
+        course
+            .find(prefix)
+            .map_err(|_| RestoreError::NoSuchAuthority(prefix.clone()))
+    };
+    let names = revoked.iter().map(find).collect::<Result<BTreeSet<_>, _>>()?;
+    let is_fresh = !names.is_empty() && RevokeAuthorities::needs_fresh(course, &names);
+    if !names.is_empty() {
+        let keyring = Keyring::of(scratch);
+        let fresh = match is_fresh {
+            true => Some(Authority::make(&keyring, &config.trust_domain, ttl, now)?),
+            false => None,
+        };
+        let revoke = RevokeAuthorities {
+            names: names.clone(),
+            fresh: fresh.map(|fresh| (fresh.certificate().clone(), fresh.not_after())),
+            now,
+        };
+        write::commit(&store, &revoke)?;
+    }
+    let signs = Authority::open(&store, scratch, &config.trust_domain, ttl, facts.now)?;
     let changed = restoring::change(&store, &facts)?;
     Ok(Restored {
         epoch: changed.epoch.number,
@@ -252,6 +294,9 @@ fn make(
         tokens: changed.tokens,
         operators: changed.operators,
         banned: changed.banned,
+        revoked: names.into_iter().collect(),
+        signs: signs.name(),
+        is_fresh,
         policy_revision: index.policy.head().live,
         signers_version: index.policy.signers().map(|chain| chain.version()),
         summary,

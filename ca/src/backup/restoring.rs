@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::SystemTime;
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{CertificateDer, SpiffeId};
 use hoplite_store::{Revision, Store};
 
 use crate::agents::agent::Agent;
-use crate::authority::trust::Trust;
+use crate::authority::course::{Life, Name, State};
+use crate::authority::trust::{Trust, Trusted};
+use crate::authority::writes::TrustError;
 use crate::epoch::{Epoch, EpochName};
 use crate::operators::operator::Operator;
+use crate::record::unix_seconds;
 use crate::tokens::token::Token;
 use crate::write::{self, Changes, ReadError, View, Write, WriteError};
 
@@ -77,6 +80,63 @@ pub(crate) fn change(store: &dyn Store, facts: &Facts) -> Result<Changed, WriteE
 
 fn all<R: crate::record::Record>(store: &dyn Store) -> Result<BTreeMap<String, R>, ReadError> {
     View::new(store).passing::<R>()
+}
+
+/// Takes authorities out of the trust bundle that were tainted or revoked after the backup, and has another one sign if one of them
+/// did. Nobody else has the store open, and no agent follows it yet: nothing waits until somebody knows the other one.
+pub(crate) struct RevokeAuthorities {
+    pub(crate) names: BTreeSet<Name>,
+    /// Who signs instead when no prepared one is left: its certificate and its end.
+    pub(crate) fresh: Option<(CertificateDer<'static>, SystemTime)>,
+    pub(crate) now: SystemTime,
+}
+
+// === impl RevokeAuthorities ===
+
+impl RevokeAuthorities {
+    /// Whether one has to be made for it.
+    pub(crate) fn needs_fresh(course: &crate::authority::course::Course, names: &BTreeSet<Name>) -> bool {
+        let is_left = |state| course.in_state(state).any(|(name, _)| !names.contains(name));
+        !is_left(State::Active) && !is_left(State::Prepared)
+    }
+}
+
+impl Write for RevokeAuthorities {
+    type Reads = (Option<Trust>, BTreeMap<String, Trusted>);
+    /// Who signs.
+    type Answer = Name;
+    type Error = TrustError;
+
+    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
+        Ok((view.one("")?, view.all()?))
+    }
+
+    fn decide(&self, (trust, mut trusted): Self::Reads) -> Result<(Changes, Name), TrustError> {
+        let trust = trust.ok_or(TrustError::NotFounded)?;
+        if let Some((certificate, not_after)) = &self.fresh {
+            let life = Life::new(State::Prepared, self.now, *not_after);
+            let fresh = Trusted::new(&trust.trust_domain, certificate, life)?;
+            trusted.insert(Trusted::name_of(certificate), fresh);
+        }
+        for (name, trusted) in &mut trusted {
+            if self.names.contains(name) {
+                (trusted.life.state, trusted.life.since) = (State::Revoked, unix_seconds(self.now));
+            }
+        }
+        let course = crate::authority::trust::course(&trusted);
+        let next = course
+            .active()
+            .or_else(|| course.prepared())
+            .map(|(name, _)| name.clone());
+        let active = next.ok_or(TrustError::NotFounded)?;
+        if let Some(signs) = trusted.get_mut(&active) {
+            (signs.life.state, signs.life.since) = (State::Active, unix_seconds(self.now));
+        }
+        let changes = trusted
+            .iter()
+            .fold(Changes::none(), |changes, (name, trusted)| changes.put(name, trusted));
+        Ok((changes, active))
+    }
 }
 
 struct Forget(Vec<String>);

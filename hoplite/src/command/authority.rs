@@ -224,7 +224,7 @@ fn row(authority: &Authority) -> Value {
 
 /// Who has to be given something else.
 fn under(tainted: &Authority) -> String {
-    let mut text = "what it signed is replaced".to_owned();
+    let mut text = "what it signed is replaced; back the CA up now, a backup of before trusts it".to_owned();
     if tainted.agents > 0 {
         text += &format!("; under it still: {}", many(tainted.agents.into(), "agent"));
     }

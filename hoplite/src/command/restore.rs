@@ -31,8 +31,11 @@ pub(crate) struct RestoreArgs {
     /// with one on each line; may be repeated
     #[arg(long, value_name = "ID|FILE")]
     banned: Vec<String>,
-    /// Nobody was banned, evicted, removed or found to have two holders after the backup
-    #[arg(long, conflicts_with = "banned")]
+    /// An authority that was tainted or revoked after the backup: the beginning of its fingerprint; may be repeated
+    #[arg(long, value_name = "FINGERPRINT")]
+    revoked: Vec<String>,
+    /// Nobody was banned, evicted, removed or found to have two holders after the backup, and no authority tainted or revoked
+    #[arg(long, conflicts_with_all = ["banned", "revoked"])]
     no_later_bans: bool,
     /// The highest epoch or trust bundle that agents follow, where that is ahead of the clock: `hoplite agent status` on a node
     /// names it. The restored CA begins above
@@ -62,10 +65,11 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.check || args.print_config {
         return look(args);
     }
-    if args.banned.is_empty() && !args.no_later_bans {
+    if args.banned.is_empty() && args.revoked.is_empty() && !args.no_later_bans {
         eprintln!(
-            "error: who was banned, evicted, removed or found to have two holders after the backup? It knows nothing of that and would let \
-             them in again: name each with --banned ID or --banned FILE, or say --no-later-bans. Nothing was done"
+            "error: who was banned, evicted, removed or found to have two holders after the backup, and which authority was tainted or revoked? It knows nothing of that and \
+             would let them in again: name each with --banned ID or --banned FILE, and with --revoked FINGERPRINT, or say --no-later-bans. \
+             Nothing was done"
         );
         return Ok(ExitCode::from(2));
     }
@@ -87,7 +91,15 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&file)?;
     let later_bans = later_bans(&args.banned)?;
     let passphrase = args.secret.passphrase(&args.file, false)?;
-    let restored = backup::restore(&config, &args.file, &passphrase, &later_bans, args.after, clock::now())?;
+    let restored = backup::restore(
+        &config,
+        &args.file,
+        &passphrase,
+        &later_bans,
+        args.after,
+        &args.revoked,
+        clock::now(),
+    )?;
     match args.output {
         Output::Json => {
             let mut value = document(&restored.summary);
@@ -98,6 +110,9 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
                         ("data_dir", json!(restored.data_dir)),
                         ("agents", json!(restored.agents)),
                         ("banned", json!(restored.banned)),
+                        ("revoked_authorities", json!(restored.revoked)),
+                        ("signing_authority", json!(restored.signs)),
+                        ("joins_anew", json!(restored.is_fresh)),
                         ("void_tokens", json!(restored.tokens)),
                         ("operators", json!(restored.operators)),
                         ("policy_revision", json!(restored.policy_revision)),
@@ -148,9 +163,23 @@ fn said(restored: &Restored, next: &str) -> String {
         }
         None => String::new(),
     };
+    let short = |fingerprint: &String| fingerprint.chars().take(12).collect::<String>();
+    let authority = match (restored.revoked.is_empty(), restored.is_fresh) {
+        (true, _) => String::new(),
+        (false, is_fresh) => format!(
+            "  revoked      authority {}; {} signs{}\n",
+            Vec::from_iter(restored.revoked.iter().map(short)).join(", "),
+            short(&restored.signs),
+            match is_fresh {
+                true =>
+                    ", which was made just now: no node knows it, and each has to join anew (`hoplite join --again`)",
+                false => "",
+            }
+        ),
+    };
     format!(
         "a CA was restored into `{}`, as epoch {}\n{}  agents       {}, {} banned by your word; those of which the backup knows nothing come back by their certificates\n  \
-         void         {}; {} must sign in anew\n  policy       {policy}\n{signers}next: {next}; then register, ban and publish again what was done after the backup\n",
+         void         {}; {} must sign in anew\n  policy       {policy}\n{signers}{authority}next: {next}; then register, ban and publish again what was done after the backup\n",
         restored.data_dir.display(),
         restored.epoch,
         text(&restored.summary),

@@ -98,6 +98,20 @@ fn a_mesh_on_a_full_disk_goes_on_when_there_is_room() {
     let ca = up.processes()["ca"];
 
     disk.fill();
+    // The key of another authority has no room: nothing of it is left, and the one that signs stays.
+    let states = || {
+        let listed = disk.tool(&up, &["authority", "list", "--output", "json"]);
+        let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+        let rows = listed.as_array().cloned().unwrap_or_default();
+        Vec::from_iter(
+            rows.iter()
+                .map(|row| row["state"].as_str().unwrap_or_default().to_owned()),
+        )
+    };
+    let prepared = disk.tool(&up, &["authority", "prepare"]);
+    let said = String::from_utf8_lossy(&prepared.stderr).into_owned();
+    assert!(!prepared.status.success() && said.contains("authority"), "{prepared:?}");
+    assert_eq!(states(), ["active"], "{said}");
     // The log can take no refusal any more, and the store no entry: proxies refuse, the CA ends with a word.
     until("nothing is permitted unrecorded", || {
         (!answers(&up).contains(&Some(200)) && !answers(&up).contains(&Some(403))).then_some(())
@@ -124,6 +138,9 @@ fn a_mesh_on_a_full_disk_goes_on_when_there_is_room() {
         std::thread::sleep(Duration::from_millis(200));
     }
     println!("whole {:?} after there was room", since.elapsed());
+    let prepared = disk.tool(&up, &["authority", "prepare"]);
+    assert!(prepared.status.success(), "{prepared:?}");
+    assert_eq!(states(), ["active", "prepared"]);
     let listed = disk.tool(&up, &["entry", "list", "--output", "json"]);
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let taken = (0..taken).map(|n| format!("/taken/{n}\""));

@@ -426,6 +426,86 @@ fn an_agent_that_was_off_comes_back_by_its_key_unless_it_is_banned_or_evicted() 
     });
 }
 
+/// By state, the fingerprints.
+fn in_state(mesh: &Mesh, state: &str) -> Vec<String> {
+    let listed = mesh.json(&["authority", "list"]);
+    let rows = listed.as_array().unwrap().iter().filter(|row| row["state"] == state);
+    rows.map(|row| row["fingerprint"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// A backup of before a theft would have the stolen key sign again: whoever restores it is asked.
+#[test]
+fn a_restored_ca_does_not_sign_with_what_was_revoked_after_the_backup() {
+    let mut mesh = Mesh::found("1h");
+    mesh.join("n");
+    let stolen = in_state(&mesh, "active").remove(0);
+    mesh.back_up("before");
+    assert!(mesh.tool(&["authority", "prepare"]).status.success());
+    mesh.back_up("prepared");
+    assert!(mesh.tool(&["authority", "taint", &stolen]).status.success());
+    let next = in_state(&mesh, "active").remove(0);
+    until("the node is under the next one", || {
+        mesh.tool(&["authority", "revoke", &stolen])
+            .status
+            .success()
+            .then_some(())
+    });
+    mesh.lose_the_ca();
+    said(
+        &mesh.restore("prepared", &[]),
+        2,
+        &["--revoked FINGERPRINT", "tainted or revoked"],
+    );
+    said(
+        &mesh.restore("prepared", &["--revoked", "0123"]),
+        1,
+        &["no authority in the backup", "`0123`"],
+    );
+    assert!(!mesh.path("ca").exists());
+
+    // The successor was in the backup: it signs, and the node goes on by itself.
+    let restored = json(&mesh.restore("prepared", &["--revoked", &stolen[..12], "--output", "json"]));
+    assert_eq!(restored["signing_authority"].as_str(), Some(&*next), "{restored}");
+    assert_eq!(restored["joins_anew"], false, "{restored}");
+    mesh.run();
+    assert_eq!(
+        (in_state(&mesh, "active"), in_state(&mesh, "revoked")),
+        (vec![next], vec![stolen.clone()])
+    );
+    mesh.register("/after", "n");
+    until("the node follows", || (mesh.entries("n") == 1).then_some(()));
+
+    // It was not: a new one signs, which no node can know, and none believes what the stolen one would say.
+    mesh.lose_the_ca();
+    let restored = mesh.restore("before", &["--revoked", &stolen]);
+    let shown = String::from_utf8_lossy(&restored.stdout).into_owned();
+    assert!(
+        restored.status.success() && shown.contains("each has to join anew"),
+        "{restored:?}"
+    );
+    fs::write(mesh.path("n.log"), "").unwrap();
+    mesh.run();
+    assert_eq!(in_state(&mesh, "revoked"), [stolen]);
+    let keys = fs::read_to_string(mesh.path("ca/authority.key")).unwrap();
+    until("the stolen key is gone", || {
+        let keys = fs::read_to_string(mesh.path("ca/authority.key")).unwrap();
+        (keys.matches("BEGIN").count() == 1).then_some(())
+    });
+    assert!(keys.contains("BEGIN"));
+    until("the node says whom it does not believe", || {
+        mesh.log("n").contains("no authority in the trust bundle").then_some(())
+    });
+    // With a new invitation it is back, while it runs.
+    let (dir, invitation) = (mesh.text("nodes/n"), mesh.invitation("n"));
+    let joined = hoplite(&["join", "--again", &invitation, "--dir", &dir]);
+    assert!(joined.status.success(), "{joined:?}");
+    mesh.agents.clear();
+    mesh.start("n");
+    mesh.register("/anew", "n");
+    until("the node is back", || (mesh.entries("n") == 1).then_some(()));
+}
+
 #[test]
 fn a_backup_is_whole_private_and_read_only_by_its_key() {
     let mesh = Mesh::found("1h");

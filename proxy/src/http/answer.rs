@@ -89,8 +89,13 @@ impl Answer {
     }
 
     /// Ends an HTTP/1.1 connection with this answer: what follows on it may not be what it seems. HTTP/2 frames its streams.
-    pub(crate) fn closing(mut self, dialect: Dialect) -> Self {
-        if !dialect.http2 {
+    pub(crate) fn closing(self, dialect: Dialect) -> Self {
+        self.last(dialect.http2)
+    }
+
+    /// Ends an HTTP/1.1 connection with this answer, and says so.
+    pub(crate) fn last(mut self, http2: bool) -> Self {
+        if !http2 {
             let headers = self.0.headers_mut();
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -4,6 +4,7 @@ mod connection;
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use hoplite_audit::Phase;
@@ -68,6 +69,8 @@ struct InboundConnection {
     not_after: SystemTime,
     http2: bool,
     exchanges: Exchanges,
+    /// Its end is near: each answer says so.
+    last: AtomicBool,
     slot: Arc<Slot>,
 }
 

@@ -23,6 +23,10 @@ pub(crate) struct Session {
     pub(crate) not_after: SystemTime,
     role: PeerRole,
     chain: Vec<CertificateDer<'static>>,
+    /// From when on whoever asks is told that the connection will end, if anybody wants to say so.
+    tell_at: SystemTime,
+    /// None wants to, or it was said.
+    tells: bool,
     drain_at: SystemTime,
     draining: bool,
     identity: Arc<IdentityFeed>,
@@ -43,6 +47,8 @@ pub(crate) struct Stop {
 /// Something that concerns a live connection.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// The end is near: say so with each answer. Only after [`Session::tell_ahead`].
+    Tell,
     /// Take on nothing new, finish what is under way.
     Drain,
     /// Policy has changed: decide again. Only after [`Session::watch_policy`].
@@ -68,13 +74,15 @@ impl Session {
         if *generations.borrow_and_update() != generation.number {
             generations.mark_changed();
         }
-        let drain_at = not_after
-            .checked_sub(lead(not_after, role, clock::now()))
-            .unwrap_or(not_after);
+        let lead = lead(not_after, role, clock::now());
+        let before_end = |lead| not_after.checked_sub(lead).unwrap_or(not_after);
+        let (tell_at, drain_at) = (before_end(lead), before_end(lead));
         Self {
             not_after,
             role,
             chain,
+            tell_at,
+            tells: false,
             drain_at,
             draining: false,
             identity,
@@ -89,6 +97,14 @@ impl Session {
         self.policies = Some(policies);
     }
 
+    /// Asks for [`Event::Tell`], which comes when new work would stop, and that stops halfway from there to the end: who keeps a
+    /// connection that is between two requests learns of its end with an answer, and does not send into a closing one.
+    pub(crate) fn tell_ahead(&mut self) {
+        let left = self.not_after.duration_since(self.drain_at).unwrap_or_default();
+        self.tells = true;
+        self.drain_at = self.not_after.checked_sub(left / 2).unwrap_or(self.not_after);
+    }
+
     /// Ends with the proxy. Connections to upstreams do without: they end when nobody needs them.
     pub(crate) fn end_with(&mut self, stop: Stop) {
         self.stop = Some(stop);
@@ -97,9 +113,17 @@ impl Session {
     /// The next thing that concerns this connection. Cancel safe.
     pub(crate) async fn event(&mut self) -> Event {
         loop {
-            let due = if self.draining { self.not_after } else { self.drain_at };
+            let due = match (self.draining, self.tells) {
+                (true, _) => self.not_after,
+                (false, true) => self.tell_at,
+                (false, false) => self.drain_at,
+            };
             tokio::select! {
                 () = clock::reached(due) => {
+                    if self.tells && !self.draining {
+                        self.tells = false;
+                        return Event::Tell;
+                    }
                     if self.draining {
                         return Event::Close("its certificate, or ours, has expired".to_owned());
                     }

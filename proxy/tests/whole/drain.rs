@@ -104,3 +104,59 @@ async fn what_never_finishes_is_ended() {
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
     drop(app.answer);
 }
+
+/// One answer of a connection that is kept: its head, or nothing when the connection has ended.
+async fn next_answer(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<String> {
+    let mut text = String::new();
+    let mut piece = [0; 4096];
+    loop {
+        let n = stream.read(&mut piece).await.ok().filter(|n| *n > 0)?;
+        text.push_str(&String::from_utf8_lossy(&piece[..n]));
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head.to_lowercase();
+        let length = length
+            .split_once("content-length: ")?
+            .1
+            .split("\r\n")
+            .next()?
+            .parse()
+            .ok()?;
+        if body.len() >= length {
+            return Some(head.to_lowercase());
+        }
+    }
+}
+
+/// A caller of another kind knows nothing of the ends of certificates. What it sends into a connection that closes between two
+/// requests is lost, and it cannot know whether it was heard.
+#[tokio::test]
+async fn whoever_keeps_a_connection_is_told_of_its_end_with_an_answer() {
+    let world = World::new();
+    world.policy("anybody.cedar", ANYBODY);
+    let app = crate::support::App::http().await;
+    let proxy = world.inbound("orders", InboundProtocol::Http, app.address).await;
+    let svid = world.authority.svid("/edge", Duration::from_secs(3));
+    let mut stream = world
+        .connect(proxy.inbound("orders"), Some(&svid), "/orders")
+        .await
+        .unwrap();
+    let mut answers = 0;
+    let last = loop {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n")
+            .await
+            .unwrap();
+        let answer = next_answer(&mut stream).await;
+        let head = answer.unwrap_or_else(|| panic!("it ended without a word, after {answers} answers"));
+        answers += 1;
+        if head.contains("connection: close") {
+            break head;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(last.starts_with("http/1.1 200") && answers > 10, "{answers}: {last}");
+    assert!(std::time::SystemTime::now() < svid.leaf().not_after());
+    assert!(next_answer(&mut stream).await.is_none(), "and it has ended");
+}

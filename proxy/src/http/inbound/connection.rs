@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hoplite_audit::Phase;
 use hoplite_decision::Unasked;
@@ -44,6 +45,7 @@ impl Inbound {
             return;
         };
         accepted.session.end_with(self.stop.clone());
+        accepted.session.tell_ahead();
         let Some((caller, stream, session)) = self.meet(accepted, slot) else {
             return;
         };
@@ -87,6 +89,7 @@ impl Inbound {
             not_after: session.not_after,
             http2: stream.get_ref().1.alpn_protocol() == Some(b"h2"),
             exchanges: Exchanges::default(),
+            last: AtomicBool::new(false),
             slot,
             inbound: self,
         };
@@ -122,6 +125,10 @@ impl InboundConnection {
                 async move {
                     let request = request.map(|body| body.awaited(transfer.clone()));
                     let answer = caller.answer(request, ahead).await;
+                    let answer = match caller.last.load(Ordering::Relaxed) {
+                        true => answer.last(caller.http2),
+                        false => answer,
+                    };
                     caller.inbound.traffic.responded(answer.status());
                     answer.with(transfer)
                 }
@@ -168,6 +175,9 @@ impl InboundConnection {
                     return Ok(());
                 }
                 event = session.event() => match event {
+                    // HTTP/2 says so by itself, and loses nothing by it.
+                    Event::Tell if self.http2 => connection.graceful_shutdown(),
+                    Event::Tell => self.last.store(true, Ordering::Relaxed),
                     Event::Drain | Event::Redecide => connection.graceful_shutdown(),
                     Event::Close(reason) => {
                         self.close(&reason);
