@@ -6,8 +6,10 @@
 
 pub(crate) mod heard;
 pub(crate) mod judge;
+pub(crate) mod strangers;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,6 +21,7 @@ use hoplite_wire::report::Report;
 
 use crate::fleet::heard::{Heard, Node, REPORTS_BYTES_MAX, Standing, Taken, patience};
 use crate::fleet::judge::{Build, Norm, Subject, Trouble};
+use crate::fleet::strangers::{Stranger, Strangers};
 use crate::index::Index;
 use crate::record;
 use crate::registry::Registry;
@@ -35,6 +38,7 @@ struct Shared {
     streams: AtomicU64,
     /// Agents that follow a higher epoch than this CA's, and which.
     ahead: Mutex<BTreeMap<SpiffeId, u64>>,
+    strangers: Mutex<Strangers>,
     started: SystemTime,
     period_ms: AtomicU64,
 }
@@ -66,6 +70,7 @@ impl Fleet {
             heard: Mutex::new(Heard::new(REPORTS_BYTES_MAX)),
             streams: AtomicU64::new(0),
             ahead: Mutex::default(),
+            strangers: Mutex::default(),
             started: clock::now(),
             period_ms: AtomicU64::new(0),
         }));
@@ -101,6 +106,20 @@ impl Fleet {
             Some(number) => drop(ahead.insert(agent.clone(), number)),
             None => drop(ahead.remove(agent)),
         }
+    }
+
+    /// A connection that was refused, by either end, for a certificate.
+    pub(crate) fn stranger(&self, from: IpAddr, why: String, now: SystemTime) {
+        self.strangers().came(from, why, now);
+    }
+
+    /// Who came so lately.
+    pub(crate) fn strangers_at(&self, now: SystemTime) -> Vec<(IpAddr, Stranger)> {
+        self.strangers().told(now)
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, Strangers> {
+        self.0.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A message of an agent.

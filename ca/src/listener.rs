@@ -25,6 +25,7 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 
 use crate::door::Door;
+use crate::fleet::Fleet;
 use crate::metrics::Calls;
 
 /// A handshake is two round trips; whoever needs longer is not talking to us.
@@ -89,6 +90,7 @@ pub(crate) async fn accept(
     is_operators: IsOperators,
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
     calls: Calls,
+    fleet: Fleet,
     shutdown: Shutdown,
 ) {
     let bounds = Bounds::network(CONNECTIONS_MAX, CONNECTIONS_MAX / PER_ADDRESS).at_most(process::places(1, 1));
@@ -102,7 +104,7 @@ pub(crate) async fn accept(
         calls,
     };
     while let Some(((tcp, address), slot)) = acceptor.next().await {
-        let (greeter, accepted) = (greeter.clone(), accepted.clone());
+        let (greeter, accepted, fleet) = (greeter.clone(), accepted.clone(), fleet.clone());
         tokio::spawn(async move {
             let slot = Arc::new(slot);
             let greeted = tokio::select! {
@@ -119,7 +121,18 @@ pub(crate) async fn accept(
                 }
                 Ok(Err(error)) => {
                     let rejection = error.get_ref().and_then(|e| e.downcast_ref()).and_then(tls::rejection);
-                    let code = rejection.map_or("handshake", |rejection| rejection.code());
+                    let code = rejection.as_ref().map_or("handshake", |rejection| rejection.code());
+                    let theirs = error
+                        .get_ref()
+                        .and_then(|e| e.downcast_ref())
+                        .is_some_and(tls::is_refused_by_peer);
+                    let why = match &rejection {
+                        Some(rejection) => Some(format!("it is not vouched for here: {rejection}")),
+                        None => theirs.then(|| "it does not take this CA's certificate".to_owned()),
+                    };
+                    if let Some(why) = why {
+                        fleet.stranger(address.ip(), why, clock::now());
+                    }
                     tracing::warn!(%address, code, %error, "refused a connection");
                 }
                 Err(_) => tracing::debug!(%address, code = "timeout", "refused a connection"),

@@ -361,6 +361,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         is_operators(&gate),
         agents,
         metrics.calls("node"),
+        fleet.clone(),
         shutdown.clone(),
     );
     parts.spawn(part("node listener", accepting));

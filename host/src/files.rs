@@ -281,8 +281,11 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() {
+    let about = file.metadata()?;
+    if about.is_file() {
         Ok(file)
+    } else if about.is_dir() {
+        Err(io::Error::other("it is a directory"))
     } else {
         Err(io::Error::other("it is no file"))
     }

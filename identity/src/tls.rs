@@ -119,6 +119,23 @@ pub fn rejection(error: &Error) -> Option<PeerRejected> {
     }
 }
 
+/// Whether the other end refused our certificate.
+pub fn is_refused_by_peer(error: &Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        error,
+        Error::AlertReceived(
+            Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::DecryptError
+        )
+    )
+}
+
 /// aws-lc-rs with our key exchanges: the hybrid first, so that what is recorded today stays closed tomorrow.
 pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(CryptoProvider {

@@ -129,6 +129,13 @@ pub(crate) async fn run(
     let mut backoff = RETRY;
     let (mut moves, mut dismissals) = (link.moves(), link.dismissals());
     loop {
+        // To a node whose SVID has ended it is said where it would come back by the key.
+        if dismissals.has_changed().unwrap_or(false) {
+            let reason = dismissals.borrow_and_update().clone();
+            if let Some(reason) = reason {
+                told.dismissed(&mut view, &reason).await;
+            }
+        }
         let own = async {
             credentials
                 .wait_for(Option::is_some)
@@ -138,12 +145,8 @@ pub(crate) async fn run(
         };
         let own = tokio::select! {
             own = own => own,
-            // To a node whose SVID has ended it is said where it would come back by the key.
             Ok(()) = dismissals.changed() => {
-                let reason = dismissals.borrow_and_update().clone();
-                if let Some(reason) = reason {
-                    told.dismissed(&mut view, &reason).await;
-                }
+                dismissals.mark_changed();
                 continue;
             }
             () = shutdown.wait() => return,
@@ -154,6 +157,10 @@ pub(crate) async fn run(
             // A connection made with the old certificate ends when that expires; better to move over in good time.
             () = replaced(&own, link.credentials()) => continue,
             Ok(()) = moves.changed() => continue,
+            Ok(()) = dismissals.changed() => {
+                dismissals.mark_changed();
+                continue;
+            }
             () = shutdown.wait() => return,
         };
         link.metrics().contact.lost();
@@ -167,7 +174,7 @@ pub(crate) async fn run(
             link.refused();
         }
         let wait = backoff.failed(jitter());
-        if let CaError::Dismissed(_) = &ended {
+        if told.is_dismissed() {
             tracing::debug!(error = %ended, retry_ms = wait.as_millis(), "the CA is asked again");
         } else {
             tracing::warn!(error = %ended, retry_ms = wait.as_millis(), "no word from the CA; what is known stays in force");
@@ -175,6 +182,7 @@ pub(crate) async fn run(
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             Ok(()) = moves.changed() => {}
+            Ok(()) = dismissals.changed() => dismissals.mark_changed(),
             () = shutdown.wait() => return,
         }
     }
@@ -270,14 +278,18 @@ async fn replaced(own: &Credentials, mut credentials: watch::Receiver<Option<Arc
 // === impl Told ===
 
 impl Told {
+    /// The CA's word, when it has dismissed this node.
+    fn dismissal(&self) -> Option<Arc<str>> {
+        self.registrations.borrow().as_ref()?.dismissed.clone()
+    }
+
+    fn is_dismissed(&self) -> bool {
+        self.dismissal().is_some()
+    }
+
     /// The CA has dismissed this node: it has nothing to hand out any more, in memory and on the disk.
     async fn dismissed(&self, view: &mut View, reason: &str) {
-        let is_known = {
-            let registrations = self.registrations.borrow();
-            let said = registrations.as_ref().and_then(|known| known.dismissed.clone());
-            said.as_deref() == Some(reason)
-        };
-        if is_known {
+        if self.dismissal().as_deref() == Some(reason) {
             return; // it is asked again and again
         }
         tracing::error!(

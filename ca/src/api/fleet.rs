@@ -185,6 +185,16 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>, au
         report_bytes: view.report_bytes as u64,
         report_bytes_max: REPORTS_BYTES_MAX as u64,
         restored: index.epoch.epoch().map(|epoch| restored(index, epoch)),
+        strangers: fleet
+            .strangers_at(now)
+            .into_iter()
+            .map(|(from, stranger)| wire::Stranger {
+                address: from.to_string(),
+                why: stranger.why,
+                times: stranger.times,
+                last_unix: unix_i64(unix_seconds(stranger.last)),
+            })
+            .collect(),
         ..authorities
     };
     let mut troubles: BTreeMap<(&str, &str), u32> = BTreeMap::new();

@@ -273,7 +273,9 @@ fn read_invitation(argument: &str) -> anyhow::Result<Invitation> {
         .trim()
         .trim_matches('\'');
     if word.is_empty() {
-        bail!("there is no invitation in `{argument}`; `hoplite token create --operator NAME` makes one");
+        bail!(
+            "this is no invitation: there is nothing in `{argument}`; `hoplite token create --operator NAME` makes one"
+        );
     }
     Invitation::parse(word).map_err(|error| anyhow::anyhow!("this is no invitation: {error}"))
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use hoplite_wire::ca::{ListReportsRequest, Mesh, Restored};
+use hoplite_wire::ca::{ListReportsRequest, Mesh, Restored, Stranger};
 use serde_json::json;
 
 use super::fleet::ask::{self, CANNOT_TELL, Seen};
@@ -17,6 +17,9 @@ const NODES_SHOWN: u32 = 10;
 
 /// Lines of them.
 const TROUBLES_SHOWN: usize = 12;
+
+/// Addresses that are named.
+const STRANGERS_SHOWN: usize = 3;
 
 /// Where values stand.
 const INDENT: usize = 11;
@@ -111,6 +114,9 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
     if let Some(restored) = &mesh.restored {
         line("restored", &restoration(restored));
     }
+    if !mesh.strangers.is_empty() {
+        line("strangers", &strangers(&mesh.strangers));
+    }
     for (level, heading) in [("wrong", "WRONG"), ("notice", "notice")] {
         troubles(&mut text, seen, level, heading, columns);
     }
@@ -119,11 +125,34 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
     text
 }
 
+/// Who connects and is not of this CA.
+fn strangers(all: &[Stranger]) -> String {
+    let shown: Vec<String> = all
+        .iter()
+        .take(STRANGERS_SHOWN)
+        .map(|stranger| {
+            format!(
+                "{}, {}: {}",
+                stranger.address,
+                many(u32::try_from(stranger.times).unwrap_or(u32::MAX), "time", "times"),
+                stranger.why
+            )
+        })
+        .collect();
+    let more = match all.len().saturating_sub(STRANGERS_SHOWN) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    format!(
+        "in the last ten minutes, refused: {}{more}. Nodes of a CA of before? Then this is another one: restore that from a backup, or let them join anew",
+        shown.join("; ")
+    )
+}
+
 fn restoration(restored: &Restored) -> String {
     let epoch = restored.epoch.unwrap_or_default().number;
     format!(
-        "{}, of the backup begun {} at revision {}; {} came back by certificates of which it knows nothing",
-        shown(i64::try_from(epoch).unwrap_or(i64::MAX)),
+        "epoch {epoch}, of the backup begun {} at revision {}; {} came back by certificates of which it knows nothing",
         shown(restored.backup_at_unix),
         restored.revision,
         many(restored.adopted, "agent", "agents"),

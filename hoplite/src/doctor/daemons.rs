@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
+use hoplite_host::files::open_regular;
 use hoplite_host::socket::is_gone;
 use hoplite_identity::{Leaf, Moment, pem};
 use hoplite_wire::agent::Kept;
@@ -220,11 +221,11 @@ fn refused(who: &str, error: &str) -> Finding {
 /// The agent's own.
 fn node_svid(file: &Path, now: SystemTime) -> Finding {
     let shown = file.display().to_string();
-    let bytes = match fs::read(file) {
+    let bytes = match open_regular(file).and_then(std::io::read_to_string) {
         Ok(bytes) => bytes,
         Err(error) => return denied("SVID", &shown, &error),
     };
-    let kept: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let kept: Value = serde_json::from_str(&bytes).unwrap_or_default();
     let chain = part(&kept, "/chain").as_str().unwrap_or_default();
     let leaf = pem::certificates(chain)
         .ok()

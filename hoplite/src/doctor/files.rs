@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_decision::read_policies;
 use hoplite_host::clock;
 use hoplite_host::config::Span;
+use hoplite_host::files::open_regular;
 use hoplite_identity::{TrustBundle, TrustDomain, pem};
 use hoplite_policy::Snapshot;
 use rustix::fs::statvfs;
@@ -135,7 +137,7 @@ pub(super) fn secret(file: &Path) -> Option<Finding> {
 pub(super) fn signing_key(data_dir: &Path) -> Option<Finding> {
     let file = data_dir.join("authority.key");
     let shown = file.display().to_string();
-    match fs::read_to_string(&file).map(Zeroizing::new) {
+    match open_regular(&file).and_then(io::read_to_string).map(Zeroizing::new) {
         Ok(text) if has_key(&text) => None,
         Ok(_) => Some(fail(
             "signing key",
@@ -164,7 +166,7 @@ fn has_key(text: &str) -> bool {
 /// When the last of the authorities ends that a file names, as PEM or in the member `bundle` of JSON; none for a file that cannot be read,
 /// which others say.
 pub(super) fn trusted(file: &Path, trust_domain: &TrustDomain, who: &str) -> Option<Finding> {
-    let text = fs::read_to_string(file).ok()?;
+    let text = open_regular(file).and_then(io::read_to_string).ok()?;
     let kept = serde_json::from_str::<serde_json::Value>(&text).ok();
     let pem = match &kept {
         Some(kept) => kept.get("bundle")?.as_str()?,
@@ -239,7 +241,7 @@ fn gather(dir: &Path, deep: usize, found: &mut Vec<(PathBuf, u32)>) {
 
 pub(super) fn bundle(file: &Path, trust_domain: &TrustDomain) -> Finding {
     let shown = file.display().to_string();
-    let text = match fs::read_to_string(file) {
+    let text = match open_regular(file).and_then(io::read_to_string) {
         Ok(text) => text,
         Err(error) => return denied("trust bundle", &shown, &error),
     };

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use hoplite_host::daemon::one_line;
+use hoplite_host::files::open_regular;
 use hoplite_identity::{BundleSet, PeerVerifier, TrustBundle, tls};
 use hoplite_wire::channel;
 use tokio::net::{TcpStream, lookup_host};
@@ -86,7 +88,8 @@ pub(super) async fn upstream(who: &str, address: &str) -> Finding {
 /// Who the CA proves to be, which also compares its clock with ours: its certificate must be valid by this one.
 async fn ca(agent: &hoplite_agent::Config) -> Finding {
     let who = format!("the CA at {}", agent.ca);
-    let bundle = fs::read_to_string(&agent.trust_bundle)
+    let bundle = open_regular(&agent.trust_bundle)
+        .and_then(io::read_to_string)
         .map_err(|error| error.to_string())
         .and_then(|text| {
             TrustBundle::from_pem(agent.trust_domain.clone(), &text, 0).map_err(|error| error.to_string())

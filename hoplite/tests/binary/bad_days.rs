@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::restored::{Mesh, id, json, said};
+use crate::restored::{Daemon, Mesh, id, json, said};
 use crate::support::{hoplite, until};
 
 /// Short enough to wait for.
@@ -209,4 +209,25 @@ fn a_backup_replaces_files_and_nothing_else() {
         &["it is no file"],
     );
     assert!(!mesh.path("x").exists());
+}
+
+/// Whose nodes they are is said where somebody looks, though nobody has joined here.
+#[test]
+fn agents_of_a_ca_of_before_are_told_of() {
+    let mut mesh = Mesh::found("1h");
+    mesh.join("n");
+    until("it is heard", || {
+        (mesh.agent_status("n").1["in_step"] == true).then_some(())
+    });
+    mesh.lose_the_ca();
+    // Told so, and so it begins anew.
+    let dir = mesh.path("").display().to_string();
+    let log = mesh.path("ca.log");
+    mesh.ca = Some(Daemon::start(&["ca", "run", "--init", "--dir", &dir], &log));
+    let status = until("it is said", || {
+        let shown = mesh.tool(&["status"]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        shown.contains("strangers").then_some(shown)
+    });
+    assert!(status.contains("127.0.0.1"), "{status}");
 }

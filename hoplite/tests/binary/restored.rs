@@ -28,7 +28,7 @@ pub(crate) struct Mesh {
 }
 
 impl Daemon {
-    fn start(arguments: &[&str], log: &Path) -> Self {
+    pub(crate) fn start(arguments: &[&str], log: &Path) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_hoplite"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());

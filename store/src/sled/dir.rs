@@ -143,9 +143,21 @@ impl StoreDir {
         StoreError::Io {
             location: self.text(),
             action,
-            problem: error.to_string(),
+            problem: plain(error),
             remedy: "check its owner, its mode and the free space",
         }
+    }
+}
+
+/// sled writes some of the system's errors as programs do, `Os { code: 28, … }`.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let code = text
+        .split_once("Os { code: ")
+        .and_then(|(_, rest)| rest.split([',', ' ']).next()?.parse().ok());
+    match code {
+        Some(code) => io::Error::from_raw_os_error(code).to_string(),
+        None => text,
     }
 }
 

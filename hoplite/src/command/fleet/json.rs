@@ -112,6 +112,9 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
             "revision": restored.revision,
             "adopted": restored.adopted,
         })),
+        "strangers": mesh.strangers.iter().map(|stranger| json!({
+            "address": stranger.address, "why": stranger.why, "times": stranger.times, "last": moment(stranger.last_unix),
+        })).collect::<Vec<_>>(),
         "agents": {
             "joined": mesh.agents, "heard": mesh.heard, "silent": mesh.silent, "not_heard": mesh.not_heard,
             "in_step": mesh.in_step,
