@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use hoplite_identity::{HostPort, InvalidHostPort};
 use serde::Deserialize;
-use serde::de::{self, Deserializer};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
 /// Replicas of one CA: more help nobody, and all are tried in turn.
 const ADDRESSES_MAX: usize = 8;
@@ -14,12 +14,8 @@ const ADDRESSES_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaAddresses(Vec<HostPort>);
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
-    One(String),
-    Several(Vec<String>),
-}
+/// Reads one, or a list.
+struct OneOrSeveral;
 
 /// No addresses are written like this.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,15 +73,33 @@ impl fmt::Display for CaAddresses {
 
 impl<'de> Deserialize<'de> for CaAddresses {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let written = Written::deserialize(deserializer).map_err(|_| de::Error::custom(InvalidAddresses::Count))?;
-        let texts = match written {
-            Written::One(text) => vec![text],
-            Written::Several(texts) => texts,
-        };
+        let texts = deserializer.deserialize_any(OneOrSeveral)?;
         let parsed = texts
             .iter()
             .map(|text| HostPort::parse(text).map_err(de::Error::custom));
         Self::new(parsed.collect::<Result<_, _>>()?).map_err(de::Error::custom)
+    }
+}
+
+// === impl OneOrSeveral ===
+
+impl<'de> Visitor<'de> for OneOrSeveral {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`\"HOST:PORT\"`, or a list of 1 to {ADDRESSES_MAX} of them")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(vec![text.to_owned()])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = list.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
     }
 }
 

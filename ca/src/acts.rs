@@ -1,14 +1,19 @@
 //! What is done at this CA, in a log of its own: who did what to what, from where and by which policy. It is written before the
 //! act, and what became of it is on the disk before anybody hears of it. The log is chained as decision logs are.
 
+pub(crate) mod written;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recorder, RecorderError, Stage};
+use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recordable, Recorder, RecorderError, Stage};
 use hoplite_host::clock;
 use hoplite_identity::{CertificateDer, EntryId, RegisteredEntry};
 use hoplite_seal::Hash;
 
+use crate::acts::written::{Settled, Written};
 use crate::config::Config;
 use crate::issuance::Minted;
 use crate::issuance::jwt::MintedJwt;
@@ -28,11 +33,34 @@ const OWN: &str = "hoplite-ca";
 /// Below the data directory, where the configuration does not say where else.
 const DIR: &str = "audit";
 
-/// Writes down what is done. Clones write into the same log.
+/// How often it is tried whether a log that failed can be written again.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Writes down what is done. Where that fails, nothing is done until it can be written again. Clones write into the same log.
 #[derive(Debug, Clone)]
-pub(crate) struct Acts {
-    recorder: Recorder,
+pub(crate) struct Acts(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    place: Place,
+    state: Mutex<State>,
+}
+
+/// Where the log lies.
+#[derive(Debug)]
+struct Place {
     dir: PathBuf,
+    note: PathBuf,
+}
+
+#[derive(Debug)]
+enum State {
+    Writes(Recorder),
+    /// The disk was full, or somebody has touched the log.
+    Failed {
+        error: RecorderError,
+        tried: Instant,
+    },
 }
 
 /// One act, and what is known of it.
@@ -59,14 +87,6 @@ pub(crate) struct Asked {
     pub(crate) source: Option<String>,
 }
 
-/// A record that is written: what the disk is waited for with, and what later ones name.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Written(u64);
-
-/// Evidence that the records that were waited for are on the disk.
-#[derive(Debug)]
-pub(crate) struct Settled(());
-
 /// Nothing can be written down, so nothing may be done.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the CA cannot write down what is done: {0}")]
@@ -87,26 +107,18 @@ pub struct ActsError {
 impl Acts {
     /// The log that the configuration names, made if there is none.
     pub(crate) fn open(config: &Config) -> Result<Self, ActsError> {
-        let dir = config.audit_dir.clone().unwrap_or_else(|| config.data_dir.join(DIR));
-        let note = config.data_dir.join(NOTE);
-        let (recorder, repair) =
-            Recorder::open_noted(&dir, NAME, Options::default(), &note).map_err(|source| ActsError {
-                dir: dir.clone(),
-                source,
-            })?;
-        if repair.missing > 0 {
-            tracing::error!(
-                notice = true,
-                records = repair.missing,
-                "the CA's log has lost records that were on the disk"
-            );
-        } else if repair.torn_bytes > 0 {
-            tracing::warn!(
-                bytes = repair.torn_bytes,
-                "the CA's log ended in an unfinished record, which was never acknowledged"
-            );
-        }
-        Ok(Self { recorder, dir })
+        let place = Place {
+            dir: config.audit_dir.clone().unwrap_or_else(|| config.data_dir.join(DIR)),
+            note: config.data_dir.join(NOTE),
+        };
+        let recorder = place.open().map_err(|source| ActsError {
+            dir: place.dir.clone(),
+            source,
+        })?;
+        Ok(Self(Arc::new(Shared {
+            place,
+            state: Mutex::new(State::Writes(recorder)),
+        })))
     }
 
     /// The CA itself did this, by admin policies with this digest.
@@ -122,7 +134,7 @@ impl Acts {
             ..Act::default()
         };
         self.done(act, None).map(drop).map_err(|Unwritten(source)| ActsError {
-            dir: self.dir.clone(),
+            dir: self.0.place.dir.clone(),
             source,
         })
     }
@@ -142,7 +154,7 @@ impl Acts {
         self.write(act, Stage::Refused, Some(reason), began)
     }
 
-    /// Something that the CA does of its own accord. A failure ends the CA; see [`failed`](Self::failed).
+    /// Something that the CA does of its own accord. Where it cannot be written, the log of the process says so.
     pub(crate) fn own_act<const N: usize>(&self, action: &'static str, subject: String, detail: [(&str, String); N]) {
         let act = Act {
             actor: OWN.to_owned(),
@@ -151,7 +163,9 @@ impl Acts {
             detail: detail.map(|(name, text)| (name.to_owned(), text)).into(),
             ..Act::default()
         };
-        let _ = self.done(act, None);
+        if let Err(error) = self.done(act, None) {
+            tracing::error!(target: "hoplite::audit", action, %error, "what the CA did of its own accord is not in its log");
+        }
     }
 
     /// A certificate that was asked for, once its record is on the disk.
@@ -168,8 +182,8 @@ impl Acts {
             source: None,
         };
         let written = self.issued(&minted, asked, None)?;
-        self.recorder.wait_durable(written.0)?;
-        Ok(minted.leaves(&Settled(())))
+        written.recorder.wait_durable(written.seq)?;
+        Ok(minted.leaves(&Settled::new()))
     }
 
     /// A JWT-SVID was made, and is about to leave.
@@ -214,20 +228,80 @@ impl Acts {
 
     fn issuance(&self, mut issuance: Issuance) -> Result<Written, Unwritten> {
         // Whoever answers waits for the last of a batch, which flushes all.
-        Ok(Written(self.recorder.append(&mut issuance, Class::Full)?.seq))
+        self.append(&mut issuance, Class::Full)
     }
 
     /// Ends when these records, and what was written before them, are on the disk.
     pub(crate) async fn settled(&self, all: impl IntoIterator<Item = Written>) -> Result<Settled, Unwritten> {
-        if let Some(last) = all.into_iter().map(|written| written.0).max() {
-            self.recorder.durable(last).await?;
+        let all: Vec<Written> = all.into_iter().collect();
+        // The last first: what was written before it is on the disk with it.
+        for written in all.iter().rev() {
+            written.recorder.durable(written.seq).await?;
         }
-        Ok(Settled(()))
+        Ok(Settled::new())
     }
 
-    /// Ends when nothing can be written any more.
-    pub(crate) async fn failed(&self) -> RecorderError {
-        self.recorder.failed().await
+    fn append<R: Recordable>(&self, record: &mut R, class: Class) -> Result<Written, Unwritten> {
+        let recorder = self.recorder()?;
+        match recorder.append(record, class) {
+            Ok(appended) => Ok(Written {
+                recorder,
+                seq: appended.seq,
+            }),
+            Err(error) => {
+                if recorder.failure().is_some() {
+                    self.fail(&error);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The one that writes, or that writes again.
+    fn recorder(&self) -> Result<Recorder, Unwritten> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (error, tried) = match &*state {
+            State::Writes(recorder) => return Ok(recorder.clone()),
+            State::Failed { error, tried } => (error.clone(), *tried),
+        };
+        let now = clock::moment();
+        // A directory that is gone is put back by whoever took it: none is made in its place.
+        if now.saturating_duration_since(tried) < TRY_EVERY || !self.0.place.dir.is_dir() {
+            return Err(error.into());
+        }
+        match self.0.place.open() {
+            Ok(recorder) => {
+                tracing::warn!(
+                    notice = true,
+                    "the CA's log can be written again, so the CA does what it is asked"
+                );
+                *state = State::Writes(recorder.clone());
+                Ok(recorder)
+            }
+            Err(next) => {
+                // Whoever waits for a record of before has the log still.
+                let error = match next {
+                    RecorderError::InUse { .. } => error,
+                    next => next,
+                };
+                *state = State::Failed {
+                    error: error.clone(),
+                    tried: now,
+                };
+                Err(error.into())
+            }
+        }
+    }
+
+    fn fail(&self, error: &RecorderError) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(&*state, State::Writes(_)) {
+            tracing::error!(notice = true, %error, "ALARM: what is done can be written down no longer, so nothing is done and nothing issued");
+            *state = State::Failed {
+                error: error.clone(),
+                tried: clock::moment(),
+            };
+        }
     }
 
     fn write(
@@ -245,6 +319,11 @@ impl Acts {
             by,
             detail,
         } = act;
+        // A log that was opened anew meanwhile counts from 0 again: its records name none of before.
+        let began = match (began, &*self.0.state.lock().unwrap_or_else(PoisonError::into_inner)) {
+            (Some(began), State::Writes(now)) if began.recorder.boot() == now.boot() => Some(began.seq),
+            _ => None,
+        };
         let mut control = Control {
             id: DecisionId::default(),
             at: clock::now(),
@@ -255,14 +334,35 @@ impl Acts {
             reason: reason.map(|reason| bounded(reason.to_owned())),
             source,
             by: by.into_iter().map(bounded).collect(),
-            began: began.map(|began| began.0),
+            began,
             detail: detail.into_iter().map(|(name, text)| (name, bounded(text))).collect(),
         };
         let class = match stage {
             Stage::Begun => Class::Full,
             Stage::Done | Stage::Refused => Class::Must,
         };
-        Ok(Written(self.recorder.append(&mut control, class)?.seq))
+        self.append(&mut control, class)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn open(&self) -> Result<Recorder, RecorderError> {
+        let (recorder, repair) = Recorder::open_noted(&self.dir, NAME, Options::default(), &self.note)?;
+        if repair.missing > 0 {
+            tracing::error!(
+                notice = true,
+                records = repair.missing,
+                "the CA's log has lost records that were on the disk"
+            );
+        } else if repair.torn_bytes > 0 {
+            tracing::warn!(
+                bytes = repair.torn_bytes,
+                "the CA's log ended in an unfinished record, which was never acknowledged"
+            );
+        }
+        Ok(recorder)
     }
 }
 
@@ -270,7 +370,9 @@ fn bounded(text: String) -> String {
     if text.len() <= TEXT_BYTES_MAX {
         return text;
     }
-    let kept = text.get(..text.floor_char_boundary(TEXT_BYTES_MAX)).unwrap_or_default();
+    let ends = text.char_indices().map(|(at, _)| at);
+    let end = ends.take_while(|at| *at <= TEXT_BYTES_MAX).last().unwrap_or_default();
+    let kept = text.get(..end).unwrap_or_default();
     format!("{kept}… ({} bytes, SHA-256 {})", text.len(), Hash::of(text.as_bytes()))
 }
 

@@ -21,7 +21,7 @@ use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIS
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use crate::acts::Settled;
+use crate::acts::written::Settled;
 use crate::authority::x509::{Authority, Serial};
 use crate::record;
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hoplite_audit::RecorderError;
 use hoplite_host::clock;
 use hoplite_host::config::ConfigError;
 use hoplite_host::daemon::{self, Daemon, DaemonError, Process, Threads};
@@ -163,9 +162,6 @@ pub enum StartError {
     /// The log of what is done cannot be written.
     #[error(transparent)]
     Acts(#[from] ActsError),
-    /// A write to that log failed, so nothing may be done any more.
-    #[error("the CA's log can take nothing more, so the CA ends: {0}")]
-    LogStopped(#[source] RecorderError),
     /// The data directory is not whole.
     #[error(transparent)]
     Founding(#[from] FoundingError),
@@ -326,7 +322,6 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         // What lives for just that long ends with its authority at the earliest.
         config.authority_ttl.0 / LAST_PART + Duration::from_secs(1),
         publishing,
-        issuer.clone(),
         invites,
         Reported::new(registry.clone(), fleet.clone(), rotation.clone(), shutdown.clone()),
         Backups::new(
@@ -719,10 +714,6 @@ impl Running {
             error = self.registry.store_stopped() => {
                 tracing::error!(notice = true, %error, "ALARM: nothing can be stored any more, so the CA ends");
                 return StartError::StoreStopped(error);
-            }
-            error = self.acts.failed() => {
-                tracing::error!(notice = true, %error, "ALARM: what is done can be written down no longer, so the CA ends");
-                return StartError::LogStopped(error);
             }
             ended = self.parts.join_next() => match ended {
                 Some(Ok(part)) => tracing::error!(part, "a part of the CA ended"),

@@ -296,9 +296,9 @@ mod tests {
         fs::remove_file(dir.path().join("stop.cedar")).unwrap();
         let went = read(dir.path(), &listing).unwrap_err();
         assert_eq!(went, FilesError::Vanished("stop.cedar".to_owned()));
-        // Replaced by a pipe, which nobody writes into.
+        // Replaced by a directory.
         fs::create_dir(dir.path().join("stop.cedar")).unwrap();
         let error = read(dir.path(), &listing).unwrap_err().to_string();
-        assert!(error.contains("cannot read `stop.cedar`: it is no file"), "{error}");
+        assert!(error.contains("cannot read `stop.cedar`: it is a directory"), "{error}");
     }
 }

@@ -317,10 +317,10 @@ mod tests {
         };
         let [a, b] = &histogram.data_points[..] else { panic!() };
         assert_eq!((a.count, b.count, a.sum), (3, 1, Some(40.000_501)));
-        assert_eq!(a.bucket_counts, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(a.bucket_counts, [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(
             (a.explicit_bounds.len(), shown(&a.attributes)),
-            (12, "who=a".to_owned())
+            (17, "who=a".to_owned())
         );
         assert_eq!(find("sample_took_seconds").unwrap().unit, "s");
 

@@ -1,4 +1,4 @@
-//! The store of several CAs: the key-value trait with revisions on PostgreSQL. See docs/decisions/0011-replicas.md.
+//! The store of several CAs: the key-value trait with revisions on PostgreSQL. See docs/decisions/0012-replicas.md.
 //!
 //! One row, `state`, holds the revision. Every commit locks it, checks its conditions against what it then sees, writes, and
 //! raises it: so commits come one after the other, whichever replica makes them, and readers see whole ones. A notification is a

@@ -52,9 +52,8 @@ async fn follow(shared: &Shared, answered: &mut bool) -> Result<std::convert::In
         *answered = true;
         shared.is_there();
         shared.announce(state.reach);
-        match timeout(LOOK_EVERY, notified.recv()).await {
-            Ok(None) => return Err(Failure::away("the connection was closed")),
-            Ok(Some(())) | Err(_) => {}
+        if let Ok(None) = timeout(LOOK_EVERY, notified.recv()).await {
+            return Err(Failure::away("the connection was closed"));
         }
     }
 }

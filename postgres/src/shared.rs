@@ -110,7 +110,7 @@ impl Shared {
                 return Err(StoreError::Away { location, problem });
             }
         }
-        let (answer, answered) = mpsc::channel();
+        let (answer, answered) = mpsc::sync_channel(1);
         self.handle.spawn(async move {
             let done = timeout(deadline, shared.done(&work)).await;
             let done = done.unwrap_or_else(|_| Err(Failure::away("the server does not answer").sent()));

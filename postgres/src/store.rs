@@ -294,7 +294,7 @@ where
             problem: error.to_string(),
             remedy: "see how many this process may have",
         })?;
-    let (answer, answered) = mpsc::channel();
+    let (answer, answered) = mpsc::sync_channel(1);
     runtime.spawn(async move {
         let done = timeout(DEADLINE, async {
             let client = session::open(&connector, None).await?;

@@ -3,7 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
+    clippy::disallowed_methods,
     clippy::missing_panics_doc,
     reason = "a test fails by panicking, its helpers too"
 )]

@@ -4,7 +4,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::disallowed_methods,
     clippy::missing_panics_doc,
     reason = "these are tests: they fail by panicking"
@@ -58,7 +57,7 @@ pub fn nothing_acknowledged_is_lost(
     open: &mut dyn FnMut() -> Box<dyn Store>,
 ) {
     let seed = std::env::var("SEED").map_or_else(|_| u64::from(std::process::id()), |seed| seed.parse().unwrap());
-    println!("SEED={seed}");
+    eprintln!("SEED={seed}");
     let mut dice = Dice(seed);
     let (mut last, mut named) = (0, 0);
     for round in 0..ROUNDS {

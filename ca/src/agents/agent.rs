@@ -25,6 +25,9 @@ pub(crate) struct Agent {
     /// When the first certificate for its key began, in Unix seconds: what was issued before a new join counts for nothing.
     #[serde(default)]
     since: u64,
+    /// The serial number of that certificate: of the same second there may be one of before.
+    #[serde(default)]
+    first: String,
     previous: Option<Issued>,
     active: Issued,
     /// Given out, not used yet.
@@ -156,6 +159,7 @@ impl Agent {
                 banned: false,
                 contested: None,
                 since: issued.not_before,
+                first: issued.serial.clone(),
                 previous: None,
                 active: issued,
                 next: None,
@@ -286,7 +290,8 @@ impl Agent {
             return Ok(Standing::Unseen);
         }
         // It was given to this agent since it joined, and others are in use: an agent never goes back.
-        let is_replaced = (self.since..=self.active.not_before).contains(&begins);
+        let is_later = self.since < begins && begins <= self.active.not_before;
+        let is_replaced = is_later || shown.serial() == self.first;
         match (is_replaced, self.contested) {
             (true, None) => Err(Denied::TwoHolders),
             (true, Some(_)) => Err(Denied::Contested(self.spiffe_id.clone())),

@@ -29,7 +29,6 @@ use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
 use crate::api::operators::{Operators, token_ttl};
 use crate::api::status::{Blame, ours};
-use crate::issuer::Issuer;
 use crate::metrics;
 use crate::policy::published::Published;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
@@ -188,13 +187,13 @@ impl Admin {
         registry: Registry,
         ttl_limit: Duration,
         publishing: Publishing,
-        issuer: Issuer,
         invites: Invites,
         reported: Reported,
         backups: Backups,
         rotation: Rotation,
     ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
+        let issuer = invites.issuer.clone();
         Self {
             entries: Entries::new(registry.clone(), trust_domain.clone(), ttl_limit),
             operators: Operators::new(registry.clone(), trust_domain.clone(), issuer, invites.clone()),

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use hoplite_identity::{CertificateDer, Entry, EntryId, RegisteredEntry};
 use tonic::{Code, Request, Response, Status};
 
-use crate::acts::{Act, Asked, Unwritten, Written};
+use crate::acts::written::Written;
+use crate::acts::{Act, Asked, Unwritten};
 use crate::api::gate::{Admitted, Shown};
 use crate::api::status::ours;
 use crate::entries::may::May;
@@ -183,7 +184,7 @@ impl AdminCall {
             detail: detail.map(|(name, text)| (name.to_owned(), text)).collect(),
             ..self.act(Vec::new())
         };
-        let _ = self.admitted.gate.acts().done(act, self.began.get().copied());
+        let _ = self.admitted.gate.acts().done(act, self.began.get().cloned());
     }
 
     /// Runs it and logs who did what to what, by which policy, and how it ended. Never what was answered: a token may be in it.
@@ -205,7 +206,7 @@ impl AdminCall {
                 tracing::info!(target: "hoplite::audit", %who, action, ?subject, ?by, outcome = "done", "admin");
                 if !is_look {
                     let act = Act { detail, ..self.act(by) };
-                    let written = gate.acts().done(act, self.began.get().copied());
+                    let written = gate.acts().done(act, self.began.get().cloned());
                     self.settled(written).await.map_err(|error| after_all(&error))?;
                 }
                 Ok(Response::new(answer))
@@ -219,7 +220,7 @@ impl AdminCall {
                 // What was only asked changes nothing, and may be asked wrongly as often as one likes.
                 if let Some(began) = self.began.get() {
                     let act = self.act(Vec::new());
-                    let written = gate.acts().refused(act, status.message(), Some(*began));
+                    let written = gate.acts().refused(act, status.message(), Some(began.clone()));
                     // It was not done, whether that stands in the log or not.
                     let _ = self.settled(written).await;
                 }

@@ -8,9 +8,9 @@ use hoplite_identity::{RegisteredEntry, SpiffeId};
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
-use crate::acts::Written;
+use crate::acts::written::Written;
 use crate::api::messages::unix_i64;
-use crate::api::mint::Mint;
+use crate::api::mint::{Mint, NotIssued};
 use crate::issuance::jwt::MintedJwt;
 use crate::record::unix_seconds;
 use crate::registry::Registry;
@@ -82,9 +82,9 @@ impl JwtCalls {
         let items = signing
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
-        let written = items.iter().flatten().map(|(_, written)| *written);
+        let written = items.iter().flatten().map(|(_, written)| written.clone());
         let settled = acts.settled(written).await?;
-        let result = |item: Result<(MintedJwt, Written), String>| match item {
+        let result = |item: Result<(MintedJwt, Written), NotIssued>| match item {
             Ok((minted, _)) => wire::IssueJwtResult {
                 issued_at_unix: unix_i64(unix_seconds(minted.issued_at)),
                 expires_at_unix: unix_i64(unix_seconds(minted.expires_at)),
@@ -92,7 +92,7 @@ impl JwtCalls {
                 error: String::new(),
             },
             Err(error) => wire::IssueJwtResult {
-                error,
+                error: error.to_string(),
                 ..wire::IssueJwtResult::default()
             },
         };
@@ -125,11 +125,11 @@ impl Mint {
         &self,
         registered: Option<&RegisteredEntry>,
         audience: &[String],
-    ) -> Result<(MintedJwt, Written), String> {
+    ) -> Result<(MintedJwt, Written), NotIssued> {
         self.try_one_jwt(registered, audience).inspect_err(|reason| {
             let entry = registered.map(|registered| registered.id.as_str());
             let agent = &self.agent;
-            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason, "issue_jwt");
+            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", %reason, "issue_jwt");
         })
     }
 
@@ -137,15 +137,13 @@ impl Mint {
         &self,
         registered: Option<&RegisteredEntry>,
         audience: &[String],
-    ) -> Result<(MintedJwt, Written), String> {
+    ) -> Result<(MintedJwt, Written), NotIssued> {
         let Some(registered) = registered else {
             self.issuer.refused_jwt();
-            return Err("no such entry is registered under this agent".to_owned());
+            return Err(NotIssued::NoSuchEntry);
         };
-        let minted = self.issuer.jwt_svid(&registered.entry, audience, self.now);
-        let minted = minted.map_err(|error| error.to_string())?;
-        let written = self.acts.issued_jwt(&minted, self.asked("issue_jwt"), registered);
-        let written = written.map_err(|error| error.to_string())?;
+        let minted = self.issuer.jwt_svid(&registered.entry, audience, self.now)?;
+        let written = self.acts.issued_jwt(&minted, self.asked("issue_jwt"), registered)?;
         tracing::info!(
             target: "hoplite::audit",
             agent = %self.agent,

@@ -4,8 +4,10 @@ use std::time::SystemTime;
 
 use hoplite_identity::{RegisteredEntry, SpiffeId};
 
-use crate::acts::{Acts, Asked, Written};
-use crate::issuance::{Minted, SubjectKey};
+use crate::acts::written::Written;
+use crate::acts::{Acts, Asked, Unwritten};
+use crate::issuance::jwt::JwtMintError;
+use crate::issuance::{BadCsr, MintError, Minted, SubjectKey};
 use crate::issuer::Issuer;
 
 /// What an agent's call for SVIDs is answered from.
@@ -16,6 +18,26 @@ pub(super) struct Mint {
     /// Where it called from.
     pub(super) source: String,
     pub(super) now: SystemTime,
+}
+
+/// Why there is no SVID of one entry.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotIssued {
+    /// Of another agent, or of nobody.
+    #[error("no such entry is registered under this agent")]
+    NoSuchEntry,
+    /// The requester's fault.
+    #[error(transparent)]
+    Csr(#[from] BadCsr),
+    /// Ours.
+    #[error(transparent)]
+    Mint(#[from] MintError),
+    /// Of a JWT-SVID.
+    #[error(transparent)]
+    Jwt(#[from] JwtMintError),
+    /// It was made, and the log does not know of it.
+    #[error(transparent)]
+    Unwritten(#[from] Unwritten),
 }
 
 // === impl Mint ===
@@ -31,22 +53,20 @@ impl Mint {
     }
 
     /// One certificate, its record and its line in the log; or why there is none.
-    pub(super) fn one(&self, registered: Option<&RegisteredEntry>, csr: &[u8]) -> Result<(Minted, Written), String> {
+    pub(super) fn one(&self, registered: Option<&RegisteredEntry>, csr: &[u8]) -> Result<(Minted, Written), NotIssued> {
         self.try_one(registered, csr).inspect_err(|reason| {
             let entry = registered.map(|registered| registered.id.as_str());
             let agent = &self.agent;
             self.issuer.refused_workload();
-            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", reason, "issue");
+            tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", %reason, "issue");
         })
     }
 
-    fn try_one(&self, registered: Option<&RegisteredEntry>, csr: &[u8]) -> Result<(Minted, Written), String> {
-        let registered = registered.ok_or("no such entry is registered under this agent")?;
-        let key = SubjectKey::from_csr(csr).map_err(|error| error.to_string())?;
-        let minted = self.issuer.workload(&registered.entry, &key, self.now);
-        let minted = minted.map_err(|error| error.to_string())?;
-        let written = self.acts.issued(&minted, self.asked("issue"), Some(&registered.id));
-        let written = written.map_err(|error| error.to_string())?;
+    fn try_one(&self, registered: Option<&RegisteredEntry>, csr: &[u8]) -> Result<(Minted, Written), NotIssued> {
+        let registered = registered.ok_or(NotIssued::NoSuchEntry)?;
+        let key = SubjectKey::from_csr(csr)?;
+        let minted = self.issuer.workload(&registered.entry, &key, self.now)?;
+        let written = self.acts.issued(&minted, self.asked("issue"), Some(&registered.id))?;
         tracing::info!(
             target: "hoplite::audit",
             agent = %self.agent,

@@ -23,13 +23,14 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::acts::{Acts, Asked, Written};
+use crate::acts::written::Written;
+use crate::acts::{Acts, Asked};
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::holders::{Holders, Place};
 use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Renew};
 use crate::api::jwt::JwtCalls;
 use crate::api::messages;
-use crate::api::mint::Mint;
+use crate::api::mint::{Mint, NotIssued};
 use crate::api::reporting::Reporting;
 use crate::api::status::{Blame, ours};
 use crate::epoch::EpochName;
@@ -583,16 +584,16 @@ impl wire::node_server::Node for Node {
         let items = signing
             .await
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
-        let written = items.iter().flatten().map(|(_, written)| *written);
+        let written = items.iter().flatten().map(|(_, written)| written.clone());
         let settled = self.0.acts.settled(written).await?;
-        let result = |item: Result<(Minted, Written), String>| match item {
+        let result = |item: Result<(Minted, Written), NotIssued>| match item {
             Ok((minted, _)) => wire::IssueResult {
                 chain: vec![minted.leaves(&settled).to_vec()],
                 error: String::new(),
             },
             Err(error) => wire::IssueResult {
                 chain: Vec::new(),
-                error,
+                error: error.to_string(),
             },
         };
         let results = items.into_iter().map(result).collect();

@@ -181,9 +181,7 @@ impl From<BadCsr> for Status {
 
 impl From<Unwritten> for Status {
     fn from(error: Unwritten) -> Self {
-        Self::unavailable(format!(
-            "{error}; the CA ends, and whoever starts it again finds the reason in its log"
-        ))
+        Self::unavailable(error.to_string())
     }
 }
 

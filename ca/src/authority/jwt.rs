@@ -282,7 +282,12 @@ impl JwtSigner {
             not_after,
             instead_of,
         };
-        write::commit(store, &JwtStep { what, now, known: 0 })?;
+        let (stepped, _) = write::commit(store, &JwtStep { what, now, known: 0 })?;
+        if !stepped.is_new {
+            // Another CA over the same store was faster, and its key is the one that members know.
+            let path = keyring.path().to_owned();
+            return Err(AuthorityError::KeyMismatch { path });
+        }
         tracing::info!(target: "hoplite::audit", kid, "made a new key for JWT-SVIDs");
         Ok(Self { kid, signer, not_after })
     }
@@ -470,7 +475,7 @@ mod tests {
         assert_eq!(step(JwtWhat::Taint { name: kid() }, 501).unwrap().sequence, 4);
         assert_eq!(kids(&store).len(), 2, "what it signed is good still");
         assert_eq!(step(JwtWhat::Revoke { name: kid() }, 502).unwrap().sequence, 5);
-        assert_eq!(kids(&store), [next.clone()]);
+        assert_eq!(kids(&store), std::slice::from_ref(&next));
         assert_eq!(
             JwtSigner::open(&store, false, dir.path(), TTL, at(503)).unwrap().kid,
             next

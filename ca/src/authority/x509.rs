@@ -372,7 +372,9 @@ impl Authority {
 }
 
 /// The trust bundle's record, and those of all authorities.
-fn stored(store: &dyn Store) -> Result<Option<(Trust, BTreeMap<String, Trusted>)>, AuthorityError> {
+type Stored = (Trust, BTreeMap<String, Trusted>);
+
+fn stored(store: &dyn Store) -> Result<Option<Stored>, AuthorityError> {
     let mut view = View::new(store);
     let Some(trust) = view.one::<Trust>("")? else {
         return Ok(None);

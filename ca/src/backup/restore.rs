@@ -92,6 +92,12 @@ pub enum RestoreError {
         /// What is in it.
         found: String,
     },
+    /// It is to be restored into a database.
+    #[error(
+        "`[store] kind = \"postgres\"`: a backup is restored into an embedded store only; restore the database by its own backup, or take \
+         `[store]` out of the configuration and restore into `data_dir`"
+    )]
+    Database,
     /// A CA answers where the restored one would.
     #[error("a CA runs and listens on `{socket}`: stop it first; two CAs of one trust domain must not run side by side", socket = .socket.display())]
     Running {
@@ -186,6 +192,9 @@ pub fn restore(
     now: SystemTime,
 ) -> Result<Restored, RestoreError> {
     config.check(Path::new("configuration"))?;
+    if config.store.is_shared() {
+        return Err(RestoreError::Database);
+    }
     let banned = match later_bans {
         LaterBans::None => BTreeSet::new(),
         LaterBans::These(banned) => banned.clone(),

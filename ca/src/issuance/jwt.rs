@@ -8,7 +8,7 @@ use hoplite_identity::jwt::{InvalidAudience, JwtClaims};
 use hoplite_seal::Hash;
 use zeroize::Zeroizing;
 
-use crate::acts::Settled;
+use crate::acts::written::Settled;
 use crate::authority::jwt::JwtSigner;
 use crate::record;
 

@@ -1,6 +1,7 @@
 //! What is done at a CA stands in its log: who, what, from where, by which policy, and what became of it.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use hoplite_audit::{AnyRecord, Control, Issuance, Query, Stage, find, verify_log};
 use hoplite_ca::StartError;
@@ -37,7 +38,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(&mut self, world: &World) -> Vec<Control> {
+    fn more(&mut self, world: &World) -> Vec<Control> {
         let mut all = acts(world.dir.path());
         let new = all.split_off(self.seen);
         self.seen += new.len();
@@ -64,7 +65,7 @@ async fn what_operators_do_is_written_down() {
         ..CreateTokenRequest::default()
     };
     admin.create_token(token).await.unwrap();
-    let new = log.new(&world);
+    let new = log.more(&world);
     assert_eq!(
         stages(&new),
         [("CreateToken", Stage::Begun, "n1"), ("CreateToken", Stage::Done, "n1")]
@@ -80,7 +81,7 @@ async fn what_operators_do_is_written_down() {
     let created = admin.create_entries(CreateEntriesRequest { entries }).await.unwrap();
     let created = created.into_inner().results;
     let ids: Vec<String> = created.iter().map(|r| r.entry.as_ref().unwrap().id.clone()).collect();
-    let new = log.new(&world);
+    let new = log.more(&world);
     assert_eq!(
         stages(&new),
         [
@@ -104,7 +105,7 @@ async fn what_operators_do_is_written_down() {
     for expected in [1, 0] {
         let entries = vec![changed.clone()];
         admin.update_entries(UpdateEntriesRequest { entries }).await.unwrap();
-        let new = log.new(&world);
+        let new = log.more(&world);
         let updated = new.iter().filter(|act| detail(act, "entry") == "updated");
         assert_eq!((updated.count(), new.len()), (expected, 2 + expected), "{new:?}");
         changed.revision = 0;
@@ -116,19 +117,19 @@ async fn what_operators_do_is_written_down() {
         dry_run: true,
     };
     admin.apply_entries(list.clone()).await.unwrap();
-    let tried = log.new(&world);
+    let tried = log.more(&world);
     assert_eq!(tried.len(), 2, "{tried:?}");
     assert!(tried[1].subject.ends_with(", as a trial"), "{tried:?}");
     admin
         .apply_entries(ApplyEntriesRequest { dry_run: false, ..list })
         .await
         .unwrap();
-    assert_eq!(log.new(&world).len(), 3);
+    assert_eq!(log.more(&world).len(), 3);
     let gone = DeleteEntriesRequest {
         ids: vec![ids[1].clone(), "0123".into()],
     };
     admin.delete_entries(gone).await.unwrap();
-    let deleted = log.new(&world);
+    let deleted = log.more(&world);
     let parts: Vec<&str> = deleted
         .iter()
         .filter(|act| detail(act, "entry") == "deleted")
@@ -146,14 +147,14 @@ async fn what_operators_do_is_written_down() {
         admin.create_token(wrong).await.unwrap_err().code(),
         Code::InvalidArgument
     );
-    assert_eq!(log.new(&world), []);
+    assert_eq!(log.more(&world), []);
 
     // What was permitted and failed.
     let nobody = AgentRequest {
         spiffe_id: agent_id("nobody"),
     };
     let error = admin.ban_agent(nobody).await.unwrap_err();
-    let new = log.new(&world);
+    let new = log.more(&world);
     let subject = agent_id("nobody");
     assert_eq!(
         stages(&new),
@@ -173,14 +174,14 @@ async fn who_did_it_over_the_network_is_named_and_who_may_not_too() {
     let world = World::start().await;
     let (_, mut alice) = world.sign_in("alice", &["nodes"], &[]).await;
     let mut log = Log { seen: 0 };
-    log.new(&world);
+    log.more(&world);
     let token = CreateTokenRequest {
         node: "n1".into(),
         ..CreateTokenRequest::default()
     };
     alice.create_token(token).await.unwrap();
     let who = format!("spiffe://{DOMAIN}/hoplite/operator/alice");
-    let new = log.new(&world);
+    let new = log.more(&world);
     assert_eq!(new.len(), 2, "{new:?}");
     for act in &new {
         assert_eq!(
@@ -198,7 +199,7 @@ async fn who_did_it_over_the_network_is_named_and_who_may_not_too() {
             .unwrap_err();
         assert_eq!(error.code(), Code::PermissionDenied);
     }
-    let new = log.new(&world);
+    let new = log.more(&world);
     assert_eq!(stages(&new), [("CreateEntries", Stage::Refused, "")]);
     assert_eq!(
         (new[0].actor.as_str(), new[0].source.as_deref()),
@@ -210,26 +211,63 @@ async fn who_did_it_over_the_network_is_named_and_who_may_not_too() {
     );
 }
 
-/// Nothing is done that cannot be written down, and the CA ends, as it does when its store takes nothing more.
+/// Nothing is done that cannot be written down, nothing issued; and all goes on, without a restart, once it can.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_log_a_ca_does_nothing() {
-    let mut world = World::start().await;
+    let world = World::start().await;
     let mut admin = world.admin().await;
+    let mut agent = world.join("n1").await;
+    let a = world.register(entry("/a", "n1")).await;
     let log = world.dir.path().join("data/audit");
-    std::fs::rename(&log, world.dir.path().join("elsewhere")).unwrap();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), world.ca.wait()).await;
-    assert!(matches!(ended, Ok(StartError::LogStopped(_))), "{ended:?}");
-    let entries = vec![entry("/a", "n1")];
+    let elsewhere = world.dir.path().join("elsewhere");
+    std::fs::rename(&log, &elsewhere).unwrap();
+    // It is noticed within a second; until then what is done is in the log, wherever that is.
+    let patience = Duration::from_secs(30);
+    let deadline = Instant::now() + patience;
+    let mut tried = 0;
+    let error = loop {
+        let entries = vec![entry(&format!("/tried/{tried}"), "n1")];
+        match admin.create_entries(CreateEntriesRequest { entries }).await {
+            Ok(_) => tried += 1,
+            Err(error) => break error,
+        }
+        assert!(Instant::now() < deadline, "nobody has noticed");
+    };
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert!(error.message().contains("cannot write down"), "{error}");
+    let refused = agent.issue(vec![(a.clone(), csr().1)]).await.unwrap();
+    assert!(refused[0].error.contains("cannot write down"), "{refused:?}");
+    let renewed = agent.client.renew(RenewRequest { csr: csr().1 }).await.unwrap_err();
+    assert_eq!(renewed.code(), Code::Unavailable, "{renewed}");
+    // Whoever only looks is answered. The one that met the failure may have been done, and was told so.
+    let listed = admin.list_entries(ListEntriesRequest::default()).await.unwrap();
+    let listed = listed.into_inner().entries.len();
+    assert!([1 + tried, 2 + tried].contains(&listed), "{listed} of {tried}");
+    // It begins no new log in the place of one that is gone.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let entries = vec![entry("/b", "n1")];
     let error = admin
         .create_entries(CreateEntriesRequest { entries })
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
-    assert!(error.message().contains("cannot write down"), "{error}");
-    let listed = admin.list_entries(ListEntriesRequest::default()).await.unwrap();
-    assert_eq!(listed.into_inner().entries, []);
+    assert!(!log.exists());
 
-    // It begins no new log in the place of one that is gone.
+    std::fs::rename(&elsewhere, &log).unwrap();
+    let deadline = Instant::now() + patience;
+    loop {
+        let entries = vec![entry("/b", "n1")];
+        match admin.create_entries(CreateEntriesRequest { entries }).await {
+            Ok(_) => break,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let issued = agent.issue(vec![(a, csr().1)]).await.unwrap();
+    assert_eq!(issued[0].error, "");
+    assert_eq!(verify_log(&log).unwrap().findings, []);
+
+    std::fs::rename(&log, &elsewhere).unwrap();
     let error = world.restart().await.err();
     assert!(matches!(error, Some(StartError::Acts(_))), "{error:?}");
 }

@@ -566,8 +566,11 @@ async fn a_data_directory_that_is_not_whole_is_refused() {
     fs::create_dir(&store).unwrap();
     says(refused().await, &["no store in", "--init"]);
     fs::rename(data.join("authority.key"), dir.path().join("key")).unwrap();
+    says(refused().await, &["no store in", "jwt.key"]);
+    fs::rename(data.join("jwt.key"), dir.path().join("jwt-key")).unwrap();
     says(refused().await, &["no store in", "bundle.pem"]);
     fs::rename(dir.path().join("key"), data.join("authority.key")).unwrap();
+    fs::rename(dir.path().join("jwt-key"), data.join("jwt.key")).unwrap();
 
     // An older copy.
     fs::remove_dir(&store).unwrap();

@@ -147,7 +147,7 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         for record in found.by_ref() {
             match record? {
                 AnyRecord::Control(act) if no_kind => {
-                    acts += u64::from(act.stage != Stage::Begun && act.detail.get("entry").is_none())
+                    acts += u64::from(act.stage != Stage::Begun && !act.detail.contains_key("entry"))
                 }
                 record => records.push(record),
             }

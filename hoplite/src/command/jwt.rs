@@ -22,7 +22,7 @@ pub(crate) enum JwtCommand {
     /// Print a JWT-SVID of this process for an audience; exit 1 if it has none
     #[command(
         after_help = "Examples:\n  hoplite jwt fetch --audience vault\n  hoplite jwt fetch --audience a --audience b --output json\n  \
-        curl --oauth2-bearer \"$(hoplite jwt fetch --audience https://api.internal)\" https://api.internal/\n\n\
+        curl --oauth2-bearer \"$(hoplite jwt fetch --audience api)\" https://api/\n\n\
         Whoever has a token can use it at its audience until it ends: keep it out of logs and command lines that others see."
     )]
     Fetch(FetchArgs),

@@ -1,5 +1,7 @@
 //! Several CAs over one database: real processes, one of which is killed, cut off, or without its key; and a database that goes away.
 
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
