@@ -152,13 +152,11 @@ impl StoreDir {
 /// sled writes some of the system's errors as programs do, `Os { code: 28, … }`.
 fn plain(error: &io::Error) -> String {
     let text = error.to_string();
-    let code = text
-        .split_once("Os { code: ")
-        .and_then(|(_, rest)| rest.split([',', ' ']).next()?.parse().ok());
-    match code {
-        Some(code) => io::Error::from_raw_os_error(code).to_string(),
-        None => text,
-    }
+    let shown = text.split_once("Os { code: ").and_then(|(before, rest)| {
+        let code = rest.split([',', ' ']).next()?.parse().ok()?;
+        Some(format!("{before}{}", io::Error::from_raw_os_error(code)))
+    });
+    shown.unwrap_or(text)
 }
 
 /// Takes from others what sled left them: it makes its files under whatever umask there is.
@@ -184,6 +182,17 @@ fn close(directory: &Path, deep: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of a predecessor in this process that has not quite gone, and the lock is waited for by what it says.
+    #[test]
+    fn an_error_of_the_system_is_a_sentence_and_keeps_what_it_is_about() {
+        let sleds = "could not acquire lock on \"/d/db\": Os { code: 11, kind: WouldBlock, message: \"x\" }";
+        let shown = plain(&io::Error::other(sleds));
+        assert!(shown.starts_with("could not acquire lock on"), "{shown}");
+        assert!(shown.contains("(os error 11)") && !shown.contains("kind:"), "{shown}");
+        let full = plain(&io::Error::other("Os { code: 28, kind: StorageFull }"));
+        assert_eq!(full, "No space left on device (os error 28)");
+    }
 
     #[test]
     fn nothing_of_a_store_is_left_to_others() {
