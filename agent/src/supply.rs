@@ -39,7 +39,8 @@ pub(crate) type SupplyReceiver = watch::Receiver<Option<Arc<Supply>>>;
 /// Keeps the stock filled and publishes it.
 pub(crate) struct Supplier {
     link: CaLink,
-    channel: Option<(Arc<X509Svid>, Channel)>,
+    /// As whom it was made, and where to.
+    channel: Option<(Arc<X509Svid>, usize, Channel)>,
     stock: Stock,
     /// What the watch said, on its way.
     changes: Changes,
@@ -184,10 +185,13 @@ impl Supplier {
         let mut request = tonic::Request::new(IssueRequest { items });
         request.set_timeout(ISSUE_TIMEOUT);
         let channel = match &self.channel {
-            Some((svid, channel)) if Arc::ptr_eq(svid, &own.svid) => channel.clone(),
+            // Where the watch is: a CA that was left may not know of what is registered.
+            Some((svid, place, channel)) if Arc::ptr_eq(svid, &own.svid) && *place == self.link.place() => {
+                channel.clone()
+            }
             _ => {
                 let channel = self.link.connect(own).await?;
-                self.channel = Some((Arc::clone(&own.svid), channel.clone()));
+                self.channel = Some((Arc::clone(&own.svid), self.link.place(), channel.clone()));
                 channel
             }
         };

@@ -3,7 +3,7 @@
 //! A write reads the store, decides, and commits on condition that nothing it read has changed. One thread follows the
 //! store and keeps the [`Index`]; a write returns once the index has it, so whoever wrote reads what it wrote.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub(crate) struct Registry {
     bundles: watch::Receiver<Arc<TrustBundle>>,
     wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
-    losses: Arc<AtomicU64>,
+    is_lost: Arc<AtomicBool>,
     commits: Histogram,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct WeakRegistry {
     bundles: watch::Receiver<Arc<TrustBundle>>,
     wakes: Wakes,
     stopped: Arc<watch::Sender<Option<StoreError>>>,
-    losses: Arc<AtomicU64>,
+    is_lost: Arc<AtomicBool>,
     commits: Histogram,
 }
 
@@ -102,7 +102,7 @@ impl Registry {
             bundles: news.bundles.subscribe(),
             wakes: news.wakes.clone(),
             stopped: Arc::default(),
-            losses: Arc::default(),
+            is_lost: Arc::default(),
             commits: Histogram::default(),
         };
         Ok((registry.clone(), Follower::spawn(&registry, watch, news)))
@@ -170,14 +170,14 @@ impl Registry {
             bundles: self.bundles.clone(),
             wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
-            losses: self.losses.clone(),
+            is_lost: self.is_lost.clone(),
             commits: self.commits.clone(),
         }
     }
 
-    /// How often the store was lost from sight: whoever may find a CA that sees it goes there.
-    pub(crate) fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Acquire)
+    /// Whether the store is lost from sight: whoever may find a CA that sees it goes there.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Why the store takes nothing more, if it has come to that.
@@ -309,7 +309,7 @@ impl WeakRegistry {
             bundles: self.bundles.clone(),
             wakes: self.wakes.clone(),
             stopped: self.stopped.clone(),
-            losses: self.losses.clone(),
+            is_lost: self.is_lost.clone(),
             commits: self.commits.clone(),
         })
     }
@@ -325,9 +325,9 @@ impl Follower {
             Arc::clone(&registry.index),
             Arc::clone(&registry.store),
         );
-        let losses = Arc::clone(&registry.losses);
+        let is_lost = Arc::clone(&registry.is_lost);
         let thread = std::thread::spawn(move || {
-            if let Err(error) = follow(&*store, watch, &index, &news, &losses, &stopping) {
+            if let Err(error) = follow(&*store, watch, &index, &news, &is_lost, &stopping) {
                 tracing::error!(%error, "the CA no longer follows its store");
             }
             let wakes = news.wakes.clone();
@@ -360,18 +360,14 @@ fn follow(
     mut watch: Watch,
     index: &RwLock<Index>,
     news: &News,
-    losses: &AtomicU64,
+    is_lost: &AtomicBool,
     stopping: &AtomicBool,
 ) -> Result<(), FollowError> {
-    let (mut away_since, mut is_lost) = (None, false);
+    let mut away_since = None;
     while !stopping.load(Ordering::Relaxed) {
         away_since = store.away().map(|_| away_since.unwrap_or_else(clock::moment));
-        let was_lost = std::mem::replace(
-            &mut is_lost,
-            away_since.is_some_and(|since: Instant| since.elapsed() >= LOST_AFTER),
-        );
-        if is_lost && !was_lost {
-            losses.fetch_add(1, Ordering::AcqRel);
+        let now_lost = away_since.is_some_and(|since: Instant| since.elapsed() >= LOST_AFTER);
+        if is_lost.swap(now_lost, Ordering::AcqRel) != now_lost && now_lost {
             news.wakes.wake(&Concerned::everyone());
         }
         let concerned = match watch.next(TICK) {

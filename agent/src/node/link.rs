@@ -239,6 +239,16 @@ impl CaLink {
         Err(CaError::Unreachable { address, reason })
     }
 
+    /// Changes when another address comes first: what was connected to before may be a CA that was left.
+    pub(crate) fn place(&self) -> usize {
+        self.first.load(Ordering::Relaxed)
+    }
+
+    /// How many addresses of the CA there are.
+    pub(crate) fn addresses(&self) -> usize {
+        self.addresses.borrow().iter().count()
+    }
+
     /// The one that is connected to has failed: another is tried first from now on, if there is one.
     pub(crate) fn pass_over(&self) {
         self.first.fetch_add(1, Ordering::Relaxed);

@@ -15,6 +15,7 @@ use hoplite_identity::{EntryId, EntrySum, InvalidEntryId, RegisteredEntry, Trust
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, PolicyState, WatchRequest};
 use tokio::sync::watch;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::kept::{Kept, Restored};
@@ -31,6 +32,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A watch that lasted this long was a good one, though nothing changed: the next try need not wait long.
 const STEADY: Duration = Duration::from_secs(10);
+
+/// At a CA that does not see its database, an agent that knows others looks among them again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How far what is registered under this node is known. The entries themselves are in [`Changes`].
 #[derive(Debug)]
@@ -128,6 +132,8 @@ pub(crate) async fn run(
     let mut credentials = link.credentials();
     let mut backoff = RETRY;
     let (mut moves, mut dismissals) = (link.moves(), link.dismissals());
+    // CAs in a row that could not be had, or do not see their database.
+    let mut in_vain = 0;
     loop {
         // To a node whose SVID has ended it is said where it would come back by the key.
         if dismissals.has_changed().unwrap_or(false) {
@@ -153,7 +159,7 @@ pub(crate) async fn run(
         };
         let Some(own) = own else { return };
         let ended = tokio::select! {
-            ended = follow(&link, &own, &keeper, &mut view, &told, &mut backoff) => ended,
+            ended = follow(&link, &own, &keeper, &mut view, &told, (&mut backoff, &mut in_vain)) => ended,
             // A connection made with the old certificate ends when that expires; better to move over in good time.
             () = replaced(&own, link.credentials()) => continue,
             Ok(()) = moves.changed() => continue,
@@ -163,9 +169,20 @@ pub(crate) async fn run(
             }
             () = shutdown.wait() => return,
         };
-        link.metrics().contact.lost();
         link.pass_over();
-        told.connections.send_replace(None);
+        let Some(ended) = ended else { continue };
+        link.metrics().contact.lost();
+        // Whoever answers that it does not see its database serves those who are connected all the same.
+        if !matches!(
+            &ended,
+            CaError::Failed {
+                code: Code::Unavailable,
+                ..
+            }
+        ) || in_vain <= 1
+        {
+            told.connections.send_replace(None);
+        }
         link.troubles().watch(ended.trouble());
         if let CaError::Dismissed(reason) = &ended {
             told.dismissed(&mut view, reason).await;
@@ -188,15 +205,17 @@ pub(crate) async fn run(
     }
 }
 
-/// One watch, until it breaks.
+/// One watch, until it breaks; none when it is good, and another CA may be better.
 async fn follow(
     link: &CaLink,
     own: &Credentials,
     keeper: &Keeper,
     view: &mut View,
     told: &Told,
-    backoff: &mut Backoff,
-) -> CaError {
+    (backoff, in_vain): (&mut Backoff, &mut usize),
+) -> Option<CaError> {
+    // All of them were asked whether they see the database.
+    let stays = *in_vain >= link.addresses() || link.addresses() == 1;
     let opened = async {
         let channel = link.connect(own).await?;
         let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(UPDATE_BYTES_MAX);
@@ -205,6 +224,7 @@ async fn follow(
             digest: view.digest().to_vec(),
             process: told.process.clone(),
             epoch: Some(view.epoch.into()),
+            stays_when_cut_off: stays,
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(request))
             .await
@@ -216,35 +236,53 @@ async fn follow(
             told.connections.send_replace(Some(channel));
             updates
         }
-        Err(error) => return error,
+        Err(error) => {
+            *in_vain += 1;
+            return Some(error);
+        }
     };
     let since = clock::moment();
+    let mut is_cut_off = false;
     loop {
-        let message = updates.message().await;
+        let left = LOOK_AGAIN.saturating_sub(since.elapsed());
+        let message = tokio::select! {
+            message = updates.message() => message,
+            () = tokio::time::sleep(left), if is_cut_off && link.addresses() > 1 => {
+                *in_vain = 0;
+                return None;
+            }
+        };
         if since.elapsed() > STEADY {
             backoff.succeeded();
         }
         let mut update = match message {
             Ok(Some(update)) => update,
-            Ok(None) => return CaError::Answer("it ended the watch".to_owned()),
-            Err(status) => return status.into(),
+            Ok(None) => return Some(CaError::Answer("it ended the watch".to_owned())),
+            Err(status) => {
+                *in_vain += 1;
+                return Some(status.into());
+            }
         };
+        is_cut_off = update.cut_off;
+        if !is_cut_off {
+            *in_vain = 0;
+        }
         link.metrics().contact.heard();
         // Before anything that it says is believed: a CA of an older epoch was overtaken by a restore.
         if let Err(error) = keeper.adopt_epoch(Epoch::of(update.epoch)) {
-            return error;
+            return Some(error);
         }
         if let Some(bundle) = update.bundle.take()
             && let Err(error) = keeper.adopt_bundle(bundle)
         {
-            return error;
+            return Some(error);
         }
         // It says whom it is from by itself, whatever becomes of the entries.
         if let Some(state) = update.policy.take() {
             told.policy.send_replace(Some(Arc::new(state)));
         }
         if let Err(error) = view.apply(update) {
-            return CaError::Answer(error.to_string());
+            return Some(CaError::Answer(error.to_string()));
         }
         backoff.succeeded();
         link.troubles().watch(None);
@@ -485,6 +523,7 @@ mod tests {
             digest: digest(held),
             policy: None,
             epoch: None,
+            cut_off: false,
         }
     }
 

@@ -106,8 +106,8 @@ struct Watcher {
     held: Held,
     /// Nothing was sent yet.
     first: bool,
-    /// How often the store had been lost from sight when this began.
-    losses: u64,
+    /// It knows no other CA, or none that sees the database.
+    stays_when_cut_off: bool,
     place: Place,
     _counted: Watching,
 }
@@ -395,6 +395,18 @@ impl Node {
             bundle: update.bundle.as_deref().map(messages::bundle),
             digest: update.digest.to_vec(),
             policy: policy.map(wire::PolicyState::from),
+            cut_off: self.0.registry.is_lost(),
+        }
+    }
+
+    /// A CA that sees the database may be near: an agent goes there, and comes back with `stays` if none does. That one is served with
+    /// what is known.
+    fn ensure_sees_the_store(&self, stays: bool) -> Result<(), Status> {
+        match !stays && self.0.registry.is_lost() {
+            true => Err(Status::unavailable(
+                "this CA has lost sight of its database; connect again, to another one if there is one",
+            )),
+            false => Ok(()),
         }
     }
 
@@ -517,6 +529,7 @@ impl wire::node_server::Node for Node {
         let peer = self.agent(&request).await?;
         let address = caller(&request)?.address;
         let request = request.into_inner();
+        self.ensure_sees_the_store(request.stays_when_cut_off)?;
         // A revision of another epoch is none.
         let epoch = EpochName::from(request.epoch.unwrap_or_default());
         let now = self.0.registry.index().epoch.name();
@@ -547,7 +560,7 @@ impl wire::node_server::Node for Node {
                 digest: (request.digest.as_slice().try_into().ok()).filter(|_| is_of_now),
             },
             first: true,
-            losses: self.0.registry.losses(),
+            stays_when_cut_off: request.stays_when_cut_off,
             place,
             _counted: self.0.metrics.watching(),
         };
@@ -718,12 +731,7 @@ impl Watcher {
             if self.node.0.registry.is_left_behind() {
                 return Err(Status::unavailable("the CA no longer follows its store; connect again"));
             }
-            // A CA that sees it may be near; who comes back to this one is served with what is known.
-            if self.node.0.registry.losses() != self.losses {
-                return Err(Status::unavailable(
-                    "this CA has lost sight of its database; connect again, to another one if there is one",
-                ));
-            }
+            self.node.ensure_sees_the_store(self.stays_when_cut_off)?;
             if let Some((update, epoch, policy)) = self.look(heartbeat.is_elapsed()) {
                 self.held = Held {
                     revision: Some(update.revision),
