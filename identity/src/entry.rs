@@ -109,6 +109,9 @@ pub enum InvalidEntry {
     /// The parent cannot have workloads.
     #[error("`parent_id`: `{0}` is not an agent; write `spiffe://<trust domain>/{RESERVED}/agent/<node>`")]
     NotAnAgent(SpiffeId),
+    /// It says something about nodes.
+    #[error("`selectors`: no process has `{0}`, which says something about a node")]
+    NotOfProcesses(Selector),
     /// Every process would have this identity.
     #[error("`selectors`: none given; an entry without any would fit every process")]
     NoSelectors,
@@ -248,6 +251,13 @@ impl Entry {
             return Err(InvalidEntry::NoSelectors);
         }
         at_most("selectors", self.selectors.len(), SELECTORS_MAX)?;
+        if let Some(of_nodes) = self
+            .selectors
+            .iter()
+            .find(|selector| !selector.kind().is_of_processes())
+        {
+            return Err(InvalidEntry::NotOfProcesses(of_nodes.clone()));
+        }
         if self.hint.len() > HINT_BYTES_MAX || self.hint.chars().any(char::is_control) {
             return Err(InvalidEntry::Hint);
         }
@@ -433,6 +443,8 @@ mod tests {
     #[test]
     fn the_rest() {
         check(|e| e.selectors.clear(), "every process");
+        let of_a_node = |e: &mut Entry| e.selectors = ["k8s:node:worker-7".parse().unwrap()].into();
+        check(of_a_node, "no process has `k8s:node:worker-7`");
         let many = |count: u32| (0..count).map(|n| format!("unix:gid:{n}").parse().unwrap()).collect();
         check(|e| e.selectors = many(32), "good");
         check(|e| e.selectors = many(33), "`selectors`: 33 given; at most 32");

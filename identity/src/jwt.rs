@@ -2,11 +2,13 @@
 
 mod authority;
 mod claims;
+mod foreign;
 mod jwk;
 mod token;
 
 pub use authority::{InvalidJwtAuthorities, JwtAuthorities};
 pub use claims::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX, InvalidAudience, JwtClaims};
+pub use foreign::{Expected, ForeignKeys, ForeignRejected, ForeignToken, InvalidForeignKeys, verify_foreign};
 pub(crate) use jwk::Jwk;
 pub use jwk::{InvalidJwk, JwtAlgorithm, JwtKey};
 pub use token::{JwtRejected, JwtSvid, TOKEN_BYTES_MAX, key_id, verify};

@@ -1,7 +1,9 @@
-//! Selectors: the facts about a process that an attestor can find out, `unix:uid:1000`.
+//! Selectors: the facts about a process, or about a node, that an attestor can find out, `unix:uid:1000`.
 //!
 //! The table of kinds is closed, and each kind has one spelling of each value. So whoever registers a workload writes
 //! what an attestor can find, or is told what is wrong with it: an entry that no process can ever match is refused.
+
+mod kind;
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,36 +12,17 @@ use std::sync::Arc;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Excerpt, ServiceName};
+use crate::Excerpt;
+
+pub use kind::SelectorKind;
 
 /// The longest value of a selector, in bytes: a path.
 pub const SELECTOR_VALUE_BYTES_MAX: usize = 1024;
 
-/// The longest user name, in bytes, as Linux has it.
-const USER_BYTES_MAX: usize = 256;
-
 /// What a kind may differ in from what was written to be suggested in its place: letters changed, left out or added.
 const TYPOS_MAX: usize = 2;
 
-/// What a selector says something about. Each row is produced by an attestor: a new one comes with its attestor, see
-/// `docs/guide/add-a-selector-kind.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SelectorKind {
-    /// The user id of the process.
-    UnixUid,
-    /// The group id of the process.
-    UnixGid,
-    /// The name that the user database gives the user id.
-    UnixUser,
-    /// The path of the program that the process runs.
-    UnixPath,
-    /// SHA-256 of that program.
-    UnixSha256,
-    /// The service that a supervisor launched the process as.
-    LaunchName,
-}
-
-/// One attested fact about a process: a kind and its value, in the one spelling that the value has.
+/// One attested fact about a process or a node: a kind and its value, in the one spelling that the value has.
 ///
 /// Written `kind:value`. Ordered as its text, kind first, which is the order wherever several are listed or hashed.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -82,126 +65,6 @@ pub enum InvalidSelector {
         /// `; did you mean …?`, if there is something near.
         nearest: String,
     },
-}
-
-// === impl SelectorKind ===
-
-impl SelectorKind {
-    /// Every kind, in the order of their texts.
-    pub const ALL: [Self; 6] = [
-        Self::LaunchName,
-        Self::UnixGid,
-        Self::UnixPath,
-        Self::UnixSha256,
-        Self::UnixUid,
-        Self::UnixUser,
-    ];
-
-    /// What stands before the value: who attests it, a colon, what is attested.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::UnixUid => "unix:uid",
-            Self::UnixGid => "unix:gid",
-            Self::UnixUser => "unix:user",
-            Self::UnixPath => "unix:path",
-            Self::UnixSha256 => "unix:sha256",
-            Self::LaunchName => "launch:name",
-        }
-    }
-
-    /// Which values it takes, for messages and documentation.
-    pub fn rule(self) -> &'static str {
-        match self {
-            Self::UnixUid | Self::UnixGid => "a number from 0 to 4294967294 without sign and leading zeros",
-            Self::UnixUser => "a name from the user database, 1 to 256 printable ASCII characters but `:`, `#` and `+`",
-            Self::UnixPath => "an absolute path, at most 1024 bytes, without `.`, `..`, `//` and a `/` at the end",
-            Self::UnixSha256 => "64 hexadecimal digits in lower case",
-            Self::LaunchName => "a service name, 1 to 64 of `a-z`, `0-9`, `-`, `_` and `.`",
-        }
-    }
-
-    /// A selector of this kind.
-    pub fn example(self) -> &'static str {
-        match self {
-            Self::UnixUid => "unix:uid:1000",
-            Self::UnixGid => "unix:gid:1000",
-            Self::UnixUser => "unix:user:billing",
-            Self::UnixPath => "unix:path:/opt/billing-proxy",
-            Self::UnixSha256 => "unix:sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-            Self::LaunchName => "launch:name:billing",
-        }
-    }
-
-    /// Whether a process can have this value, in just this spelling.
-    fn takes(self, value: &str) -> bool {
-        match self {
-            Self::UnixUid | Self::UnixGid => {
-                // The highest number means nobody: no process has it.
-                value
-                    .parse::<u32>()
-                    .is_ok_and(|id| id != u32::MAX && id.to_string() == value)
-            }
-            Self::UnixUser => {
-                let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b':' | b'#' | b'+');
-                (1..=USER_BYTES_MAX).contains(&value.len()) && value.bytes().all(plain)
-            }
-            Self::UnixPath => {
-                value.len() <= SELECTOR_VALUE_BYTES_MAX
-                    && !value.chars().any(char::is_control)
-                    && value
-                        .strip_prefix('/')
-                        .is_some_and(|rest| rest.split('/').all(|name| !matches!(name, "" | "." | "..")))
-            }
-            Self::UnixSha256 => value.len() == 64 && value.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')),
-            Self::LaunchName => ServiceName::check(value).is_ok(),
-        }
-    }
-
-    /// A selector that exists and was perhaps meant: this kind with another spelling of the value, or another kind.
-    fn near(self, value: &str) -> Option<Selector> {
-        let trimmed = value.trim();
-        let spelt = match self {
-            Self::UnixUid | Self::UnixGid => {
-                let digits = trimmed.strip_prefix('+').unwrap_or(trimmed).trim_start_matches('0');
-                if digits.is_empty() && !trimmed.is_empty() {
-                    "0"
-                } else {
-                    digits
-                }
-                .to_owned()
-            }
-            Self::UnixPath => {
-                let names = trimmed.split('/').filter(|name| !matches!(*name, "" | "."));
-                let whole = names.fold(String::new(), |path, name| path + "/" + name);
-                // A relative path could be below anything.
-                if trimmed.starts_with('/') { whole } else { String::new() }
-            }
-            Self::UnixUser => trimmed.to_owned(),
-            Self::UnixSha256 | Self::LaunchName => trimmed.to_lowercase(),
-        };
-        let other = match self {
-            Self::UnixUid => Some(Self::UnixUser),
-            _ => None,
-        };
-        let number = trimmed.bytes().all(|byte| byte.is_ascii_digit());
-        let otherwise = || Selector::of(other.filter(|_| !number)?, trimmed);
-        Selector::of(self, &spelt).or_else(otherwise)
-    }
-}
-
-impl fmt::Display for SelectorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for SelectorKind {
-    type Err = InvalidSelector;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        found.ok_or_else(|| no_kind(text, ""))
-    }
 }
 
 // === impl Selector ===
@@ -317,7 +180,12 @@ fn no_kind(written: &str, value: &str) -> InvalidSelector {
     let typos = |kind: &SelectorKind| {
         let whole = kind.as_str();
         let last = whole.rsplit(':').next().unwrap_or(whole);
-        strsim::osa_distance(written, whole).min(strsim::osa_distance(written, last))
+        // A short name is near everything that is short.
+        let near = |name: &str| {
+            let typos = strsim::osa_distance(written, name);
+            Some(typos).filter(|typos| 2 * typos <= name.len())
+        };
+        near(whole).into_iter().chain(near(last)).min().unwrap_or(usize::MAX)
     };
     let near = SelectorKind::ALL
         .into_iter()
@@ -387,10 +255,37 @@ mod tests {
         );
         check("Unix:uid:1", "did you mean `unix:uid:1`?");
         check("unix:pth:./x", "did you mean `unix:path`?");
-        check("k8s:namespace:a", "there are `launch:name`, `unix:gid`, `unix:path`");
-        check("", "there are `launch:name`");
-        check("1000", "there are `launch:name`");
-        check(&"a".repeat(100_000), "there are `launch:name`");
+        check(
+            "kubernetes:namespace:a",
+            "there are `container:id`, `k8s:container-name`, `k8s:image`",
+        );
+        check("k8s:nss:a", "did you mean `k8s:ns:a`?");
+        check("", "there are `container:id`");
+        check("1000", "there are `container:id`");
+        check(&"a".repeat(100_000), "there are `container:id`");
+        check("systemd:unit:billing.service", "ok ");
+        check("systemd:unit:dbus-:1.2-org.a@0.service", "ok ");
+        check("systemd:unit:billing", "did you mean `systemd:unit:billing.service`?");
+        check("systemd:unit:a/b.service", "is no value of `systemd:unit`");
+        check("systemd:unit:.service", "is no value of `systemd:unit`");
+        check("systemd:unit:system.slice", "ends with `.service` or `.scope`");
+        check("systemd:user-unit:1000/sync.service", "ok ");
+        check("systemd:user-unit:sync.service", "is no value of `systemd:user-unit`");
+        check(
+            "systemd:user-unit:01/sync.service",
+            "is no value of `systemd:user-unit`",
+        );
+        check("k8s:ns:Payments", "did you mean `k8s:ns:payments`?");
+        check("k8s:ns:a..b", "is no value of `k8s:ns`");
+        check("k8s:pod-uid:0F0A", "did you mean `k8s:pod-uid:0f0a`?");
+        check("oidc:claim:environment", "NAME=VALUE");
+        check("oidc:sub:repo:acme/infra:ref:refs/heads/main", "ok ");
+        check("oidc:sub:a\nb", "is no value of `oidc:sub`");
+        check(
+            &format!("x509pop:root:sha256:{DIGEST}"),
+            &format!("did you mean `x509pop:root:{DIGEST}`?"),
+        );
+
         check("unix:uid", "`unix:uid` has no value; write a number");
         check("unix:uid:", "`unix:uid` has no value");
 

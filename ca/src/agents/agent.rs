@@ -1,8 +1,9 @@
 //! An agent as the CA knows it: which of its certificates count, and whether it may speak at all.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use hoplite_identity::{Leaf, Moment, SpiffeId};
+use hoplite_identity::{Leaf, Moment, Selector, SelectorKind, SpiffeId};
 use serde::{Deserialize, Serialize};
 
 use crate::epoch::Since;
@@ -38,7 +39,29 @@ pub(crate) struct Agent {
     /// How it was let in last without a token, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) readmitted: Option<Readmitted>,
+    /// What was attested of the node when it joined last: each selector once, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) selectors: Vec<Selector>,
+    /// By whom, and when. None for one of whose join this store knows nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attested: Option<Attested>,
 }
+
+/// Who attested a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attested {
+    /// The attestor's name in the configuration; [`BY_TOKEN`] for join tokens.
+    pub(crate) by: String,
+    /// Which node it is for that attestor, whatever its key. Empty for a join token,
+    /// which knows no nodes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) identity: String,
+    /// Unix seconds.
+    pub(crate) at: u64,
+}
+
+/// The attestor of nodes that join with a token.
+pub(crate) const BY_TOKEN: &str = "token";
 
 /// That an agent was let in without a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +188,20 @@ impl Agent {
                 next: None,
                 adopted_at: None,
                 readmitted: None,
+                selectors: Vec::new(),
+                attested: None,
             },
+        }
+    }
+
+    /// After somebody has attested its node. What was attested before counts no more.
+    pub(crate) fn attested(self, attested: Attested, selectors: impl IntoIterator<Item = Selector>) -> Self {
+        let by = Selector::new(SelectorKind::NodeAttestor, &attested.by).ok();
+        let selectors: BTreeSet<Selector> = selectors.into_iter().chain(by).collect();
+        Self {
+            selectors: selectors.into_iter().collect(),
+            attested: Some(attested),
+            ..self
         }
     }
 

@@ -62,6 +62,13 @@ impl From<&Agent> for wire::Agent {
             expires_at_unix: unix_i64(newest.not_after),
             banned: agent.banned,
             contested_at_unix: agent.contested.map_or(0, unix_i64),
+            selectors: agent.selectors.iter().map(wire::Selector::from).collect(),
+            attested_by: agent
+                .attested
+                .as_ref()
+                .map(|attested| attested.by.clone())
+                .unwrap_or_default(),
+            attested_at_unix: agent.attested.as_ref().map_or(0, |attested| unix_i64(attested.at)),
         }
     }
 }

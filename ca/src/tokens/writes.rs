@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use hoplite_identity::SpiffeId;
 
-use crate::agents::agent::{Agent, Issued};
+use crate::agents::agent::{Agent, Attested, BY_TOKEN, Issued};
 use crate::issuance::{MintError, Minted};
+use crate::record;
 use crate::tokens::token::{JoinRefused, Token};
 use crate::write::{Changes, ReadError, View, Write};
 
@@ -157,6 +158,12 @@ where
         let id = token.admits.clone();
         let minted = (self.mint)(&id)?;
         let agent = Agent::joined(agent, id.clone(), self.key.clone(), Issued::from(&minted.leaf));
+        let by_token = Attested {
+            by: BY_TOKEN.to_owned(),
+            identity: String::new(),
+            at: record::unix_seconds(self.now),
+        };
+        let agent = agent.attested(by_token, []);
         let changes = Changes::none().put(&self.digest, &token).put(id.as_str(), &agent);
         // `Barred` stays: it speaks of certificates from before the restore, and this one is of now.
         Ok((changes, minted))

@@ -97,8 +97,9 @@ pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// What people see of an agent.
-const AGENT_COLUMNS: [Column; 3] = [
+const AGENT_COLUMNS: [Column; 4] = [
     Column::new("AGENT", "spiffe_id"),
+    Column::new("ATTESTED BY", "attested_by"),
     Column::moment("VALID UNTIL", "expires_at"),
     Column::made("STATE", "banned", |agent| {
         let is_contested = !agent["contested_at"].is_null();
@@ -122,6 +123,9 @@ pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
             "spiffe_id": agent.spiffe_id, "serial": agent.serial,
             "expires_at": (agent.expires_at_unix != 0).then(|| rfc3339(agent.expires_at_unix)), "banned": agent.banned,
             "contested_at": (agent.contested_at_unix != 0).then(|| rfc3339(agent.contested_at_unix)),
+            "selectors": agent.selectors.iter().map(|s| format!("{}:{}", s.kind, s.value)).collect::<Vec<_>>(),
+            "attested_by": (!agent.attested_by.is_empty()).then_some(&agent.attested_by),
+            "attested_at": (agent.attested_at_unix != 0).then(|| rfc3339(agent.attested_at_unix)),
         }));
     }
     listing.print(args.form)?;

@@ -15,7 +15,7 @@ use crate::{InvalidSpiffeId, SpiffeId, TrustDomain};
 /// The longest token that is looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 /// How far another machine's clock may be ahead of ours.
-const LEEWAY: Duration = Duration::from_secs(60);
+pub(super) const LEEWAY: Duration = Duration::from_secs(60);
 /// The last second that has four digits of a year. A later one is a mistake, or milliseconds.
 const SECONDS_MAX: f64 = 253_402_300_799.0;
 
@@ -106,7 +106,7 @@ struct Header {
 }
 
 /// A JSON object in which no name stands twice: which of the two counts, readers disagree.
-struct Object(Map<String, Value>);
+pub(super) struct Object(pub(super) Map<String, Value>);
 
 // === impl JwtSvid ===
 
@@ -214,7 +214,7 @@ pub fn key_id(token: &str) -> Option<String> {
     header.kid
 }
 
-fn part(text: &str) -> Result<Vec<u8>, JwtRejected> {
+pub(super) fn part(text: &str) -> Result<Vec<u8>, JwtRejected> {
     if text.is_empty() {
         return Err(JwtRejected::NotCompact);
     }
@@ -224,7 +224,7 @@ fn part(text: &str) -> Result<Vec<u8>, JwtRejected> {
 }
 
 /// A claim that is a time, if it is there (RFC 7519 §2, `NumericDate`).
-fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<SystemTime>, JwtRejected> {
+pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<SystemTime>, JwtRejected> {
     let Some(value) = claims.get(name) else {
         return Ok(None);
     };
@@ -234,7 +234,7 @@ fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<System
 }
 
 /// J-7: a string, or a list of strings that is not empty.
-fn audiences(claims: &Map<String, Value>) -> Option<Vec<String>> {
+pub(super) fn audiences(claims: &Map<String, Value>) -> Option<Vec<String>> {
     let named = match claims.get("aud")? {
         Value::String(one) => vec![one.clone()],
         Value::Array(several) => {
@@ -246,7 +246,7 @@ fn audiences(claims: &Map<String, Value>) -> Option<Vec<String>> {
     Some(named).filter(|named| !named.is_empty() && named.iter().all(|name| !name.is_empty()))
 }
 
-fn shown(time: SystemTime) -> String {
+pub(super) fn shown(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
