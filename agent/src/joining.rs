@@ -9,8 +9,8 @@ use hoplite_identity::{Fingerprint, Invitation, NotIntroduced};
 use hoplite_wire::channel::{self, IntroduceError};
 
 use crate::config::Config;
+use crate::node::keeper::{self, Keeper, Membership, NodeError, Token};
 use crate::node::link::{CaError, CaLink};
-use crate::node::{self, Keeper, Membership, NodeError, Token};
 
 /// In the data directory: the authority that the invitation named, by which the CA is known at first.
 pub(crate) const FIRST_BUNDLE: &str = "first-bundle.pem";
@@ -109,7 +109,7 @@ pub async fn join(invitation: &Invitation, data_dir: &Path) -> Result<Joined, Jo
         reason: "it gave no SVID".to_owned(),
     })?;
     // The bundle first: with it alone an agent begins as before it had ever heard from its CA.
-    for name in [FIRST_BUNDLE, node::FILE] {
+    for name in [FIRST_BUNDLE, keeper::FILE] {
         files::rename(&scratch.join(name), &data_dir.join(name))?;
     }
     files::remove_dir(&scratch)?;

@@ -223,6 +223,12 @@ impl Kept {
         }
     }
 
+    /// Whether something was read that is served, or will be in a moment.
+    pub(crate) fn has_restored(&self) -> bool {
+        let restored = self.0.restored.borrow();
+        restored.as_ref().is_some_and(|restored| restored.heard.is_some())
+    }
+
     /// Changes of what is registered, and how far the CA was heard with them.
     pub(crate) fn registered(
         &self,

@@ -60,13 +60,13 @@ pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
 pub use joining::{JoinError, Joined, join, membership};
 pub use kept::lock::NotSole;
-pub use node::{Membership, NodeError};
+pub use node::keeper::{Membership, NodeError};
 
 use attest::Attestor;
 use attest::launch::Launches;
 use authorize::authorizer::Authorizer;
 use kept::Kept;
-use node::Keeper;
+use node::keeper::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
 use policy::{PolicyHolder, Wanted};

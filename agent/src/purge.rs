@@ -14,11 +14,11 @@ use rustix::fs::OFlags;
 use crate::config::Config;
 use crate::joining;
 use crate::kept::lock::{NotSole, sole_writer};
-use crate::node;
+use crate::node::keeper;
 
 /// What an agent writes into its data directory. What begins with one of these and a point is a half of it.
 const OWN: [&str; 9] = [
-    node::FILE,
+    keeper::FILE,
     joining::FIRST_BUNDLE,
     joining::SCRATCH,
     crate::kept::key::FILE,
@@ -30,7 +30,7 @@ const OWN: [&str; 9] = [
 ];
 
 /// Those with a secret that opens others: written over before they go, for whatever that is worth on this disk.
-const KEYS: [&str; 2] = [node::FILE, crate::kept::key::FILE];
+const KEYS: [&str; 2] = [keeper::FILE, crate::kept::key::FILE];
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,9 @@
 //!
 //! Keys are made here and go to nobody but their workload. A renewal that fails keeps the SVID that is still valid.
 
+mod agenda;
 pub(crate) mod changes;
+pub(crate) mod crowds;
 pub(crate) mod held;
 pub(crate) mod near;
 pub(crate) mod shelf;
@@ -152,6 +154,7 @@ impl Supplier {
             match self.mint(own, &due).await {
                 Ok(()) => {
                     self.away.succeeded();
+                    self.shelves.set_dry(false);
                     if was_away {
                         self.stock.catch_up(clock::now(), jitter);
                     }
@@ -161,6 +164,7 @@ impl Supplier {
                         self.link.metrics().asked("workload", false);
                     }
                     self.channel = None;
+                    self.shelves.set_dry(true);
                     tracing::warn!(%error, due = due.len(), "no SVIDs could be issued; what is still valid stays in use");
                     wait = Some(self.away.failed(jitter()));
                 }

@@ -41,6 +41,7 @@ pub(crate) struct World {
     pub(crate) authorizer: Option<Arc<Authorizer>>,
     pub(crate) stopper: Stopper,
     pub(crate) refused: Arc<Refused>,
+    pub(crate) attestor: Arc<Attestor>,
     /// What was reported.
     pub(crate) points: Arc<Points>,
     pub(crate) served: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
@@ -122,7 +123,7 @@ impl World {
         }
         let attestor = Arc::new(Attestor::new(Launches::default()));
         let sessions = Sessions {
-            attestor,
+            attestor: Arc::clone(&attestor),
             supply: supply.subscribe(),
             shutdown: shutdown.clone(),
             refused: Arc::default(),
@@ -144,6 +145,7 @@ impl World {
             authorizer: authorizer.clone(),
             stopper,
             refused: Arc::clone(&refused),
+            attestor,
             points,
             served: tokio::spawn(serve(
                 listener,
@@ -198,6 +200,7 @@ impl World {
             Supplied {
                 entry: Arc::new(entry),
                 svid,
+                is_coming: true,
             }
         });
         self.publish_as_is(supplied.collect());
@@ -205,6 +208,10 @@ impl World {
 
     pub(crate) fn publish_as_is(&self, supplied: Vec<Supplied>) {
         let bundles: BundleSet = [self.authority.bundle(), self.foreign.bundle()].into_iter().collect();
-        self.supply.send_replace(Some(Arc::new(Supply::new(supplied, bundles))));
+        let there = self.supply.borrow().clone();
+        match there {
+            Some(there) => there.replace(supplied, bundles),
+            None => drop(self.supply.send_replace(Some(Arc::new(Supply::new(supplied, bundles))))),
+        }
     }
 }

@@ -39,6 +39,10 @@ const CONNECTIONS_PER_USER_MAX: usize = CONNECTIONS_MAX / 2;
 /// Requests are small: the largest lists secret names.
 pub(crate) const REQUEST_BYTES_MAX: usize = 1 << 20;
 
+/// Calls that one connection may have begun: more than its process may have, so that the one too many comes here and is refused.
+/// A client holds back what is beyond this, and whoever waits for it would be told nothing.
+const STREAMS_PER_CONNECTION_MAX: usize = 2 * STREAMS_PER_PROCESS_MAX;
+
 /// Metadata of an honest client is a few hundred bytes.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
@@ -85,7 +89,7 @@ pub(crate) async fn serve(
     let routes = Counted::<_, ConnectionInfo>::new(routes);
     Server::builder()
         .accept_http1(true)
-        .max_concurrent_streams(u32::try_from(STREAMS_PER_PROCESS_MAX).ok())
+        .max_concurrent_streams(u32::try_from(STREAMS_PER_CONNECTION_MAX).ok())
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .serve_with_incoming_shutdown(routes, incoming(acceptor, peer_process, streams, refused), async move {
             shutdown.wait().await
@@ -210,10 +214,14 @@ impl Service<http::Request<Body>> for Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::admission::HEADER;
     use crate::testing::{World, own};
     use hoplite_wire::sds::DiscoveryRequest;
     use hoplite_wire::sds::secret_discovery_service_client::SecretDiscoveryServiceClient;
-    use tonic::Code;
+    use hoplite_wire::workload::X509svidRequest;
+    use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+    use std::time::Duration;
+    use tonic::{Code, Request};
 
     #[tokio::test]
     async fn a_process_has_so_many_streams_and_no_more() {
@@ -244,6 +252,39 @@ mod tests {
         let refused = SecretDiscoveryServiceClient::new(first).fetch_secrets(long).await;
         assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
         assert_eq!(world.refused.counts()[2], ("call beyond a bound", 2));
+    }
+
+    /// A client library waits with what a connection has no place for, and does not say so.
+    #[tokio::test]
+    async fn whoever_opens_more_streams_than_a_process_may_have_is_answered_for_each() {
+        let world = World::start();
+        world.publish([world.entry("/web", &[own()])]);
+        let channel = world.dial().await;
+        let calls = (0..STREAMS_PER_PROCESS_MAX + 44).map(|_| {
+            let mut client = SpiffeWorkloadApiClient::new(channel.clone());
+            let mut request = Request::new(X509svidRequest {});
+            request.metadata_mut().insert(HEADER, "true".parse().unwrap());
+            tokio::spawn(async move { client.fetch_x509svid(request).await })
+        });
+        let calls: Vec<_> = calls.collect();
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for call in calls {
+            let answered = tokio::time::timeout(Duration::from_secs(30), call).await;
+            match answered.expect("each call is answered").unwrap() {
+                Ok(stream) => open.push(stream),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                    assert!(status.message().contains("close some streams"), "{status:?}");
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!((open.len(), refused), (STREAMS_PER_PROCESS_MAX, 44));
+        assert_eq!(
+            world.refused.counts()[2],
+            ("call beyond a bound", 44),
+            "the log says it"
+        );
     }
 
     #[tokio::test]

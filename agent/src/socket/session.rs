@@ -1,6 +1,10 @@
 //! One caller's view: who it is now, what it may have now, and when to look again.
 //!
 //! The services on the socket are written on top of this, so that an entitlement is decided in one place.
+//!
+//! A caller waits for its own entries only. An answer is the full state, and what is not in it counts as taken back (W-7): so who
+//! comes anew while some of its SVIDs are being minted waits a moment for all of them, and is then told those that are there;
+//! who is being told already is told each one when it is there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,12 +21,17 @@ use crate::attest::{Attestor, LocalProcess};
 use crate::kept::Kept;
 use crate::refused::Refused;
 use crate::supply::SupplyReceiver;
-use crate::supply::shelf::Fitting;
+use crate::supply::crowds::Place;
+use crate::supply::shelf::{Fitting, Supplied};
 use crate::tokens::Tokens;
 use crate::troubles::Troubles;
 
 /// Who comes for an SVID that is still to be minted, or read, waits so long for it.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What changes about a caller itself (it becomes another program, its user gets another name) is seen when something changes
+/// that concerned it before, and after this at the latest.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// Begins sessions, and has what they share.
 #[derive(Debug, Clone)]
@@ -48,6 +57,8 @@ pub(crate) struct Session {
     caller: Arc<LocalProcess>,
     attestor: Arc<Attestor>,
     supply: SupplyReceiver,
+    /// Where it hears of changes: among those with the selectors that it had when it was looked at last.
+    place: Option<Place>,
     launches: watch::Receiver<()>,
     shutdown: Shutdown,
     refused: Arc<Refused>,
@@ -57,6 +68,8 @@ pub(crate) struct Session {
 /// What a look at the supply finds.
 enum Found {
     Is(Entitlement),
+    /// Some of it, and the rest is coming.
+    Part(Entitlement),
     /// It may come: wait, or be told this.
     NotYet(Status),
     /// It will not.
@@ -98,6 +111,7 @@ impl Sessions {
             caller: Arc::clone(caller),
             attestor: Arc::clone(&self.attestor),
             supply: self.supply.clone(),
+            place: None,
             launches: self.attestor.launches().changes(),
             shutdown: self.shutdown.clone(),
             refused: Arc::clone(&self.refused),
@@ -124,17 +138,20 @@ impl Session {
 
     async fn look(&mut self) -> Result<Entitlement, Status> {
         let started = clock::moment();
+        let is_new = self.place.is_none();
         // Whatever is on the disk is read within a moment of the start.
         let _ = tokio::time::timeout(PATIENCE, self.kept.restored()).await;
         loop {
             self.launches.mark_unchanged();
-            let not_yet = match self.look_once().await? {
+            let so_far = match self.look_once().await? {
                 Found::Is(entitlement) => return Ok(entitlement),
+                Found::Part(entitlement) if is_new => Ok(entitlement),
+                Found::Part(entitlement) => return Ok(entitlement),
                 Found::Not(status) => return Err(status),
-                Found::NotYet(status) => status,
+                Found::NotYet(status) => Err(status),
             };
             if !self.has_changed_since(started).await {
-                return Err(not_yet);
+                return so_far;
             }
         }
     }
@@ -142,8 +159,15 @@ impl Session {
     /// Waits for another supply, for as long as who comes first has patience.
     async fn has_changed_since(&mut self, started: Instant) -> bool {
         let left = PATIENCE.saturating_sub(started.elapsed());
+        let changed = async {
+            match &mut self.place {
+                Some(place) => place.changed().await,
+                // Of the first supply.
+                None => drop(self.supply.changed().await),
+            }
+        };
         tokio::select! {
-            changed = tokio::time::timeout(left, self.supply.changed()) => matches!(changed, Ok(Ok(()))),
+            changed = tokio::time::timeout(left, changed) => changed.is_ok(),
             () = self.caller.exited() => false,
             () = self.shutdown.wait() => false,
         }
@@ -151,9 +175,11 @@ impl Session {
 
     async fn look_once(&mut self) -> Result<Found, Status> {
         let Some(supply) = self.supply.borrow_and_update().clone() else {
-            return Ok(Found::Not(Status::unavailable(
-                "the agent has not heard from its CA since it started; try again soon",
-            )));
+            let status = Status::unavailable("the agent has not heard from its CA since it started; try again soon");
+            return Ok(match self.kept.has_restored() {
+                true => Found::NotYet(status),
+                false => Found::Not(status),
+            });
         };
         if let Some(reason) = supply.dismissed() {
             return Ok(Found::Not(Status::permission_denied(format!(
@@ -165,6 +191,11 @@ impl Session {
             .attest(&self.caller)
             .await
             .map_err(|e| Status::aborted(e.to_string()))?;
+        // From here on nothing is missed: what changes after this is heard of.
+        match &mut self.place {
+            Some(place) if place.is_among(&seen.selectors) => place.mark_unchanged(),
+            place => *place = Some(supply.join(&seen.selectors)),
+        }
         let Fitting {
             supplied: matching,
             bundles,
@@ -184,15 +215,27 @@ impl Session {
             let entry = Arc::clone(&supplied.entry);
             identities.push(Identity { svid, entry, hint });
         }
-        if !identities.is_empty() {
-            return Ok(Found::Is(Entitlement { identities, bundles }));
+        let is_missing = |supplied: &&Supplied| supplied.svid.as_ref().is_none_or(|svid| svid.get(now).is_none());
+        let missing: Vec<&Supplied> = matching.iter().filter(is_missing).collect();
+        let is_coming = missing.iter().any(|supplied| supplied.is_coming);
+        if !missing.is_empty() {
+            supply.ask_for(missing.iter().map(|supplied| supplied.entry.id.clone()));
         }
-        if let Some(supplied) = matching.first() {
-            supply.ask_for(matching.iter().map(|supplied| supplied.entry.id.clone()));
+        if !identities.is_empty() {
+            let entitlement = Entitlement { identities, bundles };
+            return Ok(match is_coming && !supply.is_dry() {
+                true => Found::Part(entitlement),
+                false => Found::Is(entitlement),
+            });
+        }
+        if let Some(supplied) = missing.first() {
             let id = &supplied.entry.spiffe_id;
-            return Ok(Found::NotYet(Status::unavailable(format!(
-                "the SVID for `{id}` is not issued yet; try again soon"
-            ))));
+            let status =
+                |why| Status::unavailable(format!("the SVID for `{id}` is not issued yet{why}; try again soon"));
+            return Ok(match is_coming {
+                true => Found::NotYet(status("")),
+                false => Found::Not(status(", because the CA did not issue it (the agent's log says why)")),
+            });
         }
         let list = |items: Vec<String>| {
             if items.is_empty() {
@@ -216,8 +259,15 @@ impl Session {
 
     /// Waits until there may be something new to tell.
     pub(crate) async fn wake(&mut self) -> Wake {
+        let heard = async {
+            match &mut self.place {
+                Some(place) => place.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            changed = self.supply.changed() => if changed.is_ok() { Wake::Look } else { Wake::End },
+            () = heard => Wake::Look,
+            () = tokio::time::sleep(LOOK_EVERY) => Wake::Look,
             changed = self.launches.changed() => if changed.is_ok() { Wake::Look } else { Wake::End },
             () = self.caller.exited() => Wake::End,
             () = self.shutdown.wait() => Wake::End,

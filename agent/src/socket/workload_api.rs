@@ -189,10 +189,10 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
 mod tests {
     use super::*;
     use crate::socket::admission::HEADER;
-    use crate::supply::shelf::Supplied;
+    use crate::supply::shelf::{Restock, Supplied};
     use crate::supply::testing::with;
     use crate::testing::{World, own};
-    use hoplite_identity::X509Svid;
+    use hoplite_identity::{RegisteredEntry, X509Svid};
     use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     use std::sync::Arc;
     use tonic::transport::Channel;
@@ -350,6 +350,7 @@ mod tests {
         world.publish_as_is(vec![Supplied {
             entry: Arc::new(world.entry("/web", &[own()])),
             svid: None,
+            is_coming: true,
         }]);
         assert_eq!(
             open(&mut client).await.unwrap_err().code(),
@@ -383,6 +384,79 @@ mod tests {
         );
         world.publish([]);
         assert_eq!(stream.message().await.unwrap_err().code(), Code::PermissionDenied);
+    }
+
+    /// What is not in an answer counts as taken back, so a first answer with less than there will be in a moment is none.
+    #[tokio::test]
+    async fn w_7_who_comes_while_svids_are_minted_is_told_all_of_them() {
+        let world = World::start();
+        let (web, api) = (world.entry("/web", &[own()]), world.entry("/api", &[own()]));
+        let supplied = |entry: &RegisteredEntry, is_there: bool, is_coming| Supplied {
+            entry: Arc::new(entry.clone()),
+            svid: world.svid(entry.spiffe_id.path()).filter(|_| is_there),
+            is_coming,
+        };
+        world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, false, true)]);
+        let mut late = client(&world).await;
+        let first = tokio::spawn(async move { open(&mut late).await.unwrap().message().await });
+        let supply = world.supply.borrow().clone().unwrap();
+        // It has looked, and waits: what it lacks is minted first.
+        supply.is_asked().await;
+        assert_eq!(supply.asked(), [api.id.clone()].into());
+        world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, true, true)]);
+        assert_eq!(ids(&first.await.unwrap().unwrap().unwrap()), ["/api", "/web"]);
+
+        // What the CA refused, and what it does not issue now, is not waited for.
+        let mut client = client(&world).await;
+        world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, false, false)]);
+        let began = std::time::Instant::now();
+        let mut stream = open(&mut client).await.unwrap();
+        assert_eq!(ids(&stream.message().await.unwrap().unwrap()), ["/web"]);
+        world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, false, true)]);
+        supply.set_dry(true);
+        let mut other = open(&mut client).await.unwrap();
+        assert_eq!(ids(&other.message().await.unwrap().unwrap()), ["/web"]);
+        assert!(began.elapsed() < std::time::Duration::from_secs(2), "nobody waited");
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_the_streams_that_it_concerns_and_no_others() {
+        let world = World::start();
+        let (web, other) = (
+            world.entry("/web", &[own()]),
+            world.entry("/other", &["unix:uid:4000000".into()]),
+        );
+        world.publish_as_is(vec![]);
+        let supply = world.supply.borrow().clone().unwrap();
+        let put = |entry: &RegisteredEntry| {
+            let supplied = Supplied {
+                entry: Arc::new(entry.clone()),
+                svid: world.svid(entry.spiffe_id.path()),
+                is_coming: true,
+            };
+            supply.put(Restock {
+                entries: vec![(entry.id.clone(), Some(supplied))],
+                ..Restock::default()
+            })
+        };
+        put(&web);
+        let mut client = client(&world).await;
+        let mut streams = Vec::new();
+        for _ in 0..20 {
+            let mut stream = open(&mut client).await.unwrap();
+            stream.message().await.unwrap().unwrap();
+            streams.push(stream);
+        }
+        let looks = || world.attestor.results().get(["identity"]).get();
+        assert_eq!(looks(), 20);
+        for _ in 0..50 {
+            assert!(put(&other));
+        }
+        put(&web);
+        for stream in &mut streams {
+            stream.message().await.unwrap().unwrap();
+        }
+        assert_eq!(looks(), 40, "each looked again once: for what is its own");
     }
 
     #[tokio::test]

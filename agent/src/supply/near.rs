@@ -61,6 +61,7 @@ mod tests {
                 &selectors.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
             )),
             svid: None,
+            is_coming: true,
         };
         let supply = Supply::new(
             vec![

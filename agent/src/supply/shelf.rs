@@ -2,16 +2,21 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
 use hoplite_identity::{BundleSet, EntryId, RegisteredEntry, Selector};
 use tokio::sync::Notify;
 
+use crate::supply::crowds::{Crowds, Place};
 use crate::supply::held::HeldSvid;
 
 /// A shelf that has grown to twice this, four times this and so on is looked through for entries that lie better elsewhere.
 const SHELF_LOOKED_THROUGH: usize = 64;
+
+/// So many changes are put on the shelves at once: some hundred microseconds for which callers wait.
+const PUT_AT_ONCE: usize = 256;
 
 /// Everything that callers may be given now. A change of one entry costs the same however many there are.
 #[derive(Debug, Default)]
@@ -21,6 +26,10 @@ pub(crate) struct Supply {
     asked: Mutex<BTreeSet<EntryId>>,
     /// That somebody does.
     bell: Notify,
+    /// Who hears of changes.
+    crowds: Crowds,
+    /// The CA issues nothing now: what is missing will not be there in a moment.
+    is_dry: AtomicBool,
 }
 
 /// An entry and its SVID.
@@ -29,6 +38,8 @@ pub(crate) struct Supplied {
     pub(crate) entry: Arc<RegisteredEntry>,
     /// None while it is being minted, or when it expired while the CA was away.
     pub(crate) svid: Option<Arc<HeldSvid>>,
+    /// The CA did not refuse it: one that is missing comes in a moment.
+    pub(crate) is_coming: bool,
 }
 
 /// What one caller may be given, at one moment.
@@ -93,7 +104,7 @@ impl Supplied {
             (None, None) => true,
             _ => false,
         };
-        svids && self.entry == other.entry
+        svids && self.is_coming == other.is_coming && self.entry == other.entry
     }
 
     fn end(&self) -> Option<SystemTime> {
@@ -108,31 +119,57 @@ impl Supply {
     #[cfg(test)]
     pub(crate) fn new(entries: Vec<Supplied>, bundles: BundleSet) -> Self {
         let supply = Self::default();
-        let entries = entries
-            .into_iter()
-            .map(|supplied| (supplied.entry.id.clone(), Some(supplied)));
-        supply.put(Restock {
-            entries: entries.collect(),
+        supply.replace(entries, bundles);
+        supply
+    }
+
+    /// This, and nothing of what was there.
+    #[cfg(test)]
+    pub(crate) fn replace(&self, entries: Vec<Supplied>, bundles: BundleSet) {
+        let there = self.all().into_iter().map(|gone| (gone.entry.id.clone(), None));
+        let mut now: std::collections::BTreeMap<_, _> = there.collect();
+        now.extend(entries.into_iter().map(|new| (new.entry.id.clone(), Some(new))));
+        self.put(Restock {
+            entries: now.into_iter().collect(),
             bundles: Some(bundles),
             ..Restock::default()
         });
-        supply
     }
 
     /// Puts what is new in its place. Answers whether any caller could tell.
     pub(crate) fn put(&self, news: Restock) -> bool {
-        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
-        let mut is_new = shelves.dismissed != news.dismissed;
-        shelves.dismissed = news.dismissed;
-        shelves.tainted = news.tainted;
-        if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
-            shelves.bundles = Arc::new(bundles);
-            is_new = true;
+        let mut changed = Vec::new();
+        let concerns_all = {
+            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+            let mut concerns_all = shelves.dismissed != news.dismissed;
+            shelves.dismissed = news.dismissed;
+            shelves.tainted = news.tainted;
+            if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
+                shelves.bundles = Arc::new(bundles);
+                concerns_all = true;
+            }
+            concerns_all
+        };
+        let mut entries = news.entries.into_iter().peekable();
+        // Of many one piece after another, so that callers need not wait for all of them.
+        while entries.peek().is_some() {
+            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+            for (id, supplied) in entries.by_ref().take(PUT_AT_ONCE) {
+                shelves.put(&id, supplied, &mut changed);
+            }
         }
-        for (id, supplied) in news.entries {
-            is_new |= shelves.put(&id, supplied);
+        let is_new = concerns_all || !changed.is_empty();
+        // After the change, so that whoever is woken finds it.
+        match concerns_all {
+            true => self.crowds.tell_all(),
+            false => self.crowds.tell(changed.iter().map(Arc::as_ref)),
         }
         is_new
+    }
+
+    /// A place among those with these selectors, who hear of what they may have.
+    pub(crate) fn join(&self, selectors: &BTreeSet<Selector>) -> Place {
+        self.crowds.join(selectors)
     }
 
     /// The entries whose every selector is among these, and the bundles of the same moment.
@@ -197,6 +234,16 @@ impl Supply {
         self.shelves().ends.first().map(|(end, _)| *end)
     }
 
+    /// Whether the CA issues what is missing.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.is_dry.load(Relaxed)
+    }
+
+    /// Whether the CA has stopped to issue, or issues again.
+    pub(crate) fn set_dry(&self, is_dry: bool) {
+        self.is_dry.store(is_dry, Relaxed);
+    }
+
     /// Somebody waits for these SVIDs: they are minted first.
     pub(crate) fn ask_for(&self, entries: impl Iterator<Item = EntryId>) {
         self.asked
@@ -224,17 +271,19 @@ impl Supply {
 // === impl Shelves ===
 
 impl Shelves {
-    /// One entry as it is now. Answers whether it was otherwise.
-    fn put(&mut self, id: &EntryId, supplied: Option<Supplied>) -> bool {
+    /// One entry as it is now. When it was otherwise, both are added to what changed.
+    fn put(&mut self, id: &EntryId, supplied: Option<Supplied>, changed: &mut Vec<Arc<RegisteredEntry>>) {
         let is_same = match (self.entries.get(id), &supplied) {
             (Some(placed), Some(supplied)) => placed.supplied.is_same(supplied),
             (None, None) => true,
             _ => false,
         };
         if is_same {
-            return false;
+            return;
         }
         let old = self.entries.remove(id);
+        let both = [old.as_ref().map(|placed| &placed.supplied), supplied.as_ref()];
+        changed.extend(both.into_iter().flatten().map(|supplied| Arc::clone(&supplied.entry)));
         if let Some(end) = old.as_ref().and_then(|placed| placed.supplied.end()) {
             self.ends.remove(&(end, id.clone()));
         }
@@ -257,7 +306,6 @@ impl Shelves {
                 }
             }
         }
-        true
     }
 
     fn place(&mut self, id: &EntryId, supplied: Supplied) {
@@ -346,6 +394,7 @@ mod tests {
         Supplied {
             entry: Arc::new(entry),
             svid: None,
+            is_coming: true,
         }
     }
 

@@ -19,8 +19,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::kept::{Kept, Restored};
-use crate::node::Keeper;
 use crate::node::epoch::Epoch;
+use crate::node::keeper::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::changes::{Changed, Changes};
 
