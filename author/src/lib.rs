@@ -33,7 +33,7 @@ pub use format::format;
 pub use lint::lint;
 pub use openapi::{ImportedRoutes, Selection, routes_from_openapi};
 pub use possible::{Deed, Depends, Possible, about, possible, services};
-pub use registered::unregistered;
+pub use registered::{named_callers, names_of, unregistered};
 pub use report::{TableReport, TestReport};
 pub use suggest::{Advice, Denials, Suggestion};
 pub use view::{Effect, Place, Places, PolicyView};

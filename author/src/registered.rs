@@ -1,11 +1,12 @@
-//! Workloads of policies that nobody has registered: legal, often early, and more often misspelt.
+//! Names that meet nobody: workloads of policies that nobody has registered, and callers that no policy names. Legal, often early, and more
+//! often misspelt.
 
 use cedar_policy::EntityUid;
 use hoplite_identity::SpiffeId;
 use hoplite_policy::text::{
     Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Text, VOCABULARY, enough, on_stack, parse, statements,
 };
-use hoplite_policy::{Fault, Source};
+use hoplite_policy::{Fault, Snapshot, Source};
 use std::collections::BTreeSet;
 
 /// The workloads, paths and trust domains in policies that hold nobody of these. For sources that compile.
@@ -47,6 +48,19 @@ fn look(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// The workloads and paths that policies name, as they write them: what a caller can be found by.
+pub fn named_callers(snapshot: &Snapshot) -> BTreeSet<String> {
+    let names = snapshot.policies().flat_map(|policy| policy.entity_literals());
+    let names = names.filter(|uid| [&VOCABULARY.workload, &VOCABULARY.path].contains(&uid.type_name()));
+    names.map(|uid| uid.id().unescaped().to_owned()).collect()
+}
+
+/// The names by which policies can name this workload: itself, and each path it is in.
+pub fn names_of(caller: &SpiffeId) -> BTreeSet<String> {
+    let held = Held::of(std::slice::from_ref(caller));
+    held.workloads.into_iter().chain(held.paths).collect()
 }
 
 /// Everything that the registered are, or are in, as policies name it.
@@ -93,6 +107,20 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caller_is_named_by_itself_or_by_a_path_above_it() {
+        let named: BTreeSet<String> = ["spiffe://prod.acme/web", "prod.acme/ns/pay"].map(str::to_owned).into();
+        let check =
+            |id: &str, is: bool| assert_eq!(!names_of(&SpiffeId::parse(id).unwrap()).is_disjoint(&named), is, "{id}");
+        check("spiffe://prod.acme/web", true);
+        check("spiffe://prod.acme/ns/pay/sa/refunds", true);
+        check("spiffe://prod.acme/ns/pay", true);
+        check("spiffe://prod.acme/wbe", false);
+        check("spiffe://prod.acme/web/below", false);
+        check("spiffe://prod.acme/ns/payments", false);
+        check("spiffe://other/web", false);
+    }
 
     #[test]
     fn names_that_hold_nobody_are_told() {

@@ -54,6 +54,15 @@ pub(crate) fn cut(text: &str) -> String {
     }
 }
 
+/// The known name that was likely meant: at most a third of its letters differ.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {
+    let near = known
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(known, word), known));
+    let (distance, near) = near.min()?;
+    (distance * 3 <= near.chars().count()).then_some(near.as_str())
+}
+
 /// `1 record`, `2 records`, `12 345 policies`.
 pub(crate) fn count(number: u64, what: &str) -> String {
     let number_text = thousands(number);

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use crate::command::MeshDir;
 use crate::output::waiting::Waiting;
 use crate::output::{
-    Column, Form, Listing, Output, Reader, coloured, count, moment, plain, print, print_json, print_while_read, verdict,
+    Column, Form, Listing, Output, Reader, coloured, count, moment, nearest, plain, print, print_json,
+    print_while_read, verdict,
 };
 
 /// Words of a kind that are remembered to tell which is near another; with more, none is looked for.
@@ -245,13 +246,8 @@ fn unknown_words(logs: &[PathBuf], query: &Query) -> anyhow::Result<()> {
         if known.iter().any(there) {
             continue;
         }
-        let near = known
-            .iter()
-            .map(|known| (strsim::damerau_levenshtein(known, word), known))
-            .min();
-        let near = near.filter(|(distance, known)| distance * 3 <= known.chars().count());
-        let remedy = match near {
-            Some((_, near)) => format!("did you mean `{near}`?"),
+        let remedy = match nearest(word, known) {
+            Some(near) => format!("did you mean `{near}`?"),
             None => "`hoplite audit query` without it shows those that are named".to_owned(),
         };
         bail!("no record names the {what} `{word}`; {remedy}");

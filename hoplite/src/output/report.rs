@@ -44,14 +44,14 @@ pub(crate) struct Wrong {
     pub(crate) column: usize,
 }
 
-/// One suite a file, in the order in which they come.
+/// One suite a file, in the order in which they come; valid by the schema that CI systems share (`errors` is demanded there).
 pub(crate) fn junit(name: &str, all: &[Checked]) -> String {
     let failures = |checked: &[&Checked]| checked.iter().filter(|each| each.wrong.is_some()).count();
     let every: Vec<&Checked> = all.iter().collect();
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let _ = writeln!(
         text,
-        "<testsuites name=\"{}\" tests=\"{}\" failures=\"{}\">",
+        "<testsuites name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"0\">",
         xml(name),
         every.len(),
         failures(&every)
@@ -60,7 +60,7 @@ pub(crate) fn junit(name: &str, all: &[Checked]) -> String {
         let file = suite.first().map(|each| xml(&each.file)).unwrap_or_default();
         let _ = writeln!(
             text,
-            "  <testsuite name=\"{file}\" tests=\"{}\" failures=\"{}\">",
+            "  <testsuite name=\"{file}\" tests=\"{}\" failures=\"{}\" errors=\"0\">",
             suite.len(),
             failures(suite)
         );
@@ -179,9 +179,9 @@ mod tests {
     fn junit_holds_any_text() {
         let text = junit("policy check", &checked());
         for line in [
-            "<testsuites name=\"policy check\" tests=\"2\" failures=\"1\">",
-            "  <testsuite name=\"a b.cedar\" tests=\"1\" failures=\"1\">",
-            "  <testsuite name=\"ü.cedar\" tests=\"1\" failures=\"0\">",
+            "<testsuites name=\"policy check\" tests=\"2\" failures=\"1\" errors=\"0\">",
+            "  <testsuite name=\"a b.cedar\" tests=\"1\" failures=\"1\" errors=\"0\">",
+            "  <testsuite name=\"ü.cedar\" tests=\"1\" failures=\"0\" errors=\"0\">",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing from {text}");
         }

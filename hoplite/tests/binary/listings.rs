@@ -143,6 +143,21 @@ fn faults_are_reported_as_pipelines_read_them() {
     assert!(well_formed(dir.path(), &junit), "{junit}");
     let sarif: Value = serde_json::from_str(&run(&["policy", "test", at, "--output", "sarif"])).unwrap();
     assert_eq!(sarif["runs"][0]["results"].as_array().map(Vec::len), Some(1));
+
+    // Policies that do not compile are a failed report, not an empty one.
+    fs::write(
+        dir.path().join("a.cedar"),
+        "permit (principal == Nobody::\"x\", action, resource);\n",
+    )
+    .unwrap();
+    let junit = run(&["policy", "test", at, "--output", "junit"]);
+    assert!(
+        junit.contains("failures=\"1\" errors=\"0\"") && junit.contains("a.cedar:1:"),
+        "{junit}"
+    );
+    assert!(well_formed(dir.path(), &junit), "{junit}");
+    let sarif: Value = serde_json::from_str(&run(&["policy", "test", at, "--output", "sarif"])).unwrap();
+    assert_eq!(sarif["runs"][0]["results"].as_array().map(Vec::len), Some(1));
 }
 
 /// Whether an XML parser of somebody else reads it.

@@ -728,6 +728,15 @@ fn a_decision_is_explained_by_its_conditions() {
         0,
         &["depends", "ledger/reads if context.conn.src"],
     );
+    // A name that no policy knows is answered, and said to be unknown.
+    says(
+        &place.policy(&["what-can", "spiffe://prod.acme/shpo/web"]),
+        0,
+        &[
+            "no policy names the caller `spiffe://prod.acme/shpo/web`",
+            "did you mean `prod.acme/shop`?",
+        ],
+    );
     says(
         &place.policy(&["who-can", "GET", "ledger", "/accounts/7"]),
         0,

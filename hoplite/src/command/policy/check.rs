@@ -11,7 +11,7 @@ use anyhow::Context;
 use hoplite_author::{lint, unregistered};
 use hoplite_decision::PolicyFiles;
 use hoplite_identity::SpiffeId;
-use hoplite_policy::{Fault, Snapshot};
+use hoplite_policy::{Fault, Snapshot, Source};
 use serde_json::{Value, json};
 
 use crate::command::admin;
@@ -106,6 +106,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Every file of policies that do not compile, and why.
+pub(super) fn not_loaded(sources: &[Source], faults: &[Fault]) -> Vec<Checked> {
+    checked(sources.iter().map(|source| source.name.as_str()), Level::Error, faults)
 }
 
 /// Every file, and what is wrong in it.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use hoplite_audit::{Query, read_log};
 use hoplite_author::{Deed, Possible, possible, services};
 use hoplite_identity::{ServiceName, SpiffeId};
@@ -50,14 +50,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if callers.is_empty() {
         bail!("there is no caller to ask about; name some with --among FILE or --seen-since MOMENT");
     }
+    let callers = super::who::parsed(&callers)?;
+    super::who::tell_of_unnamed(&snapshot, &callers);
     let waiting = Waiting::new("deciding who can call what");
     let services: Vec<ServiceName> = services(&snapshot).into_iter().collect();
     let mut rows = Vec::new();
     for caller in callers {
-        let id = SpiffeId::parse(&caller).with_context(|| format!("`{caller}` is not a SPIFFE ID"))?;
         let mut reaches = Vec::new();
         for service in &services {
-            reaches.push(reach(&snapshot, &id, service)?);
+            reaches.push(reach(&snapshot, &caller, service)?);
         }
         rows.push((caller, reaches));
     }
@@ -66,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let mut table =
             Table::new(std::iter::once("CALLER".to_owned()).chain(services.iter().map(ToString::to_string)));
         for (caller, reaches) in &rows {
-            let mut cells = vec![Cell::new(caller, anstyle::Style::new())];
+            let mut cells = vec![Cell::new(caller.as_str(), anstyle::Style::new())];
             cells.extend(
                 reaches
                     .iter()
@@ -84,7 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let cells: Map<String, Value> = cells
             .map(|(service, reach)| (service.to_string(), reach.listed()))
             .collect();
-        listing.row(json!({"caller": caller, "services": cells}));
+        listing.row(json!({"caller": caller.as_str(), "services": cells}));
     }
     listing.print(args.form)?;
     Ok(ExitCode::SUCCESS)

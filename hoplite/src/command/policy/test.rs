@@ -36,12 +36,22 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let directory = &args.directory;
     let shown = directory.display();
     let sources = super::sources(directory)?;
-    let snapshot = Snapshot::compile(&sources).map_err(|faults| {
-        let first = faults.first().map(ToString::to_string).unwrap_or_default();
-        anyhow::anyhow!(
-            "the policies do not compile, so there is nothing to test: {first}; see `hoplite policy check {shown}`"
-        )
-    })?;
+    let snapshot = match Snapshot::compile(&sources) {
+        Ok(snapshot) => snapshot,
+        Err(faults) => {
+            // A report that names no file tells a CI system nothing.
+            let checked = || super::check::not_loaded(&sources, &faults);
+            match args.output {
+                ReportOutput::Junit => print(&report::junit("policy test", &checked()))?,
+                ReportOutput::Sarif => print_json(&report::sarif(&checked()))?,
+                ReportOutput::Table | ReportOutput::Json => {}
+            }
+            let first = faults.first().map(ToString::to_string).unwrap_or_default();
+            anyhow::bail!(
+                "the policies do not compile, so there is nothing to test: {first}; see `hoplite policy check {shown}`"
+            );
+        }
+    };
     let tables = tables(directory)?;
     anyhow::ensure!(
         !tables.is_empty(),

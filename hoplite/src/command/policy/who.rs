@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use hoplite_author::{Deed, Effect, Places, PolicyView, Possible, about, possible, services};
+use hoplite_author::{Deed, Effect, Places, PolicyView, Possible, about, named_callers, names_of, possible, services};
 use hoplite_identity::{ServiceName, SpiffeId};
 use hoplite_policy::{CanonicalRequest, Route, Snapshot, Source};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{PoliciesArgs, compile, names_in};
 use crate::command::admin;
 use crate::command::reach::CaArgs;
-use crate::output::{Column, Form, Listing, print, verdict};
+use crate::output::{Column, Form, Listing, nearest, print, verdict};
 
 /// The methods that policies tell apart; `other` is asked as one that has no action of its own.
 pub(super) const METHODS: [&str; 8] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "other"];
@@ -86,6 +86,23 @@ pub(super) fn tell_of_unknown(snapshot: &Snapshot, service: &ServiceName) {
         "note: no route and no policy names the service `{service}`; those that are named: {}{more}",
         names.join(", ")
     );
+}
+
+/// Callers that no policy names, nor a path they are in, may be typing errors: what they may do is what anybody may. That is said, and the
+/// answer stands.
+pub(super) fn tell_of_unnamed(snapshot: &Snapshot, callers: &[SpiffeId]) {
+    const TOLD_MAX: usize = 5;
+    let named = named_callers(snapshot);
+    let names = callers.iter().map(|caller| (caller, names_of(caller)));
+    let unnamed: Vec<_> = names.filter(|(_, names)| names.is_disjoint(&named)).collect();
+    for (caller, names) in unnamed.iter().take(TOLD_MAX) {
+        let near = names.iter().find_map(|name| nearest(name, &named));
+        let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+        eprintln!("note: no policy names the caller `{caller}`, nor a path it is in{near}");
+    }
+    if unnamed.len() > TOLD_MAX {
+        eprintln!("note: no policy names {} more callers", unnamed.len() - TOLD_MAX);
+    }
 }
 
 fn deeds(args: &WhoArgs, snapshot: &Snapshot) -> anyhow::Result<Vec<Deed>> {
@@ -187,6 +204,13 @@ fn view(policy: &PolicyView) -> Value {
     })
 }
 
+/// Workloads as they were written.
+pub(super) fn parsed<'a>(workloads: impl IntoIterator<Item = &'a String>) -> anyhow::Result<Vec<SpiffeId>> {
+    let parse =
+        |workload: &String| SpiffeId::parse(workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"));
+    workloads.into_iter().map(parse).collect()
+}
+
 /// Whether it can be, for people.
 const CAN: Column = Column::new("CAN", "can").coloured(verdict);
 
@@ -195,12 +219,12 @@ const WHY: Column = Column::new("WHY", "why");
 
 /// Yes or no for each workload.
 fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, form: Form) -> anyhow::Result<ExitCode> {
+    let workloads = parsed(&workloads)?;
+    tell_of_unnamed(snapshot, &workloads);
     let mut rows = Vec::new();
-    for workload in workloads {
-        let id = SpiffeId::parse(&workload).with_context(|| format!("`{workload}` is not a SPIFFE ID"))?;
+    for workload in &workloads {
         for deed in deeds {
-            let possible = possible(snapshot, &id, deed)?;
-            rows.push((workload.clone(), name(deed), possible));
+            rows.push((workload.as_str(), name(deed), possible(snapshot, workload, deed)?));
         }
     }
     let mut listing = Listing::new(&[
@@ -220,6 +244,7 @@ fn among(snapshot: &Snapshot, deeds: &[Deed], workloads: Vec<String>, form: Form
 pub(crate) fn what(args: &WhatArgs) -> anyhow::Result<ExitCode> {
     let id = SpiffeId::parse(&args.principal).with_context(|| format!("`{}` is not a SPIFFE ID", args.principal))?;
     let snapshot = compile(&args.policies.sources(&args.ca)?)?;
+    tell_of_unnamed(&snapshot, std::slice::from_ref(&id));
     let mut rows = Vec::new();
     for service in services(&snapshot) {
         let connect = Deed::Connect(service.clone());
