@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use hoplite_host::{clock, files};
+use hoplite_host::{clock, files, give};
 use hoplite_identity::Fingerprint;
 use zeroize::Zeroizing;
 
@@ -48,7 +48,7 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
     };
     let bundle = index.authority.bundle().ok_or(FollowError::NoAuthority)?;
     files::write_public(&config.data_dir.join(BUNDLE_FILE), bundle.to_pem().as_bytes())?;
-    files::give_to_owner(&config.data_dir)?;
+    give::to_owner(&config.data_dir)?;
     Ok(founded)
 }
 

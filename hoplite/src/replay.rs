@@ -391,7 +391,7 @@ mod tests {
             |_, _, _| {},
         );
         let took = start.elapsed();
-        eprintln!(
+        hoplite_host::tell!(
             "{} records, {} flips in {took:?}: {:.0} a second",
             replayed.records,
             replayed.flips.total(),

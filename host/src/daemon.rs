@@ -252,7 +252,7 @@ pub fn exit_code<E: Error + 'static>(result: Result<(), DaemonError<E>>) -> Exit
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            crate::tell!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,7 @@
 //! Files and directories that only their owner may touch, written whole or not at all.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -124,37 +125,6 @@ pub fn shared_dir(path: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(failed(error)),
     }
-}
-
-/// Gives what of the caller's lies in a directory to the directory's owner: root made it for a daemon that runs as a user of its
-/// own. What is another user's stays so.
-pub fn give_to_owner(directory: &Path) -> Result<(), FileError> {
-    let failed = |source| FileError {
-        verb: "give to its owner",
-        path: directory.to_owned(),
-        remedy: "",
-        source,
-    };
-    let (owner, own) = (
-        fs::metadata(directory).map_err(failed)?,
-        rustix::process::geteuid().as_raw(),
-    );
-    if owner.uid() == own {
-        return Ok(());
-    }
-    for entry in fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let found = fs::symlink_metadata(&path).map_err(failed)?;
-        if found.uid() != own && found.uid() != owner.uid() {
-            continue;
-        }
-        // Links are given as links: what they lead to is not ours to give.
-        std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
-        if found.is_dir() {
-            give_to_owner(&path)?;
-        }
-    }
-    Ok(())
 }
 
 /// Writes a file only its owner may read (0600): complete and on the disk, or as it was before.
@@ -387,17 +357,9 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
         source,
     };
     ensure_no_other(path, failed)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
+    let (temporary, mut file) = create_beside(path, mode).map_err(failed)?;
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.set_permissions(Permissions::from_mode(mode))?; // an older file of that name keeps its own mode
+        file.set_permissions(Permissions::from_mode(mode))?; // whatever the umask took
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -412,6 +374,20 @@ fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     })
 }
 
+/// A new file beside another one, to be renamed over it. Its directory may belong to a user who may not write what this process may: so the
+/// file is made, never opened, and no link is followed to it; and its name cannot be known before, so nobody is in the way.
+fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{:016x}.tmp", RandomState::new().build_hasher().finish()));
+    let temporary = PathBuf::from(temporary);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)?;
+    Ok((temporary, file))
+}
+
 // === impl Unfinished ===
 
 impl Unfinished {
@@ -424,21 +400,11 @@ impl Unfinished {
             return Err(Self::taken(path));
         }
         let path = &replaceable(path)?;
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let temporary = PathBuf::from(temporary);
+        let (temporary, file) = create_beside(path, 0o600).map_err(|source| Self::failed(path, source))?;
         let undo = undo::at_signal({
             let temporary = temporary.clone();
             move || drop(fs::remove_file(temporary))
         });
-        // Whatever lies there of a process that died may be another's to write.
-        let _ = fs::remove_file(&temporary);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(|source| Self::failed(path, source))?;
         Ok(Self {
             path: path.to_owned(),
             temporary,
@@ -526,6 +492,16 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 // === impl FileError ===
 
 impl FileError {
+    pub(crate) fn new(verb: &'static str, path: &Path, remedy: &'static str, source: io::Error) -> Self {
+        let path = path.to_owned();
+        Self {
+            verb,
+            path,
+            remedy,
+            source,
+        }
+    }
+
     /// Whether the file is simply not there.
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
@@ -696,10 +672,29 @@ mod tests {
         private_dir_among_others(&own).unwrap();
         shared_dir(&shared).unwrap();
         assert_eq!(mode(&shared), 0o711, "what is there stays as it is");
-        give_to_owner(&own).unwrap();
         remove_dir(&own).unwrap();
         rename(&shared, &dir.path().join("moved")).unwrap();
         assert!(dir.path().join("moved").is_dir() && !shared.exists());
+    }
+
+    #[test]
+    fn a_link_that_waits_in_the_way_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("file"), dir.path().join("victim"));
+        fs::write(&victim, "kept").unwrap();
+        // Every name that a process with a number could take.
+        for name in [format!("file.{}.tmp", std::process::id()), "file.tmp".to_owned()] {
+            std::os::unix::fs::symlink(&victim, dir.path().join(name)).unwrap();
+        }
+        write_public(&path, b"new").unwrap();
+        let mut unfinished = Unfinished::begin(&dir.path().join("other"), false).unwrap();
+        unfinished.write_all(b"new").unwrap();
+        unfinished.finish().unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"kept");
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        let first = create_beside(&path, 0o600).unwrap().0;
+        let second = create_beside(&path, 0o600).unwrap().0;
+        assert_ne!(first, second, "a name that is known before can be taken before");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use serde::de::{self, Deserializer};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, reload};
 
+use crate::tell::StandardError;
+
 /// What a line looks like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
@@ -37,7 +39,9 @@ pub fn init(format: Format) {
         .with_env_filter(filter)
         // A journal or a file would keep the codes.
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
-        .with_writer(std::io::stderr);
+        // The library would say on standard error that standard error cannot be written, and panic.
+        .log_internal_errors(false)
+        .with_writer(StandardError);
     // A second call (two daemons in one test process) keeps the first subscriber.
     let _ = match format {
         Format::Text => {

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::config::ConfigError;
 use hoplite_host::files::{self, FileError};
+use hoplite_host::give;
 use hoplite_host::undo::{self, Undo};
 use hoplite_identity::{Moment, SpiffeId, TrustDomain};
 use hoplite_store::{Filling, LargeError, LargeId, SledStore, Store, StoreError, Versioned};
@@ -243,7 +244,7 @@ pub fn restore(
         files::rename(&scratch.path.join(&name), &config.data_dir.join(&name))?;
     }
     drop(scratch);
-    files::give_to_owner(&config.data_dir)?;
+    give::to_owner(&config.data_dir)?;
     Ok(made)
 }
 

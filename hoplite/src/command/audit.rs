@@ -159,18 +159,18 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         hide_begun(&mut records);
     }
     if unknown > 0 {
-        eprintln!("{}", passed_over(unknown));
+        hoplite_host::tell!("{}", passed_over(unknown));
     }
     // Stable: of one moment they stay in their log's order, which no id tells.
     records.sort_by_key(AnyRecord::at);
     let surplus = records.len().saturating_sub(args.limit);
     if surplus > 0 {
-        eprintln!("{surplus} earlier records are not shown; --limit shows more");
+        hoplite_host::tell!("{surplus} earlier records are not shown; --limit shows more");
         records.drain(..surplus);
     }
     if records.is_empty() {
         unknown_words(&logs, &query)?;
-        eprintln!(
+        hoplite_host::tell!(
             "no record matches in the {} below {}; a call is recorded by the proxy that decided, on its own node",
             count(logs.len() as u64, "log"),
             shown(&args.log.roots()?)
@@ -178,7 +178,7 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     }
     drop(waiting);
     if acts > 0 {
-        eprintln!(
+        hoplite_host::tell!(
             "{} at the CA; `--kind control` shows what was done there",
             count(acts, "act")
         );
@@ -264,7 +264,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
     let query = args.filter.into_query();
     let roots = args.log.roots()?;
     if let Err(unknown) = unknown_words(&all_logs(&roots)?, &query) {
-        eprintln!("note: {unknown}");
+        hoplite_host::tell!("note: {unknown}");
     }
     let mut tails: Vec<(PathBuf, Tail)> = Vec::new();
     let mut from_end = true;
@@ -285,7 +285,7 @@ fn tail(args: TailArgs) -> anyhow::Result<ExitCode> {
         }
         let unknown = tails.iter().map(|(_, tail)| tail.unknown()).sum();
         if unknown > told {
-            eprintln!("{}", passed_over(unknown));
+            hoplite_host::tell!("{}", passed_over(unknown));
             told = unknown;
         }
         records.sort_by_key(AnyRecord::at);

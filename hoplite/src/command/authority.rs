@@ -186,7 +186,7 @@ fn list(args: AuthorityListArgs) -> anyhow::Result<ExitCode> {
     }
     listing.print(args.form)?;
     if !answer.warning.is_empty() {
-        eprintln!("warning: {}", answer.warning);
+        hoplite_host::tell!("warning: {}", answer.warning);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.form.is_table() {
         let width = args.form.width().filter(|width| *width >= WIDTH_MIN);
         print(&findings.iter().map(|finding| line(finding, width)).collect::<String>())?;
-        eprintln!("{well} ok, {warned} to look at, {failed} failed, {unseen} not seen");
+        hoplite_host::tell!("{well} ok, {warned} to look at, {failed} failed, {unseen} not seen");
     } else {
         let mut listing = Listing::new(&COLUMNS);
         findings.into_iter().for_each(|finding| listing.row(finding));

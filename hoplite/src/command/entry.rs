@@ -247,7 +247,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     warn_of_unknown(&response.unknown_parents);
     let (entry, existed) = done(&spiffe_id, response.results)?;
     if existed {
-        eprintln!(
+        hoplite_host::tell!(
             "`{spiffe_id}` is registered already, the same way, as `{}`; nothing was done",
             entry.id
         );
@@ -278,11 +278,11 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
     warn_of_unknown(&response.unknown_parents);
     let (entry, existed) = done(&args.id, response.results)?;
     if existed {
-        eprintln!("`{}` was like this already; nothing was changed", args.id);
+        hoplite_host::tell!("`{}` was like this already; nothing was changed", args.id);
     }
     if let (Ok(was), Ok(now)) = (hoplite_identity::Entry::try_from(was), entry.clone().try_into()) {
         for difference in was.differences(&now) {
-            eprintln!("{difference}");
+            hoplite_host::tell!("{difference}");
         }
     }
     show_entries(vec![entry], args.list.form)?;
@@ -357,13 +357,13 @@ fn one(ca: &CaArgs, id: &str) -> anyhow::Result<Entry> {
 /// Nothing is wrong with it: an agent may join later. But a misspelt one never will.
 fn warn_of_unknown(parents: &[String]) {
     for parent in parents.iter().take(UNKNOWN_SHOWN_MAX) {
-        eprintln!(
+        hoplite_host::tell!(
             "warning: no agent `{parent}` has joined, and until it does nobody is given what is registered under it; \
              `hoplite agent list` shows who has"
         );
     }
     if let more @ 1.. = parents.len().saturating_sub(UNKNOWN_SHOWN_MAX) {
-        eprintln!("warning: nor have {more} other parents");
+        hoplite_host::tell!("warning: nor have {more} other parents");
     }
 }
 

@@ -173,7 +173,7 @@ fn nodes(args: &FleetList) -> anyhow::Result<ExitCode> {
             listing.row(json::node(node));
         }
         if seen.nodes.is_empty() && args.form.is_table() {
-            eprintln!("{}", nobody(seen));
+            hoplite_host::tell!("{}", nobody(seen));
         }
         let read = args.show(&listing.render(args.form, coloured())?)?;
         say_more(seen);
@@ -280,7 +280,7 @@ fn say_more(seen: &Seen) {
     );
     if let more @ 1.. = all.saturating_sub(shown) {
         let more = many(more as u64, "node", "nodes");
-        eprintln!("and {more} more; --all shows them, --node TEXT some");
+        hoplite_host::tell!("and {more} more; --all shows them, --node TEXT some");
     }
 }
 

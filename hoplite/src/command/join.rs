@@ -11,7 +11,7 @@ use hoplite_agent::{Config, Joined, Membership, PeerProcess};
 use hoplite_host::logging::Format;
 use hoplite_host::places::Places;
 use hoplite_host::process::{self, Hardening};
-use hoplite_host::{clock, files};
+use hoplite_host::{clock, files, give};
 use hoplite_identity::{Invitation, Moment};
 use serde_json::json;
 use toml_edit::{DocumentMut, value};
@@ -123,7 +123,7 @@ fn say_already(membership: &Membership, invitation: &Invitation, config_file: &P
         true => "",
         false => " of another CA",
     };
-    eprintln!(
+    hoplite_host::tell!(
         "this machine is a node already: {}, until {} unless its agent renews that; its file is `{}`. The invitation{other} was not used. \
          `hoplite agent run` runs the agent, `hoplite join --again` joins anew",
         membership.spiffe_id,
@@ -151,7 +151,7 @@ fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured
         None => new.text(&joined)?,
     };
     files::write_public(&config_file, text.as_bytes())?;
-    files::give_to_owner(&data_dir)?;
+    give::to_owner(&data_dir)?;
     say_joined(args, places, invitation, &joined.membership)
 }
 

@@ -84,7 +84,7 @@ fn fetch(args: FetchArgs) -> anyhow::Result<ExitCode> {
             };
             print(&format!("{}\n", first.svid))?;
             if svids.len() > 1 {
-                eprintln!(
+                hoplite_host::tell!(
                     "this is the token of {}, one of {} identities; `--spiffe-id` names another, `--output json` shows all",
                     first.spiffe_id,
                     svids.len()
@@ -114,7 +114,7 @@ fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
         Err(reason) => {
             match args.output {
                 Output::Json => print_json(&json!({"valid": false, "reason": reason.to_string()}))?,
-                Output::Table => eprintln!("error: {reason}"),
+                Output::Table => hoplite_host::tell!("error: {reason}"),
             }
             Ok(ExitCode::FAILURE)
         }

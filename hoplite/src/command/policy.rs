@@ -234,7 +234,7 @@ fn schema(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
         }
         Err(faults) => {
             for fault in faults {
-                eprint!("{}", fault.render());
+                hoplite_host::tell::text(&fault.render());
             }
             Ok(ExitCode::FAILURE)
         }
@@ -340,7 +340,7 @@ fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             others.say_unheard();
             statuses.extend(others.statuses(&statuses));
         }
-        Some(Err(error)) => eprintln!("only proxies of this machine are seen: {}", one_line(&error)),
+        Some(Err(error)) => hoplite_host::tell!("only proxies of this machine are seen: {}", one_line(&error)),
         None => {}
     }
     let good = |status: &Value| {
@@ -464,7 +464,9 @@ fn mesh_proxies(mesh: &MeshDir) -> anyhow::Result<Vec<PathBuf>> {
             }
             // Nobody configured it here, and nobody holds it any more: that is no proxy that is away.
             match socket::is_gone(&path) {
-                Ok(true) => eprintln!("note: `{}` was left by a proxy that is gone; remove it", path.display()),
+                Ok(true) => {
+                    hoplite_host::tell!("note: `{}` was left by a proxy that is gone; remove it", path.display())
+                }
                 _ => names.push(name.to_owned()),
             }
         }

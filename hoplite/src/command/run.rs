@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use hoplite_host::daemon::{Arguments, Manner};
 use hoplite_host::logging::Format;
 use hoplite_host::places::Places;
-use hoplite_host::{config, files};
+use hoplite_host::{config, files, give};
 use hoplite_identity::{HostPort, ServiceName, SpiffeId, TrustDomain};
 
 use crate::command::places::{PlacesArgs, quoted};
@@ -145,7 +145,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     ))?;
     match user {
         Some(user) => {
-            files::give_to_owner(dirs.first().context("there is a data directory")?)?;
+            give::to_owner(dirs.first().context("there is a data directory")?)?;
             Err(become_proxy(&user, &file, args.log))
         }
         None => {

@@ -247,7 +247,7 @@ impl SignIn {
         match self.prolonged().await {
             Ok(newer) => newer,
             Err(error) => {
-                eprintln!(
+                hoplite_host::tell!(
                     "note: the sign-in at `{}` ends at {} and was not prolonged: {error}",
                     self.trust_domain(),
                     Moment::from(self.svid.leaf().not_after())

@@ -216,7 +216,7 @@ fn register(ca: &CaArgs, node: &str, services: &[ServiceOfUser]) -> anyhow::Resu
         } else {
             "registered "
         };
-        eprintln!("{already}{} on {node}", entry.spiffe_id);
+        hoplite_host::tell!("{already}{} on {node}", entry.spiffe_id);
     }
     Ok(())
 }
@@ -225,13 +225,13 @@ fn register(ca: &CaArgs, node: &str, services: &[ServiceOfUser]) -> anyhow::Resu
 fn tell_of_paths(roles: &[String], paths: &[String]) {
     let is_entries = |role: &String| role == "entries";
     if paths.is_empty() && roles.iter().any(is_entries) {
-        eprintln!(
+        hoplite_host::tell!(
             "note: the role `entries` holds below the paths that --path names; without one it lets nobody do anything"
         );
     }
     let has_none = |role: &String| ["admin", "auditor", "policy", "nodes"].contains(&role.as_str());
     if !paths.is_empty() && roles.iter().all(has_none) {
-        eprintln!(
+        hoplite_host::tell!(
             "note: --path bounds the role `entries` only; {} holds everywhere",
             roles.join(", ")
         );
@@ -258,7 +258,7 @@ fn print_invitation(
             "address": token.address, "fingerprint": token.fingerprint,
         }))?;
     } else {
-        eprintln!(
+        hoplite_host::tell!(
             "{} may {does} until {}, once (invitation {}); {who_runs}",
             token.agent_id,
             rfc3339(token.expires_at_unix),

@@ -87,12 +87,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             mesh = Mesh::start(&dir, settings) => mesh?,
             stopped = &mut terminated => { stopped?; return Ok(ExitCode::SUCCESS); }
         };
-        eprintln!("{}", up::picture(&mesh));
+        hoplite_host::tell!("{}", up::picture(&mesh));
         tokio::select! {
             stopped = &mut terminated => stopped?,
             () = mesh.look_after() => {}
         }
-        eprintln!("stopping");
+        hoplite_host::tell!("stopping");
         mesh.stop().await;
         Ok(ExitCode::SUCCESS)
     })

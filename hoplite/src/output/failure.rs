@@ -53,13 +53,13 @@ pub(crate) fn wrong_usage(error: &clap::Error) {
 
 fn tell(text: &str, causes: &[String], exit: u8) {
     if FOR_PROGRAMS.get().is_some_and(|wanted| *wanted) {
-        eprintln!("{}", document(text, causes, exit));
+        hoplite_host::tell!("{}", document(text, causes, exit));
         return;
     }
     let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
     match width {
-        Some(width @ COLUMNS_MIN..) => eprint!("{}", wrapped("error: ", 2, text, width)),
-        _ => eprintln!("error: {text}"),
+        Some(width @ COLUMNS_MIN..) => hoplite_host::tell::text(&wrapped("error: ", 2, text, width)),
+        _ => hoplite_host::tell!("error: {text}"),
     }
 }
 

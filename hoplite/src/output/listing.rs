@@ -183,7 +183,7 @@ impl<T: Serialize> Listing<T> {
 
     pub(crate) fn print(&self, form: Form) -> anyhow::Result<()> {
         if self.rows.is_empty() && form.is_table() {
-            eprintln!("there is none");
+            hoplite_host::tell!("there is none");
         }
         Ok(print(&self.render(form, coloured())?)?)
     }

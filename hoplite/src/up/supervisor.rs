@@ -401,6 +401,6 @@ impl Events {
             (true, "WARN") => ("\x1b[33m", "\x1b[0m"),
             _ => ("", ""),
         };
-        eprintln!("{clock}  {name:<14}  {on}{text}{off}");
+        hoplite_host::tell!("{clock}  {name:<14}  {on}{text}{off}");
     }
 }

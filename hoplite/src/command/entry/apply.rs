@@ -183,7 +183,7 @@ impl<'a> Application<'a> {
 
     /// First all of it as a plan, so that what is refused is known before anything is done.
     fn in_parts(&self) -> anyhow::Result<Plan> {
-        eprintln!(
+        hoplite_host::tell!(
             "{} entries are too much for one commit: they go in parts of at most {PART}, and who looks meanwhile sees some of them",
             self.entries.len()
         );
@@ -272,12 +272,12 @@ impl<'a> Application<'a> {
                 refusals.add(&entry.parent_id, &text);
             }
         }
-        eprint!("{}", refusals.end());
+        hoplite_host::tell::text(&refusals.end());
         let unknown: Vec<String> = plan.unknown_parents.iter().cloned().collect();
         warn_of_unknown(&unknown);
         let refused = plan.refused();
         if refused > 0 && plan.commits == 0 {
-            eprintln!(
+            hoplite_host::tell!(
                 "error: {refused} of {} entries are refused, so nothing was done",
                 self.entries.len()
             );

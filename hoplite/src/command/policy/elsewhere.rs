@@ -25,7 +25,7 @@ impl Elsewhere {
         let unheard = self.unheard();
         if !unheard.is_empty() {
             let count = many(unheard.len() as u64, "node", "nodes");
-            eprintln!("not seen, because nothing was heard of {count}: {}", named(&unheard));
+            hoplite_host::tell!("not seen, because nothing was heard of {count}: {}", named(&unheard));
         }
     }
 

@@ -130,7 +130,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
         now,
     )?;
     // On standard error, so that it is read before the signature and does not meet a script's JSON.
-    eprint!("{}", shown(&draft));
+    hoplite_host::tell::text(&shown(&draft));
     let file = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{id}.grant")));
     files::write_public(&file, &draft.sign(&key)?)?;
     if args.list.output == Output::Json {
@@ -155,8 +155,8 @@ fn approve(args: &ApproveArgs) -> anyhow::Result<ExitCode> {
     let key = args.key.load(args.list.ca.mesh())?;
     let bytes = read(&args.file)?;
     let (draft, signed_by) = GrantDraft::danger_read_unverified(&bytes)?;
-    eprint!("{}", shown(&draft));
-    eprintln!("signed by  {}\n", signed_by.join(", "));
+    hoplite_host::tell::text(&shown(&draft));
+    hoplite_host::tell!("signed by  {}\n", signed_by.join(", "));
     args.key.trust_domain(&draft.trust_domain)?;
     if signed_by.iter().any(|name| name == key.signer().name()) {
         bail!(
@@ -197,7 +197,7 @@ fn agreed(ticket: &str) -> anyhow::Result<bool> {
     if !stdin.is_terminal() {
         bail!("there is nobody to ask; run it on a terminal, or say --yes");
     }
-    eprint!("Type the ticket to sign and put it in force: ");
+    hoplite_host::tell::text("Type the ticket to sign and put it in force: ");
     let mut line = String::new();
     stdin.lock().read_line(&mut line)?;
     Ok(line.trim() == ticket)

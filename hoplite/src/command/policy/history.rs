@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     if older {
         let shown = history.len();
-        eprintln!("only the newest {shown} are shown; --limit N shows more");
+        hoplite_host::tell!("only the newest {shown} are shown; --limit N shows more");
     }
     let mut listing = Listing::new(&COLUMNS);
     for policy in &history {

@@ -75,7 +75,7 @@ pub(crate) fn run(command: KeyCommand) -> anyhow::Result<ExitCode> {
     match command {
         KeyCommand::Create(args) => {
             let key = create(&args.file, args.name.as_deref())?;
-            eprintln!(
+            hoplite_host::tell!(
                 "wrote `{}`; keep it to yourself. Put this line into `policy_signers` of CA, agents and proxies:",
                 args.file.display()
             );

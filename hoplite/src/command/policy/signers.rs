@@ -173,7 +173,7 @@ fn sign(args: &SignArgs) -> anyhow::Result<ExitCode> {
     if signed_by.iter().any(|name| name == key.signer().name()) {
         bail!("`{}` signed it already; it takes another person", key.signer().name());
     }
-    eprint!("{}", shown(&set, newest));
+    hoplite_host::tell::text(&shown(&set, newest));
     if !args.yes && !agreed(set.version())? {
         bail!("not agreed; nothing was signed");
     }
@@ -260,7 +260,7 @@ fn agreed(version: u64) -> anyhow::Result<bool> {
     if !stdin.is_terminal() {
         bail!("there is nobody to ask; run it on a terminal, or say --yes");
     }
-    eprint!("Type the version to sign it: ");
+    hoplite_host::tell::text("Type the version to sign it: ");
     let mut line = String::new();
     stdin.lock().read_line(&mut line)?;
     Ok(line.trim() == version.to_string())

@@ -56,13 +56,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (suggestions, left_out) = denials.suggest(&snapshot);
     drop(waiting);
     if damaged > 0 {
-        eprintln!(
+        hoplite_host::tell!(
             "{} cannot be read and are left out; `hoplite audit verify` names them",
             count(damaged, "record")
         );
     }
     if left_out > 0 {
-        eprintln!(
+        hoplite_host::tell!(
             "{} left out: there are too many kinds, or what they name is no caller or service",
             count(left_out, "call")
         );

@@ -218,7 +218,9 @@ fn counted(args: &Args) -> anyhow::Result<Counted> {
         None
     } else {
         let asked = Elsewhere::ask(&args.ca, true);
-        let say = |error: &anyhow::Error| eprintln!("only proxies of this machine are counted: {}", one_line(error));
+        let say = |error: &anyhow::Error| {
+            hoplite_host::tell!("only proxies of this machine are counted: {}", one_line(error))
+        };
         asked.inspect_err(say).ok()
     };
     let sockets = if named || (args.audit.audit.is_empty() && args.ca.mesh().path()?.join("config").is_dir()) {

@@ -82,7 +82,7 @@ pub(super) fn tell_of_unknown(snapshot: &Snapshot, service: &ServiceName) {
         true => " and more",
         false => "",
     };
-    eprintln!(
+    hoplite_host::tell!(
         "note: no route and no policy names the service `{service}`; those that are named: {}{more}",
         names.join(", ")
     );
@@ -98,10 +98,10 @@ pub(super) fn tell_of_unnamed(snapshot: &Snapshot, callers: &[SpiffeId]) {
     for (caller, names) in unnamed.iter().take(TOLD_MAX) {
         let near = names.iter().find_map(|name| nearest(name, &named));
         let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
-        eprintln!("note: no policy names the caller `{caller}`, nor a path it is in{near}");
+        hoplite_host::tell!("note: no policy names the caller `{caller}`, nor a path it is in{near}");
     }
     if unnamed.len() > TOLD_MAX {
-        eprintln!("note: no policy names {} more callers", unnamed.len() - TOLD_MAX);
+        hoplite_host::tell!("note: no policy names {} more callers", unnamed.len() - TOLD_MAX);
     }
 }
 

@@ -262,7 +262,7 @@ impl Keeper<'_> {
         self.untold = false;
         self.said = None;
         if self.pending.is_none() {
-            eprintln!("at last: {}", told.unwrap_or_default());
+            hoplite_host::tell!("at last: {}", told.unwrap_or_default());
             return Ok(true);
         }
         self.say_written(told.as_deref());
@@ -317,7 +317,7 @@ impl Keeper<'_> {
     /// Once, until something else is to be said.
     fn warn(&mut self, text: String) {
         if self.said.as_ref() != Some(&text) {
-            eprintln!("warning: {text}");
+            hoplite_host::tell!("warning: {text}");
             self.said = Some(text);
         }
     }
