@@ -273,7 +273,7 @@ fn humantime(left: Duration) -> String {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use hoplite_identity::{Entry, EntryId};
+    use hoplite_identity::{Entry, EntryId, Parent};
 
     /// An entry with selectors like `unix:uid:0`, named like its path.
     pub(crate) fn entry(id: &str, spiffe_id: &SpiffeId, selectors: &[String]) -> RegisteredEntry {
@@ -281,7 +281,7 @@ pub(crate) mod testing {
             id: EntryId::parse(&id.replace('/', "-")).unwrap(),
             entry: Entry {
                 spiffe_id: spiffe_id.clone(),
-                parent_id: spiffe_id.trust_domain().agent("n1").unwrap(),
+                parent: Parent::Agent(spiffe_id.trust_domain().agent("n1").unwrap()),
                 selectors: selectors.iter().map(|text| text.parse().unwrap()).collect(),
                 x509_ttl: 3600,
                 hint: String::new(),
@@ -289,6 +289,7 @@ pub(crate) mod testing {
                 created_at: 0,
                 owner: String::new(),
                 jwt_ttl: 0,
+                is_default: false,
             },
             revision: 1,
         }

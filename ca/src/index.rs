@@ -4,9 +4,10 @@
 //! from the revision it holds, so a slow agent costs nothing while it is slow: many changes become one update when it
 //! asks again. Applying a change and answering it cost what changed, not what there is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle};
+use hoplite_identity::{EntryId, Parent, RegisteredEntry, SpiffeId, TrustBundle};
 use hoplite_store::{Change, Revision, Snapshot};
 
 use crate::agents::index::AgentIndex;
@@ -65,7 +66,7 @@ impl Index {
             ..Self::default()
         };
         for (key, versioned) in &snapshot.entries {
-            let concerned = &mut Concerned::default();
+            let concerned = (&mut BTreeSet::new(), &mut BTreeSet::new());
             index.put(key, Some(&versioned.value), versioned.revision, concerned)?;
         }
         index.settle(snapshot.revision)?;
@@ -75,15 +76,19 @@ impl Index {
     /// The next change. Says whom it concerns.
     pub(crate) fn apply(&mut self, change: &Change) -> Result<Concerned, BadRecord> {
         let mut concerned = Concerned::default();
+        let mut parents = BTreeSet::new();
         for mutation in &change.mutations {
             self.put(
                 &mutation.key,
                 mutation.value.as_deref(),
                 change.revision,
-                &mut concerned,
+                (&mut concerned.agents, &mut parents),
             )?;
         }
         self.settle(change.revision)?;
+        for parent in &parents {
+            concerned.agents.extend(self.entries.heirs(parent).cloned());
+        }
         concerned.everyone = [self.authority.changed(), self.policy.changed()].contains(&change.revision);
         Ok(concerned)
     }
@@ -115,11 +120,18 @@ impl Index {
         };
         let from = held.revision.filter(is_known);
         let is_news = |changed: Revision| from.is_none_or(|from| changed > from);
+        let (upserts, deletes) = match from {
+            Some(_) if lacks_nothing => (Vec::new(), Vec::new()),
+            from => (
+                self.entries.changed(agent, from).cloned().collect(),
+                from.map(|from| self.entries.gone(agent, from)).unwrap_or_default(),
+            ),
+        };
         Update {
             revision: self.revision,
             full: from.is_none(),
-            upserts: self.entries.changed(agent, from).cloned().collect(),
-            deletes: from.map(|from| self.entries.gone(agent, from)).unwrap_or_default(),
+            upserts,
+            deletes,
             digest,
             bundle: self
                 .authority
@@ -138,15 +150,20 @@ impl Index {
         key: &[u8],
         value: Option<&[u8]>,
         revision: Revision,
-        concerned: &mut Concerned,
+        (agents, parents): (&mut BTreeSet<SpiffeId>, &mut BTreeSet<Parent>),
     ) -> Result<(), BadRecord> {
         let Ok(key) = std::str::from_utf8(key) else {
             return Ok(()); // no key of ours
         };
         let mutation = Mutation { key, value, revision };
-        self.agents.put(mutation, &mut concerned.agents)?;
+        if let Some(id) = self.agents.put(mutation)? {
+            let let_in = self.agents.get(&id).filter(|agent| !agent.banned);
+            self.entries
+                .attest(&id, let_in.map(|agent| agent.selectors.as_slice()), revision);
+            agents.insert(id);
+        }
         self.operators.put(mutation)?;
-        self.entries.put(mutation, &mut concerned.agents)?;
+        self.entries.put(mutation, parents)?;
         self.tokens.put(mutation)?;
         self.authority.put(mutation)?;
         self.policy.put(mutation)?;
@@ -164,13 +181,15 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::agent::tests::issued;
+    use crate::agents::agent::{Agent, Attested, BY_TOKEN};
     use crate::authority::course::{Life, State};
     use crate::authority::trust::{Trust, Trusted};
     use crate::entries::entry::tests::{parse, sample};
     use crate::entries::index::TOMBSTONES_MAX;
     use crate::record::{self, Record};
     use hoplite_identity::testing::TestAuthority;
-    use hoplite_identity::{Entry, EntrySum, TrustDomain};
+    use hoplite_identity::{Entry, EntrySum, NodeGroup, Selector, TrustDomain};
     use hoplite_store::{Mutation, Versioned};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -380,45 +399,167 @@ mod tests {
     }
 
     impl Index {
+        /// By the records, and nothing that is kept of them.
+        fn is_entitled(&self, agent: &SpiffeId, parent: &Parent) -> bool {
+            match parent {
+                Parent::Agent(parent) => parent == agent,
+                Parent::Group(group) => {
+                    let record = self.agents.get(agent).filter(|record| !record.banned);
+                    record.is_some_and(|record| group.has(agent, &record.selectors.iter().cloned().collect()))
+                }
+            }
+        }
+
         /// What an agent is told, from scratch: its entries as a scan finds them, and when the bundle changed.
         fn view_of(&self, agent: &SpiffeId) -> (Vec<(EntryId, Revision)>, Revision) {
             let its = self
                 .entries
                 .iter()
-                .filter(|registered| registered.entry.parent_id == *agent);
+                .filter(|registered| self.is_entitled(agent, &registered.entry.parent));
             let its = its.map(|registered| (registered.id.clone(), registered.revision));
             (its.collect(), self.authority.changed())
         }
     }
 
+    /// What one step of a run changes.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// An entry, by its place among ids, and its parent; `None` deletes it.
+        Entry(usize, Option<usize>),
+        /// An agent's node, its labels, whether it is banned; `None` evicts it.
+        Agent(usize, Option<(Vec<bool>, bool)>),
+        /// An authority.
+        Authority(usize, bool),
+    }
+
+    const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
+    const NODES: [&str; 3] = ["n1", "n2", "n3"];
+    const LABELS: [&str; 2] = ["web", "eu"];
+    /// The groups, beside the nodes.
+    const GROUPS: [&[&str]; 5] = [
+        &["token:label:web"],
+        &["token:label:eu"],
+        &["token:label:eu", "token:label:web"],
+        &["node:name:n1"],
+        &["node:name:n2", "token:label:web"],
+    ];
+
+    fn group(texts: &[&str]) -> Parent {
+        Parent::Group(NodeGroup::new(texts.iter().map(|text| text.parse().unwrap()).collect()).unwrap())
+    }
+
+    fn parent(which: usize) -> Parent {
+        match NODES.get(which) {
+            Some(node) => Parent::Agent(agent(node)),
+            None => group(GROUPS[which - NODES.len()]),
+        }
+    }
+
+    fn joined(node: &str, labels: &[&str]) -> Agent {
+        let selectors = labels
+            .iter()
+            .map(|label| format!("token:label:{label}").parse::<Selector>().unwrap());
+        let by_token = Attested {
+            by: BY_TOKEN.into(),
+            identity: String::new(),
+            at: 0,
+        };
+        Agent::joined(None, agent(node), "key".into(), issued("1")).attested(by_token, selectors)
+    }
+
+    impl Step {
+        fn mutation(&self) -> Mutation {
+            match self {
+                Self::Entry(id, which) => {
+                    let entry = which.map(|which| Entry {
+                        parent: parent(which),
+                        ..parse(sample("/orders", "n1")).unwrap()
+                    });
+                    put::<Entry>(IDS[*id], entry.as_ref())
+                }
+                Self::Agent(node, record) => {
+                    let record = record.as_ref().map(|(has, is_banned)| {
+                        let labels: Vec<_> = LABELS.into_iter().zip(has).filter(|(_, has)| **has).collect();
+                        let labels: Vec<_> = labels.into_iter().map(|(label, _)| label).collect();
+                        let record = joined(NODES[*node], &labels);
+                        if *is_banned { record.banned() } else { record }
+                    });
+                    put(agent(NODES[*node]).as_str(), record.as_ref())
+                }
+                Self::Authority(..) => unreachable!("it has several"),
+            }
+        }
+
+        fn mutations(&self, revision: Revision) -> Vec<Mutation> {
+            match self {
+                Self::Authority(which, is_trusted) => trusting(revision, *which, *is_trusted).mutations,
+                other => vec![other.mutation()],
+            }
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..IDS.len(), proptest::option::weighted(0.7, 0..NODES.len() + GROUPS.len()))
+                .prop_map(|(id, which)| Step::Entry(id, which)),
+            3 => (0..NODES.len(), proptest::option::weighted(0.9, (proptest::collection::vec(any::<bool>(), 2), proptest::bool::weighted(0.1))))
+                .prop_map(|(node, record)| Step::Agent(node, record)),
+            1 => (0..3usize, any::<bool>()).prop_map(|(which, is_trusted)| Step::Authority(which, is_trusted)),
+        ]
+    }
+
     proptest! {
+        /// Commits of one or two changes; the agent of `n1` is slow at times, or the CA restarts.
         #[test]
         fn an_agent_that_applies_updates_holds_what_is_assigned_and_the_bundle(
-            steps in proptest::collection::vec(
-                (0..5usize, proptest::option::of(0..3usize), 0..3usize, any::<bool>()),
-                1..40,
+            commits in proptest::collection::vec(
+                (proptest::collection::vec(steps(), 1..3), any::<bool>(), proptest::bool::weighted(0.05)),
+                1..60,
             ),
         ) {
-            let (ids, nodes) = (["a", "b", "c", "d"], ["n1", "n2", "n3"]);
             let (mut index, mut held, mut bundle, mut seen) = (Index::default(), BTreeMap::new(), None, None);
-            for (n, (what, node, which, asks)) in steps.into_iter().enumerate() {
+            let mut stored = BTreeMap::<Vec<u8>, Versioned>::new();
+            let mut digest = None;
+            for (n, (steps, asks, restarts)) in commits.into_iter().enumerate() {
                 let revision = n as u64 + 1;
-                let change = match ids.get(what) {
-                    Some(id) => change(revision, id, node.map(|node| nodes[node])),
-                    None => trusting(revision, which, node.is_some()),
-                };
-                let before: Vec<_> = nodes.iter().map(|node| index.view_of(&agent(node))).collect();
+                let mut mutations = BTreeMap::new();
+                for mutation in steps.iter().flat_map(|step| step.mutations(revision)) {
+                    mutations.insert(mutation.key.clone(), mutation); // a commit has one of each key
+                }
+                let change = Change { revision, mutations: mutations.into_values().collect() };
+                for Mutation { key, value } in &change.mutations {
+                    match value.clone() {
+                        Some(value) => drop(stored.insert(key.clone(), Versioned { value, revision, names: Vec::new() })),
+                        None => drop(stored.remove(key)),
+                    }
+                }
+                let before: Vec<_> = NODES.iter().map(|node| index.view_of(&agent(node))).collect();
                 let concerned = index.apply(&change).unwrap();
-                // Whom it concerns sees another view, and nobody else does.
-                for (node, before) in nodes.iter().zip(before) {
+                // Whom it concerns sees another view, or is another one itself, and nobody else is.
+                for (node, before) in NODES.iter().zip(before) {
                     let is_woken = concerned.everyone || concerned.agents.contains(&agent(node));
-                    prop_assert_eq!(is_woken, before != index.view_of(&agent(node)), "{}", node);
+                    let is_itself = change.mutations.iter().any(|m| m.key.ends_with(node.as_bytes()));
+                    prop_assert_eq!(is_woken, is_itself || before != index.view_of(&agent(node)), "{}", node);
+                }
+                if restarts {
+                    let entries = stored.clone().into_iter().collect();
+                    index = Index::new(&Snapshot { revision, entries }).unwrap();
+                }
+                // Everything by itself: what each agent may have, and its digest.
+                for node in NODES {
+                    let (agent, assigned) = (agent(node), index.view_of(&agent(node)).0);
+                    let sum: EntrySum = assigned.iter().map(|(id, revision)| (id, *revision)).collect();
+                    prop_assert_eq!(sum.digest(), index.entries.digest(&agent));
+                    for registered in index.entries.iter() {
+                        let may = index.entries.of(&agent, &registered.id).is_some();
+                        prop_assert_eq!(may, assigned.iter().any(|(id, _)| *id == registered.id));
+                    }
                 }
                 if !asks {
                     continue; // it is slow, and gets several changes at once
                 }
-                if seen.is_none_or(|seen| index.has_changed(&agent("n1"), seen)) {
-                    let update = index.update(&agent("n1"), at(seen));
+                if restarts || seen.is_none_or(|seen| index.has_changed(&agent("n1"), seen)) {
+                    let update = index.update(&agent("n1"), Held { revision: seen, digest: digest.filter(|_| restarts) });
                     if update.full {
                         held.clear();
                     }
@@ -431,13 +572,102 @@ mod tests {
                     let sum: EntrySum = held.values().map(|r| (&r.id, r.revision)).collect();
                     prop_assert_eq!(sum.digest(), update.digest);
                     bundle = update.bundle.or(bundle);
-                    seen = Some(update.revision);
+                    (seen, digest) = (Some(update.revision), Some(update.digest));
                 }
                 let assigned: Vec<_> =
-                    index.entries.iter().filter(|r| r.entry.parent_id == agent("n1")).cloned().collect();
+                    index.entries.iter().filter(|r| index.is_entitled(&agent("n1"), &r.entry.parent)).cloned().collect();
                 prop_assert_eq!(held.values().cloned().collect::<Vec<_>>(), assigned);
                 prop_assert_eq!(bundle.as_ref(), index.authority.bundle());
             }
         }
+    }
+
+    /// An index with a commit for each step.
+    fn told(steps: &[Mutation]) -> Index {
+        let mut index = Index::default();
+        for (n, mutation) in steps.iter().enumerate() {
+            let change = Change {
+                revision: n as u64 + 1,
+                mutations: vec![mutation.clone()],
+            };
+            index.apply(&change).unwrap();
+        }
+        index
+    }
+
+    fn of_group(id: &str, texts: &[&str]) -> Mutation {
+        let entry = Entry {
+            parent: group(texts),
+            ..parse(sample("/orders", "n1")).unwrap()
+        };
+        put(id, Some(&entry))
+    }
+
+    #[test]
+    fn a_node_comes_into_a_group_and_leaves_it_by_what_is_attested() {
+        let name = |node: &str| agent(node).to_string();
+        let web = |node: &str, labels: &[&str]| put(&name(node), Some(&joined(node, labels)));
+        let base = [
+            of_group("a", &["token:label:web"]),
+            of_group("b", &["token:label:eu", "token:label:web"]),
+            web("n1", &["web"]),
+            web("n2", &["web", "eu"]),
+        ];
+        let check = |last: Option<Mutation>, node: &str, from: Option<Revision>, upserts: &[&str], deletes: &[&str]| {
+            let steps: Vec<_> = base.iter().cloned().chain(last).collect();
+            let update = told(&steps).update(&agent(node), at(from));
+            let ids: Vec<_> = update.upserts.iter().map(|registered| registered.id.as_str()).collect();
+            let gone: Vec<_> = update.deletes.iter().map(EntryId::as_str).collect();
+            assert_eq!((&ids[..], &gone[..]), (upserts, deletes), "{node} from {from:?}");
+        };
+        check(None, "n1", None, &["a"], &[]);
+        check(None, "n2", None, &["b", "a"], &[]);
+        check(None, "n3", None, &[], &[]);
+        // What was registered long before the node came is news to it.
+        check(None, "n1", Some(2), &["a"], &[]);
+        check(Some(web("n1", &["web", "eu"])), "n1", Some(4), &["b"], &[]);
+        // Fewer selectors, a ban and an eviction take away what was theirs.
+        check(Some(web("n2", &["eu"])), "n2", Some(4), &[], &["a", "b"]);
+        check(Some(web("n2", &["web"])), "n2", Some(4), &[], &["b"]);
+        check(
+            Some(put(&name("n2"), Some(&joined("n2", &["web"]).banned()))),
+            "n2",
+            Some(4),
+            &[],
+            &["a", "b"],
+        );
+        check(Some(put::<Agent>(&name("n2"), None)), "n2", Some(4), &[], &["a", "b"]);
+        // Another group, and no group any more.
+        check(Some(of_group("a", &["token:label:eu"])), "n1", Some(4), &[], &["a"]);
+        check(
+            Some(change(5, "a", Some("n1")).mutations.remove(0)),
+            "n2",
+            Some(4),
+            &[],
+            &["a"],
+        );
+        // A renewal is no news.
+        let mut index = told(&base);
+        let renewed = web("n1", &["web"]);
+        index
+            .apply(&Change {
+                revision: 5,
+                mutations: vec![renewed],
+            })
+            .unwrap();
+        assert!(!index.has_changed(&agent("n1"), 4));
+    }
+
+    #[test]
+    fn who_is_in_no_group_of_an_entry_may_not_have_it() {
+        let steps = [
+            of_group("a", &["token:label:web"]),
+            put(agent("n1").as_str(), Some(&joined("n1", &["web"]))),
+            put(agent("n2").as_str(), Some(&joined("n2", &["web"]).banned())),
+            put(agent("n3").as_str(), Some(&joined("n3", &["we", "web2"]))),
+        ];
+        let index = told(&steps);
+        let may = |node: &str| index.entries.of(&agent(node), "a").is_some();
+        assert_eq!(["n1", "n2", "n3", "n4"].map(may), [true, false, false, false]);
     }
 }

@@ -494,6 +494,7 @@ mod tests {
         let write = CreateToken {
             digest: digest_of(&text),
             agent_id: agent_id.clone(),
+            grants: std::collections::BTreeSet::new(),
             expires_at,
             expired: registry.index().tokens.expired(now),
         };

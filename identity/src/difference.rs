@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::Entry;
+use crate::{Entry, Parent};
 
 /// One field that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,15 @@ impl Entry {
         };
         let ids = (self.spiffe_id.to_string(), asked.spiffe_id.to_string());
         compare("spiffe_id", ids, format!("--spiffe-id {}", asked.spiffe_id));
-        let ids = (self.parent_id.to_string(), asked.parent_id.to_string());
-        compare("parent", ids, format!("--parent {}", asked.parent_id));
+        let parents = (self.parent.to_string(), asked.parent.to_string());
+        let flags = match &asked.parent {
+            Parent::Agent(agent) => format!("--parent {agent}"),
+            Parent::Group(group) => {
+                let texts: Vec<String> = group.iter().map(ToString::to_string).collect();
+                repeated("--node-selector", &texts)
+            }
+        };
+        compare("parent", parents, flags);
         let (from, to) = (selectors(self), selectors(asked));
         let flags = repeated("--selector", &to);
         compare("selectors", (listed(&from), listed(&to)), flags);
@@ -50,6 +57,8 @@ impl Entry {
         compare("dns_names", (listed(&self.dns_names), listed(&asked.dns_names)), flags);
         let hints = (worded(&self.hint), worded(&asked.hint));
         compare("hint", hints, format!("--hint {}", quoted(&asked.hint)));
+        let defaults = (self.is_default.to_string(), asked.is_default.to_string());
+        compare("default", defaults, format!("--default {}", asked.is_default));
         let owners = (worded(&self.owner), worded(&asked.owner));
         compare("owner", owners, format!("--owner {}", quoted(&asked.owner)));
         found
@@ -95,14 +104,14 @@ impl fmt::Display for Difference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SpiffeId;
+    use crate::{NodeGroup, SpiffeId};
 
     #[test]
     fn each_field_is_told_with_what_changes_it() {
         let id = |path: &str| SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap();
         let entry = Entry {
             spiffe_id: id("/a"),
-            parent_id: id("/hoplite/agent/n1"),
+            parent: Parent::Agent(id("/hoplite/agent/n1")),
             selectors: ["unix:uid:1".parse().unwrap()].into(),
             x509_ttl: 0,
             hint: String::new(),
@@ -110,6 +119,7 @@ mod tests {
             created_at: 7,
             owner: String::new(),
             jwt_ttl: 0,
+            is_default: false,
         };
         let check = |change: &dyn Fn(&mut Entry), text: &str, flags: &str| {
             let mut asked = entry.clone();
@@ -127,7 +137,7 @@ mod tests {
             "--spiffe-id spiffe://prod.example/b",
         );
         check(
-            &|e| e.parent_id = id("/hoplite/agent/n2"),
+            &|e| e.parent = Parent::Agent(id("/hoplite/agent/n2")),
             "parent: spiffe://prod.example/hoplite/agent/n1 → spiffe://prod.example/hoplite/agent/n2",
             "--parent spiffe://prod.example/hoplite/agent/n2",
         );
@@ -146,5 +156,12 @@ mod tests {
         check(&|e| e.dns_names.clear(), "dns_names: a → none", "--no-dns-names");
         check(&|e| e.hint = "it's".into(), "hint: none → `it's`", r"--hint 'it'\''s'");
         check(&|e| e.owner = "infra".into(), "owner: none → `infra`", "--owner infra");
+        check(&|e| e.is_default = true, "default: false → true", "--default true");
+        let group = ["token:label:web".parse().unwrap(), "node:name:n1".parse().unwrap()];
+        check(
+            &|e| e.parent = Parent::Group(NodeGroup::new(group.clone().into()).unwrap()),
+            "parent: spiffe://prod.example/hoplite/agent/n1 → node:name:n1 token:label:web",
+            "--node-selector node:name:n1 --node-selector token:label:web",
+        );
     }
 }

@@ -13,7 +13,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::reserved::RESERVED;
-use crate::{Excerpt, InvalidSelector, InvalidSpiffeId, Selector, SpiffeId, TrustDomain};
+use crate::{Excerpt, InvalidNodeGroup, InvalidSelector, InvalidSpiffeId, Parent, Selector, SpiffeId, TrustDomain};
 
 /// A process is described by a handful of facts; all of an entry's must be checked for each process.
 const SELECTORS_MAX: usize = 32;
@@ -34,13 +34,14 @@ const ENTRY_ID_BYTES_MAX: usize = 64;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(Arc<str>);
 
-/// What is registered: a process with all these selectors on the node of this agent is this workload.
+/// What is registered: a process with all these selectors, on the node of this agent or on one of this group, is this workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The name that is earned.
     pub spiffe_id: SpiffeId,
-    /// The agent that may have it.
-    pub parent_id: SpiffeId,
+    /// The agent, or the group of nodes, that may have it.
+    #[serde(flatten)]
+    pub parent: Parent,
     /// A process must have all of them. Never empty once checked: an entry without selectors would be everybody's.
     pub selectors: BTreeSet<Selector>,
     /// The life of each certificate in seconds; 0 means what the CA's configuration says.
@@ -57,6 +58,9 @@ pub struct Entry {
     /// Whose list it stands in, `hoplite entry apply --owner`; empty for nobody's. It says nothing to an agent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub owner: String,
+    /// Whether it comes before those that are not when a process has several: the first is its default identity.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_default: bool,
 }
 
 /// An entry as the CA has it: with its name and the revision that wrote it.
@@ -112,6 +116,15 @@ pub enum InvalidEntry {
     /// It says something about nodes.
     #[error("`selectors`: no process has `{0}`, which says something about a node")]
     NotOfProcesses(Selector),
+    /// Neither an agent nor a group, or both.
+    #[error("`parent_id`, `node_selectors`: {0}; name either the agent or the selectors of a group of nodes")]
+    Parent(&'static str),
+    /// No group of nodes.
+    #[error("`node_selectors`: {0}")]
+    NodeSelectors(#[from] InvalidNodeGroup),
+    /// What no attestor finds out of a node.
+    #[error("`node_selectors`: {0}")]
+    NodeSelector(InvalidSelector),
     /// Every process would have this identity.
     #[error("`selectors`: none given; an entry without any would fit every process")]
     NoSelectors,
@@ -229,7 +242,8 @@ impl Entry {
     /// # Errors
     /// The first rule that it breaks.
     pub fn check(&self, trust_domain: &TrustDomain) -> Result<(), InvalidEntry> {
-        for (field, id) in [("spiffe_id", &self.spiffe_id), ("parent_id", &self.parent_id)] {
+        let parent = self.parent.agent().map(|agent| ("parent_id", agent));
+        for (field, id) in [("spiffe_id", &self.spiffe_id)].into_iter().chain(parent) {
             if id.trust_domain() != trust_domain {
                 return Err(InvalidEntry::OtherTrustDomain {
                     field,
@@ -244,8 +258,8 @@ impl Entry {
         if self.spiffe_id.is_reserved() {
             return Err(InvalidEntry::Reserved(self.spiffe_id.clone()));
         }
-        if !self.parent_id.is_agent() {
-            return Err(InvalidEntry::NotAnAgent(self.parent_id.clone()));
+        if let Some(agent) = self.parent.agent().filter(|agent| !agent.is_agent()) {
+            return Err(InvalidEntry::NotAnAgent(agent.clone()));
         }
         if self.selectors.is_empty() {
             return Err(InvalidEntry::NoSelectors);
@@ -303,9 +317,16 @@ impl Entry {
         let mut context = Context::new(&SHA256);
         context.update(self.spiffe_id.as_str().as_bytes());
         context.update(&[0]);
-        context.update(self.parent_id.as_str().as_bytes());
+        match &self.parent {
+            Parent::Agent(agent) => context.update(agent.as_str().as_bytes()),
+            // No agent's SPIFFE ID begins like this.
+            Parent::Group(group) => group.iter().for_each(|selector| {
+                context.update(&[1]);
+                context.update(selector.to_string().as_bytes());
+            }),
+        }
         for selector in &self.selectors {
-            // No part contains NUL: neither SPIFFE IDs nor selectors can.
+            // No part contains NUL or 1: neither SPIFFE IDs nor selectors can.
             context.update(&[0]);
             context.update(selector.to_string().as_bytes());
         }
@@ -330,6 +351,11 @@ impl Entry {
 
 fn is_default(ttl: &u32) -> bool {
     *ttl == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// Whether a text can be an entry's owner.
@@ -381,6 +407,7 @@ impl Deref for RegisteredEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NodeGroup;
     use proptest::prelude::*;
 
     fn id(uri: &str) -> SpiffeId {
@@ -390,7 +417,7 @@ mod tests {
     fn sample() -> Entry {
         Entry {
             spiffe_id: id("spiffe://prod.example/orders"),
-            parent_id: id("spiffe://prod.example/hoplite/agent/n1"),
+            parent: Parent::Agent(id("spiffe://prod.example/hoplite/agent/n1")),
             selectors: ["unix:uid:1000", "unix:path:/opt/orders"]
                 .map(|text| text.parse().unwrap())
                 .into(),
@@ -400,7 +427,12 @@ mod tests {
             created_at: 7,
             owner: String::new(),
             jwt_ttl: 0,
+            is_default: false,
         }
+    }
+
+    fn group(texts: &[&str]) -> Parent {
+        Parent::Group(NodeGroup::new(texts.iter().map(|text| text.parse().unwrap()).collect()).unwrap())
     }
 
     fn check(change: impl FnOnce(&mut Entry), expected: &str) {
@@ -430,14 +462,15 @@ mod tests {
         }
         for other in ["/orders", "/hoplite/agent", "/hoplite/agent/a/b", "/hoplite/ca"] {
             check(
-                |e| e.parent_id = id(&format!("spiffe://prod.example{other}")),
+                |e| e.parent = Parent::Agent(id(&format!("spiffe://prod.example{other}"))),
                 "is not an agent",
             );
         }
         check(
-            |e| e.parent_id = id("spiffe://other.example/hoplite/agent/a"),
+            |e| e.parent = Parent::Agent(id("spiffe://other.example/hoplite/agent/a")),
             "`parent_id`",
         );
+        check(|e| e.parent = group(&["token:label:web"]), "good");
     }
 
     #[test]
@@ -498,7 +531,12 @@ mod tests {
         same(&|e| e.hint = "h".into(), true);
         same(&|e| e.x509_ttl = 60, true);
         same(&|e| e.spiffe_id = id("spiffe://prod.example/a"), false);
-        same(&|e| e.parent_id = id("spiffe://prod.example/hoplite/agent/n2"), false);
+        same(
+            &|e| e.parent = Parent::Agent(id("spiffe://prod.example/hoplite/agent/n2")),
+            false,
+        );
+        same(&|e| e.parent = group(&["node:name:n1"]), false);
+        same(&|e| e.is_default = true, true);
         same(&|e| drop(e.selectors.pop_first()), false);
         // What looks alike when it is run together is still told apart.
         same(
@@ -525,9 +563,11 @@ mod tests {
             if let Ok(id) = EntryId::parse(&text) {
                 prop_assert_eq!(id.to_string(), text);
             }
-            let entry = Entry { hint, x509_ttl: ttl, ..sample() };
-            let json = serde_json::to_string(&entry).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
+            for parent in [sample().parent, group(&["token:label:a", "node:name:b"])] {
+                let entry = Entry { hint: hint.clone(), x509_ttl: ttl, parent, ..sample() };
+                let json = serde_json::to_string(&entry).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Entry>(&json).unwrap(), entry);
+            }
         }
     }
 }

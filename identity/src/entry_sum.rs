@@ -35,12 +35,7 @@ pub struct EntrySum {
 impl EntrySum {
     /// One more entry. It must not be in it yet.
     pub fn add(&mut self, id: &EntryId, revision: u64) {
-        let mut carry = false;
-        for (limb, added) in self.limbs.iter_mut().zip(pair(id, revision)) {
-            let (sum, over) = limb.overflowing_add(added);
-            let (sum, carried) = sum.overflowing_add(u64::from(carry));
-            (*limb, carry) = (sum, over || carried);
-        }
+        self.raise(pair(id, revision));
         self.count = self.count.wrapping_add(1);
     }
 
@@ -53,6 +48,23 @@ impl EntrySum {
             (*limb, borrow) = (rest, under || borrowed);
         }
         self.count = self.count.wrapping_sub(1);
+    }
+
+    /// Those of two sets together, which have none in common.
+    #[must_use]
+    pub fn with(mut self, other: &Self) -> Self {
+        self.raise(other.limbs);
+        self.count = self.count.wrapping_add(other.count);
+        self
+    }
+
+    fn raise(&mut self, by: [u64; LIMBS]) {
+        let mut carry = false;
+        for (limb, added) in self.limbs.iter_mut().zip(by) {
+            let (sum, over) = limb.overflowing_add(added);
+            let (sum, carried) = sum.overflowing_add(u64::from(carry));
+            (*limb, carry) = (sum, over || carried);
+        }
     }
 
     /// How many there are.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use hoplite_identity::{Entry, EntryId, InvalidEntry, InvalidSelector, RegisteredEntry, Selector, SpiffeId};
+use hoplite_identity::{
+    Entry, EntryId, InvalidEntry, InvalidSelector, NodeGroup, Parent, RegisteredEntry, Selector, SpiffeId,
+};
 
 use crate::ca;
 
@@ -37,9 +39,18 @@ impl TryFrom<ca::Entry> for Entry {
     fn try_from(message: ca::Entry) -> Result<Self, InvalidEntry> {
         let id = |field, text: &str| SpiffeId::parse(text).map_err(|reason| InvalidEntry::SpiffeId { field, reason });
         let selectors = message.selectors.into_iter().map(Selector::try_from);
+        let parent = match (message.parent_id.as_str(), message.node_selectors) {
+            (agent, none) if none.is_empty() => Parent::Agent(id("parent_id", agent)?),
+            ("", of_nodes) => {
+                let of_nodes = of_nodes.into_iter().map(Selector::try_from);
+                let of_nodes = of_nodes.collect::<Result<_, _>>().map_err(InvalidEntry::NodeSelector)?;
+                Parent::Group(NodeGroup::new(of_nodes)?)
+            }
+            _ => return Err(InvalidEntry::Parent("both given")),
+        };
         Ok(Self {
             spiffe_id: id("spiffe_id", &message.spiffe_id)?,
-            parent_id: id("parent_id", &message.parent_id)?,
+            parent,
             selectors: selectors.collect::<Result<BTreeSet<_>, _>>()?,
             x509_ttl: message.x509_ttl_seconds,
             hint: message.hint,
@@ -47,6 +58,7 @@ impl TryFrom<ca::Entry> for Entry {
             created_at: u64::try_from(message.created_at_unix).unwrap_or(0),
             owner: message.owner,
             jwt_ttl: message.jwt_ttl_seconds,
+            is_default: message.is_default,
         })
     }
 }
@@ -70,7 +82,11 @@ impl From<&RegisteredEntry> for ca::Entry {
         Self {
             id: registered.id.to_string(),
             spiffe_id: entry.spiffe_id.to_string(),
-            parent_id: entry.parent_id.to_string(),
+            parent_id: entry.parent.agent().map(ToString::to_string).unwrap_or_default(),
+            node_selectors: (entry.parent.group().into_iter())
+                .flat_map(|group| group.iter().map(ca::Selector::from))
+                .collect(),
+            is_default: entry.is_default,
             selectors: entry.selectors.iter().map(ca::Selector::from).collect(),
             x509_ttl_seconds: entry.x509_ttl,
             hint: entry.hint.clone(),
@@ -117,6 +133,14 @@ mod tests {
         let registered = RegisteredEntry::try_from(message(&texts)).unwrap();
         assert_eq!(registered.selectors.iter().cloned().collect::<Vec<_>>(), sorted);
         assert_eq!(ca::Entry::from(&registered), canonical);
+        let of_group = ca::Entry {
+            parent_id: String::new(),
+            node_selectors: message(&[("node:name", "n1"), ("token:label", "web")]).selectors,
+            is_default: true,
+            ..canonical
+        };
+        let registered = RegisteredEntry::try_from(of_group.clone()).unwrap();
+        assert_eq!(ca::Entry::from(&registered), of_group);
     }
 
     #[test]
@@ -139,6 +163,25 @@ mod tests {
             "`spiffe_id`: `nonsense` does not start",
         );
         check(&|e| e.parent_id.clear(), "`parent_id`: ``");
+        let nodes = |texts: &'static [(&str, &str)]| {
+            move |e: &mut ca::Entry| {
+                e.parent_id.clear();
+                e.node_selectors = message(texts).selectors;
+            }
+        };
+        check(&nodes(&[("token:label", "web"), ("node:name", "n1")]), "good");
+        check(
+            &nodes(&[("label", "web")]),
+            "`node_selectors`: `label` is no selector kind",
+        );
+        check(
+            &nodes(&[("unix:uid", "1")]),
+            "`node_selectors`: no node has `unix:uid:1`",
+        );
+        check(
+            &|e| e.node_selectors = message(&[("token:label", "web")]).selectors,
+            "both given; name either",
+        );
         check(&one("", ""), "`selectors`: `` is no selector kind");
         check(&one("unix:uidd", "1"), "did you mean `unix:uid:1`?");
         check(&one("unix", "uidd:1"), "did you mean `unix:uid:1`?");

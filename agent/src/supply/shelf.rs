@@ -87,14 +87,16 @@ struct Placed {
 // === impl Supplied ===
 
 impl Supplied {
-    /// The order of the default identity (W-10), an explicit rule: of all that a caller matches, first comes the entry with
-    /// the most selectors, the most specific one; then the oldest; then by SPIFFE ID.
+    /// The order of the default identity (W-10), an explicit rule: of all that a caller matches, first come those registered as
+    /// default; of these, or of all when there is none, the entry with the most selectors, the most specific one; then the oldest;
+    /// then by SPIFFE ID.
     pub(crate) fn order(&self, other: &Self) -> Ordering {
         let (a, b) = (&self.entry, &other.entry);
-        let specific = b.selectors.len().cmp(&a.selectors.len());
+        let default = b.is_default.cmp(&a.is_default);
+        let specific = || b.selectors.len().cmp(&a.selectors.len());
         let older = || a.created_at.cmp(&b.created_at);
         let name = || (&a.spiffe_id, &a.id).cmp(&(&b.spiffe_id, &b.id));
-        specific.then_with(older).then_with(name)
+        default.then_with(specific).then_with(older).then_with(name)
     }
 
     /// Whether no caller could tell the one from the other.

@@ -412,14 +412,14 @@ impl From<&Leaf> for Issued {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::authority::x509::{Authority, Serial};
     use crate::issuance::{SubjectKey, Template, mint};
     use hoplite_identity::TrustDomain;
     use std::time::{Duration, UNIX_EPOCH};
 
-    fn issued(serial: &str) -> Issued {
+    pub(crate) fn issued(serial: &str) -> Issued {
         Issued {
             serial: serial.into(),
             not_after: 0,

@@ -1,6 +1,6 @@
 //! The agents' part of the index.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hoplite_identity::SpiffeId;
@@ -15,18 +15,17 @@ pub(crate) struct AgentIndex(BTreeMap<String, Arc<Agent>>);
 // === impl AgentIndex ===
 
 impl AgentIndex {
-    /// One write of the store. Adds the agent to `concerned`.
-    pub(crate) fn put(&mut self, mutation: Mutation<'_>, concerned: &mut BTreeSet<SpiffeId>) -> Result<(), BadRecord> {
+    /// One write of the store. Says which agent it is of.
+    pub(crate) fn put(&mut self, mutation: Mutation<'_>) -> Result<Option<SpiffeId>, BadRecord> {
         let Some((id, agent)) = mutation.of::<Agent>()? else {
-            return Ok(());
+            return Ok(None);
         };
-        // A name that is none is nobody's who could watch.
-        concerned.extend(SpiffeId::parse(id).ok());
         match agent {
             Some(agent) => drop(self.0.insert(id.to_owned(), Arc::new(agent))),
             None => drop(self.0.remove(id)),
         }
-        Ok(())
+        // A name that is none is nobody's who could watch.
+        Ok(SpiffeId::parse(id).ok())
     }
 
     /// One agent.

@@ -27,7 +27,7 @@ use crate::api::fleet::Reported;
 use crate::api::gate::{Calls, Gate, Shown};
 use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
-use crate::api::operators::{Operators, token_ttl};
+use crate::api::operators::{Operators, granted, token_ttl};
 use crate::api::status::{Blame, ours};
 use crate::metrics;
 use crate::policy::published::Published;
@@ -230,8 +230,10 @@ impl wire::admin_server::Admin for Admin {
             node,
             ttl_seconds,
             address,
+            labels,
         } = request.into_inner();
         call.answer(&node, async {
+            let grants = granted(&labels)?;
             let agent_id = self
                 .trust_domain
                 .agent(&node)
@@ -248,6 +250,7 @@ impl wire::admin_server::Admin for Admin {
             let create = CreateToken {
                 digest,
                 agent_id: agent_id.clone(),
+                grants,
                 expires_at,
                 expired: self.registry.index().tokens.expired(now),
             };

@@ -160,16 +160,17 @@ impl AdminCall {
 
     /// Logs and writes down what was done to one entry.
     pub(super) fn tell(&self, outcome: &'static str, id: &EntryId, entry: &Entry) {
-        let Entry {
-            spiffe_id, parent_id, ..
-        } = entry;
+        let Entry { spiffe_id, parent, .. } = entry;
         let who = self.who();
-        tracing::info!(target: "hoplite::audit", %who, entry = %id, %spiffe_id, %parent_id, outcome, "entry");
+        tracing::info!(target: "hoplite::audit", %who, entry = %id, %spiffe_id, %parent, outcome, "entry");
         let selectors: Vec<String> = entry.selectors.iter().map(ToString::to_string).collect();
         let detail = [
             ("entry", outcome.to_owned()),
             ("spiffe_id", spiffe_id.to_string()),
-            ("parent_id", parent_id.to_string()),
+            (
+                parent.agent().map_or("node_selectors", |_| "parent_id"),
+                parent.to_string(),
+            ),
             ("selectors", selectors.join(" ")),
             ("owner", entry.owner.clone()),
         ];

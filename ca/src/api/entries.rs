@@ -1,7 +1,6 @@
 //! What operators ask about registration entries: each is parsed, all are written in one commit, and each is answered.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hoplite_host::clock;
@@ -14,6 +13,7 @@ use tonic::Status;
 use crate::api::admin_call::{AdminCall, Done};
 use crate::api::status::ours;
 use crate::entries::apply::{ApplyEntries, Step};
+use crate::entries::asked::{Filter, Page};
 use crate::entries::entry;
 use crate::entries::update::{Update, UpdateEntries, Updated};
 use crate::entries::writes::{CreateEntries, Created, DeleteEntries, Fate};
@@ -210,24 +210,28 @@ impl Entries {
         call: &AdminCall,
         asked: &wire::ListEntriesRequest,
     ) -> Result<Done<wire::ListEntriesResponse>, Status> {
-        let is_asked = |registered: &&Arc<RegisteredEntry>| asked.owner.is_empty() || registered.owner == asked.owner;
-        let registered: Vec<_> = {
+        let filter = Filter::try_from(asked).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let page = {
             let index = self.registry.index();
             match asked.id.as_str() {
-                "" => index.entries.iter().filter(is_asked).map(Arc::clone).collect(),
-                id => index
-                    .entries
-                    .get(id)
-                    .into_iter()
-                    .filter(is_asked)
-                    .map(Arc::clone)
-                    .collect(),
+                "" => filter.page(&index.entries, &asked.page, asked.page_size as usize),
+                id => Page {
+                    entries: index
+                        .entries
+                        .get(id)
+                        .filter(|found| filter.has(found))
+                        .cloned()
+                        .into_iter()
+                        .collect(),
+                    next: None,
+                },
             }
         };
-        let (allowed, registered) = call.sift(registered).await?;
+        let (allowed, registered) = call.sift(page.entries).await?;
         let entries = registered.iter().map(|registered| wire::Entry::from(&**registered));
         Ok(allowed.done(wire::ListEntriesResponse {
             entries: entries.collect(),
+            next_page: page.next.map(|id| id.to_string()).unwrap_or_default(),
         }))
     }
 
@@ -267,7 +271,7 @@ impl Entries {
 
     /// The parents that never joined, each once.
     fn unknown_parents<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
-        let parents: BTreeSet<_> = entries.map(|entry| &entry.parent_id).collect();
+        let parents: BTreeSet<_> = entries.filter_map(|entry| entry.parent.agent()).collect();
         let index = self.registry.index();
         let unknown = parents.into_iter().filter(|parent| index.agents.get(parent).is_none());
         unknown.map(ToString::to_string).collect()

@@ -66,10 +66,9 @@ impl JwtCalls {
         check(&audience)?;
         let entries: Vec<_> = {
             let index = registry.index();
-            // An agent can mint only what is registered under it, whatever it asks for.
-            let own = |registered: &&Arc<RegisteredEntry>| registered.entry.parent_id == mint.agent;
+            // An agent can mint only what is registered under it, or for a group that its node is in, whatever it asks for.
             ids.iter()
-                .map(|id| index.entries.get(id.as_str()).filter(own).cloned())
+                .map(|id| index.entries.of(&mint.agent, id).cloned())
                 .collect()
         };
         let acts = mint.acts.clone();

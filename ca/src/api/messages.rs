@@ -91,6 +91,7 @@ pub(super) fn token((name, token): (&str, &Token)) -> wire::Token {
         admits: token.admits.to_string(),
         expires_at_unix: unix_i64(token.expires_at),
         used: token.is_used(),
+        node_selectors: token.grants.iter().map(wire::Selector::from).collect(),
     }
 }
 

@@ -579,11 +579,10 @@ impl wire::node_server::Node for Node {
         }
         let items: Vec<_> = {
             let index = self.0.registry.index();
-            // An agent can mint only what is registered under it, whatever it asks for.
-            let own = |registered: &&Arc<RegisteredEntry>| registered.entry.parent_id == *peer.spiffe_id();
+            // An agent can mint only what is registered under it, or for a group that its node is in, whatever it asks for.
             items
                 .into_iter()
-                .map(|item| (index.entries.get(&item.entry_id).filter(own).cloned(), item.csr))
+                .map(|item| (index.entries.of(peer.spiffe_id(), &item.entry_id).cloned(), item.csr))
                 .collect()
         };
         let mint = self.mint(&peer, address);

@@ -1,9 +1,10 @@
 //! What is asked about operators: an invitation, who there is, who am I, a newer certificate, a ban.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hoplite_host::clock;
-use hoplite_identity::{SpiffeId, TrustDomain};
+use hoplite_identity::{NODE_SELECTORS_MAX, Selector, SelectorKind, SpiffeId, TrustDomain};
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
@@ -27,6 +28,18 @@ pub(super) struct Operators {
     trust_domain: TrustDomain,
     issuer: Issuer,
     invites: Invites,
+}
+
+/// What labels an invitation grants a node.
+pub(super) fn granted(labels: &[String]) -> Result<BTreeSet<Selector>, Status> {
+    let of = |label: &String| Selector::new(SelectorKind::TokenLabel, label);
+    let granted: BTreeSet<_> = (labels.iter().map(of).collect::<Result<_, _>>())
+        .map_err(|error| Status::invalid_argument(format!("`labels`: {error}")))?;
+    if granted.len() > NODE_SELECTORS_MAX {
+        let text = format!("`labels`: {} given; at most {NODE_SELECTORS_MAX}", granted.len());
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(granted)
 }
 
 /// How long a token lives; 0 for the usual time.

@@ -1,11 +1,14 @@
 //! The entries' part of the index: what each agent is entitled to, and what it lacks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use hoplite_identity::{Entry, EntryId, EntrySum, RegisteredEntry, SpiffeId};
+use hoplite_identity::{Entry, EntryId, EntrySum, Parent, RegisteredEntry, Selector, SpiffeId};
 use hoplite_store::Revision;
 
+use crate::entries::groups::Groups;
+use crate::entries::share::Share;
 use crate::record::{BadRecord, Mutation};
 
 /// Deleted entries remembered, for agents that were away; those away for longer get everything anew, unless they say that
@@ -16,31 +19,15 @@ pub(crate) const TOMBSTONES_MAX: usize = 65_536;
 #[derive(Debug, Default)]
 pub(crate) struct EntryIndex {
     entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
-    /// By parent. Kept when empty: its agent must still learn what went.
-    assigned: HashMap<SpiffeId, Assigned>,
+    /// What is registered under one agent alone. Kept when empty: the agent must still learn what went.
+    own: HashMap<SpiffeId, Share>,
+    /// What is registered for groups of nodes.
+    groups: Groups,
     /// Whose tombstones there are, in the order of deletion.
-    buried: VecDeque<SpiffeId>,
+    buried: VecDeque<Parent>,
     /// Deletions up to here were never known.
     beginning: Revision,
 }
-
-/// What is one agent's.
-#[derive(Debug, Default)]
-struct Assigned {
-    /// In the order of their last changes.
-    entries: BTreeSet<Place>,
-    /// Of those entries.
-    sum: EntrySum,
-    /// What went, and when, in that order.
-    tombstones: VecDeque<(Revision, EntryId)>,
-    /// Deletions up to here have been forgotten.
-    horizon: Revision,
-    /// When anything of it last changed.
-    changed: Revision,
-}
-
-/// An entry's place among those of its agent. Without an id it is the beginning of a revision.
-type Place = (Revision, Option<EntryId>);
 
 // === impl EntryIndex ===
 
@@ -53,36 +40,31 @@ impl EntryIndex {
         }
     }
 
-    /// One write of the store. Adds the agents whose entries it changes to `concerned`.
-    pub(crate) fn put(&mut self, mutation: Mutation<'_>, concerned: &mut BTreeSet<SpiffeId>) -> Result<(), BadRecord> {
+    /// One write of the store. Adds the parents whose entries it changes to `concerned`.
+    pub(crate) fn put(&mut self, mutation: Mutation<'_>, concerned: &mut BTreeSet<Parent>) -> Result<(), BadRecord> {
         let Some((id, entry)) = mutation.of::<Entry>()? else {
             return Ok(());
         };
         let revision = mutation.revision;
         if let Some(old) = self.entries.remove(id) {
-            let parent_id = &old.entry.parent_id;
-            let assigned = self.assigned.entry(parent_id.clone()).or_default();
-            assigned.entries.remove(&(old.revision, Some(old.id.clone())));
-            assigned.sum.remove(&old.id, old.revision);
-            assigned.changed = assigned.changed.max(revision);
-            concerned.insert(parent_id.clone());
+            let parent = &old.entry.parent;
+            let share = self.share(parent, revision);
+            share.take(&old.id, old.revision, revision);
             // Changed in place: nothing went, so there is nothing to remember.
-            if entry.as_ref().is_none_or(|entry| entry.parent_id != *parent_id) {
-                assigned.tombstones.push_back((revision, old.id.clone()));
-                self.buried.push_back(parent_id.clone());
+            if entry.as_ref().is_none_or(|entry| entry.parent != *parent) {
+                share.bury(&old.id, revision);
+                self.buried.push_back(parent.clone());
                 self.forget();
             }
+            concerned.insert(parent.clone());
         }
         if let Some(entry) = entry {
             let id = EntryId::parse(id).map_err(|error| BadRecord::Malformed {
                 key: mutation.key.escape_debug().to_string(),
                 reason: error.to_string(),
             })?;
-            let assigned = self.assigned.entry(entry.parent_id.clone()).or_default();
-            assigned.entries.insert((revision, Some(id.clone())));
-            assigned.sum.add(&id, revision);
-            assigned.changed = assigned.changed.max(revision);
-            concerned.insert(entry.parent_id.clone());
+            self.share(&entry.parent, revision).add(&id, revision);
+            concerned.insert(entry.parent.clone());
             let registered = RegisteredEntry {
                 id: id.clone(),
                 entry,
@@ -93,17 +75,25 @@ impl EntryIndex {
         Ok(())
     }
 
+    /// What is attested of an agent's node from a revision on; `None` for one that is not let in any more.
+    pub(crate) fn attest(&mut self, agent: &SpiffeId, attested: Option<&[Selector]>, at: Revision) {
+        self.groups.attest(agent, attested, at);
+    }
+
+    fn share(&mut self, parent: &Parent, at: Revision) -> &mut Share {
+        match parent {
+            Parent::Agent(agent) => self.own.entry(agent.clone()).or_default(),
+            Parent::Group(group) => self.groups.share(group, at),
+        }
+    }
+
     /// The oldest deletions, when there are too many.
     fn forget(&mut self) {
         while self.buried.len() > TOMBSTONES_MAX
-            && let Some(agent) = self.buried.pop_front()
+            && let Some(parent) = self.buried.pop_front()
         {
-            // INVARIANT: both are in the order of deletion, so the agent's first is the first of all.
-            if let Some(assigned) = self.assigned.get_mut(&agent)
-                && let Some((revision, _)) = assigned.tombstones.pop_front()
-            {
-                assigned.horizon = assigned.horizon.max(revision);
-            }
+            // INVARIANT: both are in the order of deletion, so the parent's first is the first of all.
+            self.share(&parent, 0).forget();
         }
     }
 
@@ -117,43 +107,82 @@ impl EntryIndex {
         self.entries.values()
     }
 
+    /// Those from one id on, that one left out.
+    pub(crate) fn after(&self, id: &str) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
+        let beyond = (Bound::Excluded(id), Bound::Unbounded);
+        self.entries.range::<str, _>(beyond).map(|(_, registered)| registered)
+    }
+
+    /// Whether an agent may have what is registered under a parent now: it is that agent, or it is in that group. Everything that is
+    /// handed to agents is asked here.
+    pub(crate) fn may(&self, agent: &SpiffeId, parent: &Parent) -> bool {
+        match parent {
+            Parent::Agent(parent) => parent == agent,
+            Parent::Group(group) => self.groups.is_in(agent, group),
+        }
+    }
+
+    /// One entry, if the agent may have it.
+    pub(crate) fn of(&self, agent: &SpiffeId, id: &str) -> Option<&Arc<RegisteredEntry>> {
+        self.get(id)
+            .filter(|registered| self.may(agent, &registered.entry.parent))
+    }
+
+    /// The agents that may have what is registered under a parent: at most those that have joined, for a group.
+    pub(crate) fn heirs<'a>(&'a self, parent: &'a Parent) -> impl Iterator<Item = &'a SpiffeId> {
+        let members = parent.group().into_iter().flat_map(|group| self.groups.members(group));
+        parent.agent().into_iter().chain(members)
+    }
+
     /// Whether all deletions of the agent's entries after `from` are known.
     pub(crate) fn remembers(&self, agent: &SpiffeId, from: Revision) -> bool {
-        from >= self.beginning && self.assigned.get(agent).is_none_or(|assigned| from >= assigned.horizon)
+        let lived_in = self.groups.shares(agent).filter(|(_, since)| *since <= from);
+        let shares = lived_in.map(|(share, _)| share).chain(self.groups.left(agent, from));
+        from >= self.beginning
+            && self.groups.remembers(agent, from)
+            && shares.chain(self.own.get(agent)).all(|share| share.remembers(from))
     }
 
     /// Whether any entry of the agent has changed after `from`.
     pub(crate) fn has_changed(&self, agent: &SpiffeId, from: Revision) -> bool {
-        self.assigned.get(agent).is_some_and(|assigned| assigned.changed > from)
+        let shares = self.groups.shares(agent).map(|(share, _)| share);
+        self.groups.has_moved(agent, from) || shares.chain(self.own.get(agent)).any(|share| share.has_changed(from))
     }
 
     /// What agent and CA compare: over all entries of the agent.
     pub(crate) fn digest(&self, agent: &SpiffeId) -> [u8; 32] {
-        let sum = self.assigned.get(agent).map(|assigned| assigned.sum);
-        sum.unwrap_or_default().digest()
+        // INVARIANT: an entry has one parent, so no two of these sums have one in common.
+        let shares = self.groups.shares(agent).map(|(share, _)| share);
+        let sums = shares.chain(self.own.get(agent)).map(Share::sum);
+        sums.fold(EntrySum::default(), |sum, share| sum.with(share)).digest()
     }
 
-    /// The agent's entries that changed after `from`, all of them without it, in the order of their changes.
+    /// The agent's entries that changed after `from`, or became its own after that; all of them without it.
     pub(crate) fn changed(
         &self,
         agent: &SpiffeId,
         from: Option<Revision>,
     ) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
-        let first: Place = (from.map_or(0, |from| from.saturating_add(1)), None);
-        let assigned = self.assigned.get(agent).into_iter();
-        let places = assigned.flat_map(move |assigned| assigned.entries.range(first.clone()..));
-        places.filter_map(|(_, id)| self.entries.get(id.as_ref()?))
+        let own = self.own.get(agent).map(|share| (share, 0));
+        let shares = own.into_iter().chain(self.groups.shares(agent));
+        // Of a group that it came into later it holds nothing.
+        let ids = shares.flat_map(move |(share, since)| share.since(from.filter(|from| since <= *from)));
+        ids.filter_map(|id| self.entries.get(id))
     }
 
     /// What was the agent's, went after `from` and has not come back.
     pub(crate) fn gone(&self, agent: &SpiffeId, from: Revision) -> Vec<EntryId> {
-        let Some(assigned) = self.assigned.get(agent) else {
-            return Vec::new();
-        };
-        let is_held = |id: &EntryId| self.entries.get(id).is_some_and(|held| held.entry.parent_id == *agent);
-        let since = assigned.tombstones.partition_point(|(revision, _)| *revision <= from);
-        let later = assigned.tombstones.range(since..).map(|(_, id)| id);
-        later.filter(|id| !is_held(id)).cloned().collect()
+        let is_held = |id: &EntryId| self.of(agent, id).is_some();
+        let lived_in = self.groups.shares(agent).filter(|(_, since)| *since <= from);
+        let shares = lived_in.map(|(share, _)| share).chain(self.own.get(agent));
+        let went = shares.flat_map(|share| share.gone(from));
+        // Of a group that it left, all that was there.
+        let lost = self
+            .groups
+            .left(agent, from)
+            .flat_map(|share| share.since(None).chain(share.gone(from)));
+        let ids: BTreeSet<&EntryId> = went.chain(lost).filter(|id| !is_held(id)).collect();
+        ids.into_iter().cloned().collect()
     }
 
     #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hoplite_identity::{Entry, SpiffeId, TrustDomain};
+use hoplite_identity::{Entry, Parent, SpiffeId, TrustDomain};
 use hoplite_policy::rules::{Fact, Name, Thing};
 
 use crate::operators::operator::{LOCAL, Operator};
@@ -103,10 +103,7 @@ impl What<'_> {
             },
             Self::Entry(entry) => Thing {
                 name: name("Entry", entry.spiffe_id.as_str()),
-                attributes: vec![
-                    ("owner", Fact::Text(entry.owner.clone())),
-                    ("parent", Fact::Thing(name("Agent", entry.parent_id.as_str()))),
-                ],
+                attributes: entry_facts(entry),
                 within: groups(&entry.spiffe_id),
             },
             Self::Agent(id) => Thing {
@@ -155,6 +152,19 @@ impl Way {
 
 fn name(kind: &'static str, id: impl Into<String>) -> Name {
     Name { kind, id: id.into() }
+}
+
+/// Of an entry; it has a `parent` or `node_selectors`, never both.
+fn entry_facts(entry: &Entry) -> Vec<(&'static str, Fact)> {
+    let parent = match &entry.parent {
+        Parent::Agent(agent) => ("parent", Fact::Thing(name("Agent", agent.as_str()))),
+        Parent::Group(group) => {
+            let selectors = group.iter();
+            let things = selectors.map(|selector| name("NodeSelector", selector.to_string()));
+            ("node_selectors", Fact::Things(things.collect()))
+        }
+    };
+    vec![("owner", Fact::Text(entry.owner.clone())), parent]
 }
 
 fn paths(trust_domain: &TrustDomain, operator: &Operator) -> Fact {

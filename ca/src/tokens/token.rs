@@ -1,9 +1,10 @@
 //! Tokens: a secret that admits one key, once, for a while, as an agent or as an operator.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{Selector, SpiffeId};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub(crate) struct Token {
     pub(crate) admits: SpiffeId,
     /// Unix seconds.
     pub(crate) expires_at: u64,
+    /// What it grants the node that joins by it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) grants: BTreeSet<Selector>,
     /// Fingerprint of the key that used it.
     used_by: Option<String>,
 }
@@ -93,8 +97,14 @@ impl Token {
         Self {
             admits,
             expires_at,
+            grants: BTreeSet::new(),
             used_by: None,
         }
+    }
+
+    /// One that grants the node so much.
+    pub(crate) fn granting(self, grants: BTreeSet<Selector>) -> Self {
+        Self { grants, ..self }
     }
 
     /// Whether it is of no more use.

@@ -1,8 +1,9 @@
 //! What is written of join tokens: a new one, its withdrawal, and the join that uses it.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{Selector, SpiffeId};
 
 use crate::agents::agent::{Agent, Attested, BY_TOKEN, Issued};
 use crate::issuance::{MintError, Minted};
@@ -30,6 +31,8 @@ pub(crate) struct CreateToken {
     /// Of its text.
     pub(crate) digest: String,
     pub(crate) agent_id: SpiffeId,
+    /// What the node has from then on.
+    pub(crate) grants: BTreeSet<Selector>,
     /// Unix seconds.
     pub(crate) expires_at: u64,
     /// Names of tokens that have had their time.
@@ -81,7 +84,7 @@ impl Write for CreateToken {
         if agent.is_some_and(|agent| agent.banned) {
             return Err(TokenError::Banned(self.agent_id.clone()));
         }
-        let token = Token::new(self.agent_id.clone(), self.expires_at);
+        let token = Token::new(self.agent_id.clone(), self.expires_at).granting(self.grants.clone());
         let cleared = without(&self.expired);
         Ok((cleared.put(&self.digest, &token), ()))
     }
@@ -154,6 +157,11 @@ where
             return Err(JoinRefused::NotAnAgents.into());
         }
         let is_banned = agent.as_ref().is_some_and(|agent| agent.banned);
+        let mut grants = token.grants.clone();
+        if token.is_used() {
+            // A retry brings nothing back that a later join took away.
+            grants.retain(|grant| agent.as_ref().is_some_and(|agent| agent.selectors.contains(grant)));
+        }
         let token = token.admit(&self.key, is_banned, self.now)?;
         let id = token.admits.clone();
         let minted = (self.mint)(&id)?;
@@ -163,7 +171,7 @@ where
             identity: String::new(),
             at: record::unix_seconds(self.now),
         };
-        let agent = agent.attested(by_token, []);
+        let agent = agent.attested(by_token, grants);
         let changes = Changes::none().put(&self.digest, &token).put(id.as_str(), &agent);
         // `Barred` stays: it speaks of certificates from before the restore, and this one is of now.
         Ok((changes, minted))

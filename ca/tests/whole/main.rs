@@ -10,6 +10,7 @@
 
 mod acts;
 mod crowds;
+mod groups;
 mod operators;
 mod policy;
 mod world;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use hoplite_identity::jwt::JwtAuthorities;
 use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
-use hoplite_wire::ca::{AgentRequest, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
+use hoplite_wire::ca::{AgentRequest, Entry, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
 
 use crate::command::reach::CaArgs;
 use crate::output::{Column, Form, Listing, Output, print, print_json, verdict};
@@ -96,8 +96,11 @@ pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Asked for in one call: an answer of some megabytes.
+const LISTED_AT_ONCE: u32 = 5_000;
+
 /// What people see of an agent.
-const AGENT_COLUMNS: [Column; 4] = [
+const AGENT_COLUMNS: [Column; 5] = [
     Column::new("AGENT", "spiffe_id"),
     Column::new("ATTESTED BY", "attested_by"),
     Column::moment("VALID UNTIL", "expires_at"),
@@ -111,6 +114,7 @@ const AGENT_COLUMNS: [Column; 4] = [
         .to_owned()
     })
     .coloured(verdict),
+    Column::new("SELECTORS", "selectors"),
 ];
 
 pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
@@ -146,10 +150,30 @@ pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
     args.done(&request, "evicted")
 }
 
+/// All that is asked for, some at a time.
+pub(crate) fn entries(ca: &CaArgs, asked: ListEntriesRequest) -> anyhow::Result<Vec<Entry>> {
+    ca.call(async |mut ca| {
+        let (mut entries, mut page) = (Vec::new(), String::new());
+        loop {
+            let asked = ListEntriesRequest {
+                page_size: LISTED_AT_ONCE,
+                page,
+                ..asked.clone()
+            };
+            let answer = ca.list_entries(asked).await?.into_inner();
+            entries.extend(answer.entries);
+            if answer.next_page.is_empty() {
+                return Ok(entries);
+            }
+            page = answer.next_page;
+        }
+    })
+}
+
 /// The SPIFFE IDs of all registered workloads, each once.
 pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
     let asked = ListEntriesRequest::default();
-    let entries = ca.call(async |mut ca| Ok(ca.list_entries(asked.clone()).await?.into_inner().entries))?;
+    let entries = entries(ca, asked)?;
     let mut ids: Vec<String> = entries.into_iter().map(|entry| entry.spiffe_id).collect();
     ids.sort();
     ids.dedup();

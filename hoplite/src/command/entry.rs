@@ -36,7 +36,8 @@ pub(crate) enum EntryCommand {
     /// Register a workload; exit 3 if it is registered already the same way, 1 if it differs
     #[command(
         after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
-        --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy"
+        --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy\n  \
+        hoplite entry create --spiffe-id spiffe://demo.hoplite/node-exporter --node-selector token:label:web --selector unix:user:exporter"
     )]
     Create(CreateArgs),
     /// Change a registration in place: what is not named stays, and at no moment is it away; exit 3 if it was like this already
@@ -49,7 +50,9 @@ pub(crate) enum EntryCommand {
     #[command(after_help = apply::HELP)]
     Apply(apply::ApplyArgs),
     /// List the registrations
-    #[command(after_help = "Examples:\n  hoplite entry list --output json\n  hoplite entry list --owner infra")]
+    #[command(
+        after_help = "Examples:\n  hoplite entry list --output json\n  hoplite entry list --owner infra\n  hoplite entry list --node web-1\n  hoplite entry list --under /ns/pay --selector unix:user:billing"
+    )]
     List(ListEntriesArgs),
     /// Show one registration
     #[command(after_help = "Example:\n  hoplite entry show 3f2a…")]
@@ -83,8 +86,11 @@ pub(crate) struct CreateArgs {
     #[arg(long, required_unless_present = "service")]
     spiffe_id: Option<String>,
     /// The agent on whose node the workload runs
-    #[arg(long, required_unless_present = "service")]
+    #[arg(long, required_unless_present_any = ["service", "node_selectors"])]
     parent: Option<String>,
+    /// Instead of one agent, every node of which all of these are attested: token:label:LABEL, node:name:NODE; may be repeated
+    #[arg(long = "node-selector", value_name = "KIND:VALUE", conflicts_with_all = ["parent", "service"])]
+    node_selectors: Vec<Selector>,
     /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
     #[arg(long = "selector", required_unless_present = "service", value_name = "KIND:VALUE")]
     selectors: Vec<Selector>,
@@ -103,6 +109,9 @@ pub(crate) struct CreateArgs {
     /// Whose list it stands in, for `entry apply --owner`
     #[arg(long, default_value = "")]
     owner: String,
+    /// When a process has several identities, those registered with this come first; the first is its default identity
+    #[arg(long)]
+    default: bool,
     #[command(flatten)]
     list: ListingArgs,
 }
@@ -115,9 +124,17 @@ pub(crate) struct UpdateArgs {
     /// Another identity
     #[arg(long, group = "change")]
     spiffe_id: Option<String>,
-    /// Another agent
+    /// Another agent, or an agent in the place of a group
     #[arg(long, group = "change")]
     parent: Option<String>,
+    /// The nodes of which all of these are attested, in the place of the agent or group that there was; may be repeated
+    #[arg(
+        long = "node-selector",
+        value_name = "KIND:VALUE",
+        group = "change",
+        conflicts_with = "parent"
+    )]
+    node_selectors: Vec<Selector>,
     /// What the workload must be, in the place of all that it had to be
     #[arg(long = "selector", value_name = "KIND:VALUE", group = "change")]
     selectors: Vec<Selector>,
@@ -144,6 +161,9 @@ pub(crate) struct UpdateArgs {
     /// Another owner; '' for none
     #[arg(long, group = "change")]
     owner: Option<String>,
+    /// Whether it comes first when a process has several identities
+    #[arg(long, value_name = "true|false", group = "change")]
+    default: Option<bool>,
     #[command(flatten)]
     list: ListingArgs,
 }
@@ -151,8 +171,26 @@ pub(crate) struct UpdateArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ListEntriesArgs {
     /// Only those of this owner
-    #[arg(long, value_name = "NAME")]
-    owner: Option<String>,
+    #[arg(long, value_name = "NAME", default_value = "")]
+    owner: String,
+    /// Only those whose SPIFFE ID begins with this: `/ns/pay`, or a whole SPIFFE ID
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    under: String,
+    /// Only what this node has: what is registered under its agent, and for the groups it is in
+    #[arg(long, value_name = "NODE", conflicts_with = "parent")]
+    node: Option<String>,
+    /// Only those registered under this agent alone, by its SPIFFE ID
+    #[arg(long, value_name = "AGENT", default_value = "")]
+    parent: String,
+    /// Only those for groups with this node selector; may be repeated
+    #[arg(long = "node-selector", value_name = "KIND:VALUE")]
+    node_selectors: Vec<Selector>,
+    /// Only those that demand this of a process; may be repeated
+    #[arg(long = "selector", value_name = "KIND:VALUE")]
+    selectors: Vec<Selector>,
+    /// Only those with this hint
+    #[arg(long, value_name = "HINT", default_value = "")]
+    hint: String,
     #[command(flatten)]
     list: ListingArgs,
 }
@@ -179,13 +217,16 @@ pub(crate) struct DeleteArgs {
 struct EntryRow {
     id: String,
     spiffe_id: String,
+    /// Empty for a group's.
     parent: String,
+    node_selectors: Vec<String>,
     selectors: Vec<String>,
     ttl_seconds: u32,
     jwt_ttl_seconds: u32,
     hint: String,
     dns_names: Vec<String>,
     owner: String,
+    default: bool,
     revision: u64,
     created_at: String,
 }
@@ -196,12 +237,26 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
         EntryCommand::Update(args) => update(args),
         EntryCommand::Apply(args) => Ok(apply::run(&args)),
         EntryCommand::List(args) => {
-            let owner = args.owner.unwrap_or_default();
+            let ca = &args.list.ca;
+            let agent_id = match &args.node {
+                Some(node) => admin::trust_domain(ca)?.agent(node)?.to_string(),
+                None => String::new(),
+            };
+            let spiffe_id_prefix = match args.under.starts_with('/') {
+                true => format!("{}{}", admin::trust_domain(ca)?.id(), args.under),
+                false => args.under,
+            };
             let asked = ListEntriesRequest {
-                owner,
+                owner: args.owner,
+                spiffe_id_prefix,
+                agent_id,
+                parent_id: args.parent,
+                node_selectors: args.node_selectors.iter().map(Into::into).collect(),
+                selectors: args.selectors.iter().map(Into::into).collect(),
+                hint: args.hint,
                 ..ListEntriesRequest::default()
             };
-            show_entries(list(&args.list.ca, asked)?, args.list.form)?;
+            show_entries(admin::entries(ca, asked)?, args.list.form)?;
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Show(args) => {
@@ -226,6 +281,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         _ => Entry {
             spiffe_id: args.spiffe_id.unwrap_or_default(),
             parent_id: args.parent.unwrap_or_default(),
+            node_selectors: args.node_selectors.iter().map(Into::into).collect(),
             selectors: args.selectors.iter().map(Into::into).collect(),
             ..Entry::default()
         },
@@ -236,6 +292,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         hint: args.hint,
         dns_names: args.dns_names,
         owner: args.owner,
+        is_default: args.default,
         ..named
     };
     let spiffe_id = entry.spiffe_id.clone();
@@ -261,7 +318,12 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
     let was = one(ca, &args.id)?;
     let mut entry = was.clone();
     entry.spiffe_id = args.spiffe_id.unwrap_or(entry.spiffe_id);
-    entry.parent_id = args.parent.unwrap_or(entry.parent_id);
+    if let Some(parent) = args.parent {
+        (entry.parent_id, entry.node_selectors) = (parent, Vec::new());
+    } else if !args.node_selectors.is_empty() {
+        entry.parent_id.clear();
+        entry.node_selectors = args.node_selectors.iter().map(Into::into).collect();
+    }
     if !args.selectors.is_empty() {
         entry.selectors = args.selectors.iter().map(Into::into).collect();
     }
@@ -272,6 +334,7 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
     }
     entry.hint = args.hint.unwrap_or(entry.hint);
     entry.owner = args.owner.unwrap_or(entry.owner);
+    entry.is_default = args.default.unwrap_or(entry.is_default);
     // Its revision goes along: what somebody else changed meanwhile is not overwritten.
     let request = UpdateEntriesRequest { entries: vec![entry] };
     let response = ca.call(async |mut ca| Ok(ca.update_entries(request.clone()).await?.into_inner()))?;
@@ -332,10 +395,6 @@ fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn list(ca: &CaArgs, asked: ListEntriesRequest) -> anyhow::Result<Vec<Entry>> {
-    ca.call(async |mut ca| Ok(ca.list_entries(asked.clone()).await?.into_inner().entries))
-}
-
 fn one(ca: &CaArgs, id: &str) -> anyhow::Result<Entry> {
     let asked = ListEntriesRequest {
         id: id.to_owned(),
@@ -343,7 +402,7 @@ fn one(ca: &CaArgs, id: &str) -> anyhow::Result<Entry> {
     };
     let found = match id {
         "" => None, // would be all
-        _ => list(ca, asked)?.pop(),
+        _ => admin::entries(ca, asked)?.pop(),
     };
     found.with_context(|| {
         let what = match id.starts_with("spiffe://") {
@@ -372,7 +431,7 @@ const COLUMNS: [Column; 6] = [
     Column::new("ID", "id"),
     Column::new("SPIFFE ID", "spiffe_id"),
     Column::new("SELECTORS", "selectors"),
-    Column::new("PARENT", "parent"),
+    Column::made("PARENT", "parent", parent_of),
     Column::made("TTL", "ttl_seconds", |row| {
         ttl_of(row["ttl_seconds"].as_u64().unwrap_or_default())
     }),
@@ -434,12 +493,14 @@ impl From<Entry> for EntryRow {
             id: entry.id,
             spiffe_id: entry.spiffe_id,
             parent: entry.parent_id,
+            node_selectors: entry.node_selectors.iter().map(selector_text).collect(),
             selectors: entry.selectors.iter().map(selector_text).collect(),
             ttl_seconds: entry.x509_ttl_seconds,
             jwt_ttl_seconds: entry.jwt_ttl_seconds,
             hint: entry.hint,
             dns_names: entry.dns_names,
             owner: entry.owner,
+            default: entry.is_default,
             revision: entry.revision,
             created_at: rfc3339(entry.created_at_unix),
         }
@@ -458,6 +519,9 @@ impl EntryRow {
         line("ID", &self.id);
         line("SPIFFE ID", &self.spiffe_id);
         line("PARENT", &self.parent);
+        for selector in &self.node_selectors {
+            line("NODES", selector);
+        }
         for selector in &self.selectors {
             line("SELECTOR", selector);
         }
@@ -470,9 +534,37 @@ impl EntryRow {
             line("DNS NAME", name);
         }
         line("OWNER", &self.owner);
+        if self.default {
+            line("DEFAULT", "yes");
+        }
         line("REVISION", &self.revision.to_string());
         line("CREATED", &self.created_at);
         text
+    }
+}
+
+/// The agent, or what its nodes must have.
+fn parent_of(row: &serde_json::Value) -> String {
+    match row["parent"].as_str() {
+        Some(parent) if !parent.is_empty() => parent.to_owned(),
+        _ => {
+            let selectors = row["node_selectors"].as_array().into_iter().flatten();
+            selectors
+                .filter_map(serde_json::Value::as_str)
+                .collect::<Vec<_>>()
+                .join(" ")
+        }
+    }
+}
+
+/// Under whom an entry is registered, for people.
+fn parent_text(entry: &Entry) -> String {
+    match entry.node_selectors.is_empty() {
+        true => entry.parent_id.clone(),
+        false => {
+            let texts: Vec<String> = entry.node_selectors.iter().map(selector_text).collect();
+            texts.join(" ")
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) enum TokenCommand {
     #[command(after_help = "Examples:\n  hoplite token create --node web-1\n  \
         hoplite token create --operator alice --role policy --role auditor\n  \
         hoplite token create --operator bob --role entries --path /ns/pay\n  \
+        hoplite token create --node web-1 --label web --label eu\n  \
         hoplite token create --node web-1 --address ca.prod.example:7443 --ttl 1h\n  \
         hoplite token create --node ca-1 | hoplite join -\n\n\
         The last line of the answer is the command to run on that node, or by that person. The word in it is a secret, until it is used or over: \
@@ -58,11 +59,12 @@ pub(crate) struct DeleteTokensArgs {
 }
 
 /// What people see of an invitation.
-const COLUMNS: [Column; 4] = [
+const COLUMNS: [Column; 5] = [
     Column::new("ID", "id"),
     Column::new("ADMITS", "admits"),
     Column::moment("UNTIL", "expires_at"),
     Column::new("STATE", "state").coloured(verdict),
+    Column::new("GRANTS", "grants"),
 ];
 
 #[derive(Debug, Args)]
@@ -84,6 +86,10 @@ pub(crate) struct CreateTokenArgs {
     /// How long the token may wait to be used
     #[arg(long, default_value = "10m", value_parser = crate::output::moment::seconds)]
     ttl: Duration,
+    /// What the node has from then on as token:label:LABEL, by which it is in groups (`hoplite entry create --node-selector`); may
+    /// be repeated
+    #[arg(long = "label", value_name = "LABEL", requires = "node", conflicts_with = "operator")]
+    labels: Vec<String>,
     /// How that machine reaches the CA [default: what the CA's configuration says by `advertise`, or `listen`]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<HostPort>,
@@ -117,6 +123,7 @@ fn list(args: &ListTokensArgs) -> anyhow::Result<ExitCode> {
         if state == "open" || !args.open {
             listing.row(json!({
                 "id": token.id, "admits": token.admits, "expires_at": rfc3339(token.expires_at_unix), "state": state,
+                "grants": token.node_selectors.iter().map(|s| format!("{}:{}", s.kind, s.value)).collect::<Vec<_>>(),
             }));
         }
     }
@@ -184,6 +191,7 @@ fn create(args: CreateTokenArgs) -> anyhow::Result<ExitCode> {
                 node,
                 ttl_seconds,
                 address,
+                labels: args.labels,
             };
             let token = ca.call(async |mut ca| Ok(ca.create_token(request).await?.into_inner()))?;
             (token, "join", ("on that node run", "join"))

@@ -3,14 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::ServiceName;
 use crate::selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, no_kind};
+use crate::{NODE_NAME_BYTES_MAX, ServiceName};
 
 /// The longest user name, in bytes, as Linux has it.
 const USER_BYTES_MAX: usize = 256;
 
 /// The longest name of an object of Kubernetes, in bytes: a DNS subdomain.
 const OBJECT_BYTES_MAX: usize = 253;
+
+/// The longest label that an invitation grants, in bytes.
+const LABEL_BYTES_MAX: usize = 128;
 
 /// The longest name of a unit, in bytes, as systemd has it.
 const UNIT_BYTES_MAX: usize = 255;
@@ -42,6 +45,8 @@ pub enum SelectorKind {
     LaunchName,
     /// The attestor that let the node in, by its name in the CA's configuration; `token` for join tokens.
     NodeAttestor,
+    /// The name of the node: every agent has this one, by its SPIFFE ID.
+    NodeName,
     /// A claim of the node's OpenID Connect token.
     OidcClaim,
     /// Who issued that token.
@@ -52,6 +57,8 @@ pub enum SelectorKind {
     SystemdUnit,
     /// The unit of a user's own systemd that the process runs in.
     SystemdUserUnit,
+    /// A label that the invitation granted, with which the node joined.
+    TokenLabel,
     /// The group id of the process.
     UnixGid,
     /// The path of the program that the process runs.
@@ -106,6 +113,8 @@ enum Values {
     Text,
     Claim,
     DnsName,
+    NodeName,
+    Label,
 }
 
 use Of::{Both, Node, Process};
@@ -123,7 +132,7 @@ const fn row(text: &'static str, of: Of, values: Values, example: &'static str) 
 
 impl SelectorKind {
     /// Every kind, in the order of their texts.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::ContainerId,
         Self::K8sContainerName,
         Self::K8sImage,
@@ -134,11 +143,13 @@ impl SelectorKind {
         Self::K8sSa,
         Self::LaunchName,
         Self::NodeAttestor,
+        Self::NodeName,
         Self::OidcClaim,
         Self::OidcIss,
         Self::OidcSub,
         Self::SystemdUnit,
         Self::SystemdUserUnit,
+        Self::TokenLabel,
         Self::UnixGid,
         Self::UnixPath,
         Self::UnixSha256,
@@ -163,11 +174,13 @@ impl SelectorKind {
             Self::K8sSa => row("k8s:sa", Both, Values::Object, "k8s:sa:billing"),
             Self::LaunchName => row("launch:name", Process, Values::Service, "launch:name:billing"),
             Self::NodeAttestor => row("node:attestor", Node, Values::Service, "node:attestor:k8s-prod"),
+            Self::NodeName => row("node:name", Node, Values::NodeName, "node:name:web-1"),
             Self::OidcClaim => row("oidc:claim", Node, Values::Claim, "oidc:claim:environment=prod"),
             Self::OidcIss => row("oidc:iss", Node, Values::Text, "oidc:iss:https://id.example.org"),
             Self::OidcSub => row("oidc:sub", Node, Values::Text, "oidc:sub:instance-17"),
             Self::SystemdUnit => row("systemd:unit", Process, Values::Unit, "systemd:unit:billing.service"),
             Self::SystemdUserUnit => row("systemd:user-unit", Process, Values::UserUnit, "systemd:user-unit:1000/sync.service"),
+            Self::TokenLabel => row("token:label", Node, Values::Label, "token:label:web"),
             Self::UnixGid => row("unix:gid", Process, Values::Number, "unix:gid:1000"),
             Self::UnixPath => row("unix:path", Process, Values::Path, "unix:path:/opt/billing-proxy"),
             Self::UnixSha256 => row("unix:sha256", Process, Values::Digest, "unix:sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
@@ -211,6 +224,8 @@ impl SelectorKind {
             Values::Text => "a text of at most 1024 bytes without control characters",
             Values::Claim => "NAME=VALUE, at most 1024 bytes without control characters",
             Values::DnsName => "a DNS name in lower case",
+            Values::NodeName => "a node's name, 1 to 128 of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`",
+            Values::Label => "a label, 1 to 128 of `a-z`, `A-Z`, `0-9`, `.`, `_`, `-`, `/`, `=` and `:`",
         }
     }
 
@@ -282,6 +297,12 @@ impl Values {
                 let parts = value.split_once('/');
                 parts.is_some_and(|(uid, unit)| Self::Number.take(uid) && is_unit(unit))
             }
+            Self::NodeName => {
+                value.len() <= NODE_NAME_BYTES_MAX && value.bytes().all(is_word) && !matches!(value, "." | "..")
+            }
+            Self::Label => {
+                value.len() <= LABEL_BYTES_MAX && value.bytes().all(|byte| is_word(byte) || b"/=:".contains(&byte))
+            }
             Self::Text => !value.chars().any(char::is_control),
             Self::Claim => {
                 let parts = value.split_once('=');
@@ -309,7 +330,7 @@ impl Values {
                 // A relative path could be below anything.
                 if trimmed.starts_with('/') { whole } else { String::new() }
             }
-            Self::User | Self::Image | Self::Text | Self::Claim => trimmed.to_owned(),
+            Self::User | Self::Image | Self::Text | Self::Claim | Self::NodeName | Self::Label => trimmed.to_owned(),
             Self::Digest => {
                 let lower = trimmed.to_lowercase();
                 lower.strip_prefix("sha256:").unwrap_or(&lower).to_owned()
@@ -330,6 +351,10 @@ fn is_object(value: &str) -> bool {
         !label.is_empty() && label.bytes().all(plain) && !label.starts_with('-') && !label.ends_with('-')
     };
     value.len() <= OBJECT_BYTES_MAX && value.split('.').all(is_label)
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
 }
 
 fn is_unit(value: &str) -> bool {

@@ -16,8 +16,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
 
-use crate::command::admin::ListArgs;
-use crate::command::entry::{DELETED_AT_ONCE, Ttl, list, selector_text, warn_of_unknown};
+use crate::command::admin::{self, ListArgs};
+use crate::command::entry::{DELETED_AT_ONCE, Ttl, parent_text, selector_text, warn_of_unknown};
 use crate::command::reach::CaArgs;
 use crate::output::capped::All;
 use crate::output::{Output, count, failed, failure, print, print_json};
@@ -71,7 +71,10 @@ struct EntryFile {
 #[serde(deny_unknown_fields)]
 struct EntryText {
     spiffe_id: String,
+    #[serde(default)]
     parent: String,
+    #[serde(default)]
+    node_selectors: Vec<Selector>,
     selectors: Vec<Selector>,
     ttl: Option<Span>,
     jwt_ttl: Option<Span>,
@@ -79,6 +82,8 @@ struct EntryText {
     dns_names: Vec<String>,
     #[serde(default)]
     hint: String,
+    #[serde(default)]
+    default: bool,
 }
 
 /// What is to be done, or was.
@@ -259,7 +264,7 @@ impl<'a> Application<'a> {
             owner: self.owner.clone(),
             ..ListEntriesRequest::default()
         };
-        let mut surplus = list(self.ca(), asked)?;
+        let mut surplus = admin::entries(self.ca(), asked)?;
         surplus.retain(|entry| subject(entry).is_ok_and(|subject| !listed.contains(&subject)));
         Ok(surplus)
     }
@@ -269,7 +274,7 @@ impl<'a> Application<'a> {
         for (place, (entry, step)) in (1..).zip(self.entries.iter().zip(&plan.steps)) {
             if !step.error.is_empty() {
                 let text = format!("error: entry {place}, `{}`: {}\n", entry.spiffe_id, step.error);
-                refusals.add(&entry.parent_id, &text);
+                refusals.add(&parent_text(entry), &text);
             }
         }
         hoplite_host::tell::text(&refusals.end());
@@ -292,17 +297,15 @@ impl<'a> Application<'a> {
     fn show_text(&self, plan: &Plan) -> anyhow::Result<()> {
         let mut findings = self.args.all.capped();
         for (entry, step) in self.entries.iter().zip(&plan.steps) {
-            let Entry {
-                spiffe_id, parent_id, ..
-            } = entry;
+            let (spiffe_id, parent) = (&entry.spiffe_id, parent_text(entry));
             match step.action() {
                 Action::Created => {
                     let selectors: Vec<String> = entry.selectors.iter().map(selector_text).collect();
-                    findings.add(parent_id, &format!("create  {spiffe_id}  {}\n", selectors.join(" ")));
+                    findings.add(&parent, &format!("create  {spiffe_id}  {}\n", selectors.join(" ")));
                 }
                 Action::Updated => {
                     let differences = step.differences.join("; ");
-                    findings.add(parent_id, &format!("update  {spiffe_id}  {}  {differences}\n", step.id));
+                    findings.add(&parent, &format!("update  {spiffe_id}  {}  {differences}\n", step.id));
                 }
                 Action::Unchanged | Action::Refused => {}
             }
@@ -311,13 +314,8 @@ impl<'a> Application<'a> {
         let mut text = findings.end();
         let mut deletions = self.args.all.capped();
         for entry in &plan.deleted {
-            let Entry {
-                id,
-                spiffe_id,
-                parent_id,
-                ..
-            } = entry;
-            deletions.add(parent_id, &format!("delete  {spiffe_id}  {id}\n"));
+            let Entry { id, spiffe_id, .. } = entry;
+            deletions.add(&parent_text(entry), &format!("delete  {spiffe_id}  {id}\n"));
         }
         text += &deletions.end();
         let (changes, entries) = (plan.changes(), self.entries.len());
@@ -349,7 +347,7 @@ impl<'a> Application<'a> {
             both.filter(move |(_, step)| step.action() == action)
         };
         let created: Vec<_> = of(Action::Created)
-            .map(|(entry, step)| json!({"id": step.id, "spiffe_id": entry.spiffe_id, "parent": entry.parent_id}))
+            .map(|(entry, step)| json!({"id": step.id, "spiffe_id": entry.spiffe_id, "parent": parent_text(entry)}))
             .collect();
         let updated: Vec<_> = of(Action::Updated)
             .map(|(entry, step)| json!({"id": step.id, "spiffe_id": entry.spiffe_id, "differences": step.differences}))
@@ -357,7 +355,7 @@ impl<'a> Application<'a> {
         let deleted: Vec<_> = plan
             .deleted
             .iter()
-            .map(|entry| json!({"id": entry.id, "spiffe_id": entry.spiffe_id, "parent": entry.parent_id}))
+            .map(|entry| json!({"id": entry.id, "spiffe_id": entry.spiffe_id, "parent": parent_text(entry)}))
             .collect();
         let errors: Vec<_> = (1..)
             .zip(self.entries.iter().zip(&plan.steps))
@@ -419,6 +417,8 @@ impl EntryText {
         Ok(Entry {
             spiffe_id: self.spiffe_id,
             parent_id: self.parent,
+            node_selectors: self.node_selectors.iter().map(Into::into).collect(),
+            is_default: self.default,
             selectors: self.selectors.iter().map(Into::into).collect(),
             x509_ttl_seconds: ttl("ttl", self.ttl)?,
             jwt_ttl_seconds: ttl("jwt_ttl", self.jwt_ttl)?,
