@@ -16,41 +16,31 @@
     reason = "a measurement that cannot start has nothing to measure, and prints what it saw"
 )]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod crowd;
+
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use hoplite_ca::Config;
 use hoplite_host::process::{self, Hardening};
-use hoplite_identity::{
-    BundleSet, CertificateDer, PeerVerifier, PrivatePkcs8KeyDer, SpiffeId, TrustBundle, TrustDomain, X509Svid, tls,
-};
+use hoplite_identity::{PeerVerifier, X509Svid};
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::node_client::NodeClient;
-use hoplite_wire::ca::{CreateTokenRequest, JoinRequest, ListReportsRequest, ReportAck, ShowMeshRequest, WatchRequest};
+use hoplite_wire::ca::{ListReportsRequest, ReportAck, ShowMeshRequest, WatchRequest};
 use hoplite_wire::report::{
     Count, Fired, Listener, Listeners, NodeAbout, NodeCounters, NodeState, Point, PointAbout, PointCounters,
     PointPolicy, PointState, Program, Report,
 };
 use hoplite_wire::{channel, reporting};
-use hyper_util::rt::TokioIo;
-use rcgen::{CertificateParams, KeyPair};
-use tokio::net::TcpSocket;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+
+use crowd::{AT_ONCE, Ca, DOMAIN, dial, join};
 
 const AGENTS: usize = 20_000;
-const DOMAIN: &str = "bench.test";
-/// Agents that join or connect at once.
-const AT_ONCE: usize = 64;
-/// Agents that join on one connection: strangers may stay for a minute.
-const GROUP: usize = 200;
 const PERIODS: u32 = 3;
 
 /// One agent, with its stream.
@@ -74,8 +64,10 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    if let Some(dir) = arguments.iter().skip_while(|argument| *argument != "--ca").nth(1) {
-        return runtime.block_on(ca(Path::new(dir)));
+    if let [_, flag, dir, port] = arguments.as_slice()
+        && flag == "--ca"
+    {
+        return runtime.block_on(crowd::ca(Path::new(dir), port.parse().unwrap()));
     }
     let program = arguments.iter().skip_while(|argument| *argument != "--program").nth(1);
     let wanted = arguments
@@ -92,37 +84,11 @@ fn main() {
     runtime.block_on(measure(agents, program.map(Path::new)));
 }
 
-/// The other process.
-async fn ca(dir: &Path) {
-    let config = Config::load(&configured(dir, 0)).unwrap();
-    let running = hoplite_ca::start(config).await.unwrap();
-    let address = running.node_address().to_string();
-    hoplite_host::files::write_public(&dir.join("address"), address.as_bytes()).unwrap();
-    std::future::pending::<()>().await;
-}
-
-/// The CA's file, for a port, or any that is free.
-fn configured(dir: &Path, port: u16) -> PathBuf {
-    let (file, at) = (dir.join("ca.toml"), dir.display());
-    let text = format!(
-        "founds = true\ntrust_domain = \"{DOMAIN}\"\ndata_dir = \"{at}/ca\"\nlisten = \"127.0.0.1:{port}\"\nadmin_socket = \"{at}/ca.sock\"\n"
-    );
-    hoplite_host::files::write_public(&file, text.as_bytes()).unwrap();
-    file
-}
-
 async fn measure(agents: usize, program: Option<&Path>) {
     let dir = tempfile::tempdir().unwrap();
-    let ca = Ca::start(dir.path(), program);
-    let socket = dir.path().join("ca.sock");
-    let file = dir.path().join("address");
-    while !file.exists() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let address: SocketAddr = std::fs::read_to_string(&file).unwrap().parse().unwrap();
-    let bundle = std::fs::read_to_string(dir.path().join("ca/bundle.pem")).unwrap();
-    let bundle = TrustBundle::from_pem(TrustDomain::parse(DOMAIN).unwrap(), &bundle, 0).unwrap();
-    let verifier = Arc::new(PeerVerifier::new(BundleSet::from_iter([bundle])).unwrap());
+    let ca = Ca::start(dir.path(), program, None);
+    let (socket, address) = (dir.path().join("ca.sock"), ca.address());
+    let verifier = ca.verifier(dir.path());
 
     // Sizes, before anything is sent.
     let first = whole(1, 0, 0);
@@ -236,40 +202,6 @@ async fn phase(ca: &Ca, agents: &mut Vec<Agent>, what: &str, say: impl Fn(usize,
     );
 }
 
-async fn join(agents: usize, socket: &Path, address: SocketAddr, verifier: &Arc<PeerVerifier>) -> Vec<X509Svid> {
-    let admin = AdminClient::new(channel::unix(socket).await.unwrap());
-    let mut joined = Vec::with_capacity(agents);
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    let numbers: Vec<usize> = (0..agents).collect();
-    for group in numbers.chunks(GROUP) {
-        let node = NodeClient::new(dial(group[0], None, address, verifier).await);
-        let mut joining = JoinSet::new();
-        for &number in group {
-            let (mut admin, mut node, at_once) = (admin.clone(), node.clone(), at_once.clone());
-            joining.spawn(async move {
-                let _permit = at_once.acquire_owned().await.unwrap();
-                let request = CreateTokenRequest {
-                    node: format!("n{number}"),
-                    ttl_seconds: 600,
-                    ..CreateTokenRequest::default()
-                };
-                let token = admin.create_token(request).await.unwrap().into_inner().token;
-                let pair = KeyPair::generate().unwrap();
-                let csr = CertificateParams::default().serialize_request(&pair).unwrap();
-                let request = JoinRequest {
-                    token,
-                    csr: csr.der().to_vec(),
-                };
-                let chain = node.join(request).await.unwrap().into_inner().chain;
-                let chain = chain.into_iter().map(CertificateDer::from).collect();
-                X509Svid::from_parts(chain, PrivatePkcs8KeyDer::from(pair.serialize_der())).unwrap()
-            });
-        }
-        joined.extend(joining.join_all().await);
-    }
-    joined
-}
-
 async fn connect(svids: Vec<X509Svid>, address: SocketAddr, verifier: &Arc<PeerVerifier>) -> Vec<Agent> {
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     let mut connecting = JoinSet::new();
@@ -277,7 +209,7 @@ async fn connect(svids: Vec<X509Svid>, address: SocketAddr, verifier: &Arc<PeerV
         let (at_once, verifier) = (at_once.clone(), verifier.clone());
         connecting.spawn(async move {
             let _permit = at_once.acquire_owned().await.unwrap();
-            let mut node = NodeClient::new(dial(number, Some(&svid), address, &verifier).await);
+            let mut node = NodeClient::new(dial(number, Some(&svid), address, &verifier).await.unwrap());
             let watch = node.watch(WatchRequest::default()).await.unwrap();
             let (reports, receiver) = mpsc::channel(1);
             let acks = node.report(ReceiverStream::new(receiver)).await.unwrap();
@@ -291,27 +223,6 @@ async fn connect(svids: Vec<X509Svid>, address: SocketAddr, verifier: &Arc<PeerV
         });
     }
     connecting.join_all().await
-}
-
-/// From an address of its own.
-async fn dial(number: usize, svid: Option<&X509Svid>, ca: SocketAddr, verifier: &Arc<PeerVerifier>) -> Channel {
-    let id = SpiffeId::parse(&format!("spiffe://{DOMAIN}/hoplite/ca")).unwrap();
-    let config = tls::client_config(svid, verifier.clone(), id, &[b"h2"]).unwrap();
-    let connector = TlsConnector::from(config);
-    let [_, _, high, low] = u32::try_from(number + 2).unwrap().to_be_bytes();
-    let from = SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0));
-    let endpoint = Endpoint::from_static("http://hoplite.invalid");
-    let connected = endpoint.connect_with_connector(tower::service_fn(move |_| {
-        let connector = connector.clone();
-        async move {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(from)?;
-            let tcp = socket.connect(ca).await?;
-            let name = rustls::pki_types::ServerName::try_from("hoplite.invalid").map_err(std::io::Error::other)?;
-            connector.connect(name, tcp).await.map(TokioIo::new)
-        }
-    }));
-    connected.await.unwrap()
 }
 
 /// What an agent with three proxies says, after so many policies and periods.
@@ -410,54 +321,4 @@ fn keepalive(sequence: u64) -> Report {
 
 fn now_ms() -> i64 {
     UNIX_EPOCH.elapsed().unwrap().as_millis() as i64
-}
-
-/// The CA's process.
-struct Ca(Child);
-
-// === impl Ca ===
-
-impl Ca {
-    fn start(dir: &Path, program: Option<&Path>) -> Self {
-        if let Some(program) = program {
-            let free = std::net::TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap();
-            let mut command = Command::new(program);
-            command
-                .args(["ca", "run", "--config"])
-                .arg(configured(dir, free.port()));
-            let running = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            while !dir.join("ca.sock").exists() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            hoplite_host::files::write_public(&dir.join("address"), free.to_string().as_bytes()).unwrap();
-            return Self(running);
-        }
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg("--ca").arg(dir).stdin(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Seconds of processor time so far.
-    fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        ticks as f64 / 100.0
-    }
-
-    fn told(&self, when: &str) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        println!("CA's memory {when}: {}", line.trim_start_matches("VmRSS:").trim());
-    }
-}
-
-impl Drop for Ca {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
