@@ -153,6 +153,7 @@ where
     S: Future<Output = Result<D, D::Error>>,
 {
     logging::init(arguments.manner.log);
+    process::name_as_called();
     process::harden(process.hardening).map_err(DaemonError::Hardening)?;
     if arguments.manner.supervised {
         end_with_stdin().map_err(DaemonError::Thread)?;

@@ -1,6 +1,7 @@
 //! Hardening of the own process, and the bond between a supervisor and its children.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
@@ -45,6 +46,16 @@ pub fn harden(hardening: Hardening) -> std::io::Result<()> {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     }
     Ok(())
+}
+
+/// A process that was started by the link `/proc/self/exe` is listed by tools under that link's name; under its own from now on.
+pub fn name_as_called() {
+    const COMM: &str = "/proc/self/comm";
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let called = called.as_deref().and_then(Path::file_name);
+    if let (Ok("exe\n"), Some(called)) = (std::fs::read_to_string(COMM).as_deref(), called) {
+        let _ = std::fs::write(COMM, called.as_encoded_bytes()); // a name only
+    }
 }
 
 /// Descriptors that this process may have open, or a million where there is no limit.

@@ -27,16 +27,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Noticing within a minute that a peer has gone without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// Between programs of one machine: one that is stopped, or hangs, is noticed within the sum of both.
+const LOCAL_SILENCE: Duration = Duration::from_secs(2);
+const LOCAL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The longest head of an answer of a server that is somebody else's.
 const HEAD_BYTES_MAX: u32 = 16 << 10;
 
 /// The name in the TLS hello and in `:authority`. It means nothing: peers are known by SPIFFE ID.
 const PLACEHOLDER_HOST: &str = "hoplite.invalid";
 
-/// Connects to a gRPC server on a Unix socket.
+/// Connects to a gRPC server on a Unix socket. One that does not even answer a PING within seven seconds is away: its calls fail, however
+/// long an answer may take that is being made.
 pub async fn unix(path: &Path) -> Result<Channel, Error> {
     let path: PathBuf = path.to_owned();
     endpoint()
+        .http2_keep_alive_interval(LOCAL_SILENCE)
+        .keep_alive_timeout(LOCAL_PATIENCE)
         .connect_with_connector(tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }

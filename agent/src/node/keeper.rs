@@ -195,7 +195,7 @@ impl Keeper {
                 return None;
             }
         };
-        let token = Token::new(text.trim());
+        let token = Token::of_file(&text);
         let spent = self.held().disk.spent_token.as_ref() == Some(&token.digest());
         (!token.0.is_empty() && !spent).then_some(token)
     }
@@ -441,6 +441,13 @@ enum NotWritten {
 impl Token {
     pub(crate) fn new(text: &str) -> Self {
         Self(Zeroizing::new(text.to_owned()))
+    }
+
+    /// What a token file holds: the token, the invitation that has it before its `@`, or the line `hoplite join INVITATION`, as
+    /// `hoplite token create` prints them.
+    fn of_file(text: &str) -> Self {
+        let word = text.split_whitespace().next_back().unwrap_or_default();
+        Self::new(word.split('@').next().unwrap_or_default())
     }
 
     fn digest(&self) -> String {

@@ -15,6 +15,7 @@ use tonic::{Request, Status};
 
 use crate::command::admin::rfc3339;
 use crate::command::svid::{AnswerArgs, SocketArgs};
+use crate::output::waiting::Waiting;
 use crate::output::{Output, count, print, print_json};
 
 #[derive(Debug, Args)]
@@ -61,6 +62,7 @@ fn call<T>(
     rpc: impl AsyncFnOnce(DiagnosisClient<Channel>) -> Result<T, Status>,
 ) -> anyhow::Result<T> {
     let path = socket.path()?;
+    let _waiting = Waiting::new("asking the agent");
     super::runtime()?.block_on(async {
         let channel = channel::unix(&path).await.map_err(|error| {
             let text = format!("no agent answers at `{}`; is it running?", path.display());

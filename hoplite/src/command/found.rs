@@ -87,6 +87,9 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
     let is_there = file.try_exists()?;
     if is_there {
         let ca = About::read(&file)?;
+        if args.output == Output::Json {
+            ca.say(args.output, "")?;
+        }
         hoplite_host::tell!(
             "a CA is here already, of {} with the fingerprint {}; its file is `{}`. Nothing was done: `hoplite ca run` runs it, and with \
              `--dir` another one lies elsewhere",

@@ -13,7 +13,7 @@ use hoplite_host::places::Places;
 use hoplite_host::process::{self, Hardening};
 use hoplite_host::{clock, files, give};
 use hoplite_identity::{Invitation, Moment};
-use serde_json::json;
+use serde_json::{Value, json};
 use toml_edit::{DocumentMut, value};
 use zeroize::Zeroizing;
 
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &JoinArgs) -> anyhow::Result<ExitCode> {
     let is_member = |membership: &&Membership| clock::now() < membership.not_after && !args.again;
     let member = existing.as_ref().and_then(Option::as_ref).filter(is_member);
     match member {
-        Some(membership) => say_already(membership, &invitation, &config_file),
+        Some(membership) => say_already(args, &places, &invitation, membership)?,
         None => join(args, &places, &invitation, existing.is_some())?,
     }
     if args.run {
@@ -118,7 +118,15 @@ fn existing(config_file: &Path) -> anyhow::Result<Option<Option<Membership>>> {
     Ok(Some(hoplite_agent::membership(&Config::load(config_file)?)?))
 }
 
-fn say_already(membership: &Membership, invitation: &Invitation, config_file: &Path) {
+fn say_already(
+    args: &JoinArgs,
+    places: &Places,
+    invitation: &Invitation,
+    membership: &Membership,
+) -> anyhow::Result<()> {
+    if args.output == Output::Json {
+        print_json(&as_json(places, invitation, membership))?;
+    }
     let other = match membership.authorities.contains(&invitation.fingerprint()) {
         true => "",
         false => " of another CA",
@@ -128,8 +136,18 @@ fn say_already(membership: &Membership, invitation: &Invitation, config_file: &P
          `hoplite agent run` runs the agent, `hoplite join --again` joins anew",
         membership.spiffe_id,
         Moment::from(membership.not_after),
-        config_file.display(),
+        places.agent_config().display(),
     );
+    Ok(())
+}
+
+fn as_json(places: &Places, invitation: &Invitation, node: &Membership) -> Value {
+    json!({
+        "spiffe_id": node.spiffe_id.as_str(), "trust_domain": node.spiffe_id.trust_domain().as_str(),
+        "valid_until": Moment::from(node.not_after).to_string(),
+        "ca": invitation.address(), "fingerprint": invitation.fingerprint().to_string(),
+        "config": places.agent_config(), "socket": places.agent_socket(),
+    })
 }
 
 fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured: bool) -> anyhow::Result<()> {
@@ -159,12 +177,7 @@ fn say_joined(args: &JoinArgs, places: &Places, invitation: &Invitation, node: &
     let (config_file, trust_domain) = (places.agent_config(), node.spiffe_id.trust_domain());
     let kernel = PeerProcess::Kernel.ensure_possible().err();
     if args.output == Output::Json {
-        return print_json(&json!({
-            "spiffe_id": node.spiffe_id.as_str(), "trust_domain": trust_domain.as_str(),
-            "valid_until": Moment::from(node.not_after).to_string(),
-            "ca": invitation.address(), "fingerprint": invitation.fingerprint().to_string(),
-            "config": config_file, "socket": places.agent_socket(),
-        }));
+        return print_json(&as_json(places, invitation, node));
     }
     let mut told = format!(
         "joined {trust_domain} as {}\n  CA      {}, known by its fingerprint\n  file    {}\n  socket  {}\n",

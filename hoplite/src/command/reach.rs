@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use crate::command::MeshDir;
 use crate::command::dial::{causes, last, network, refusal};
 use crate::command::sign_in::{self, SignIn};
+use crate::output::waiting::Waiting;
 
 /// How to reach the CA.
 #[derive(Debug, Clone, Args)]
@@ -55,6 +56,7 @@ impl CaArgs {
         rpc: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, Status>,
     ) -> anyhow::Result<T> {
         let road = self.road()?;
+        let _waiting = Waiting::new("asking the CA");
         super::runtime()?.block_on(async {
             let channel = road.channel().await?;
             // A policy bundle is longer than what gRPC takes by itself.

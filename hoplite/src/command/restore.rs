@@ -66,10 +66,11 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
         return look(args);
     }
     if args.banned.is_empty() && args.revoked.is_empty() && !args.no_later_bans {
-        hoplite_host::tell!(
-            "error: who was banned, evicted, removed or found to have two holders after the backup, and which authority was tainted or revoked? It knows nothing of that and \
-             would let them in again: name each with --banned ID or --banned FILE, and with --revoked FINGERPRINT, or say --no-later-bans. \
-             Nothing was done"
+        crate::output::failed(
+            "who was banned, evicted, removed or found to have two holders after the backup, and which authority was tainted or revoked? It \
+             knows nothing of that and would let them in again: name each with --banned ID or --banned FILE, and with --revoked FINGERPRINT, \
+             or say --no-later-bans. Nothing was done",
+            2,
         );
         return Ok(ExitCode::from(2));
     }

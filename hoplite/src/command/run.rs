@@ -114,13 +114,20 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let places = args.places.places()?;
     let plan = args.plan(&places)?;
     let file = places.proxy_data(args.service.as_str()).join("proxy.toml");
+    // A proxy's own reader has the last word, before anything is shown or made.
+    let parsed: hoplite_proxy::Config = config::parse(Path::new("--print-config"), &plan.text)?;
+    parsed.validate(Path::new("--print-config"))?;
     if args.print_config {
         print(&plan.text)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // A proxy's own reader has the last word, before anything is made.
-    let parsed: hoplite_proxy::Config = config::parse(Path::new("--print-config"), &plan.text)?;
-    parsed.validate(Path::new("--print-config"))?;
+    if is_running(&places.proxy_socket(args.service.as_str())) {
+        bail!(
+            "the proxy of `{}` runs already, by `{}`, which stays as it is; stop that one first, or change the file and send it SIGHUP",
+            args.service,
+            file.display()
+        );
+    }
     let user = args.user()?;
     let dirs = [
         places.proxy_data(args.service.as_str()),
@@ -157,6 +164,11 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Whether somebody serves a proxy's admin socket.
+fn is_running(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 /// This process goes on as the proxy, and as its user. Returns only why it does not.

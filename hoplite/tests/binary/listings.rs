@@ -147,7 +147,7 @@ fn faults_are_reported_as_pipelines_read_them() {
     // Policies that do not compile are a failed report, not an empty one.
     fs::write(
         dir.path().join("a.cedar"),
-        "permit (principal == Nobody::\"x\", action, resource);\n",
+        "@id(\"a\") permit (principal == Nobody::\"x\", action, resource);\n",
     )
     .unwrap();
     let junit = run(&["policy", "test", at, "--output", "junit"]);

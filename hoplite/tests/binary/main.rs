@@ -52,4 +52,5 @@ mod svid_files;
 mod tables;
 mod telemetry;
 mod two_machines;
+mod unheard;
 mod up;

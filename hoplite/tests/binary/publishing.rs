@@ -212,7 +212,7 @@ fn the_first_revision_takes_no_forbid_away_unseen() {
     };
     // No request has met the forbid, and nothing was published that has it.
     let text = publish(&[], 1);
-    let local = "local    edge enforces another set from its own directory, with 1 forbids that this one lacks";
+    let local = "local    edge enforces another set from its own directory, with 1 forbid that this one lacks";
     let accept = "--accept-removed 'security/edge-stays-out-of-the-ledger'";
     assert!(
         text.contains(local) && text.contains("compare  FAILED") && text.contains(accept),

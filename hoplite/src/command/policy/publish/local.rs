@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::steps::Steps;
 use crate::command::runtime;
-use crate::output::{part, plain};
+use crate::output::{count, part, plain};
 
 /// The forbids that proxies enforce by themselves and that a set of policies does not have. Says of each proxy what it has.
 pub(crate) fn forbids_beside(
@@ -39,14 +39,21 @@ pub(crate) fn forbids_beside(
             ))?;
             continue;
         }
-        let policies = part(answer, "/policies").as_array().into_iter().flatten();
+        let policies = part(answer, "/policies")
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if policies.is_empty() {
+            steps.show(&format!("local    {name} has no policy yet\n"))?;
+            continue;
+        }
         // Where a proxy does not say what a policy does, it may forbid.
-        let forbids = policies.filter(|policy| part(policy, "/effect") != "permit");
+        let forbids = policies.iter().filter(|policy| part(policy, "/effect") != "permit");
         let ids = forbids.filter_map(|policy| part(policy, "/id").as_str());
         let missing: Vec<&str> = ids.filter(|id| !candidate.has_policy(id)).collect();
         steps.show(&format!(
-            "local    {name} enforces another set from its own directory, with {} forbids that this one lacks\n",
-            missing.len()
+            "local    {name} enforces another set from its own directory, with {} that this one lacks\n",
+            count(missing.len() as u64, "forbid")
         ))?;
         beside.extend(missing.into_iter().map(str::to_owned));
     }

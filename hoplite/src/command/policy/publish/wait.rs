@@ -321,17 +321,25 @@ fn behind_of(status: &Value, goal: &Goal) -> Option<Behind> {
 
 /// `6 of 6 proxies on 3 nodes enforce revision 4`.
 fn counted_on(follow: usize, all: usize, nodes: u32, goal: &Goal) -> String {
-    let text = counted(follow, all, goal);
-    let on = format!(" proxies on {} ", many(nodes, "node", "nodes"));
-    text.replacen(" proxies ", &on, 1)
+    let on = format!(" on {}", many(nodes, "node", "nodes"));
+    counted_at(follow, all, &on, goal)
 }
 
 /// `6 of 6 proxies enforce revision 4`.
 fn counted(follow: usize, all: usize, goal: &Goal) -> String {
-    match goal {
-        Goal::Live(revision) => format!("{follow} of {all} proxies enforce revision {revision}"),
-        Goal::Shadow(revision, _) => format!("{follow} of {all} proxies try revision {revision}"),
-    }
+    counted_at(follow, all, "", goal)
+}
+
+fn counted_at(follow: usize, all: usize, on: &str, goal: &Goal) -> String {
+    let one = all == 1;
+    let proxies = if one { "proxy" } else { "proxies" };
+    let does = match (goal, one) {
+        (Goal::Live(revision), true) => format!("enforces revision {revision}"),
+        (Goal::Live(revision), false) => format!("enforce revision {revision}"),
+        (Goal::Shadow(revision, _), true) => format!("tries revision {revision}"),
+        (Goal::Shadow(revision, _), false) => format!("try revision {revision}"),
+    };
+    format!("{follow} of {all} {proxies}{on} {does}")
 }
 
 fn named(behind: &[Behind]) -> String {
