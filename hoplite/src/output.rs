@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub(crate) use failure::{failed, failure};
-pub(crate) use lines::{COLUMNS_MIN, one_line, wrapped};
+pub(crate) use lines::{COLUMNS_MIN, folded, one_line, wrapped};
 pub(crate) use listing::{Column, Form, Listing, coloured, plain, verdict, width};
 pub(crate) use stdout::{Reader, print, print_while_read};
 pub(crate) use table::{Cell, Table};
@@ -39,6 +39,14 @@ pub(crate) enum Output {
 /// Writes a value as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(print(&format!("{}\n", serde_json::to_string_pretty(value)?))?)
+}
+
+/// Writes a page for people: as wide as they can see.
+pub(crate) fn print_page(page: &str) -> anyhow::Result<()> {
+    match width() {
+        Some(columns) => Ok(print(&folded(page, columns))?),
+        None => Ok(print(page)?),
+    }
 }
 
 /// A part of a JSON document by its pointer, `/policy/revision`; null when it is not there.

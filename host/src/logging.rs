@@ -38,7 +38,7 @@ pub fn init(format: Format) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // A journal or a file would keep the codes.
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+        .with_ansi(is_coloured())
         // The library would say on standard error that standard error cannot be written, and panic.
         .log_internal_errors(false)
         .with_writer(StandardError);
@@ -60,6 +60,13 @@ pub fn init(format: Format) {
             builder.finish().try_init()
         }
     };
+}
+
+/// Whether standard error takes colours: a terminal does, unless it is a dumb one or `NO_COLOR` is set.
+fn is_coloured() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !is_dumb && !no_color
 }
 
 /// Logs by these levels from now on, or by the default where a file says nothing. `HOPLITE_LOG` goes before them.

@@ -16,7 +16,7 @@ use tonic::{Request, Status};
 use crate::command::admin::rfc3339;
 use crate::command::svid::{AnswerArgs, SocketArgs};
 use crate::output::waiting::Waiting;
-use crate::output::{Output, count, print, print_json};
+use crate::output::{Output, count, print_json, print_page};
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
@@ -35,7 +35,7 @@ pub(crate) fn why(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     })?;
     match args.agent.output {
         Output::Json => print_json(&why_json(&why))?,
-        Output::Table => print(&why_text(&why))?,
+        Output::Table => print_page(&why_text(&why))?,
     }
     let has_one = why
         .candidates
@@ -50,7 +50,7 @@ pub(crate) fn status(args: &AnswerArgs) -> anyhow::Result<ExitCode> {
     })?;
     match args.output {
         Output::Json => print_json(&status_json(&status))?,
-        Output::Table => print(&status_text(&status))?,
+        Output::Table => print_page(&status_text(&status))?,
     }
     let is_kept = status.kept.as_ref().is_none_or(|kept| kept.failure.is_empty());
     let is_good = status.in_step && status.without_svid == 0 && status.dismissed.is_empty() && is_kept;

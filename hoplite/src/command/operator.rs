@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
 use crate::command::dial;
 use crate::command::sign_in::{self, SignIn};
-use crate::output::{Column, Listing, Output, print, print_json, verdict};
+use crate::output::{Column, Listing, Output, print, print_json, print_page, verdict};
 
 /// An answer that was lost is asked for again, with the same key.
 const ATTEMPTS: usize = 3;
@@ -175,7 +175,7 @@ pub(crate) fn whoami(args: &WhoAmIArgs) -> anyhow::Result<ExitCode> {
             text += &format!("paths  {}\n", list(&me.paths));
         }
         text += &format!("may    {}\n", list(&me.actions));
-        print(&text)?;
+        print_page(&text)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,8 @@ mod telling;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SvidCommand {
-    /// Show the SVIDs this process is entitled to, or write one into files; exit 1 if it has none
+    /// Show the SVIDs this process is entitled to, or write one into files; exit 1 if it has none. With somebody to tell of changes the files are
+    /// kept fresh, as by `svid watch`
     #[command(
         after_help = "Examples:\n  hoplite svid fetch\n  hoplite svid fetch --pem > chain.pem\n  hoplite svid fetch --write /srv/tls"
     )]
@@ -41,6 +42,8 @@ pub(crate) struct FetchArgs {
     form: Form,
     #[command(flatten)]
     write: keep::WriteArgs,
+    #[command(flatten)]
+    listeners: telling::Listeners,
 }
 
 #[derive(Debug, Args)]
@@ -93,7 +96,11 @@ pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
         match &command {
             SvidCommand::Fetch(args) => {
                 if let Some(dir) = args.write.dir() {
-                    return keep::once(&args.write, &address, dir, form).await;
+                    // Whoever is to be told of changes is to be told of all of them.
+                    return match args.listeners.is_anybody() {
+                        true => keep::keep(&args.write, &args.listeners, &address, dir, form).await,
+                        false => keep::once(&args.write, &address, dir, form).await,
+                    };
                 }
             }
             SvidCommand::Watch(args) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -100,7 +100,7 @@ impl Supervisor {
             failure: watch::Sender::new(None),
             up: watch::Sender::new(false),
             events: Events {
-                colour: std::io::stderr().is_terminal(),
+                colour: anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never,
             },
         }
     }

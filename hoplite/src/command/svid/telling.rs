@@ -46,6 +46,12 @@ pub(crate) struct Listeners {
     signal_name: NamedSignal,
 }
 
+impl Listeners {
+    pub(crate) fn is_anybody(&self) -> bool {
+        self.exec.is_some() || self.signal.is_some() || self.pid_file.is_some()
+    }
+}
+
 /// A signal that programs reload at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NamedSignal {

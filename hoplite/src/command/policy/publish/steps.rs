@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, print_json, print_page};
 
 /// The exit code of a publication that the CA has, and that a proxy does not follow.
 const NOT_FOLLOWED: u8 = 3;
@@ -60,7 +60,7 @@ impl Steps {
     /// For people only.
     pub(crate) fn show(&self, text: &str) -> anyhow::Result<()> {
         match self.output {
-            Output::Table => Ok(print(text)?),
+            Output::Table => print_page(text),
             Output::Json => Ok(()),
         }
     }
