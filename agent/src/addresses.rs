@@ -34,6 +34,17 @@ impl CaAddresses {
         self.0.iter()
     }
 
+    /// These, and others after them that are not among them yet; as many as may be.
+    pub(crate) fn with(&self, more: &[HostPort]) -> Self {
+        let mut all = self.0.clone();
+        for address in more {
+            if all.len() < ADDRESSES_MAX && !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        Self(all)
+    }
+
     /// Of some that are known to be good.
     fn new(addresses: Vec<HostPort>) -> Result<Self, InvalidAddresses> {
         if addresses.is_empty() || addresses.len() > ADDRESSES_MAX {
@@ -126,5 +137,17 @@ mod tests {
         check("7443", "1 to 8");
         check("[\"a:1\", \"b\"]", "`b` has no port");
         check("[\"a:1\", \"b:1\", \"a:1\"]", "`a:1` is there twice");
+    }
+
+    #[test]
+    fn what_is_learned_comes_after_what_is_written_and_is_bounded() {
+        let address = |n: usize| HostPort::parse(&format!("ca{n}:1")).unwrap();
+        let learned: Vec<_> = (0..20).map(address).collect();
+        let all = CaAddresses::from(address(3)).with(&learned);
+        assert_eq!(
+            all.to_string(),
+            "ca3:1, ca0:1, ca1:1, ca2:1, ca4:1, ca5:1, ca6:1, ca7:1"
+        );
+        assert_eq!(all.with(&[]), all);
     }
 }

@@ -8,6 +8,7 @@ use hoplite_host::files::{self, FileError};
 use hoplite_identity::{Fingerprint, Invitation, NotIntroduced};
 use hoplite_wire::channel::{self, IntroduceError};
 
+use crate::addresses::CaAddresses;
 use crate::config::Config;
 use crate::node::keeper::{self, Keeper, Membership, NodeError, Token};
 use crate::node::link::{CaError, CaLink};
@@ -25,6 +26,8 @@ pub struct Joined {
     pub membership: Membership,
     /// For `trust_bundle`.
     pub trust_bundle: PathBuf,
+    /// Of the CA: that of the invitation first, and those that it named.
+    pub ca: CaAddresses,
 }
 
 /// Why a node has not joined. One sentence for the operator, with what to do.
@@ -116,6 +119,7 @@ pub async fn join(invitation: &Invitation, data_dir: &Path) -> Result<Joined, Jo
     Ok(Joined {
         membership,
         trust_bundle: data_dir.join(FIRST_BUNDLE),
+        ca: CaAddresses::from(address.clone()).with(&keeper.addresses()),
     })
 }
 

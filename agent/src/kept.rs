@@ -266,6 +266,16 @@ impl Kept {
                     .map(|tainted| tainted.as_bytes().to_vec())
                     .collect(),
                 jwks: bundle.jwt().to_jwks(),
+                tainted_keys: bundle
+                    .tainted_keys()
+                    .iter()
+                    .map(|key| key.as_bytes().to_vec())
+                    .collect(),
+                revoked_keys: bundle
+                    .revoked_keys()
+                    .iter()
+                    .map(|key| key.as_bytes().to_vec())
+                    .collect(),
             }),
             first_bundle: first_bundle.to_owned(),
             heard: unix(clock::now()),

@@ -176,6 +176,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     });
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
+    link.learn(keeper.addresses());
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;

@@ -169,13 +169,17 @@ impl Acts {
     }
 
     /// A certificate that was asked for, once its record is on the disk.
-    pub(crate) async fn release(&self, minted: Minted, asked: Asked) -> Result<CertificateDer<'static>, Unwritten> {
+    pub(crate) async fn release(
+        &self,
+        minted: Minted,
+        asked: Asked,
+    ) -> Result<Vec<CertificateDer<'static>>, Unwritten> {
         let written = self.issued(&minted, asked, None)?;
         Ok(minted.leaves(&self.settled([written]).await?))
     }
 
     /// The CA's own certificate. Blocks until its record is on the disk.
-    pub(crate) fn release_own(&self, minted: Minted) -> Result<CertificateDer<'static>, Unwritten> {
+    pub(crate) fn release_own(&self, minted: Minted) -> Result<Vec<CertificateDer<'static>>, Unwritten> {
         let asked = Asked {
             requester: minted.leaf.spiffe_id().to_string(),
             how: "own",

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hoplite_host::config::{self, ConfigError, Span};
+use hoplite_host::credentials;
 use hoplite_host::logging::Levels;
 use hoplite_identity::{HostPort, JWT_TTL, TrustDomain};
 use hoplite_otlp::OtlpSettings;
+use hoplite_pkcs11::Settings as Pkcs11Settings;
 use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_postgres::Settings as PostgresSettings;
 use hoplite_seal::TrustedSigners;
@@ -15,6 +17,7 @@ use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 use crate::authority::course::LAST_PART;
+use crate::authority::upstream::DiskUpstream;
 use crate::founding::Founding;
 use crate::oidc::OidcSettings;
 use crate::operators::operator::PROLONGED_MAX;
@@ -37,6 +40,9 @@ const REPORT_PERIOD_MAX: Duration = Duration::from_secs(3600);
 /// A bundle of nothing has half as much.
 const BUNDLE_BYTES_MIN: usize = 1 << 10;
 
+/// As many as an agent takes.
+const REPLICAS_MAX: usize = 8;
+
 /// What a CA needs to know before it starts. Made in code, or by [`Config::load`] from a file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,11 +61,20 @@ pub struct Config {
     /// that is every address of this machine.
     #[serde(default)]
     pub advertise: Option<HostPort>,
+    /// The addresses of all CAs over the same store, its own among them: nodes learn them when they join, and at each renewal.
+    #[serde(default)]
+    pub replicas: Vec<HostPort>,
     /// The operators' Unix socket.
     pub admin_socket: PathBuf,
     /// Where all that is registered lies.
     #[serde(default)]
     pub store: StoreConfig,
+    /// Where the keys that sign are made and lie.
+    #[serde(default)]
+    pub keys: KeysConfig,
+    /// Who signs the CA's authorities; they are roots, signed by themselves, when left out.
+    #[serde(default)]
+    pub upstream: Option<UpstreamConfig>,
     /// Life of a workload's certificate whose entry does not say otherwise.
     #[serde(default = "one_hour")]
     pub x509_ttl: Span,
@@ -125,6 +140,73 @@ pub enum StoreConfig {
     Postgres(PostgresSettings),
 }
 
+/// Where the keys that sign are made and lie.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum KeysConfig {
+    /// In files of `data_dir`.
+    File(FileKeys),
+    /// In the store, sealed: for all CAs that have it.
+    Store(StoreKeys),
+    /// In a PKCS#11 token.
+    Pkcs11(Pkcs11Settings),
+}
+
+/// Keys in files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileKeys {
+    /// A file with the secret that seals them; they lie there in the clear when left out.
+    #[serde(default, deserialize_with = "credentials::optional_path")]
+    pub secret_file: Option<PathBuf>,
+}
+
+/// Keys in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreKeys {
+    /// A file with the secret that seals them, the same at each CA.
+    #[serde(deserialize_with = "required_path")]
+    pub secret_file: PathBuf,
+}
+
+/// Who signs the CA's authorities.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum UpstreamConfig {
+    /// A certificate and its key in files: a company's.
+    Disk(DiskUpstream),
+}
+
+fn required_path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = credentials::optional_path(deserializer)?;
+    path.ok_or_else(|| serde::de::Error::missing_field("secret_file"))
+}
+
+// === impl KeysConfig ===
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        Self::File(FileKeys::default())
+    }
+}
+
+impl KeysConfig {
+    /// The file with the secret that seals keys.
+    pub(crate) fn secret_file(&self) -> Option<&Path> {
+        match self {
+            Self::File(keys) => keys.secret_file.as_deref(),
+            Self::Store(keys) => Some(&keys.secret_file),
+            Self::Pkcs11(_) => None,
+        }
+    }
+
+    /// Whether each CA that has the same store has the keys.
+    pub(crate) fn are_shared(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Pkcs11(_))
+    }
+}
+
 // === impl StoreConfig ===
 
 impl StoreConfig {
@@ -162,9 +244,9 @@ impl Config {
         self.oidc.iter().try_for_each(|oidc| oidc.check(file))?;
         if let StoreConfig::Postgres(settings) = &self.store {
             settings.check(file)?;
-            if self.authority_rotates {
-                let reason = "with a database there may be several CAs, and the key of an authority that one of them makes by itself would be at that one \
-                     alone; write `authority_rotates = false`, and rotate by hand: docs/guide/several-cas.md";
+            if self.authority_rotates && !self.keys.are_shared() {
+                let reason = "with a database there may be several CAs, and the key of an authority that one of them makes by itself would be in files of that one \
+                     alone; write `[keys]` with `kind = \"store\"` and a `secret_file`, or `authority_rotates = false` and rotate by hand: docs/guide/several-cas.md";
                 return Err(ConfigError::unusable(file, "authority_rotates", true, reason));
             }
         }
@@ -222,6 +304,10 @@ impl Config {
                 self.policy_max_bytes,
                 reason,
             ));
+        }
+        if self.replicas.len() > REPLICAS_MAX {
+            let reason = format!("more addresses than agents try; write at most {REPLICAS_MAX}");
+            return Err(ConfigError::unusable(file, "replicas", self.replicas.len(), reason));
         }
         if !(REPORT_PERIOD_MIN..=REPORT_PERIOD_MAX).contains(&self.report_period.0) {
             let (least, most) = (Span(REPORT_PERIOD_MIN), Span(REPORT_PERIOD_MAX));
@@ -346,6 +432,15 @@ admin_socket = "/run/hoplite/ca.sock"
         check("policy_max_bytes = 9", &["policy_max_bytes = 9", "1024"]);
         check("tll = \"1h\"", &["tll"]);
         check("[store]\nkind = \"mysql\"", &["mysql", "postgres"]);
+        check("[keys]\nkind = \"tpm\"", &["tpm", "pkcs11"]);
+        check("[keys]\nkind = \"store\"", &["secret_file"]);
+        check("[keys]\nkind = \"file\"\nsecret = \"x\"", &["secret"]);
+        check(
+            "[keys]\nkind = \"pkcs11\"\nmodule = \"/m\"\ntoken = \"t\"\npin = \"1\"",
+            &["pin"],
+        );
+        check("[upstream]\nkind = \"disk\"\ncertificate = \"/c\"", &["key"]);
+        check("[upstream]\nkind = \"vault\"", &["vault", "disk"]);
         let postgres = "[store]\nkind = \"postgres\"\nhosts = [\"db:5432\"]\ndatabase = \"ca\"\nuser = \"ca\"\n";
         check(postgres, &["store.tls_ca", "authorities"]);
         check(
@@ -356,8 +451,11 @@ admin_socket = "/run/hoplite/ca.sock"
         check(&postgres.replace("db:5432", "db"), &["`db`", "HOST:PORT"]);
         check(
             &format!("{postgres}tls_ca = \"/db.pem\""),
-            &["authority_rotates", "by hand"],
+            &["authority_rotates", "by hand", "kind = \"store\""],
         );
+        let sealed = format!("{postgres}tls_ca = \"/db.pem\"\n[keys]\nkind = \"store\"\nsecret_file = \"/s\"");
+        let config = load(&sealed).unwrap();
+        assert!(config.authority_rotates && config.keys.are_shared());
         check(
             "advertise = \"ca.prod.example\"",
             &["ca.toml:6", "`ca.prod.example` has no port"],

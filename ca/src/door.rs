@@ -155,7 +155,8 @@ fn mint(issuer: &Issuer, acts: &Acts, id: &SpiffeId, now: SystemTime) -> Result<
     let pair = rcgen::KeyPair::generate().map_err(|_| DoorError::Key)?;
     let (minted, signing) = issuer.own(id, &SubjectKey::of_pair(&pair), now)?;
     let own = acts.release_own(minted)?;
-    let chain = std::iter::once(own).chain(signing.shown.iter().cloned()).collect();
+    // What stands above it is among what is shown.
+    let chain = (own.into_iter().take(1)).chain(signing.shown.iter().cloned()).collect();
     let key = PrivatePkcs8KeyDer::from(pair.serialize_der());
     Ok(X509Svid::from_parts(chain, key)?)
 }

@@ -8,9 +8,7 @@ use hoplite_identity::Fingerprint;
 use zeroize::Zeroizing;
 
 use crate::Config;
-use crate::authority::jwt::JwtSigner;
-use crate::authority::signer::Keyring;
-use crate::authority::x509::Authority;
+use crate::authority::opened::Authorities;
 use crate::founding::{self, Founding};
 use crate::index::Index;
 use crate::registry::FollowError;
@@ -35,15 +33,13 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
     config.check(Path::new("configuration"))?;
     files::private_dir_among_others(&config.data_dir)?;
     let Storage { store, location } = Storage::open(config, Founding::WhereNoneWas)?;
-    let ttl = config.authority_ttl.0;
-    let authority = Authority::open(&*store, &config.data_dir, &config.trust_domain, ttl, clock::now())?;
-    // Whoever copies the keys for another CA finds this one too.
-    JwtSigner::open(&*store, config.store.is_shared(), &config.data_dir, ttl, clock::now())?;
+    // Whoever copies the keys for another CA finds that for JWT-SVIDs too.
+    let Authorities { authority, .. } = Authorities::open(config, &*store, clock::now())?;
     founding::check_revision(&config.data_dir, &location, store.revision(), Founding::WhereNoneWas)?;
     let index = Index::new(&store.snapshot()?).map_err(FollowError::from)?;
     drop(store);
     let founded = Founded {
-        fingerprint: Fingerprint::of(authority.certificate()),
+        fingerprint: Fingerprint::of(authority.root()),
         not_after: authority.not_after(),
     };
     let bundle = index.authority.bundle().ok_or(FollowError::NoAuthority)?;
@@ -60,15 +56,12 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
 pub fn found_replica(config: &Config, authority_key: &Path) -> Result<Founded, StartError> {
     config.check(Path::new("configuration"))?;
     let keys = [
-        (authority_key.to_owned(), Keyring::of(&config.data_dir)),
-        (
-            authority_key.with_file_name("jwt.key"),
-            Keyring::of_jwt(&config.data_dir),
-        ),
+        (authority_key.to_owned(), "authority.key"),
+        (authority_key.with_file_name("jwt.key"), "jwt.key"),
     ];
     let mut read = Vec::new();
-    for (file, keyring) in keys {
-        read.push((Zeroizing::new(files::read_private(&file)?), keyring.path().to_owned()));
+    for (file, name) in keys {
+        read.push((Zeroizing::new(files::read_private(&file)?), config.data_dir.join(name)));
     }
     files::private_dir_among_others(&config.data_dir)?;
     let mut written = Vec::new();

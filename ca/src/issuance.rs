@@ -63,6 +63,8 @@ pub(crate) struct Minted {
     pub(crate) leaf: Leaf,
     /// The name of the authority that signed it.
     pub(crate) authority: String,
+    /// What connects it to those whom members trust.
+    above: Vec<CertificateDer<'static>>,
 }
 
 /// Why bytes are no signing request. The requester's fault.
@@ -106,7 +108,8 @@ pub(crate) fn mint(
     now: SystemTime,
 ) -> Result<Minted, MintError> {
     let validity = validity(authority, template.ttl, now).ok_or(MintError::AuthorityNotValid)?;
-    let unbuildable = |e: rcgen::Error| MintError::Unbuildable(e.to_string());
+    // Of a token that is away, what it says is more than that nothing was signed.
+    let unbuildable = |e: rcgen::Error| MintError::Unbuildable(authority.away().unwrap_or_else(|| e.to_string()));
     let mut params = CertificateParams::default();
     // The identity is the SAN, which rcgen marks critical where the subject is empty.
     params.distinguished_name = DistinguishedName::new();
@@ -127,8 +130,12 @@ pub(crate) fn mint(
         .der()
         .clone();
     let leaf = read_back(authority, template, key, serial, validity, &der)?;
-    let authority = authority.name();
-    Ok(Minted { der, leaf, authority })
+    Ok(Minted {
+        der,
+        leaf,
+        authority: authority.name(),
+        above: authority.below_the_root(),
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,8 +217,10 @@ fn read_back(
 
 impl Minted {
     /// The certificate, once its record, and so all before it, is on the disk.
-    pub(crate) fn leaves(self, _recorded: &Settled) -> CertificateDer<'static> {
-        self.der
+    ///
+    /// After it comes what stands between it and those whom members trust.
+    pub(crate) fn leaves(self, _recorded: &Settled) -> Vec<CertificateDer<'static>> {
+        std::iter::once(self.der).chain(self.above).collect()
     }
 }
 

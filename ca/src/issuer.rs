@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_identity::{CertificateDer, Entry, SpiffeId};
-use hoplite_telemetry::{Counter, Exposition, Family, Histogram};
+use hoplite_telemetry::{Counter, Exposition, Family, Histogram, Kind};
 use tokio::sync::watch;
 
 use crate::authority::jwt::JwtSigner;
@@ -58,10 +58,12 @@ pub(crate) struct Lives {
 
 impl Issuer {
     pub(crate) fn new(authority: Authority, lives: Lives) -> Self {
-        let signing = Signing {
-            shown: vec![authority.certificate().clone()],
-            authority,
-        };
+        let mut shown = vec![authority.certificate().clone()];
+        if authority.is_under() {
+            shown = authority.below_the_root();
+            shown.push(authority.root().clone());
+        }
+        let signing = Signing { shown, authority };
         Self {
             signing: Arc::new(watch::Sender::new(Arc::new(signing))),
             lives: Arc::new(RwLock::new(lives)),
@@ -196,6 +198,13 @@ impl Issuer {
             "issued",
             "Certificates and JWT-SVIDs asked for, by kind and whether they were issued",
             self.issued.clone(),
+        );
+        let issuer = self.clone();
+        to.sampled(
+            Kind::Gauge,
+            "signer_away",
+            "1 while the hardware that holds the authority's key cannot be used: nothing is issued",
+            move |to| to.put(u64::from(issuer.signing().authority.away().is_some())),
         );
         to.register(
             "issue_duration_seconds",

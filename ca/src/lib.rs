@@ -43,10 +43,12 @@ mod write;
 
 pub use acts::{ActsError, Unwritten};
 pub use authority::course::CourseError;
+pub use authority::sealing::SealingError;
 pub use authority::signer::SignerError;
-pub use authority::writes::TrustError;
+pub use authority::taking::TrustError;
+pub use authority::upstream::{DiskUpstream, UpstreamError};
 pub use authority::x509::AuthorityError;
-pub use config::{Config, StoreConfig};
+pub use config::{Config, FileKeys, KeysConfig, StoreConfig, StoreKeys, UpstreamConfig};
 pub use door::DoorError;
 pub use found::{Founded, found, found_replica};
 pub use founding::{Founding, FoundingError};

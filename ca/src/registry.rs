@@ -453,12 +453,12 @@ mod tests {
 
     /// A registry over a store in which an authority is founded.
     fn open(store: Arc<dyn Store>) -> (Registry, Follower) {
-        let found = Found {
-            trust_domain: TrustDomain::parse("prod.example").unwrap(),
-            certificate: authority().certificate().clone(),
-            not_after: now() + DAY,
-            now: now(),
-        };
+        let found = Found::itself(
+            TrustDomain::parse("prod.example").unwrap(),
+            authority().certificate().clone(),
+            now() + DAY,
+            now(),
+        );
         write::commit(&*store, &found).unwrap();
         Registry::open(store).unwrap()
     }

@@ -1,25 +1,31 @@
 //! Who makes authorities take their turns: time, and people who ask for it.
 //!
 //! What may happen is decided by the authorities' course, on all that the store holds of them. Here a step is asked for, the
-//! keys are made before it and forgotten after it, and the issuer signs with whoever is the active one.
+//! keys are made before it and forgotten after it, and the issuer signs with whoever is the active one. All of that is the same for
+//! each kind of keys; what differs is in one file for each.
 
 mod jwt;
+mod x509;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
-use hoplite_identity::{CertificateDer, Moment};
+use hoplite_identity::Moment;
 use tokio::sync::Mutex;
 
 use crate::acts::Acts;
 use crate::authority::course::{Course, CourseError, Due, Life, Name, State, short};
-use crate::authority::signer::Keyring;
+use crate::authority::index::AuthorityIndex;
+use crate::authority::jwt::JwtTrusted;
+use crate::authority::keyring::Keyring;
+use crate::authority::taking::{Taking, TrustError, Word};
 use crate::authority::trust::Trusted;
-use crate::authority::writes::{Step, Stepped, TrustError, What, Word};
-use crate::authority::x509::{Authority, AuthorityError};
+use crate::authority::writes::{New, Step, Stepped, What};
+use crate::authority::x509::{AuthorityError, Maker};
 use crate::fleet::Fleet;
-use crate::issuer::{Issuer, Signing};
+use crate::issuer::Issuer;
 use crate::record;
 use crate::registry::Registry;
 use crate::write::WriteError;
@@ -36,9 +42,6 @@ const WAIT_MAX: Duration = Duration::from_secs(45);
 /// How often it is looked whether they do.
 const WAIT_LOOK: Duration = Duration::from_millis(100);
 
-/// Old authorities that the CA's own chain speaks for.
-const SHOWN_MAX: usize = 3;
-
 /// The turns of authorities. Clones are the same ones.
 #[derive(Clone)]
 pub(crate) struct Rotation(Arc<Shared>);
@@ -48,7 +51,7 @@ struct Shared {
     issuer: Issuer,
     acts: Acts,
     fleet: Fleet,
-    keyring: Keyring,
+    maker: Maker,
     jwt_keyring: Keyring,
     plan: RwLock<Plan>,
     /// One step at a time: the file of keys changes with it.
@@ -64,6 +67,57 @@ pub(crate) struct Plan {
     pub(crate) rotates: bool,
     /// The same of the keys for JWT-SVIDs.
     pub(crate) jwt_rotates: bool,
+}
+
+/// A kind of authorities that takes turns: what is its own.
+pub(crate) trait Kind: Taking {
+    const WORDS: Words;
+
+    /// The records of them all.
+    fn all(index: &AuthorityIndex) -> &BTreeMap<Name, Self>;
+
+    fn course(index: &AuthorityIndex) -> &Course;
+
+    /// Whether time alone prepares and activates.
+    fn rotates(plan: Plan) -> bool;
+
+    /// Where its keys are.
+    fn keyring(with: &Parts) -> &Keyring;
+
+    /// Its public key.
+    fn public(&self, name: &str) -> Option<Vec<u8>>;
+
+    /// Makes one more, whose key is in its place.
+    fn make(with: &Parts, ttl: Duration, now: SystemTime) -> Result<New<Self>, AuthorityError>;
+
+    /// What the one that signs says of its successor, whose key is there.
+    fn word(with: &Parts, all: &BTreeMap<Name, Self>, successor: &str) -> Result<Option<Word>, AuthorityError>;
+
+    /// Has this one sign. Answers whether another one did until now; none when all is as it was.
+    fn follow(with: &Parts, all: &BTreeMap<Name, Self>, name: &str) -> Result<Option<bool>, AuthorityError>;
+
+    /// The one that signs here.
+    fn signs(issuer: &Issuer) -> Option<Name>;
+
+    /// Completes what people are shown.
+    fn show(_: &Rotation, _: &Self, _: &mut Shown, _: SystemTime) {}
+}
+
+/// What a kind works with.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    issuer: Issuer,
+    maker: Maker,
+    jwt_keyring: Keyring,
+}
+
+/// What a kind is called in the CA's log.
+pub(crate) struct Words {
+    prepared: &'static str,
+    signs: &'static str,
+    leaves: &'static str,
+    /// For people.
+    noun: &'static str,
 }
 
 /// One authority at one moment, for people.
@@ -117,7 +171,7 @@ impl Rotation {
         issuer: Issuer,
         acts: Acts,
         fleet: Fleet,
-        (keyring, jwt_keyring): (Keyring, Keyring),
+        (maker, jwt_keyring): (Maker, Keyring),
         plan: Plan,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -125,7 +179,7 @@ impl Rotation {
             issuer,
             acts,
             fleet,
-            keyring,
+            maker,
             jwt_keyring,
             plan: RwLock::new(plan),
             working: Mutex::default(),
@@ -148,16 +202,20 @@ impl Rotation {
         {
             // Of a step that a crash cut short, or of a restore.
             let _working = self.0.working.lock().await;
-            if let Err(error) = self.forget_keys().await {
+            let forgotten = self.forget_keys::<Trusted>().await;
+            if let Err(error) = forgotten.and(self.forget_keys::<JwtTrusted>().await) {
                 tracing::warn!(%error, "keys that sign no more cannot be removed");
             }
         }
         loop {
+            let keyring = self.0.maker.keyring.clone();
+            let _ = blocking(move || keyring.look()).await; // what comes of it is in the warning
             let now = clock::now();
             if let Some(warning) = self.warning(now).filter(|warning| said.is_due(warning)) {
                 tracing::error!(notice = true, warning, "authority");
             }
-            if let Err(error) = self.turn(now).await.and(self.turn_jwt(now).await) {
+            let turned = self.turn::<Trusted>(now).await;
+            if let Err(error) = turned.and(self.turn::<JwtTrusted>(now).await) {
                 if self.lacks_the_key(&error) {
                     tracing::error!(
                         target: "hoplite::audit",
@@ -184,31 +242,36 @@ impl Rotation {
     }
 
     /// All that is due by now.
-    async fn turn(&self, now: SystemTime) -> Result<(), RotationError> {
+    async fn turn<K: Kind>(&self, now: SystemTime) -> Result<(), RotationError> {
         let _working = self.0.working.lock().await;
-        self.follow().await?;
+        self.follow::<K>().await?;
         loop {
-            let rotates = self.plan().rotates;
-            let Some(due) = self.course().due(now, rotates, self.is_known(now)) else {
+            let rotates = K::rotates(self.plan());
+            let Some(due) = self.course::<K>().due(now, rotates, self.is_known(now)) else {
                 return Ok(());
             };
             match due {
                 Due::Leave(_) => {
-                    let stepped = self.step(What::Leave, now).await?;
+                    let stepped = self.step::<K>(What::Leave, now).await?;
                     for name in &stepped.gone {
-                        self.0.acts.own_act("AuthorityLeaves", name.clone(), []);
-                        tracing::info!(target: "hoplite::audit", authority = name, "an authority has ended and left the trust bundle");
+                        self.0.acts.own_act(K::WORDS.leaves, name.clone(), []);
+                        tracing::info!(target: "hoplite::audit", authority = name, "{} has ended and left the trust bundle", K::WORDS.noun);
                     }
                 }
-                Due::Prepare => drop(self.prepared(now, false).await?),
-                Due::Activate(name) => drop(self.activated(&name, now).await?),
+                Due::Prepare => drop(self.prepared::<K>(now, false).await?),
+                Due::Activate(name) => drop(self.activated::<K>(&name, now).await?),
             }
         }
     }
 
     /// What somebody has to do about authorities.
     pub(crate) fn warning(&self, now: SystemTime) -> Option<String> {
-        let course = self.course();
+        if let Some(away) = self.0.maker.keyring.away() {
+            return Some(format!(
+                "nothing can be signed, neither certificates nor JWT-SVIDs: {away}; the CA goes on by itself once it is back"
+            ));
+        }
+        let course = self.course::<Trusted>();
         if !course.lacks_successor(now) {
             return None;
         }
@@ -225,45 +288,56 @@ impl Rotation {
         ))
     }
 
+    /// Whether a key for JWT-SVIDs, and no X.509 authority, is called so.
+    pub(crate) fn is_jwt(&self, prefix: &str) -> bool {
+        let index = self.0.registry.index();
+        index.authority.course().find(prefix).is_err() && index.authority.jwt_course().find(prefix).is_ok()
+    }
+
     /// Makes one more, by hand.
-    pub(crate) async fn prepare(&self) -> Result<(Name, Stepped), RotationError> {
+    pub(crate) async fn prepare<K: Kind>(&self) -> Result<(Name, Stepped), RotationError> {
         let _working = self.0.working.lock().await;
-        self.prepared(clock::now(), true).await
+        self.prepared::<K>(clock::now(), true).await
     }
 
     /// Has it sign; of several that are prepared the first, if none is named. Waits until agents know it.
-    pub(crate) async fn activate(&self, prefix: &str) -> Result<(Name, Stepped), RotationError> {
-        let course = self.course();
+    pub(crate) async fn activate<K: Kind>(&self, prefix: &str) -> Result<(Name, Stepped), RotationError> {
+        let course = self.course::<K>();
         let name = match prefix {
             "" => course.prepared().ok_or(CourseError::NonePrepared)?.0.clone(),
             prefix => course.find(prefix)?,
         };
-        let stepped = self.patiently(Asked::Activate, &name).await?;
+        let stepped = self.patiently::<K>(Asked::Activate, &name).await?;
         Ok((name, stepped))
     }
 
     /// Has all replaced that it signed. If it signs still, its successor does so first, which is made if there is none.
-    pub(crate) async fn taint(&self, prefix: &str) -> Result<(Name, Stepped), RotationError> {
-        let course = self.course();
+    pub(crate) async fn taint<K: Kind>(&self, prefix: &str) -> Result<(Name, Stepped), RotationError> {
+        let course = self.course::<K>();
         let name = course.find(prefix)?;
         let signs = course.active().is_some_and(|(active, _)| *active == name);
         if signs && course.prepared().is_none() {
             let _working = self.0.working.lock().await;
-            self.prepared(clock::now(), false).await?;
+            self.prepared::<K>(clock::now(), false).await?;
         }
-        let stepped = self.patiently(Asked::Taint, &name).await?;
+        let stepped = self.patiently::<K>(Asked::Taint, &name).await?;
         Ok((name, stepped))
     }
 
     /// Takes it out of the trust bundle. Not while something is under it, unless that is said.
-    pub(crate) async fn revoke(&self, prefix: &str, force: bool) -> Result<(Name, Stepped), RotationError> {
-        let name = self.course().find(prefix)?;
+    pub(crate) async fn revoke<K: Kind>(&self, prefix: &str, force: bool) -> Result<(Name, Stepped), RotationError> {
+        let name = self.course::<K>().find(prefix)?;
         let now = clock::now();
-        let shown = self.shown(now).into_iter().find(|shown| shown.name == name);
+        let shown = self.shown::<K>(now).into_iter().find(|shown| shown.name == name);
         if let Some(shown) = shown.filter(|shown| shown.life.state == State::Tainted && !force) {
             let unheard =
                 || "not all agents in contact have said what is under it still, and it would be cut off".to_owned();
-            if let Some(what) = shown.in_use().or_else(|| (!self.is_known(now)).then(unheard)) {
+            // Of tokens nobody says under which key they are.
+            let is_said = K::WORDS.prepared != JwtTrusted::WORDS.prepared;
+            if let Some(what) = shown
+                .in_use()
+                .or_else(|| (is_said && !self.is_known(now)).then(unheard))
+            {
                 return Err(RotationError::InUse {
                     name: short(&name),
                     what,
@@ -271,48 +345,33 @@ impl Rotation {
             }
         }
         let _working = self.0.working.lock().await;
-        let stepped = self.step(What::Revoke { name: name.clone() }, now).await?;
-        self.follow().await?;
+        let stepped = self.step::<K>(What::Revoke { name: name.clone() }, now).await?;
+        self.follow::<K>().await?;
         Ok((name, stepped))
     }
 
     /// All of them: the one that signs first, then those that will, then those that did.
-    pub(crate) fn shown(&self, now: SystemTime) -> Vec<Shown> {
-        let rotates = self.plan().rotates;
-        let index = self.0.registry.index();
-        let course = index.authority.course();
+    pub(crate) fn shown<K: Kind>(&self, now: SystemTime) -> Vec<Shown> {
+        let (course, records) = {
+            let index = self.0.registry.index();
+            (K::course(&index.authority).clone(), K::all(&index.authority).clone())
+        };
+        let rotates = K::rotates(self.plan());
         let mut all: Vec<Shown> = Vec::new();
         for (name, life) in &course.0 {
-            let certificate = index
-                .authority
-                .get(name)
-                .and_then(|trusted| trusted.certificate(name).ok());
-            let about = certificate.as_ref().and_then(Authority::about);
-            let key = about
-                .as_ref()
-                .map(|(key, _)| key.as_str())
-                .filter(|key| !key.is_empty());
-            let is_live = |end: u64| end > record::unix_seconds(now);
-            let agents = index.agents.iter().filter(|agent| {
-                let used = agent.used();
-                !agent.banned && Some(used.authority.as_str()) == key && is_live(used.not_after)
-            });
-            let operators = index
-                .operators
-                .iter()
-                .filter(|operator| key.is_some_and(|key| operator.is_under(key, now)));
-            all.push(Shown {
-                agents: agents.map(|agent| agent.spiffe_id.to_string()).collect(),
-                operators: operators.map(|operator| operator.name.clone()).collect(),
-                svids: match life.state {
-                    State::Tainted => self.0.fleet.svids_tainted(),
-                    _ => 0,
-                },
-                next: next(course, life, rotates),
-                not_before: about.map_or(record::from_unix_seconds(life.made), |(_, not_before)| not_before),
+            let mut shown = Shown {
                 name: name.clone(),
                 life: *life,
-            });
+                not_before: record::from_unix_seconds(life.made),
+                agents: Vec::new(),
+                operators: Vec::new(),
+                svids: 0,
+                next: next(&course, life, rotates),
+            };
+            if let Some(record) = records.get(name) {
+                K::show(self, record, &mut shown, now);
+            }
+            all.push(shown);
         }
         all.sort_by_key(Shown::place);
         all
@@ -328,28 +387,42 @@ impl Rotation {
             .map_or(0, |bundle| bundle.sequence())
     }
 
-    fn course(&self) -> Course {
-        self.0.registry.index().authority.course().clone()
+    fn course<K: Kind>(&self) -> Course {
+        K::course(&self.0.registry.index().authority).clone()
     }
 
     fn is_known(&self, now: SystemTime) -> bool {
         self.0.fleet.known_bundle(now) >= self.sequence()
     }
 
-    async fn step(&self, what: What, now: SystemTime) -> Result<Stepped, RotationError> {
+    fn parts(&self) -> Parts {
+        Parts {
+            issuer: self.0.issuer.clone(),
+            maker: self.0.maker.clone(),
+            jwt_keyring: self.0.jwt_keyring.clone(),
+        }
+    }
+
+    /// What a kind's keys are worked on with, and its records.
+    fn all<K: Kind>(&self) -> (Parts, BTreeMap<Name, K>) {
+        let all = K::all(&self.0.registry.index().authority).clone();
+        (self.parts(), all)
+    }
+
+    async fn step<K: Kind>(&self, what: What<K>, now: SystemTime) -> Result<Stepped, RotationError> {
         let known = self.0.fleet.known_bundle(now);
         Ok(self.0.registry.write(Step { what, now, known }).await?)
     }
 
     /// Again and again, while all that is lacking is that agents know.
-    async fn patiently(&self, asked: Asked, name: &str) -> Result<Stepped, RotationError> {
+    async fn patiently<K: Kind>(&self, asked: Asked, name: &str) -> Result<Stepped, RotationError> {
         let since = clock::moment();
         loop {
             let attempt = {
                 let _working = self.0.working.lock().await;
                 match asked {
-                    Asked::Activate => self.activated(name, clock::now()).await,
-                    Asked::Taint => self.tainted(name, clock::now()).await,
+                    Asked::Activate => self.activated::<K>(name, clock::now()).await,
+                    Asked::Taint => self.tainted::<K>(name, clock::now()).await,
                 }
             };
             match attempt {
@@ -360,82 +433,56 @@ impl Rotation {
         }
     }
 
-    async fn prepared(&self, now: SystemTime, by_hand: bool) -> Result<(Name, Stepped), RotationError> {
-        let (keyring, ttl) = (self.0.keyring.clone(), self.plan().ttl);
-        let trust_domain = self.0.registry.bundles().borrow().trust_domain().clone();
-        let made = blocking(move || Authority::make(&keyring, &trust_domain, ttl, now)).await??;
-        let name = made.name();
-        let what = What::Prepare {
-            certificate: made.certificate().clone(),
-            not_after: made.not_after(),
-            by_hand,
-        };
-        let stepped = self.step(what, now).await;
+    async fn prepared<K: Kind>(&self, now: SystemTime, by_hand: bool) -> Result<(Name, Stepped), RotationError> {
+        let (parts, ttl) = (self.parts(), self.plan().ttl);
+        let new = blocking(move || K::make(&parts, ttl, now)).await??;
+        let (name, not_after) = (K::name(&new.made), Moment::from(new.not_after).to_string());
+        let stepped = self.step::<K>(What::Prepare { new, by_hand }, now).await;
         if stepped.as_ref().is_ok_and(|stepped| stepped.is_new) {
-            let not_after = Moment::from(made.not_after()).to_string();
             let detail = [("not_after", not_after.clone())];
-            self.0.acts.own_act("AuthorityPrepared", name.clone(), detail);
-            tracing::info!(target: "hoplite::audit", authority = name, not_after, "an authority is prepared: it is in the trust bundle and signs later");
+            self.0.acts.own_act(K::WORDS.prepared, name.clone(), detail);
+            tracing::info!(target: "hoplite::audit", authority = name, not_after, "{} is prepared: it is in the trust bundle and signs later", K::WORDS.noun);
         } else {
             // Somebody else was faster, or it was refused: its key is for nothing.
-            self.forget_keys().await?;
+            self.forget_keys::<K>().await?;
         }
         Ok((name, stepped?))
     }
 
-    async fn activated(&self, name: &str, now: SystemTime) -> Result<Stepped, RotationError> {
+    async fn activated<K: Kind>(&self, name: &str, now: SystemTime) -> Result<Stepped, RotationError> {
         let is_prepared = self
-            .course()
+            .course::<K>()
             .0
             .get(name)
             .is_some_and(|life| life.state == State::Prepared);
         let word = match is_prepared {
-            true => Some(self.word(name).await?),
+            true => self.word::<K>(name).await?,
             false => None,
         };
         let name = name.to_owned();
-        let stepped = self.step(What::Activate { name, word }, now).await?;
-        self.follow().await?;
+        let stepped = self.step::<K>(What::Activate { name, word }, now).await?;
+        self.follow::<K>().await?;
         Ok(stepped)
     }
 
-    async fn tainted(&self, name: &str, now: SystemTime) -> Result<Stepped, RotationError> {
-        let course = self.course();
+    async fn tainted<K: Kind>(&self, name: &str, now: SystemTime) -> Result<Stepped, RotationError> {
+        let course = self.course::<K>();
         let next = course.prepared().map(|(next, _)| next.clone());
         let signs = course.active().is_some_and(|(active, _)| active == name);
         // Of its successor it is known before the step that its key is there.
         let word = match next.filter(|_| signs) {
-            Some(next) => Some(self.word(&next).await?),
+            Some(next) => self.word::<K>(&next).await?,
             None => None,
         };
         let name = name.to_owned();
-        let stepped = self.step(What::Taint { name, word }, now).await?;
-        self.follow().await?;
+        let stepped = self.step::<K>(What::Taint { name, word }, now).await?;
+        self.follow::<K>().await?;
         Ok(stepped)
     }
 
-    /// What the one that signs says of its successor, whose key is there.
-    async fn word(&self, successor: &str) -> Result<Word, RotationError> {
-        let signing = self.0.issuer.signing();
-        let (keyring, certificate) = (self.0.keyring.clone(), self.certificate(successor)?);
-        let word = blocking(move || {
-            let successor = Authority::with_key(&keyring, certificate)?;
-            signing.authority.vouch(&successor).map(|certificate| Word {
-                by: signing.authority.name(),
-                certificate,
-            })
-        });
-        Ok(word.await??)
-    }
-
-    fn certificate(&self, name: &str) -> Result<CertificateDer<'static>, RotationError> {
-        let index = self.0.registry.index();
-        let trusted = index
-            .authority
-            .get(name)
-            .ok_or_else(|| CourseError::NoSuch(short(name)))?;
-        let certificate = trusted.certificate(name);
-        certificate.map_err(|error| AuthorityError::Certificate(error.to_string()).into())
+    async fn word<K: Kind>(&self, successor: &str) -> Result<Option<Word>, RotationError> {
+        let ((parts, all), successor) = (self.all::<K>(), successor.to_owned());
+        Ok(blocking(move || K::word(&parts, &all, &successor)).await??)
     }
 
     /// Whether another replica has another authority sign, whose key is not here.
@@ -444,76 +491,41 @@ impl Rotation {
             error,
             RotationError::Authority(AuthorityError::KeyMissing { .. } | AuthorityError::KeyMismatch { .. })
         );
-        let course = self.course();
-        let active = course.active().map(|(name, _)| name);
-        let jwt = self
-            .0
-            .registry
-            .index()
-            .authority
-            .jwt_course()
-            .active()
-            .map(|(name, _)| name.clone());
-        is_missing
-            && (active.is_some_and(|active| *active != self.0.issuer.signing().authority.name())
-                || jwt.is_some_and(|kid| self.0.issuer.jwt_kid() != Some(kid)))
+        is_missing && (self.is_another::<Trusted>() || self.is_another::<JwtTrusted>())
     }
 
-    /// Signs with the active one, and shows those that speak for it.
-    async fn follow(&self) -> Result<(), RotationError> {
-        let Some((name, _)) = self.course().active().map(|(name, life)| (name.clone(), *life)) else {
+    /// Whether another one is to sign than does.
+    fn is_another<K: Kind>(&self) -> bool {
+        let course = self.course::<K>();
+        let active = course.active().map(|(name, _)| name.clone());
+        active.is_some() && active != K::signs(&self.0.issuer)
+    }
+
+    /// Signs with the active one.
+    async fn follow<K: Kind>(&self) -> Result<(), RotationError> {
+        let Some(name) = self.course::<K>().active().map(|(name, _)| name.clone()) else {
             return Ok(());
         };
-        let certificate = self.certificate(&name)?;
-        let shown = self.chain(&certificate);
-        let signing = self.0.issuer.signing();
-        if signing.shown == shown && signing.authority.certificate() == &certificate {
+        let ((parts, all), active) = (self.all::<K>(), name.clone());
+        let Some(is_another) = blocking(move || K::follow(&parts, &all, &active)).await?? else {
             return Ok(());
+        };
+        if is_another {
+            self.0.acts.own_act(K::WORDS.signs, name.clone(), []);
+            tracing::info!(target: "hoplite::audit", authority = name, "{} signs that did not before", K::WORDS.noun);
         }
-        let is_other = signing.authority.certificate() != &certificate;
-        let keyring = self.0.keyring.clone();
-        let authority = blocking(move || Authority::with_key(&keyring, certificate)).await??;
-        self.0.issuer.sign_with(Signing { authority, shown });
-        if is_other {
-            self.0.acts.own_act("AuthoritySigns", name.clone(), []);
-            tracing::info!(target: "hoplite::audit", authority = name, "another authority signs");
-        }
-        self.forget_keys().await
-    }
-
-    /// The active one, and each old one that spoke for the one before in this list.
-    fn chain(&self, active: &CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
-        let index = self.0.registry.index();
-        let mut old: Vec<(&Name, &Life)> = index.authority.course().in_state(State::Old).collect();
-        old.sort_by_key(|(_, life)| std::cmp::Reverse(life.since));
-        let mut chain = vec![active.clone()];
-        for (name, _) in old.into_iter().take(SHOWN_MAX) {
-            let Some(trusted) = index.authority.get(name) else {
-                continue;
-            };
-            let (Some(word), Ok(certificate)) = (trusted.vouches(), trusted.certificate(name)) else {
-                continue;
-            };
-            if chain.last().is_some_and(|last| Authority::has_subject_of(&word, last)) {
-                chain.extend([word, certificate]);
-            }
-        }
-        chain
+        self.forget_keys::<K>().await
     }
 
     /// What signs no more, and will not, is no secret worth keeping.
-    async fn forget_keys(&self) -> Result<(), RotationError> {
-        let needed: Vec<CertificateDer<'static>> = {
-            let index = self.0.registry.index();
-            let course = index.authority.course();
-            let needed = course.in_state(State::Active).chain(course.in_state(State::Prepared));
-            let needed = needed.filter_map(|(name, _)| Trusted::certificate(index.authority.get(name)?, name).ok());
-            needed.collect()
-        };
-        let keyring = self.0.keyring.clone();
-        let kept = blocking(move || {
-            keyring.keep(|signer| needed.iter().any(|certificate| Authority::is_of(certificate, signer)))
-        });
+    async fn forget_keys<K: Kind>(&self) -> Result<(), RotationError> {
+        let (parts, all) = self.all::<K>();
+        let needed: Vec<Vec<u8>> = all
+            .iter()
+            .filter(|(_, one)| one.life().state.has_key())
+            .filter_map(|(name, one)| one.public(name))
+            .collect();
+        let kept = blocking(move || K::keyring(&parts).keep(|point| needed.iter().any(|needed| needed == point)));
         Ok(kept.await?.map_err(AuthorityError::from)?)
     }
 }

@@ -44,9 +44,8 @@ use crate::api::invites::Invites;
 use crate::api::node::Node;
 use crate::api::port::Port;
 use crate::authority::course::LAST_PART;
-use crate::authority::jwt::JwtSigner;
-use crate::authority::signer::Keyring;
-use crate::authority::x509::{Authority, AuthorityError};
+use crate::authority::opened::Authorities;
+use crate::authority::x509::AuthorityError;
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
@@ -237,20 +236,15 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let opening = config.clone();
     let opened = tokio::task::spawn_blocking(move || Storage::open(&opening, founding)).await;
     let Storage { store, location } = opened.map_err(|_| StartError::PartEnded)??;
-    let authority = Authority::open(
-        &*store,
-        &config.data_dir,
-        &config.trust_domain,
-        config.authority_ttl.0,
-        now,
-    )?;
-    let jwt = JwtSigner::open(
-        &*store,
-        config.store.is_shared(),
-        &config.data_dir,
-        config.authority_ttl.0,
-        now,
-    )?;
+    let (opening, keeping) = (config.clone(), Arc::clone(&store));
+    let opened = tokio::task::spawn_blocking(move || Authorities::open(&opening, &*keeping, now)).await;
+    let Authorities {
+        maker,
+        jwt_keyring,
+        authority,
+        jwt,
+    } = opened.map_err(|_| StartError::PartEnded)??;
+    tracing::info!(keys = maker.keyring.about(), "the keys that sign");
     founding::check_revision(&config.data_dir, &location, store.revision(), founding)?;
     let acts = Acts::open(&config)?;
     acts.own("Start", rules.digest())?;
@@ -300,7 +294,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         acts.clone(),
         publishing.clone(),
         fleet.clone(),
-        metrics.clone(),
+        (metrics.clone(), config.replicas.clone()),
         shutdown.clone(),
     );
     let invites = Invites {
@@ -313,7 +307,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         issuer.clone(),
         acts.clone(),
         fleet.clone(),
-        (Keyring::of(&config.data_dir), Keyring::of_jwt(&config.data_dir)),
+        (maker, jwt_keyring),
         plan(&config),
     );
     let gate = Gate::new(registry.clone(), rights.clone(), acts.clone());
@@ -500,7 +494,7 @@ fn plan(config: &Config) -> Plan {
     Plan {
         ttl: config.authority_ttl.0,
         rotates: config.authority_rotates,
-        jwt_rotates: !config.store.is_shared(),
+        jwt_rotates: !config.store.is_shared() || config.keys.are_shared(),
     }
 }
 

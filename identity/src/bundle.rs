@@ -1,7 +1,7 @@
 //! Trust bundles: the authorities that vouch for one trust domain, and sets of them that never mix.
 
 use crate::TrustDomain;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, KeyDigest};
 use crate::jwt::{Jwk, JwtAuthorities};
 use crate::pem::{self, InvalidPem};
 use crate::profile::{self, InvalidAuthority};
@@ -21,6 +21,10 @@ pub struct TrustBundle {
     sequence: u64,
     /// Of some of them.
     tainted: BTreeSet<Fingerprint>,
+    /// Keys of authorities under one of them, whose certificates count and are replaced.
+    tainted_keys: BTreeSet<KeyDigest>,
+    /// The same, of such as count no more.
+    revoked_keys: BTreeSet<KeyDigest>,
 }
 
 /// A bundle as it is written.
@@ -84,6 +88,8 @@ impl TrustBundle {
             jwt: JwtAuthorities::default(),
             sequence,
             tainted: BTreeSet::new(),
+            tainted_keys: BTreeSet::new(),
+            revoked_keys: BTreeSet::new(),
         })
     }
 
@@ -103,12 +109,39 @@ impl TrustBundle {
         &self.tainted
     }
 
-    /// Whether each authority of the other one is in it.
+    /// An authority that is under another one is in no bundle, only that one is. So its taint, and its revocation, are of its key.
+    #[must_use]
+    pub fn with_keys(
+        self,
+        tainted: impl IntoIterator<Item = KeyDigest>,
+        revoked: impl IntoIterator<Item = KeyDigest>,
+    ) -> Self {
+        Self {
+            tainted_keys: tainted.into_iter().collect(),
+            revoked_keys: revoked.into_iter().collect(),
+            ..self
+        }
+    }
+
+    /// The keys of tainted authorities that are under one of its own.
+    pub fn tainted_keys(&self) -> &BTreeSet<KeyDigest> {
+        &self.tainted_keys
+    }
+
+    /// The keys of authorities that are under one of its own and vouch for nobody any more.
+    pub fn revoked_keys(&self) -> &BTreeSet<KeyDigest> {
+        &self.revoked_keys
+    }
+
+    /// Whether something that it vouches for is to be replaced.
+    pub fn has_tainted(&self) -> bool {
+        !self.tainted.is_empty() || !self.tainted_keys.is_empty()
+    }
+
+    /// Whether it vouches for all that the other one does.
     pub fn has_all_of(&self, other: &Self) -> bool {
-        other
-            .authorities
-            .iter()
-            .all(|authority| self.authorities.contains(authority))
+        let has = |authority| self.authorities.contains(authority);
+        other.authorities.iter().all(has) && self.revoked_keys.is_subset(&other.revoked_keys)
     }
 
     /// The bundle without its tainted authorities: what vouches for certificates that may stay.
@@ -117,6 +150,8 @@ impl TrustBundle {
         Self {
             authorities: self.authorities.iter().filter(is_sound).cloned().collect(),
             tainted: BTreeSet::new(),
+            tainted_keys: BTreeSet::new(),
+            revoked_keys: self.revoked_keys.union(&self.tainted_keys).copied().collect(),
             ..self.clone()
         }
     }

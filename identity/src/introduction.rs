@@ -104,7 +104,13 @@ pub fn introduce(
     if !is_self_signed(der) {
         return Err(NotIntroduced::NotSelfSigned);
     }
-    let trust_domain = profile::trust_domain(&authority).map_err(NotIntroduced::NoTrustDomain)?;
+    // A company's root names none: then the authority does that signed the CA's own certificate, and the root vouches for it.
+    let trust_domain = profile::trust_domain(&authority).or_else(|none| {
+        let below = chain.get(1).filter(|below| !is_self_signed(below));
+        let below = below.and_then(|below| profile::authority(below).ok());
+        below.map_or(Err(none), |below| profile::trust_domain(&below))
+    });
+    let trust_domain = trust_domain.map_err(NotIntroduced::NoTrustDomain)?;
     let ca = trust_domain.ca();
     // Version 0: whatever the CA says of itself later is newer.
     let bundle = TrustBundle::new(trust_domain, vec![der.clone().into_owned()], 0)?;

@@ -33,7 +33,7 @@ pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
 pub use difference::Difference;
 pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, JWT_TTL, RegisteredEntry, check_owner};
 pub use entry_sum::EntrySum;
-pub use fingerprint::{Fingerprint, InvalidFingerprint};
+pub use fingerprint::{Fingerprint, InvalidFingerprint, KeyDigest};
 pub use introduction::NotIntroduced;
 pub use invitation::{HostPort, InvalidHostPort, InvalidInvitation, Invitation, TOKEN_BYTES_MAX};
 pub use node_group::{InvalidNodeGroup, NODE_SELECTORS_MAX, NodeGroup, Parent, node_name};

@@ -6,11 +6,11 @@ mod uri_constraints;
 use self::signers::{Fault, Signer};
 use self::uri_constraints::{ForbiddenUri, OverOriginals, Renamed, UriConstraints, constraints_of, uris};
 use crate::profile::{self, CERTIFICATE_BYTES_MAX, CHAIN_MAX, CheckedLeaf, InvalidAuthority};
-use crate::{BundleSet, InvalidBundle, InvalidSvid, Leaf, SpiffeId, TrustBundle, TrustDomain};
+use crate::{BundleSet, InvalidBundle, InvalidSvid, KeyDigest, Leaf, SpiffeId, TrustBundle, TrustDomain};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::extensions::ExtendedKeyUsage;
@@ -69,6 +69,9 @@ pub enum PeerRejected {
     /// A certificate between the leaf and the trust bundle may not vouch for others.
     #[error("a certificate in the peer's chain signed another, but {0}")]
     NotAnAuthority(InvalidAuthority),
+    /// An authority between the leaf and the trust bundle was revoked.
+    #[error("an authority in the peer's chain was revoked; the peer's issuer has to give it another certificate")]
+    RevokedAuthority,
     /// A certificate of the chain, authority included, has expired.
     #[error(
         "a certificate in the peer's chain expired at {not_after}, and the clock here says {now}; the peer must renew it, or one of the clocks is wrong"
@@ -116,6 +119,8 @@ struct Anchors {
     beside: Vec<BesideAnchor>,
     /// Of the anchor in the same place, its name and key.
     signers: Vec<Signer>,
+    /// Keys below them that vouch for nobody.
+    revoked: BTreeSet<KeyDigest>,
 }
 
 /// What an authority of a bundle says besides what a [`TrustAnchor`] holds.
@@ -230,6 +235,7 @@ impl Anchors {
             anchors: Vec::new(),
             beside: Vec::new(),
             signers: Vec::new(),
+            revoked: bundle.revoked_keys().clone(),
         };
         for (position, der) in bundle.authorities().iter().enumerate() {
             let unusable = |source| InvalidBundle::Authority {
@@ -355,6 +361,9 @@ impl Anchors {
         for intermediate in path.intermediate_certificates() {
             let der = intermediate.der();
             let certificate = profile::authority(&der).map_err(PeerRejected::NotAnAuthority)?;
+            if !self.revoked.is_empty() && self.revoked.contains(&KeyDigest::of_key(certificate.public_key().raw)) {
+                return Err(PeerRejected::RevokedAuthority);
+            }
             if let Some(constraints) = constraints_of(renamed, certificate.tbs_certificate.as_ref()) {
                 check_uris(constraints, &below)?;
             }
@@ -503,6 +512,7 @@ impl PeerRejected {
             Self::UnknownTrustDomain(_) => "unknown_trust_domain",
             Self::UnknownAuthority(_) => "unknown_authority",
             Self::NotAnAuthority(_) => "not_an_authority",
+            Self::RevokedAuthority => "revoked_authority",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not_yet_valid",
             Self::BadSignature(_) => "bad_signature",

@@ -148,6 +148,9 @@ impl World {
             otlp: None,
             policy_max_bytes: BUNDLE_BYTES_MAX,
             store: hoplite_ca::StoreConfig::default(),
+            keys: hoplite_ca::KeysConfig::default(),
+            upstream: None,
+            replicas: Vec::new(),
             report_period: Span(Duration::from_secs(2)),
         };
         change(&mut ca_config);

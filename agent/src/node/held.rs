@@ -37,6 +37,14 @@ pub(super) struct OnDisk {
     /// Fingerprints of the authorities in it that are tainted.
     #[serde(default)]
     pub(super) bundle_tainted: Vec<String>,
+    /// Digests of the keys of authorities under them that are tainted, and of such as are revoked.
+    #[serde(default)]
+    pub(super) bundle_tainted_keys: Vec<String>,
+    #[serde(default)]
+    pub(super) bundle_revoked_keys: Vec<String>,
+    /// Where the CA said that it is.
+    #[serde(default)]
+    pub(super) ca_addresses: Vec<String>,
     /// The keys for JWT-SVIDs in it: a JWK Set.
     #[serde(default)]
     pub(super) bundle_jwks: String,
@@ -75,6 +83,10 @@ impl Held {
             Some(pem) => TrustBundle::from_pem(trust_domain.clone(), pem, disk.bundle_sequence)
                 .map_err(|e| Damaged::Bundle(e.to_string()))?
                 .with_tainted(disk.bundle_tainted.iter().filter_map(|text| text.parse().ok()))
+                .with_keys(
+                    disk.bundle_tainted_keys.iter().filter_map(|text| text.parse().ok()),
+                    disk.bundle_revoked_keys.iter().filter_map(|text| text.parse().ok()),
+                )
                 .with_jwt(link::jwt_authorities(&disk.bundle_jwks).map_err(|e| Damaged::Bundle(e.to_string()))?),
             None => first,
         };
@@ -135,13 +147,15 @@ impl Held {
         tracing::info!(
             sequence = bundle.sequence(),
             authorities = bundle.authorities().len(),
-            tainted = bundle.tainted().len(),
+            tainted = bundle.tainted().len() + bundle.tainted_keys().len(),
             "new trust bundle"
         );
         self.disk.bundle = Some(bundle.to_pem());
         self.disk.bundle_sequence = bundle.sequence();
         self.disk.bundle_jwks = bundle.jwt().to_jwks();
         self.disk.bundle_tainted = bundle.tainted().iter().map(ToString::to_string).collect();
+        self.disk.bundle_tainted_keys = bundle.tainted_keys().iter().map(ToString::to_string).collect();
+        self.disk.bundle_revoked_keys = bundle.revoked_keys().iter().map(ToString::to_string).collect();
         self.bundle = bundle;
         Ok(true)
     }

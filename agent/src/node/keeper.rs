@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
-use hoplite_identity::{Fingerprint, PeerRole, PeerVerifier, SpiffeId, TrustBundle, TrustDomain};
+use hoplite_identity::{Fingerprint, HostPort, PeerRole, PeerVerifier, SpiffeId, TrustBundle, TrustDomain};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{self, JoinRequest, ReattestRequest, RenewRequest, SvidResponse};
 use ring::digest;
@@ -107,6 +107,8 @@ impl Keeper {
             disk.bundle = None;
             disk.bundle_sequence = 0;
             disk.bundle_tainted = Vec::new();
+            disk.bundle_tainted_keys = Vec::new();
+            disk.bundle_revoked_keys = Vec::new();
             disk.bundle_jwks = String::new();
             disk.first_bundle = first_digest;
         }
@@ -212,7 +214,9 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.join(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, Some(token))
+        self.accept(response.into_inner(), key, Some(token))?;
+        link.learn(self.addresses());
+        Ok(())
     }
 
     pub(super) async fn renew(&self, link: &CaLink) -> Result<(), CaError> {
@@ -226,7 +230,9 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.renew(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, None)
+        self.accept(response.into_inner(), key, None)?;
+        link.learn(self.addresses());
+        Ok(())
     }
 
     /// Comes back by the key of an SVID that has ended.
@@ -247,7 +253,9 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.reattest(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, None)
+        self.accept(response.into_inner(), key, None)?;
+        link.learn(self.addresses());
+        Ok(())
     }
 
     /// The key to join with, on disk before it is first used.
@@ -263,6 +271,17 @@ impl Keeper {
             return Err(CaError::Answer(format!("not asked, because {error}")));
         }
         Ok(key)
+    }
+
+    /// The addresses of CAs that the CA has named.
+    pub(crate) fn addresses(&self) -> Vec<HostPort> {
+        let held = self.held();
+        let parsed = held
+            .disk
+            .ca_addresses
+            .iter()
+            .filter_map(|text| HostPort::parse(text).ok());
+        parsed.collect()
     }
 
     /// Checks that what came is what was asked for, and keeps it.
@@ -295,6 +314,7 @@ impl Keeper {
         tracing::info!(spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial(), "the node has a new SVID");
         held.disk.key = Some(svid.key_pem().as_str().to_owned());
         held.disk.chain = Some(svid.chain_pem());
+        held.disk.ca_addresses = response.addresses;
         if let Some(token) = token {
             held.disk.joining_key = None;
             held.disk.spent_token = Some(token.digest());

@@ -2,15 +2,15 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_identity::jwt::{InvalidJwtAuthorities, JwtAuthorities};
 use hoplite_identity::{
-    BundleSet, Fingerprint, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain,
-    X509Svid, tls,
+    BundleSet, Fingerprint, HostPort, InvalidBundle, InvalidSvid, KeyDigest, PeerRejected, PeerVerifier, SpiffeId,
+    TrustBundle, TrustDomain, X509Svid, tls,
 };
 use hoplite_wire::{ca, channel};
 use rustls::{AlertDescription, ClientConfig};
@@ -40,6 +40,8 @@ const SILENCE_AMONG_SEVERAL: Duration = Duration::from_millis(1500);
 pub(crate) struct CaLink {
     /// They may change while the agent runs.
     addresses: Arc<watch::Sender<CaAddresses>>,
+    /// Those that the CA has named.
+    learned: Arc<RwLock<Vec<HostPort>>>,
     /// Which of the addresses is tried first: the one that answered last, or the one after it once that has failed.
     first: Arc<AtomicUsize>,
     ca_id: SpiffeId,
@@ -98,9 +100,9 @@ pub(crate) fn verifier(bundle: &Arc<TrustBundle>) -> Result<Arc<PeerVerifier>, I
 
 /// The verifier by the authorities that are not tainted; none if none is tainted.
 pub(crate) fn sound(bundle: &TrustBundle) -> Result<Option<Arc<PeerVerifier>>, InvalidBundle> {
-    match bundle.tainted().is_empty() {
-        true => Ok(None),
-        false => verifier(&Arc::new(bundle.sound())).map(Some),
+    match bundle.has_tainted() {
+        false => Ok(None),
+        true => verifier(&Arc::new(bundle.sound())).map(Some),
     }
 }
 
@@ -121,8 +123,16 @@ pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> R
         .into_iter()
         .filter_map(|bytes| Some(Fingerprint::from(<[u8; 32]>::try_from(bytes).ok()?)));
     let jwt = jwt_authorities(&message.jwks).map_err(|error| CaError::Answer(error.to_string()))?;
+    let keys = |list: Vec<Vec<u8>>| {
+        list.into_iter()
+            .filter_map(|bytes| Some(KeyDigest::from(<[u8; 32]>::try_from(bytes).ok()?)))
+    };
+    let (tainted_keys, revoked_keys) = (keys(message.tainted_keys), keys(message.revoked_keys));
     let bundle = TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?;
-    Ok(bundle.with_tainted(tainted).with_jwt(jwt))
+    Ok(bundle
+        .with_tainted(tainted)
+        .with_keys(tainted_keys, revoked_keys)
+        .with_jwt(jwt))
 }
 
 /// The keys for JWT-SVIDs in a JWK Set; none when nothing was said of them.
@@ -146,6 +156,7 @@ impl CaLink {
         Self {
             first: Arc::new(AtomicUsize::new((jitter() * 1024.0) as usize)),
             addresses: Arc::new(watch::Sender::new(addresses)),
+            learned: Arc::default(),
             ca_id: trust_domain.ca(),
             credentials,
             refused: Arc::default(),
@@ -192,7 +203,8 @@ impl CaLink {
     /// Connects, showing an SVID if there is one, to nobody but `spiffe://<trust domain>/hoplite/ca`.
     pub(crate) async fn dial(&self, svid: Option<&X509Svid>, verifier: Arc<PeerVerifier>) -> Result<Channel, CaError> {
         let config = tls::client_config(svid, verifier, self.ca_id.clone(), &[b"h2"])?;
-        let addresses: Vec<String> = self.addresses.borrow().iter().map(ToString::to_string).collect();
+        let known = self.known();
+        let addresses: Vec<String> = known.iter().map(ToString::to_string).collect();
         let first = self.first.load(Ordering::Relaxed);
         let mut failed = Vec::new();
         let serial = svid.map(|svid| svid.leaf().serial().to_owned());
@@ -246,7 +258,18 @@ impl CaLink {
 
     /// How many addresses of the CA there are.
     pub(crate) fn addresses(&self) -> usize {
-        self.addresses.borrow().iter().count()
+        self.known().iter().count()
+    }
+
+    /// The CA is at these addresses too, as it says itself.
+    pub(crate) fn learn(&self, addresses: Vec<HostPort>) {
+        *self.learned.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Those of the configuration first.
+    fn known(&self) -> CaAddresses {
+        let learned = self.learned.read().unwrap_or_else(PoisonError::into_inner);
+        self.addresses.borrow().with(&learned)
     }
 
     /// The one that is connected to has failed: another is tried first from now on, if there is one.
@@ -383,7 +406,6 @@ impl From<PeerRejected> for CaError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hoplite_identity::HostPort;
     use hoplite_identity::testing::TestAuthority;
 
     #[test]
@@ -396,8 +418,7 @@ mod tests {
                 trust_domain: trust_domain.into(),
                 authorities,
                 sequence: 7,
-                tainted: Vec::new(),
-                jwks: String::new(),
+                ..ca::Bundle::default()
             };
             match parse_bundle(message, &domain) {
                 Ok(bundle) => assert_eq!((expected, bundle.sequence()), ("", 7)),

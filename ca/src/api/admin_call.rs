@@ -148,7 +148,11 @@ impl AdminCall {
     }
 
     /// A certificate of the caller's own leaves.
-    pub(super) async fn release(&self, minted: Minted, how: &'static str) -> Result<CertificateDer<'static>, Status> {
+    pub(super) async fn release(
+        &self,
+        minted: Minted,
+        how: &'static str,
+    ) -> Result<Vec<CertificateDer<'static>>, Status> {
         let Admitted { who, gate, way, .. } = &self.admitted;
         let asked = Asked {
             requester: gate.actor(who),

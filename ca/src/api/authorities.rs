@@ -8,7 +8,9 @@ use crate::api::admin_call::{AdminCall, Done};
 use crate::api::messages::unix_i64;
 use crate::api::status::{Blame, ours};
 use crate::authority::course::Name;
+use crate::authority::jwt::JwtTrusted;
 use crate::authority::signer::SignerError;
+use crate::authority::trust::Trusted;
 use crate::authority::writes::Stepped;
 use crate::authority::x509::AuthorityError;
 use crate::record::unix_seconds;
@@ -32,14 +34,14 @@ impl Authorities {
         let (now, sequence) = (clock::now(), self.0.sequence());
         let authorities = self
             .0
-            .shown(now)
+            .shown::<Trusted>(now)
             .into_iter()
             .map(|shown| message(shown, sequence, false));
         wire::ListAuthoritiesResponse {
             authorities: authorities.collect(),
             warning: self.0.warning(now).unwrap_or_default(),
             rotates: self.0.plan().rotates,
-            jwt: (self.0.shown_jwt().into_iter())
+            jwt: (self.0.shown::<JwtTrusted>(clock::now()).into_iter())
                 .map(|shown| message(shown, sequence, false))
                 .collect(),
         }
@@ -52,8 +54,8 @@ impl Authorities {
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
         let prepared = match asked.jwt {
-            true => self.0.prepare_jwt().await?,
-            false => self.0.prepare().await?,
+            true => self.0.prepare::<JwtTrusted>().await?,
+            false => self.0.prepare::<Trusted>().await?,
         };
         Ok(allowed.done(self.answer(prepared)?))
     }
@@ -65,8 +67,8 @@ impl Authorities {
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
         let activated = match asked.jwt || self.0.is_jwt(&asked.fingerprint) {
-            true => self.0.activate_jwt(&asked.fingerprint).await?,
-            false => self.0.activate(&asked.fingerprint).await?,
+            true => self.0.activate::<JwtTrusted>(&asked.fingerprint).await?,
+            false => self.0.activate::<Trusted>(&asked.fingerprint).await?,
         };
         Ok(allowed.done(self.answer(activated)?))
     }
@@ -78,8 +80,8 @@ impl Authorities {
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
         let tainted = match self.0.is_jwt(&asked.fingerprint) {
-            true => self.0.taint_jwt(&asked.fingerprint).await?,
-            false => self.0.taint(&asked.fingerprint).await?,
+            true => self.0.taint::<JwtTrusted>(&asked.fingerprint).await?,
+            false => self.0.taint::<Trusted>(&asked.fingerprint).await?,
         };
         Ok(allowed.done(self.answer(tainted)?))
     }
@@ -91,15 +93,19 @@ impl Authorities {
     ) -> Result<Done<wire::Authority>, Status> {
         let allowed = call.may(What::TrustDomain)?;
         let revoked = match self.0.is_jwt(&asked.fingerprint) {
-            true => self.0.revoke_jwt(&asked.fingerprint).await?,
-            false => self.0.revoke(&asked.fingerprint, asked.force).await?,
+            true => self.0.revoke::<JwtTrusted>(&asked.fingerprint, asked.force).await?,
+            false => self.0.revoke::<Trusted>(&asked.fingerprint, asked.force).await?,
         };
         Ok(allowed.done(self.answer(revoked)?))
     }
 
     /// What became of this one.
     fn answer(&self, (name, stepped): (Name, Stepped)) -> Result<wire::Authority, Status> {
-        let mut all = self.0.shown(clock::now()).into_iter().chain(self.0.shown_jwt());
+        let mut all = self
+            .0
+            .shown::<Trusted>(clock::now())
+            .into_iter()
+            .chain(self.0.shown::<JwtTrusted>(clock::now()));
         let shown = all.find(|shown| shown.name == name);
         let shown = shown.ok_or_else(|| ours(&"an authority is not there after its step"))?;
         Ok(message(shown, stepped.sequence, !stepped.is_new))
@@ -139,7 +145,11 @@ impl From<RotationError> for Status {
             RotationError::Course(error) => error.status(),
             RotationError::InUse { .. } => Self::failed_precondition(text),
             // A full disk, mostly, of which the operator is to know.
-            RotationError::Authority(AuthorityError::Key(SignerError::File(_))) => Self::failed_precondition(text),
+            RotationError::Authority(AuthorityError::Key(
+                SignerError::File(_) | SignerError::Token(_) | SignerError::NoSecret { .. } | SignerError::Sealing(_),
+            )) => Self::failed_precondition(text),
+            // Files of the operator's.
+            RotationError::Authority(AuthorityError::Upstream(_)) => Self::failed_precondition(text),
             RotationError::Authority(_) | RotationError::Stopping => ours(&text),
         }
     }

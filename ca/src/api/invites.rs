@@ -21,9 +21,9 @@ pub(crate) struct Invites {
 // === impl Invites ===
 
 impl Invites {
-    /// That of the authority that signs now.
+    /// That of the authority that signs now, or of the root above it.
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(self.issuer.signing().authority.certificate())
+        Fingerprint::of(self.issuer.signing().authority.root())
     }
 
     /// How nodes reach this CA: as the operator says, or else as the configuration does.

@@ -35,6 +35,16 @@ pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
             .map(|fingerprint| fingerprint.as_bytes().to_vec())
             .collect(),
         jwks: bundle.jwt().to_jwks(),
+        tainted_keys: bundle
+            .tainted_keys()
+            .iter()
+            .map(|key| key.as_bytes().to_vec())
+            .collect(),
+        revoked_keys: bundle
+            .revoked_keys()
+            .iter()
+            .map(|key| key.as_bytes().to_vec())
+            .collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Source;
 use hoplite_identity::{
-    BundleSet, CertificateDer, Leaf, Moment, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, SpiffeId,
+    BundleSet, CertificateDer, HostPort, Leaf, Moment, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, SpiffeId,
     TrustBundle, VerifiedPeer,
 };
 use hoplite_wire::{ca as wire, report as wire_report};
@@ -80,6 +80,8 @@ struct Shared {
     /// Of joins with tokens that are known, by the token's digest.
     failures: Mutex<Failures<String>>,
     metrics: Metrics,
+    /// Where the CAs over this store are.
+    replicas: Vec<HostPort>,
     /// Calls of agents that were refused, by agent and call, for the log.
     refused: Refusals<(SpiffeId, &'static str)>,
     /// Who watches with which key.
@@ -121,7 +123,7 @@ impl Node {
         acts: Acts,
         publishing: Publishing,
         fleet: Fleet,
-        metrics: Metrics,
+        (metrics, replicas): (Metrics, Vec<HostPort>),
         shutdown: Shutdown,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -133,6 +135,7 @@ impl Node {
             guesses: Mutex::default(),
             failures: Mutex::default(),
             metrics,
+            replicas,
             refused: Refusals::default(),
             holders: Holders::default(),
             jwt: JwtCalls::default(),
@@ -378,10 +381,11 @@ impl Node {
             how,
             source: Some(address.ip().to_string()),
         };
-        let certificate = self.0.acts.release(minted, asked).await?;
+        let chain = self.0.acts.release(minted, asked).await?;
         Ok(wire::SvidResponse {
-            chain: vec![certificate.to_vec()],
+            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
             bundle: self.bundle().as_deref().map(messages::bundle),
+            addresses: self.0.replicas.iter().map(ToString::to_string).collect(),
         })
     }
 
@@ -600,7 +604,9 @@ impl wire::node_server::Node for Node {
         let settled = self.0.acts.settled(written).await?;
         let result = |item: Result<(Minted, Written), NotIssued>| match item {
             Ok((minted, _)) => wire::IssueResult {
-                chain: vec![minted.leaves(&settled).to_vec()],
+                chain: (minted.leaves(&settled).iter())
+                    .map(|certificate| certificate.to_vec())
+                    .collect(),
                 error: String::new(),
             },
             Err(error) => wire::IssueResult {

@@ -171,11 +171,12 @@ impl Operators {
             mint: move |left: Duration| issuer.operator(&id, Some(left), &key, now),
         };
         let minted = self.registry.write(prolong).await?;
-        let certificate = call.release(minted, "prolong").await?;
+        let chain = call.release(minted, "prolong").await?;
         let bundle = self.registry.bundles().borrow().clone();
         Ok(allowed.done(wire::SvidResponse {
-            chain: vec![certificate.to_vec()],
+            chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
             bundle: Some(messages::bundle(&bundle)),
+            addresses: Vec::new(),
         }))
     }
 

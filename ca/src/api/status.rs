@@ -10,7 +10,7 @@ use crate::acts::Unwritten;
 use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
 use crate::authority::course::CourseError;
-use crate::authority::writes::TrustError;
+use crate::authority::taking::TrustError;
 use crate::issuance::{BadCsr, MintError};
 use crate::operators::operator::NoOperator;
 use crate::operators::writes::OperatorError;

@@ -125,6 +125,11 @@ impl State {
         }
     }
 
+    /// Whether it signs, or will.
+    pub(crate) fn has_key(self) -> bool {
+        matches!(self, Self::Prepared | Self::Active)
+    }
+
     /// Whether members of the trust domain are verified with it.
     pub(crate) fn is_trusted(self) -> bool {
         self != Self::Revoked

@@ -8,6 +8,7 @@ use hoplite_store::Revision;
 
 use crate::authority::course::Course;
 use crate::authority::jwt::{self, JwtTrusted};
+use crate::authority::taking::course;
 use crate::authority::trust::{self, Trust, Trusted};
 use crate::record::{BadRecord, Mutation};
 
@@ -64,8 +65,8 @@ impl AuthorityIndex {
             if self.bundle != bundle {
                 (self.bundle, self.changed) = (bundle, self.latest);
             }
-            self.course = trust::course(&self.trusted);
-            self.jwt_course = jwt::course(&self.jwt);
+            self.course = course(&self.trusted);
+            self.jwt_course = course(&self.jwt);
         }
         Ok(())
     }
@@ -80,7 +81,13 @@ impl AuthorityIndex {
         &self.course
     }
 
+    /// The records of them all, by the SHA-256 of their certificates.
+    pub(crate) fn all(&self) -> &BTreeMap<String, Trusted> {
+        &self.trusted
+    }
+
     /// The record of one.
+    #[cfg(test)]
     pub(crate) fn get(&self, name: &str) -> Option<&Trusted> {
         self.trusted.get(name)
     }

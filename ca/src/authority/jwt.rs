@@ -3,26 +3,24 @@
 //! They are authorities like the X.509 ones and take the same course. Their names are their key ids.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
+use hoplite_identity::TrustDomain;
 use hoplite_identity::jwt::{InvalidJwk, InvalidJwtAuthorities, JwtAlgorithm, JwtAuthorities, JwtKey};
 use hoplite_store::Store;
-use rcgen::{PublicKeyData, SigningKey};
+use rcgen::PublicKeyData;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::authority::course::{Course, Life, Name, State};
-use crate::authority::signer::{Keyring, Signer};
-use crate::authority::trust::Trust;
-use crate::authority::writes::{Stepped, TrustError};
+use crate::authority::course::{Life, Name};
+use crate::authority::keyring::{Keyring, Made};
+use crate::authority::signer::Signer;
+use crate::authority::taking::{Taking, TrustError, course};
+use crate::authority::writes::{New, Step, What};
 use crate::authority::x509::AuthorityError;
 use crate::record::{self, BadRecord, Record};
-use crate::write::{self, Changes, ReadError, View, Write};
-
-/// A number of P-256, in bytes. Two of them are a signature (RFC 7518 §3.4).
-const NUMBER_BYTES: usize = 32;
+use crate::write::{self, View};
 
 /// A key of the trust domain for JWT-SVIDs, and how far it has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,46 +28,15 @@ pub(crate) struct JwtTrusted {
     /// The public key: an uncompressed point of P-256, hexadecimal.
     point: String,
     pub(crate) life: Life,
+    /// Its key, sealed, while it signs or will; none when that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed: Option<String>,
 }
 
 impl Record for JwtTrusted {
     /// Their names are the key ids.
     const PREFIX: &'static str = "authority/jwt/";
     const COUNTED: bool = true;
-}
-
-/// One step of the JWT authorities' course, as `Step` is of the X.509 ones'.
-#[derive(Debug, Clone)]
-pub(crate) struct JwtStep {
-    pub(crate) what: JwtWhat,
-    pub(crate) now: SystemTime,
-    /// The newest trust bundle, by its sequence number, that all agents in contact know.
-    pub(crate) known: u64,
-}
-
-/// What is to happen.
-#[derive(Debug, Clone)]
-pub(crate) enum JwtWhat {
-    /// It signs from now on: there is none that can, but perhaps this one whose key is lost.
-    Found {
-        point: Vec<u8>,
-        not_after: SystemTime,
-        instead_of: Option<Name>,
-    },
-    /// One more is in the trust bundle, to sign later.
-    Prepare {
-        point: Vec<u8>,
-        not_after: SystemTime,
-        by_hand: bool,
-    },
-    /// It signs.
-    Activate { name: Name },
-    /// All that it signed is replaced.
-    Taint { name: Name },
-    /// It is in no bundle any more.
-    Revoke { name: Name },
-    /// Those that have ended go.
-    Leave,
 }
 
 /// The key that signs JWT-SVIDs now.
@@ -93,12 +60,13 @@ impl JwtTrusted {
         Ok(Self {
             point: HEXLOWER.encode(point),
             life,
+            sealed: None,
         })
     }
 
-    /// Whether this is its key.
-    pub(crate) fn is_of(&self, signer: &Signer) -> bool {
-        HEXLOWER.encode(signer.der_bytes()) == self.point
+    /// Its public key.
+    pub(crate) fn public(&self) -> Vec<u8> {
+        HEXLOWER.decode(self.point.as_bytes()).unwrap_or_default()
     }
 
     fn key(&self, name: &str) -> Result<JwtKey, BadRecord> {
@@ -115,12 +83,6 @@ impl JwtTrusted {
     }
 }
 
-/// The course of these.
-pub(crate) fn course(trusted: &BTreeMap<String, JwtTrusted>) -> Course {
-    let lives = trusted.iter().map(|(name, trusted)| (name.clone(), trusted.life));
-    Course(lives.collect())
-}
-
 /// What members of the trust domain verify JWT-SVIDs with.
 pub(crate) fn authorities(trusted: &BTreeMap<String, JwtTrusted>) -> Result<JwtAuthorities, BadRecord> {
     let counts = trusted.iter().filter(|(_, trusted)| trusted.life.state.is_trusted());
@@ -132,99 +94,29 @@ pub(crate) fn authorities(trusted: &BTreeMap<String, JwtTrusted>) -> Result<JwtA
     })
 }
 
-// === impl JwtStep ===
+impl Taking for JwtTrusted {
+    /// The public key: an uncompressed point.
+    type Made = Vec<u8>;
 
-impl Write for JwtStep {
-    type Reads = (Option<Trust>, BTreeMap<String, JwtTrusted>);
-    type Answer = Stepped;
-    type Error = TrustError;
-
-    fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
-        Ok((view.one("")?, view.all()?))
+    fn name(point: &Vec<u8>) -> Name {
+        Self::name_of(point)
     }
 
-    fn decide(&self, (trust, before): Self::Reads) -> Result<(Changes, Stepped), TrustError> {
-        let mut trust = trust.ok_or(TrustError::NotFounded)?;
-        let mut course = course(&before);
-        let mut after = before.clone();
-        let (now, knows) = (self.now, self.known >= trust.sequence);
-        let mut gone = Vec::new();
-        let is_new = match &self.what {
-            JwtWhat::Found {
-                point,
-                not_after,
-                instead_of,
-            } => {
-                let active = course.active().map(|(name, _)| name.clone());
-                let is_needed = active == *instead_of;
-                if is_needed {
-                    for other in course.0.values_mut().filter(|life| life.state == State::Active) {
-                        *other = other.ended_turn(now);
-                    }
-                    let name = JwtTrusted::name_of(point);
-                    let life = Life::new(State::Active, now, *not_after);
-                    course.0.insert(name.clone(), life);
-                    after.insert(name, JwtTrusted::new(point, life)?);
-                }
-                is_needed
-            }
-            JwtWhat::Prepare {
-                point,
-                not_after,
-                by_hand,
-            } => {
-                let name = JwtTrusted::name_of(point);
-                let life = Life::new(State::Prepared, now, *not_after);
-                let is_new = course.prepare(&name, life, *by_hand)?;
-                if is_new {
-                    after.insert(name, JwtTrusted::new(point, life)?);
-                }
-                is_new
-            }
-            JwtWhat::Activate { name } => course.activate(name, now, knows)?,
-            JwtWhat::Taint { name } => course.taint(name, now, knows)?,
-            JwtWhat::Revoke { name } => course.revoke(name, now)?,
-            JwtWhat::Leave => {
-                gone = course.leave(now);
-                !gone.is_empty()
-            }
-        };
-        after.retain(|name, _| course.0.contains_key(name));
-        for (name, trusted) in &mut after {
-            trusted.life = course.0.get(name).copied().unwrap_or(trusted.life);
-        }
-        // Agents ask for other tokens when it grows: a taint is news to them although the keys are the same.
-        if seen(&before) != seen(&after) {
-            trust.sequence += 1;
-        }
-        let stepped = Stepped {
-            is_new,
-            sequence: trust.sequence,
-            active: course.active().map(|(name, _)| name.clone()).unwrap_or_default(),
-            gone,
-        };
-        if before == after {
-            return Ok((Changes::none(), stepped));
-        }
-        let mut changes = Changes::none().put("", &trust);
-        for (name, trusted) in &after {
-            if before.get(name) != Some(trusted) {
-                changes = changes.put(name, trusted);
-            }
-        }
-        for name in before.keys().filter(|name| !after.contains_key(*name)) {
-            changes = changes.delete::<JwtTrusted>(name);
-        }
-        Ok((changes, stepped))
+    fn new_one(_: &TrustDomain, point: &Vec<u8>, life: Life, sealed: Option<String>) -> Result<Self, TrustError> {
+        let one = Self::new(point, life)?;
+        Ok(Self { sealed, ..one })
     }
-}
 
-/// What others see: which keys count, and which of them are tainted.
-fn seen(trusted: &BTreeMap<String, JwtTrusted>) -> Vec<(&String, bool)> {
-    let counts = trusted.iter().filter(|(_, trusted)| trusted.life.state.is_trusted());
-    counts
-        .map(|(name, trusted)| (name, trusted.life.state == State::Tainted))
-        .collect()
+    fn life(&self) -> Life {
+        self.life
+    }
+
+    fn live(&mut self, life: Life) {
+        self.life = life;
+        if !life.state.has_key() {
+            self.sealed = None;
+        }
+    }
 }
 
 // === impl JwtSigner ===
@@ -236,60 +128,72 @@ impl JwtSigner {
     pub(crate) fn open(
         store: &dyn Store,
         is_shared: bool,
-        data_dir: &Path,
+        keyring: &Keyring,
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let keyring = Keyring::of_jwt(data_dir);
+        // Another CA over the same store may be faster at founding, once.
+        for _ in 0..2 {
+            if let Some(opened) = Self::open_once(store, is_shared, keyring, ttl, now)? {
+                return Ok(opened);
+            }
+        }
+        let place = keyring.place();
+        Err(AuthorityError::KeyMismatch { place })
+    }
+
+    fn open_once(
+        store: &dyn Store,
+        is_shared: bool,
+        keyring: &Keyring,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Option<Self>, AuthorityError> {
         let trusted = View::new(store).all::<JwtTrusted>()?;
         let course = course(&trusted);
         let lives = |life: &Life| life.not_after > record::unix_seconds(now);
         let active = course.active().map(|(name, life)| (name.clone(), *life));
         if let Some((name, _)) = active.as_ref().filter(|(_, life)| lives(life))
-            && let Some(held) = Self::held(&keyring, &trusted, name)?
+            && let Some(held) = Self::held(keyring, &trusted, name)?
         {
-            return Ok(held);
+            return Ok(Some(held));
         }
         // The CA was away while its key ended, and had a successor.
         if let Some((next, _)) = course.prepared().filter(|(_, life)| lives(life))
             && active.as_ref().is_some_and(|(_, life)| !lives(life))
-            && let Some(held) = Self::held(&keyring, &trusted, next)?
+            && let Some(held) = Self::held(keyring, &trusted, next)?
         {
-            let what = JwtWhat::Activate { name: next.clone() };
-            write::commit(store, &JwtStep { what, now, known: 0 })?;
+            let what = What::<JwtTrusted>::Activate {
+                name: next.clone(),
+                word: None,
+            };
+            write::commit(store, &Step { what, now, known: 0 })?;
             tracing::warn!(
                 kid = next,
                 "the key for JWT-SVIDs ended while the CA was away; its successor signs"
             );
-            return Ok(held);
+            return Ok(Some(held));
         }
         if is_shared && active.as_ref().is_some_and(|(_, life)| lives(life)) {
-            let path = keyring.path().to_owned();
-            return Err(match keyring.signers()?.is_empty() {
-                true => AuthorityError::KeyMissing { path },
-                false => AuthorityError::KeyMismatch { path },
+            let place = keyring.place();
+            return Err(match keyring.is_empty()? {
+                true => AuthorityError::KeyMissing { place },
+                false => AuthorityError::KeyMismatch { place },
             });
         }
-        let signer = keyring.make()?;
-        let not_after = end(now, ttl)?;
-        let (point, instead_of) = (signer.der_bytes().to_vec(), active.map(|(name, _)| name));
+        let (signer, new) = Self::make(keyring, ttl, now)?;
+        let instead_of = active.map(|(name, _)| name);
         if let Some(kid) = &instead_of {
             tracing::error!(target: "hoplite::audit", kid, "the key for JWT-SVIDs has ended or is lost; another one signs from now on");
         }
-        let kid = JwtTrusted::name_of(&point);
-        let what = JwtWhat::Found {
-            point,
-            not_after,
-            instead_of,
-        };
-        let (stepped, _) = write::commit(store, &JwtStep { what, now, known: 0 })?;
+        let what = What::<JwtTrusted>::Found { new, instead_of };
+        let (stepped, _) = write::commit(store, &Step { what, now, known: 0 })?;
         if !stepped.is_new {
             // Another CA over the same store was faster, and its key is the one that members know.
-            let path = keyring.path().to_owned();
-            return Err(AuthorityError::KeyMismatch { path });
+            return Ok(None);
         }
-        tracing::info!(target: "hoplite::audit", kid, "made a new key for JWT-SVIDs");
-        Ok(Self { kid, signer, not_after })
+        tracing::info!(target: "hoplite::audit", kid = signer.kid, "made a new key for JWT-SVIDs");
+        Ok(Some(signer))
     }
 
     /// The one with this name; none when its key is not there.
@@ -301,8 +205,7 @@ impl JwtSigner {
         let Some(trusted) = trusted.get(name) else {
             return Ok(None);
         };
-        let mut signers = keyring.signers()?.into_iter();
-        let signer = signers.find(|signer| trusted.is_of(signer));
+        let signer = keyring.find(&trusted.public(), trusted.sealed.as_deref())?;
         Ok(signer.map(|signer| Self {
             kid: name.to_owned(),
             signer,
@@ -310,14 +213,22 @@ impl JwtSigner {
         }))
     }
 
-    /// One more, whose key is on the disk: its public key and its end.
+    /// One more, whose key is in its place.
     pub(crate) fn make(
         keyring: &Keyring,
         ttl: Duration,
         now: SystemTime,
-    ) -> Result<(Vec<u8>, SystemTime), AuthorityError> {
+    ) -> Result<(Self, New<JwtTrusted>), AuthorityError> {
         let not_after = end(now, ttl)?;
-        Ok((keyring.make()?.der_bytes().to_vec(), not_after))
+        let Made { signer, sealed } = keyring.make()?;
+        let made = signer.der_bytes().to_vec();
+        let kid = JwtTrusted::name_of(&made);
+        let new = New {
+            made,
+            not_after,
+            sealed,
+        };
+        Ok((Self { kid, signer, not_after }, new))
     }
 
     /// What stands in the header of what it signs.
@@ -337,40 +248,13 @@ impl JwtSigner {
 
     /// The signature as JWS has it: both numbers in a row (RFC 7518 §3.4).
     pub(crate) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        in_a_row(&self.signer.sign(message).ok()?)
+        self.signer.sign_in_a_row(message)
     }
 }
 
 fn end(now: SystemTime, ttl: Duration) -> Result<SystemTime, AuthorityError> {
     now.checked_add(ttl)
         .ok_or_else(|| AuthorityError::Certificate("it would never expire".to_owned()))
-}
-
-/// Both numbers of an ECDSA signature in DER, each with all its bytes.
-fn in_a_row(der: &[u8]) -> Option<Vec<u8>> {
-    let (tag, rest) = der.split_first()?;
-    let (length, mut rest) = rest.split_first()?;
-    if *tag != 0x30 || usize::from(*length) != rest.len() {
-        return None;
-    }
-    let mut row = Vec::with_capacity(2 * NUMBER_BYTES);
-    for _ in 0..2 {
-        let (tag, after) = rest.split_first()?;
-        let (length, after) = after.split_first()?;
-        let (number, after) = after.split_at_checked(usize::from(*length))?;
-        // A leading zero keeps a number positive, and is none of its digits.
-        let digits = match number {
-            [0, digits @ ..] => digits,
-            digits => digits,
-        };
-        row.resize(
-            row.len() + NUMBER_BYTES.checked_sub(digits.len()).filter(|_| *tag == 2)?,
-            0,
-        );
-        row.extend(digits);
-        rest = after;
-    }
-    rest.is_empty().then_some(row)
 }
 
 #[cfg(test)]
@@ -393,12 +277,8 @@ mod tests {
         let store = MemoryStore::new();
         let trust_domain = TrustDomain::parse("prod.example").unwrap();
         let authority = Authority::ephemeral(&trust_domain, at(0), TTL);
-        let found = Found {
-            trust_domain,
-            certificate: authority.certificate().clone(),
-            not_after: authority.not_after(),
-            now: at(0),
-        };
+        let certificate = authority.certificate().clone();
+        let found = Found::itself(trust_domain, certificate, authority.not_after(), at(0));
         write::commit(&store, &found).unwrap();
         store
     }
@@ -416,7 +296,7 @@ mod tests {
     fn a_ca_that_has_none_makes_one_and_keeps_it() {
         let (store, dir) = (before(), tempfile::tempdir().unwrap());
         assert!(kids(&store).is_empty());
-        let open = |seconds| JwtSigner::open(&store, false, dir.path(), TTL, at(seconds)).unwrap();
+        let open = |seconds| JwtSigner::open(&store, false, &Keyring::of_jwt(dir.path()), TTL, at(seconds)).unwrap();
         let first = open(1);
         assert_eq!((kids(&store), bundle(&store).sequence()), (vec![first.kid.clone()], 2));
         assert_eq!(open(2).kid, first.kid, "a restart keeps it");
@@ -446,10 +326,10 @@ mod tests {
     #[test]
     fn they_take_the_course_of_all_authorities() {
         let (store, dir) = (before(), tempfile::tempdir().unwrap());
-        let first = JwtSigner::open(&store, false, dir.path(), TTL, at(0)).unwrap();
+        let first = JwtSigner::open(&store, false, &Keyring::of_jwt(dir.path()), TTL, at(0)).unwrap();
         let keyring = Keyring::of_jwt(dir.path());
-        let step = |what: JwtWhat, seconds: u64| {
-            let step = JwtStep {
+        let step = |what: What<JwtTrusted>, seconds: u64| {
+            let step = Step {
                 what,
                 now: at(seconds),
                 known: u64::MAX,
@@ -457,54 +337,51 @@ mod tests {
             write::commit(&store, &step).map(|(stepped, _)| stepped)
         };
         let prepare = |seconds: u64| {
-            let (point, not_after) = JwtSigner::make(&keyring, TTL, at(seconds)).unwrap();
-            JwtWhat::Prepare {
-                point,
-                not_after,
-                by_hand: false,
-            }
+            let (_, new) = JwtSigner::make(&keyring, TTL, at(seconds)).unwrap();
+            What::Prepare { new, by_hand: false }
         };
         assert!(step(prepare(300), 300).unwrap().is_new);
         assert!(!step(prepare(301), 301).unwrap().is_new, "there is a successor");
         assert_eq!((kids(&store).len(), bundle(&store).sequence()), (2, 3));
         let next = kids(&store).into_iter().find(|kid| *kid != first.kid).unwrap();
-        let signs = step(JwtWhat::Activate { name: next.clone() }, 500).unwrap();
+        let signs = step(
+            What::Activate {
+                name: next.clone(),
+                word: None,
+            },
+            500,
+        )
+        .unwrap();
         assert_eq!((signs.active.as_str(), signs.sequence), (next.as_str(), 3));
         let kid = || first.kid.clone();
-        assert!(step(JwtWhat::Revoke { name: kid() }, 501).is_err(), "taint it first");
-        assert_eq!(step(JwtWhat::Taint { name: kid() }, 501).unwrap().sequence, 4);
+        assert!(step(What::Revoke { name: kid() }, 501).is_err(), "taint it first");
+        assert_eq!(
+            step(
+                What::Taint {
+                    name: kid(),
+                    word: None
+                },
+                501
+            )
+            .unwrap()
+            .sequence,
+            4
+        );
         assert_eq!(kids(&store).len(), 2, "what it signed is good still");
-        assert_eq!(step(JwtWhat::Revoke { name: kid() }, 502).unwrap().sequence, 5);
+        assert_eq!(step(What::Revoke { name: kid() }, 502).unwrap().sequence, 5);
         assert_eq!(kids(&store), std::slice::from_ref(&next));
         assert_eq!(
-            JwtSigner::open(&store, false, dir.path(), TTL, at(503)).unwrap().kid,
+            JwtSigner::open(&store, false, &keyring, TTL, at(503)).unwrap().kid,
             next
         );
-        assert_eq!(step(JwtWhat::Leave, 601).unwrap().gone, [kid()]);
+        assert_eq!(step(What::Leave, 601).unwrap().gone, [kid()]);
         // Another process that found the same state founds nothing.
-        let found = JwtWhat::Found {
-            point: Signer::ephemeral().der_bytes().to_vec(),
+        let new = New {
+            made: Signer::ephemeral().der_bytes().to_vec(),
             not_after: at(9999),
-            instead_of: None,
+            sealed: None,
         };
+        let found = What::Found { new, instead_of: None };
         assert!(!step(found, 602).unwrap().is_new);
-    }
-
-    #[test]
-    fn signatures_have_all_their_bytes() {
-        let check = |der: &[u8], expected: Option<(u8, u8)>| {
-            let row = in_a_row(der);
-            let ends = row.as_ref().map(|row| {
-                assert_eq!(row.len(), 64);
-                (row[31], row[63])
-            });
-            assert_eq!(ends, expected, "{der:?}");
-        };
-        check(&[0x30, 6, 2, 1, 7, 2, 1, 9], Some((7, 9)));
-        check(&[0x30, 7, 2, 2, 0, 200, 2, 1, 9], Some((200, 9)));
-        check(&[0x30, 6, 2, 1, 7, 4, 1, 9], None);
-        check(&[0x30, 5, 2, 1, 7, 2, 1], None);
-        check(&[0x30, 7, 2, 1, 7, 2, 1, 9, 0], None);
-        check(&[], None);
     }
 }

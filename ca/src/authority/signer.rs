@@ -1,28 +1,25 @@
-//! The signing keys: each lives in a type that only signs, and all that are needed in one file.
+//! A key that signs: in memory, or in hardware. Nothing else in Hoplite knows which.
 //!
-//! Everything that signs takes rcgen's `SigningKey`, which [`Signer`] is: a key in a hardware module takes its place by
-//! being one too.
+//! Everything that signs takes rcgen's `SigningKey`, which [`Signer`] is.
 
-use std::path::{Path, PathBuf};
-
-use hoplite_host::files::{self, FileError};
-use hoplite_identity::pem;
+use hoplite_host::files::FileError;
+use hoplite_pkcs11::{TokenError, TokenKey};
 use rcgen::{PublicKeyData, SigningKey};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use zeroize::Zeroizing;
+
+use crate::authority::sealing::SealingError;
+
+/// A number of P-256, in bytes. Two of them are a signature (RFC 7518 §3.4).
+const NUMBER_BYTES: usize = 32;
 
 /// A P-256 key that signs. Its secret half cannot be read back out of it.
-pub(crate) struct Signer(EcdsaKeyPair);
+pub(crate) struct Signer(Key);
 
-/// The file of the keys that sign, or will: PEM, one after the other. It changes as a whole or not at all.
-#[derive(Debug, Clone)]
-pub(crate) struct Keyring {
-    path: PathBuf,
+enum Key {
+    Memory(Box<EcdsaKeyPair>),
+    Token(TokenKey),
 }
-
-/// Where the text of a key ends.
-const END: &str = "-----END PRIVATE KEY-----";
 
 /// Why there is no key to sign with.
 #[derive(Debug, thiserror::Error)]
@@ -37,115 +34,51 @@ pub enum SignerError {
         /// The file.
         path: String,
     },
+    /// It is sealed, and nothing opens it.
+    #[error(
+        "{place} is sealed, and the configuration names no secret that opens it; write `secret_file` under `[keys]`: the file with the secret by which it was sealed"
+    )]
+    NoSecret {
+        /// Where the key is.
+        place: String,
+    },
+    /// What seals keys cannot be used.
+    #[error(transparent)]
+    Sealing(#[from] SealingError),
+    /// The token is away.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The system's random numbers failed.
     #[error("cannot make a key: the system gives no random numbers")]
     Generate,
 }
 
-// === impl Keyring ===
-
-impl Keyring {
-    /// In this data directory.
-    pub(crate) fn of(data_dir: &Path) -> Self {
-        let path = data_dir.join("authority.key");
-        Self { path }
-    }
-
-    /// Those for JWT-SVIDs, in this data directory.
-    pub(crate) fn of_jwt(data_dir: &Path) -> Self {
-        let path = data_dir.join("jwt.key");
-        Self { path }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The keys, oldest first; none when there is no file.
-    pub(crate) fn signers(&self) -> Result<Vec<Signer>, SignerError> {
-        let sections = self.sections()?;
-        let signers = sections.iter().map(|section| self.signer(section));
-        signers.collect()
-    }
-
-    /// Makes one more. On the disk before this returns, for a certificate without a key would be of no use.
-    pub(crate) fn make(&self) -> Result<Signer, SignerError> {
-        // Nothing is written beside what cannot be read.
-        self.signers()?;
-        let mut sections = self.sections()?;
-        let key = rcgen::KeyPair::generate().map_err(|_| SignerError::Generate)?;
-        let section = pem::write_private_key(&Zeroizing::new(key.serialize_der()));
-        let signer = self.signer(&section)?;
-        sections.push(section);
-        self.write(&sections)?;
-        Ok(signer)
-    }
-
-    /// Forgets all but these: what signs no more can be stolen no more.
-    pub(crate) fn keep(&self, is_needed: impl Fn(&Signer) -> bool) -> Result<(), SignerError> {
-        let mut sections = self.sections()?;
-        let before = sections.len();
-        let mut kept = Vec::new();
-        for section in sections.drain(..) {
-            if is_needed(&self.signer(&section)?) {
-                kept.push(section);
-            }
-        }
-        // None needed would mean that the certificates are lost: then the keys are not to be.
-        match kept.len() == before || kept.is_empty() {
-            true => Ok(()),
-            false => self.write(&kept),
-        }
-    }
-
-    /// The text of each.
-    fn sections(&self) -> Result<Vec<Zeroizing<String>>, SignerError> {
-        let text = match files::read_private(&self.path) {
-            Ok(text) => Zeroizing::new(text),
-            Err(error) if error.is_not_found() => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
-        };
-        let text = std::str::from_utf8(&text).map_err(|_| self.not_a_key())?;
-        let sections: Vec<_> = text
-            .split_inclusive(END)
-            .map(str::trim)
-            .filter(|section| !section.is_empty())
-            .map(|section| Zeroizing::new(format!("{section}\n")))
-            .collect();
-        match sections.is_empty() {
-            true => Err(self.not_a_key()),
-            false => Ok(sections),
-        }
-    }
-
-    fn signer(&self, section: &str) -> Result<Signer, SignerError> {
-        let der = pem::private_key(section).map_err(|_| self.not_a_key())?;
-        Signer::from_pkcs8(&der).ok_or_else(|| self.not_a_key())
-    }
-
-    fn write(&self, sections: &[Zeroizing<String>]) -> Result<(), SignerError> {
-        let mut text = Zeroizing::new(String::with_capacity(
-            sections.iter().map(|section| section.len()).sum(),
-        ));
-        for section in sections {
-            text.push_str(section);
-        }
-        Ok(files::write_private(&self.path, text.as_bytes())?)
-    }
-
-    fn not_a_key(&self) -> SignerError {
-        SignerError::NotAKey {
-            path: self.path.display().to_string(),
-        }
-    }
-}
-
 // === impl Signer ===
 
 impl Signer {
-    fn from_pkcs8(der: &[u8]) -> Option<Self> {
+    pub(crate) fn from_pkcs8(der: &[u8]) -> Option<Self> {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der, &SystemRandom::new());
-        key.ok().map(Self)
+        key.ok().map(|key| Self(Key::Memory(Box::new(key))))
+    }
+
+    pub(crate) fn in_token(key: TokenKey) -> Self {
+        Self(Key::Token(key))
+    }
+
+    /// Why it cannot sign now, if it lies in hardware that is away.
+    pub(crate) fn away(&self) -> Option<String> {
+        match &self.0 {
+            Key::Memory(_) => None,
+            Key::Token(key) => key.away(),
+        }
+    }
+
+    /// The signature as JWS has it: both numbers in a row (RFC 7518 §3.4).
+    pub(crate) fn sign_in_a_row(&self, message: &[u8]) -> Option<Vec<u8>> {
+        match &self.0 {
+            Key::Memory(_) => in_a_row(&self.sign(message).ok()?),
+            Key::Token(key) => key.sign(message).ok(),
+        }
     }
 
     /// A key that no file holds.
@@ -158,7 +91,10 @@ impl Signer {
 
 impl PublicKeyData for Signer {
     fn der_bytes(&self) -> &[u8] {
-        self.0.public_key().as_ref()
+        match &self.0 {
+            Key::Memory(key) => key.public_key().as_ref(),
+            Key::Token(key) => key.point(),
+        }
     }
 
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
@@ -168,11 +104,16 @@ impl PublicKeyData for Signer {
 
 impl SigningKey for Signer {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self
-            .0
-            .sign(&SystemRandom::new(), message)
-            .map_err(|_| rcgen::Error::RingUnspecified)?;
-        Ok(signature.as_ref().to_vec())
+        match &self.0 {
+            Key::Memory(key) => {
+                let signature = key.sign(&SystemRandom::new(), message);
+                Ok(signature.map_err(|_| rcgen::Error::RingUnspecified)?.as_ref().to_vec())
+            }
+            Key::Token(key) => {
+                let row = key.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
+                in_der(&row).ok_or(rcgen::Error::RemoteKeyError)
+            }
+        }
     }
 }
 
@@ -182,50 +123,84 @@ impl std::fmt::Debug for Signer {
     }
 }
 
+/// Both numbers of an ECDSA signature in DER, each with all its bytes.
+fn in_a_row(der: &[u8]) -> Option<Vec<u8>> {
+    let (tag, rest) = der.split_first()?;
+    let (length, mut rest) = rest.split_first()?;
+    if *tag != 0x30 || usize::from(*length) != rest.len() {
+        return None;
+    }
+    let mut row = Vec::with_capacity(2 * NUMBER_BYTES);
+    for _ in 0..2 {
+        let (tag, after) = rest.split_first()?;
+        let (length, after) = after.split_first()?;
+        let (number, after) = after.split_at_checked(usize::from(*length))?;
+        // A leading zero keeps a number positive, and is none of its digits.
+        let digits = match number {
+            [0, digits @ ..] => digits,
+            digits => digits,
+        };
+        row.resize(
+            row.len() + NUMBER_BYTES.checked_sub(digits.len()).filter(|_| *tag == 2)?,
+            0,
+        );
+        row.extend(digits);
+        rest = after;
+    }
+    rest.is_empty().then_some(row)
+}
+
+/// The other way round.
+fn in_der(row: &[u8]) -> Option<Vec<u8>> {
+    let (r, s) = row.split_at_checked(NUMBER_BYTES)?;
+    if s.len() != NUMBER_BYTES {
+        return None;
+    }
+    let mut numbers = Vec::with_capacity(2 * NUMBER_BYTES + 6);
+    for number in [r, s] {
+        let first = number.iter().position(|byte| *byte != 0)?;
+        let digits = number.get(first..)?;
+        let is_negative = digits.first().is_some_and(|byte| byte & 0x80 != 0);
+        numbers.push(2);
+        numbers.push(u8::try_from(digits.len() + usize::from(is_negative)).ok()?);
+        numbers.extend(is_negative.then_some(0));
+        numbers.extend(digits);
+    }
+    let mut der = vec![0x30, u8::try_from(numbers.len()).ok()?];
+    der.extend(numbers);
+    Some(der)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn keys_are_private_and_come_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let keyring = Keyring::of(dir.path());
-        assert!(keyring.signers().unwrap().is_empty());
-        let made: Vec<Signer> = (0..3).map(|_| keyring.make().unwrap()).collect();
-        let points = |signers: &[Signer]| Vec::from_iter(signers.iter().map(|signer| signer.der_bytes().to_vec()));
-        let loaded = keyring.signers().unwrap();
-        assert_eq!(points(&made), points(&loaded));
-        let mode = std::fs::metadata(keyring.path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert!(!format!("{loaded:?}").contains("PRIVATE"));
-        keyring
-            .keep(|signer| signer.der_bytes() != made[1].der_bytes())
-            .unwrap();
-        let (all, left) = (points(&made), points(&keyring.signers().unwrap()));
-        assert_eq!(left, [all[0].clone(), all[2].clone()]);
-        keyring.keep(|_| false).unwrap();
-        assert_eq!(points(&keyring.signers().unwrap()), left, "they are all there is");
-    }
-
-    #[test]
-    fn what_is_no_key_is_refused_by_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let keyring = Keyring::of(dir.path());
-        let pem = |key: rcgen::KeyPair| pem::write_private_key(&key.serialize_der());
-        let p384 = pem(rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap());
-        let good = pem(rcgen::KeyPair::generate().unwrap());
-        for bad in [
-            "",
-            "secret",
-            &p384,
-            &good[..good.len() / 2],
-            &format!("{}secret", *good),
-        ] {
-            files::write_private(keyring.path(), bad.as_bytes()).unwrap();
-            let error = keyring.signers().unwrap_err().to_string();
-            assert!(error.contains("authority.key") && !error.contains("secret"), "{error}");
-            assert!(keyring.make().is_err(), "nothing is written over");
+    fn signatures_have_all_their_bytes() {
+        let check = |der: &[u8], expected: Option<(u8, u8)>| {
+            let row = in_a_row(der);
+            let ends = row.as_ref().map(|row| {
+                assert_eq!(row.len(), 64);
+                (row[31], row[63])
+            });
+            assert_eq!(ends, expected, "{der:?}");
+            if let Some(row) = row {
+                assert_eq!(in_der(&row).as_deref(), Some(der), "and back");
+            }
+        };
+        check(&[0x30, 6, 2, 1, 7, 2, 1, 9], Some((7, 9)));
+        check(&[0x30, 7, 2, 2, 0, 200, 2, 1, 9], Some((200, 9)));
+        check(&[0x30, 6, 2, 1, 7, 4, 1, 9], None);
+        check(&[0x30, 5, 2, 1, 7, 2, 1], None);
+        check(&[0x30, 7, 2, 1, 7, 2, 1, 9, 0], None);
+        check(&[], None);
+        for row in [&[0; 64][..], &[1; 63], &[1; 65], &[]] {
+            assert_eq!(in_der(row), None);
+        }
+        let signer = Signer::ephemeral();
+        for n in 0..200_u8 {
+            let der = signer.sign(&[n]).unwrap();
+            assert_eq!(in_der(&in_a_row(&der).unwrap()).unwrap(), der);
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use hoplite_identity::{CertificateDer, Fingerprint, InvalidBundle, TrustBundle, TrustDomain, pem};
+use hoplite_identity::{CertificateDer, Fingerprint, InvalidBundle, KeyDigest, TrustBundle, TrustDomain, pem};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::authority::course::{Course, Life, State};
+use crate::authority::course::{Life, Name, State};
+use crate::authority::taking::{Taking, TrustError, Word};
 use crate::record::{self, BadRecord, Record};
 
 /// The trust bundle, but for the certificates. There is one.
@@ -27,6 +28,25 @@ pub(crate) struct Trusted {
     /// What it signed last: its successor's key, PEM. Whoever knows only this authority believes the successor by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     vouches: Option<String>,
+    /// Its key, sealed, while it signs or will; none when that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed: Option<String>,
+    /// PEM, the next one first: the authorities between it and `roots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    above: Option<String>,
+    /// PEM: the authorities of others under which it is. They are in the trust bundle in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    roots: Option<String>,
+}
+
+/// An authority's certificate, and what connects it to those that members trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Certified {
+    pub(crate) certificate: CertificateDer<'static>,
+    /// The next one first, without the roots. Empty of one that is signed by itself, or directly by a root.
+    pub(crate) above: Vec<CertificateDer<'static>>,
+    /// Empty of one that is signed by itself: it is the root.
+    pub(crate) roots: Vec<CertificateDer<'static>>,
 }
 
 impl Record for Trust {
@@ -57,6 +77,43 @@ impl Trusted {
             certificate: alone.to_pem(),
             life,
             vouches: None,
+            sealed: None,
+            above: None,
+            roots: None,
+        })
+    }
+
+    /// What is under others says so, and whom members trust for it.
+    fn under(self, trust_domain: &TrustDomain, made: &Certified) -> Result<Self, InvalidBundle> {
+        if made.roots.is_empty() {
+            return Ok(self);
+        }
+        let pem = |certificates: &Vec<_>| Ok(TrustBundle::new(trust_domain.clone(), certificates.clone(), 0)?.to_pem());
+        Ok(Self {
+            above: Some(pem(&made.above)?),
+            roots: Some(pem(&made.roots)?),
+            ..self
+        })
+    }
+
+    /// Its key, sealed.
+    pub(crate) fn sealed(&self) -> Option<&str> {
+        self.sealed.as_deref()
+    }
+
+    /// All that is known of its certificate.
+    pub(crate) fn certified(&self, name: &str) -> Result<Certified, BadRecord> {
+        let list = |text: &Option<String>| match text.as_deref() {
+            None | Some("") => Ok(Vec::new()),
+            Some(text) => pem::certificates(text).map_err(|error| BadRecord::Malformed {
+                key: record::key::<Self>(name),
+                reason: error.to_string(),
+            }),
+        };
+        Ok(Certified {
+            certificate: self.certificate(name)?,
+            above: list(&self.above)?,
+            roots: list(&self.roots)?,
         })
     }
 
@@ -89,28 +146,99 @@ impl Trusted {
     }
 }
 
-/// The course of these.
-pub(crate) fn course(trusted: &BTreeMap<String, Trusted>) -> Course {
-    Course(
-        trusted
-            .iter()
-            .map(|(name, trusted)| (name.clone(), trusted.life))
-            .collect(),
-    )
+// === impl Certified ===
+
+impl Certified {
+    /// One that is signed by itself.
+    pub(crate) fn itself(certificate: CertificateDer<'static>) -> Self {
+        Self {
+            certificate,
+            above: Vec::new(),
+            roots: Vec::new(),
+        }
+    }
+
+    /// Whether it is under an authority of others.
+    pub(crate) fn is_under(&self) -> bool {
+        !self.roots.is_empty()
+    }
+
+    /// What stands between a leaf and those whom members trust.
+    pub(crate) fn below_the_root(&self) -> Vec<CertificateDer<'static>> {
+        match self.is_under() {
+            true => std::iter::once(&self.certificate).chain(&self.above).cloned().collect(),
+            false => Vec::new(),
+        }
+    }
+}
+
+impl Taking for Trusted {
+    type Made = Certified;
+
+    fn name(made: &Certified) -> Name {
+        Self::name_of(&made.certificate)
+    }
+
+    fn new_one(
+        trust_domain: &TrustDomain,
+        made: &Certified,
+        life: Life,
+        sealed: Option<String>,
+    ) -> Result<Self, TrustError> {
+        let one = Self::new(trust_domain, &made.certificate, life)?.under(trust_domain, made)?;
+        Ok(Self { sealed, ..one })
+    }
+
+    fn life(&self) -> Life {
+        self.life
+    }
+
+    fn live(&mut self, life: Life) {
+        self.life = life;
+        if !life.state.has_key() {
+            self.sealed = None;
+        }
+    }
+
+    fn speak(all: &mut BTreeMap<Name, Self>, word: &Word) {
+        // Its word counts if it is the one that has signed until now.
+        let by = all.get(&word.by).filter(|by| by.life.state == State::Active);
+        if let Some(by) = by.cloned() {
+            all.insert(word.by.clone(), by.vouching(&word.certificate));
+        }
+    }
 }
 
 /// The trust bundle that the store's records make.
 pub(crate) fn bundle(trust: &Trust, trusted: &BTreeMap<String, Trusted>) -> Result<TrustBundle, BadRecord> {
-    let counts = trusted.iter().filter(|(_, trusted)| trusted.life.state.is_trusted());
-    let certificates = counts.map(|(name, trusted)| Ok((trusted.certificate(name)?, trusted.life.state)));
-    let certificates: Vec<_> = certificates.collect::<Result<_, BadRecord>>()?;
-    let tainted = certificates.iter().filter(|(_, state)| *state == State::Tainted);
-    let tainted: Vec<_> = tainted.map(|(certificate, _)| Fingerprint::of(certificate)).collect();
-    let certificates = certificates.into_iter().map(|(certificate, _)| certificate).collect();
+    let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
+    let (mut tainted, mut tainted_keys, mut revoked_keys) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, one) in trusted {
+        let (certified, state) = (one.certified(name)?, one.life.state);
+        let key = KeyDigest::of(&certified.certificate);
+        match (certified.is_under(), state) {
+            (true, State::Tainted) => tainted_keys.extend(key),
+            (true, State::Revoked) => revoked_keys.extend(key),
+            (false, State::Tainted) => tainted.push(Fingerprint::of(&certified.certificate)),
+            _ => {}
+        }
+        if !state.is_trusted() {
+            continue;
+        }
+        let counts = match certified.is_under() {
+            true => certified.roots,
+            false => vec![certified.certificate],
+        };
+        for certificate in counts {
+            if !certificates.contains(&certificate) {
+                certificates.push(certificate);
+            }
+        }
+    }
     let bundle = TrustBundle::new(trust.trust_domain.clone(), certificates, trust.sequence);
     let bundle = bundle.map_err(|error| BadRecord::Malformed {
         key: record::key::<Trusted>(""),
         reason: error.to_string(),
     })?;
-    Ok(bundle.with_tainted(tainted))
+    Ok(bundle.with_tainted(tainted).with_keys(tainted_keys, revoked_keys))
 }

@@ -3,37 +3,46 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use hoplite_identity::jwt::InvalidJwk;
-use hoplite_identity::{CertificateDer, InvalidBundle, TrustDomain};
+use hoplite_identity::TrustDomain;
 
-use crate::authority::course::{CourseError, Life, Name, State};
-use crate::authority::trust::{self, Trust, Trusted};
+use crate::authority::course::{Life, Name, State};
+use crate::authority::taking::{Taking, TrustError, Word, course};
+use crate::authority::trust::{Trust, Trusted};
 use crate::write::{Changes, ReadError, View, Write};
 
 /// Notes the first authority of a trust domain.
 pub(crate) struct Found {
     pub(crate) trust_domain: TrustDomain,
-    pub(crate) certificate: CertificateDer<'static>,
-    pub(crate) not_after: SystemTime,
+    pub(crate) new: New<Trusted>,
     pub(crate) now: SystemTime,
 }
 
-/// One step of the authorities' course. Whatever several replicas ask for at once, each is decided on all of it.
+/// One step of a kind's course. Whatever several replicas ask for at once, each is decided on all of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Step {
-    pub(crate) what: What,
+pub(crate) struct Step<K: Taking> {
+    pub(crate) what: What<K>,
     pub(crate) now: SystemTime,
     /// The newest trust bundle, by its sequence number, that all agents in contact know.
     pub(crate) known: u64,
 }
 
+/// What was made, for its record.
+#[derive(Debug, Clone)]
+pub(crate) struct New<K: Taking> {
+    pub(crate) made: K::Made,
+    pub(crate) not_after: SystemTime,
+    /// Its key, where the store keeps that.
+    pub(crate) sealed: Option<String>,
+}
+
 /// What is to happen.
 #[derive(Debug, Clone)]
-pub(crate) enum What {
+pub(crate) enum What<K: Taking> {
+    /// It signs from now on: there is none that can, but perhaps this one whose key is lost.
+    Found { new: New<K>, instead_of: Option<Name> },
     /// One more is in the trust bundle, to sign later.
     Prepare {
-        certificate: CertificateDer<'static>,
-        not_after: SystemTime,
+        new: New<K>,
         /// Although there is a successor.
         by_hand: bool,
     },
@@ -45,13 +54,6 @@ pub(crate) enum What {
     Revoke { name: Name },
     /// Those that have ended go.
     Leave,
-}
-
-/// What the one that signs says of its successor: a certificate of its key.
-#[derive(Debug, Clone)]
-pub(crate) struct Word {
-    pub(crate) by: Name,
-    pub(crate) certificate: CertificateDer<'static>,
 }
 
 /// What a step came to.
@@ -66,28 +68,26 @@ pub(crate) struct Stepped {
     pub(crate) gone: Vec<Name>,
 }
 
-/// Why nothing was written of an authority.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrustError {
-    /// Another process founded one.
-    #[error("there is an authority already; stop the other CA that uses this data directory")]
-    Founded,
-    /// Members could not be verified with it.
-    #[error(transparent)]
-    Certificate(#[from] InvalidBundle),
-    /// It is no key for JWT-SVIDs.
-    #[error("the key for JWT-SVIDs cannot be used: {0}")]
-    Key(#[from] InvalidJwk),
-    /// Nothing it could stand beside.
-    #[error("there is no authority yet; start the CA first")]
-    NotFounded,
-    /// It is not its turn.
-    #[error(transparent)]
-    Course(#[from] CourseError),
-}
-
 // === impl Found ===
+
+#[cfg(test)]
+impl Found {
+    /// One that is signed by itself.
+    pub(crate) fn itself(
+        trust_domain: TrustDomain,
+        certificate: hoplite_identity::CertificateDer<'static>,
+        not_after: SystemTime,
+        now: SystemTime,
+    ) -> Self {
+        let made = crate::authority::trust::Certified::itself(certificate);
+        let new = New {
+            made,
+            not_after,
+            sealed: None,
+        };
+        Self { trust_domain, new, now }
+    }
+}
 
 impl Write for Found {
     type Reads = Option<Trust>;
@@ -102,21 +102,21 @@ impl Write for Found {
         if trust.is_some() {
             return Err(TrustError::Founded);
         }
-        let name = Trusted::name_of(&self.certificate);
+        let name = Trusted::name(&self.new.made);
         let trust = Trust {
             trust_domain: self.trust_domain.clone(),
             sequence: 1,
         };
-        let life = Life::new(State::Active, self.now, self.not_after);
-        let trusted = Trusted::new(&self.trust_domain, &self.certificate, life)?;
+        let life = Life::new(State::Active, self.now, self.new.not_after);
+        let trusted = self.new.record(&trust, life)?;
         Ok((Changes::none().put("", &trust).put(&name, &trusted), ()))
     }
 }
 
 // === impl Step ===
 
-impl Write for Step {
-    type Reads = (Option<Trust>, BTreeMap<String, Trusted>);
+impl<K: Taking> Write for Step<K> {
+    type Reads = (Option<Trust>, BTreeMap<Name, K>);
     type Answer = Stepped;
     type Error = TrustError;
 
@@ -126,21 +126,31 @@ impl Write for Step {
 
     fn decide(&self, (trust, before): Self::Reads) -> Result<(Changes, Stepped), TrustError> {
         let mut trust = trust.ok_or(TrustError::NotFounded)?;
-        let mut course = trust::course(&before);
+        let mut course = course(&before);
         let mut after = before.clone();
         let (now, knows) = (self.now, self.known >= trust.sequence);
         let mut gone = Vec::new();
         let is_new = match &self.what {
-            What::Prepare {
-                certificate,
-                not_after,
-                by_hand,
-            } => {
-                let name = Trusted::name_of(certificate);
-                let life = Life::new(State::Prepared, now, *not_after);
+            What::Found { new, instead_of } => {
+                let active = course.active().map(|(name, _)| name.clone());
+                let is_needed = active == *instead_of;
+                if is_needed {
+                    for other in course.0.values_mut().filter(|life| life.state == State::Active) {
+                        *other = other.ended_turn(now);
+                    }
+                    let life = Life::new(State::Active, now, new.not_after);
+                    let name = K::name(&new.made);
+                    course.0.insert(name.clone(), life);
+                    after.insert(name, new.record(&trust, life)?);
+                }
+                is_needed
+            }
+            What::Prepare { new, by_hand } => {
+                let life = Life::new(State::Prepared, now, new.not_after);
+                let name = K::name(&new.made);
                 let is_new = course.prepare(&name, life, *by_hand)?;
                 if is_new {
-                    after.insert(name, Trusted::new(&trust.trust_domain, certificate, life)?);
+                    after.insert(name, new.record(&trust, life)?);
                 }
                 is_new
             }
@@ -153,50 +163,52 @@ impl Write for Step {
             }
         };
         after.retain(|name, _| course.0.contains_key(name));
-        for (name, trusted) in &mut after {
-            trusted.life = course.0.get(name).copied().unwrap_or(trusted.life);
+        for (name, one) in &mut after {
+            let life = course.0.get(name).copied().unwrap_or(one.life());
+            one.live(life);
         }
-        let active = course.active().map(|(name, _)| name.clone()).unwrap_or_default();
+        // Agents ask for other tokens when it grows: a taint is news to them although the keys are the same.
         if seen(&before) != seen(&after) {
             trust.sequence += 1;
         }
         let stepped = Stepped {
             is_new,
             sequence: trust.sequence,
-            active,
+            active: course.active().map(|(name, _)| name.clone()).unwrap_or_default(),
             gone,
         };
         if before == after {
             return Ok((Changes::none(), stepped));
         }
         let mut changes = Changes::none().put("", &trust);
-        for (name, trusted) in after
-            .iter()
-            .filter(|(name, trusted)| before.get(*name) != Some(trusted))
-        {
-            changes = changes.put(name, trusted);
+        for (name, one) in after.iter().filter(|(name, one)| before.get(*name) != Some(one)) {
+            changes = changes.put(name, one);
         }
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
-            changes = changes.delete::<Trusted>(name);
+            changes = changes.delete::<K>(name);
         }
         Ok((changes, stepped))
     }
 }
 
-/// Its word counts if it is the one that has signed until now.
-fn speaks(trusted: &mut BTreeMap<String, Trusted>, word: Option<&Word>) -> bool {
-    let spoken = word.and_then(|word| Some((word, trusted.get(&word.by)?.clone())));
-    if let Some((word, by)) = spoken.filter(|(_, by)| by.life.state == State::Active) {
-        trusted.insert(word.by.clone(), by.vouching(&word.certificate));
+impl<K: Taking> New<K> {
+    fn record(&self, trust: &Trust, life: Life) -> Result<K, TrustError> {
+        K::new_one(&trust.trust_domain, &self.made, life, self.sealed.clone())
+    }
+}
+
+fn speaks<K: Taking>(all: &mut BTreeMap<Name, K>, word: Option<&Word>) -> bool {
+    if let Some(word) = word {
+        K::speak(all, word);
     }
     true
 }
 
 /// What others see: which authorities count, and which of them are tainted.
-fn seen(trusted: &BTreeMap<String, Trusted>) -> Vec<(&String, bool)> {
-    let counts = trusted.iter().filter(|(_, trusted)| trusted.life.state.is_trusted());
+fn seen<K: Taking>(all: &BTreeMap<Name, K>) -> Vec<(&Name, bool)> {
+    let counts = all.iter().filter(|(_, one)| one.life().state.is_trusted());
     counts
-        .map(|(name, trusted)| (name, trusted.life.state == State::Tainted))
+        .map(|(name, one)| (name, one.life().state == State::Tainted))
         .collect()
 }
 
@@ -204,7 +216,7 @@ fn seen(trusted: &BTreeMap<String, Trusted>) -> Vec<(&String, bool)> {
 /// bundle's sequence number.
 #[cfg(any(test, feature = "testing"))]
 pub(crate) struct Trusting {
-    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) certificate: hoplite_identity::CertificateDer<'static>,
     pub(crate) life: Life,
 }
 
@@ -213,7 +225,7 @@ pub(crate) struct Trusting {
 #[cfg(any(test, feature = "testing"))]
 impl Trusting {
     /// As of one that has been used up.
-    pub(crate) fn old(certificate: CertificateDer<'static>, now: SystemTime) -> Self {
+    pub(crate) fn old(certificate: hoplite_identity::CertificateDer<'static>, now: SystemTime) -> Self {
         let day = std::time::Duration::from_secs(86400);
         let life = Life::new(State::Old, now, now + day);
         Self { certificate, life }
@@ -237,7 +249,7 @@ impl Write for Trusting {
             return Ok((Changes::none(), trust.sequence));
         }
         if trusted.len() >= crate::authority::course::AUTHORITIES_MAX {
-            return Err(CourseError::TooMany.into());
+            return Err(crate::authority::course::CourseError::TooMany.into());
         }
         let sequence = trust.sequence + 1;
         let trusted = Trusted::new(&trust.trust_domain, &self.certificate, self.life)?;
@@ -250,10 +262,12 @@ impl Write for Trusting {
 mod tests {
     use super::*;
     use crate::authority::course::Due;
+    use crate::authority::trust::Certified;
     use crate::authority::x509::Authority;
     use crate::index::Index;
     use crate::record;
     use crate::write::{self, WriteError};
+    use hoplite_identity::CertificateDer;
     use hoplite_store::{MemoryStore, Store};
     use proptest::prelude::*;
     use std::sync::LazyLock;
@@ -272,12 +286,7 @@ mod tests {
     fn founded() -> MemoryStore {
         let store = MemoryStore::new();
         let authority = Authority::ephemeral(&domain(), at(0), Duration::from_secs(TTL));
-        let found = Found {
-            trust_domain: domain(),
-            certificate: authority.certificate().clone(),
-            not_after: authority.not_after(),
-            now: at(0),
-        };
+        let found = Found::itself(domain(), authority.certificate().clone(), authority.not_after(), at(0));
         write::commit(&store, &found).unwrap();
         store
     }
@@ -299,7 +308,7 @@ mod tests {
         ALL[n % ALL.len()].clone()
     }
 
-    fn step(store: &dyn Store, what: What, now: u64, known: u64) -> Result<Stepped, WriteError<TrustError>> {
+    fn step(store: &dyn Store, what: What<Trusted>, now: u64, known: u64) -> Result<Stepped, WriteError<TrustError>> {
         let step = Step {
             what,
             now: at(now),
@@ -308,12 +317,13 @@ mod tests {
         write::commit(store, &step).map(|(stepped, _)| stepped)
     }
 
-    fn prepare(n: usize, now: u64, by_hand: bool) -> What {
-        What::Prepare {
-            certificate: certificate(n),
+    fn prepare(n: usize, now: u64, by_hand: bool) -> What<Trusted> {
+        let new = New {
+            made: Certified::itself(certificate(n)),
             not_after: at(now + TTL),
-            by_hand,
-        }
+            sealed: None,
+        };
+        What::Prepare { new, by_hand }
     }
 
     #[test]
@@ -364,7 +374,7 @@ mod tests {
     #[test]
     fn many_at_once_prepare_one_and_activate_it_once() {
         let store = founded();
-        let race = |what: &(dyn Fn(usize) -> What + Sync), now: u64| -> usize {
+        let race = |what: &(dyn Fn(usize) -> What<Trusted> + Sync), now: u64| -> usize {
             std::thread::scope(|scope| {
                 let store = &store;
                 let racing = (0..8).map(|n| scope.spawn(move || step(store, what(n), now, u64::MAX).unwrap().is_new));

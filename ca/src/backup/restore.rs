@@ -17,13 +17,15 @@ use hoplite_store::{Filling, LargeError, LargeId, SledStore, Store, StoreError, 
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::Config;
-use crate::authority::signer::Keyring;
-use crate::authority::writes::TrustError;
-use crate::authority::x509::{Authority, AuthorityError};
+use crate::authority::keyring::Keyrings;
+use crate::authority::taking::TrustError;
+use crate::authority::x509::{AuthorityError, Maker};
 use crate::backup::contents::{self, BadBackup, Head, Receive, Summary};
+use crate::backup::database::{self, DatabaseError};
 use crate::backup::files::{self as beside, SCRATCH};
 use crate::backup::restoring::{self, Facts, RevokeAuthorities};
 use crate::backup::sealed::Passphrase;
+use crate::config::StoreConfig;
 use crate::index::Index;
 use crate::record::BadRecord;
 use crate::write::{self, WriteError};
@@ -93,12 +95,9 @@ pub enum RestoreError {
         /// What is in it.
         found: String,
     },
-    /// It is to be restored into a database.
-    #[error(
-        "`[store] kind = \"postgres\"`: a backup is restored into an embedded store only; restore the database by its own backup, or take \
-         `[store]` out of the configuration and restore into `data_dir`"
-    )]
-    Database,
+    /// The database does not take it.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// A CA answers where the restored one would.
     #[error("a CA runs and listens on `{socket}`: stop it first; two CAs of one trust domain must not run side by side", socket = .socket.display())]
     Running {
@@ -193,8 +192,8 @@ pub fn restore(
     now: SystemTime,
 ) -> Result<Restored, RestoreError> {
     config.check(Path::new("configuration"))?;
-    if config.store.is_shared() {
-        return Err(RestoreError::Database);
+    if let StoreConfig::Postgres(settings) = &config.store {
+        database::ensure_empty(settings)?;
     }
     let banned = match later_bans {
         LaterBans::None => BTreeSet::new(),
@@ -233,6 +232,12 @@ pub fn restore(
             return Err(error);
         }
     };
+    if let StoreConfig::Postgres(settings) = &config.store {
+        // It was filled here so that whatever fails does so before the database has anything of it.
+        let store_dir = scratch.path.join("store");
+        database::fill(settings, &SledStore::open(&store_dir)?, now)?;
+        files::remove_dir(&store_dir)?;
+    }
     // The store last: without it no CA starts here, and with it all is there.
     let mut names = Vec::new();
     for entry in fs::read_dir(&scratch.path).map_err(directory(&scratch.path))? {
@@ -274,6 +279,8 @@ fn make(
         return Err(RestoreError::NoAuthority);
     }
     let ttl = config.authority_ttl.0;
+    let keyring = Keyrings::open(config).map_err(AuthorityError::from)?.x509;
+    let maker = Maker::new(config, keyring.in_directory(scratch));
     let course = index.authority.course();
     let find = |prefix: &String| {
         course
@@ -283,19 +290,18 @@ fn make(
     let names = revoked.iter().map(find).collect::<Result<BTreeSet<_>, _>>()?;
     let is_fresh = !names.is_empty() && RevokeAuthorities::needs_fresh(course, &names);
     if !names.is_empty() {
-        let keyring = Keyring::of(scratch);
         let fresh = match is_fresh {
-            true => Some(Authority::make(&keyring, &config.trust_domain, ttl, now)?),
+            true => Some(maker.make(ttl, now)?.1),
             false => None,
         };
         let revoke = RevokeAuthorities {
             names: names.clone(),
-            fresh: fresh.map(|fresh| (fresh.certificate().clone(), fresh.not_after())),
+            fresh,
             now,
         };
         write::commit(&store, &revoke)?;
     }
-    let signs = Authority::open(&store, scratch, &config.trust_domain, ttl, facts.now)?;
+    let signs = maker.open(&store, ttl, facts.now)?;
     let changed = restoring::change(&store, &facts)?;
     Ok(Restored {
         epoch: changed.epoch.number,

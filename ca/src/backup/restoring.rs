@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::SystemTime;
 
-use hoplite_identity::{CertificateDer, SpiffeId};
+use hoplite_identity::SpiffeId;
 use hoplite_store::{Revision, Store};
 
 use crate::agents::agent::Agent;
 use crate::authority::course::{Life, Name, State};
+use crate::authority::taking::{Taking, TrustError};
 use crate::authority::trust::{Trust, Trusted};
-use crate::authority::writes::TrustError;
+use crate::authority::writes::New;
 use crate::epoch::{Epoch, EpochName};
 use crate::operators::operator::Operator;
 use crate::record::unix_seconds;
@@ -86,8 +87,8 @@ fn all<R: crate::record::Record>(store: &dyn Store) -> Result<BTreeMap<String, R
 /// did. Nobody else has the store open, and no agent follows it yet: nothing waits until somebody knows the other one.
 pub(crate) struct RevokeAuthorities {
     pub(crate) names: BTreeSet<Name>,
-    /// Who signs instead when no prepared one is left: its certificate and its end.
-    pub(crate) fresh: Option<(CertificateDer<'static>, SystemTime)>,
+    /// Who signs instead when no prepared one is left.
+    pub(crate) fresh: Option<New<Trusted>>,
     pub(crate) now: SystemTime,
 }
 
@@ -113,17 +114,21 @@ impl Write for RevokeAuthorities {
 
     fn decide(&self, (trust, mut trusted): Self::Reads) -> Result<(Changes, Name), TrustError> {
         let trust = trust.ok_or(TrustError::NotFounded)?;
-        if let Some((certificate, not_after)) = &self.fresh {
-            let life = Life::new(State::Prepared, self.now, *not_after);
-            let fresh = Trusted::new(&trust.trust_domain, certificate, life)?;
-            trusted.insert(Trusted::name_of(certificate), fresh);
+        if let Some(fresh) = &self.fresh {
+            let life = Life::new(State::Prepared, self.now, fresh.not_after);
+            let record = Trusted::new_one(&trust.trust_domain, &fresh.made, life, fresh.sealed.clone())?;
+            trusted.insert(Trusted::name(&fresh.made), record);
         }
         for (name, trusted) in &mut trusted {
             if self.names.contains(name) {
-                (trusted.life.state, trusted.life.since) = (State::Revoked, unix_seconds(self.now));
+                trusted.live(Life {
+                    state: State::Revoked,
+                    since: unix_seconds(self.now),
+                    ..trusted.life
+                });
             }
         }
-        let course = crate::authority::trust::course(&trusted);
+        let course = crate::authority::taking::course(&trusted);
         let next = course
             .active()
             .or_else(|| course.prepared())

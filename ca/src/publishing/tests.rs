@@ -63,14 +63,14 @@ fn bundle() -> Vec<u8> {
 }
 
 fn found(store: &dyn Store) {
-    let found = Found {
-        trust_domain: trust_domain(),
-        certificate: Authority::ephemeral(&trust_domain(), SystemTime::now(), HOUR)
+    let found = Found::itself(
+        trust_domain(),
+        Authority::ephemeral(&trust_domain(), SystemTime::now(), HOUR)
             .certificate()
             .clone(),
-        not_after: SystemTime::now() + Duration::from_secs(86_400),
-        now: SystemTime::now(),
-    };
+        SystemTime::now() + Duration::from_secs(86_400),
+        SystemTime::now(),
+    );
     write::commit(store, &found).unwrap();
     let first = NameFirst::new(&trust_domain(), &trust().signers);
     assert!(write::commit(store, &first).unwrap().0);

@@ -58,6 +58,9 @@ pub(crate) fn config(dir: &Path) -> Config {
         otlp: None,
         policy_max_bytes: hoplite_policy::bundle::BUNDLE_BYTES_MAX,
         store: hoplite_ca::StoreConfig::default(),
+        keys: hoplite_ca::KeysConfig::default(),
+        upstream: None,
+        replicas: Vec::new(),
         report_period: Span(Duration::from_secs(2)),
     }
 }

@@ -49,6 +49,12 @@ pub(crate) struct InitArgs {
     /// A file with the section `[store]` of the CA's file: the database of several CAs
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
+    /// A file with the section `[keys]` of the CA's file: what seals its keys, or the token that holds them
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// A file with the section `[upstream]` of the CA's file: the authority above its own
+    #[arg(long, value_name = "FILE")]
+    upstream: Option<PathBuf>,
     /// One more CA over the database of another: a copy of its `authority.key`, with its `jwt.key` beside it
     #[arg(long, value_name = "FILE", requires = "store")]
     authority_key: Option<PathBuf>,
@@ -223,19 +229,19 @@ impl InitArgs {
                 format!("policy_signers = [{}]\n", quoted.join(", "))
             }
         };
-        let store = match &self.store {
-            Some(path) => {
-                let section = files::read_text(path)?;
-                if !section.lines().any(|line| line.trim() == "[store]") {
-                    bail!(
-                        "`{}` has no section `[store]`; docs/guide/several-cas.md shows one",
-                        path.display()
-                    );
-                }
-                format!("authority_rotates = false\n\n{}\n", section.trim())
-            }
-            None => String::new(),
+        // Keys in files are those of one CA, and rotate by hand.
+        let rotates = match (&self.store, &self.keys) {
+            (Some(_), None) => "authority_rotates = false\n",
+            _ => "",
         };
+        let several = "docs/guide/several-cas.md";
+        let keys = "docs/guide/keys-and-upstreams.md";
+        let sections = [
+            section(self.store.as_deref(), "[store]", several)?,
+            section(self.keys.as_deref(), "[keys]", keys)?,
+            section(self.upstream.as_deref(), "[upstream]", keys)?,
+        ]
+        .concat();
         Ok(format!(
             "# Written by `hoplite ca init`. Every key: docs/reference/configuration.md\n\
              trust_domain = \"{}\"\n\
@@ -243,12 +249,24 @@ impl InitArgs {
              {advertise}\
              data_dir = {}\n\
              admin_socket = {}\n\
-             {signers}{store}",
+             {signers}{rotates}{sections}",
             self.trust_domain,
             quoted(&places.ca_data())?,
             quoted(&places.ca_socket())?,
         ))
     }
+}
+
+/// A part of the CA's file that the operator has written.
+fn section(file: Option<&Path>, name: &str, shown_in: &str) -> anyhow::Result<String> {
+    let Some(file) = file else {
+        return Ok(String::new());
+    };
+    let text = files::read_text(file)?;
+    if !text.lines().any(|line| line.trim() == name) {
+        bail!("`{}` has no section `{name}`; {shown_in} shows one", file.display());
+    }
+    Ok(format!("\n{}\n", text.trim()))
 }
 
 // === impl About ===

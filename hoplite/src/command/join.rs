@@ -12,9 +12,9 @@ use hoplite_host::logging::Format;
 use hoplite_host::places::Places;
 use hoplite_host::process::{self, Hardening};
 use hoplite_host::{clock, files, give};
-use hoplite_identity::{Invitation, Moment};
+use hoplite_identity::{HostPort, Invitation, Moment};
 use serde_json::{Value, json};
-use toml_edit::{DocumentMut, value};
+use toml_edit::{Array, DocumentMut, value};
 use zeroize::Zeroizing;
 
 use crate::command::places::{PlacesArgs, quoted};
@@ -154,7 +154,7 @@ fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the node's key")?;
     let (config_file, data_dir) = (places.agent_config(), places.agent_data());
     // What can fail is tried before the token is spent.
-    let new = Settings::new(places, invitation)?;
+    let new = Settings::new(places)?;
     let before = match is_configured {
         true => Some(files::read_text(&config_file)?.parse::<DocumentMut>()?),
         false => None,
@@ -199,31 +199,36 @@ fn say_joined(args: &JoinArgs, places: &Places, invitation: &Invitation, node: &
 }
 
 /// What the agent's file says of this machine and its CA.
-struct Settings<'a> {
-    ca: &'a str,
+struct Settings {
     data_dir: String,
     socket: String,
 }
 
 // === impl Settings ===
 
-impl<'a> Settings<'a> {
-    fn new(places: &Places, invitation: &'a Invitation) -> anyhow::Result<Self> {
+impl Settings {
+    fn new(places: &Places) -> anyhow::Result<Self> {
         Ok(Self {
-            ca: invitation.address().as_str(),
             data_dir: quoted(&places.agent_data())?,
             socket: quoted(&places.agent_socket())?,
         })
     }
 
     fn text(&self, joined: &Joined) -> anyhow::Result<String> {
-        let Self { ca, data_dir, socket } = self;
+        let Self { data_dir, socket } = self;
+        let ca = match joined.ca.iter().collect::<Vec<_>>().as_slice() {
+            [one] => format!("\"{one}\""),
+            several => {
+                let quoted: Vec<String> = several.iter().map(|address| format!("\"{address}\"")).collect();
+                format!("[{}]", quoted.join(", "))
+            }
+        };
         let trust_domain = joined.membership.spiffe_id.trust_domain();
         let trust_bundle = quoted(&joined.trust_bundle)?;
         let mut text = format!(
             "# Written by `hoplite join`. Every key: docs/reference/configuration.md\n\
              trust_domain = \"{trust_domain}\"\n\
-             ca = \"{ca}\"\n\
+             ca = {ca}\n\
              data_dir = {data_dir}\n\
              trust_bundle = {trust_bundle}\n\
              socket = {socket}\n"
@@ -245,13 +250,14 @@ impl<'a> Settings<'a> {
             .trust_bundle
             .to_str()
             .context("the data directory's name is no text")?;
-        for (key, text) in [
-            ("trust_domain", trust_domain.as_str()),
-            ("ca", self.ca),
-            ("trust_bundle", trust_bundle),
-        ] {
+        for (key, text) in [("trust_domain", trust_domain.as_str()), ("trust_bundle", trust_bundle)] {
             document.insert(key, value(text));
         }
+        let addresses: Vec<&str> = joined.ca.iter().map(HostPort::as_str).collect();
+        match addresses.as_slice() {
+            [one] => document.insert("ca", value(*one)),
+            several => document.insert("ca", value(several.iter().copied().collect::<Array>())),
+        };
         Ok(document.to_string())
     }
 }

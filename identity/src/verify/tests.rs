@@ -42,6 +42,37 @@ fn x_1_exactly_one_uri_san() {
     ]);
 }
 
+/// An authority under the one in the bundle is tainted, and revoked, by its key.
+#[test]
+fn an_authority_below_the_bundle_is_revoked_by_its_key() {
+    let root = TestAuthority::new("example.org");
+    let (one, other) = (root.intermediate_named("one"), root.intermediate_named("other"));
+    let of = |authority: &TestAuthority| {
+        let svid = authority.svid("/web", HOUR);
+        let key = KeyDigest::of(&svid.chain()[1]).unwrap();
+        (svid, key)
+    };
+    let ((by_one, key), (by_other, _)) = (of(&one), of(&other));
+    let outcomes = |bundle: &TrustBundle| {
+        let verifier = verifier(BundleSet::from_iter([bundle.clone()]));
+        [&by_one, &by_other].map(|svid| outcome(&verifier, svid.chain(), SystemTime::now()))
+    };
+    let good = || Ok("/web".to_owned());
+    let plain = root.bundle();
+    assert_eq!(outcomes(&plain), [good(), good()]);
+    let tainted = plain.clone().with_keys([key], []);
+    assert_eq!((outcomes(&tainted), tainted.has_tainted()), ([good(), good()], true));
+    assert_eq!(outcomes(&tainted.sound()), [Err("revoked_authority"), good()]);
+    let revoked = plain.clone().with_keys([], [key]);
+    assert_eq!(outcomes(&revoked), [Err("revoked_authority"), good()]);
+    assert!(plain.has_all_of(&revoked) && !revoked.has_all_of(&plain));
+    // The same, shown with certificates that have nothing to do with it.
+    let mut chain = by_other.chain().to_vec();
+    chain.push(by_one.chain()[1].clone());
+    let held = verifier(BundleSet::from_iter([revoked]));
+    assert_eq!(outcome(&held, &chain, SystemTime::now()), good());
+}
+
 /// Whoever reads it sees at once which of two clocks is wrong.
 #[test]
 fn a_time_that_does_not_fit_is_told_with_both_clocks() {

@@ -45,8 +45,7 @@ impl World {
             trust_domain: "prod.example".into(),
             authorities,
             sequence,
-            tainted: Vec::new(),
-            jwks: String::new(),
+            ..ca::Bundle::default()
         }
     }
 }
@@ -54,7 +53,14 @@ impl World {
 /// What the CA would answer with this SVID.
 fn answer(svid: &X509Svid, bundle: Option<ca::Bundle>) -> (SvidResponse, Key) {
     let chain = svid.chain().iter().map(|c| c.to_vec()).collect();
-    (SvidResponse { chain, bundle }, Key::from_pkcs8(svid.key()).unwrap())
+    (
+        SvidResponse {
+            chain,
+            bundle,
+            ..SvidResponse::default()
+        },
+        Key::from_pkcs8(svid.key()).unwrap(),
+    )
 }
 
 #[test]

@@ -1,0 +1,276 @@
+//! Authorities of others above the CA's own: who signs its certificates then, and whom members trust.
+//!
+//! An upstream authority from disk is a company's: its certificate, with those above it, and its key. Each authority that the CA makes is
+//! an intermediate under it. All that an upstream forbids is found out here, before anything is signed that nobody would accept.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hoplite_host::files::{self, FileError};
+use hoplite_identity::{
+    BundleSet, CertificateDer, InvalidBundle, Moment, PeerRejected, PeerRole, PeerVerifier, TrustBundle, TrustDomain,
+    pem,
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData};
+use serde::Deserialize;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::authority::trust::Certified;
+use crate::record;
+
+/// The certificates of a chain, without the roots: what every verifier of ours takes.
+const CHAIN_MAX: usize = 6;
+
+/// An upstream authority whose certificate and key lie in files. They are read for each signature: whoever replaces them need not
+/// start the CA anew.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskUpstream {
+    /// PEM: the certificate that signs, and after it those that connect it to a root.
+    pub certificate: PathBuf,
+    /// PEM, PKCS#8: its key.
+    pub key: PathBuf,
+    /// PEM: whom members of the trust domain trust. The certificate itself when left out, which has to be a root then.
+    #[serde(default)]
+    pub roots: Option<PathBuf>,
+}
+
+/// Signs the CA's authorities.
+pub(crate) trait Upstream: fmt::Debug + Send + Sync {
+    /// A certificate of this key; `params` says all but who signs it, how long it may live, and how many authorities may be below it.
+    fn sign(
+        &self,
+        params: CertificateParams,
+        key: &dyn KeyOf,
+        not_after: SystemTime,
+        now: SystemTime,
+    ) -> Result<(Certified, SystemTime), UpstreamError>;
+}
+
+/// A public key, whoever has the other half.
+pub(crate) trait KeyOf {
+    fn point(&self) -> &[u8];
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm;
+}
+
+/// One of those.
+struct Public<'a>(&'a dyn KeyOf);
+
+/// Why an upstream authority does not sign. One sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is not what it should be.
+    #[error("`{file}` {problem}", file = .file.display())]
+    Unusable {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// It ends too soon.
+    #[error(
+        "the upstream authority of `{file}` ends at {not_after}, and what is signed below it has to live for {least} at least; put a newer certificate, and its key, in its place, or \
+         lower `x509_ttl` and `agent_ttl`",
+        file = .file.display()
+    )]
+    Ends {
+        /// Its file.
+        file: PathBuf,
+        /// When.
+        not_after: Moment,
+        /// What is needed.
+        least: String,
+    },
+    /// Nobody would accept what is below it.
+    #[error(
+        "nobody would accept a member of this trust domain under the upstream authority: {0}; it needs a certificate that may sign authorities below itself (path length 1 or more) and \
+         whose name constraints, if it has any, permit the URI of the trust domain, and `roots` has to hold the root that it ends at"
+    )]
+    Refused(PeerRejected),
+    /// The roots cannot be used.
+    #[error("the roots of the upstream authority cannot be used: {0}")]
+    Roots(#[from] InvalidBundle),
+    /// A certificate could not be built.
+    #[error("the upstream authority cannot sign: {0}")]
+    Build(#[from] rcgen::Error),
+}
+
+// === impl DiskUpstream ===
+
+impl DiskUpstream {
+    fn read(&self, file: &Path) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+        let unusable = |problem: String| UpstreamError::Unusable {
+            file: file.to_owned(),
+            problem,
+        };
+        let text = files::read_text(file)?;
+        let found =
+            pem::certificates(&text).map_err(|error| unusable(format!("is no PEM file of certificates: {error}")))?;
+        match found.len() {
+            0 => Err(unusable("has no certificate in it".to_owned())),
+            1..=CHAIN_MAX => Ok(found),
+            count => Err(unusable(format!(
+                "has {count} certificates, and {CHAIN_MAX} are the most"
+            ))),
+        }
+    }
+
+    fn key(&self) -> Result<KeyPair, UpstreamError> {
+        let unusable = |problem: &str| UpstreamError::Unusable {
+            file: self.key.clone(),
+            problem: problem.to_owned(),
+        };
+        let bytes = zeroize::Zeroizing::new(files::read_private(&self.key)?);
+        let text = std::str::from_utf8(&bytes).map_err(|_| unusable("is no text"))?;
+        let remedy = "is no PKCS#8 key in PEM that is not encrypted; `openssl pkcs8 -topk8 -nocrypt -in KEY` makes one of other forms";
+        let der = pem::private_key(text).map_err(|_| unusable(remedy))?;
+        KeyPair::try_from(der.as_slice()).map_err(|_| unusable(remedy))
+    }
+}
+
+impl Upstream for DiskUpstream {
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        key: &dyn KeyOf,
+        not_after: SystemTime,
+        _: SystemTime,
+    ) -> Result<(Certified, SystemTime), UpstreamError> {
+        let unusable = |problem: &str| UpstreamError::Unusable {
+            file: self.certificate.clone(),
+            problem: problem.to_owned(),
+        };
+        let chain = self.read(&self.certificate)?;
+        let (signs, above) = chain
+            .split_first()
+            .ok_or_else(|| unusable("has no certificate in it"))?;
+        let (_, signer) =
+            X509Certificate::from_der(signs).map_err(|_| unusable("begins with something that is no certificate"))?;
+        let is_root = signer.subject().as_raw() == signer.issuer().as_raw() && signer.verify_signature(None).is_ok();
+        let roots = match &self.roots {
+            Some(file) => self.read(file)?,
+            None if is_root => vec![signs.clone()],
+            None => {
+                return Err(unusable(
+                    "is no root: say with `roots` whom members of the trust domain trust",
+                ));
+            }
+        };
+        let upstream_key = self.key()?;
+        if signer.public_key().raw != upstream_key.subject_public_key_info() {
+            let problem = format!(
+                "is not the key of the first certificate in `{}`",
+                self.certificate.display()
+            );
+            let file = self.key.clone();
+            return Err(UpstreamError::Unusable { file, problem });
+        }
+        let below = match signer.basic_constraints() {
+            Ok(Some(constraints)) if constraints.value.ca => constraints.value.path_len_constraint,
+            _ => {
+                return Err(unusable(
+                    "begins with a certificate that may not sign others (`CA:TRUE` is missing)",
+                ));
+            }
+        };
+        params.is_ca = match below {
+            None => IsCa::Ca(BasicConstraints::Unconstrained),
+            Some(0) => {
+                return Err(unusable(
+                    "begins with a certificate that may sign no authority below itself (path length 0); ask for one with a path length of 1 or more",
+                ));
+            }
+            Some(length) => IsCa::Ca(BasicConstraints::Constrained(
+                u8::try_from(length - 1).unwrap_or(u8::MAX),
+            )),
+        };
+        // Nothing outlives what it is under.
+        let above_it = chain.iter().filter_map(|der| ends(der)).min();
+        let of_roots = roots.iter().filter_map(|der| ends(der)).max();
+        let not_after = [above_it, of_roots]
+            .into_iter()
+            .flatten()
+            .fold(not_after, SystemTime::min);
+        params.not_after = not_after.into();
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(signs, upstream_key)?;
+        let certificate = params.signed_by(&Public(key), &issuer)?.der().clone();
+        let is_a_root = |der: &&CertificateDer<'static>| !roots.contains(der);
+        let certified = Certified {
+            certificate,
+            above: std::iter::once(signs).chain(above).filter(is_a_root).cloned().collect(),
+            roots,
+        };
+        Ok((certified, not_after))
+    }
+}
+
+impl DiskUpstream {
+    /// That it does not end too soon for what is to be below it.
+    pub(crate) fn check_end(
+        &self,
+        not_after: SystemTime,
+        least: Duration,
+        now: SystemTime,
+    ) -> Result<(), UpstreamError> {
+        match not_after.duration_since(now).unwrap_or_default() < least {
+            true => Err(UpstreamError::Ends {
+                file: self.certificate.clone(),
+                not_after: not_after.into(),
+                least: humantime::format_duration(least).to_string(),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// That members are accepted under it: by the verifier that all of them have.
+pub(crate) fn check(
+    trust_domain: &TrustDomain,
+    certified: &Certified,
+    leaf: &CertificateDer<'_>,
+    now: SystemTime,
+) -> Result<(), UpstreamError> {
+    let bundle = TrustBundle::new(trust_domain.clone(), certified.roots.clone(), 0)?;
+    let chain: Vec<CertificateDer<'_>> = std::iter::once(leaf.clone())
+        .chain(certified.below_the_root())
+        .collect();
+    let verifier = PeerVerifier::new(BundleSet::from_iter([bundle]))?;
+    for role in [PeerRole::Server, PeerRole::Client] {
+        verifier.verify(&chain, role, now).map_err(UpstreamError::Refused)?;
+    }
+    Ok(())
+}
+
+fn ends(der: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    Some(record::from_unix_seconds(seconds))
+}
+
+// === impl Public ===
+
+impl PublicKeyData for Public<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.point()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl<T: PublicKeyData> KeyOf for T {
+    fn point(&self) -> &[u8] {
+        self.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        PublicKeyData::algorithm(self)
+    }
+}
