@@ -353,7 +353,6 @@ fn is_default(ttl: &u32) -> bool {
     *ttl == 0
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks it so")]
 fn is_false(flag: &bool) -> bool {
     !*flag
 }

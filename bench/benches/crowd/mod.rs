@@ -146,7 +146,9 @@ impl Ca {
         };
         let _ = std::fs::remove_file(dir.join("ca.sock"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        while !dir.join("ca.sock").exists() || std::net::TcpStream::connect(address).is_err() {
+        // The bundle comes after the socket, and before the first agent is let in.
+        let is_there = |file: &str| dir.join(file).exists();
+        while !is_there("ca.sock") || !is_there("ca/bundle.pem") || std::net::TcpStream::connect(address).is_err() {
             std::thread::sleep(Duration::from_millis(5));
         }
         Self { process, address }
