@@ -207,5 +207,17 @@ macro_rules! fuzzed {
 }
 
 fuzzed!(
-    request, routes, policies, bundle, grant, signers, table, openapi, evaluation, invitation, jwt
+    request,
+    routes,
+    policies,
+    bundle,
+    grant,
+    signers,
+    table,
+    openapi,
+    evaluation,
+    invitation,
+    jwt,
+    foreign,
+    certificate
 );

@@ -2,4 +2,6 @@
 
 mod targets;
 
-pub use targets::{TARGETS, Target, bundle, evaluation, grant, invitation, jwt, openapi, policies, request, routes, signers, table};
+pub use targets::{
+    TARGETS, Target, bundle, certificate, evaluation, foreign, grant, invitation, jwt, openapi, policies, request, routes, signers, table,
+};

@@ -4,7 +4,9 @@
 //! led somewhere new.
 
 mod bundle;
+mod certificate;
 mod evaluation;
+mod foreign;
 mod grant;
 mod invitation;
 mod jwt;
@@ -16,7 +18,9 @@ mod signers;
 mod table;
 
 pub use bundle::bundle;
+pub use certificate::certificate;
 pub use evaluation::evaluation;
+pub use foreign::foreign;
 pub use grant::grant;
 pub use invitation::invitation;
 pub use jwt::jwt;
@@ -37,7 +41,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "request",
         run: request,
@@ -79,6 +83,14 @@ pub const TARGETS: [Target; 11] = [
         run: invitation,
     },
     Target { name: "jwt", run: jwt },
+    Target {
+        name: "foreign",
+        run: foreign,
+    },
+    Target {
+        name: "certificate",
+        run: certificate,
+    },
 ];
 
 /// Whether a text has the line and column of a fault. Line 0 is all of it.

@@ -84,9 +84,8 @@ pub(crate) async fn judge(findings: &mut Findings, endpoint: &Endpoint, patience
             }
         };
         findings.pass(if is_redirected { Id::F5a } else { Id::F2 });
-        let got = match fetch(findings, &uri, &host, port, patience).await {
-            Some(got) => got,
-            None => return,
+        let Some(got) = fetch(findings, &uri, &host, port, patience).await else {
+            return;
         };
         judge_old_versions(findings, &host, port, patience).await;
         judge_server(findings, endpoint, &host, &got.chain, clock());

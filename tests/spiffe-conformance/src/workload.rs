@@ -86,10 +86,13 @@ pub(crate) async fn judge(
     Some((client, given))
 }
 
-/// An error and what is behind it.
+/// An error and what is behind it, each said once.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    causes.fold(error.to_string(), |text, cause| match cause.to_string() {
+        said if text.ends_with(&said) => text,
+        cause => format!("{text}: {cause}"),
+    })
 }
 
 /// A message for each method with everything that it demands.

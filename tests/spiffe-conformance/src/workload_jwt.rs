@@ -31,7 +31,7 @@ const OTHER_AUDIENCES: [&str; 5] = [
 
 /// Judges all of it. `given` is what X.509 was given.
 pub(crate) async fn judge(findings: &mut Findings, client: &Client, given: Option<&Given>, clock: fn() -> SystemTime) {
-    judge_mandatory(findings, client).await;
+    judge_mandatory(findings, client, given.is_some()).await;
     let Some(given) = given else { return };
     judge_ids(findings, client, given).await;
     let keys = judge_bundles(findings, client, given).await;
@@ -114,9 +114,11 @@ async fn validate(client: &Client, audience: &str, svid: &str) -> Answer {
 }
 
 /// W-6a.
-async fn judge_mandatory(findings: &mut Findings, client: &Client) {
+async fn judge_mandatory(findings: &mut Findings, client: &Client, has_identity: bool) {
     let check = |findings: &mut Findings, what: &str, answer: Answer| match answer.code() {
         Some(Code::Unimplemented) => findings.skip(Id::W6a, "the JWT profile is not there"),
+        // Whoever is nobody may be told that first.
+        Some(Code::PermissionDenied) if !has_identity => findings.skip(Id::W6a, "this caller has no identity"),
         code => findings.check(Id::W6a, code == Some(Code::InvalidArgument), || {
             format!("{what} is answered with {}", answer.shown())
         }),

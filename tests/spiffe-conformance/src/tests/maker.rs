@@ -154,7 +154,7 @@ impl TokenKey {
         let header = json!({"alg": "ES256", "kid": "key", "typ": "JWT"});
         let claims = json!({"sub": subject, "aud": audiences, "exp": now + 300, "iat": now});
         let (Value::Object(mut header), Value::Object(mut claims)) = (header, claims) else {
-            unreachable!()
+            panic!("it is an object")
         };
         change(&mut header, &mut claims);
         let encode = |object: Map<String, Value>| BASE64URL_NOPAD.encode(Value::Object(object).to_string().as_bytes());
