@@ -154,7 +154,7 @@ impl Ca {
             "--selector",
             &uid,
             "--ttl",
-            "10s",
+            "5s",
         ];
         let said = self.ask(&words);
         assert!(said.status.success(), "{said:?}");
