@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Bundles are megabytes: shared, not copied.
     tonic_prost_build::configure()
         .bytes(".hoplite.policy.v1")
+        .codec_path("crate::codec::Frugal")
         .compile_fds(descriptors)?;
     if env::var_os("CARGO_FEATURE_OTLP").is_some() {
         compile_otlp()?;

@@ -4,27 +4,31 @@
 //! It is written in the background, at most once a second, and costs what changed. What is read back is believed whole or
 //! not at all, and every SVID of it is verified by the newest trust bundle before it is handed out.
 
+pub(crate) mod early;
 pub(crate) mod key;
 pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod record;
+pub(crate) mod restored;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle, TrustDomain, X509Svid};
+use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle, X509Svid};
 use hoplite_wire::ca;
 use tokio::sync::{Notify, watch};
 
+use crate::kept::early::Early;
 use crate::kept::key::{KeySource, StorageKey};
 use crate::kept::lock::sole_writer;
 use crate::kept::log::{Content, Log, Unusable};
-use crate::kept::record::{Change, Position, SvidRecord};
+use crate::kept::record::{Change, Position, SvidRecord, unix};
+use crate::kept::restored::Restored;
 use crate::node::epoch::Epoch;
 use crate::node::link::Credentials;
 
@@ -49,7 +53,19 @@ struct Shared {
     pending: Mutex<Pending>,
     wake: Notify,
     state: Mutex<State>,
+    reading: watch::Sender<Reading>,
     restored: watch::Sender<Option<Arc<Restored>>>,
+}
+
+/// How far what was kept is read.
+#[derive(Debug, Clone, Default)]
+enum Reading {
+    #[default]
+    Unread,
+    /// It can be looked at, and is being taken over.
+    Early(Arc<Early>),
+    /// It is where it belongs, or there was nothing.
+    Over,
 }
 
 /// What is not on the disk yet: of each entry the last change only.
@@ -90,21 +106,6 @@ pub(crate) struct State {
     pub(crate) waiting: bool,
 }
 
-/// What an earlier agent of this node kept.
-#[derive(Debug, Default)]
-pub(crate) struct Restored {
-    /// Of which epoch of the CA it is.
-    pub(crate) epoch: Epoch,
-    /// The CA's revision; 0 when not all of it is understood.
-    pub(crate) revision: u64,
-    pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
-    /// The newest that it had seen.
-    pub(crate) bundle: Option<ca::Bundle>,
-    /// When the CA was heard last; None when nothing was kept.
-    pub(crate) heard: Option<SystemTime>,
-    svids: Mutex<HashMap<EntryId, SvidRecord>>,
-}
-
 // === impl Kept ===
 
 impl Kept {
@@ -142,6 +143,7 @@ impl Kept {
             pending: Mutex::default(),
             wake: Notify::new(),
             state: Mutex::new(state),
+            reading: watch::Sender::new(Reading::Unread),
             restored: watch::Sender::new(None),
         }))
     }
@@ -157,22 +159,45 @@ impl Kept {
             pending: Mutex::default(),
             wake: Notify::new(),
             state: Mutex::default(),
+            reading: watch::Sender::new(Reading::Unread),
             restored: watch::Sender::new(None),
         }));
         kept.lock_state().heard = Some(clock::now());
+        kept.0.reading.send_replace(Reading::Over);
         kept.0.restored.send_replace(Some(Arc::default()));
         kept
     }
 
     /// Reads what was kept of this node, off the threads that serve. `first_bundle` is the digest of the operator's trust
     /// bundle: with another one nothing of before counts. `trust` is given the newest bundle that was seen, before anything
-    /// is served.
-    pub(crate) async fn restore(&self, owner: Option<SpiffeId>, first_bundle: String, trust: impl FnOnce(ca::Bundle)) {
-        let kept = self.clone();
-        let reading = tokio::task::spawn_blocking(move || kept.read(owner?, &first_bundle, clock::now()));
-        let restored = reading.await.ok().flatten().unwrap_or_default();
-        if let Some(bundle) = restored.bundle.clone() {
-            trust(bundle);
+    /// is served, and answers what it is verified by.
+    pub(crate) async fn restore(
+        &self,
+        owner: Option<SpiffeId>,
+        first_bundle: String,
+        trust: impl FnOnce(ca::Bundle) -> Option<Arc<Credentials>>,
+    ) {
+        let (kept, trust_domain) = (self.clone(), owner.as_ref().map(|owner| owner.trust_domain().clone()));
+        let reading = tokio::task::spawn_blocking(move || kept.read(&owner?, &first_bundle));
+        let read = reading.await.ok().flatten().zip(trust_domain);
+        let restored = match read {
+            Some((content, trust_domain)) => {
+                let own = content.position.bundle.clone().and_then(trust);
+                let kept = self.clone();
+                let taking = tokio::task::spawn_blocking(move || {
+                    if let Some(own) = own {
+                        let verifier = Arc::clone(&own.verifier);
+                        let early = Early::new(&content, trust_domain.clone(), &own.bundle, verifier);
+                        kept.0.reading.send_replace(Reading::Early(Arc::new(early)));
+                    }
+                    Restored::of(content, &trust_domain, clock::now())
+                });
+                taking.await.unwrap_or_default()
+            }
+            None => Restored::default(),
+        };
+        if restored.heard.is_none() {
+            self.taken_over();
         }
         self.lock_state().restored = restored.heard;
         if let Some(heard) = restored.heard {
@@ -189,7 +214,7 @@ impl Kept {
         self.0.restored.send_replace(Some(Arc::new(restored)));
     }
 
-    fn read(&self, owner: SpiffeId, first_bundle: &str, now: SystemTime) -> Option<Restored> {
+    fn read(&self, owner: &SpiffeId, first_bundle: &str) -> Option<Content> {
         let key = self.0.key.as_ref()?;
         let opened = Log::open(&self.0.dir, key, owner.as_str());
         let (log, content) = match opened {
@@ -206,12 +231,36 @@ impl Kept {
             return None;
         }
         *self.lock_log() = Some(log);
-        Some(Restored::of(content, owner.trust_domain(), now))
+        Some(content)
     }
 
     fn doubt(&self, error: &Unusable) {
         tracing::error!(%error, directory = %self.0.dir.display(), "what was kept on the disk is not used: the agent starts as without it");
         self.lock_state().doubt = Some(error.to_string());
+    }
+
+    /// Returns when what was kept can be looked at, or is over with.
+    pub(crate) async fn is_read(&self) {
+        let mut reading = self.0.reading.subscribe();
+        let is_read = |reading: &Reading| !matches!(reading, Reading::Unread);
+        let _ = reading.wait_for(is_read).await;
+    }
+
+    /// What was kept, until it is taken over.
+    pub(crate) fn early(&self) -> Option<Arc<Early>> {
+        match &*self.0.reading.borrow() {
+            Reading::Early(early) => Some(Arc::clone(early)),
+            Reading::Unread | Reading::Over => None,
+        }
+    }
+
+    /// What was kept is where it belongs, and need not be looked up here any more.
+    pub(crate) fn taken_over(&self) {
+        self.0.reading.send_if_modified(|reading| {
+            let was_over = matches!(reading, Reading::Over);
+            *reading = Reading::Over;
+            !was_over
+        });
     }
 
     /// What was kept, once it is read.
@@ -223,10 +272,11 @@ impl Kept {
         }
     }
 
-    /// Whether something was read that is served, or will be in a moment.
-    pub(crate) fn has_restored(&self) -> bool {
+    /// Whether something was read that will be served in a moment.
+    pub(crate) fn is_being_taken_over(&self) -> bool {
         let restored = self.0.restored.borrow();
-        restored.as_ref().is_some_and(|restored| restored.heard.is_some())
+        let had_some = restored.as_ref().is_some_and(|restored| restored.heard.is_some());
+        self.early().is_some() || had_some
     }
 
     /// Changes of what is registered, and how far the CA was heard with them.
@@ -307,6 +357,7 @@ impl Kept {
 
     /// Removes all that is kept, and what waits to be: the CA has dismissed this node.
     pub(crate) async fn dismiss(&self) {
+        self.taken_over();
         *self.lock_pending() = Pending {
             dismissed: true,
             ..Pending::default()
@@ -438,10 +489,6 @@ impl Kept {
     }
 }
 
-fn unix(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 // === impl Pending ===
 
 impl Pending {
@@ -498,65 +545,5 @@ impl Pending {
             }
         }
         self.position = self.position.take().or(taken.position);
-    }
-}
-
-// === impl Restored ===
-
-impl Restored {
-    fn of(content: Content, trust_domain: &TrustDomain, now: SystemTime) -> Self {
-        let mut restored = Self {
-            epoch: content.position.epoch.map(Epoch::from).unwrap_or_default(),
-            revision: content.position.revision,
-            bundle: content.position.bundle,
-            heard: Some(UNIX_EPOCH + Duration::from_secs(content.position.heard)),
-            ..Self::default()
-        };
-        let mut svids = HashMap::with_capacity(content.entries.len());
-        for (_, slot) in content.entries {
-            let svid = slot.svid.map(Wiped);
-            let Some(message) = slot.entry else { continue };
-            let entry = RegisteredEntry::try_from(message);
-            let entry = entry.and_then(|entry| entry.check(trust_domain).map(|()| entry));
-            match entry {
-                Ok(entry) => {
-                    if let Some(mut svid) = svid
-                        && svid.0.spiffe_id == entry.spiffe_id.as_str()
-                        && svid.0.not_after > unix(now)
-                    {
-                        // Of an entry that has changed since: renewed as soon as the CA is there.
-                        if svid.0.entry_revision != entry.revision {
-                            svid.0.renew_at = 0;
-                        }
-                        svids.insert(entry.id.clone(), std::mem::take(&mut svid.0));
-                    }
-                    restored.entries.insert(entry.id.clone(), Arc::new(entry));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a kept entry is not understood; the CA is asked for all of them");
-                    restored.revision = 0;
-                }
-            }
-        }
-        restored.svids = Mutex::new(svids);
-        restored
-    }
-
-    /// The SVIDs, once.
-    pub(crate) fn take_svids(&self) -> HashMap<EntryId, SvidRecord> {
-        std::mem::take(&mut self.lock_svids())
-    }
-
-    fn lock_svids(&self) -> MutexGuard<'_, HashMap<EntryId, SvidRecord>> {
-        self.svids.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A record whose key is wiped when it goes.
-struct Wiped(SvidRecord);
-
-impl Drop for Wiped {
-    fn drop(&mut self) {
-        self.0.wipe();
     }
 }

@@ -254,8 +254,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         async move {
             let owner = keeper.membership().map(|own| own.spiffe_id);
             let first_bundle = keeper.bundles().0;
-            kept.restore(owner, first_bundle, |bundle| keeper.catch_up(bundle))
-                .await;
+            let trust = |bundle| {
+                keeper.catch_up(bundle);
+                keeper.credentials().borrow().clone()
+            };
+            kept.restore(owner, first_bundle, trust).await;
         }
     };
     let keeping = kept.run(link.credentials(), stop.clone());

@@ -9,6 +9,7 @@ pub(crate) mod report_service;
 pub(crate) mod sds;
 pub(crate) mod server;
 pub(crate) mod session;
+pub(crate) mod turns;
 pub(crate) mod workload_api;
 
 use std::sync::Arc;

@@ -242,6 +242,7 @@ impl Supplier {
                 true
             }
         });
+        self.kept.taken_over();
     }
 }
 

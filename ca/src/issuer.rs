@@ -1,6 +1,7 @@
 //! Who gets a certificate, and for how long: the one place that mints.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use crate::authority::jwt::JwtSigner;
 use crate::authority::x509::{Authority, Serial};
 use crate::issuance::jwt::{JwtMintError, JwtSigning, MintedJwt};
-use crate::issuance::{MintError, Minted, SubjectKey, Template, mint};
+use crate::issuance::{MintError, Minted, ReadBack, SubjectKey, Template, mint};
 
 /// Kinds of certificates, times results.
 const KINDS_MAX: usize = 20;
@@ -22,12 +23,16 @@ const JWT: &str = "jwt";
 /// What most certificates are for.
 const WORKLOAD: &str = "workload";
 
+/// Of so many certificates of workloads one is verified by its signature, too: which one, nobody knows before.
+const VERIFIED_EVERY: u8 = 16;
+
 /// The authority that signs here, and how long lives what it signs. It alone takes the two and entropy together.
 /// Clones are the same one.
 #[derive(Debug, Clone)]
 pub(crate) struct Issuer {
     signing: Arc<watch::Sender<Arc<Signing>>>,
     lives: Arc<RwLock<Lives>>,
+    proofs: Arc<Proofs>,
     jwt: JwtSigning,
     issued: Family<2, Counter>,
     took: Family<1, Histogram>,
@@ -39,6 +44,19 @@ pub(crate) struct Signing {
     pub(crate) authority: Authority,
     /// Its certificate, and after it those by which whoever knows only an older authority believes it.
     pub(crate) shown: Vec<CertificateDer<'static>>,
+}
+
+/// What is known of the signatures that are made here.
+///
+/// A signer that is at fault (a flipped bit in the key, a faulty processor) makes signatures that are none, and each of them
+/// tells something of the key to whoever has the certificate. None of them would be believed; and an agent verifies what it gets.
+/// So what matters is that a fault is found, and ends the signing, before many have left. See docs/decisions/0014-supply.md.
+#[derive(Debug, Default)]
+struct Proofs {
+    /// Whose last signature that was looked at was good. Each begins with one.
+    sound: Mutex<Weak<Signing>>,
+    /// One was bad: from now on each is verified.
+    is_suspect: AtomicBool,
 }
 
 /// How long certificates live.
@@ -67,6 +85,7 @@ impl Issuer {
         Self {
             signing: Arc::new(watch::Sender::new(Arc::new(signing))),
             lives: Arc::new(RwLock::new(lives)),
+            proofs: Arc::default(),
             jwt: JwtSigning::default(),
             issued: Family::new(["kind!", "result!"], KINDS_MAX),
             took: Family::new(["kind!"], KINDS_MAX),
@@ -230,7 +249,7 @@ impl Issuer {
 
     fn mint_by(
         &self,
-        signing: &Signing,
+        signing: &Arc<Signing>,
         kind: &'static str,
         template: &Template<'_>,
         key: &SubjectKey,
@@ -238,11 +257,50 @@ impl Issuer {
     ) -> Result<Minted, MintError> {
         let started = clock::moment();
         let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()));
-        let minted = serial.and_then(|serial| mint(&signing.authority, template, key, serial, now));
+        let minted = serial.and_then(|serial| {
+            let much = match kind == WORKLOAD && self.proofs.may_trust(signing, serial) {
+                true => ReadBack::Text,
+                false => ReadBack::Whole,
+            };
+            let minted = mint(&signing.authority, template, key, serial, now, much);
+            if much == ReadBack::Whole {
+                self.proofs.note(signing, &minted);
+            }
+            minted
+        });
         let result = if minted.is_ok() { "issued" } else { "failed" };
         self.issued.get([kind, result]).inc();
         self.took.get([kind]).observe(started.elapsed());
         minted
+    }
+}
+
+// === impl Proofs ===
+
+impl Proofs {
+    /// Whether this signature need not be verified. `serial` is random, so no fault can be aimed at those that are not.
+    fn may_trust(&self, signing: &Arc<Signing>, serial: Serial) -> bool {
+        let is_sound = std::ptr::eq(self.sound().as_ptr(), Arc::as_ptr(signing));
+        let is_drawn = serial.as_bytes().last().is_none_or(|last| last % VERIFIED_EVERY == 0);
+        is_sound && !is_drawn && !self.is_suspect.load(Relaxed)
+    }
+
+    fn note(&self, signing: &Arc<Signing>, minted: &Result<Minted, MintError>) {
+        match minted {
+            Ok(_) => *self.sound() = Arc::downgrade(signing),
+            Err(MintError::Signature) if !self.is_suspect.swap(true, Relaxed) => tracing::error!(
+                target: "hoplite::audit",
+                notice = true,
+                authority = signing.authority.name(),
+                "ALARM: the authority's signer made a signature that is none; from now on each is verified before it leaves. The key, or \
+                 this machine's memory or processor, is faulty: stop this CA and look at it"
+            ),
+            Err(_) => {}
+        }
+    }
+
+    fn sound(&self) -> MutexGuard<'_, Weak<Signing>> {
+        self.sound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,5 +311,58 @@ fn unnamed(spiffe_id: &SpiffeId, ttl: Duration) -> Template<'_> {
         dns_names: &[],
         common_name: None,
         ttl,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hoplite_identity::TrustDomain;
+    use rcgen::KeyPair;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn signing() -> Arc<Signing> {
+        let domain = TrustDomain::parse("prod.example").unwrap();
+        let authority = Authority::ephemeral(&domain, SystemTime::now(), HOUR);
+        let shown = Vec::new();
+        Arc::new(Signing { authority, shown })
+    }
+
+    fn minted(signing: &Signing) -> Result<Minted, MintError> {
+        let id = SpiffeId::parse("spiffe://prod.example/a").unwrap();
+        let key = SubjectKey::of_pair(&KeyPair::generate().unwrap());
+        let (serial, now) = (Serial::random().unwrap(), SystemTime::now());
+        mint(
+            &signing.authority,
+            &unnamed(&id, HOUR / 2),
+            &key,
+            serial,
+            now,
+            ReadBack::Whole,
+        )
+    }
+
+    /// The first of each authority, some at random of all that follow, and every one after a bad one.
+    #[test]
+    fn signatures_are_verified_at_first_now_and_then_and_always_after_a_fault() {
+        let (proofs, one, two) = (Proofs::default(), signing(), signing());
+        let serial = |last| Serial::from_entropy([last; 16]);
+        let all = || (0..=u8::MAX).map(serial);
+        assert!(!all().any(|serial| proofs.may_trust(&one, serial)), "its first");
+        proofs.note(&one, &minted(&one));
+        assert_eq!(all().filter(|serial| !proofs.may_trust(&one, *serial)).count(), 16);
+        assert!(
+            !all().any(|serial| proofs.may_trust(&two, serial)),
+            "the first of another"
+        );
+        proofs.note(&two, &minted(&two));
+        assert!(all().any(|serial| proofs.may_trust(&two, serial)));
+        // Of a time at which it is not valid: that is no fault of the signer's.
+        proofs.note(&two, &Err(MintError::AuthorityNotValid));
+        assert!(all().any(|serial| proofs.may_trust(&two, serial)));
+        proofs.note(&two, &Err(MintError::Signature));
+        proofs.note(&two, &minted(&two));
+        assert!(!all().any(|serial| proofs.may_trust(&two, serial)));
     }
 }

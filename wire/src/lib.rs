@@ -8,6 +8,7 @@
 
 mod backup_parts;
 pub mod channel;
+mod codec;
 mod entry;
 pub mod health;
 mod hearing;

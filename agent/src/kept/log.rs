@@ -10,22 +10,24 @@
 //! when the log is written anew, which happens when that is more than half of it. Whatever is not exactly what was written is
 //! [`Unusable`]: nothing of it counts.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use hoplite_host::files::{self, FileError};
-use prost::Message;
+use prost::bytes::Bytes;
+use prost::{DecodeError, Message};
 use ring::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use ring::rand::{SecureRandom, SystemRandom};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::kept::key::{KeyName, StorageKey};
-use crate::kept::record::{Batch, Change, Position, SvidRecord};
+use crate::kept::record::{Batch, Change, Position, RawBatch, RawChange, SvidRecord};
 
 /// The root of what is kept.
 pub(crate) const HEAD: &str = "supply.head";
@@ -59,23 +61,24 @@ pub(crate) struct Log {
     bytes: u64,
     frames: u64,
     /// What each entry takes of it: what was registered, and the SVID.
-    live: BTreeMap<String, [u64; 2]>,
+    live: HashMap<Box<str>, [u32; 2]>,
     live_bytes: u64,
     written: u64,
 }
 
-/// All that counts.
+/// All that counts, as parts of what was read, which is wiped when the last of them goes.
 #[derive(Debug, Default)]
 pub(crate) struct Content {
-    pub(crate) entries: BTreeMap<String, Slot>,
+    /// By the entry's id.
+    pub(crate) entries: HashMap<Bytes, Slot>,
     pub(crate) position: Position,
 }
 
-/// What is kept of one entry.
-#[derive(Debug, Default)]
+/// What is kept of one entry, not looked at yet.
+#[derive(Clone, Default)]
 pub(crate) struct Slot {
-    pub(crate) entry: Option<hoplite_wire::ca::Entry>,
-    pub(crate) svid: Option<SvidRecord>,
+    entry: Option<Bytes>,
+    svid: Option<Bytes>,
 }
 
 /// Why nothing of what is kept counts.
@@ -142,7 +145,7 @@ impl Log {
         let (cipher, key_name) = (key.for_file(&head.file_id, owner), key.name());
         let (cipher, key_name) = cipher.zip(key_name).ok_or(Unusable::Head)?;
         // Read by name once more than written: a link or another mode is refused.
-        let mut bytes = files::read_own(&dir.join(&name))?;
+        let mut bytes = Zeroizing::new(files::read_own(&dir.join(&name))?);
         let length = usize::try_from(head.bytes).unwrap_or(usize::MAX);
         if bytes.len() < length {
             return Err(Unusable::Short { log: name });
@@ -158,13 +161,14 @@ impl Log {
             owner: owner.to_owned(),
             bytes: head.bytes,
             frames: head.frames,
-            live: BTreeMap::new(),
+            live: HashMap::new(),
             live_bytes: 0,
             written: 0,
         };
         let mut content = Content::default();
-        let (mut rest, mut frame) = (bytes.as_mut_slice(), 0);
+        let (mut rest, mut frame, mut plains) = (bytes.as_mut_slice(), 0, Vec::new());
         while !rest.is_empty() {
+            let begin = length - rest.len() + size_of::<u32>() + NONCE_LEN;
             let (length, after) = rest.split_first_chunk_mut::<4>().ok_or_else(|| damaged(frame))?;
             let length = u32::from_be_bytes(*length) as usize;
             let (sealed, after) = after.split_at_mut_checked(length).ok_or_else(|| damaged(frame))?;
@@ -174,17 +178,27 @@ impl Log {
             let nonce = Nonce::assume_unique_for_key(*nonce);
             let plain = log.key.open_in_place(nonce, Aad::from(log.aad(frame)), sealed);
             let plain = plain.map_err(|_| damaged(frame))?;
-            let batch = Batch::decode(&*plain);
-            plain.zeroize();
-            for change in batch.map_err(|_| damaged(frame))?.changes {
-                log.count(&change);
-                content.take(change);
-            }
+            plains.push(Range {
+                start: begin,
+                end: begin + plain.len(),
+            });
             rest = after;
             frame += 1;
         }
         if frame != head.frames {
             return Err(damaged(frame));
+        }
+        // From here on it is shared, and wiped with the last of it.
+        let bytes = Bytes::from_owner(bytes);
+        for (frame, plain) in (0..).zip(plains) {
+            let batch = RawBatch::decode(bytes.slice(plain)).map_err(|_| damaged(frame))?;
+            for raw in batch.changes {
+                let long = raw.len();
+                let change = RawChange::decode(raw).map_err(|_| damaged(frame))?;
+                let id = std::str::from_utf8(&change.entry_id).map_err(|_| damaged(frame))?;
+                log.count(id, change.gone, change.svid.is_some(), long);
+                content.take(change);
+            }
         }
         log.sweep();
         Ok(Some((log, content)))
@@ -207,7 +221,7 @@ impl Log {
             owner: owner.to_owned(),
             bytes: 0,
             frames: 0,
-            live: BTreeMap::new(),
+            live: HashMap::new(),
             live_bytes: 0,
             written: 0,
         })
@@ -271,7 +285,12 @@ impl Log {
             frames += 1;
             long = 0;
             for mut change in batch.changes.drain(..) {
-                self.count(&change);
+                self.count(
+                    &change.entry_id,
+                    change.gone,
+                    change.svid.is_some(),
+                    change.encoded_len(),
+                );
                 if let Some(svid) = &mut change.svid {
                     svid.wipe();
                 }
@@ -334,22 +353,23 @@ impl Log {
         Ok(())
     }
 
-    fn count(&mut self, change: &Change) {
-        if change.entry_id.is_empty() {
+    /// A change of so many bytes counts in place of the one before it.
+    fn count(&mut self, id: &str, is_gone: bool, is_svid: bool, long: usize) {
+        if id.is_empty() {
             return;
         }
-        let long = change.encoded_len() as u64;
-        if change.gone {
-            let [entry, svid] = self.live.remove(&change.entry_id).unwrap_or_default();
-            self.live_bytes -= entry + svid;
+        if is_gone {
+            let gone = self.live.remove(id).unwrap_or_default();
+            self.live_bytes -= gone.into_iter().map(u64::from).sum::<u64>();
             return;
         }
-        let slot = self.live.entry(change.entry_id.clone()).or_default();
-        let of = match change.svid {
-            Some(_) => &mut slot[1],
-            None => &mut slot[0],
+        let [entry, svid] = match self.live.get_mut(id) {
+            Some(slot) => slot,
+            None => self.live.entry(id.into()).or_default(),
         };
-        self.live_bytes = self.live_bytes - *of + long;
+        let of = if is_svid { svid } else { entry };
+        let long = u32::try_from(long).unwrap_or(u32::MAX);
+        self.live_bytes = self.live_bytes - u64::from(*of) + u64::from(long);
         *of = long;
     }
 
@@ -465,40 +485,35 @@ impl fmt::Debug for Log {
 // === impl Content ===
 
 impl Content {
-    fn take(&mut self, change: Change) {
+    fn take(&mut self, change: RawChange) {
         if let Some(position) = change.position {
             self.position = position;
         }
         if change.gone {
-            if let Some(mut slot) = self.entries.remove(&change.entry_id) {
-                slot.wipe();
-            }
+            self.entries.remove(&change.entry_id);
         } else if change.entry.is_some() || change.svid.is_some() {
             let slot = self.entries.entry(change.entry_id).or_default();
-            if change.entry.is_some() {
-                slot.entry = change.entry;
-            }
-            if change.svid.is_some() {
-                slot.wipe();
-                slot.svid = change.svid;
-            }
+            slot.entry = change.entry.or(slot.entry.take());
+            slot.svid = change.svid.or(slot.svid.take());
         }
     }
 
+    /// What cannot be read is left out: it could not be used either.
     fn into_changes(self) -> Vec<Change> {
         let mut changes = Vec::with_capacity(2 * self.entries.len() + 1);
-        for (entry_id, slot) in self.entries {
-            if slot.entry.is_some() {
+        for (id, slot) in self.entries {
+            let entry_id = String::from_utf8_lossy(&id).into_owned();
+            if let Some(Ok(entry)) = slot.entry() {
                 changes.push(Change {
                     entry_id: entry_id.clone(),
-                    entry: slot.entry,
+                    entry: Some(entry),
                     ..Change::default()
                 });
             }
-            if slot.svid.is_some() {
+            if let Some(Ok(svid)) = slot.svid() {
                 changes.push(Change {
                     entry_id,
-                    svid: slot.svid,
+                    svid: Some(svid),
                     ..Change::default()
                 });
             }
@@ -514,10 +529,25 @@ impl Content {
 // === impl Slot ===
 
 impl Slot {
-    fn wipe(&mut self) {
-        if let Some(svid) = &mut self.svid {
-            svid.wipe();
-        }
+    /// As it was registered, if it was.
+    pub(crate) fn entry(&self) -> Option<Result<hoplite_wire::ca::Entry, DecodeError>> {
+        self.entry.clone().map(hoplite_wire::ca::Entry::decode)
+    }
+
+    /// Its SVID, if there was one.
+    pub(crate) fn svid(&self) -> Option<Result<SvidRecord, DecodeError>> {
+        self.svid.clone().map(SvidRecord::decode)
+    }
+
+    /// As it was registered, not looked at.
+    pub(crate) fn raw_entry(&self) -> Option<&Bytes> {
+        self.entry.as_ref()
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").finish_non_exhaustive()
     }
 }
 

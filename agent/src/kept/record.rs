@@ -1,8 +1,10 @@
 //! What is written of the supply: changes, each of which takes the place of the one before for its entry.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hoplite_wire::ca;
+use prost::bytes::Bytes;
 use zeroize::Zeroize;
 
 /// Changes that were written together.
@@ -30,6 +32,40 @@ pub(crate) struct Change {
     /// How far the CA was heard.
     #[prost(message, optional, tag = "5")]
     pub(crate) position: Option<Position>,
+}
+
+/// A [`Batch`] whose changes are not looked at yet: parts of what was read, and no copies.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct RawBatch {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub(crate) changes: Vec<Bytes>,
+}
+
+/// A [`Change`] of which only that is known which one it is.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct RawChange {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) entry_id: Bytes,
+    /// A `ca::Entry`.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub(crate) entry: Option<Bytes>,
+    /// An [`SvidRecord`].
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub(crate) svid: Option<Bytes>,
+    #[prost(bool, tag = "4")]
+    pub(crate) gone: bool,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) position: Option<Position>,
+}
+
+/// Of a `ca::Entry` its selectors only.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct RawSelectors {
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub(crate) selectors: Vec<Bytes>,
 }
 
 /// An SVID with its key.
@@ -72,6 +108,31 @@ pub(crate) struct Position {
     /// Of which epoch of the CA the revision is.
     #[prost(message, optional, tag = "5")]
     pub(crate) epoch: Option<ca::Epoch>,
+}
+
+/// Whole seconds, as they are written down.
+pub(crate) fn unix(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+// === impl RawBatch, RawChange, RawSelectors: there are keys in them ===
+
+impl fmt::Debug for RawBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawBatch").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RawChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawChange").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RawSelectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSelectors").finish_non_exhaustive()
+    }
 }
 
 // === impl SvidRecord ===

@@ -26,14 +26,13 @@ use hoplite_wire::sds::{
 use prost::Message;
 use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::attest::LocalProcess;
 use crate::refused::Refused;
-use crate::socket::admission::{Responses, admit};
+use crate::socket::admission::admit;
 use crate::socket::session::{Entitlement, Session, Sessions, Wake};
+use crate::socket::turns::{Teller, Turns};
 
 /// The only type this service has.
 const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -67,7 +66,7 @@ struct Named {
 
 /// What a state-of-the-world stream is subscribed to and was told. Pure.
 #[derive(Debug, Default)]
-struct WorldStream {
+pub(crate) struct WorldStream {
     /// None before the first request; empty for everything.
     names: Option<Vec<String>>,
     nonce: String,
@@ -78,7 +77,7 @@ struct WorldStream {
 
 /// What a delta stream is subscribed to and was told. Pure.
 #[derive(Debug, Default)]
-struct DeltaStream {
+pub(crate) struct DeltaStream {
     wildcard: bool,
     names: BTreeSet<String>,
     /// The versions the client has, by name.
@@ -92,7 +91,7 @@ struct DeltaStream {
 
 /// What a request calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reaction {
+pub(crate) enum Reaction {
     /// An acknowledgement, or an answer to something long superseded.
     Nothing,
     /// The subscription changed: answer, even if with nothing new.
@@ -109,23 +108,21 @@ impl SdsService {
 
 #[tonic::async_trait]
 impl SecretDiscoveryService for SdsService {
-    type StreamSecretsStream = Responses<DiscoveryResponse>;
-    type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
+    type StreamSecretsStream = Turns<Conversation<WorldStream>>;
+    type DeltaSecretsStream = Turns<Conversation<DeltaStream>>;
 
     async fn stream_secrets(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let (caller, slot) = admit(request.extensions())?;
-        let (sender, receiver) = mpsc::channel(1);
-        let protocol = Conversation {
+        Ok(Response::new(Turns::new(Conversation {
             session: self.sessions.session(&caller),
             refused: Arc::clone(&self.sessions.refused),
             _slot: slot,
-            sender,
-        };
-        tokio::spawn(protocol.run(request.into_inner(), WorldStream::default()));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+            requests: request.into_inner(),
+            protocol: WorldStream::default(),
+        })))
     }
 
     async fn delta_secrets(
@@ -133,15 +130,13 @@ impl SecretDiscoveryService for SdsService {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
         let (caller, slot) = admit(request.extensions())?;
-        let (sender, receiver) = mpsc::channel(1);
-        let protocol = Conversation {
+        Ok(Response::new(Turns::new(Conversation {
             session: self.sessions.session(&caller),
             refused: Arc::clone(&self.sessions.refused),
             _slot: slot,
-            sender,
-        };
-        tokio::spawn(protocol.run(request.into_inner(), DeltaStream::default()));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+            requests: request.into_inner(),
+            protocol: DeltaStream::default(),
+        })))
     }
 
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
@@ -159,8 +154,8 @@ impl SecretDiscoveryService for SdsService {
 }
 
 /// The two stream protocols, as far as the shell can see.
-trait Protocol {
-    type Request: Send;
+pub(crate) trait Protocol: Send + 'static {
+    type Request: Send + 'static;
     type Response: Send;
     /// Takes a request; the error ends the stream.
     fn request(&mut self, request: Self::Request, pid: i32) -> Result<Reaction, Status>;
@@ -173,55 +168,53 @@ trait Protocol {
 }
 
 /// One stream and its two ends.
-struct Conversation<T> {
+pub(crate) struct Conversation<P: Protocol> {
     session: Session,
     refused: Arc<Refused>,
     _slot: Slot,
-    sender: mpsc::Sender<Result<T, Status>>,
+    requests: Streaming<P::Request>,
+    protocol: P,
 }
 
-impl<T: Send> Conversation<T> {
-    async fn run<P: Protocol<Response = T> + Send>(mut self, mut requests: Streaming<P::Request>, mut protocol: P) {
+impl<P: Protocol> Teller for Conversation<P> {
+    type Answer = P::Response;
+
+    async fn next(&mut self) -> Option<Result<P::Response, Status>> {
         loop {
             let asked = tokio::select! {
                 wake = self.session.wake() => match wake {
                     Wake::Look => false,
-                    Wake::End => return,
+                    Wake::End => return None,
                 },
-                () = self.sender.closed() => return,
-                request = requests.message() => match request {
-                    Ok(Some(request)) => match protocol.request(request, self.session.caller().pid) {
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => match self.protocol.request(request, self.session.caller().pid) {
                         Ok(Reaction::Answer) => true,
                         Ok(Reaction::Nothing) => continue,
                         Err(status) => {
                             self.refused.call(self.session.caller(), SERVICE_NAME, status.message());
-                            self.session.deliver(&self.sender, Err(status)).await;
-                            return;
+                            return Some(Err(status));
                         }
                     },
-                    Ok(None) => return,
+                    Ok(None) => return None,
                     Err(status) => {
                         if matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
                             self.refused.call(self.session.caller(), SERVICE_NAME, status.message());
                         }
-                        return;
+                        return None;
                     }
                 },
             };
-            if !protocol.is_subscribed() {
+            if !self.protocol.is_subscribed() {
                 continue;
             }
-            let item = match self.session.entitlement().await {
-                Ok(entitlement) => protocol.answer(&entitlement, asked).map(Ok),
-                Err(status) => Some(Err(status)),
+            // In a box, because a stream that waits has no use for it.
+            let entitlement = match Box::pin(self.session.entitlement()).await {
+                Ok(entitlement) => entitlement,
+                Err(status) => return Some(Err(status)),
             };
-            let Some(item) = item else { continue };
-            if let Ok(response) = &item {
-                tell_unknown(&self.refused, self.session.caller(), P::unknown(response));
-            }
-            let last = item.is_err();
-            if self.session.deliver(&self.sender, item).await == Wake::End || last {
-                return;
+            if let Some(response) = self.protocol.answer(&entitlement, asked) {
+                tell_unknown(&self.refused, self.session.caller(), P::unknown(&response));
+                return Some(Ok(response));
             }
         }
     }

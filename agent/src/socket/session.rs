@@ -7,7 +7,7 @@
 //! who is being told already is told each one when it is there.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::peer_process::PeerProcess;
@@ -140,7 +140,7 @@ impl Session {
         let started = clock::moment();
         let is_new = self.place.is_none();
         // Whatever is on the disk is read within a moment of the start.
-        let _ = tokio::time::timeout(PATIENCE, self.kept.restored()).await;
+        let _ = tokio::time::timeout(PATIENCE, self.kept.is_read()).await;
         loop {
             self.launches.mark_unchanged();
             let so_far = match self.look_once().await? {
@@ -176,10 +176,10 @@ impl Session {
     async fn look_once(&mut self) -> Result<Found, Status> {
         let Some(supply) = self.supply.borrow_and_update().clone() else {
             let status = Status::unavailable("the agent has not heard from its CA since it started; try again soon");
-            return Ok(match self.kept.has_restored() {
-                true => Found::NotYet(status),
-                false => Found::Not(status),
-            });
+            return match self.kept.is_being_taken_over() {
+                true => Ok(self.look_early().await?.unwrap_or(Found::NotYet(status))),
+                false => Ok(Found::Not(status)),
+            };
         };
         if let Some(reason) = supply.dismissed() {
             return Ok(Found::Not(Status::permission_denied(format!(
@@ -201,20 +201,7 @@ impl Session {
             bundles,
         } = supply.matching(&seen.selectors);
         let now = clock::now();
-        let mut identities: Vec<Identity> = Vec::with_capacity(matching.len());
-        for supplied in &matching {
-            let svid = supplied.svid.as_ref().and_then(|svid| svid.get(now));
-            let Some(svid) = svid.cloned() else { continue };
-            // W-9: hints are unique in a response, and the first keeps it.
-            let taken = identities.iter().any(|identity| identity.hint == supplied.entry.hint);
-            let hint = if taken {
-                String::new()
-            } else {
-                supplied.entry.hint.clone()
-            };
-            let entry = Arc::clone(&supplied.entry);
-            identities.push(Identity { svid, entry, hint });
-        }
+        let identities = identities(&matching, now);
         let is_missing = |supplied: &&Supplied| supplied.svid.as_ref().is_none_or(|svid| svid.get(now).is_none());
         let missing: Vec<&Supplied> = matching.iter().filter(is_missing).collect();
         let is_coming = missing.iter().any(|supplied| supplied.is_coming);
@@ -257,12 +244,30 @@ impl Session {
         ))))
     }
 
+    /// What is the caller's of what was kept, before all of that is where it belongs.
+    async fn look_early(&mut self) -> Result<Option<Found>, Status> {
+        let Some(early) = self.kept.early() else {
+            return Ok(None);
+        };
+        let seen = self.attestor.attest(&self.caller).await;
+        let seen = seen.map_err(|exited| Status::aborted(exited.to_string()))?;
+        let Fitting { supplied, bundles } = early.matching(&seen.selectors);
+        let identities = identities(&supplied, clock::now());
+        // Less than all of it is no answer.
+        let is_whole = !identities.is_empty() && identities.len() == supplied.len();
+        Ok(is_whole.then_some(Found::Is(Entitlement { identities, bundles })))
+    }
+
     /// Waits until there may be something new to tell.
     pub(crate) async fn wake(&mut self) -> Wake {
         let heard = async {
             match &mut self.place {
                 Some(place) => place.changed().await,
-                None => std::future::pending().await,
+                // It was told what was kept, or nothing yet: of the supply itself.
+                None => match self.supply.changed().await {
+                    Ok(()) => {}
+                    Err(_) => std::future::pending().await,
+                },
             }
         };
         tokio::select! {
@@ -288,6 +293,25 @@ impl Session {
     pub(crate) fn caller(&self) -> &LocalProcess {
         &self.caller
     }
+}
+
+/// Those of what a caller matches that there are, the default first.
+fn identities(matching: &[Supplied], now: SystemTime) -> Vec<Identity> {
+    let mut identities: Vec<Identity> = Vec::with_capacity(matching.len());
+    for supplied in matching {
+        let svid = supplied.svid.as_ref().and_then(|svid| svid.get(now));
+        let Some(svid) = svid.cloned() else { continue };
+        // W-9: hints are unique in a response, and the first keeps it.
+        let taken = identities.iter().any(|identity| identity.hint == supplied.entry.hint);
+        let hint = if taken {
+            String::new()
+        } else {
+            supplied.entry.hint.clone()
+        };
+        let entry = Arc::clone(&supplied.entry);
+        identities.push(Identity { svid, entry, hint });
+    }
+    identities
 }
 
 // === impl Entitlement ===

@@ -8,13 +8,12 @@ use hoplite_wire::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::socket::admission::{Responses, admit, check_header};
+use crate::socket::admission::{admit, check_header};
 use crate::socket::jwt_api;
 use crate::socket::session::{Entitlement, Session, Sessions, Wake};
+use crate::socket::turns::{Teller, Turns};
 
 /// Two of these are equal when, and only when, a caller would be told the same.
 type Fingerprint = fn(&Entitlement) -> [u8; 32];
@@ -23,6 +22,18 @@ type Fingerprint = fn(&Entitlement) -> [u8; 32];
 #[derive(Debug, Clone)]
 pub(crate) struct WorkloadApiService {
     sessions: Sessions,
+}
+
+/// What one stream is told: the full state at each change.
+pub(crate) struct State<T> {
+    session: Session,
+    _slot: Slot,
+    /// The first answer, until it is given.
+    first: Option<Entitlement>,
+    message: fn(&Entitlement) -> T,
+    fingerprint: Fingerprint,
+    /// Of what was told last.
+    told: [u8; 32],
 }
 
 // === impl WorkloadApiService ===
@@ -44,51 +55,45 @@ impl WorkloadApiService {
         &self,
         request: &Request<Q>,
         message: fn(&Entitlement) -> T,
-        told: Fingerprint,
-    ) -> Result<Response<Responses<T>>, Status> {
+        fingerprint: Fingerprint,
+    ) -> Result<Response<Turns<State<T>>>, Status> {
         check_header(request)?;
         let (caller, slot) = admit(request.extensions())?;
         let mut session = self.sessions.session(&caller);
         let first = session.entitlement().await?;
-        let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(push(session, slot, sender, first, message, told));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(Turns::new(State {
+            session,
+            _slot: slot,
+            told: fingerprint(&first),
+            first: Some(first),
+            message,
+            fingerprint,
+        })))
     }
 }
 
-async fn push<T>(
-    mut session: Session,
-    _slot: Slot,
-    sender: mpsc::Sender<Result<T, Status>>,
-    first: Entitlement,
-    message: fn(&Entitlement) -> T,
-    fingerprint: Fingerprint,
-) {
-    let mut told = fingerprint(&first);
-    if session.deliver(&sender, Ok(message(&first))).await == Wake::End {
-        return;
-    }
-    drop(first); // a stream that waits holds on to no old supply
-    loop {
-        let wake = tokio::select! {
-            wake = session.wake() => wake,
-            () = sender.closed() => Wake::End,
-        };
-        if wake == Wake::End {
-            return;
+// === impl State ===
+
+impl<T: Send + 'static> Teller for State<T> {
+    type Answer = T;
+
+    async fn next(&mut self) -> Option<Result<T, Status>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok((self.message)(&first)));
         }
-        match session.entitlement().await {
-            Ok(now) if fingerprint(&now) == told => {}
-            Ok(now) => {
-                told = fingerprint(&now);
-                if session.deliver(&sender, Ok(message(&now))).await == Wake::End {
-                    return;
-                }
+        loop {
+            if self.session.wake().await == Wake::End {
+                return None;
             }
-            // W-6: also mid-stream, when all that the caller had is gone.
-            Err(status) => {
-                session.deliver(&sender, Err(status)).await;
-                return;
+            // W-6: also mid-stream, when all that the caller had is gone. In a box, because a stream that waits has no use for it.
+            let now = match Box::pin(self.session.entitlement()).await {
+                Ok(now) => now,
+                Err(status) => return Some(Err(status)),
+            };
+            let fingerprint = (self.fingerprint)(&now);
+            if fingerprint != self.told {
+                self.told = fingerprint;
+                return Some(Ok((self.message)(&now)));
             }
         }
     }
@@ -96,9 +101,9 @@ async fn push<T>(
 
 #[tonic::async_trait]
 impl SpiffeWorkloadApi for WorkloadApiService {
-    type FetchX509SVIDStream = Responses<X509svidResponse>;
-    type FetchX509BundlesStream = Responses<X509BundlesResponse>;
-    type FetchJWTBundlesStream = Responses<JwtBundlesResponse>;
+    type FetchX509SVIDStream = Turns<State<X509svidResponse>>;
+    type FetchX509BundlesStream = Turns<State<X509BundlesResponse>>;
+    type FetchJWTBundlesStream = Turns<State<JwtBundlesResponse>>;
 
     async fn fetch_x509svid(
         &self,

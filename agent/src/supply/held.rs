@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hoplite_identity::{CertificateDer, PeerRole, PeerVerifier, X509Svid};
 
-use crate::kept::record::SvidRecord;
+use crate::kept::record::{SvidRecord, unix};
 
 /// One SVID.
 #[derive(Debug)]
@@ -52,6 +52,20 @@ impl HeldSvid {
         }
     }
 
+    /// One that was checked, and that nobody has asked for: kept as one from the disk is, in half the memory.
+    pub(crate) fn closed(svid: &X509Svid, verifier: &Arc<PeerVerifier>) -> Self {
+        let leaf = svid.leaf();
+        let record = SvidRecord {
+            spiffe_id: leaf.spiffe_id().to_string(),
+            chain: svid.chain().iter().map(|certificate| certificate.to_vec()).collect(),
+            key: svid.key().secret_pkcs8_der().to_vec(),
+            not_before: unix(leaf.not_before()),
+            not_after: unix(leaf.not_after()),
+            ..SvidRecord::default()
+        };
+        Self::kept(record, verifier)
+    }
+
     pub(crate) fn not_before(&self) -> SystemTime {
         self.not_before
     }
@@ -82,23 +96,17 @@ impl HeldSvid {
     /// Whether authorities that are not tainted vouch for it.
     pub(crate) fn is_sound(&self, sound: &PeerVerifier, now: SystemTime) -> bool {
         if let Some(unopened) = &*self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
-            let chain = unopened
-                .record
-                .chain
-                .iter()
-                .map(|der| CertificateDer::from(der.as_slice()));
-            let chain: Vec<_> = chain.collect();
-            return sound.verify(&chain, PeerRole::Client, now).is_ok();
+            return unopened.is_verified_by(sound, now);
         }
         let opened = self.opened.get().and_then(Option::as_ref);
         opened.is_none_or(|svid| sound.verify(svid.chain(), PeerRole::Client, now).is_ok())
     }
 
-    /// Whether the trust bundle of now vouches for it. One that was never asked for is judged when it is.
-    pub(crate) fn is_vouched_for(&self, verifier: &Arc<PeerVerifier>, now: SystemTime) -> bool {
+    /// Whether the trust bundle of now vouches for it. One that was never asked for is judged when it is, unless `looks`.
+    pub(crate) fn is_vouched_for(&self, verifier: &Arc<PeerVerifier>, now: SystemTime, looks: bool) -> bool {
         if let Some(unopened) = &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner) {
             unopened.verifier = Arc::clone(verifier);
-            return true;
+            return !looks || unopened.is_verified_by(verifier, now);
         }
         let opened = self.opened.get().and_then(Option::as_ref);
         opened.is_some_and(|svid| verifier.verify(svid.chain(), PeerRole::Client, now).is_ok())
@@ -108,6 +116,12 @@ impl HeldSvid {
 // === impl Unopened ===
 
 impl Unopened {
+    fn is_verified_by(&self, verifier: &PeerVerifier, now: SystemTime) -> bool {
+        let chain = self.record.chain.iter();
+        let chain: Vec<_> = chain.map(|der| CertificateDer::from(der.as_slice())).collect();
+        verifier.verify(&chain, PeerRole::Client, now).is_ok()
+    }
+
     fn open(mut self) -> Option<Arc<X509Svid>> {
         let record = &mut self.record;
         let chain = std::mem::take(&mut record.chain).into_iter().map(Into::into).collect();

@@ -141,24 +141,27 @@ impl Supply {
     /// Puts what is new in its place. Answers whether any caller could tell.
     pub(crate) fn put(&self, news: Restock) -> bool {
         let mut changed = Vec::new();
-        let concerns_all = {
-            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
-            let mut concerns_all = shelves.dismissed != news.dismissed;
-            shelves.dismissed = news.dismissed;
-            shelves.tainted = news.tainted;
-            if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
-                shelves.bundles = Arc::new(bundles);
-                concerns_all = true;
-            }
-            concerns_all
-        };
         let mut entries = news.entries.into_iter().peekable();
-        // Of many one piece after another, so that callers need not wait for all of them.
-        while entries.peek().is_some() {
-            let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
-            for (id, supplied) in entries.by_ref().take(PUT_AT_ONCE) {
+        let mut shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
+        let mut concerns_all = shelves.dismissed != news.dismissed;
+        shelves.dismissed = news.dismissed;
+        shelves.tainted = news.tainted;
+        if let Some(bundles) = news.bundles.filter(|bundles| *bundles != *shelves.bundles) {
+            shelves.bundles = Arc::new(bundles);
+            concerns_all = true;
+        }
+        // Nobody may see another bundle with the SVIDs of before. Otherwise one piece after another, so that callers need
+        // not wait for all of them.
+        let at_once = if concerns_all { usize::MAX } else { PUT_AT_ONCE };
+        loop {
+            for (id, supplied) in entries.by_ref().take(at_once) {
                 shelves.put(&id, supplied, &mut changed);
             }
+            drop(shelves);
+            if entries.peek().is_none() {
+                break;
+            }
+            shelves = self.shelves.write().unwrap_or_else(PoisonError::into_inner);
         }
         let is_new = concerns_all || !changed.is_empty();
         // After the change, so that whoever is woken finds it.

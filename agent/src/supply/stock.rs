@@ -34,6 +34,8 @@ pub(crate) struct Stock {
     /// The ends of the SVIDs that are on the shelves.
     ends: BTreeSet<(SystemTime, EntryId)>,
     bundle: Option<Arc<TrustBundle>>,
+    /// By that bundle.
+    verifier: Option<Arc<PeerVerifier>>,
     /// Of the authorities that are not tainted; none while none is.
     sound: Option<Arc<PeerVerifier>>,
     /// Those whose SVID only a tainted authority vouches for.
@@ -88,6 +90,7 @@ impl Default for Stock {
             agenda: Agenda::default(),
             ends: BTreeSet::new(),
             bundle: None,
+            verifier: None,
             sound: None,
             tainted: BTreeSet::new(),
             restored: HashMap::new(),
@@ -163,11 +166,13 @@ impl Stock {
         }
         // That one more is trusted changes nothing for what is there.
         let has_all = self.bundle.as_ref().is_some_and(|before| bundle.has_all_of(before));
+        // What was read at the start is judged when somebody asks for it; what an authority was taken away from, now.
+        let looks = self.bundle.is_some() && !has_all;
         let is_foreign = |minted: &mut Minted| {
             let is_settled = has_all && minted.svid.is_opened();
-            !is_settled && !minted.svid.is_vouched_for(verifier, now)
+            !is_settled && !minted.svid.is_vouched_for(verifier, now, looks)
         };
-        self.sound = sound.cloned();
+        (self.verifier, self.sound) = (Some(Arc::clone(verifier)), sound.cloned());
         self.tainted.clear();
         let mut moved = Vec::new();
         for (id, wanted) in &mut self.wanted {
@@ -225,7 +230,12 @@ impl Stock {
             true => renewal::in_time(svid.renew_at(jitter), not_after, now),
             false => renewal::after_a_crowd(not_after, now, jitter),
         };
-        let held = HeldSvid::new(Arc::clone(svid));
+        // Most of what is minted is for nobody who is there.
+        let is_used = self.asked.contains(&entry.id) || before.is_some_and(|before| before.svid.is_opened());
+        let held = match &self.verifier {
+            Some(verifier) if !is_used => HeldSvid::closed(svid, verifier),
+            _ => HeldSvid::new(Arc::clone(svid)),
+        };
         let is_tainted = self.sound.as_ref().is_some_and(|sound| !held.is_sound(sound, now));
         if is_tainted {
             // The CA has not heard of the taint itself: it is asked again, not at once.

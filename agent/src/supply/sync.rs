@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::kept::{Kept, Restored};
+use crate::kept::Kept;
+use crate::kept::restored::Restored;
 use crate::node::epoch::Epoch;
 use crate::node::keeper::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
@@ -684,6 +685,12 @@ mod tests {
             let now = SystemTime::now();
             stock.want(view.release());
             assert!(supply.put(stock.restock(now)));
+            // Streams of others, whom none of it concerns.
+            let others = (0..1_000).map(|n| {
+                let texts = ["unix:uid:2".to_owned(), format!("unix:path:/{n}")];
+                supply.join(&texts.iter().map(|text| text.parse().unwrap()).collect())
+            });
+            let _others: Vec<_> = others.collect();
             let changed = names.iter().zip(&ids).cycle().take(CHANGES as usize).zip(2..);
             let mut held: BTreeMap<&EntryId, u64> = BTreeMap::new();
             let updates: Vec<ca::Update> = changed

@@ -415,7 +415,7 @@ impl From<&Leaf> for Issued {
 pub(crate) mod tests {
     use super::*;
     use crate::authority::x509::{Authority, Serial};
-    use crate::issuance::{SubjectKey, Template, mint};
+    use crate::issuance::{ReadBack, SubjectKey, Template, mint};
     use hoplite_identity::TrustDomain;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -505,7 +505,9 @@ pub(crate) mod tests {
                 ttl: Duration::from_secs(60),
             };
             let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
-            mint(&authority, &template, &key, serial, now).unwrap().leaf
+            mint(&authority, &template, &key, serial, now, ReadBack::Whole)
+                .unwrap()
+                .leaf
         };
         let (given, forged, next) = (leaf(serial), leaf(serial), leaf(Serial::random().unwrap()));
         let agent = Agent::joined(None, id(), "key".into(), Issued::from(&given));
@@ -548,9 +550,16 @@ pub(crate) mod tests {
                 ttl: Duration::from_secs(60),
             };
             let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
-            mint(&authority, &template, &key, Serial::random().unwrap(), now)
-                .unwrap()
-                .leaf
+            mint(
+                &authority,
+                &template,
+                &key,
+                Serial::random().unwrap(),
+                now,
+                ReadBack::Whole,
+            )
+            .unwrap()
+            .leaf
         };
         let shown = leaf("/hoplite/agent/n1");
         let good = Agent::joined(None, id(), "key".into(), Issued::from(&shown));

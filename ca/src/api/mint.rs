@@ -67,7 +67,8 @@ impl Mint {
         let key = SubjectKey::from_csr(csr)?;
         let minted = self.issuer.workload(&registered.entry, &key, self.now)?;
         let written = self.acts.issued(&minted, self.asked("issue"), Some(&registered.id))?;
-        tracing::info!(
+        // The CA's own log has each; that of the process one line a call.
+        tracing::debug!(
             target: "hoplite::audit",
             agent = %self.agent,
             entry = %registered.id,

@@ -602,6 +602,8 @@ impl wire::node_server::Node for Node {
             .map_err(|_| Status::internal("the CA failed while signing; its log says why"))?;
         let written = items.iter().flatten().map(|(_, written)| written.clone());
         let settled = self.0.acts.settled(written).await?;
+        let issued = items.iter().flatten().count();
+        tracing::info!(target: "hoplite::audit", agent = %peer.spiffe_id(), issued, refused = items.len() - issued, "issue");
         let result = |item: Result<(Minted, Written), NotIssued>| match item {
             Ok((minted, _)) => wire::IssueResult {
                 chain: (minted.leaves(&settled).iter())

@@ -297,7 +297,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use crate::authority::x509::{Authority, Serial};
-    use crate::issuance::{SubjectKey, Template, mint};
+    use crate::issuance::{ReadBack, SubjectKey, Template, mint};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -318,9 +318,16 @@ mod tests {
             ttl: Duration::from_secs(3600),
         };
         let key = SubjectKey::of_pair(&rcgen::KeyPair::generate().unwrap());
-        mint(&authority, &template, &key, Serial::random().unwrap(), now)
-            .unwrap()
-            .leaf
+        mint(
+            &authority,
+            &template,
+            &key,
+            Serial::random().unwrap(),
+            now,
+            ReadBack::Whole,
+        )
+        .unwrap()
+        .leaf
     }
 
     fn ann() -> Operator {

@@ -90,12 +90,19 @@ fn position(revision: u64) -> Change {
 }
 
 /// Revisions of entry and SVID.
-fn held(content: &Content) -> Vec<(&str, Option<u64>, Option<u64>)> {
+fn held(content: &Content) -> Vec<(String, Option<u64>, Option<u64>)> {
     let each = content.entries.iter().map(|(id, slot)| {
-        let entry = slot.entry.as_ref().map(|entry| entry.revision);
-        (id.as_str(), entry, slot.svid.as_ref().map(|svid| svid.entry_revision))
+        let entry = slot.entry().map(|entry| entry.unwrap().revision);
+        let svid = slot.svid().map(|svid| svid.unwrap().entry_revision);
+        (String::from_utf8(id.to_vec()).unwrap(), entry, svid)
     });
-    each.collect()
+    let mut each: Vec<_> = each.collect();
+    each.sort();
+    each
+}
+
+fn of(id: &str, entry: u64, svid: u64) -> (String, Option<u64>, Option<u64>) {
+    (id.to_owned(), Some(entry), Some(svid))
 }
 
 #[test]
@@ -103,11 +110,11 @@ fn the_last_of_each_counts_over_restarts() {
     let (world, mut log) = World::with(3);
     log.append(vec![svid(1, 2), gone(0), position(8)], &world.key).unwrap();
     let (mut log, content) = Log::open(world.dir.path(), &world.key, OWNER).unwrap().unwrap();
-    assert_eq!(held(&content), [("e1", Some(1), Some(2)), ("e2", Some(1), Some(1))]);
+    assert_eq!(held(&content), [of("e1", 1, 2), of("e2", 1, 1)]);
     assert_eq!((content.position.revision, log.owner()), (8, OWNER));
     log.append(vec![entry(2, 9)], &world.key).unwrap();
     let content = world.open().unwrap().unwrap();
-    assert_eq!(held(&content)[1], ("e2", Some(9), Some(1)));
+    assert_eq!(held(&content)[1], of("e2", 9, 1));
 }
 
 #[test]
@@ -178,7 +185,7 @@ fn damage_is_told_and_never_trusted_halfway() {
     assert!(world.open().unwrap().is_some(), "the good ones are good all the same");
     // What is behind the end counts for nothing: a crash left it there.
     files::write_private(&world.log_file(), &[&file[..], &[7; 100]].concat()).unwrap();
-    assert_eq!(held(&world.open().unwrap().unwrap())[0], ("e0", Some(1), Some(2)));
+    assert_eq!(held(&world.open().unwrap().unwrap())[0], of("e0", 1, 2));
     fs::remove_file(world.log_file()).unwrap();
     assert!(world.open().is_err());
 }
@@ -224,7 +231,7 @@ fn an_older_head_counts_as_far_as_it_went() {
     let old = fs::read(world.head_file()).unwrap();
     log.append(vec![svid(0, 2)], &world.key).unwrap();
     files::write_private(&world.head_file(), &old).unwrap();
-    assert_eq!(held(&world.open().unwrap().unwrap()), [("e0", Some(1), Some(1))]);
+    assert_eq!(held(&world.open().unwrap().unwrap()), [of("e0", 1, 1)]);
 }
 
 /// One rotation costs the same beside a hundred as beside twenty thousand others, and the log does not grow for ever.
@@ -266,9 +273,9 @@ fn a_full_disk_leaves_what_was() {
     assert!(log.append(vec![svid(0, 2)], &world.key).is_err());
     fs::remove_dir(&head).unwrap();
     fs::rename(&aside, &head).unwrap();
-    assert_eq!(held(&world.open().unwrap().unwrap()), [("e0", Some(1), Some(1))]);
+    assert_eq!(held(&world.open().unwrap().unwrap()), [of("e0", 1, 1)]);
     log.append(vec![svid(0, 3)], &world.key).unwrap();
-    assert_eq!(held(&world.open().unwrap().unwrap()), [("e0", Some(1), Some(3))]);
+    assert_eq!(held(&world.open().unwrap().unwrap()), [of("e0", 1, 3)]);
 }
 
 #[test]

@@ -9,6 +9,8 @@ use hoplite_wire::sds::secret_discovery_service_client::SecretDiscoveryServiceCl
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 const WEB: &str = "spiffe://prod.example/web";
 const DOMAIN: &str = "spiffe://prod.example";
