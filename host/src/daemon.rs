@@ -48,7 +48,7 @@ pub struct PlacedArguments {
 #[derive(Debug, Clone, Default, Args)]
 #[group(skip)] // flattened beside others
 pub struct Manner {
-    /// The form of log lines on standard error
+    /// The form of log lines on standard error; `HOPLITE_LOG` says which, for example `info,hoplite_proxy=debug`
     #[arg(long, value_enum, default_value_t)]
     pub log: Format,
     /// Stop when standard input ends: a supervisor holds the other end

@@ -55,7 +55,7 @@ pub(crate) enum AgentCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ProxyCommand {
     /// Run the proxy until it is told to stop
-    #[command(after_help = "Example:\n  hoplite proxy run --config /etc/hoplite/orders.toml")]
+    #[command(after_help = "Example:\n  hoplite proxy run --config /etc/hoplite/proxy/orders.toml")]
     Run(Arguments),
 }
 
