@@ -219,5 +219,6 @@ fuzzed!(
     invitation,
     jwt,
     foreign,
-    certificate
+    certificate,
+    entry
 );

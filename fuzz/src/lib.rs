@@ -3,5 +3,6 @@
 mod targets;
 
 pub use targets::{
-    TARGETS, Target, bundle, certificate, evaluation, foreign, grant, invitation, jwt, openapi, policies, request, routes, signers, table,
+    TARGETS, Target, bundle, certificate, entry, evaluation, foreign, grant, invitation, jwt, openapi, policies, request, routes, signers,
+    table,
 };

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod certificate;
+mod entry;
 mod evaluation;
 mod foreign;
 mod grant;
@@ -19,6 +20,7 @@ mod table;
 
 pub use bundle::bundle;
 pub use certificate::certificate;
+pub use entry::entry;
 pub use evaluation::evaluation;
 pub use foreign::foreign;
 pub use grant::grant;
@@ -41,7 +43,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target {
         name: "request",
         run: request,
@@ -90,6 +92,10 @@ pub const TARGETS: [Target; 13] = [
     Target {
         name: "certificate",
         run: certificate,
+    },
+    Target {
+        name: "entry",
+        run: entry,
     },
 ];
 
