@@ -16,7 +16,9 @@ use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
 use crate::addresses::CaAddresses;
+use crate::attest::k8s::KubernetesSettings;
 use crate::policy::Wanted;
+use crate::proofs::JoinSettings;
 
 /// Any local user may connect: attestation decides what each gets.
 const SOCKET_MODE: u32 = 0o666;
@@ -44,6 +46,12 @@ pub struct Config {
     /// credential of systemd, `${CREDENTIALS_DIRECTORY}/NAME`.
     #[serde(default, deserialize_with = "hoplite_host::credentials::optional_path")]
     pub join_token_file: Option<PathBuf>,
+    /// By what this node joins when nobody has invited it. Needs an attestor in the CA's configuration.
+    #[serde(default)]
+    pub join: Option<JoinSettings>,
+    /// The kubelet of this node, where workloads are pods.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesSettings>,
     /// A file (0600) with at least 32 random bytes that seal what is kept in `data_dir` for a start without the CA. May be a
     /// credential of systemd, `${CREDENTIALS_DIRECTORY}/NAME`. Without it the agent makes one in `data_dir`.
     #[serde(default, deserialize_with = "hoplite_host::credentials::optional_path")]

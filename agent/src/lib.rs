@@ -17,6 +17,7 @@ mod kept;
 mod metrics;
 mod node;
 mod policy;
+mod proofs;
 mod purge;
 mod refused;
 mod reload;
@@ -55,14 +56,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use addresses::CaAddresses;
+pub use attest::k8s::KubernetesSettings;
 pub use attest::launch::{Launcher, LauncherError};
 pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
 pub use joining::{JoinError, Joined, join, membership};
 pub use kept::lock::NotSole;
 pub use node::keeper::{Membership, NodeError};
+pub use proofs::{JoinSettings, TokenJoin, X509popJoin};
 
 use attest::Attestor;
+use attest::k8s::Kubelet;
 use attest::launch::Launches;
 use authorize::authorizer::Authorizer;
 use kept::Kept;
@@ -177,6 +181,11 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let authorizer = authorizer.transpose()?;
     let link = CaLink::new(config.ca.clone(), &config.trust_domain, keeper.credentials());
     link.learn(keeper.addresses());
+    let kubelet = config
+        .kubernetes
+        .as_ref()
+        .map(|settings| Kubelet::open(settings, Path::new("configuration")));
+    let kubelet = kubelet.transpose()?;
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
@@ -194,7 +203,7 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let connections = watch::Sender::new(None);
     let tokens = Tokens::new(connections.subscribe(), Arc::clone(link.metrics()));
     let sessions = Sessions {
-        attestor: Arc::new(Attestor::new(launches.clone())),
+        attestor: Arc::new(Attestor::new(launches.clone()).with(kubelet)),
         supply: supply.subscribe(),
         shutdown: stop.clone(),
         refused: Arc::default(),
@@ -262,7 +271,12 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
         }
     };
     let keeping = kept.run(link.credentials(), stop.clone());
-    let node = node::run(keeper, link.clone(), token_files.subscribe(), stop.clone());
+    let node = node::run(
+        keeper,
+        link.clone(),
+        (token_files.subscribe(), config.join.clone()),
+        stop.clone(),
+    );
     let peer_process = config.peer_process;
     let running = Running {
         socket: placed,

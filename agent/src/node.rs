@@ -1,4 +1,4 @@
-//! The node's own identity: joined with a one-time token, renewed at half life, kept on disk.
+//! The node's own identity: joined with a one-time token or by a proof of who it is, renewed at half life, kept on disk.
 
 pub(crate) mod epoch;
 mod held;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::node::keeper::{Keeper, Vouched};
 use crate::node::link::{CaError, CaLink, RETRY};
 use crate::node::step::{Facts, REATTEST_AGAIN, Step, Validity};
+use crate::proofs::JoinSettings;
 
 /// The longest sleep: clocks are set and machines suspended, and both must be noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ const TOKEN_POLL: Duration = Duration::from_secs(1);
 pub(crate) async fn run(
     keeper: Arc<Keeper>,
     link: CaLink,
-    token_files: watch::Receiver<Option<PathBuf>>,
+    (token_files, proof): (watch::Receiver<Option<PathBuf>>, Option<JoinSettings>),
     mut shutdown: Shutdown,
 ) {
     let mut backoff = RETRY;
@@ -60,7 +61,7 @@ pub(crate) async fn run(
         facts.cut_off = vouched == Some(Vouched::Not) || keeper.is_serial(distrusted.borrow_and_update().as_deref());
         let token_file = token_files.borrow().clone();
         let token = token_file.as_deref().and_then(|file| keeper.unspent_token(file));
-        facts.token = token.is_some();
+        facts.token = token.is_some() || proof.is_some();
         link.troubles().node_ends(facts.svid.map(|svid| svid.not_after));
         let now = clock::now();
         let step = facts.next(now);
@@ -69,15 +70,17 @@ pub(crate) async fn run(
             said = Some(step);
         }
         let work = async {
-            match (step, token) {
-                (Step::Join, Some(token)) => Some(keeper.join(&link, &token).await),
-                (Step::Renew, _) => Some(keeper.renew(&link).await),
-                (Step::Reattest, _) => Some(keeper.reattest(&link).await),
-                (Step::Sleep { until }, _) => {
+            match (step, token, &proof) {
+                // Somebody has put a token there for this very moment.
+                (Step::Join, Some(token), _) => Some(keeper.join(&link, &token).await),
+                (Step::Join, None, Some(proof)) => Some(keeper.attest(&link, proof).await),
+                (Step::Renew, ..) => Some(keeper.renew(&link).await),
+                (Step::Reattest, ..) => Some(keeper.reattest(&link).await),
+                (Step::Sleep { until }, ..) => {
                     tokio::time::sleep(until.duration_since(now).unwrap_or_default().min(SLEEP_MAX)).await;
                     None
                 }
-                (Step::Join | Step::NeedToken | Step::ClockBehind, _) => {
+                (Step::Join | Step::NeedToken | Step::ClockBehind, ..) => {
                     tokio::time::sleep(TOKEN_POLL).await;
                     None
                 }

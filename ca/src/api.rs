@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod admin_call;
+mod attesting;
 mod authorities;
 pub(crate) mod backups;
 mod entries;

@@ -16,6 +16,7 @@ use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
 use serde::Deserialize;
 
+use crate::attestors::AttestorSettings;
 use crate::authority::course::LAST_PART;
 use crate::authority::upstream::DiskUpstream;
 use crate::founding::Founding;
@@ -87,6 +88,9 @@ pub struct Config {
     /// How long after the end of its certificate an agent may still come back by the key of it, without a token; "0s" for never.
     #[serde(default = "thirty_days")]
     pub reattest_within: Span,
+    /// Who vouches for nodes that nobody has invited. Without any, nodes join with tokens alone.
+    #[serde(default, rename = "attestor")]
+    pub attestors: Vec<AttestorSettings>,
     /// Life of an operator's certificate. While it lasts it is prolonged by use, for 30 days at most.
     #[serde(default = "eight_hours")]
     pub operator_ttl: Span,
@@ -242,6 +246,7 @@ impl Config {
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
         self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
         self.oidc.iter().try_for_each(|oidc| oidc.check(file))?;
+        AttestorSettings::check(&self.attestors, file)?;
         if let StoreConfig::Postgres(settings) = &self.store {
             settings.check(file)?;
             if self.authority_rotates && !self.keys.are_shared() {

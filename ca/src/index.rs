@@ -182,7 +182,8 @@ impl Index {
 mod tests {
     use super::*;
     use crate::agents::agent::tests::issued;
-    use crate::agents::agent::{Agent, Attested, BY_TOKEN};
+    use crate::agents::agent::{Agent, Attested};
+    use crate::attestors::name::BY_TOKEN;
     use crate::authority::course::{Life, State};
     use crate::authority::trust::{Trust, Trusted};
     use crate::entries::entry::tests::{parse, sample};

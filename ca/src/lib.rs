@@ -11,6 +11,7 @@
 mod acts;
 mod agents;
 mod api;
+mod attestors;
 mod authority;
 pub mod backup;
 mod config;
@@ -42,6 +43,10 @@ mod wakes;
 mod write;
 
 pub use acts::{ActsError, Unwritten};
+pub use attestors::AttestorSettings;
+pub use attestors::k8s::K8sSettings;
+pub use attestors::oidc::OidcNodeSettings;
+pub use attestors::x509pop::X509popSettings;
 pub use authority::course::CourseError;
 pub use authority::sealing::SealingError;
 pub use authority::signer::SignerError;

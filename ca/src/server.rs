@@ -43,6 +43,7 @@ use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
 use crate::api::node::Node;
 use crate::api::port::Port;
+use crate::attestors::Attestors;
 use crate::authority::course::LAST_PART;
 use crate::authority::opened::Authorities;
 use crate::authority::x509::AuthorityError;
@@ -212,6 +213,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 /// As [`start`].
 pub async fn start_founding(config: Config, founding: Founding) -> Result<Running, StartError> {
     config.check(Path::new("configuration"))?;
+    let attestors = Attestors::open(
+        &config.attestors,
+        config.file.as_deref().unwrap_or(Path::new("configuration")),
+    )?;
     let rules = Rights::read(config.admin_policy_dir.as_deref())?;
     files::private_dir(&config.data_dir)?;
     let listener = listen(config.listen).await?;
@@ -292,6 +297,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         registry.clone(),
         issuer.clone(),
         acts.clone(),
+        attestors,
         publishing.clone(),
         fleet.clone(),
         (metrics.clone(), config.replicas.clone()),

@@ -14,10 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Excerpt;
 
-pub use kind::SelectorKind;
-
-/// The longest value of a selector, in bytes: a path.
-pub const SELECTOR_VALUE_BYTES_MAX: usize = 1024;
+pub use kind::{SELECTOR_VALUE_BYTES_MAX, SelectorKind};
 
 /// What a kind may differ in from what was written to be suggested in its place: letters changed, left out or added.
 const TYPOS_MAX: usize = 2;
@@ -65,6 +62,15 @@ pub enum InvalidSelector {
         /// `; did you mean …?`, if there is something near.
         nearest: String,
     },
+}
+
+impl FromStr for SelectorKind {
+    type Err = InvalidSelector;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| no_kind(text, ""))
+    }
 }
 
 // === impl Selector ===
@@ -208,8 +214,8 @@ fn no_kind(written: &str, value: &str) -> InvalidSelector {
     }
 }
 
-fn did_you_mean(near: &Selector) -> String {
-    format!("; did you mean `{near}`?")
+fn did_you_mean((kind, value): &(SelectorKind, String)) -> String {
+    format!("; did you mean `{kind}:{value}`?")
 }
 
 #[cfg(test)]

@@ -299,7 +299,8 @@ fn check_path(path: &str, input: &str) -> Result<(), InvalidSpiffeId> {
 impl Excerpt {
     const CHARS_MAX: usize = 80;
 
-    pub(crate) fn of(input: &str) -> Self {
+    /// What is shown of a text that somebody wrote.
+    pub fn of(input: &str) -> Self {
         let mut shown: String = input
             .chars()
             .take(Self::CHARS_MAX)

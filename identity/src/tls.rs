@@ -12,7 +12,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    PeerIncompatible, ServerConfig, SignatureScheme,
+    PeerIncompatible, RootCertStore, ServerConfig, SignatureScheme,
 };
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
@@ -64,6 +64,21 @@ pub fn web_server_config(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
+    config.alpn_protocols = protocols(alpn);
+    Ok(Arc::new(config))
+}
+
+/// For a client that knows servers by their names, for which these authorities of the web vouch, and shows nothing.
+///
+/// # Errors
+/// Only if the cryptography library offers no TLS 1.3.
+pub fn web_client_config(roots: RootCertStore, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, Error> {
+    let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
     config.alpn_protocols = protocols(alpn);
     Ok(Arc::new(config))
 }

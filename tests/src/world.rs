@@ -136,6 +136,7 @@ impl World {
             reattest_within: Span(Duration::from_secs(30 * 86_400)),
             jwt_ttl: Span(Duration::from_secs(300)),
             oidc: None,
+            attestors: Vec::new(),
             file: None,
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,
@@ -163,6 +164,8 @@ impl World {
             ca: ca.node_address().try_into().unwrap(),
             trust_bundle: dir.path().join("ca/bundle.pem"),
             join_token_file: Some(dir.path().join("token")),
+            join: None,
+            kubernetes: None,
             supply_key_file: None,
             socket: dir.path().join("agent.sock"),
             socket_mode: None,
@@ -411,11 +414,31 @@ impl World {
             socket: data_dir.join("agent.sock"),
             data_dir,
             join_token_file: Some(token),
+            join: None,
+            kubernetes: None,
             metrics_listen: None,
             ..self.agent_config.clone()
         };
         let mut agent = hoplite_agent::start(config, None).await.unwrap();
         assert!(agent.ready().await, "the agent has ended");
+        agent
+    }
+
+    /// Starts the agent of a node that nobody has invited, and waits until it has joined.
+    pub async fn start_attested_node(&self, dir: &str, join: hoplite_agent::JoinSettings) -> hoplite_agent::Running {
+        let data_dir = self.dir.path().join(dir);
+        files::private_dir(&data_dir).unwrap();
+        let config = hoplite_agent::Config {
+            socket: data_dir.join("agent.sock"),
+            data_dir,
+            join_token_file: None,
+            join: Some(join),
+            metrics_listen: None,
+            ..self.agent_config.clone()
+        };
+        let mut agent = hoplite_agent::start(config, None).await.unwrap();
+        let ready = tokio::time::timeout(Duration::from_secs(30), agent.ready()).await;
+        assert!(ready.expect("it joins in time"), "the agent has ended");
         agent
     }
 
@@ -425,6 +448,8 @@ impl World {
             data_dir: data_dir.to_owned(),
             socket: data_dir.join("agent.sock"),
             join_token_file: None,
+            join: None,
+            kubernetes: None,
             ..self.agent_config.clone()
         };
         hoplite_agent::start(config, None).await.unwrap()

@@ -3,7 +3,7 @@
 //! Types from [`workload`], [`ca`], [`sds`] and [`ext_authz`] are parsed into domain types at the edge, once, and go no further. The
 //! client side of the protocols that others speak stands here too, so that no other crate repeats it: [`channel`] dials
 //! Unix sockets and TLS endpoints, [`WorkloadApi`] is a Workload API client, [`PolicyFeed`] is told what is in force,
-//! [`reporting`] says what of a report has changed.
+//! [`reporting`] says what of a report has changed, [`https`] fetches a document from a server of somebody else's.
 //! [`read_part`] and [`write_part`] are the form of a backup. [`health`] answers gRPC's health protocol. [`Served`] is a connection on the server's side, [`Counted`] what is asked on it.
 
 mod backup_parts;
@@ -12,6 +12,7 @@ mod codec;
 mod entry;
 pub mod health;
 mod hearing;
+pub mod https;
 mod policy_feed;
 mod report_link;
 pub mod reporting;

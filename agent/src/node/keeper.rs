@@ -20,12 +20,25 @@ use crate::node::held::{self, Held, OnDisk};
 use crate::node::key::Key;
 use crate::node::link::{self, CaError, CaLink, Credentials};
 use crate::node::step::Validity;
+use crate::proofs::JoinSettings;
 
 /// The file in the data directory.
 pub(crate) const FILE: &str = "node.json";
 
 /// A CA that needs longer to sign one certificate is stuck.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A CA may have to ask others before it believes a proof.
+const ATTEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How a new SVID was come by.
+#[derive(Clone, Copy)]
+enum How<'a> {
+    Joined(&'a Token),
+    Attested,
+    /// By the key of the one before.
+    Renewed,
+}
 
 /// The node's secrets and what vouches for whom, in memory and on disk.
 #[derive(Debug)]
@@ -214,7 +227,19 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.join(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, Some(token))?;
+        self.accept(response.into_inner(), key, How::Joined(token))?;
+        link.learn(self.addresses());
+        Ok(())
+    }
+
+    /// Trades a proof of who this node is for an SVID. May be repeated: the key stays the same until it succeeded.
+    pub(super) async fn attest(&self, link: &CaLink, proof: &JoinSettings) -> Result<(), CaError> {
+        let key = self.joining_key()?;
+        let verifier = Arc::clone(&self.held().verifier);
+        let mut client = NodeClient::new(link.dial(None, verifier).await?);
+        let attesting = proof.attest(&mut client, key.csr()?);
+        let response = tokio::time::timeout(ATTEST_TIMEOUT, attesting).await;
+        self.accept(response.map_err(|_| CaError::Timeout)??, key, How::Attested)?;
         link.learn(self.addresses());
         Ok(())
     }
@@ -230,7 +255,7 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.renew(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, None)?;
+        self.accept(response.into_inner(), key, How::Renewed)?;
         link.learn(self.addresses());
         Ok(())
     }
@@ -253,7 +278,7 @@ impl Keeper {
         let response = tokio::time::timeout(CALL_TIMEOUT, client.reattest(request))
             .await
             .map_err(|_| CaError::Timeout)??;
-        self.accept(response.into_inner(), key, None)?;
+        self.accept(response.into_inner(), key, How::Renewed)?;
         link.learn(self.addresses());
         Ok(())
     }
@@ -285,7 +310,7 @@ impl Keeper {
     }
 
     /// Checks that what came is what was asked for, and keeps it.
-    fn accept(&self, response: SvidResponse, key: Key, token: Option<&Token>) -> Result<(), CaError> {
+    fn accept(&self, response: SvidResponse, key: Key, how: How<'_>) -> Result<(), CaError> {
         let svid = held::svid(response.chain.into_iter().map(Into::into).collect(), key.into_pkcs8())?;
         let bundle = response
             .bundle
@@ -293,7 +318,7 @@ impl Keeper {
             .transpose()?;
         let mut held = self.held();
         let is_agent = svid.spiffe_id().trust_domain() == &self.trust_domain && svid.spiffe_id().is_agent();
-        let renewed_as_other = token.is_none()
+        let renewed_as_other = matches!(how, How::Renewed)
             && held
                 .svid
                 .as_ref()
@@ -315,9 +340,13 @@ impl Keeper {
         held.disk.key = Some(svid.key_pem().as_str().to_owned());
         held.disk.chain = Some(svid.chain_pem());
         held.disk.ca_addresses = response.addresses;
-        if let Some(token) = token {
-            held.disk.joining_key = None;
-            held.disk.spent_token = Some(token.digest());
+        match how {
+            How::Joined(token) => {
+                held.disk.joining_key = None;
+                held.disk.spent_token = Some(token.digest());
+            }
+            How::Attested => held.disk.joining_key = None,
+            How::Renewed => {}
         }
         held.svid = Some(Arc::new(svid));
         self.save(&mut held);

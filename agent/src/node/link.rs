@@ -85,6 +85,9 @@ pub(crate) enum CaError {
     Answer(String),
     #[error("the CA's certificate for us cannot be used yet: {0}")]
     Clock(PeerRejected),
+    /// There is nothing to show it.
+    #[error("this node has nothing to prove who it is: {0}")]
+    NoProof(String),
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error("TLS cannot be set up: {0}")]

@@ -50,7 +50,7 @@ pub(crate) struct Agent {
 /// Who attested a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attested {
-    /// The attestor's name in the configuration; [`BY_TOKEN`] for join tokens.
+    /// The attestor's name in the configuration; `token` for join tokens.
     pub(crate) by: String,
     /// Which node it is for that attestor, whatever its key. Empty for a join token,
     /// which knows no nodes.
@@ -59,9 +59,6 @@ pub(crate) struct Attested {
     /// Unix seconds.
     pub(crate) at: u64,
 }
-
-/// The attestor of nodes that join with a token.
-pub(crate) const BY_TOKEN: &str = "token";
 
 /// That an agent was let in without a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

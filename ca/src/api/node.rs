@@ -17,6 +17,7 @@ use hoplite_identity::{
     BundleSet, CertificateDer, HostPort, Leaf, Moment, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, SpiffeId,
     TrustBundle, VerifiedPeer,
 };
+use hoplite_wire::ca::attest_response::Step as Answer;
 use hoplite_wire::{ca as wire, report as wire_report};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -28,11 +29,14 @@ use crate::acts::{Acts, Asked};
 use crate::agents::agent::{Denied, Issued, Standing, authorize};
 use crate::agents::holders::{Holders, Place};
 use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Renew};
+use crate::api::attesting::{Attested, Attesting, Line};
 use crate::api::jwt::JwtCalls;
 use crate::api::messages;
 use crate::api::mint::{Mint, NotIssued};
 use crate::api::reporting::Reporting;
 use crate::api::status::{Blame, ours};
+use crate::attestors::Attestors;
+use crate::attestors::name::BY_TOKEN;
 use crate::epoch::EpochName;
 use crate::fleet::Fleet;
 use crate::index::{Held, Update};
@@ -73,8 +77,11 @@ struct Shared {
     registry: Registry,
     issuer: Issuer,
     acts: Acts,
+    attestors: Attestors,
     publishing: Publishing,
     fleet: Fleet,
+    /// Of attestations that were refused, by where they come from.
+    attestations: Mutex<Failures<Source>>,
     /// Of joins with tokens that are not known, by where they come from.
     guesses: Mutex<Failures<Source>>,
     /// Of joins with tokens that are known, by the token's digest.
@@ -121,6 +128,7 @@ impl Node {
         registry: Registry,
         issuer: Issuer,
         acts: Acts,
+        attestors: Attestors,
         publishing: Publishing,
         fleet: Fleet,
         (metrics, replicas): (Metrics, Vec<HostPort>),
@@ -130,8 +138,10 @@ impl Node {
             registry,
             issuer,
             acts,
+            attestors,
             publishing,
             fleet,
+            attestations: Mutex::default(),
             guesses: Mutex::default(),
             failures: Mutex::default(),
             metrics,
@@ -270,7 +280,74 @@ impl Node {
             mint: move |agent: &SpiffeId| issuer.agent(agent, &key, now),
         };
         let minted = self.0.registry.write(join).await?;
+        let detail = [
+            ("attestor", BY_TOKEN.to_owned()),
+            ("kind", BY_TOKEN.to_owned()),
+            ("source", address.ip().to_string()),
+        ];
+        self.0
+            .acts
+            .own_act("Attest", minted.leaf.spiffe_id().to_string(), detail);
         self.first(minted, "join", address).await
+    }
+
+    /// One exchange with a node that nobody has invited, from its first word to its SVID.
+    async fn attested(self, mut line: Line, address: SocketAddr) {
+        let from = Source::address(address.ip());
+        let attesting = Attesting {
+            attestors: self.0.attestors.clone(),
+            registry: self.0.registry.clone(),
+            issuer: self.0.issuer.clone(),
+        };
+        let mut about = None;
+        // What is refused has cost some signatures to verify, and a line in the log.
+        let attempt = async {
+            let attested = attesting.run(&mut line).await;
+            let Attested {
+                attestor,
+                agent,
+                identity,
+                selectors,
+                result,
+            } = attested;
+            let (attestor, kind) = attestor.unwrap_or_default();
+            match result {
+                Ok(minted) => {
+                    about = Some((attestor, kind, identity, selectors));
+                    Ok(minted)
+                }
+                Err(refusal) => {
+                    let agent = agent.as_ref().map(tracing::field::display);
+                    let reason: String = refusal.reason.chars().take(2 * REASON_CHARS_MAX).collect();
+                    tracing::warn!(target: "hoplite::audit", attestor, agent, %address, selectors, outcome = "refused", reason, "attest");
+                    Err(refusal.status)
+                }
+            }
+        };
+        let admitted = limited(&self.0.attestations, from, "from this address", attempt).await;
+        self.0.metrics.joined(match &admitted {
+            Ok(_) => "attested",
+            Err(status) if status.code() == Code::ResourceExhausted => "limited",
+            Err(_) => "refused",
+        });
+        let answer = match admitted {
+            Ok(minted) => {
+                let (agent, (attestor, kind, identity, selectors)) =
+                    (minted.leaf.spiffe_id().clone(), about.unwrap_or_default());
+                tracing::info!(target: "hoplite::audit", %agent, attestor, kind, %address, selectors, outcome = "admitted", "attest");
+                let detail = [
+                    ("attestor", attestor),
+                    ("kind", kind.to_owned()),
+                    ("identity", identity),
+                    ("selectors", selectors),
+                    ("source", address.ip().to_string()),
+                ];
+                self.0.acts.own_act("Attest", agent.to_string(), detail);
+                self.svid(minted, "attest", address).await.map(Answer::Svid)
+            }
+            Err(status) => Err(status),
+        };
+        line.says(answer).await;
     }
 
     /// Whose certificate it is, though it may have ended. One that the store knows to the byte needs nobody to vouch for it: its
@@ -457,6 +534,25 @@ impl wire::node_server::Node for Node {
             Err(_) => "refused",
         });
         told("join", address, joined)
+    }
+
+    type AttestStream = ReceiverStream<Result<wire::AttestResponse, Status>>;
+
+    async fn attest(
+        &self,
+        request: Request<Streaming<wire::AttestRequest>>,
+    ) -> Result<Response<Self::AttestStream>, Status> {
+        let address = caller(&request)?.address;
+        let (answers, receiver) = mpsc::channel(1);
+        let line = Line::new(request.into_inner(), answers);
+        let (node, mut shutdown) = (self.clone(), self.0.shutdown.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = node.attested(line, address) => {}
+                () = shutdown.wait() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn login(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::SvidResponse>, Status> {

@@ -34,17 +34,18 @@ impl TokenIndex {
         Ok(())
     }
 
-    /// All by name, those that end first first.
+    /// All invitations by name, those that end first first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Token)> {
         self.by_end
             .iter()
             .filter_map(|(_, name)| Some((name.as_str(), self.tokens.get(name)?)))
+            .filter(|(_, token)| token.is_invitation())
     }
 
-    /// The name of the token with this id, and the token.
+    /// The name of the invitation with this id, and the token.
     pub(crate) fn of_id(&self, id: &str) -> Option<(&str, &Token)> {
         let (name, token) = self.tokens.range(id.to_owned()..).next()?;
-        (id.len() == ID_DIGITS && name.starts_with(id)).then_some((name, token))
+        (id.len() == ID_DIGITS && name.starts_with(id) && token.is_invitation()).then_some((name, token))
     }
 
     /// How many may still be used.

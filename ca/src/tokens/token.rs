@@ -37,6 +37,9 @@ pub(crate) struct Token {
     pub(crate) grants: BTreeSet<Selector>,
     /// Fingerprint of the key that used it.
     used_by: Option<String>,
+    /// The attestor to whom it was shown, of a token that somebody else has made. It is no invitation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shown_to: Option<String>,
 }
 
 /// Why a join is refused. Whoever lacks the token learns nothing but the first.
@@ -99,12 +102,26 @@ impl Token {
             expires_at,
             grants: BTreeSet::new(),
             used_by: None,
+            shown_to: None,
         }
     }
 
     /// One that grants the node so much.
     pub(crate) fn granting(self, grants: BTreeSet<Selector>) -> Self {
         Self { grants, ..self }
+    }
+
+    /// One that somebody else has made, shown to this attestor.
+    pub(crate) fn shown(admits: SpiffeId, expires_at: u64, attestor: String) -> Self {
+        Self {
+            shown_to: Some(attestor),
+            ..Self::new(admits, expires_at)
+        }
+    }
+
+    /// Whether it was made here, to invite somebody.
+    pub(crate) fn is_invitation(&self) -> bool {
+        self.shown_to.is_none()
     }
 
     /// Whether it is of no more use.

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use hoplite_identity::{Selector, SpiffeId};
 
-use crate::agents::agent::{Agent, Attested, BY_TOKEN, Issued};
+use crate::agents::agent::{Agent, Attested, Issued};
+use crate::attestors::name::BY_TOKEN;
 use crate::issuance::{MintError, Minted};
 use crate::record;
 use crate::tokens::token::{JoinRefused, Token};
@@ -152,7 +153,9 @@ where
     }
 
     fn decide(&self, found: Self::Reads) -> Result<(Changes, Minted), TokenError> {
-        let (token, agent) = found.ok_or(JoinRefused::Unknown)?;
+        let (token, agent) = found
+            .filter(|(token, _)| token.is_invitation())
+            .ok_or(JoinRefused::Unknown)?;
         if !token.admits.is_agent() {
             return Err(JoinRefused::NotAnAgents.into());
         }

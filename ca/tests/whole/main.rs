@@ -9,6 +9,7 @@
 )]
 
 mod acts;
+mod attesting;
 mod crowds;
 mod groups;
 mod operators;

@@ -46,6 +46,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         reattest_within: Span(Duration::from_secs(30 * 86_400)),
         jwt_ttl: Span(Duration::from_secs(300)),
         oidc: None,
+        attestors: Vec::new(),
         file: None,
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,

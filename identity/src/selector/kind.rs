@@ -1,10 +1,11 @@
 //! The table of selector kinds: what each says something about, of whom, and which values it takes.
 
 use std::fmt;
-use std::str::FromStr;
 
-use crate::selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, no_kind};
 use crate::{NODE_NAME_BYTES_MAX, ServiceName};
+
+/// The longest value of a selector, in bytes: a path.
+pub const SELECTOR_VALUE_BYTES_MAX: usize = 1024;
 
 /// The longest user name, in bytes, as Linux has it.
 const USER_BYTES_MAX: usize = 256;
@@ -240,31 +241,24 @@ impl SelectorKind {
         short && self.row().values.take(value)
     }
 
-    /// A selector that exists and was perhaps meant: this kind with another spelling of the value, or another kind.
-    pub(super) fn near(self, value: &str) -> Option<Selector> {
+    /// What exists and was perhaps meant: this kind with another spelling of the value, or another kind.
+    pub(super) fn near(self, value: &str) -> Option<(Self, String)> {
         let trimmed = value.trim();
-        let other = match self {
-            Self::UnixUid => Some(Self::UnixUser),
+        let spelt = self.row().values.spelt(trimmed);
+        if self.takes(&spelt) {
+            return Some((self, spelt));
+        }
+        let is_name = !trimmed.bytes().all(|byte| byte.is_ascii_digit());
+        match self {
+            Self::UnixUid if is_name && Self::UnixUser.takes(trimmed) => Some((Self::UnixUser, trimmed.to_owned())),
             _ => None,
-        };
-        let number = trimmed.bytes().all(|byte| byte.is_ascii_digit());
-        let otherwise = || Selector::of(other.filter(|_| !number)?, trimmed);
-        Selector::of(self, &self.row().values.spelt(trimmed)).or_else(otherwise)
+        }
     }
 }
 
 impl fmt::Display for SelectorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for SelectorKind {
-    type Err = InvalidSelector;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
-        found.ok_or_else(|| no_kind(text, ""))
     }
 }
 

@@ -6,6 +6,7 @@
 mod approved;
 mod attacks;
 mod authzen;
+mod autoscaled;
 mod conformance;
 mod entries;
 mod envoy;

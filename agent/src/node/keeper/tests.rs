@@ -78,7 +78,7 @@ fn identity_bundle_and_spent_token_survive_a_restart() {
 
     let svid = world.authority.svid("/hoplite/agent/n1", DAY);
     let (response, key) = answer(&svid, Some(world.wire_bundle(3)));
-    keeper.accept(response, key, Some(&token)).unwrap();
+    keeper.accept(response, key, How::Joined(&token)).unwrap();
     let keeper = world.open().unwrap();
     let credentials = keeper.credentials().borrow().clone().unwrap();
     assert_eq!(
@@ -124,10 +124,10 @@ fn what_the_ca_sends_must_be_what_was_asked_for() {
             &world.authority.svid("/hoplite/agent/n1", DAY),
             Some(world.wire_bundle(5)),
         );
-        keeper.accept(response, key, Some(&token)).unwrap();
+        keeper.accept(response, key, How::Joined(&token)).unwrap();
         let (response, key) = answer(svid, bundle);
         let key = if own_key { key } else { Key::generate().unwrap() };
-        match keeper.accept(response, key, joining.then_some(&token)) {
+        match keeper.accept(response, key, if joining { How::Joined(&token) } else { How::Renewed }) {
             Ok(()) => assert_eq!(expected, ""),
             Err(error) => {
                 assert!(
@@ -199,7 +199,7 @@ fn bundles_only_grow_newer_until_the_operator_says_otherwise() {
     assert_eq!(keeper.held().bundle.sequence(), 2);
 
     let (response, key) = answer(&world.authority.svid("/hoplite/agent/n1", DAY), None);
-    keeper.accept(response, key, Some(&Token::new("spent"))).unwrap();
+    keeper.accept(response, key, How::Joined(&Token::new("spent"))).unwrap();
     assert!(world.open().unwrap().credentials().borrow().is_some());
     let refounded = TestAuthority::new("prod.example");
     std::fs::write(world.bundle_file(), refounded.bundle().to_pem()).unwrap();
