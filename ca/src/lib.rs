@@ -61,6 +61,7 @@ pub use issuance::MintError;
 pub use oidc::{IssuerUrl, OidcError, OidcSettings};
 pub use record::BadRecord;
 pub use registry::FollowError;
+pub use rights::check_admin_policies;
 pub use rights::files::RightsError;
 pub use server::{Arguments, Running, StartError, run, start, start_founding};
 pub use write::{ReadError, WriteError};

@@ -7,6 +7,7 @@ pub(crate) mod words;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hoplite_host::hand;
 use hoplite_identity::TrustDomain;
 use hoplite_policy::Source;
 use hoplite_policy::rules::{Fact, Rules, Ruling, Thing};
@@ -60,6 +61,14 @@ pub(crate) struct Refused {
     why: String,
 }
 
+/// Whether a CA that runs as this user could go by the admin policies of a directory, for tools that look at it from outside.
+///
+/// # Errors
+/// Why it could not.
+pub fn check_admin_policies(directory: &Path, user: u32) -> Result<(), RightsError> {
+    Rights::read_by(Some(directory), user).map(drop)
+}
+
 // === impl Rights ===
 
 impl Rights {
@@ -71,8 +80,12 @@ impl Rights {
 
     /// Reads those of a directory, or those of this program. Where they cannot be used, those that are in force stay.
     pub(crate) fn read(directory: Option<&Path>) -> Result<ReadRules, RightsError> {
+        Self::read_by(directory, hand::own_user())
+    }
+
+    fn read_by(directory: Option<&Path>, user: u32) -> Result<ReadRules, RightsError> {
         let sources = match directory {
-            Some(directory) => files::read(directory)?,
+            Some(directory) => files::read(directory, user)?,
             None => vec![Source {
                 name: DEFAULT_NAME.to_owned(),
                 text: DEFAULT.to_owned(),

@@ -106,7 +106,11 @@ impl Directory {
             }
         }
         let listed = glance.as_ref().map_err(Clone::clone);
-        let read = match listed.and_then(|glance| read(&self.path, glance)) {
+        let read = listed.and_then(|glance| match &glance.other_hand {
+            Some(other) => Err(other.clone().into()),
+            None => read(&self.path, glance),
+        });
+        let read = match read {
             Err(FilesError::Vanished(_)) if self.is_being_saved() => return None,
             read => read,
         };
@@ -145,6 +149,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -171,6 +176,35 @@ mod tests {
         assert_eq!(look(), None, "and back");
         fs::remove_file(&file).unwrap();
         assert_eq!((look(), look().as_deref()), (None, Some("")), "a removal counts too");
+    }
+
+    #[test]
+    fn what_others_may_write_is_refused_until_they_may_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.cedar");
+        fs::write(&file, "permit").unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mut directory = Directory::new(dir.path().to_owned());
+        let mut look = || {
+            directory.changed();
+            let read = directory.changed()?;
+            Some(read.map(|sources| sources.len()).map_err(|error| error.to_string()))
+        };
+        mode(&file, 0o644);
+        assert_eq!(look(), None, "it was taken at the first look");
+        for (path, bad, good) in [(file.as_path(), 0o646, 0o644), (dir.path(), 0o707, 0o700)] {
+            mode(path, bad);
+            let refused = look().unwrap().unwrap_err();
+            assert!(
+                refused.contains("chmod go-w") && refused.contains("whoever writes here"),
+                "{refused}"
+            );
+            mode(path, good);
+            assert_eq!(look(), Some(Ok(1)));
+        }
+        mode(dir.path(), 0o707);
+        let mut at_start = Directory::new(dir.path().to_owned());
+        assert!(at_start.changed().unwrap().is_err());
     }
 
     #[test]

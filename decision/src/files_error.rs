@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use hoplite_host::hand::OtherHand;
+
 /// One file larger than this is a mistake.
 pub(crate) const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -14,6 +16,9 @@ pub enum FilesError {
     /// Something is in the wrong place.
     #[error("{0}")]
     Place(String),
+    /// Somebody else than root and the daemon's own user could write policy.
+    #[error("whoever writes here decides what is permitted: {0}")]
+    OtherHand(#[from] OtherHand),
     /// It has no policies at all.
     #[error("there is no `*.cedar` file in `{}`", .0.display())]
     NoPolicies(PathBuf),

@@ -40,7 +40,7 @@ pub use listing::Named;
 pub use log::LOG_NOTE;
 pub use metrics::{Metrics, Tally, Totals};
 pub use point::DecisionPoint;
-pub use policy_files::{PolicyFiles, read_policies};
+pub use policy_files::{PolicyFiles, check_hand, read_policies};
 pub use settings::{OnStale, reference_every};
 pub use signers::{Signers, SignersDoubt, SignersRefused};
 pub use trace::trace_id;

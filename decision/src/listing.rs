@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use hoplite_host::hand::{self, OtherHand};
 use hoplite_policy::files::{BREAK_GLASS_MODULE, HEADERS_FILE, MODULES_FILE, ROUTES_FILE};
 
 use crate::files_error::FilesError;
@@ -31,6 +32,8 @@ pub(crate) struct Listing {
     /// In the order of names.
     pub(crate) files: Vec<(String, Stamp)>,
     pub(crate) named: Vec<Named>,
+    /// Whoever else could write one of them, or put another beside it.
+    pub(crate) other_hand: Option<OtherHand>,
 }
 
 /// Inode, size, and time of change.
@@ -69,6 +72,8 @@ pub enum Named {
 /// A look in progress.
 struct Look<'a> {
     root: &'a Path,
+    /// Who reads it to decide by it.
+    user: u32,
     /// Where the directory really is, once a link asks for it.
     real: Option<PathBuf>,
     listing: Listing,
@@ -88,12 +93,19 @@ impl Named {
 impl Listing {
     /// What lies in a directory.
     pub(crate) fn of(root: &Path) -> Result<Self, FilesError> {
+        Self::read_by(root, hand::own_user())
+    }
+
+    /// The same, for a daemon that acts as this user.
+    pub(crate) fn read_by(root: &Path, user: u32) -> Result<Self, FilesError> {
         let mut look = Look {
             root,
+            user,
             real: None,
             listing: Self {
                 files: Vec::new(),
                 named: Vec::new(),
+                other_hand: None,
             },
         };
         look.folder(root, None)?;
@@ -126,6 +138,7 @@ impl Look<'_> {
     /// Adds what counts in the directory, or in the folder of a module.
     fn folder(&mut self, directory: &Path, module: Option<&str>) -> Result<(), FilesError> {
         let failed = |error: io::Error| FilesError::Directory(format!("`{}`: {error}", directory.display()));
+        self.in_hand(directory, &fs::metadata(directory).map_err(failed)?);
         for (seen, entry) in fs::read_dir(directory).map_err(failed)?.enumerate() {
             if seen >= ENTRIES_MAX {
                 let place = directory.display();
@@ -201,6 +214,7 @@ impl Look<'_> {
                 size: metadata.size(),
                 changed: (metadata.mtime(), metadata.mtime_nsec()),
             };
+            self.in_hand(&path, &metadata);
             self.listing.files.push((name, stamp));
         } else if lower.ends_with(".cedar") || TABLES.contains(&lower.as_str()) {
             return Err(FilesError::Case(name));
@@ -210,6 +224,13 @@ impl Look<'_> {
             self.listing.named.push(Named::Other(name));
         }
         Ok(())
+    }
+
+    /// Notes the first that others could change.
+    fn in_hand(&mut self, path: &Path, metadata: &Metadata) {
+        if self.listing.other_hand.is_none() {
+            self.listing.other_hand = hand::check_metadata(path, metadata, self.user).err();
+        }
     }
 
     /// Of what a name leads to in the end.

@@ -62,6 +62,15 @@ pub fn read_policies(directory: &Path) -> Result<PolicyFiles, FilesError> {
     Err(changed)
 }
 
+/// Whether a daemon of this user would go by the files of a directory, or refuse them because others could write them.
+///
+/// # Errors
+/// That it would refuse them, or that they cannot be read.
+pub fn check_hand(directory: &Path, user: u32) -> Result<(), FilesError> {
+    let listing = Listing::read_by(directory, user)?;
+    listing.other_hand.map_or(Ok(()), |other| Err(other.into()))
+}
+
 pub(crate) fn sources(texts: Vec<(String, String)>) -> Vec<Source> {
     texts.into_iter().map(|(name, text)| Source { name, text }).collect()
 }

@@ -14,6 +14,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod files;
 pub mod give;
+pub mod hand;
 pub mod held;
 mod hpack;
 pub mod http_authority;

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hoplite_host::files::{self, FileError};
+use hoplite_host::hand::{self, OtherHand};
 use hoplite_policy::rules::RULES_BYTES_MAX;
 use hoplite_policy::{Fault, Source};
 
@@ -31,10 +31,8 @@ pub enum RightsError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Somebody else could give themselves every right.
-    #[error(
-        "`{0}` can be written by others than its owner, who could give themselves every right here; run `chmod go-w` on it"
-    )]
-    Writable(String),
+    #[error("whoever writes `admin_policy_dir` has every right here: {0}")]
+    OtherHand(#[from] OtherHand),
     /// There are none.
     #[error("`admin_policy_dir = {}` has no `*.cedar` file, so nobody could do anything; put one there, or leave the setting out for the default policy", .0.display())]
     Empty(PathBuf),
@@ -62,13 +60,13 @@ impl RightsError {
     }
 }
 
-/// The policies of a directory, in the order of names.
-pub(crate) fn read(directory: &Path) -> Result<Vec<Source>, RightsError> {
+/// The policies of a directory, in the order of names, for a CA that acts as this user.
+pub(crate) fn read(directory: &Path, user: u32) -> Result<Vec<Source>, RightsError> {
     let failed = |source| RightsError::Directory {
         directory: directory.to_owned(),
         source,
     };
-    check_mode(directory).map_err(failed)??;
+    hand::check(directory, user).map_err(failed)??;
     let mut names = Vec::new();
     for found in fs::read_dir(directory).map_err(failed)? {
         let path = found.map_err(failed)?.path();
@@ -88,8 +86,9 @@ pub(crate) fn read(directory: &Path) -> Result<Vec<Source>, RightsError> {
     let mut sources = Vec::with_capacity(names.len());
     let mut bytes = 0_usize;
     for (name, path) in names {
-        check_mode(&path).map_err(failed)??;
-        let length = fs::metadata(&path).map_err(failed)?.len();
+        let metadata = fs::metadata(&path).map_err(failed)?;
+        hand::check_metadata(&path, &metadata, user)?;
+        let length = metadata.len();
         bytes = bytes.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
         if bytes > RULES_BYTES_MAX {
             return Err(RightsError::TooMany(directory.to_owned()));
@@ -98,13 +97,4 @@ pub(crate) fn read(directory: &Path) -> Result<Vec<Source>, RightsError> {
         sources.push(Source { name, text });
     }
     Ok(sources)
-}
-
-/// The outer error is the system's.
-fn check_mode(path: &Path) -> io::Result<Result<(), RightsError>> {
-    let is_others = fs::metadata(path)?.mode() & 0o022 != 0;
-    Ok(match is_others {
-        true => Err(RightsError::Writable(path.display().to_string())),
-        false => Ok(()),
-    })
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::files::{Files, Layout};
 use super::telling::{Listeners, Telling, Untold};
-use crate::output::{Form, print};
+use crate::output::{Form, one_line, print};
 
 /// How long an agent may refuse before the files go: an entry that is deleted and made anew costs nobody the files.
 const REFUSED_GRACE: Duration = Duration::from_secs(5);
@@ -234,7 +234,7 @@ impl Keeper<'_> {
     async fn act(&mut self) -> anyhow::Result<bool> {
         if let Some((svid, bundle)) = &self.pending {
             if let Err(error) = self.files.put(svid, bundle) {
-                self.warn(format!("{error:#}"));
+                self.warn(one_line(&error));
                 return Ok(false);
             }
             self.written = Some(Written::of(svid, bundle));
@@ -257,7 +257,7 @@ impl Keeper<'_> {
             && let Err(error) = self.files.told()
         {
             // They are told once more when the next one begins.
-            self.warn(format!("{error:#}"));
+            self.warn(one_line(&error));
         }
         self.untold = false;
         self.said = None;
@@ -309,7 +309,8 @@ impl Keeper<'_> {
                 ));
             }
             Err(error) => self.warn(format!(
-                "the agent refused an identity, and the files cannot be removed: {error:#}"
+                "the agent refused an identity, and the files cannot be removed: {}",
+                one_line(&error)
             )),
         }
     }

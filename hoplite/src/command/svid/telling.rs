@@ -1,14 +1,16 @@
 //! Tells a program that its files have changed: a command that is run, or a signal that is sent.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use hoplite_host::clock;
+use hoplite_host::hand::{self, OtherHand};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, open};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
@@ -17,8 +19,13 @@ use tokio::process::Command;
 /// How much later than its pid file a process may seem to have begun: a boot time is known to a second.
 const STALE_SLACK: Duration = Duration::from_secs(2);
 
+use crate::output::one_line;
+
 /// A pid file has a number first; postmaster.pid has a few lines behind it.
 const PID_FILE_BYTES_MAX: u64 = 4096;
+
+/// Of a directory in which only owners remove and rename.
+const STICKY: u32 = 0o1000;
 
 /// What `/proc` counts in; it is 100 on every architecture that Linux has nowadays, whatever the kernel's own is.
 const TICKS_A_SECOND: u32 = 100;
@@ -82,7 +89,7 @@ pub(crate) enum Untold {
     #[error("the process {0} is gone, so nobody reads the files any more")]
     Gone(i32),
     /// Worth trying again.
-    #[error("{0:#}")]
+    #[error("{}", one_line(.0))]
     Failed(anyhow::Error),
 }
 
@@ -221,7 +228,8 @@ impl Telling {
 /// The process that a pid file names. A number is used again by others: one who began after the file was written is not
 /// the one that it means.
 fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
-    let (text, written) = short(file).with_context(|| format!("cannot read the pid file `{}`", file.display()))?;
+    let (text, found) = short(file).with_context(|| format!("cannot read the pid file `{}`", file.display()))?;
+    let written = found.modified()?;
     let first = text.lines().next().unwrap_or_default().trim();
     let pid: i32 = first.parse().with_context(|| {
         let start: String = first.chars().take(40).collect();
@@ -233,6 +241,7 @@ fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
     })?;
     let process = opened(pid).with_context(|| format!("the pid file `{}` is stale", file.display()))?;
     // It is that process from here on, whichever it is.
+    trusted(file, &found, pid)?;
     if began(pid)? > written + STALE_SLACK {
         anyhow::bail!(
             "the pid file `{}` is stale: process {pid} began after it was written",
@@ -242,9 +251,57 @@ fn named(file: &Path) -> anyhow::Result<(i32, OwnedFd)> {
     Ok((pid, process))
 }
 
-/// The start of a file, and when it was written. Whoever owns it may have put anything in its place: what is no regular file is
+/// Whoever writes a pid file says whom this process signals, which may be root's: so it has to be root's, this user's, or of the user
+/// whose process it names, who could signal that himself; and so has the directory that it lies in.
+fn trusted(file: &Path, found: &Metadata, pid: i32) -> anyhow::Result<()> {
+    let process = user_of(pid)?;
+    let dir = match file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let around = fs::metadata(dir).with_context(|| format!("cannot look at `{}`", dir.display()))?;
+    let owners = [hand::own_user(), process];
+    // In one like `/tmp` nobody puts his own in the place of another's, and what he puts there is his own.
+    let is_sticky = around.mode() & STICKY != 0;
+    let judged = in_hand(file, found, owners).and_then(|()| match is_sticky {
+        true => Ok(()),
+        false => in_hand(dir, &around, owners),
+    });
+    judged.with_context(|| {
+        format!(
+            "the pid file `{}` is not believed, since somebody else than root and user {process}, whose process {pid} is, could have named it",
+            file.display()
+        )
+    })
+}
+
+fn in_hand(path: &Path, found: &Metadata, [own, process]: [u32; 2]) -> Result<(), OtherHand> {
+    match hand::check_metadata(path, found, process) {
+        Err(OtherHand::Owner { owner, .. }) if owner == own => Ok(()),
+        judged => judged,
+    }
+}
+
+/// The user whom a process belongs to: with whichever of its four user numbers it acts, they must be one.
+fn user_of(pid: i32) -> anyhow::Result<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let users: Vec<u32> = line
+        .unwrap_or_default()
+        .split_whitespace()
+        .flat_map(str::parse)
+        .collect();
+    match users.as_slice() {
+        [first, rest @ ..] if rest.len() == 3 && rest.iter().all(|user| user == first) => Ok(*first),
+        // It has root's rights, or may take them.
+        [_, ..] => Ok(0),
+        [] => anyhow::bail!("`/proc` does not say whose process {pid} is"),
+    }
+}
+
+/// The start of a file, and what it is. Whoever owns it may have put anything in its place: what is no regular file is
 /// not read, and of a long one no more than a number's length.
-fn short(file: &Path) -> io::Result<(String, SystemTime)> {
+fn short(file: &Path) -> io::Result<(String, Metadata)> {
     // A pipe that nobody writes to is opened at once, and then refused.
     let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let file = File::from(open(file, flags | OFlags::RDONLY, rustix::fs::Mode::empty())?);
@@ -254,7 +311,7 @@ fn short(file: &Path) -> io::Result<(String, SystemTime)> {
     }
     let mut text = String::new();
     file.take(PID_FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok((text, found.modified()?))
+    Ok((text, found))
 }
 
 /// Whether a process has ended, waited for or not; in doubt it has not.
@@ -290,6 +347,8 @@ fn began(pid: i32) -> anyhow::Result<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
 
     /// Whoever owns the file may put anything there; nobody waits for it, and nobody reads it to its end.
     #[test]
@@ -319,5 +378,46 @@ mod tests {
         let own = dir.path().join("own");
         fs::write(&own, format!("{}\nand more\n", std::process::id())).unwrap();
         assert_eq!(named(&own).unwrap().0, std::process::id().cast_signed());
+    }
+
+    /// Who may write the file, or put another in its place, chooses whom root signals.
+    #[test]
+    fn a_pid_file_that_others_could_have_written_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.pid");
+        fs::write(&file, std::process::id().to_string()).unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let refused = |words: &str| {
+            let error = format!("{:#}", named(&file).unwrap_err());
+            assert!(error.contains("is not believed") && error.contains(words), "{error}");
+        };
+        mode(&file, 0o646);
+        refused("chmod go-w");
+        mode(&file, 0o644);
+        mode(dir.path(), 0o707);
+        refused("chmod go-w");
+        mode(dir.path(), 0o1707);
+        named(&file).unwrap();
+        mode(dir.path(), 0o700);
+        if hand::own_user() != 0 {
+            return; // what follows is for root to make
+        }
+        let give = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None).unwrap();
+        give(&file, 65_534);
+        refused("belongs to user 65534");
+        give(&file, 0);
+        give(dir.path(), 65_534);
+        refused("belongs to user 65534");
+        // Its own process it may name, as PostgreSQL does in its data directory.
+        give(&file, 65_534);
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("60")
+            .uid(65_534)
+            .spawn()
+            .unwrap();
+        fs::write(&file, sleeper.id().to_string()).unwrap();
+        assert_eq!(named(&file).unwrap().0, sleeper.id().cast_signed());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
     }
 }
