@@ -6,6 +6,7 @@ mod lines;
 mod listing;
 pub(crate) mod moment;
 pub(crate) mod report;
+pub(crate) mod shown;
 mod stdout;
 mod table;
 pub(crate) mod waiting;

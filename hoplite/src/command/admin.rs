@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 use hoplite_identity::jwt::JwtAuthorities;
 use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
-use hoplite_wire::ca::{AgentRequest, Entry, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
+use hoplite_wire::ca::{Agent, AgentRequest, Entry, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
 
 use crate::command::reach::CaArgs;
+use crate::output::shown::Shown;
 use crate::output::{Column, Form, Listing, Output, print, print_json, verdict};
 
 #[derive(Debug, Args)]
@@ -27,6 +28,15 @@ pub(crate) struct ListingArgs {
     pub(crate) ca: CaArgs,
     #[command(flatten)]
     pub(crate) form: Form,
+}
+
+/// Of one that may be long.
+#[derive(Debug, Args)]
+pub(crate) struct AgentListArgs {
+    #[command(flatten)]
+    shown: Shown,
+    #[command(flatten)]
+    list: ListingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -117,22 +127,24 @@ const AGENT_COLUMNS: [Column; 5] = [
     Column::new("SELECTORS", "selectors"),
 ];
 
-pub(crate) fn agent_list(args: ListingArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn agent_list(args: AgentListArgs) -> anyhow::Result<ExitCode> {
+    let (args, shown) = (args.list, args.shown);
     let agents = args
         .ca
         .call(async |mut ca| Ok(ca.list_agents(ListAgentsRequest {}).await?.into_inner().agents))?;
-    let mut listing = Listing::new(&AGENT_COLUMNS);
-    for agent in agents {
-        listing.row(serde_json::json!({
+    let row = |agent: Agent| {
+        serde_json::json!({
             "spiffe_id": agent.spiffe_id, "serial": agent.serial,
             "expires_at": (agent.expires_at_unix != 0).then(|| rfc3339(agent.expires_at_unix)), "banned": agent.banned,
             "contested_at": (agent.contested_at_unix != 0).then(|| rfc3339(agent.contested_at_unix)),
             "selectors": agent.selectors.iter().map(|s| format!("{}:{}", s.kind, s.value)).collect::<Vec<_>>(),
             "attested_by": (!agent.attested_by.is_empty()).then_some(&agent.attested_by),
             "attested_at": (agent.attested_at_unix != 0).then(|| rfc3339(agent.attested_at_unix)),
-        }));
-    }
-    listing.print(args.form)?;
+        })
+    };
+    let mut listing = Listing::new(&AGENT_COLUMNS).like(&row(Agent::default()));
+    agents.into_iter().for_each(|agent| listing.row(row(agent)));
+    shown.print(listing, args.form)?;
     Ok(ExitCode::SUCCESS)
 }
 

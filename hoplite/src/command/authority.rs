@@ -179,7 +179,7 @@ fn list(args: AuthorityListArgs) -> anyhow::Result<ExitCode> {
     let answer = args
         .ca
         .call(async |mut ca| Ok(ca.list_authorities(asked).await?.into_inner()))?;
-    let mut listing = Listing::new(&COLUMNS);
+    let mut listing = Listing::new(&COLUMNS).like(&row(&Authority::default()));
     let shown = if jwt { &answer.jwt } else { &answer.authorities };
     for authority in shown {
         listing.row(row(authority));

@@ -43,7 +43,7 @@ pub(crate) enum AgentCommand {
     Purge(purge::PurgeArgs),
     /// List the agents that joined
     #[command(after_help = "Example:\n  hoplite agent list --output json")]
-    List(admin::ListingArgs),
+    List(admin::AgentListArgs),
     /// Refuse an agent for good: its SVID counts for nothing from now on
     #[command(after_help = "Example:\n  hoplite agent ban spiffe://demo.hoplite/hoplite/agent/local")]
     Ban(admin::AgentArgs),

@@ -23,7 +23,8 @@ use serde_json::json;
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
 use crate::command::reach::CaArgs;
 use crate::command::{admin, diagnosis};
-use crate::output::{Column, Form, Listing, NOTHING_DONE, Output, failed, print, print_json};
+use crate::output::shown::Shown;
+use crate::output::{Column, Listing, NOTHING_DONE, Output, failed, print, print_json};
 
 /// Deleted in one call.
 const DELETED_AT_ONCE: usize = 1_000;
@@ -192,6 +193,8 @@ pub(crate) struct ListEntriesArgs {
     #[arg(long, value_name = "HINT", default_value = "")]
     hint: String,
     #[command(flatten)]
+    shown: Shown,
+    #[command(flatten)]
     list: ListingArgs,
 }
 
@@ -256,7 +259,7 @@ pub(crate) fn run(command: EntryCommand) -> anyhow::Result<ExitCode> {
                 hint: args.hint,
                 ..ListEntriesRequest::default()
             };
-            show_entries(admin::entries(ca, asked)?, args.list.form)?;
+            args.shown.print(listing(admin::entries(ca, asked)?), args.list.form)?;
             Ok(ExitCode::SUCCESS)
         }
         EntryCommand::Show(args) => {
@@ -309,7 +312,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
             entry.id
         );
     }
-    show_entries(vec![entry], args.list.form)?;
+    listing(vec![entry]).print(args.list.form)?;
     Ok(done_or_not(existed))
 }
 
@@ -348,7 +351,7 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
             hoplite_host::tell!("{difference}");
         }
     }
-    show_entries(vec![entry], args.list.form)?;
+    listing(vec![entry]).print(args.list.form)?;
     Ok(done_or_not(existed))
 }
 
@@ -438,12 +441,12 @@ const COLUMNS: [Column; 6] = [
     Column::new("OWNER", "owner"),
 ];
 
-fn show_entries(entries: Vec<Entry>, form: Form) -> anyhow::Result<()> {
-    let mut listing = Listing::new(&COLUMNS);
+fn listing(entries: Vec<Entry>) -> Listing<EntryRow> {
+    let mut listing = Listing::new(&COLUMNS).like(&EntryRow::from(Entry::default()));
     for entry in entries {
         listing.row(EntryRow::from(entry));
     }
-    listing.print(form)
+    listing
 }
 
 fn selector_text(selector: &ca::Selector) -> String {

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use hoplite_host::{clock, files};
 use hoplite_identity::{BundleSet, Invitation, PeerVerifier, TrustBundle, tls};
 use hoplite_wire::ca::node_client::NodeClient;
-use hoplite_wire::ca::{JoinRequest, ListOperatorsRequest, OperatorRequest, WhoAmIRequest};
+use hoplite_wire::ca::{JoinRequest, ListOperatorsRequest, Operator, OperatorRequest, WhoAmIRequest};
 use hoplite_wire::channel::{self, IntroduceError};
 use tonic::Code;
 
@@ -219,13 +219,14 @@ pub(crate) fn operator(command: OperatorCommand) -> anyhow::Result<ExitCode> {
             let operators = args
                 .ca
                 .call(async |mut ca| Ok(ca.list_operators(asked).await?.into_inner().operators))?;
-            let mut listing = Listing::new(&COLUMNS);
-            for operator in operators {
-                listing.row(serde_json::json!({
+            let row = |operator: Operator| {
+                serde_json::json!({
                     "name": operator.name, "roles": operator.roles, "paths": operator.paths,
                     "signed_in": operator.signed_in, "banned": operator.banned,
-                }));
-            }
+                })
+            };
+            let mut listing = Listing::new(&COLUMNS).like(&row(Operator::default()));
+            operators.into_iter().for_each(|operator| listing.row(row(operator)));
             listing.print(args.form)?;
         }
         OperatorCommand::Ban(args) => {

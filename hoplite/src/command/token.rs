@@ -8,7 +8,7 @@ use hoplite_host::clock;
 use hoplite_identity::{Fingerprint, HostPort, Invitation};
 use hoplite_wire::ca::{
     CreateEntriesRequest, CreateOperatorTokenRequest, CreateTokenRequest, CreateTokenResponse, DeleteTokenRequest,
-    Entry, ListTokensRequest,
+    Entry, ListTokensRequest, Token,
 };
 use serde_json::json;
 use tonic::Code;
@@ -16,6 +16,7 @@ use tonic::Code;
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339, trust_domain};
 use crate::command::entry::ServiceOfUser;
 use crate::command::reach::CaArgs;
+use crate::output::shown::Shown;
 use crate::output::{Column, Listing, Output, failed, print, print_json, verdict};
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +46,8 @@ pub(crate) struct ListTokensArgs {
     /// Only those that may still be used
     #[arg(long)]
     open: bool,
+    #[command(flatten)]
+    shown: Shown,
     #[command(flatten)]
     list: ListingArgs,
 }
@@ -112,7 +115,13 @@ fn list(args: &ListTokensArgs) -> anyhow::Result<ExitCode> {
     let ca = &args.list.ca;
     let tokens = ca.call(async |mut ca| Ok(ca.list_tokens(ListTokensRequest {}).await?.into_inner().tokens))?;
     let now = clock::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let mut listing = Listing::new(&COLUMNS);
+    let row = |token: Token, state: &str| {
+        json!({
+            "id": token.id, "admits": token.admits, "expires_at": rfc3339(token.expires_at_unix), "state": state,
+            "grants": token.node_selectors.iter().map(|s| format!("{}:{}", s.kind, s.value)).collect::<Vec<_>>(),
+        })
+    };
+    let mut listing = Listing::new(&COLUMNS).like(&row(Token::default(), ""));
     for token in tokens {
         let has_ended = u64::try_from(token.expires_at_unix).unwrap_or_default() <= now.as_secs();
         let state = match (token.used, has_ended) {
@@ -121,13 +130,10 @@ fn list(args: &ListTokensArgs) -> anyhow::Result<ExitCode> {
             (false, false) => "open",
         };
         if state == "open" || !args.open {
-            listing.row(json!({
-                "id": token.id, "admits": token.admits, "expires_at": rfc3339(token.expires_at_unix), "state": state,
-                "grants": token.node_selectors.iter().map(|s| format!("{}:{}", s.kind, s.value)).collect::<Vec<_>>(),
-            }));
+            listing.row(row(token, state));
         }
     }
-    listing.print(args.list.form)?;
+    args.shown.print(listing, args.list.form)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use anstyle::Style;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::moment;
 use super::stdout::print;
@@ -57,6 +57,8 @@ enum How {
 #[derive(Debug)]
 pub(crate) struct Listing<T> {
     columns: Vec<Column>,
+    /// What rows have beside the columns, whether there is a row or not.
+    keys: BTreeSet<String>,
     rows: Vec<T>,
 }
 
@@ -95,6 +97,14 @@ impl Form {
     /// JSON, in one document or by lines.
     pub(crate) fn is_json(self) -> bool {
         matches!(self.output, ListOutput::Json | ListOutput::Jsonl)
+    }
+
+    /// Without the heading of CSV, for what follows a listing that has it.
+    pub(crate) fn without_heading(self, text: String) -> String {
+        match (self.output, text.split_once("\r\n")) {
+            (ListOutput::Csv, Some((_, rows))) => rows.to_owned(),
+            _ => text,
+        }
     }
 
     pub(crate) fn width(self) -> Option<usize> {
@@ -173,8 +183,24 @@ impl<T: Serialize> Listing<T> {
     pub(crate) fn new(columns: &[Column]) -> Self {
         Self {
             columns: columns.to_vec(),
+            keys: BTreeSet::new(),
             rows: Vec::new(),
         }
+    }
+
+    /// Has the keys of a row like this in the heading of CSV, whether there is a row or not: programs find the same columns always.
+    pub(crate) fn like(mut self, example: &impl Serialize) -> Self {
+        if let Ok(Value::Object(example)) = serde_json::to_value(example) {
+            self.keys.extend(example.into_iter().map(|(key, _)| key));
+        }
+        self
+    }
+
+    /// Of its rows these first ones. Answers how many are left out.
+    pub(super) fn keep(&mut self, rows: usize) -> usize {
+        let all = self.rows.len();
+        self.rows.truncate(rows);
+        all - self.rows.len()
     }
 
     pub(crate) fn row(&mut self, row: T) {
@@ -197,7 +223,7 @@ impl<T: Serialize> Listing<T> {
                 let lines: serde_json::Result<Vec<String>> = self.rows.iter().map(serde_json::to_string).collect();
                 lines?.iter().map(|line| format!("{line}\n")).collect()
             }
-            ListOutput::Csv => csv(&self.columns, &self.values()?),
+            ListOutput::Csv => csv(&self.columns, &self.keys, &self.values()?),
         })
     }
 
@@ -215,7 +241,7 @@ fn as_table(columns: &[Column], rows: &[Value]) -> Table {
 }
 
 /// The columns that people see first, then every other key.
-fn csv(columns: &[Column], rows: &[Value]) -> String {
+fn csv(columns: &[Column], known: &BTreeSet<String>, rows: &[Value]) -> String {
     let mut keys: Vec<&str> = Vec::new();
     for column in columns {
         if !keys.contains(&column.key) {
@@ -223,7 +249,8 @@ fn csv(columns: &[Column], rows: &[Value]) -> String {
         }
     }
     let objects = rows.iter().filter_map(Value::as_object);
-    let all: BTreeSet<&str> = objects.flat_map(|row| row.keys().map(String::as_str)).collect();
+    let of_rows = objects.flat_map(Map::keys);
+    let all: BTreeSet<&str> = known.iter().chain(of_rows).map(String::as_str).collect();
     keys.extend(
         all.into_iter()
             .filter(|key| columns.iter().all(|column| column.key != *key)),
@@ -305,6 +332,24 @@ mod tests {
         let whole: Value = serde_json::from_str(&rendered(ListOutput::Json)).unwrap();
         assert_eq!(whole, Value::Array(lines));
         assert_eq!(whole[1]["banned"], true);
+    }
+
+    #[test]
+    fn an_empty_listing_has_the_columns_of_a_full_one() {
+        let row = |name: &str| json!({"name": name, "level": "wrong", "at": 1});
+        let listing = || Listing::<Value>::new(&[Column::new("NAME", "name")]).like(&row(""));
+        let form = Form {
+            output: ListOutput::Csv,
+            wide: true,
+        };
+        let empty = listing().render(form, false).unwrap();
+        assert_eq!(empty, "name,at,level\r\n");
+        let mut full = listing();
+        full.row(row("x"));
+        let text = full.render(form, false).unwrap();
+        assert_eq!(text, format!("{empty}x,1,wrong\r\n"));
+        assert_eq!(form.without_heading(text), "x,1,wrong\r\n");
+        assert_eq!(Form::default().without_heading("a\r\nb".to_owned()), "a\r\nb");
     }
 
     #[test]

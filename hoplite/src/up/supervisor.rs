@@ -24,7 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::output::{part, plain};
+use crate::output::{one_line, part, plain};
 
 /// A child that dies again and again is started more and more slowly…
 const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -177,7 +177,7 @@ impl Keeper {
             let ended = match self.run().await {
                 Ok(None) => return, // stopped as asked
                 Ok(Some((pid, status, last_words))) => format!("pid {pid} {}{last_words}", describe(status)),
-                Err(error) => format!("cannot be started: {error:#}"),
+                Err(error) => format!("cannot be started: {}", one_line(&error)),
             };
             if !*self.up.borrow() {
                 let failed = format!("{}: {ended}", self.spec.name);

@@ -263,7 +263,7 @@ fn list(args: &ListingArgs) -> anyhow::Result<ExitCode> {
     let grants = args
         .ca
         .call(async |mut ca| Ok(ca.list_grants(ListGrantsRequest {}).await?.into_inner().grants))?;
-    let mut listing = Listing::new(&COLUMNS);
+    let mut listing = Listing::new(&COLUMNS).like(&listed(&Grant::default()));
     for grant in &grants {
         listing.row(listed(grant));
     }

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let shown = history.len();
         hoplite_host::tell!("only the newest {shown} are shown; --limit N shows more");
     }
-    let mut listing = Listing::new(&COLUMNS);
+    let mut listing = Listing::new(&COLUMNS).like(&listed(&PublishedPolicy::default()));
     for policy in &history {
         listing.row(listed(policy));
     }
