@@ -109,6 +109,9 @@ impl Shown {
             } else if supply.borrow().is_none() {
                 reasons.push("the CA has not said yet what is registered under this node".to_owned());
             }
+            if let Some(why) = supply.borrow().as_ref().and_then(|supply| supply.dismissed()) {
+                reasons.push(format!("the CA has dismissed this node: {why}"));
+            }
             let failure = log.as_ref().and_then(|log| log.upgrade()?.unrecorded());
             if let Some(failure) = failure {
                 reasons.push(format!(

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recordable, Recorder, RecorderError, Stage};
 use hoplite_host::clock;
+use hoplite_host::daemon::one_line;
 use hoplite_identity::{CertificateDer, EntryId, RegisteredEntry};
 use hoplite_seal::Hash;
 
@@ -119,6 +120,21 @@ impl Acts {
             place,
             state: Mutex::new(State::Writes(recorder)),
         })))
+    }
+
+    /// Why nothing can be written down, asked whenever somebody wants to know; none while it can, or once the log is closed. Nothing
+    /// is held open by it.
+    pub(crate) fn unwritten(&self) -> impl Fn() -> Option<String> + Send + Sync + use<> {
+        let held = Arc::downgrade(&self.0);
+        move || {
+            let acts = Self(held.upgrade()?);
+            // One that failed is tried again, so that it is known without a caller when there is room again.
+            let failed = match acts.recorder() {
+                Ok(recorder) => recorder.failure().inspect(|error| acts.fail(error))?,
+                Err(Unwritten(error)) => error,
+            };
+            Some(one_line(&failed))
+        }
     }
 
     /// The CA itself did this, by admin policies with this digest.

@@ -10,6 +10,7 @@ use hoplite_host::clock;
 use hoplite_otlp::Sent;
 use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 
+use crate::acts::Acts;
 use crate::authority::course::Life;
 use crate::issuer::Issuer;
 use crate::record;
@@ -88,8 +89,8 @@ impl Metrics {
         Watching(self.watches.clone())
     }
 
-    /// All that is shown of a CA. It keeps the store open no longer than `registry` does.
-    pub(crate) fn site(&self, registry: &Registry, issuer: &Issuer, store: PathBuf) -> Site {
+    /// All that is shown of a CA. It keeps the store open no longer than `registry` does, and the log than `acts`.
+    pub(crate) fn site(&self, registry: &Registry, issuer: &Issuer, acts: &Acts, store: PathBuf) -> Site {
         let mut to = Exposition::new("hoplite_ca");
         to.register(
             "calls",
@@ -123,16 +124,21 @@ impl Metrics {
             "What the store takes on the disk, policy bundles included",
             move |to| to.put(bytes_below(&store, FOLDERS_DEEP)),
         );
-        let held = registry.downgrade();
+        let (held, unwritten) = (registry.downgrade(), acts.unwritten());
         Site::new(to, move || match held.upgrade() {
             None => vec!["the CA is stopping".to_owned()],
-            Some(registry) => unready(&registry, clock::now()),
+            Some(registry) => unready(&registry, unwritten(), clock::now()),
         })
     }
 }
 
-fn unready(registry: &Registry, now: SystemTime) -> Vec<String> {
+fn unready(registry: &Registry, unwritten: Option<String>, now: SystemTime) -> Vec<String> {
     let mut reasons = Vec::new();
+    if let Some(error) = unwritten {
+        reasons.push(format!(
+            "what is done can be written down no longer, so nothing is done and nothing issued: {error}"
+        ));
+    }
     if let Some(error) = registry.stopped_because() {
         reasons.push(format!("nothing can be stored any more: {error}"));
     }

@@ -289,7 +289,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     publishing.sweep().await;
     let metrics = Metrics::default();
-    let site = Arc::new(metrics.site(&registry, &issuer, config.data_dir.join("store")));
+    let site = Arc::new(metrics.site(&registry, &issuer, &acts, config.data_dir.join("store")));
     // It reads the whole binary, once.
     let _ = tokio::task::spawn_blocking(Program::this).await;
     let fleet = Fleet::new(config.report_period.0);
@@ -323,7 +323,13 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         config.authority_ttl.0 / LAST_PART + Duration::from_secs(1),
         publishing,
         invites,
-        Reported::new(registry.clone(), fleet.clone(), rotation.clone(), shutdown.clone()),
+        Reported::new(
+            registry.clone(),
+            fleet.clone(),
+            rotation.clone(),
+            Arc::clone(&site),
+            shutdown.clone(),
+        ),
         Backups::new(
             registry.clone(),
             config.data_dir.clone(),

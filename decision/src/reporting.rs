@@ -1,6 +1,6 @@
 //! What a decision point says of itself, and how it is told to the agent: at once when something changes, else every few seconds.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hoplite_host::backoff::{Backoff, jitter};
@@ -24,6 +24,9 @@ const TOGETHER: Duration = Duration::from_millis(200);
 
 /// A stop does not wait longer for an agent.
 const GOODBYE_MAX: Duration = Duration::from_millis(500);
+
+/// Whoever reports more often than the agent hears is refused, and says goodbye a moment later.
+const GOODBYE_AGAIN: Duration = Duration::from_millis(120);
 
 /// An agent that is back is told within this time.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -115,11 +118,13 @@ pub fn describe(point: &DecisionPoint, now: SystemTime) -> Point {
 }
 
 /// Tells the agent at `address` (as in `SPIFFE_ENDPOINT_SOCKET`) what `describe` gives, at once, at each change of `epoch`, and
-/// every few seconds, until the stop. What goes wrong is tried again: a report that is late harms nobody.
+/// every few seconds, until the stop, and then that it leaves, with the error of `failure` if there is one. What goes wrong is tried
+/// again: a report that is late harms nobody.
 pub async fn keep_reporting(
     address: String,
     describe: impl Fn() -> Point + Send + Sync + 'static,
     mut epoch: watch::Receiver<u64>,
+    failure: Arc<OnceLock<String>>,
     mut shutdown: Shutdown,
 ) {
     // It reads the whole binary.
@@ -158,7 +163,14 @@ pub async fn keep_reporting(
             () = shutdown.wait() => {}
         }
         if shutdown.is_stopping() {
-            let _ = tokio::time::timeout(GOODBYE_MAX, link.leave(describe())).await;
+            let failure = failure.get().map(String::as_str).unwrap_or_default();
+            let goodbye = async {
+                while let Err(error) = link.leave(describe(), failure).await {
+                    debug!(%error, "the agent was not told that this ends");
+                    sleep(GOODBYE_AGAIN).await;
+                }
+            };
+            let _ = tokio::time::timeout(GOODBYE_MAX, goodbye).await;
             return;
         }
     }

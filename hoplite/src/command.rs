@@ -44,6 +44,15 @@ pub(crate) struct MeshDir {
     dir: Option<PathBuf>,
 }
 
+/// Whose files lie on a machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// Of its CA, its agent and its proxies; an error where there is nothing.
+    pub(crate) configs: anyhow::Result<Vec<PathBuf>>,
+    /// Directories that this user may not look into.
+    pub(crate) closed: Vec<PathBuf>,
+}
+
 // === impl MeshDir ===
 
 impl MeshDir {
@@ -112,6 +121,37 @@ impl MeshDir {
             );
         }
         Ok(configs)
+    }
+
+    /// The configuration files of the daemons of this machine, which are one list for all that look at daemons: those below the
+    /// directory that somebody said; else those that are installed; else those of this user's mesh.
+    pub(crate) fn of_machine(&self) -> Machine {
+        let installed = Places::installed();
+        if self.is_given() {
+            let configs = self.configs();
+            return Machine {
+                closed: self.path().map(|dir| Places::below(dir).closed()).unwrap_or_default(),
+                configs,
+            };
+        }
+        let (configs, closed) = (installed.configs(), installed.closed());
+        if !configs.is_empty() {
+            return Machine {
+                configs: Ok(configs),
+                closed,
+            };
+        }
+        match self.configs() {
+            // Who has a mesh of his own asks for that.
+            Ok(own) => Machine {
+                configs: Ok(own),
+                closed: Vec::new(),
+            },
+            nothing => Machine {
+                configs: nothing,
+                closed,
+            },
+        }
     }
 
     /// The sockets of the proxies that `hoplite run` started, or units of this machine.

@@ -17,19 +17,28 @@ use std::path::PathBuf;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use self::finding::{CHECK_MAX, Finding, fail, warn};
+use self::finding::{CHECK_MAX, Finding, fail, unseen, warn};
 use self::part::load;
 
 /// Which configuration files are looked at.
 #[derive(Debug)]
 pub(crate) struct Scope {
     files: Vec<PathBuf>,
+    /// Directories in which more may lie, and into which this user may not look.
+    closed: Vec<PathBuf>,
 }
 
 /// Looks at everything.
 pub(crate) async fn examine(scope: Scope) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if scope.files.is_empty() {
+    for dir in &scope.closed {
+        findings.push(unseen(
+            "configuration",
+            format!("{}: this user may not look what lies there", dir.display()),
+            "run this as root",
+        ));
+    }
+    if scope.files.is_empty() && scope.closed.is_empty() {
         let seen = "no configuration in /etc/hoplite, and no mesh of `hoplite up`";
         findings.push(warn(
             "configuration",
@@ -100,6 +109,10 @@ async fn blocking<T: Send + 'static>(
 
 impl Scope {
     pub(crate) fn of(files: Vec<PathBuf>) -> Self {
-        Self { files }
+        Self::with(files, Vec::new())
+    }
+
+    pub(crate) fn with(files: Vec<PathBuf>, closed: Vec<PathBuf>) -> Self {
+        Self { files, closed }
     }
 }

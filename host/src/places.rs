@@ -1,5 +1,7 @@
 //! Where things lie on a machine: of an installed Hoplite, and below one directory.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The places of one machine's CA, agent and proxies.
@@ -132,6 +134,22 @@ impl Places {
         configs.extend(listed(self.proxies_data()).iter().map(|dir| dir.join("proxy.toml")));
         configs.retain(|file| file.is_file());
         configs
+    }
+
+    /// The directories of [`configs`](Self::configs) that this user may not look into, so that nobody can say what lies there.
+    pub fn closed(&self) -> Vec<PathBuf> {
+        let is_closed =
+            |dir: &PathBuf| fs::read_dir(dir).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+        let parents = [self.ca_config(), self.agent_config()];
+        let parents = parents.iter().filter_map(|file| file.parent().map(Path::to_owned));
+        let data = self.proxies_data();
+        let services = fs::read_dir(&data).into_iter().flatten().flatten();
+        let services: Vec<PathBuf> = services.map(|entry| entry.path()).collect();
+        let below = [self.place("/etc/hoplite/proxy", "proxy"), data];
+        let mut closed: Vec<PathBuf> = parents.chain(below).chain(services).filter(is_closed).collect();
+        closed.sort();
+        closed.dedup();
+        closed
     }
 
     /// Below which the decision logs of all proxies lie.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hoplite_audit::{Options, Recorder};
@@ -63,6 +63,8 @@ pub struct Running {
     threads: Vec<std::thread::JoinHandle<()>>,
     /// Tells the agent how this proxy is, and at the stop that it leaves.
     reporting: Stopper,
+    /// The error with which it leaves, if it does.
+    failure: Arc<OnceLock<String>>,
     reporter: JoinHandle<()>,
     /// Spans and metrics, to a collector.
     sending: Option<Sending>,
@@ -216,7 +218,14 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
     let (reporting, leaving) = shutdown::channel();
     let described = admin.clone();
     let describe = move || described.report();
-    let reporter = tokio::spawn(keep_reporting(config.workload_api.clone(), describe, epoch, leaving));
+    let failure = Arc::default();
+    let reporter = tokio::spawn(keep_reporting(
+        config.workload_api.clone(),
+        describe,
+        epoch,
+        Arc::clone(&failure),
+        leaving,
+    ));
 
     // Traffic.
     for port in &ports {
@@ -255,6 +264,7 @@ async fn start_with(config: Config, traffic: Traffic) -> Result<Running, StartEr
         workers: questions,
         threads,
         reporting,
+        failure,
         reporter,
         sending,
         _control: control,
@@ -366,6 +376,9 @@ impl Daemon for Running {
     }
 
     async fn stop(self, why: &Result<(), StartError>) {
+        if let Err(error) = why {
+            let _ = self.failure.set(daemon::one_line(error));
+        }
         let drain = match why {
             Err(StartError::Log { .. }) => DRAIN_UNRECORDED_MAX,
             _ => DRAIN_MAX,

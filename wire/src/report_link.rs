@@ -37,18 +37,18 @@ impl ReportLink {
     /// # Errors
     /// [`FetchError::Closed`] when this agent takes no reports. Else it was not told: wait a little before the next try.
     pub async fn put(&mut self, point: Point) -> Result<Duration, FetchError> {
-        self.send(point, false).await
+        self.send(point, None).await
     }
 
-    /// Says that it stops in good order.
+    /// Says that it stops: in good order, or with an error that is not empty.
     ///
     /// # Errors
     /// As [`put`](Self::put).
-    pub async fn leave(&mut self, point: Point) -> Result<(), FetchError> {
-        self.send(point, true).await.map(drop)
+    pub async fn leave(&mut self, point: Point, failure: &str) -> Result<(), FetchError> {
+        self.send(point, Some(failure)).await.map(drop)
     }
 
-    async fn send(&mut self, point: Point, leaving: bool) -> Result<Duration, FetchError> {
+    async fn send(&mut self, point: Point, leaving: Option<&str>) -> Result<Duration, FetchError> {
         let sent = tokio::time::timeout(ANSWERS_WITHIN, self.try_send(point, leaving)).await;
         let sent = sent.unwrap_or_else(|_| Err(FetchError::Unavailable("no answer in time".to_owned())));
         if sent.is_err() {
@@ -57,7 +57,7 @@ impl ReportLink {
         sent
     }
 
-    async fn try_send(&mut self, point: Point, leaving: bool) -> Result<Duration, FetchError> {
+    async fn try_send(&mut self, point: Point, leaving: Option<&str>) -> Result<Duration, FetchError> {
         let client = match &mut self.client {
             Some(client) => client,
             none => {
@@ -71,7 +71,8 @@ impl ReportLink {
         };
         let mut request = Request::new(PutRequest {
             point: Some(point),
-            leaving,
+            leaving: leaving.is_some(),
+            failure: leaving.unwrap_or_default().to_owned(),
         });
         request
             .metadata_mut()

@@ -195,6 +195,9 @@ pub fn clean(report: &mut Report) {
 /// The same of one decision point.
 pub fn clean_point(point: &mut Point) {
     text(&mut point.key);
+    if let Some(state) = &mut point.state {
+        text(&mut state.failure);
+    }
     if let Some(about) = &mut point.about {
         text(&mut about.kind);
         text(&mut about.name);

@@ -11,7 +11,7 @@ use hoplite_decision::reporting::unix;
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_wire::report::{Point, PointState};
-use hoplite_wire::reporting::{self, POINT_BYTES_MAX, POINTS_MAX};
+use hoplite_wire::reporting::{self, POINT_BYTES_MAX, POINTS_MAX, TEXT_CHARS_MAX};
 use tokio::sync::{Notify, watch};
 
 use crate::attest::LocalProcess;
@@ -27,6 +27,9 @@ const SILENT_AFTER: Duration = Duration::from_secs(16);
 
 /// For so long it is told that a process ended without a word. Whoever was meant to be there is then somebody else's finding.
 const ENDED_TOLD: Duration = Duration::from_secs(600);
+
+/// … and for so long with which error it did: whoever looks in the morning shall read it.
+const FAILURE_TOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Before the CA has said it.
 const PERIOD_FIRST: Duration = Duration::from_secs(30);
@@ -60,6 +63,8 @@ struct Slot {
     point: Point,
     heard: SystemTime,
     ended: Option<SystemTime>,
+    /// The error with which it left; empty for none.
+    failure: String,
 }
 
 /// Why something is not kept. Whoever says it is told.
@@ -116,13 +121,9 @@ impl Points {
         Ok(())
     }
 
-    /// It stops in good order.
-    pub(crate) fn leave(&self, pid: i32, spiffe_id: &str) {
-        let owner = Owner {
-            spiffe_id: spiffe_id.to_owned(),
-            pid,
-        };
-        self.held().slots.remove(&owner);
+    /// It stops: in good order, or with an error that is not empty.
+    pub(crate) fn leave(&self, pid: i32, spiffe_id: &str, failure: &str) {
+        self.held().leave(pid, spiffe_id, failure, clock::now());
         self.news.notify_one();
     }
 
@@ -223,26 +224,49 @@ impl Held {
             point,
             heard: now,
             ended: None,
+            failure: String::new(),
         };
         self.slots.insert(owner.clone(), slot);
         Ok(Some((owner, self.number)))
     }
 
+    /// Whoever stops in good order is not missing; whoever stops with an error is, until it is back.
+    fn leave(&mut self, pid: i32, spiffe_id: &str, failure: &str, now: SystemTime) {
+        let owner = Owner {
+            spiffe_id: spiffe_id.to_owned(),
+            pid,
+        };
+        if failure.is_empty() {
+            self.slots.remove(&owner);
+        } else if let Some(slot) = self.slots.get_mut(&owner) {
+            slot.ended = Some(now);
+            slot.failure = failure.chars().take(TEXT_CHARS_MAX).collect();
+        }
+    }
+
     fn ended(&mut self, owner: &Owner, number: u64, now: SystemTime) {
         if let Some(slot) = self.slots.get_mut(owner).filter(|slot| slot.number == number) {
-            slot.ended = Some(now);
+            slot.ended.get_or_insert(now);
         }
     }
 
     fn now(&mut self, now: SystemTime) -> Vec<Point> {
-        let is_told = |ended: SystemTime| now.duration_since(ended).unwrap_or_default() < ENDED_TOLD;
-        self.slots.retain(|_, slot| slot.ended.is_none_or(is_told));
+        self.slots.retain(|_, slot| {
+            let told = if slot.failure.is_empty() {
+                ENDED_TOLD
+            } else {
+                FAILURE_TOLD
+            };
+            let is_told = |ended: SystemTime| now.duration_since(ended).unwrap_or_default() < told;
+            slot.ended.is_none_or(is_told)
+        });
         let points = self.slots.values().map(|slot| {
             let mut point = slot.point.clone();
             if let Some(state) = &mut point.state {
                 let is_silent = now.duration_since(slot.heard).unwrap_or_default() > SILENT_AFTER;
                 state.silent_since_unix = if is_silent { unix(slot.heard) } else { 0 };
                 state.ended_unix = slot.ended.map(unix).unwrap_or_default();
+                state.failure.clone_from(&slot.failure);
             }
             point
         });
@@ -297,7 +321,7 @@ mod tests {
         assert_eq!(put(&mut held, 7, "a", 1), Ok(false));
         let now = held.now(at(1));
         let [only] = now.as_slice() else { panic!("{now:?}") };
-        let state = only.state.unwrap();
+        let state = only.state.clone().unwrap();
         assert_eq!((&*only.key, state.pid, state.ended_unix), ("p00000001", 7, 0));
         assert_eq!(state.svid_not_after_unix, unix(at(900)));
         assert_eq!(
@@ -328,6 +352,33 @@ mod tests {
         held.ended(&owner, number, at(5));
         assert_eq!(held.now(at(604)).len(), 1);
         assert_eq!(held.now(at(605)).len(), 0);
+    }
+
+    #[test]
+    fn who_ends_with_an_error_is_missing_until_it_is_back() {
+        let mut held = Held::default();
+        let (owner, number) = held
+            .put(7, point("a", "ledger"), (at(0), at(900)), at(0))
+            .unwrap()
+            .unwrap();
+        held.leave(7, "b", "not its name", at(1));
+        held.leave(7, "a", &"the disk is full ".repeat(100), at(1));
+        held.ended(&owner, number, at(2));
+        let now = held.now(at(3));
+        let state = now[0].state.as_ref().unwrap();
+        assert_eq!((now.len(), state.ended_unix), (1, unix(at(1))));
+        assert!(state.failure.starts_with("the disk is full"));
+        assert_eq!(state.failure.chars().count(), TEXT_CHARS_MAX);
+        assert_eq!(held.now(at(3_600)).len(), 1, "for longer than an end without a word");
+        // It is back, and leaves in good order.
+        assert_eq!(put(&mut held, 8, "a", 4_000), Ok(true));
+        let now = held.now(at(4_000));
+        assert_eq!((now.len(), &*now[0].state.as_ref().unwrap().failure), (1, ""));
+        held.leave(8, "a", "", at(4_001));
+        assert!(held.now(at(4_001)).is_empty());
+        held.put(9, point("a", "ledger"), (at(0), at(900)), at(5_000)).unwrap();
+        held.leave(9, "a", "again", at(5_000));
+        assert_eq!(held.now(at(5_000 + 24 * 3600)).len(), 0, "nobody asks any more");
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! Whether the agent can hand out identities now, for gRPC's health protocol on its socket.
 
+use std::time::Duration;
+
 use hoplite_host::shutdown::Shutdown;
 use hoplite_wire::health::Readiness;
 
 use crate::supply::SupplyReceiver;
 
-/// The agent is ready once it has heard from its CA; what it has then, it goes on giving without the CA.
+/// How often it is looked whether that has changed, for those who watch.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The agent is ready once it has heard from its CA; what it has then, it goes on giving without the CA, until the CA dismisses it.
 #[derive(Debug, Clone)]
 pub(crate) struct SupplyReadiness {
     pub(crate) supply: SupplyReceiver,
@@ -14,12 +19,17 @@ pub(crate) struct SupplyReadiness {
 
 impl Readiness for SupplyReadiness {
     fn is_ready(&mut self) -> bool {
-        !self.shutdown.is_stopping() && self.supply.borrow_and_update().is_some()
+        !self.shutdown.is_stopping() && {
+            let supply = self.supply.borrow_and_update();
+            supply.as_ref().is_some_and(|supply| supply.dismissed().is_none())
+        }
     }
 
     async fn changed(&mut self) -> bool {
         tokio::select! {
             changed = self.supply.changed() => changed.is_ok(),
+            // Of a dismissal nobody is told who waits for a first word.
+            () = tokio::time::sleep(LOOK) => true,
             () = self.shutdown.wait() => false,
         }
     }
@@ -40,6 +50,7 @@ mod tests {
     use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
     use crate::socket::admission::STREAMS_PER_PROCESS_MAX;
+    use crate::supply::shelf::Restock;
     use crate::testing::{World, own};
 
     fn about(service: &str) -> HealthCheckRequest {
@@ -72,6 +83,17 @@ mod tests {
         }
         let refused = client.check(about("nobody")).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound);
+
+        // A node that the CA has banned gives nobody anything, and does not say that it could.
+        let dismissed = |why: Option<&str>| Restock {
+            dismissed: why.map(Into::into),
+            ..Restock::default()
+        };
+        let supply = world.supply.borrow().clone().unwrap();
+        supply.put(dismissed(Some("it is banned")));
+        assert_eq!(next(&mut whole).await, ServingStatus::NotServing);
+        supply.put(dismissed(None));
+        assert_eq!(next(&mut whole).await, ServingStatus::Serving);
 
         world.stopper.stop();
         assert_eq!(next(&mut whole).await, ServingStatus::NotServing);

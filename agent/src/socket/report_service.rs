@@ -35,7 +35,11 @@ impl Reports for ReportService {
             return Err(NotKept::TooSoon.into());
         }
         let entitlement = self.sessions.session(&caller).entitlement().await?;
-        let PutRequest { point, leaving } = request.into_inner();
+        let PutRequest {
+            point,
+            leaving,
+            failure,
+        } = request.into_inner();
         let point = point.unwrap_or_default();
         if point.about.as_ref().is_some_and(|about| about.kind != "proxy") {
             return Err(Status::invalid_argument(
@@ -64,7 +68,7 @@ impl Reports for ReportService {
             ))
         })?;
         if leaving {
-            self.points.leave(caller.pid, claimed);
+            self.points.leave(caller.pid, claimed, &failure);
         } else {
             let leaf = own.svid.leaf();
             let life = (leaf.not_before(), leaf.not_after());
@@ -108,6 +112,7 @@ mod tests {
                 ..Point::default()
             }),
             leaving,
+            failure: String::new(),
         });
         request.metadata_mut().insert(HEADER, "true".parse().unwrap());
         request

@@ -1,11 +1,13 @@
 //! The mesh as operators are shown it, from what agents reported.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hoplite_host::clock;
 use hoplite_host::program::Program;
 use hoplite_host::shutdown::Shutdown;
+use hoplite_telemetry::Site;
 use hoplite_wire::ca as wire;
 use hoplite_wire::report::{self, Point, Report};
 use tokio::sync::mpsc;
@@ -14,7 +16,7 @@ use tonic::Status;
 use crate::api::messages::unix_i64;
 use crate::epoch::Epoch;
 use crate::fleet::heard::{REPORTS_BYTES_MAX, Standing, decided, patience};
-use crate::fleet::judge::Trouble;
+use crate::fleet::judge::{Level, Trouble};
 use crate::fleet::{Fleet, Judged, View};
 use crate::index::Index;
 use crate::record::unix_seconds;
@@ -45,17 +47,25 @@ pub(crate) struct Reported {
     registry: Registry,
     fleet: Fleet,
     rotation: Rotation,
+    site: Arc<Site>,
     shutdown: Shutdown,
 }
 
 // === impl Reported ===
 
 impl Reported {
-    pub(crate) fn new(registry: Registry, fleet: Fleet, rotation: Rotation, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        fleet: Fleet,
+        rotation: Rotation,
+        site: Arc<Site>,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
             registry,
             fleet,
             rotation,
+            site,
             shutdown,
         }
     }
@@ -86,11 +96,15 @@ impl Reported {
 
     fn mesh_now(&self, goal: Option<&wire::Goal>) -> wire::Mesh {
         let now = clock::now();
-        // Before the index is locked: it looks there itself.
+        // Before the index is locked: these look there themselves.
+        let not_ready = self.site.unready();
         let (warning, rotates) = (self.rotation.warning(now), self.rotation.plan().rotates);
         let index = self.registry.index();
         let view = self.fleet.view(&index, Duration::ZERO, now);
-        let authorities = authorities(&index, rotates, warning);
+        let authorities = wire::Mesh {
+            not_ready,
+            ..authorities(&index, rotates, warning)
+        };
         mesh(&index, &self.fleet, &view, goal, authorities)
     }
 
@@ -101,11 +115,9 @@ impl Reported {
         view.sort();
         let (now, mut nodes) = (view.now, view.nodes);
         nodes.retain_mut(|node| {
-            if !request.kinds.is_empty() {
-                node.troubles
-                    .retain(|trouble| request.kinds.iter().any(|kind| kind == trouble.kind.as_str()));
-            }
-            let asked = !request.troubled && request.kinds.is_empty();
+            let everything = request.kinds.is_empty() && !request.wrong;
+            node.troubles.retain(|trouble| everything || is_asked(request, trouble));
+            let asked = !request.troubled && everything;
             (asked || !node.troubles.is_empty()) && node.name().contains(&request.node)
         });
         let matches = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
@@ -139,6 +151,11 @@ impl Reported {
         })?;
         Ok(node_report(found, 1, true, view.now))
     }
+}
+
+/// Whether a filter lets it pass: by its kind, or because it is wrong.
+fn is_asked(request: &wire::ListReportsRequest, trouble: &Trouble) -> bool {
+    (request.wrong && trouble.level == Level::Wrong) || request.kinds.iter().any(|kind| kind == trouble.kind.as_str())
 }
 
 /// What is said of authorities, and nothing else.
@@ -376,4 +393,37 @@ fn unix_ms(at: SystemTime) -> i64 {
 
 fn count(of: usize) -> u32 {
     u32::try_from(of).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::judge::Kind;
+
+    /// No kind is forgotten by who asks for what is wrong.
+    #[test]
+    fn what_is_wrong_is_asked_for_whatever_its_kind() {
+        let trouble = |kind, level| Trouble {
+            kind,
+            level,
+            point: String::new(),
+            text: String::new(),
+        };
+        let drift = wire::ListReportsRequest {
+            kinds: vec!["other-build".to_owned()],
+            wrong: true,
+            ..wire::ListReportsRequest::default()
+        };
+        for (kind, level, expected) in [
+            (Kind::PointEnded, Level::Wrong, true),
+            (Kind::Clock, Level::Wrong, true),
+            (Kind::Clock, Level::Notice, false),
+            (Kind::RecordFailures, Level::Wrong, true),
+            (Kind::WithoutSvid, Level::Wrong, true),
+            (Kind::OtherBuild, Level::Notice, true),
+            (Kind::Grants, Level::Notice, false),
+        ] {
+            assert_eq!(is_asked(&drift, &trouble(kind, level)), expected, "{kind:?}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use hoplite_ca::StartError;
 use hoplite_identity::{CertificateDer, Leaf};
 use hoplite_wire::ca::{
     AgentRequest, ApplyEntriesRequest, CreateEntriesRequest, CreateTokenRequest, DeleteEntriesRequest,
-    ListEntriesRequest, RenewRequest, UpdateEntriesRequest,
+    ListEntriesRequest, RenewRequest, ShowMeshRequest, UpdateEntriesRequest,
 };
 use tonic::Code;
 
@@ -235,6 +235,16 @@ async fn without_its_log_a_ca_does_nothing() {
     };
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.message().contains("cannot write down"), "{error}");
+    // Nor does it say that it could.
+    let mut not_ready = async || {
+        let mut meshes = admin.show_mesh(ShowMeshRequest::default()).await.unwrap().into_inner();
+        meshes.message().await.unwrap().unwrap().not_ready
+    };
+    let why = not_ready().await;
+    assert!(
+        why.len() == 1 && why[0].contains("can be written down no longer"),
+        "{why:?}"
+    );
     let refused = agent.issue(vec![(a.clone(), csr().1)]).await.unwrap();
     assert!(refused[0].error.contains("cannot write down"), "{refused:?}");
     let renewed = agent.client.renew(RenewRequest { csr: csr().1 }).await.unwrap_err();
@@ -263,6 +273,8 @@ async fn without_its_log_a_ca_does_nothing() {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let mut meshes = admin.show_mesh(ShowMeshRequest::default()).await.unwrap().into_inner();
+    assert_eq!(meshes.message().await.unwrap().unwrap().not_ready, Vec::<String>::new());
     let issued = agent.issue(vec![(a, csr().1)]).await.unwrap();
     assert_eq!(issued[0].error, "");
     assert_eq!(verify_log(&log).unwrap().findings, []);

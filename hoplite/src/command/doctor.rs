@@ -1,7 +1,7 @@
 //! `hoplite doctor`: looks at one machine, and says of each thing whether it is well, what was seen and what to do.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anstyle::Style;
@@ -10,9 +10,6 @@ use crate::command::MeshDir;
 use crate::doctor::finding::{Finding, Verdict};
 use crate::doctor::{self, Scope};
 use crate::output::{Column, Form, Listing, coloured, print, verdict};
-
-/// Where the files of an installed machine lie.
-const INSTALLED: &str = "/etc/hoplite";
 
 /// What stands in a row of CSV first.
 const COLUMNS: [Column; 4] = [
@@ -31,7 +28,7 @@ const WIDTH_MIN: usize = 40;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  hoplite doctor\n  hoplite doctor --config /etc/hoplite/agent.toml --output json\n\n\
-    Looks at the files in /etc/hoplite, else at the mesh of `hoplite up`. Needs no root, and says what it could not see.\n\
+    Looks at the files in /etc/hoplite and at those that `hoplite run` wrote, else at the mesh of `hoplite up`. Needs no root, and says what it could not see.\n\
     Exit codes: 0 nothing failed, 1 something did, 2 wrong usage."
 )]
 pub(crate) struct Args {
@@ -107,34 +104,13 @@ impl Args {
         if !self.configs.is_empty() {
             return Ok(Scope::of(self.configs.clone()));
         }
-        if self.dir.is_given() {
-            return Ok(Scope::of(self.dir.configs()?));
-        }
-        let mut files = toml_files(Path::new(INSTALLED));
-        if is_closed(Path::new(INSTALLED)) {
-            // Not seen, and said to be.
-            files.extend(["ca.toml", "agent.toml"].map(|name| Path::new(INSTALLED).join(name)));
-        }
-        files.extend(toml_files(&Path::new(INSTALLED).join("proxy")));
-        if files.is_empty() {
-            files = self.dir.configs().unwrap_or_default();
-        }
-        Ok(Scope::of(files))
+        let machine = self.dir.of_machine();
+        let files = match machine.configs {
+            Err(error) if self.dir.is_given() && machine.closed.is_empty() => return Err(error),
+            configs => configs.unwrap_or_default(),
+        };
+        Ok(Scope::with(files, machine.closed))
     }
-}
-
-fn toml_files(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
-        .collect();
-    files.sort();
-    files
-}
-
-fn is_closed(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use hoplite_wire::ca::{ListReportsRequest, NodeReport};
+use hoplite_wire::ca::{Build, ListReportsRequest, NodeReport, Trouble};
 use serde_json::{Value, json};
 
 use self::ask::Seen;
@@ -22,25 +22,8 @@ use crate::output::{Column, Form, Listing, Output, Reader, coloured, part, plain
 /// How many nodes people are shown.
 const NODES_SHOWN_MAX: u32 = 50;
 
-/// What makes a node another than it should be.
-const DRIFT: [&str; 16] = [
-    "two-holders",
-    "other-epoch",
-    "foreign-identity",
-    "foreign-policy",
-    "unsigned-directory",
-    "denies-all",
-    "policy-alarm",
-    "policy-refused",
-    "policy-behind",
-    "policy-stale",
-    "not-in-step",
-    "old-version",
-    "other-build",
-    "silent",
-    "not-heard",
-    "proxy-silent",
-];
+/// What makes a node another than it should be is all that is wrong, and, though it may be meant, another program than others run.
+const DRIFT: [&str; 2] = ["old-version", "other-build"];
 
 /// What ends.
 const ENDS: [&str; 2] = ["ends", "policy-stale"];
@@ -59,7 +42,7 @@ pub(crate) enum FleetCommand {
     /// Which programs run, and where another build than most
     #[command(after_help = "Example:\n  hoplite fleet versions --output json")]
     Versions(FleetList),
-    /// Nodes and proxies that are not what they should be: foreign or unsigned policy, old binaries, silence; exit 1 if there is one
+    /// Nodes and proxies that are not what they should be: all that `status` calls WRONG, and other binaries; exit 1 if there is one
     #[command(after_help = "Examples:\n  hoplite fleet drift\n  hoplite fleet drift --output jsonl")]
     Drift(FleetList),
     /// Certificates, authorities and policies that end soon; exit 1 if there is one
@@ -153,10 +136,20 @@ pub(crate) fn run(args: &FleetArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         None => nodes(&args.list),
         Some(FleetCommand::Versions(list)) => versions(list),
-        Some(FleetCommand::Drift(list)) => troubles(list, &DRIFT, Duration::ZERO, "nothing drifts"),
+        Some(FleetCommand::Drift(list)) => {
+            let drift = ListReportsRequest {
+                wrong: true,
+                ..of_kinds(&DRIFT)
+            };
+            troubles(list, drift, "nothing drifts")
+        }
         Some(FleetCommand::Expiring(args)) => {
             let within = text::span(args.within.as_secs());
-            troubles(&args.list, &ENDS, args.within, &format!("nothing ends within {within}"))
+            let ends = ListReportsRequest {
+                expiring_within_seconds: u32::try_from(args.within.as_secs()).unwrap_or(u32::MAX),
+                ..of_kinds(&ENDS)
+            };
+            troubles(&args.list, ends, &format!("nothing ends within {within}"))
         }
         Some(FleetCommand::Show(args)) => show::run(&args.ca, &args.node, args.output),
     }
@@ -167,34 +160,44 @@ fn nodes(args: &FleetList) -> anyhow::Result<ExitCode> {
         troubled: args.troubled,
         ..args.request()
     };
+    let mut is_headed = false;
     ask::ask(&args.ca, &request, args.watch, |seen| {
-        let mut listing = Listing::new(&COLUMNS);
+        let mut listing = Listing::new(&COLUMNS).like(&json::node(&NodeReport::default()));
         for node in &seen.nodes {
             listing.row(json::node(node));
         }
         if seen.nodes.is_empty() && args.form.is_table() {
             hoplite_host::tell!("{}", nobody(seen));
         }
-        let read = args.show(&listing.render(args.form, coloured())?)?;
+        let read = args.show(listing.render(args.form, coloured())?, &mut is_headed)?;
         say_more(seen);
         Ok((code(seen.nodes.iter().any(is_wrong)), read))
     })
 }
 
-/// Each thing of these kinds.
-fn troubles(args: &FleetList, kinds: &[&str], within: Duration, none: &str) -> anyhow::Result<ExitCode> {
-    let request = ListReportsRequest {
+fn of_kinds(kinds: &[&str]) -> ListReportsRequest {
+    ListReportsRequest {
         kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
-        expiring_within_seconds: u32::try_from(within.as_secs()).unwrap_or(u32::MAX),
-        ..args.request()
+        ..ListReportsRequest::default()
+    }
+}
+
+/// Each thing that a filter lets pass.
+fn troubles(args: &FleetList, filter: ListReportsRequest, none: &str) -> anyhow::Result<ExitCode> {
+    let listed = args.request();
+    let request = ListReportsRequest {
+        node: listed.node,
+        limit: listed.limit,
+        ..filter
     };
+    let mut is_headed = false;
     ask::ask(&args.ca, &request, args.watch, |seen| {
         let text = match args.form.is_table() {
             true if seen.nodes.is_empty() => format!("{none}{}\n", unheard(seen)),
             true => trouble_text(seen, columns(), args.all),
             false => trouble_listing(seen).render(args.form, false)?,
         };
-        let read = args.show(&text)?;
+        let read = args.show(text, &mut is_headed)?;
         say_more(seen);
         let code = match (seen.nodes.is_empty(), seen.mesh.not_heard) {
             (false, _) => ExitCode::FAILURE,
@@ -207,11 +210,12 @@ fn troubles(args: &FleetList, kinds: &[&str], within: Duration, none: &str) -> a
 
 fn versions(args: &FleetList) -> anyhow::Result<ExitCode> {
     let request = ListReportsRequest {
-        kinds: vec!["old-version".to_owned(), "other-build".to_owned()],
+        kinds: of_kinds(&DRIFT).kinds,
         ..args.request()
     };
+    let mut is_headed = false;
     ask::ask(&args.ca, &request, args.watch, |seen| {
-        let mut listing = Listing::new(&BUILD_COLUMNS);
+        let mut listing = Listing::new(&BUILD_COLUMNS).like(&json::build(&Build::default()));
         for build in json::builds(&seen.mesh) {
             listing.row(build);
         }
@@ -220,7 +224,7 @@ fn versions(args: &FleetList) -> anyhow::Result<ExitCode> {
             text.push('\n');
             text.push_str(&trouble_text(seen, columns(), args.all));
         }
-        let read = args.show(&text)?;
+        let read = args.show(text, &mut is_headed)?;
         say_more(seen);
         Ok((ExitCode::SUCCESS, read))
     })
@@ -234,7 +238,8 @@ fn nobody(seen: &Seen) -> &'static str {
 }
 
 fn trouble_listing(seen: &Seen) -> Listing<Value> {
-    let mut listing = Listing::new(&TROUBLE_COLUMNS);
+    let example = of_node(&NodeReport::default(), json::trouble(&Trouble::default()));
+    let mut listing = Listing::new(&TROUBLE_COLUMNS).like(&example);
     for node in &seen.nodes {
         for trouble in &node.troubles {
             listing.row(of_node(node, json::trouble(trouble)));
@@ -355,8 +360,13 @@ impl FleetList {
         }
     }
 
-    fn show(&self, text: &str) -> anyhow::Result<Reader> {
-        Ok(print_while_read(&again(self.watch && self.form.is_table(), text))?)
+    /// Again and again, with one heading.
+    fn show(&self, text: String, is_headed: &mut bool) -> anyhow::Result<Reader> {
+        let text = match std::mem::replace(is_headed, true) {
+            true => self.form.without_heading(text),
+            false => text,
+        };
+        Ok(print_while_read(&again(self.watch && self.form.is_table(), &text))?)
     }
 }
 
@@ -372,7 +382,7 @@ pub(crate) fn again(watch: bool, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hoplite_wire::ca::{Mesh, Trouble};
+    use hoplite_wire::ca::Mesh;
     use hoplite_wire::report::{Point, PointPolicy, Report};
 
     fn node(name: &str, troubles: &[(&str, &str)], revisions: &[u64]) -> NodeReport {

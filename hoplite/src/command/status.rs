@@ -99,6 +99,9 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
             ago(program.started_at_unix)
         ),
     );
+    for why in &mesh.not_ready {
+        line("NOT READY", why);
+    }
     line("agents", &agents(mesh));
     line("policy", &policy(mesh));
     line("authority", &authority(mesh));
@@ -261,7 +264,7 @@ fn authority(mesh: &Mesh) -> String {
 impl Verdict {
     fn of(mesh: &Mesh) -> Self {
         let is_wrong = mesh.troubles.iter().any(|trouble| trouble.level == "wrong");
-        if is_wrong || !mesh.authority_warning.is_empty() {
+        if is_wrong || !mesh.authority_warning.is_empty() || !mesh.not_ready.is_empty() {
             Self::Wrong
         } else if mesh.not_heard > 0 {
             Self::Unknown
@@ -346,6 +349,7 @@ mod tests {
             &|mesh| mesh.authority_warning = "it has no successor".into(),
             Verdict::Wrong,
         );
+        check(&|mesh| mesh.not_ready = vec!["the disk is full".into()], Verdict::Wrong);
         check(
             &|mesh| {
                 *mesh = Mesh {

@@ -223,6 +223,10 @@ fn node_svid(file: &Path, now: SystemTime) -> Finding {
     let shown = file.display().to_string();
     let bytes = match open_regular(file).and_then(std::io::read_to_string) {
         Ok(bytes) => bytes,
+        // Whether the file is there nobody knows who may not look.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return denied("SVID", "the agent's own", &error);
+        }
         Err(error) => return denied("SVID", &shown, &error),
     };
     let kept: Value = serde_json::from_str(&bytes).unwrap_or_default();
@@ -269,6 +273,21 @@ pub(super) fn ends(whose: &str, end: SystemTime, now: SystemTime) -> Finding {
     }
 }
 
+/// `a.cedar:7:3: why`, as far as it is known.
+fn fault(told: &Value) -> String {
+    let reason = plain(part(told, "/reason"));
+    let place = ["/file", "/line", "/column"].map(|key| plain(part(told, key)));
+    let known = place
+        .iter()
+        .take_while(|part| !part.is_empty() && *part != "-" && *part != "0");
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    match known.is_empty() {
+        true if reason.is_empty() => plain(told),
+        true => reason,
+        false => format!("{}: {reason}", known.join(":")),
+    }
+}
+
 pub(super) fn policy(name: &str, status: &Value) -> Finding {
     let alarms = part(status, "/policy/alarms").as_array().map_or(0, Vec::len);
     let faults = part(status, "/policy/faults").as_array().map_or(0, Vec::len);
@@ -291,7 +310,7 @@ pub(super) fn policy(name: &str, status: &Value) -> Finding {
             "policy",
             format!(
                 "the proxy `{name}` holds on to old policies: {}",
-                first("/policy/faults/0")
+                fault(part(status, "/policy/faults/0"))
             ),
             remedy,
         );

@@ -7,13 +7,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use hoplite_decision::read_policies;
+use hoplite_decision::{FilesError, check_hand, read_policies};
 use hoplite_host::clock;
 use hoplite_host::config::Span;
 use hoplite_host::files::open_regular;
+use hoplite_host::hand;
 use hoplite_identity::{TrustBundle, TrustDomain, pem};
 use hoplite_policy::Snapshot;
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use zeroize::Zeroizing;
 
 use super::finding::{Finding, denied, fail, ok, unseen, warn};
@@ -44,12 +45,24 @@ pub(super) fn look(part: &Part) -> Vec<Finding> {
     for dir in directories(part) {
         found.push(directory(&dir));
         found.extend(whose(&dir, part));
+        if is_closed(&dir) {
+            found.extend(fs::metadata(&dir).is_ok().then(|| unlooked(&dir)));
+            continue; // nobody knows what lies there
+        }
+        found.extend(read_only(&dir));
         found.extend(SECRETS.iter().filter_map(|name| secret(&dir.join(name))));
         found.extend(loose(&dir));
     }
     match part {
         Part::Ca(ca) => {
-            found.extend(signing_key(&ca.data_dir));
+            if !is_closed(&ca.data_dir) {
+                found.extend(signing_key(&ca.data_dir));
+            }
+            found.extend(
+                ca.admin_policy_dir
+                    .as_deref()
+                    .map(|directory| admin_policies(directory, user(part))),
+            );
             found.extend(trusted(&ca.data_dir.join("bundle.pem"), &ca.trust_domain, "the CA"));
         }
         Part::Agent(agent) => {
@@ -61,17 +74,50 @@ pub(super) fn look(part: &Part) -> Vec<Finding> {
                 .authorization
                 .as_ref()
                 .and_then(|table| table.policy_dir.as_deref());
-            found.extend(directory.map(policies));
+            found.extend(directory.map(|directory| policies(directory, user(part))));
         }
-        Part::Proxy(proxy) => found.extend(proxy.policy_dir.as_deref().map(policies)),
+        Part::Proxy(proxy) => {
+            let directory = proxy.policy_dir.as_deref();
+            found.extend(directory.map(|directory| policies(directory, user(part))));
+        }
     }
     found
+}
+
+/// Whether this user may not look into it.
+pub(super) fn is_closed(dir: &Path) -> bool {
+    fs::read_dir(dir).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+fn unlooked(dir: &Path) -> Finding {
+    unseen(
+        "secret",
+        format!("{}: this user may not look what lies there", dir.display()),
+        "run this as the daemon's user or as root",
+    )
+}
+
+/// None for a disk that can be written.
+fn read_only(dir: &Path) -> Option<Finding> {
+    let stat = statvfs(dir).ok()?;
+    stat.f_flag.contains(StatVfsMountFlags::RDONLY).then(|| {
+        fail(
+            "directory",
+            format!(
+                "{} lies on a disk that is mounted read-only: its daemon cannot write there",
+                dir.display()
+            ),
+            "mount it for writing (mount -o remount,rw), or name another directory in the daemon's file",
+        )
+    })
 }
 
 /// Those that a daemon writes.
 fn directories(part: &Part) -> Vec<PathBuf> {
     match part {
-        Part::Ca(ca) => vec![ca.data_dir.clone()],
+        Part::Ca(ca) => std::iter::once(ca.data_dir.clone())
+            .chain(ca.audit_dir.clone())
+            .collect(),
         Part::Agent(agent) => {
             let of_table = agent.authorization.iter();
             let of_table = of_table.flat_map(|table| [table.audit_dir.clone(), table.state_dir.clone()]);
@@ -282,8 +328,35 @@ fn whose(dir: &Path, part: &Part) -> Option<Finding> {
     })
 }
 
-pub(super) fn policies(dir: &Path) -> Finding {
+/// Who a daemon runs as: whose its socket is, or, when it does not run, what it keeps; else whoever asks.
+fn user(part: &Part) -> u32 {
+    let kept = directories(part);
+    let kept = kept.iter().find_map(|dir| fs::metadata(dir).ok());
+    let socket = fs::symlink_metadata(part.socket()).ok();
+    socket.or(kept).map_or_else(hand::own_user, |found| found.uid())
+}
+
+/// What the CA would refuse to start with, or to take over.
+pub(super) fn admin_policies(dir: &Path, user: u32) -> Finding {
+    match hoplite_ca::check_admin_policies(dir, user) {
+        Ok(()) => ok("policies", format!("{}: the admin policies are good", dir.display())),
+        Err(error) => fail(
+            "policies",
+            error.to_string(),
+            "the CA would not start with them; docs/reference/admin-policy.md",
+        ),
+    }
+}
+
+pub(super) fn policies(dir: &Path, user: u32) -> Finding {
     let shown = dir.display();
+    if let Err(FilesError::OtherHand(other)) = check_hand(dir, user) {
+        return fail(
+            "policies",
+            format!("others may write here: {other}"),
+            "until then its daemon refuses what lies there, and goes on by the policies that it has",
+        );
+    }
     let read = match read_policies(dir) {
         Ok(read) => read,
         Err(error) => return fail("policies", error.to_string(), "see docs/reference/policy-files.md"),

@@ -121,16 +121,18 @@ async fn ca(agent: &hoplite_agent::Config) -> Finding {
             "CA",
             format!("{who} is the one of {}, by this clock too", agent.trust_domain.as_str()),
         ),
-        Ok(Err(error)) if dial::rejection(&error).is_none() => fail(
-            "CA",
-            format!("{who}: {}", one_line(&error)),
-            "look whether it runs, and at firewalls between",
-        ),
-        Ok(Err(error)) => fail(
-            "CA",
-            format!("{who}: {}", one_line(&error)),
-            "a wrong clock, another CA or an old trust bundle: compare the clocks, then `hoplite bundle show`",
-        ),
+        Ok(Err(error)) => match dial::rejection(&error) {
+            None => fail(
+                "CA",
+                format!("{who}: {}", one_line(&error)),
+                "look whether it runs, and at firewalls between",
+            ),
+            Some(rejected) => fail(
+                "CA",
+                format!("{who}: {rejected}"),
+                "a wrong clock, another CA or an old trust bundle: compare the clocks, then `hoplite bundle show`",
+            ),
+        },
         Err(_) => fail(
             "CA",
             format!("{who} does not answer"),

@@ -12,7 +12,9 @@ use hoplite_wire::ca::{Authority, ListAuthoritiesResponse};
 use serde_json::json;
 
 use super::daemons::{Lives, ends, policy, signs, socket};
-use super::files::{authority, bundle, directory, loose, policies, secret, signing_key, space, trusted};
+use super::files::{
+    admin_policies, authority, bundle, directory, loose, policies, secret, signing_key, space, trusted,
+};
 use super::finding::{Finding, Verdict};
 use super::machine::{clock, descriptors, entropy, kernel, time_server, timedatectl};
 use super::network::{listening, port, upstream};
@@ -139,17 +141,25 @@ fn files_and_directories() {
     is(&bundle(&pem, &domain), Verdict::Ok, "bundle.pem");
 
     let rules = dir.path().join("policies");
-    is(&policies(&rules), Verdict::Fail, "policies");
+    let own = hoplite_host::hand::own_user();
+    is(&policies(&rules, own), Verdict::Fail, "policies");
     fs::create_dir(&rules).unwrap();
-    is(&policies(&rules), Verdict::Fail, "policy-files.md");
+    is(&policies(&rules, own), Verdict::Fail, "policy-files.md");
     fs::write(rules.join("a.cedar"), "permit (").unwrap();
-    is(&policies(&rules), Verdict::Fail, "a.cedar:1");
+    is(&policies(&rules, own), Verdict::Fail, "a.cedar:1");
     fs::write(
         rules.join("a.cedar"),
         "@id(\"a\") permit (principal, action, resource);\n",
     )
     .unwrap();
-    is(&policies(&rules), Verdict::Ok, "1 policy is good");
+    is(&policies(&rules, own), Verdict::Ok, "1 policy is good");
+    mode(&rules.join("a.cedar"), 0o666);
+    is(&policies(&rules, own), Verdict::Fail, "chmod go-w");
+    is(&admin_policies(&rules, own), Verdict::Fail, "chmod go-w");
+    mode(&rules.join("a.cedar"), 0o644);
+    is(&admin_policies(&rules, own), Verdict::Ok, "are good");
+    fs::write(rules.join("a.cedar"), "permit (").unwrap();
+    is(&admin_policies(&rules, own), Verdict::Fail, "a.cedar:1");
 
     is(&space("/a", 1 << 40, Some(1 << 20)), Verdict::Ok, "1048576 MiB");
     is(&space("/a", 1 << 40, None), Verdict::Ok, "/a");
@@ -335,6 +345,8 @@ fn what_a_daemon_says() {
         Verdict::Warn,
         "bad",
     );
+    let fault = json!({"policy": {"in_force": "live", "faults": [{"file": "a.cedar", "line": 2, "column": null, "reason": "no"}]}});
+    is(&policy("a", &fault), Verdict::Warn, "old policies: a.cedar:2: no");
     is(&policy("a", &status("live", &[], &[], true)), Verdict::Warn, "publish");
 }
 

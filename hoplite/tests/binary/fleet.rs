@@ -1,11 +1,14 @@
 //! What `hoplite status` and `hoplite fleet` say of a running mesh: all of it within seconds, and what is wrong by its name.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
 use crate::support::{Up, hoplite, kill, until};
@@ -124,7 +127,9 @@ impl Extra {
     }
 
     fn run(binary: &Path, config: &Path) -> Child {
-        let mut command = Command::new(binary);
+        // Where a file may not grow, writing fails, as on a full disk, instead of killing the writer.
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(binary);
         command.args(["proxy", "run", "--config"]).arg(config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
@@ -250,13 +255,50 @@ fn a_mesh_is_seen_whole_within_seconds_and_what_goes_wrong_is_named() {
     let behind = up.tool(&["policy", "status"]);
     assert_eq!(code(&behind), Some(1), "{behind:?}");
     assert!(stdout(&behind).contains("local/stranger"), "{behind:?}");
-    // Killed, it ended without a word.
-    drop(extra);
-    until("its end", || {
-        let fleet = up.json(&["fleet"]);
-        let troubles = fleet[0]["troubles"].as_array()?.clone();
-        troubles.into_iter().find(|trouble| trouble["kind"] == "proxy-ended")
+    // On a full disk it ends with an error, and says so; nobody is well until it is back.
+    let stranger = |up: &Up| {
+        let proxies = up.json(&["fleet"])[0]["proxies"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        proxies.into_iter().find(|proxy| proxy["name"] == "stranger")
+    };
+    let listener = stranger(&up).unwrap()["listeners"][0]["address"].clone();
+    let full = Rlimit {
+        current: Some(0),
+        maximum: None,
+    };
+    let pid = Pid::from_raw(extra.child.id().cast_signed());
+    prlimit(pid, Resource::Fsize, full).unwrap();
+    until("a call that cannot be recorded", || {
+        let refused =
+            TcpStream::connect(listener.as_str()?).and_then(|mut stream| stream.write_all(b"no TLS at all\n"));
+        refused.is_err().then_some(())
     });
+    let why = told(&up, "proxy-ended", Some("stranger"));
+    assert!(
+        why.contains("with an error") && why.contains("can no longer be written"),
+        "{why}"
+    );
+    let output = up.tool(&["status"]);
+    assert_eq!(code(&output), Some(1), "{output:?}");
+    assert!(stdout(&output).contains("local/stranger: it ended at"), "{output:?}");
+    assert!(
+        stranger(&up).unwrap()["failure"]
+            .as_str()
+            .unwrap()
+            .contains("decision log")
+    );
+    drop(extra);
+    let again = Extra {
+        child: Extra::run(&up.dir.join("stranger-binary"), &up.dir.join("stranger.toml")),
+    };
+    until("it is back", || {
+        stranger(&up).filter(|proxy| proxy["ended_at"].is_null())
+    });
+    // Killed, it ended without a word.
+    drop(again);
+    assert!(told(&up, "proxy-ended", Some("stranger")).contains("without a word"));
 }
 
 /// An operator on a machine that shares nothing with the mesh but its network.

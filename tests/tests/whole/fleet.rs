@@ -366,6 +366,7 @@ async fn a_workload_reports_as_itself_and_as_nobody_else() {
                 ..point("key of its own", 1, &[1; 32])
             }),
             leaving: false,
+            failure: String::new(),
         });
         request
             .metadata_mut()

@@ -24,9 +24,13 @@ pub(super) fn about_point(norm: &Norm<'_>, point: &Point, found: &mut Vec<Troubl
             text,
         });
     };
-    let state = point.state.unwrap_or_default();
+    let state = point.state.clone().unwrap_or_default();
     if state.ended_unix > 0 {
-        let text = format!("its process ended at {} without a word", moment(state.ended_unix));
+        let at = moment(state.ended_unix);
+        let text = match state.failure.as_str() {
+            "" => format!("its process ended at {at} without a word"),
+            failure => format!("it ended at {at} with an error, and is not back: {failure}"),
+        };
         return tell(Kind::PointEnded, Level::Wrong, text); // what it said before is over
     }
     if state.silent_since_unix > 0 {

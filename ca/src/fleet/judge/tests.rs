@@ -184,6 +184,16 @@ fn what_is_wrong_is_named() {
     check(&|r| policy(r).grants = 2, Kind::Grants, Notice, "2 grants");
     check(&|r| policy(r).expires_unix = 1, Kind::PolicyStale, Wrong, "1970");
     check(&|r| state(r).ended_unix = 1, Kind::PointEnded, Wrong, "without a word");
+    let failed = |r: &mut _| {
+        state(r).ended_unix = 1;
+        state(r).failure = "the disk is full".to_owned();
+    };
+    check(
+        &failed,
+        Kind::PointEnded,
+        Wrong,
+        "with an error, and is not back: the disk is full",
+    );
     check(
         &|r| state(r).silent_since_unix = 1,
         Kind::PointSilent,

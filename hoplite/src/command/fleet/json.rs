@@ -1,6 +1,6 @@
 //! Reports as scripts read them.
 
-use hoplite_wire::ca::{Mesh, NodeReport, Trouble};
+use hoplite_wire::ca::{Build, Mesh, NodeReport, Trouble};
 use hoplite_wire::report::{Count, Listener, Point, Program};
 use serde_json::{Map, Value, json};
 
@@ -51,7 +51,7 @@ pub(crate) fn point(point: &Point) -> Value {
     let about = point.about.clone().unwrap_or_default();
     let policy = point.policy.clone().unwrap_or_default();
     let counters = point.counters.clone().unwrap_or_default();
-    let state = point.state.unwrap_or_default();
+    let state = point.state.clone().unwrap_or_default();
     let listeners = point.listeners.clone().unwrap_or_default();
     json!({
         "kind": about.kind,
@@ -62,6 +62,7 @@ pub(crate) fn point(point: &Point) -> Value {
         "svid_not_after": moment(state.svid_not_after_unix),
         "silent_since": moment(state.silent_since_unix),
         "ended_at": moment(state.ended_unix),
+        "failure": (!state.failure.is_empty()).then_some(&state.failure),
         "policy": {
             "source": policy.source,
             "revision": (policy.revision > 0).then_some(policy.revision),
@@ -101,6 +102,7 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
             "successor_not_after": moment(mesh.successor_not_after_unix),
             "successor_signs": moment(mesh.successor_signs_unix),
             "authority_warning": mesh.authority_warning,
+            "not_ready": mesh.not_ready,
             "store_revision": mesh.store_revision,
             "report_period_ms": mesh.period_ms,
             "report_bytes": mesh.report_bytes,
@@ -137,13 +139,15 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
 
 /// What runs.
 pub(crate) fn builds(mesh: &Mesh) -> Vec<Value> {
-    let builds = mesh.builds.iter().map(|build| {
-        json!({
-            "kind": build.kind, "version": build.version, "sha256": hex(&build.sha256), "target": build.target,
-            "count": build.count, "usual": build.usual,
-        })
-    });
-    builds.collect()
+    mesh.builds.iter().map(build).collect()
+}
+
+/// One program.
+pub(crate) fn build(build: &Build) -> Value {
+    json!({
+        "kind": build.kind, "version": build.version, "sha256": hex(&build.sha256), "target": build.target,
+        "count": build.count, "usual": build.usual,
+    })
 }
 
 /// One thing wrong.

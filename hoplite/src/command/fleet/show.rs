@@ -115,7 +115,7 @@ fn point(text: &mut String, point: &Point, columns: usize) {
     let about = point.about.clone().unwrap_or_default();
     let (policy, state) = (
         point.policy.clone().unwrap_or_default(),
-        point.state.unwrap_or_default(),
+        point.state.clone().unwrap_or_default(),
     );
     let kind = if about.kind == "agent" {
         "decides here"
