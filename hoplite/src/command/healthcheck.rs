@@ -232,8 +232,11 @@ impl Health {
             reasons,
             is_denied,
         };
-        let denied =
-            |error: &anyhow::Error| vec![format!("cannot be asked as this user: {}; {REMEDY}", one_line(error))];
+        // Which file or socket stands before it.
+        let denied = |error: &anyhow::Error| {
+            let why = error.root_cause();
+            vec![format!("cannot be asked as this user: {why}; {REMEDY}")]
+        };
         let daemon = match Daemon::of(&config).map_err(anyhow::Error::new) {
             Ok(daemon) => daemon,
             Err(error) if is_denied(&error) => return Ok(of(config, "daemon", denied(&error), true)),
