@@ -31,6 +31,7 @@ use crate::kept::record::{Change, Position, SvidRecord, unix};
 use crate::kept::restored::Restored;
 use crate::node::epoch::Epoch;
 use crate::node::link::Credentials;
+use crate::supply::foreign::Foreign;
 
 /// The bound on how often is written: what changes meanwhile goes together.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +55,8 @@ struct Shared {
     wake: Notify,
     state: Mutex<State>,
     reading: watch::Sender<Reading>,
+    /// What was said of foreign trust domains last.
+    foreign: Mutex<Option<Arc<Foreign>>>,
     restored: watch::Sender<Option<Arc<Restored>>>,
 }
 
@@ -76,6 +79,8 @@ struct Pending {
     entries: BTreeMap<EntryId, Option<Arc<RegisteredEntry>>>,
     svids: BTreeMap<EntryId, NewSvid>,
     position: Option<Position>,
+    /// What is held of foreign trust domains, when that changed.
+    foreign: Option<Arc<Foreign>>,
 }
 
 #[derive(Debug, Clone)]
@@ -144,6 +149,7 @@ impl Kept {
             wake: Notify::new(),
             state: Mutex::new(state),
             reading: watch::Sender::new(Reading::Unread),
+            foreign: Mutex::default(),
             restored: watch::Sender::new(None),
         }))
     }
@@ -160,6 +166,7 @@ impl Kept {
             wake: Notify::new(),
             state: Mutex::default(),
             reading: watch::Sender::new(Reading::Unread),
+            foreign: Mutex::default(),
             restored: watch::Sender::new(None),
         }));
         kept.lock_state().heard = Some(clock::now());
@@ -334,6 +341,18 @@ impl Kept {
         self.0.wake.notify_one();
     }
 
+    /// What is held of foreign trust domains; the next [`registered`](Self::registered) has it written.
+    pub(crate) fn federated(&self, foreign: &Arc<Foreign>) {
+        if self.0.key.is_none() {
+            return;
+        }
+        let mut last = self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() != Some(foreign) {
+            *last = Some(Arc::clone(foreign));
+            self.lock_pending().foreign = Some(Arc::clone(foreign));
+        }
+    }
+
     /// A new SVID for an entry.
     pub(crate) fn minted(&self, entry: &RegisteredEntry, svid: &Arc<X509Svid>, renew_at: SystemTime) {
         if self.0.key.is_none() {
@@ -358,6 +377,7 @@ impl Kept {
     /// Removes all that is kept, and what waits to be: the CA has dismissed this node.
     pub(crate) async fn dismiss(&self) {
         self.taken_over();
+        *self.0.foreign.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.lock_pending() = Pending {
             dismissed: true,
             ..Pending::default()
@@ -493,7 +513,7 @@ impl Kept {
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.svids.is_empty() && self.position.is_none()
+        self.entries.is_empty() && self.svids.is_empty() && self.position.is_none() && self.foreign.is_none()
     }
 
     fn changes(&self) -> Vec<Change> {
@@ -528,7 +548,11 @@ impl Pending {
             position: Some(position.clone()),
             ..Change::default()
         });
-        entries.chain(svids).chain(position).collect()
+        let foreign = self.foreign.iter().map(|foreign| Change {
+            foreign: Some(foreign.message()),
+            ..Change::default()
+        });
+        entries.chain(svids).chain(foreign).chain(position).collect()
     }
 
     /// What could not be written waits again, but for what has been replaced meanwhile.
@@ -545,5 +569,6 @@ impl Pending {
             }
         }
         self.position = self.position.take().or(taken.position);
+        self.foreign = self.foreign.take().or(taken.foreign);
     }
 }

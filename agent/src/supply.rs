@@ -5,6 +5,7 @@
 mod agenda;
 pub(crate) mod changes;
 pub(crate) mod crowds;
+pub(crate) mod foreign;
 pub(crate) mod held;
 pub(crate) mod near;
 pub(crate) mod shelf;
@@ -131,6 +132,7 @@ impl Supplier {
     ) -> Duration {
         self.stock.dismiss(registered.dismissed.as_ref());
         self.stock.want(self.changes.take());
+        self.stock.federate(&registered.foreign);
         if self.stock.restore(&own.verifier) {
             self.stock.catch_up(clock::now(), jitter);
         }
@@ -291,6 +293,7 @@ pub(crate) mod testing {
                 owner: String::new(),
                 jwt_ttl: 0,
                 is_default: false,
+                federates_with: std::collections::BTreeSet::new(),
             },
             revision: 1,
         }

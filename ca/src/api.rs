@@ -6,6 +6,7 @@ mod attesting;
 mod authorities;
 pub(crate) mod backups;
 mod entries;
+mod federations;
 pub(crate) mod fleet;
 pub(crate) mod gate;
 pub(crate) mod invites;

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use crate::attestors::AttestorSettings;
 use crate::authority::course::LAST_PART;
 use crate::authority::upstream::DiskUpstream;
+use crate::federation::settings::{BundleEndpointSettings, FederationSettings};
 use crate::founding::Founding;
 use crate::oidc::OidcSettings;
 use crate::operators::operator::PROLONGED_MAX;
@@ -113,6 +114,12 @@ pub struct Config {
     /// OpenID Connect discovery for those who verify JWT-SVIDs by it; not served when left out.
     #[serde(default)]
     pub oidc: Option<OidcSettings>,
+    /// Where the trust bundle is published for those who federate with this trust domain; nowhere when left out.
+    #[serde(default)]
+    pub bundle_endpoint: Option<BundleEndpointSettings>,
+    /// How the bundles of foreign trust domains are fetched.
+    #[serde(default)]
+    pub federation: FederationSettings,
     /// Where metrics are sent; nowhere when left out.
     #[serde(default)]
     pub otlp: Option<OtlpSettings>,
@@ -247,6 +254,11 @@ impl Config {
         self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
         self.oidc.iter().try_for_each(|oidc| oidc.check(file))?;
         AttestorSettings::check(&self.attestors, file)?;
+        let ttl = self.authority_ttl.0;
+        self.bundle_endpoint
+            .iter()
+            .try_for_each(|endpoint| endpoint.check(file, ttl))?;
+        self.federation.check(file)?;
         if let StoreConfig::Postgres(settings) = &self.store {
             settings.check(file)?;
             if self.authority_rotates && !self.keys.are_shared() {

@@ -75,6 +75,13 @@ impl Door {
     }
 }
 
+impl Door {
+    /// For those who are told what is public, and not asked who they are.
+    pub(crate) fn public_config(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
+        tls::public_server_config(&self.svid, &[b"http/1.1"])
+    }
+}
+
 // === impl Doorkeeper ===
 
 impl Doorkeeper {

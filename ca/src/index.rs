@@ -14,6 +14,7 @@ use crate::agents::index::AgentIndex;
 use crate::authority::index::AuthorityIndex;
 use crate::entries::index::EntryIndex;
 use crate::epoch::EpochIndex;
+use crate::federation::index::{FederationIndex, ForeignUpdate};
 use crate::operators::index::OperatorIndex;
 use crate::policy::index::PolicyIndex;
 use crate::record::{BadRecord, Mutation};
@@ -31,6 +32,7 @@ pub(crate) struct Index {
     pub(crate) policy: PolicyIndex,
     pub(crate) tokens: TokenIndex,
     pub(crate) epoch: EpochIndex,
+    pub(crate) federation: FederationIndex,
 }
 
 /// What an agent says that it holds.
@@ -54,6 +56,8 @@ pub(crate) struct Update {
     pub(crate) digest: [u8; 32],
     /// The trust bundle, when it changed.
     pub(crate) bundle: Option<Arc<TrustBundle>>,
+    /// What it is to hold of foreign trust domains, when that changed.
+    pub(crate) foreign: Option<ForeignUpdate>,
 }
 
 // === impl Index ===
@@ -63,6 +67,7 @@ impl Index {
     pub(crate) fn new(snapshot: &Snapshot) -> Result<Self, BadRecord> {
         let mut index = Self {
             entries: EntryIndex::beginning_at(snapshot.revision),
+            federation: FederationIndex::beginning_at(snapshot.revision),
             ..Self::default()
         };
         for (key, versioned) in &snapshot.entries {
@@ -78,7 +83,7 @@ impl Index {
         let mut concerned = Concerned::default();
         let mut parents = BTreeSet::new();
         for mutation in &change.mutations {
-            self.put(
+            concerned.everyone |= self.put(
                 &mutation.key,
                 mutation.value.as_deref(),
                 change.revision,
@@ -89,7 +94,7 @@ impl Index {
         for parent in &parents {
             concerned.agents.extend(self.entries.heirs(parent).cloned());
         }
-        concerned.everyone = [self.authority.changed(), self.policy.changed()].contains(&change.revision);
+        concerned.everyone |= [self.authority.changed(), self.policy.changed()].contains(&change.revision);
         Ok(concerned)
     }
 
@@ -103,6 +108,7 @@ impl Index {
         self.must_be_full(agent, from)
             || self.authority.changed() > from
             || self.policy.changed() > from
+            || self.federation.has_changed(agent, from)
             || self.entries.has_changed(agent, from)
     }
 
@@ -138,6 +144,7 @@ impl Index {
                 .bundle()
                 .filter(|_| is_news(self.authority.changed()))
                 .cloned(),
+            foreign: self.federation.update(agent, from),
         }
     }
 
@@ -145,15 +152,16 @@ impl Index {
         !self.entries.remembers(agent, from) || from > self.revision
     }
 
+    /// True when every agent is concerned.
     fn put(
         &mut self,
         key: &[u8],
         value: Option<&[u8]>,
         revision: Revision,
         (agents, parents): (&mut BTreeSet<SpiffeId>, &mut BTreeSet<Parent>),
-    ) -> Result<(), BadRecord> {
+    ) -> Result<bool, BadRecord> {
         let Ok(key) = std::str::from_utf8(key) else {
-            return Ok(()); // no key of ours
+            return Ok(false); // no key of ours
         };
         let mutation = Mutation { key, value, revision };
         if let Some(id) = self.agents.put(mutation)? {
@@ -167,7 +175,8 @@ impl Index {
         self.tokens.put(mutation)?;
         self.authority.put(mutation)?;
         self.policy.put(mutation)?;
-        self.epoch.put(mutation)
+        self.epoch.put(mutation)?;
+        self.federation.put(mutation, agents)
     }
 
     /// After all of a commit is in it.

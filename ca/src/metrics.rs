@@ -12,6 +12,7 @@ use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 
 use crate::acts::Acts;
 use crate::authority::course::Life;
+use crate::federation::keeper::Federation;
 use crate::issuer::Issuer;
 use crate::record;
 use crate::registry::Registry;
@@ -33,6 +34,8 @@ pub(crate) struct Metrics {
     two_holders: Counter,
     /// Pages of OpenID Connect discovery that were asked for.
     pub(crate) oidc_reads: Family<2, Counter>,
+    /// Pages of the bundle endpoint that were asked for.
+    pub(crate) bundle_reads: Family<2, Counter>,
     watches: Arc<AtomicU64>,
     /// What became of metrics that are sent.
     pub(crate) sent: Sent,
@@ -58,6 +61,7 @@ impl Default for Metrics {
             joins: Family::new(["result"], RESULTS_MAX),
             two_holders: Counter::default(),
             oidc_reads: Family::new(["page!", "result!"], RESULTS_MAX),
+            bundle_reads: Family::new(["page!", "result!"], RESULTS_MAX),
             watches: Arc::default(),
             sent: Sent::default(),
         }
@@ -90,7 +94,14 @@ impl Metrics {
     }
 
     /// All that is shown of a CA. It keeps the store open no longer than `registry` does, and the log than `acts`.
-    pub(crate) fn site(&self, registry: &Registry, issuer: &Issuer, acts: &Acts, store: PathBuf) -> Site {
+    pub(crate) fn site(
+        &self,
+        registry: &Registry,
+        issuer: &Issuer,
+        acts: &Acts,
+        federation: &Federation,
+        store: PathBuf,
+    ) -> Site {
         let mut to = Exposition::new("hoplite_ca");
         to.register(
             "calls",
@@ -110,6 +121,12 @@ impl Metrics {
             "Pages of OpenID Connect discovery that were asked for: `configuration`, `keys`, `other`",
             self.oidc_reads.clone(),
         );
+        to.register(
+            "bundle_endpoint_reads",
+            "Pages of the bundle endpoint that were asked for: `bundle`, `other`",
+            self.bundle_reads.clone(),
+        );
+        federation.register(&mut to);
         registry.register(&mut to);
         let watches = self.watches.clone();
         to.sampled(

@@ -6,22 +6,20 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use hoplite_host::config::ConfigError;
-use hoplite_host::files::{self, FileError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Bounds;
-use hoplite_identity::{TrustBundle, tls};
-use hoplite_telemetry::{Counter, Family, Page, serve_pages};
+use hoplite_identity::TrustBundle;
+use hoplite_telemetry::{Counter, Family, Page};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
+
+use crate::web::{self, WebError, WebTls};
 
 /// Who reads at a time. A verifier reads once in a while, and keeps what it read.
 const CONNECTIONS_MAX: usize = 64;
@@ -73,22 +71,9 @@ pub enum OidcError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A file cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// It is no PEM.
-    #[error("`{path}` holds no {what} in PEM: {reason}", path = .path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What it should hold.
-        what: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Both files are readable and do not fit.
-    #[error("`oidc.certificate` and `oidc.key` cannot be used together: {0}")]
-    Tls(#[from] rustls::Error),
+    /// Certificate or key cannot be used.
+    #[error("`oidc.certificate` and `oidc.key`: {0}")]
+    Web(#[from] WebError),
 }
 
 /// The listener before it serves: its address is taken, its files are read.
@@ -98,10 +83,6 @@ pub(crate) struct OidcDoor {
     issuer: IssuerUrl,
     tls: WebTls,
 }
-
-/// The certificate of now; none for plain HTTP. Clones are the same one.
-#[derive(Clone, Default)]
-pub(crate) struct WebTls(Arc<RwLock<Option<Arc<ServerConfig>>>>);
 
 // === impl IssuerUrl ===
 
@@ -174,43 +155,10 @@ impl OidcSettings {
 
     /// The files as they are now; none for plain HTTP.
     pub(crate) fn tls(&self) -> Result<Option<Arc<ServerConfig>>, OidcError> {
-        let (Some(certificate), Some(key)) = (&self.certificate, &self.key) else {
-            return Ok(None);
-        };
-        let bad = |path: &Path, what, reason: String| OidcError::Pem {
-            path: path.to_owned(),
-            what,
-            reason,
-        };
-        let text = files::read_text(certificate)?;
-        let chain: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        let chain = chain.map_err(|error| bad(certificate, "certificate", error.to_string()))?;
-        if chain.is_empty() {
-            return Err(bad(certificate, "certificate", "there is none in it".to_owned()));
+        match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Ok(Some(web::server_config(certificate, key)?)),
+            _ => Ok(None),
         }
-        let secret = zeroize::Zeroizing::new(files::read_private(key)?);
-        // What is wrong with it is not said in its words: they might be the key.
-        let parsed = PrivateKeyDer::from_pem_slice(&secret);
-        let parsed = parsed.map_err(|_| bad(key, "private key", "it is none, or an encrypted one".to_owned()))?;
-        Ok(Some(tls::web_server_config(chain, parsed, &[b"http/1.1"])?))
-    }
-}
-
-// === impl WebTls ===
-
-impl WebTls {
-    /// Newcomers are shown this certificate from now on.
-    pub(crate) fn set(&self, config: Option<Arc<ServerConfig>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
-    }
-
-    /// Whether there is a certificate.
-    pub(crate) fn is_some(&self) -> bool {
-        self.get().is_some()
-    }
-
-    fn get(&self) -> Option<Arc<ServerConfig>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -250,7 +198,7 @@ impl OidcDoor {
         reads: Family<2, Counter>,
         shutdown: Shutdown,
     ) {
-        let is_tls = self.tls.get().is_some();
+        let is_tls = self.tls.is_some();
         tracing::info!(address = %self.address, issuer = %self.issuer, is_tls, "serving OpenID Connect discovery");
         let bounds = Bounds::network(CONNECTIONS_MAX, CONNECTIONS_PER_ADDRESS_MAX);
         let issuer = self.issuer;
@@ -260,21 +208,14 @@ impl OidcDoor {
             reads.get([name, result]).inc();
             page
         };
-        let listening = ("oidc", bounds);
-        if is_tls {
-            let tls = self.tls;
-            let open = move |stream: TcpStream| {
-                let config = tls.get();
-                async move {
-                    let config = config.ok_or_else(|| io::Error::other("there is no certificate"))?;
-                    TlsAcceptor::from(config).accept(stream).await
-                }
-            };
-            serve_pages(self.listener, listening, open, page, shutdown).await;
-        } else {
-            let open = |stream: TcpStream| std::future::ready(Ok(stream));
-            serve_pages(self.listener, listening, open, page, shutdown).await;
-        }
+        web::serve(
+            self.listener,
+            ("oidc", bounds),
+            is_tls.then_some(self.tls),
+            page,
+            shutdown,
+        )
+        .await;
     }
 }
 

@@ -48,6 +48,9 @@ use crate::authority::course::LAST_PART;
 use crate::authority::opened::Authorities;
 use crate::authority::x509::AuthorityError;
 use crate::door::{Door, DoorError, Doorkeeper};
+use crate::federation::endpoint::{BundleDoor, BundleEndpointError};
+use crate::federation::keeper::Federation;
+use crate::federation::settings::BundleEndpointSettings;
 use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
 use crate::health::SiteReadiness;
@@ -55,7 +58,7 @@ use crate::issuance::jwt::JwtSigning;
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller, IsOperators};
 use crate::metrics::Metrics;
-use crate::oidc::{OidcDoor, OidcError, OidcSettings, WebTls};
+use crate::oidc::{OidcDoor, OidcError, OidcSettings};
 use crate::policy::bundles::BundleCache;
 use crate::policy::error::PolicyError;
 use crate::policy::signers::NameFirst;
@@ -65,6 +68,7 @@ use crate::rights::Rights;
 use crate::rights::files::RightsError;
 use crate::rotation::{Plan, Rotation};
 use crate::storage::{Storage, StorageError};
+use crate::web::WebTls;
 use crate::write::{self, WriteError};
 
 /// Calls that have begun may end.
@@ -96,6 +100,10 @@ pub struct Running {
     node_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     oidc_address: Option<SocketAddr>,
+    bundle_address: Option<SocketAddr>,
+    /// The certificate that is shown at the bundle endpoint, if it is one of the web.
+    bundle_tls: Option<WebTls>,
+    federation: Federation,
     /// The certificate that is shown there.
     web_tls: WebTls,
     registry: Registry,
@@ -147,6 +155,9 @@ pub enum StartError {
     /// OpenID Connect discovery cannot be served.
     #[error(transparent)]
     Oidc(#[from] OidcError),
+    /// The trust bundle cannot be published.
+    #[error(transparent)]
+    BundleEndpoint(#[from] BundleEndpointError),
     /// Nothing can be sent to the collector that is configured.
     #[error(transparent)]
     Otlp(#[from] OtlpError),
@@ -235,6 +246,11 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         None => None,
     };
 
+    let bundle_door = match &config.bundle_endpoint {
+        Some(settings) => Some(BundleDoor::bind(settings).await?),
+        None => None,
+    };
+
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
 
     let now = clock::now();
@@ -289,7 +305,8 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     publishing.sweep().await;
     let metrics = Metrics::default();
-    let site = Arc::new(metrics.site(&registry, &issuer, &acts, config.data_dir.join("store")));
+    let federation = Federation::new(&registry, acts.clone(), config.federation.clone());
+    let site = Arc::new(metrics.site(&registry, &issuer, &acts, &federation, config.data_dir.join("store")));
     // It reads the whole binary, once.
     let _ = tokio::task::spawn_blocking(Program::this).await;
     let fleet = Fleet::new(config.report_period.0);
@@ -328,6 +345,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
             fleet.clone(),
             rotation.clone(),
             Arc::clone(&site),
+            federation.clone(),
             shutdown.clone(),
         ),
         Backups::new(
@@ -337,6 +355,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
             shutdown.clone(),
         ),
         rotation.clone(),
+        federation.clone(),
     );
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
@@ -344,6 +363,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let mut parts = JoinSet::new();
     let (doors, door) = watch::channel(door);
     let own = door.clone();
+    let shown = door.clone();
     let sending = otlp.map(|prepared| {
         let sender = Sender {
             prepared,
@@ -389,6 +409,15 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         let serving = door.serve(registry.bundles(), metrics.oidc_reads.clone(), shutdown.clone());
         parts.spawn(part("OpenID Connect discovery", serving));
     }
+    let bundle_address = bundle_door.as_ref().map(BundleDoor::address);
+    let bundle_tls = bundle_door.as_ref().and_then(BundleDoor::tls);
+    if let Some(door) = bundle_door {
+        let reads = metrics.bundle_reads.clone();
+        let serving = door.serve(registry.bundles(), shown, reads, shutdown.clone());
+        parts.spawn(part("bundle endpoint", serving));
+    }
+    let refreshing = federation.clone().run();
+    parts.spawn(part("federation", until(shutdown.clone(), refreshing)));
     let readiness = SiteReadiness {
         site: Arc::clone(&site),
         shutdown: shutdown.clone(),
@@ -434,6 +463,9 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         node_address,
         metrics_address,
         oidc_address,
+        bundle_address,
+        bundle_tls,
+        federation,
         web_tls,
         registry,
         admin_socket: placed,
@@ -583,6 +615,8 @@ impl Daemon for Running {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
         // First what can fail.
         let web_tls = config.oidc.as_ref().map(OidcSettings::tls).transpose()?.flatten();
+        let bundle_tls = config.bundle_endpoint.as_ref().map(BundleEndpointSettings::tls);
+        let bundle_tls = bundle_tls.transpose()?.flatten();
         let rules = Rights::read(config.admin_policy_dir.as_deref())?;
         if config.policy_signers != self.policy_signers {
             self.name_signers(file, &config).await?;
@@ -592,6 +626,9 @@ impl Daemon for Running {
         // A web certificate is renewed in place. Whoever served plain HTTP goes on with that until the next start.
         if self.web_tls.is_some() && web_tls.is_some() {
             self.web_tls.set(web_tls);
+        }
+        if let (Some(shown), Some(_)) = (&self.bundle_tls, &bundle_tls) {
+            shown.set(bundle_tls);
         }
         let signers = !config.policy_signers.is_empty();
         let mut settings = std::mem::take(&mut self.settings);
@@ -603,6 +640,11 @@ impl Daemon for Running {
             // Read above, with what is in it.
             "admin_policy_dir" => true,
             "oidc.certificate" | "oidc.key" => self.web_tls.is_some(),
+            "bundle_endpoint.certificate" | "bundle_endpoint.key" => self.bundle_tls.is_some(),
+            "federation.stale_max" | "federation.web_authorities" => {
+                self.federation.set_settings(config.federation.clone());
+                true
+            }
             "x509_ttl" | "jwt_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" => {
                 self.issuer.set_lives(lives(&config));
                 true
@@ -664,6 +706,11 @@ impl Running {
     /// Where OpenID Connect discovery is served, if it is.
     pub fn oidc_address(&self) -> Option<SocketAddr> {
         self.oidc_address
+    }
+
+    /// Where the trust bundle is published, if it is.
+    pub fn bundle_address(&self) -> Option<SocketAddr> {
+        self.bundle_address
     }
 
     /// What peers of this trust domain are verified with now.

@@ -83,9 +83,12 @@ enum Command {
     /// Show and change who signs for the trust domain: prepare, activate, taint, revoke
     #[command(subcommand)]
     Authority(command::authority::AuthorityCommand),
-    /// Show the trust bundle
+    /// Show the trust bundle, or give that of a foreign trust domain
     #[command(subcommand)]
-    Bundle(command::admin::BundleCommand),
+    Bundle(command::bundle::BundleCommand),
+    /// Federate with foreign trust domains, so that their workloads and ours can verify each other
+    #[command(subcommand)]
+    Federation(command::federation::FederationCommand),
     /// Fetch this process's own SVID from an agent
     #[command(subcommand)]
     Svid(command::svid::SvidCommand),
@@ -184,7 +187,8 @@ fn main() -> ExitCode {
         Command::Operator(command) => command::operator::operator(command),
         Command::Entry(command) => command::entry::run(command),
         Command::Authority(command) => command::authority::authority(command),
-        Command::Bundle(command) => command::admin::bundle(command),
+        Command::Bundle(command) => command::bundle::bundle(command),
+        Command::Federation(command) => command::federation::run(command),
         Command::Svid(command) => command::svid::run(command),
         Command::Jwt(command) => command::jwt::run(command),
         Command::Policy(command) => command::policy::run(command),

@@ -49,6 +49,9 @@ pub enum InvalidBundle {
     /// The text is not PEM certificates.
     #[error("the bundle of `{0}` is not PEM certificates: {1}")]
     Pem(TrustDomain, #[source] InvalidPem),
+    /// The text is no SPIFFE bundle document.
+    #[error("the bundle of `{0}` is no SPIFFE bundle: {1}")]
+    Document(TrustDomain, String),
     /// A certificate cannot vouch for others.
     #[error("certificate {position} of the bundle of `{trust_domain}` is no authority: {source}")]
     Authority {

@@ -55,6 +55,13 @@ impl Entry {
             false => repeated("--dns-name", &asked.dns_names),
         };
         compare("dns_names", (listed(&self.dns_names), listed(&asked.dns_names)), flags);
+        let domains = |entry: &Self| -> Vec<String> { entry.federates_with.iter().map(ToString::to_string).collect() };
+        let (from, to) = (domains(self), domains(asked));
+        let flags = match to.is_empty() {
+            true => "--no-federation".to_owned(),
+            false => repeated("--federates-with", &to),
+        };
+        compare("federates_with", (listed(&from), listed(&to)), flags);
         let hints = (worded(&self.hint), worded(&asked.hint));
         compare("hint", hints, format!("--hint {}", quoted(&asked.hint)));
         let defaults = (self.is_default.to_string(), asked.is_default.to_string());
@@ -105,6 +112,7 @@ impl fmt::Display for Difference {
 mod tests {
     use super::*;
     use crate::{NodeGroup, SpiffeId};
+    use std::collections::BTreeSet;
 
     #[test]
     fn each_field_is_told_with_what_changes_it() {
@@ -120,6 +128,7 @@ mod tests {
             owner: String::new(),
             jwt_ttl: 0,
             is_default: false,
+            federates_with: BTreeSet::new(),
         };
         let check = |change: &dyn Fn(&mut Entry), text: &str, flags: &str| {
             let mut asked = entry.clone();
@@ -148,6 +157,12 @@ mod tests {
         );
         check(&|e| e.x509_ttl = 60, "ttl: default → 60s", "--ttl 60s");
         check(&|e| e.jwt_ttl = 60, "jwt_ttl: default → 60s", "--jwt-ttl 60s");
+        let partner = || crate::TrustDomain::parse("partner.example").unwrap();
+        check(
+            &|e| e.federates_with = [partner()].into(),
+            "federates_with: none → partner.example",
+            "--federates-with partner.example",
+        );
         check(
             &|e| e.dns_names.push("b".into()),
             "dns_names: a → a b",

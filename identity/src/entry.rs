@@ -12,6 +12,7 @@ use ring::digest::{Context, SHA256};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::federation::FEDERATES_WITH_MAX;
 use crate::reserved::RESERVED;
 use crate::{Excerpt, InvalidNodeGroup, InvalidSelector, InvalidSpiffeId, Parent, Selector, SpiffeId, TrustDomain};
 
@@ -55,6 +56,9 @@ pub struct Entry {
     /// The life of each of its JWT-SVIDs in seconds; 0 means what the CA's configuration says.
     #[serde(default, skip_serializing_if = "is_default")]
     pub jwt_ttl: u32,
+    /// Foreign trust domains whose workloads it is to verify, beside those of the CA's federation sets.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub federates_with: BTreeSet<TrustDomain>,
     /// Whose list it stands in, `hoplite entry apply --owner`; empty for nobody's. It says nothing to an agent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub owner: String,
@@ -157,6 +161,9 @@ pub enum InvalidEntry {
         least = JWT_TTL.start, most = JWT_TTL.end
     )]
     JwtTtl(u32),
+    /// The own trust domain as a foreign one.
+    #[error("`federates_with`: `{0}` is the trust domain's own name; every workload verifies that")]
+    OwnTrustDomain(TrustDomain),
     /// A hint that nobody could show.
     #[error("`hint`: not printable, or longer than {HINT_BYTES_MAX} bytes")]
     Hint,
@@ -281,6 +288,10 @@ impl Entry {
         if self.jwt_ttl != 0 && !JWT_TTL.contains(&self.jwt_ttl.into()) {
             return Err(InvalidEntry::JwtTtl(self.jwt_ttl));
         }
+        if self.federates_with.contains(trust_domain) {
+            return Err(InvalidEntry::OwnTrustDomain(trust_domain.clone()));
+        }
+        at_most("federates_with", self.federates_with.len(), FEDERATES_WITH_MAX)?;
         at_most("dns_names", self.dns_names.len(), DNS_NAMES_MAX)?;
         match self.dns_names.iter().find(|name| !is_dns_name(name)) {
             Some(name) => Err(InvalidEntry::DnsName(name.clone())),
@@ -427,6 +438,7 @@ mod tests {
             owner: String::new(),
             jwt_ttl: 0,
             is_default: false,
+            federates_with: BTreeSet::new(),
         }
     }
 
@@ -488,6 +500,17 @@ mod tests {
         check(|e| e.jwt_ttl = 5, "good");
         check(|e| e.jwt_ttl = 86400, "good");
         check(|e| e.jwt_ttl = 86401, "out of bounds");
+        let domains = |count: usize| {
+            (0..count)
+                .map(|n| TrustDomain::parse(&format!("t{n}.example")).unwrap())
+                .collect()
+        };
+        check(|e| e.federates_with = domains(64), "good");
+        check(|e| e.federates_with = domains(65), "`federates_with`: 65 given");
+        check(
+            |e| e.federates_with = [e.spiffe_id.trust_domain().clone()].into(),
+            "is the trust domain's own name",
+        );
         check(|e| e.owner = "git/Infra-7.b".into(), "good");
         for bad in ["a b", "a\n", "é", &"a".repeat(65)] {
             check(|e| e.owner = bad.into(), "`owner`: `");

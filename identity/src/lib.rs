@@ -8,9 +8,11 @@
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
 
 mod bundle;
+mod bundle_document;
 mod difference;
 mod entry;
 mod entry_sum;
+mod federation;
 mod fingerprint;
 pub mod introduction;
 mod invitation;
@@ -31,9 +33,13 @@ mod verify;
 pub mod testing;
 
 pub use bundle::{BundleSet, InvalidBundle, TrustBundle};
+pub use bundle_document::{BUNDLE_DOCUMENT_BYTES_MAX, BundleDocument};
 pub use difference::Difference;
 pub use entry::{Entry, EntryId, InvalidEntry, InvalidEntryId, JWT_TTL, RegisteredEntry, check_owner};
 pub use entry_sum::EntrySum;
+pub use federation::{
+    FEDERATES_WITH_MAX, FederationSet, InvalidPathPrefix, InvalidSetName, PathPrefix, check_set_name,
+};
 pub use fingerprint::{Fingerprint, InvalidFingerprint, KeyDigest};
 pub use introduction::NotIntroduced;
 pub use invitation::{HostPort, InvalidHostPort, InvalidInvitation, Invitation, TOKEN_BYTES_MAX};

@@ -299,7 +299,7 @@ fn check_path(path: &str, input: &str) -> Result<(), InvalidSpiffeId> {
 impl Excerpt {
     const CHARS_MAX: usize = 80;
 
-    /// What is shown of a text that somebody wrote.
+    /// The beginning of a text, with nothing in it that a terminal would obey.
     pub fn of(input: &str) -> Self {
         let mut shown: String = input
             .chars()

@@ -68,6 +68,22 @@ pub fn web_server_config(
     Ok(Arc::new(config))
 }
 
+/// For a server that shows `svid` to anybody, and asks nobody for a certificate: what it serves is public (F-3).
+///
+/// # Errors
+/// Only if the cryptography library offers no TLS 1.3.
+pub fn public_server_config(svid: &X509Svid, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    config.alpn_protocols = protocols(alpn);
+    Ok(Arc::new(config))
+}
+
 /// For a client that knows servers by their names, for which these authorities of the web vouch, and shows nothing.
 ///
 /// # Errors

@@ -125,7 +125,7 @@ impl World {
         fs::create_dir(dir.path().join("policies")).unwrap();
         let trust_domain = TrustDomain::parse(TRUST_DOMAIN).unwrap();
         let mut ca_config = hoplite_ca::Config {
-            trust_domain: trust_domain.clone(),
+            trust_domain,
             data_dir: dir.path().join("ca"),
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
@@ -137,6 +137,8 @@ impl World {
             jwt_ttl: Span(Duration::from_secs(300)),
             oidc: None,
             attestors: Vec::new(),
+            bundle_endpoint: None,
+            federation: Default::default(),
             file: None,
             operator_ttl: Span(Duration::from_secs(8 * 3600)),
             admin_policy_dir: None,
@@ -156,10 +158,13 @@ impl World {
         };
         change(&mut ca_config);
         let ca = hoplite_ca::start(ca_config.clone()).await.unwrap();
-        // So that it comes back where its agent looks for it.
+        // So that it comes back where its agent, and others, look for it.
         ca_config.listen = ca.node_address();
+        if let (Some(endpoint), Some(address)) = (&mut ca_config.bundle_endpoint, ca.bundle_address()) {
+            endpoint.listen = address;
+        }
         let agent_config = hoplite_agent::Config {
-            trust_domain,
+            trust_domain: ca_config.trust_domain.clone(),
             data_dir: dir.path().join("agent"),
             ca: ca.node_address().try_into().unwrap(),
             trust_bundle: dir.path().join("ca/bundle.pem"),
@@ -189,6 +194,11 @@ impl World {
         world
     }
 
+    /// The SPIFFE ID with this path in this world.
+    pub fn id(&self, path: &str) -> String {
+        format!("spiffe://{}{path}", self.ca_config.trust_domain)
+    }
+
     /// Registers a workload, and gives its entry's id. Selectors are written as operators write them, `unix:uid:1000`.
     pub async fn register(&self, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
         self.register_under(NODE, path, selectors, ttl).await
@@ -198,8 +208,8 @@ impl World {
     pub async fn register_under(&self, node: &str, path: &str, selectors: &[String], ttl: Option<Duration>) -> String {
         let selectors = selectors.iter().map(|text| text.parse::<Selector>().unwrap());
         let entry = Entry {
-            spiffe_id: id(path),
-            parent_id: id(&format!("/hoplite/agent/{node}")),
+            spiffe_id: self.id(path),
+            parent_id: self.id(&format!("/hoplite/agent/{node}")),
             selectors: selectors.map(|selector| (&selector).into()).collect(),
             x509_ttl_seconds: ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs()).unwrap()),
             ..Entry::default()
@@ -473,6 +483,11 @@ impl World {
         (shown.authorities.len(), shown.sequence)
     }
 
+    /// Where the CA publishes its trust bundle.
+    pub fn bundle_endpoint(&self) -> SocketAddr {
+        self.ca.as_ref().and_then(hoplite_ca::Running::bundle_address).unwrap()
+    }
+
     /// Where the CA shows its metrics.
     pub fn ca_metrics(&self) -> SocketAddr {
         self.ca.as_ref().and_then(hoplite_ca::Running::metrics_address).unwrap()
@@ -501,7 +516,7 @@ impl World {
         let config = hoplite_proxy::Config {
             name: name.to_owned(),
             workload_api: self.workload_api(),
-            spiffe_id: Some(SpiffeId::parse(&id(&format!("/{name}"))).unwrap()),
+            spiffe_id: Some(SpiffeId::parse(&self.id(&format!("/{name}"))).unwrap()),
             policy_dir: Some(self.dir.path().join("policies")),
             policy_signers: Default::default(),
             trust_domain: None,
@@ -690,9 +705,18 @@ impl ProxyBuilder<'_> {
             listen: ([127, 0, 0, 1], 0).into(),
             protocol,
             connect_to: peer.to_string(),
-            expect: SpiffeId::parse(&id(&format!("/{name}"))).unwrap(),
+            expect: SpiffeId::parse(&self.world.id(&format!("/{name}"))).unwrap(),
         });
         self
+    }
+
+    /// Lets the local service call a peer with this SPIFFE ID by HTTP, of another trust domain perhaps.
+    pub fn calls_at(self, name: &str, peer: SocketAddr, expect: &str) -> Self {
+        let mut built = self.outbound(name, OutboundProtocol::Http, peer);
+        if let Some(outbound) = built.config.outbound.last_mut() {
+            outbound.expect = SpiffeId::parse(expect).unwrap();
+        }
+        built
     }
 
     /// Has its policy in signed bundles from the agent, and in nothing else.

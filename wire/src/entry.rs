@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hoplite_identity::{
-    Entry, EntryId, InvalidEntry, InvalidSelector, NodeGroup, Parent, RegisteredEntry, Selector, SpiffeId,
+    Entry, EntryId, InvalidEntry, InvalidSelector, NodeGroup, Parent, RegisteredEntry, Selector, SpiffeId, TrustDomain,
 };
 
 use crate::ca;
@@ -59,8 +59,17 @@ impl TryFrom<ca::Entry> for Entry {
             owner: message.owner,
             jwt_ttl: message.jwt_ttl_seconds,
             is_default: message.is_default,
+            federates_with: domains(&message.federates_with)?,
         })
     }
+}
+
+/// Foreign trust domains, by their names.
+fn domains(names: &[String]) -> Result<BTreeSet<TrustDomain>, InvalidEntry> {
+    let field = "federates_with";
+    let parsed = names.iter().map(|name| TrustDomain::parse(name));
+    let parsed: Result<_, _> = parsed.collect();
+    parsed.map_err(|reason| InvalidEntry::SpiffeId { field, reason })
 }
 
 /// What the CA says is registered.
@@ -95,6 +104,7 @@ impl From<&RegisteredEntry> for ca::Entry {
             created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
             owner: entry.owner.clone(),
             jwt_ttl_seconds: entry.jwt_ttl,
+            federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
         }
     }
 }

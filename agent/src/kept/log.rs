@@ -72,6 +72,7 @@ pub(crate) struct Content {
     /// By the entry's id.
     pub(crate) entries: HashMap<Bytes, Slot>,
     pub(crate) position: Position,
+    pub(crate) foreign: Option<hoplite_wire::ca::Foreign>,
 }
 
 /// What is kept of one entry, not looked at yet.
@@ -489,6 +490,9 @@ impl Content {
         if let Some(position) = change.position {
             self.position = position;
         }
+        if change.foreign.is_some() {
+            self.foreign = change.foreign;
+        }
         if change.gone {
             self.entries.remove(&change.entry_id);
         } else if change.entry.is_some() || change.svid.is_some() {
@@ -519,6 +523,7 @@ impl Content {
             }
         }
         changes.push(Change {
+            foreign: self.foreign,
             position: Some(self.position),
             ..Change::default()
         });

@@ -32,6 +32,9 @@ pub(crate) struct Change {
     /// How far the CA was heard.
     #[prost(message, optional, tag = "5")]
     pub(crate) position: Option<Position>,
+    /// What is held of foreign trust domains.
+    #[prost(message, optional, tag = "6")]
+    pub(crate) foreign: Option<ca::Foreign>,
 }
 
 /// A [`Batch`] whose changes are not looked at yet: parts of what was read, and no copies.
@@ -58,6 +61,8 @@ pub(crate) struct RawChange {
     pub(crate) gone: bool,
     #[prost(message, optional, tag = "5")]
     pub(crate) position: Option<Position>,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) foreign: Option<ca::Foreign>,
 }
 
 /// Of a `ca::Entry` its selectors only.

@@ -18,6 +18,8 @@ pub(crate) struct Restored {
     /// The CA's revision; 0 when not all of it is understood.
     pub(crate) revision: u64,
     pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    /// What it held of foreign trust domains.
+    pub(crate) foreign: Option<hoplite_wire::ca::Foreign>,
     /// When the CA was heard last; None when nothing was kept.
     pub(crate) heard: Option<SystemTime>,
     svids: Mutex<HashMap<EntryId, SvidRecord>>,
@@ -30,6 +32,7 @@ impl Restored {
         let mut restored = Self {
             epoch: content.position.epoch.map(Epoch::from).unwrap_or_default(),
             revision: content.position.revision,
+            foreign: content.foreign,
             heard: Some(UNIX_EPOCH + Duration::from_secs(content.position.heard)),
             ..Self::default()
         };

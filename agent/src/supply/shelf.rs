@@ -10,6 +10,7 @@ use hoplite_identity::{BundleSet, EntryId, RegisteredEntry, Selector};
 use tokio::sync::Notify;
 
 use crate::supply::crowds::{Crowds, Place};
+use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
 
 /// A shelf that has grown to twice this, four times this and so on is looked through for entries that lie better elsewhere.
@@ -57,6 +58,8 @@ pub(crate) struct Restock {
     pub(crate) entries: Vec<(EntryId, Option<Supplied>)>,
     /// If they changed.
     pub(crate) bundles: Option<BundleSet>,
+    /// What is held of foreign trust domains, if that changed.
+    pub(crate) foreign: Option<Arc<Foreign>>,
     /// The CA's word when it has dismissed this node, so that nobody is given anything.
     pub(crate) dismissed: Option<Arc<str>>,
     /// How many SVIDs are under a tainted authority still.
@@ -72,7 +75,9 @@ struct Shelves {
     frequency: HashMap<Selector, usize>,
     /// The ends of all SVIDs.
     ends: BTreeSet<(SystemTime, EntryId)>,
+    /// What everybody is given.
     bundles: Arc<BundleSet>,
+    foreign: Arc<Foreign>,
     dismissed: Option<Arc<str>>,
     tainted: usize,
 }
@@ -150,6 +155,10 @@ impl Supply {
             shelves.bundles = Arc::new(bundles);
             concerns_all = true;
         }
+        if let Some(foreign) = news.foreign.filter(|foreign| *foreign != shelves.foreign) {
+            shelves.foreign = foreign;
+            concerns_all = true;
+        }
         // Nobody may see another bundle with the SVIDs of before. Otherwise one piece after another, so that callers need
         // not wait for all of them.
         let at_once = if concerns_all { usize::MAX } else { PUT_AT_ONCE };
@@ -188,10 +197,9 @@ impl Supply {
         let fitting = candidates.filter(|supplied| supplied.entry.selectors.is_subset(selectors));
         let mut supplied: Vec<Supplied> = fitting.cloned().collect();
         supplied.sort_by(Supplied::order);
-        Fitting {
-            supplied,
-            bundles: Arc::clone(&shelves.bundles),
-        }
+        let entries = supplied.iter().map(|supplied| &*supplied.entry);
+        let bundles = shelves.foreign.beside(&shelves.bundles, entries);
+        Fitting { supplied, bundles }
     }
 
     /// All of them, in the order of the default identity. It copies and sorts them, so it is not for every call.

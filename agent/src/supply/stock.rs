@@ -14,6 +14,7 @@ use crate::node::link::RETRY;
 use crate::renewal;
 use crate::supply::agenda::{AT_ONCE, Agenda};
 use crate::supply::changes::Changed;
+use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
 use crate::supply::shelf::{Restock, Supplied};
 
@@ -48,6 +49,8 @@ pub(crate) struct Stock {
     /// What the shelves do not have yet.
     news: BTreeSet<EntryId>,
     is_bundle_news: bool,
+    foreign: Arc<Foreign>,
+    is_foreign_news: bool,
     /// When it was last looked at.
     looked: SystemTime,
     /// Whether the clock was set back so far that something is placed by what holds now only.
@@ -98,6 +101,8 @@ impl Default for Stock {
             asked: BTreeSet::new(),
             news: BTreeSet::new(),
             is_bundle_news: false,
+            foreign: Arc::default(),
+            is_foreign_news: false,
             looked: UNIX_EPOCH,
             is_set_back: false,
         }
@@ -195,6 +200,14 @@ impl Stock {
         }
         self.bundle = Some(Arc::clone(bundle));
         self.is_bundle_news = true;
+    }
+
+    /// What is held of foreign trust domains now.
+    pub(crate) fn federate(&mut self, foreign: &Arc<Foreign>) {
+        if self.foreign != *foreign {
+            self.foreign = Arc::clone(foreign);
+            self.is_foreign_news = true;
+        }
     }
 
     /// The next batch of entries to have minted: first what somebody waits for, then what is to be renewed, then the rest.
@@ -364,6 +377,7 @@ impl Stock {
         Restock {
             entries,
             bundles: bundle.map(|bundle| bundle.cloned().into_iter().collect::<BundleSet>()),
+            foreign: std::mem::take(&mut self.is_foreign_news).then(|| Arc::clone(&self.foreign)),
             dismissed: self.dismissed.clone(),
             tainted: self.tainted.len(),
         }

@@ -24,6 +24,7 @@ use crate::node::epoch::Epoch;
 use crate::node::keeper::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::changes::{Changed, Changes};
+use crate::supply::foreign::{Foreign, NotHeld};
 
 /// Room for some 100 000 entries in the first update.
 const UPDATE_BYTES_MAX: usize = 64 << 20;
@@ -46,6 +47,8 @@ pub(crate) struct Registrations {
     pub(crate) digest: [u8; 32],
     /// When the CA said it.
     pub(crate) heard: SystemTime,
+    /// What is held of foreign trust domains.
+    pub(crate) foreign: Arc<Foreign>,
     /// The CA's word, when it has dismissed this node.
     pub(crate) dismissed: Option<Arc<str>>,
 }
@@ -77,6 +80,8 @@ struct View {
     entries: BTreeMap<EntryId, HeldEntry>,
     /// Of `entries`.
     sum: EntrySum,
+    /// What is held of foreign trust domains; as of an update that added up.
+    foreign: Arc<Foreign>,
     /// What of `entries` is not released yet: it came with an update that did not add up.
     unreleased: Changed,
 }
@@ -103,6 +108,8 @@ enum BadUpdate {
     Differs { revision: u64 },
     #[error("the CA sent changes to a state that this agent does not hold; asking for everything anew")]
     NoBase,
+    #[error("the CA takes this agent to hold the trust bundle of `{0}`, and it does not; asking for everything anew")]
+    Foreign(String),
     #[error("the CA sent an entry that cannot be named: {0}")]
     Id(#[from] InvalidEntryId),
 }
@@ -294,6 +301,7 @@ async fn follow(
         );
         let (first_bundle, bundle) = keeper.bundles();
         let changed = view.release();
+        told.kept.federated(&view.foreign);
         told.kept.registered(
             changed.clone(),
             (view.epoch, view.revision()),
@@ -357,6 +365,7 @@ impl View {
             sound: false,
             entries: BTreeMap::new(),
             sum: EntrySum::default(),
+            foreign: Arc::default(),
             unreleased: Changed::new(),
         }
     }
@@ -366,6 +375,13 @@ impl View {
         self.epoch = restored.epoch;
         self.seen = restored.revision;
         self.sound = restored.revision != 0;
+        if let Some(Ok(foreign)) = restored
+            .foreign
+            .clone()
+            .map(|kept| self.foreign.after(kept, &self.trust_domain))
+        {
+            self.foreign = Arc::new(foreign);
+        }
         for (id, entry) in &restored.entries {
             let held = HeldEntry {
                 revision: entry.revision,
@@ -382,6 +398,7 @@ impl View {
             self.unreleased.insert(id, None);
         }
         self.sum = EntrySum::default();
+        self.foreign = Arc::default();
     }
 
     /// The revision to ask from; 0 asks for everything.
@@ -412,6 +429,17 @@ impl View {
         }
         // Until the digest says otherwise, and if this ends early.
         self.sound = false;
+        let held = match update.full {
+            true => Arc::default(),
+            false => Arc::clone(&self.foreign),
+        };
+        let foreign = match update.foreign {
+            Some(foreign) => {
+                let next = held.after(foreign, &self.trust_domain);
+                Arc::new(next.map_err(|NotHeld(domain)| BadUpdate::Foreign(domain))?)
+            }
+            None => held,
+        };
         let mut left = BTreeSet::new();
         if update.full {
             left.extend(self.entries.keys().cloned());
@@ -430,6 +458,9 @@ impl View {
         self.seen = update.revision;
         self.sound = self.digest().as_slice() == update.digest;
         if self.sound {
+            if self.foreign != foreign {
+                self.foreign = foreign;
+            }
             Ok(())
         } else {
             Err(BadUpdate::Differs {
@@ -482,6 +513,7 @@ impl View {
             revision: self.seen,
             digest: self.digest(),
             heard: now,
+            foreign: Arc::clone(&self.foreign),
             dismissed: None,
         }
     }
@@ -516,6 +548,7 @@ mod tests {
         held: &[(&str, u64)],
     ) -> ca::Update {
         ca::Update {
+            foreign: None,
             revision,
             full,
             upserts: upserts.iter().map(|(id, revision)| message(id, *revision)).collect(),

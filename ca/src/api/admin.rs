@@ -23,12 +23,14 @@ use crate::api::admin_call::AdminCall;
 use crate::api::authorities::Authorities;
 use crate::api::backups::Backups;
 use crate::api::entries::Entries;
+use crate::api::federations::Federations;
 use crate::api::fleet::Reported;
 use crate::api::gate::{Calls, Gate, Shown};
 use crate::api::invites::Invites;
 use crate::api::messages::{self, unix_i64};
 use crate::api::operators::{Operators, granted, token_ttl};
 use crate::api::status::{Blame, ours};
+use crate::federation::keeper::Federation;
 use crate::metrics;
 use crate::policy::published::Published;
 use crate::policy::writes::{ClearShadow, RevokeGrant};
@@ -70,6 +72,7 @@ pub(crate) struct Admin {
     reported: Reported,
     backups: Backups,
     authorities: Authorities,
+    federations: Federations,
 }
 
 /// Who called, as the kernel names them, and whether they may.
@@ -191,12 +194,14 @@ impl Admin {
         reported: Reported,
         backups: Backups,
         rotation: Rotation,
+        federation: Federation,
     ) -> Self {
         let trust_domain = publishing.trust_domain().clone();
         let issuer = invites.issuer.clone();
         Self {
             entries: Entries::new(registry.clone(), trust_domain.clone(), ttl_limit),
             operators: Operators::new(registry.clone(), trust_domain.clone(), issuer, invites.clone()),
+            federations: Federations::new(registry.clone(), federation),
             registry,
             invites,
             trust_domain,
@@ -760,6 +765,88 @@ impl wire::admin_server::Admin for Admin {
         let call = AdminCall::new(&request, Action::RevokeAuthority)?;
         let asked = request.into_inner();
         call.answer(&asked.fingerprint, self.authorities.revoke(&call, &asked))
+            .await
+    }
+
+    async fn add_federation(
+        &self,
+        request: Request<wire::AddFederationRequest>,
+    ) -> Result<Response<wire::Federation>, Status> {
+        let call = AdminCall::new(&request, Action::AddFederation)?;
+        let asked = request.into_inner();
+        let subject = asked.trust_domain.clone();
+        call.answer(&subject, self.federations.add(&call, asked)).await
+    }
+
+    async fn list_federations(
+        &self,
+        request: Request<wire::ListFederationsRequest>,
+    ) -> Result<Response<wire::ListFederationsResponse>, Status> {
+        let call = AdminCall::new(&request, Action::ListFederations)?;
+        call.answer("", async {
+            Ok(call.may(What::TrustDomain)?.done(self.federations.list()))
+        })
+        .await
+    }
+
+    async fn refresh_federation(
+        &self,
+        request: Request<wire::FederationRequest>,
+    ) -> Result<Response<wire::Federation>, Status> {
+        let call = AdminCall::new(&request, Action::RefreshFederation)?;
+        let name = request.into_inner().trust_domain;
+        call.answer(&name, self.federations.refresh(&call, &name)).await
+    }
+
+    async fn delete_federation(
+        &self,
+        request: Request<wire::FederationRequest>,
+    ) -> Result<Response<wire::Federation>, Status> {
+        let call = AdminCall::new(&request, Action::DeleteFederation)?;
+        let name = request.into_inner().trust_domain;
+        call.answer(&name, self.federations.delete(&call, &name)).await
+    }
+
+    async fn set_foreign_bundle(
+        &self,
+        request: Request<wire::SetForeignBundleRequest>,
+    ) -> Result<Response<wire::Federation>, Status> {
+        let call = AdminCall::new(&request, Action::SetForeignBundle)?;
+        let asked = request.into_inner();
+        let subject = asked.trust_domain.clone();
+        call.answer(&subject, self.federations.set_bundle(&call, asked)).await
+    }
+
+    async fn show_foreign_bundle(
+        &self,
+        request: Request<wire::FederationRequest>,
+    ) -> Result<Response<wire::Bundle>, Status> {
+        let call = AdminCall::new(&request, Action::ShowForeignBundle)?;
+        let name = request.into_inner().trust_domain;
+        call.answer(&name, async {
+            let allowed = call.may(What::TrustDomain)?;
+            Ok(allowed.done(self.federations.show_bundle(&name)?))
+        })
+        .await
+    }
+
+    async fn put_federation_set(
+        &self,
+        request: Request<wire::FederationSet>,
+    ) -> Result<Response<wire::FederationSetResponse>, Status> {
+        let call = AdminCall::new(&request, Action::PutFederationSet)?;
+        let asked = request.into_inner();
+        let subject = asked.name.clone();
+        call.answer(&subject, self.federations.put_set(&call, asked)).await
+    }
+
+    async fn delete_federation_set(
+        &self,
+        request: Request<wire::DeleteFederationSetRequest>,
+    ) -> Result<Response<wire::FederationSetResponse>, Status> {
+        let call = AdminCall::new(&request, Action::DeleteFederationSet)?;
+        let name = request.into_inner().name;
+        call.answer(&name.clone(), self.federations.delete_set(&call, name))
             .await
     }
 }

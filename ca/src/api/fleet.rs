@@ -15,6 +15,7 @@ use tonic::Status;
 
 use crate::api::messages::unix_i64;
 use crate::epoch::Epoch;
+use crate::federation::keeper::Federation;
 use crate::fleet::heard::{REPORTS_BYTES_MAX, Standing, decided, patience};
 use crate::fleet::judge::{Level, Trouble};
 use crate::fleet::{Fleet, Judged, View};
@@ -48,6 +49,7 @@ pub(crate) struct Reported {
     fleet: Fleet,
     rotation: Rotation,
     site: Arc<Site>,
+    federation: Federation,
     shutdown: Shutdown,
 }
 
@@ -59,6 +61,7 @@ impl Reported {
         fleet: Fleet,
         rotation: Rotation,
         site: Arc<Site>,
+        federation: Federation,
         shutdown: Shutdown,
     ) -> Self {
         Self {
@@ -66,6 +69,7 @@ impl Reported {
             fleet,
             rotation,
             site,
+            federation,
             shutdown,
         }
     }
@@ -99,10 +103,12 @@ impl Reported {
         // Before the index is locked: these look there themselves.
         let not_ready = self.site.unready();
         let (warning, rotates) = (self.rotation.warning(now), self.rotation.plan().rotates);
+        let federation_warnings = self.federation.warnings(now);
         let index = self.registry.index();
         let view = self.fleet.view(&index, Duration::ZERO, now);
         let authorities = wire::Mesh {
             not_ready,
+            federation_warnings,
             ..authorities(&index, rotates, warning)
         };
         mesh(&index, &self.fleet, &view, goal, authorities)

@@ -2,12 +2,13 @@
 
 use std::time::SystemTime;
 
-use hoplite_identity::TrustBundle;
+use hoplite_identity::{FederationSet, TrustBundle};
 use hoplite_policy::holding::BundleRef;
 use hoplite_wire::ca as wire;
 
 use crate::agents::agent::Agent;
 use crate::epoch::EpochName;
+use crate::federation::index::ForeignUpdate;
 use crate::operators::operator::Operator;
 use crate::policy::grant::GrantRecord;
 use crate::policy::index::{InForce, PolicyIndex};
@@ -45,6 +46,32 @@ pub(super) fn bundle(bundle: &TrustBundle) -> wire::Bundle {
             .iter()
             .map(|key| key.as_bytes().to_vec())
             .collect(),
+    }
+}
+
+/// What an agent is to hold of foreign trust domains.
+pub(super) fn foreign(update: &ForeignUpdate) -> wire::Foreign {
+    let bundles = update.bundles.iter().map(|part| wire::ForeignBundle {
+        trust_domain: part.trust_domain.to_string(),
+        revision: part.revision,
+        bundle: part.bundle.as_deref().map(bundle),
+    });
+    wire::Foreign {
+        bundles: bundles.collect(),
+        sets: update
+            .sets
+            .iter()
+            .map(|(name, set)| federation_set(name, set))
+            .collect(),
+    }
+}
+
+/// A federation set, by its name.
+pub(super) fn federation_set(name: &str, set: &FederationSet) -> wire::FederationSet {
+    wire::FederationSet {
+        name: name.to_owned(),
+        prefix: set.prefix.to_string(),
+        trust_domains: set.trust_domains.iter().map(ToString::to_string).collect(),
     }
 }
 

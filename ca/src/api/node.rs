@@ -477,6 +477,7 @@ impl Node {
             digest: update.digest.to_vec(),
             policy: policy.map(wire::PolicyState::from),
             cut_off: self.0.registry.is_lost(),
+            foreign: update.foreign.as_ref().map(messages::foreign),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::agents::agent::Denied;
 use crate::agents::writes::AgentError;
 use crate::authority::course::CourseError;
 use crate::authority::taking::TrustError;
+use crate::federation::writes::FederationError;
 use crate::issuance::{BadCsr, MintError};
 use crate::operators::operator::NoOperator;
 use crate::operators::writes::OperatorError;
@@ -107,6 +108,23 @@ impl Blame for OperatorError {
             Self::OtherKey | Self::Refused(_) => Status::permission_denied(text),
             Self::Denied(denied) => denied.clone().into(),
             Self::Mint(error) => ours(error),
+        }
+    }
+}
+
+impl Blame for FederationError {
+    fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::NoSuch(_) | Self::NoSuchSet(_) => Status::not_found(text),
+            Self::Own(_) => Status::invalid_argument(text),
+            Self::NoEndpoint(_)
+            | Self::NoFirstBundle(_)
+            | Self::TooMany
+            | Self::TooManySets
+            | Self::Lower { .. }
+            | Self::SharedKey { .. } => Status::failed_precondition(text),
+            Self::Stored(error) => ours(error),
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) fn config(dir: &Path) -> Config {
         jwt_ttl: Span(Duration::from_secs(300)),
         oidc: None,
         attestors: Vec::new(),
+        bundle_endpoint: None,
+        federation: Default::default(),
         file: None,
         operator_ttl: Span(Duration::from_secs(8 * 3600)),
         admin_policy_dir: None,

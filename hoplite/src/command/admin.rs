@@ -1,11 +1,10 @@
-//! `hoplite bundle` and `hoplite agent list|ban|evict`: what operators ask the CA about nodes.
+//! `hoplite agent list|ban|evict`: what operators ask the CA about nodes.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::{Args, Subcommand};
-use hoplite_identity::jwt::JwtAuthorities;
-use hoplite_identity::{CertificateDer, TrustBundle, TrustDomain};
+use clap::Args;
+use hoplite_identity::TrustDomain;
 use hoplite_wire::ca::{Agent, AgentRequest, Entry, ListAgentsRequest, ListEntriesRequest, ShowBundleRequest};
 
 use crate::command::reach::CaArgs;
@@ -45,65 +44,6 @@ pub(crate) struct AgentArgs {
     agent: String,
     #[command(flatten)]
     list: ListArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum BundleCommand {
-    /// Print the trust bundle: the X.509 authorities as PEM, or all of it in SPIFFE's own form
-    #[command(
-        after_help = "Examples:\n  hoplite bundle show > bundle.pem\n  hoplite bundle show --format spiffe > bundle.json"
-    )]
-    Show(BundleArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BundleArgs {
-    /// What is printed: PEM of the X.509 authorities, or a SPIFFE bundle, which also has the keys for JWT-SVIDs
-    #[arg(long, value_enum, default_value_t)]
-    format: BundleFormat,
-    #[command(flatten)]
-    list: ListArgs,
-}
-
-/// The form of a trust bundle.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-enum BundleFormat {
-    /// The certificates of the X.509 authorities
-    #[default]
-    Pem,
-    /// A JWK Set of all authorities, as the SPIFFE standard has it
-    Spiffe,
-}
-
-/// When who has a bundle should fetch it again.
-const REFRESH_HINT: Duration = Duration::from_secs(300);
-
-pub(crate) fn bundle(command: BundleCommand) -> anyhow::Result<ExitCode> {
-    let BundleCommand::Show(args) = command;
-    let (args, format) = (args.list, args.format);
-    let message = args
-        .ca
-        .call(async |mut ca| Ok(ca.show_bundle(ShowBundleRequest {}).await?.into_inner()))?;
-    let trust_domain = TrustDomain::parse(&message.trust_domain)?;
-    let authorities: Vec<_> = message.authorities.into_iter().map(CertificateDer::from).collect();
-    let jwt = JwtAuthorities::from_jwks(message.jwks.as_bytes())?;
-    let bundle = TrustBundle::new(trust_domain, authorities, message.sequence)?.with_jwt(jwt);
-    if format == BundleFormat::Spiffe {
-        print(&(bundle.to_spiffe_json(REFRESH_HINT) + "\n"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if args.output == Output::Json {
-        print_json(&serde_json::json!({
-            "trust_domain": bundle.trust_domain().as_str(),
-            "sequence": bundle.sequence(),
-            "authorities": bundle.authorities().len(),
-            "pem": bundle.to_pem(),
-            "jwt_authorities": bundle.jwt().key_ids().collect::<Vec<_>>(),
-        }))?;
-    } else {
-        print(&bundle.to_pem())?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Asked for in one call: an answer of some megabytes.

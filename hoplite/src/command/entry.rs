@@ -104,6 +104,9 @@ pub(crate) struct CreateArgs {
     /// A DNS name to put into the certificate besides
     #[arg(long = "dns-name", value_name = "NAME")]
     dns_names: Vec<String>,
+    /// A foreign trust domain whose workloads it is to verify, besides those of federation sets; may be repeated
+    #[arg(long = "federates-with", value_name = "TRUST_DOMAIN")]
+    federates_with: Vec<String>,
     /// A word that tells the workload's identities apart; up to 64 characters it is the certificate's common name, too
     #[arg(long, default_value = "")]
     hint: String,
@@ -156,6 +159,17 @@ pub(crate) struct UpdateArgs {
     /// No DNS names any more
     #[arg(long, group = "change")]
     no_dns_names: bool,
+    /// The foreign trust domains, in the place of all that there were; may be repeated
+    #[arg(
+        long = "federates-with",
+        value_name = "TRUST_DOMAIN",
+        group = "change",
+        conflicts_with = "no_federation"
+    )]
+    federates_with: Vec<String>,
+    /// No foreign trust domains of its own any more
+    #[arg(long, group = "change")]
+    no_federation: bool,
     /// Another hint; '' for none
     #[arg(long, group = "change")]
     hint: Option<String>,
@@ -228,6 +242,7 @@ struct EntryRow {
     jwt_ttl_seconds: u32,
     hint: String,
     dns_names: Vec<String>,
+    federates_with: Vec<String>,
     owner: String,
     default: bool,
     revision: u64,
@@ -294,6 +309,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         jwt_ttl_seconds: args.jwt_ttl.map_or(0, |ttl| ttl.0),
         hint: args.hint,
         dns_names: args.dns_names,
+        federates_with: args.federates_with,
         owner: args.owner,
         is_default: args.default,
         ..named
@@ -334,6 +350,9 @@ fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
     entry.jwt_ttl_seconds = args.jwt_ttl.map_or(entry.jwt_ttl_seconds, |ttl| ttl.0);
     if args.no_dns_names || !args.dns_names.is_empty() {
         entry.dns_names = args.dns_names;
+    }
+    if args.no_federation || !args.federates_with.is_empty() {
+        entry.federates_with = args.federates_with;
     }
     entry.hint = args.hint.unwrap_or(entry.hint);
     entry.owner = args.owner.unwrap_or(entry.owner);
@@ -502,6 +521,7 @@ impl From<Entry> for EntryRow {
             jwt_ttl_seconds: entry.jwt_ttl_seconds,
             hint: entry.hint,
             dns_names: entry.dns_names,
+            federates_with: entry.federates_with,
             owner: entry.owner,
             default: entry.is_default,
             revision: entry.revision,
@@ -535,6 +555,9 @@ impl EntryRow {
         line("HINT", &self.hint);
         for name in &self.dns_names {
             line("DNS NAME", name);
+        }
+        for domain in &self.federates_with {
+            line("FEDERATES", domain);
         }
         line("OWNER", &self.owner);
         if self.default {

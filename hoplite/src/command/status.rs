@@ -105,6 +105,9 @@ fn text(seen: &Seen, verdict: Verdict, columns: usize) -> String {
     line("agents", &agents(mesh));
     line("policy", &policy(mesh));
     line("authority", &authority(mesh));
+    for warning in &mesh.federation_warnings {
+        line("federation", warning);
+    }
     line("decisions", &decisions(mesh));
     line(
         "store",
@@ -264,7 +267,8 @@ fn authority(mesh: &Mesh) -> String {
 impl Verdict {
     fn of(mesh: &Mesh) -> Self {
         let is_wrong = mesh.troubles.iter().any(|trouble| trouble.level == "wrong");
-        if is_wrong || !mesh.authority_warning.is_empty() || !mesh.not_ready.is_empty() {
+        let is_told = !mesh.authority_warning.is_empty() || !mesh.federation_warnings.is_empty();
+        if is_wrong || is_told || !mesh.not_ready.is_empty() {
             Self::Wrong
         } else if mesh.not_heard > 0 {
             Self::Unknown

@@ -10,7 +10,7 @@ use hoplite_host::files::open_regular;
 use hoplite_host::socket::is_gone;
 use hoplite_identity::{Leaf, Moment, pem};
 use hoplite_wire::agent::Kept;
-use hoplite_wire::ca::{ListAuthoritiesRequest, ListAuthoritiesResponse};
+use hoplite_wire::ca::{Federation, ListAuthoritiesRequest, ListAuthoritiesResponse, ListFederationsRequest};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -92,7 +92,7 @@ pub(super) fn socket(path: &Path, mode: u32, of: &Part) -> (Finding, Lives) {
 async fn ask(of: &Part, findings: &mut Vec<Finding>) {
     match of {
         Part::Ca(ca) => match ca_answers(&ca.admin_socket).await {
-            Ok(answer) => {
+            Ok((answer, federations)) => {
                 let trusted = answer
                     .authorities
                     .iter()
@@ -100,6 +100,7 @@ async fn ask(of: &Part, findings: &mut Vec<Finding>) {
                     .count();
                 findings.push(ok("answer", format!("the CA answers, and has {trusted} in its bundle")));
                 findings.push(signs(&answer, clock::now()));
+                findings.extend(federations.iter().map(federated));
             }
             Err(error) => findings.push(refused("the CA", &error.to_string())),
         },
@@ -187,9 +188,34 @@ fn kept(kept: &Kept) -> Option<Finding> {
     })
 }
 
-async fn ca_answers(socket: &Path) -> anyhow::Result<ListAuthoritiesResponse> {
+async fn ca_answers(socket: &Path) -> anyhow::Result<(ListAuthoritiesResponse, Vec<Federation>)> {
     let mut ca = reach::connect(socket).await?;
-    Ok(ca.list_authorities(ListAuthoritiesRequest {}).await?.into_inner())
+    let authorities = ca.list_authorities(ListAuthoritiesRequest {}).await?.into_inner();
+    // An older CA has none.
+    let federations = ca.list_federations(ListFederationsRequest {}).await;
+    let federations = federations.map(|answer| answer.into_inner().federations);
+    Ok((authorities, federations.unwrap_or_default()))
+}
+
+/// How it stands with the bundle of a foreign trust domain.
+pub(super) fn federated(federation: &Federation) -> Finding {
+    let Federation {
+        trust_domain,
+        state,
+        failure,
+        ..
+    } = federation;
+    let because = match failure.as_str() {
+        "" => String::new(),
+        failure => format!(": {failure}"),
+    };
+    let seen = format!("the trust bundle of {trust_domain} is {state}{because}");
+    let remedy = "hoplite federation show, and docs/guide/federation.md";
+    match state.as_str() {
+        "fresh" | "by_hand" => ok("federation", seen),
+        "stale" => warn("federation", seen, remedy),
+        _ => fail("federation", seen, remedy),
+    }
 }
 
 /// The end of the one that signs, and whether another comes after it.

@@ -8,10 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hoplite_wire::ca::{Authority, ListAuthoritiesResponse};
+use hoplite_wire::ca::{Authority, Federation, ListAuthoritiesResponse};
 use serde_json::json;
 
-use super::daemons::{Lives, ends, policy, signs, socket};
+use super::daemons::{Lives, ends, federated, policy, signs, socket};
 use super::files::{
     admin_policies, authority, bundle, directory, loose, policies, secret, signing_key, space, trusted,
 };
@@ -378,6 +378,24 @@ fn who_signs_and_who_comes_after() {
         Verdict::Fail,
         "authority list",
     );
+}
+
+#[test]
+fn foreign_bundles() {
+    let check = |state: &str, verdict: Verdict| {
+        let federation = Federation {
+            trust_domain: "partner.example".to_owned(),
+            state: state.to_owned(),
+            failure: "no answer in time".to_owned(),
+            ..Federation::default()
+        };
+        is(&federated(&federation), verdict, "partner.example");
+    };
+    check("fresh", Verdict::Ok);
+    check("by_hand", Verdict::Ok);
+    check("stale", Verdict::Warn);
+    check("withdrawn", Verdict::Fail);
+    check("missing", Verdict::Fail);
 }
 
 /// Nothing is there at all, and it ends soon.

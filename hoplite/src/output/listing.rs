@@ -66,9 +66,9 @@ pub(crate) struct Listing<T> {
 pub(crate) fn verdict(word: &str) -> Style {
     use anstyle::AnsiColor::{Green, Red, Yellow};
     let colour = match word.split([' ', ':']).next().unwrap_or_default() {
-        "allow" | "live" | "joined" | "ok" | "open" | "yes" | "well" | "active" => Green,
+        "allow" | "live" | "joined" | "ok" | "open" | "yes" | "well" | "active" | "fresh" => Green,
         "forbid" | "no_permit" | "error" | "unauthenticated" | "malformed" | "banned" | "ALARM" | "away" | "deny"
-        | "FAIL" | "no" | "silent" | "two" => Red,
+        | "FAIL" | "no" | "silent" | "two" | "withdrawn" | "ended" | "missing" | "empty" => Red,
         "stale" | "shadow" | "warn" | "depends" | "expired" | "revoked" | "tainted" => Yellow,
         _ => return Style::new(),
     };

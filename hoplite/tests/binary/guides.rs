@@ -26,6 +26,8 @@ enum World {
     Production,
     /// That on a machine `ca`, which has a CI job that may publish; and a laptop with policies and a key to sign with.
     Laptop,
+    /// Two such CAs, each on a machine of its own and with its bundle endpoint, and the node `web-1` of the first.
+    Partners,
 }
 
 /// Pages that are followed here, each by a test of this name.
@@ -57,6 +59,7 @@ pages! {
     register_workloads: "docs/guide/register-workloads.md" in Production,
     from_a_laptop: "docs/guide/from-a-laptop.md" in Laptop,
     authorize_from_anything: "docs/guide/authorize-from-anything.md" in Production,
+    federation: "docs/guide/federation.md" in Partners,
 }
 
 /// Pages with more to show than a reader sees; their tests follow every block, and then go on.
@@ -185,6 +188,17 @@ fn follow(test: &str, page: &'static str, world: World) {
         Reader::new(page, [laptop, ca]).believe();
         return;
     }
+    if world == World::Partners {
+        let both = [
+            Machine::start("prod", dir.path()),
+            Machine::start("partner", dir.path()),
+        ];
+        machine::cable(&both);
+        both.iter().for_each(|machine| world.prepare(machine));
+        let [prod, partner] = &both;
+        Reader::new(page, [prod, partner]).believe();
+        return;
+    }
     let machine = Machine::start("local", dir.path());
     world.prepare(&machine);
     if page == "docs/guide/observe.md" {
@@ -227,6 +241,25 @@ impl World {
                 until("the mesh has reported", || {
                     machine.run(heard).status.success().then_some(())
                 });
+            }
+            Self::Partners => {
+                let (name, other) = match machine.name {
+                    "prod" => ("prod", "partner"),
+                    _ => ("partner", "prod"),
+                };
+                let theirs = machine.home.join(format!("../../{other}/work"));
+                done(&format!(
+                    "echo 10.77.0.1 ca.prod.example >>/etc/hosts; echo 10.77.0.2 ca.partner.example >>/etc/hosts; mkdir -p bin
+                     printf '#!/bin/sh\\ncp {theirs}/${{1#*:}} $2\\n' >bin/scp; chmod +x bin/scp
+                     hoplite ca init --trust-domain {name}.example --advertise ca.{name}.example:7443 --signer-key alice.key
+                     printf '[bundle_endpoint]\\nlisten = \"0.0.0.0:8443\"\\n' >>/etc/hoplite/ca.toml",
+                    theirs = theirs.display()
+                ));
+                machine.leave("hoplite ca run &", "the CA serves");
+                if name == "prod" {
+                    done("hoplite token create --node web-1 | hoplite join -");
+                    machine.leave("hoplite agent run &", "serving workloads");
+                }
             }
             Self::Production | Self::Laptop => {
                 done(

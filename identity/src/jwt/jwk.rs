@@ -13,7 +13,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
 /// What the key of an X.509 authority says that it is for.
-const X509_SVID: &str = "x509-svid";
+pub(crate) const X509_SVID: &str = "x509-svid";
 /// The smallest and the largest RSA modulus, in bits. A larger one costs its verifier too much.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// The longest RSA exponent, in bytes. Real ones have three.

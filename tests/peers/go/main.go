@@ -6,6 +6,10 @@
 //	judge jwt    SOCKET AUDIENCE            the workload's JWT-SVID by a source, how long the source took, and what validates it
 //	judge oidc   CA ISSUER AUDIENCE         the token on stdin, verified by the discovery document of ISSUER, whose web
 //	                                        certificate is by the authority in the PEM file CA
+//	judge federate web    CA URL DOMAIN          the bundle of DOMAIN by its endpoint, whose web certificate is by CA
+//	judge federate spiffe FILE URL DOMAIN ID     the same, by an endpoint that is ID by the bundle in FILE
+//	judge publish SOCKET FILE DOMAIN        a bundle endpoint with this SVID that serves the bundle in FILE, read anew at each line
+//	                                        of stdin; its first line has the address; ends with stdin
 //	judge serve  SOCKET ACCEPT              an HTTPS server with this SVID; its first line has the address; ends with stdin
 //
 // Ends with 0, with 3 if the Workload API refused, and with 1 if something else failed.
@@ -25,6 +29,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/federation"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -49,6 +55,9 @@ func run(command string, rest []string) error {
 	defer cancel()
 	if command == "oidc" {
 		return verify(ctx, rest[0], rest[1], rest[2])
+	}
+	if command == "federate" {
+		return federate(ctx, rest)
 	}
 	address := workloadapi.WithAddr(rest[0])
 	// A plain fetch is not repeated by the library, so it shows a refusal; the sources would go on trying.
@@ -163,7 +172,91 @@ func run(command string, rest []string) error {
 		_, err = io.Copy(io.Discard, os.Stdin)
 		return err
 	}
+	if command == "publish" {
+		return publish(ctx, address, rest[1], rest[2])
+	}
 	return fmt.Errorf("unknown command `%s`", command)
+}
+
+// A federated server's view of our endpoint.
+func federate(ctx context.Context, rest []string) error {
+	domain, err := spiffeid.TrustDomainFromString(rest[3])
+	if err != nil {
+		return err
+	}
+	var option federation.FetchOption
+	if rest[0] == "web" {
+		pem, err := os.ReadFile(rest[1])
+		if err != nil {
+			return err
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("no certificate in `%s`", rest[1])
+		}
+		option = federation.WithWebPKIRoots(roots)
+	} else {
+		known, err := spiffebundle.Load(domain, rest[1])
+		if err != nil {
+			return err
+		}
+		id, err := spiffeid.FromString(rest[4])
+		if err != nil {
+			return err
+		}
+		option = federation.WithSPIFFEAuth(known, id)
+	}
+	bundle, err := federation.FetchBundle(ctx, domain, rest[2], option)
+	if err != nil {
+		return err
+	}
+	sequence, _ := bundle.SequenceNumber()
+	hint, _ := bundle.RefreshHint()
+	line(map[string]any{
+		"authorities": len(bundle.X509Authorities()),
+		"jwt":         len(bundle.JWTAuthorities()),
+		"sequence":    sequence,
+		"hint":        int(hint.Seconds()),
+	})
+	return nil
+}
+
+// A bundle endpoint of go-spiffe's.
+func publish(ctx context.Context, address workloadapi.ClientOption, file, name string) error {
+	domain, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return err
+	}
+	bundle, err := spiffebundle.Load(domain, file)
+	if err != nil {
+		return err
+	}
+	bundles := spiffebundle.NewSet(bundle)
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(address))
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	handler, err := federation.NewHandler(domain, bundles)
+	if err != nil {
+		return err
+	}
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", tlsconfig.TLSServerConfig(source))
+	if err != nil {
+		return err
+	}
+	line(map[string]any{"address": listener.Addr().String()})
+	go http.Serve(listener, handler)
+	anew := bufio.NewScanner(os.Stdin)
+	for anew.Scan() {
+		bundle, err := spiffebundle.Load(domain, file)
+		if err != nil {
+			return err
+		}
+		bundles.Add(bundle)
+		line(map[string]any{"read": true})
+	}
+	return anew.Err()
 }
 
 // What Vault does with a token: a stock OpenID Connect library, and the issuer's address.

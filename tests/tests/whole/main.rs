@@ -10,6 +10,7 @@ mod autoscaled;
 mod conformance;
 mod entries;
 mod envoy;
+mod federation;
 mod fleet;
 mod floods;
 mod grpc;

@@ -34,8 +34,8 @@ const WOULD_CHANGE: u8 = 1;
 pub(super) const HELP: &str = "Examples:\n  hoplite entry apply entries.toml --dry-run\n  \
     hoplite entry apply entries.toml --owner infra --prune\n\nThe file:\n  [[entry]]\n  \
     spiffe_id = \"spiffe://demo.hoplite/billing\"\n  parent = \"spiffe://demo.hoplite/hoplite/agent/local\"\n  \
-    selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\"                        # these four may be left out\n  jwt_ttl = \"5m\"\n  \
-    dns_names = [\"billing.internal\"]\n  hint = \"internal\"\n\nAn entry is known by SPIFFE ID, parent and selectors. All is done in \
+    selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\"                        # these five may be left out\n  jwt_ttl = \"5m\"\n  \
+    dns_names = [\"billing.internal\"]\n  federates_with = [\"partner.example\"]\n  hint = \"internal\"\n\nAn entry is known by SPIFFE ID, parent and selectors. All is done in \
     one commit, so nobody sees half of it; a list\nthat is too long for one is said to be, and goes in parts.\n\nExit codes: 0 it is done, \
     or there is nothing to do; 1 it failed, and with --dry-run: something would be done;\n2 with --dry-run: the plan cannot be made.";
 
@@ -80,6 +80,8 @@ struct EntryText {
     jwt_ttl: Option<Span>,
     #[serde(default)]
     dns_names: Vec<String>,
+    #[serde(default)]
+    federates_with: Vec<String>,
     #[serde(default)]
     hint: String,
     #[serde(default)]
@@ -424,6 +426,7 @@ impl EntryText {
             jwt_ttl_seconds: ttl("jwt_ttl", self.jwt_ttl)?,
             hint: self.hint,
             dns_names: self.dns_names,
+            federates_with: self.federates_with,
             ..Entry::default()
         })
     }

@@ -103,6 +103,7 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
             "successor_signs": moment(mesh.successor_signs_unix),
             "authority_warning": mesh.authority_warning,
             "not_ready": mesh.not_ready,
+            "federation_warnings": mesh.federation_warnings,
             "store_revision": mesh.store_revision,
             "report_period_ms": mesh.period_ms,
             "report_bytes": mesh.report_bytes,

@@ -4,6 +4,7 @@
 //! DIR/svid.pem      -> ..data/svid.pem          what programs are told to read
 //! DIR/svid_key.pem  -> ..data/svid_key.pem
 //! DIR/bundle.pem    -> ..data/bundle.pem
+//! DIR/bundle.partner.example.pem -> …           of each foreign trust domain that the workload is to verify
 //! DIR/..data        -> ..set-Xk2p9A             the only thing that ever changes, by one rename
 //! DIR/..set-Xk2p9A/                             a set: written, on the disk, and then never touched
 //! DIR/..told        -> ..set-Xk2p9A             the set that programs know of, for whoever writes here next
@@ -17,10 +18,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::Context;
 use hoplite_host::files;
-use hoplite_identity::{TrustBundle, X509Svid};
+use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::command::user::id_of;
@@ -43,7 +45,7 @@ pub(crate) struct Layout {
     /// The file of the private key, PKCS#8
     #[arg(long, value_name = "NAME", default_value = "svid_key.pem", requires = "write")]
     key_file: FileName,
-    /// The file of the trust bundle of the SVID's own trust domain
+    /// The file of the trust bundle of the SVID's own trust domain; that of another has its name before the ending
     #[arg(long, value_name = "NAME", default_value = "bundle.pem", requires = "write")]
     bundle_file: FileName,
     /// The mode of certificate and bundle
@@ -129,9 +131,9 @@ impl Files {
     }
 
     /// Puts a set in the place of the one before. Where it fails, the one before stays.
-    pub(crate) fn put(&self, svid: &X509Svid, bundle: &TrustBundle) -> anyhow::Result<()> {
+    pub(crate) fn put(&self, svid: &X509Svid, bundles: &BundleSet) -> anyhow::Result<()> {
         self.still_ours()?;
-        self.written(svid, bundle).with_context(|| {
+        self.written(svid, bundles).with_context(|| {
             format!(
                 "cannot write into `{}`; what was there before stays; check the directory and free space",
                 self.dir.display()
@@ -139,11 +141,10 @@ impl Files {
         })
     }
 
-    fn written(&self, svid: &X509Svid, bundle: &TrustBundle) -> anyhow::Result<()> {
+    fn written(&self, svid: &X509Svid, bundles: &BundleSet) -> anyhow::Result<()> {
         let Layout {
             cert_file,
             key_file,
-            bundle_file,
             cert_mode,
             key_mode,
             ..
@@ -152,7 +153,10 @@ impl Files {
         let set = tempfile::Builder::new().prefix(SET).tempdir_in(&self.place)?;
         self.write(set.path(), cert_file, svid.chain_pem().as_bytes(), *cert_mode)?;
         self.write(set.path(), key_file, svid.key_pem().as_bytes(), *key_mode)?;
-        self.write(set.path(), bundle_file, bundle.to_pem().as_bytes(), *cert_mode)?;
+        let bundles = self.layout.bundles(svid, bundles);
+        for (name, pem) in &bundles {
+            self.write(set.path(), name, pem.as_bytes(), *cert_mode)?;
+        }
         fs::set_permissions(set.path(), Permissions::from_mode(0o755))?;
         File::open(set.path())?.sync_all()?;
 
@@ -160,25 +164,31 @@ impl Files {
         self.point(DATA, Path::new(&name))?;
         // From here on readers have it.
         let _ = set.keep();
-        for name in self.layout.names() {
+        for name in [cert_file, key_file]
+            .into_iter()
+            .chain(bundles.iter().map(|(name, _)| name))
+        {
             self.link(name)?;
         }
+        self.unlink_gone()?;
         self.handle.sync_all()?;
         self.sweep(&[Some(name.into()), before])?;
         Ok(())
     }
 
     /// Whether just this is there, as it was asked for.
-    pub(crate) fn has(&self, svid: &X509Svid, bundle: &TrustBundle) -> bool {
+    pub(crate) fn has(&self, svid: &X509Svid, bundles: &BundleSet) -> bool {
         let Layout {
             cert_file,
             key_file,
-            bundle_file,
             cert_mode,
             key_mode,
             owner,
+            ..
         } = &self.layout;
-        let (chain, key, bundle) = (svid.chain_pem(), svid.key_pem(), bundle.to_pem());
+        let (chain, key) = (svid.chain_pem(), svid.key_pem());
+        let bundles = self.layout.bundles(svid, bundles);
+        let count = fs::read_dir(self.place.join(DATA)).map_or(0, Iterator::count);
         let is_there = |name: &FileName, text: &str, mode: &Mode| {
             let path = self.place.join(&name.0);
             let is_ours = !self.check_free(name).unwrap_or(true);
@@ -191,7 +201,9 @@ impl Files {
         };
         is_there(cert_file, &chain, cert_mode)
             && is_there(key_file, &key, key_mode)
-            && is_there(bundle_file, &bundle, cert_mode)
+            && bundles.iter().all(|(name, pem)| is_there(name, pem, cert_mode))
+            // And no trust domain besides.
+            && count == bundles.len() + 2
     }
 
     /// Whether programs know of the set that is there.
@@ -286,6 +298,19 @@ impl Files {
         Ok(())
     }
 
+    /// Removes our links to files that the set does not have: of trust domains that are federated with no more.
+    fn unlink_gone(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.place)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name() else { continue };
+            let is_ours = fs::read_link(&path).is_ok_and(|target| target == Path::new(DATA).join(name));
+            if is_ours && !path.exists() {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes every set but these, and links that never became the one.
     fn sweep(&self, kept: &[Option<PathBuf>]) -> io::Result<()> {
         for entry in fs::read_dir(&self.place)? {
@@ -340,9 +365,33 @@ impl Layout {
     fn names(&self) -> [&FileName; 3] {
         [&self.cert_file, &self.key_file, &self.bundle_file]
     }
+
+    /// The files of trust bundles and what is in them: that of the SVID's own trust domain, and one of each other.
+    fn bundles(&self, svid: &X509Svid, bundles: &BundleSet) -> Vec<(FileName, String)> {
+        let own = svid.spiffe_id().trust_domain();
+        let named = |bundle: &Arc<TrustBundle>| {
+            let domain = bundle.trust_domain();
+            let name = match domain == own {
+                true => self.bundle_file.clone(),
+                false => self.bundle_file.of(domain),
+            };
+            (name, bundle.to_pem())
+        };
+        bundles.iter().map(named).collect()
+    }
 }
 
 // === impl FileName ===
+
+impl FileName {
+    /// `bundle.pem` of a foreign trust domain is `bundle.partner.example.pem`.
+    fn of(&self, domain: &TrustDomain) -> Self {
+        Self(match self.0.rsplit_once('.') {
+            Some((stem, ending)) if !stem.is_empty() => format!("{stem}.{domain}.{ending}"),
+            _ => format!("{}.{domain}", self.0),
+        })
+    }
+}
 
 impl FromStr for FileName {
     type Err = anyhow::Error;

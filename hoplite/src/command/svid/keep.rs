@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::{clock, shutdown};
-use hoplite_identity::{SpiffeId, TrustBundle, X509Svid};
+use hoplite_identity::{BundleSet, SpiffeId, X509Svid};
 use hoplite_wire::{FetchError, Identity, WorkloadApi};
 use serde_json::json;
 
@@ -43,7 +43,7 @@ pub(crate) struct WriteArgs {
 /// What is in the files.
 struct Written {
     chain: String,
-    bundle: String,
+    bundles: BundleSet,
     not_after: SystemTime,
 }
 
@@ -54,7 +54,7 @@ struct Keeper<'a> {
     form: Form,
     written: Option<Written>,
     /// What came and is not in the files yet.
-    pending: Option<(X509Svid, TrustBundle)>,
+    pending: Option<(X509Svid, BundleSet)>,
     /// Whether somebody has to be told.
     untold: bool,
     /// Since when the agent refuses.
@@ -71,8 +71,8 @@ impl WriteArgs {
         self.write.as_deref()
     }
 
-    /// The SVID that is wanted, with its trust domain's bundle.
-    fn choose(&self, identity: Identity) -> Result<(X509Svid, TrustBundle), FetchError> {
+    /// The SVID that is wanted, with its trust domain's bundle and those of foreign ones.
+    fn choose(&self, identity: Identity) -> Result<(X509Svid, BundleSet), FetchError> {
         let Identity { svids, hints, bundles } = identity;
         let names: Vec<String> = svids.iter().map(|svid| svid.spiffe_id().to_string()).collect();
         let chosen = svids.into_iter().zip(hints).find(|(svid, hint)| {
@@ -89,10 +89,12 @@ impl WriteArgs {
                 names.join(", ")
             ))
         })?;
-        let bundle = bundles.get(svid.spiffe_id().trust_domain()).cloned();
-        let bundle =
-            bundle.ok_or_else(|| FetchError::Unavailable("there is no bundle of its trust domain".to_owned()))?;
-        Ok((svid, TrustBundle::clone(&bundle)))
+        if bundles.get(svid.spiffe_id().trust_domain()).is_none() {
+            return Err(FetchError::Unavailable(
+                "there is no bundle of its trust domain".to_owned(),
+            ));
+        }
+        Ok((svid, bundles))
     }
 }
 
@@ -100,9 +102,9 @@ impl WriteArgs {
 pub(crate) async fn once(args: &WriteArgs, address: &str, dir: &Path, form: Form) -> anyhow::Result<ExitCode> {
     let identity = async { WorkloadApi::open(address).await?.next().await };
     let chosen = identity.await.and_then(|identity| args.choose(identity));
-    let (svid, bundle) = chosen.with_context(|| format!("nothing was written into `{}`", dir.display()))?;
+    let (svid, bundles) = chosen.with_context(|| format!("nothing was written into `{}`", dir.display()))?;
     let files = Files::open(dir, &args.layout)?;
-    files.put(&svid, &bundle)?;
+    files.put(&svid, &bundles)?;
     // Whoever ran this knows; a watch that comes later has nothing to tell of it.
     files.told()?;
     print(&report(&svid, &files, None, form))?;
@@ -158,10 +160,10 @@ fn report(svid: &X509Svid, files: &Files, told: Option<&str>, form: Form) -> Str
 // === impl Written ===
 
 impl Written {
-    fn of(svid: &X509Svid, bundle: &TrustBundle) -> Self {
+    fn of(svid: &X509Svid, bundles: &BundleSet) -> Self {
         Self {
             chain: svid.chain_pem(),
-            bundle: bundle.to_pem(),
+            bundles: bundles.clone(),
             not_after: svid.leaf().not_after(),
         }
     }
@@ -212,19 +214,19 @@ impl Keeper<'_> {
         }
     }
 
-    fn take(&mut self, (svid, bundle): (X509Svid, TrustBundle)) {
+    fn take(&mut self, (svid, bundles): (X509Svid, BundleSet)) {
         self.refused = None;
-        if self.written.is_none() && self.files.has(&svid, &bundle) {
+        if self.written.is_none() && self.files.has(&svid, &bundles) {
             // Written by whoever was here before. What they had no time to tell is told now.
             let _ = print(&report(&svid, &self.files, None, self.form));
-            self.written = Some(Written::of(&svid, &bundle));
+            self.written = Some(Written::of(&svid, &bundles));
             self.untold = !self.telling.is_empty() && !self.files.is_told();
         }
         let is_new = self
             .written
             .as_ref()
-            .is_none_or(|written| written.chain != svid.chain_pem() || written.bundle != bundle.to_pem());
-        self.pending = is_new.then_some((svid, bundle));
+            .is_none_or(|written| written.chain != svid.chain_pem() || written.bundles != bundles);
+        self.pending = is_new.then_some((svid, bundles));
         if !is_new {
             self.said = None;
         }
@@ -232,12 +234,12 @@ impl Keeper<'_> {
 
     /// Writes what is pending, and tells who has not been told. Whether all is done.
     async fn act(&mut self) -> anyhow::Result<bool> {
-        if let Some((svid, bundle)) = &self.pending {
-            if let Err(error) = self.files.put(svid, bundle) {
+        if let Some((svid, bundles)) = &self.pending {
+            if let Err(error) = self.files.put(svid, bundles) {
                 self.warn(one_line(&error));
                 return Ok(false);
             }
-            self.written = Some(Written::of(svid, bundle));
+            self.written = Some(Written::of(svid, bundles));
             self.untold = !self.telling.is_empty();
         }
         let told = if self.untold {

@@ -59,7 +59,7 @@ fn a_reader_never_finds_a_key_of_another_certificate() {
         });
         for n in 0..40 {
             let svid = authority.svid(&format!("/n{n}"), Duration::from_secs(60));
-            files.put(&svid, &authority.bundle()).unwrap();
+            files.put(&svid, &authority.bundles()).unwrap();
             assert_eq!(read(&at).unwrap().spiffe_id(), svid.spiffe_id());
         }
         ended.store(true, Ordering::Relaxed);
@@ -75,16 +75,16 @@ fn a_reader_never_finds_a_key_of_another_certificate() {
     assert_eq!(names.len(), 6, "{names:?}");
 
     let last = authority.svid("/last", Duration::from_secs(60));
-    assert!(!files.has(&last, &authority.bundle()) && !files.is_told());
-    files.put(&last, &authority.bundle()).unwrap();
+    assert!(!files.has(&last, &authority.bundles()) && !files.is_told());
+    files.put(&last, &authority.bundles()).unwrap();
     files.told().unwrap();
-    assert!(files.has(&last, &authority.bundle()) && files.is_told());
-    assert!(!files.has(&last, &TestAuthority::new("prod.example").bundle()));
+    assert!(files.has(&last, &authority.bundles()) && files.is_told());
+    assert!(!files.has(&last, &TestAuthority::new("prod.example").bundles()));
     fs::set_permissions(at.join("svid_key.pem"), Permissions::from_mode(0o400)).unwrap();
-    assert!(!files.has(&last, &authority.bundle()), "it has another mode");
-    files.put(&last, &authority.bundle()).unwrap();
+    assert!(!files.has(&last, &authority.bundles()), "it has another mode");
+    files.put(&last, &authority.bundles()).unwrap();
     assert!(
-        files.has(&last, &authority.bundle()) && !files.is_told(),
+        files.has(&last, &authority.bundles()) && !files.is_told(),
         "it is another set"
     );
 
@@ -96,7 +96,7 @@ fn a_reader_never_finds_a_key_of_another_certificate() {
     }
     files.withdraw().unwrap();
     files
-        .put(&authority.svid("/again", Duration::from_secs(60)), &authority.bundle())
+        .put(&authority.svid("/again", Duration::from_secs(60)), &authority.bundles())
         .unwrap();
     assert!(File::open(at.join("svid.pem")).is_ok());
 }
@@ -109,7 +109,7 @@ fn files_have_the_names_modes_and_owners_that_were_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     Files::open(dir.path(), &layout(&[]).unwrap())
         .unwrap()
-        .put(&svid, &authority.bundle())
+        .put(&svid, &authority.bundles())
         .unwrap();
     let modes = ["svid.pem", "svid_key.pem", "bundle.pem"].map(|name| mode(dir.path().join(name)));
     assert_eq!(modes, [0o644, 0o600, 0o644]);
@@ -133,7 +133,7 @@ fn files_have_the_names_modes_and_owners_that_were_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     Files::open(dir.path(), &asked.unwrap())
         .unwrap()
-        .put(&svid, &authority.bundle())
+        .put(&svid, &authority.bundles())
         .unwrap();
     let modes = ["tls.crt", "tls.key", "ca.crt"].map(|name| mode(dir.path().join(name)));
     assert_eq!(modes, [0o440, 0o640, 0o440]);
@@ -182,7 +182,7 @@ fn what_others_put_there_stays_and_what_a_crash_left_goes() {
     let files = open(&[]).unwrap();
     let error = open(&["--key-file", "other.pem"]).unwrap_err().to_string();
     assert!(error.contains("another `hoplite svid` writes into"), "{error}");
-    files.put(&svid, &authority.bundle()).unwrap();
+    files.put(&svid, &authority.bundles()).unwrap();
     let left = names(at);
     assert!(
         !left.iter().any(|name| name.contains("crash")) && left.contains(&"README".to_owned()),
@@ -216,13 +216,13 @@ fn another_directory_of_the_same_name_gets_nothing() {
                 fs::create_dir(&at).unwrap();
             }
         }
-        let error = files.put(&svid, &authority.bundle()).unwrap_err();
+        let error = files.put(&svid, &authority.bundles()).unwrap_err();
         assert!(error.to_string().contains("no longer the directory"), "{error:#}");
         assert!(names(victim.path()).is_empty() && names(&at).is_empty());
     }
     fs::remove_dir(&at).unwrap();
     fs::rename(dir.path().join("old"), &at).unwrap();
-    files.put(&svid, &authority.bundle()).unwrap();
+    files.put(&svid, &authority.bundles()).unwrap();
     assert!(read(&at).is_some());
 }
 
@@ -235,4 +235,24 @@ fn nobody_else_may_write_in_a_directory_above() {
     assert!(error.to_string().contains("others may write in"), "{error:#}");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
     Files::open(&at, &layout(&[]).unwrap()).unwrap();
+}
+
+#[test]
+fn each_foreign_trust_domain_has_a_file_for_as_long_as_it_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("svid");
+    let files = Files::open(&place, &layout(&[]).unwrap()).unwrap();
+    let (authority, partner) = (
+        TestAuthority::new("prod.example"),
+        TestAuthority::new("partner.example"),
+    );
+    let svid = authority.svid("/web", Duration::from_secs(60));
+    let both: BundleSet = [authority.bundle(), partner.bundle()].into_iter().collect();
+    files.put(&svid, &both).unwrap();
+    let foreign = place.join("bundle.partner.example.pem");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), partner.bundle().to_pem());
+    assert!(files.has(&svid, &both) && !files.has(&svid, &authority.bundles()));
+    files.put(&svid, &authority.bundles()).unwrap();
+    assert!(fs::symlink_metadata(&foreign).is_err(), "the link went with it");
+    assert!(files.has(&svid, &authority.bundles()) && !files.has(&svid, &both));
 }
