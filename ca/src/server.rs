@@ -41,7 +41,7 @@ use crate::api::backups::Backups;
 use crate::api::fleet::Reported;
 use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
-use crate::api::node::Node;
+use crate::api::node::{self, Node};
 use crate::api::port::Port;
 use crate::attestors::Attestors;
 use crate::authority::course::LAST_PART;
@@ -310,16 +310,17 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     // It reads the whole binary, once.
     let _ = tokio::task::spawn_blocking(Program::this).await;
     let fleet = Fleet::new(config.report_period.0);
-    let node = Node::new(
-        registry.clone(),
-        issuer.clone(),
-        acts.clone(),
+    let node = Node::new(node::Parts {
+        registry: registry.clone(),
+        issuer: issuer.clone(),
+        acts: acts.clone(),
         attestors,
-        publishing.clone(),
-        fleet.clone(),
-        (metrics.clone(), config.replicas.clone()),
-        shutdown.clone(),
-    );
+        publishing: publishing.clone(),
+        fleet: fleet.clone(),
+        metrics: metrics.clone(),
+        replicas: config.replicas.clone(),
+        shutdown: shutdown.clone(),
+    });
     let invites = Invites {
         listen: node_address,
         advertise: config.advertise.clone(),
@@ -334,13 +335,13 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         plan(&config),
     );
     let gate = Gate::new(registry.clone(), rights.clone(), acts.clone());
-    let admin = Admin::new(
-        registry.clone(),
+    let admin = Admin::new(admin::Parts {
+        registry: registry.clone(),
         // What lives for just that long ends with its authority at the earliest.
-        config.authority_ttl.0 / LAST_PART + Duration::from_secs(1),
+        ttl_limit: config.authority_ttl.0 / LAST_PART + Duration::from_secs(1),
         publishing,
         invites,
-        Reported::new(
+        reported: Reported::new(
             registry.clone(),
             fleet.clone(),
             rotation.clone(),
@@ -348,15 +349,15 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
             federation.clone(),
             shutdown.clone(),
         ),
-        Backups::new(
+        backups: Backups::new(
             registry.clone(),
             config.data_dir.clone(),
             config.file.clone(),
             shutdown.clone(),
         ),
-        rotation.clone(),
-        federation.clone(),
-    );
+        rotation: rotation.clone(),
+        federation: federation.clone(),
+    });
     let (agents, agents_accepted) = mpsc::channel(BACKLOG_MAX);
     let (operators, operators_accepted) = mpsc::channel(BACKLOG_MAX);
 

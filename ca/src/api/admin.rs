@@ -182,20 +182,33 @@ impl Begins for Caller {
     }
 }
 
+/// What the admin API is made of.
+pub(crate) struct Parts {
+    pub(crate) registry: Registry,
+    /// An entry's own TTL is below it.
+    pub(crate) ttl_limit: Duration,
+    pub(crate) publishing: Publishing,
+    pub(crate) invites: Invites,
+    pub(crate) reported: Reported,
+    pub(crate) backups: Backups,
+    pub(crate) rotation: Rotation,
+    pub(crate) federation: Federation,
+}
+
 // === impl Admin ===
 
 impl Admin {
-    /// An entry's own TTL is below `ttl_limit`.
-    pub(crate) fn new(
-        registry: Registry,
-        ttl_limit: Duration,
-        publishing: Publishing,
-        invites: Invites,
-        reported: Reported,
-        backups: Backups,
-        rotation: Rotation,
-        federation: Federation,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            registry,
+            ttl_limit,
+            publishing,
+            invites,
+            reported,
+            backups,
+            rotation,
+            federation,
+        } = parts;
         let trust_domain = publishing.trust_domain().clone();
         let issuer = invites.issuer.clone();
         Self {

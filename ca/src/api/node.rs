@@ -121,19 +121,35 @@ struct Watcher {
     _counted: Watching,
 }
 
+/// What the node API is made of.
+pub(crate) struct Parts {
+    pub(crate) registry: Registry,
+    pub(crate) issuer: Issuer,
+    pub(crate) acts: Acts,
+    pub(crate) attestors: Attestors,
+    pub(crate) publishing: Publishing,
+    pub(crate) fleet: Fleet,
+    pub(crate) metrics: Metrics,
+    /// The addresses of all CAs of the trust domain, as agents are told them.
+    pub(crate) replicas: Vec<HostPort>,
+    pub(crate) shutdown: Shutdown,
+}
+
 // === impl Node ===
 
 impl Node {
-    pub(crate) fn new(
-        registry: Registry,
-        issuer: Issuer,
-        acts: Acts,
-        attestors: Attestors,
-        publishing: Publishing,
-        fleet: Fleet,
-        (metrics, replicas): (Metrics, Vec<HostPort>),
-        shutdown: Shutdown,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            registry,
+            issuer,
+            acts,
+            attestors,
+            publishing,
+            fleet,
+            metrics,
+            replicas,
+            shutdown,
+        } = parts;
         Self(Arc::new(Shared {
             registry,
             issuer,

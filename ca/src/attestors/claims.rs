@@ -45,7 +45,7 @@ pub(crate) fn bearer(token: &ForeignToken) -> Bearer {
 }
 
 /// The one proof, as text.
-pub(crate) fn token<'a>(proof: &'a [Vec<u8>]) -> Option<&'a str> {
+pub(crate) fn token(proof: &[Vec<u8>]) -> Option<&str> {
     match proof {
         [one] => str::from_utf8(one).ok(),
         _ => None,

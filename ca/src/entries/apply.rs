@@ -38,7 +38,11 @@ pub(crate) enum Step {
     /// It is new.
     Create(EntryId, Entry),
     /// It differs from what was there, and is now this.
-    Update { id: EntryId, was: Entry, now: Entry },
+    Update {
+        id: EntryId,
+        was: Box<Entry>,
+        now: Box<Entry>,
+    },
     /// It is there already.
     Unchanged(EntryId),
     /// It is another owner's.
@@ -118,6 +122,7 @@ impl Write for ApplyEntries {
                 steps.push(Step::Foreign { id, owner });
             } else {
                 changes = changes.put(&id, &now);
+                let (was, now) = (Box::new(was), Box::new(now));
                 steps.push(Step::Update { id, was, now });
             }
         }

@@ -163,7 +163,8 @@ impl Write for Federate {
         if let Some(Profile::HttpsSpiffe(id)) = self.federated.endpoint.as_ref().map(|endpoint| &endpoint.profile) {
             let vouches = id.trust_domain();
             let is_held = vouches == self.own.trust_domain() || bundles.contains_key(vouches.as_str());
-            if !is_held && !(self.first.is_some() && *vouches == self.domain) {
+            let is_given = self.first.is_some() && *vouches == self.domain;
+            if !is_held && !is_given {
                 return Err(FederationError::NoFirstBundle(id.clone()));
             }
         }

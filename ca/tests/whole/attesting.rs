@@ -184,6 +184,9 @@ fn k8s(dir: &Path) -> AttestorSettings {
     ))
 }
 
+/// Signs a challenge and a request.
+type Signing<'a> = &'a dyn Fn(&[u8; 32], &[u8]) -> Vec<u8>;
+
 #[tokio::test]
 async fn a_node_of_a_cluster_joins_by_its_projected_token() {
     let issuer = Issuer::new("k1");
@@ -511,7 +514,7 @@ async fn a_node_of_a_company_joins_by_its_certificate() {
     .unwrap();
     assert_eq!(agents(&world).await.len(), 1);
 
-    let refused = async |what: &str, chain: Vec<Vec<u8>>, sign: &dyn Fn(&[u8; 32], &[u8]) -> Vec<u8>| {
+    let refused = async |what: &str, chain: Vec<Vec<u8>>, sign: Signing<'_>| {
         let refused = attest(&world, by, chain, &csr().1, sign).await.unwrap_err();
         assert!(
             matches!(refused.code(), Code::PermissionDenied | Code::InvalidArgument),

@@ -86,7 +86,7 @@ async fn a_group_is_given_to_its_nodes_and_to_no_other() {
     assert_eq!(change(&mut updates).await.0.len(), 4);
     let mut member = join(&world, "n1", &["eu"]).await;
     let mut updates = member.watch(0).await;
-    assert_eq!(change(&mut updates).await.0, [own.clone()]);
+    assert_eq!(change(&mut updates).await.0, std::slice::from_ref(&own));
     assert!(!issued(&mut member, &web).await && !issued(&mut member, &eu).await);
     let asked = ListEntriesRequest {
         agent_id: agent_id("n1"),
@@ -139,7 +139,7 @@ async fn who_is_banned_is_in_no_group() {
     let web = world.register(of_group("/web", &["token:label:web"])).await;
     let mut member = join(&world, "n1", &["web"]).await;
     let mut updates = member.watch(0).await;
-    assert_eq!(change(&mut updates).await.0, [web.clone()]);
+    assert_eq!(change(&mut updates).await.0, std::slice::from_ref(&web));
     let request = AgentRequest {
         spiffe_id: agent_id("n1"),
     };

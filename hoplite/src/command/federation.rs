@@ -28,8 +28,8 @@ const WAS_SO: u8 = 3;
 pub(crate) enum FederationCommand {
     /// Federate with a foreign trust domain, whose bundle is fetched from its endpoint from now on
     #[command(
-        after_help = "Examples:\n  hoplite federation add partner.example --url https://ca.partner.example:8443 \\\n    --spiffe-id spiffe://partner.example/hoplite/ca --bundle partner.json\n  \
-        hoplite federation add partner.example --url https://bundle.partner.example --web\n  \
+        after_help = "Examples:\n  hoplite federation add partner.example \\\n    --url https://ca.partner.example:8443 \\\n    --spiffe-id spiffe://partner.example/hoplite/ca --bundle partner.json\n  \
+        hoplite federation add partner.example \\\n    --url https://bundle.partner.example --web\n  \
         hoplite federation add partner.example --url https://10.1.2.3:8443 --web \\\n    --allow-network 10.1.2.3\n\n\
         --spiffe-id (profile https_spiffe): the endpoint proves to be that SPIFFE ID by the newest bundle that is held of its trust domain. The \
         first one is got from there some other way, `hoplite bundle show --format spiffe`, and given with --bundle. --web (https_web): the \

@@ -127,7 +127,9 @@ impl Ca {
 
     /// The fingerprint of the one that signs.
     pub(crate) fn signs(&self) -> String {
-        self.json(&["authority", "list"])[0]["fingerprint"]
+        self.json(&["authority", "list"])
+            .pointer("/0/fingerprint")
+            .unwrap()
             .as_str()
             .unwrap()
             .to_owned()
@@ -163,7 +165,7 @@ impl Ca {
     /// A node of its, with its agent.
     pub(crate) fn node(&self, root: &Path, name: &str) -> Node {
         let created = self.json(&["token", "create", "--node", name]);
-        let invitation = created["invitation"].as_str().unwrap();
+        let invitation = created.get("invitation").and_then(Value::as_str).unwrap();
         let dir = root.join(name).display().to_string();
         let joined = hoplite(&["join", invitation, "--dir", &dir]);
         assert!(joined.status.success(), "{joined:?}");

@@ -58,10 +58,10 @@ pub struct Targets {
 /// Judges all of it by the clauses that one of the patterns names, by all if there is none.
 pub async fn judge(targets: &Targets, only: &[String], limits: Limits, clock: fn() -> SystemTime) -> Findings {
     let mut findings = Findings::only(only);
-    if let Some(socket) = &targets.socket {
-        if let Some((client, given)) = workload::judge(&mut findings, socket, limits, clock).await {
-            workload_jwt::judge(&mut findings, &client, given.as_ref(), clock).await;
-        }
+    if let Some(socket) = &targets.socket
+        && let Some((client, given)) = workload::judge(&mut findings, socket, limits, clock).await
+    {
+        workload_jwt::judge(&mut findings, &client, given.as_ref(), clock).await;
     }
     if let Some(endpoint) = &targets.endpoint {
         https::judge(&mut findings, endpoint, limits.patience, clock).await;

@@ -154,7 +154,10 @@ impl Scene {
     }
 }
 
-const FAULTS: &[(&str, Profile, fn(&mut Scene))] = &[
+/// A clause, the profile under which it is broken, and how.
+type Fault = (&'static str, Profile, fn(&mut Scene));
+
+const FAULTS: &[Fault] = &[
     ("F-1a", Profile::Spiffe, |scene| scene.plain = true),
     ("F-1b", Profile::Spiffe, |scene| scene.speaks_old = true),
     ("F-2", Profile::Spiffe, |scene| {

@@ -52,7 +52,7 @@ pub(super) struct Served {
     pub(super) delay: Duration,
     pub(super) methods: Vec<&'static str>,
     /// Asked before all else.
-    pub(super) otherwise: fn(&Served, &str, &[u8]) -> Option<Reply>,
+    pub(super) otherwise: fn(&Self, &str, &[u8]) -> Option<Reply>,
     pub(super) authority: Authority,
     pub(super) foreign: Authority,
     calls: AtomicUsize,
