@@ -196,13 +196,12 @@ impl Fetch<'_> {
         };
         tokio::pin!(asking);
         tokio::pin!(connection);
-        // The connection lives as long as the question, and no task of it stays behind.
+        // The connection lives as long as the question, and no task of it stays behind. A server that closes without a word, as many do, may have
+        // said everything before; if it has not, the answer is cut off.
         tokio::select! {
+            biased;
             answer = &mut asking => answer,
-            ended = &mut connection => match ended {
-                Ok(()) => asking.await,
-                Err(error) => Err(broken(error)),
-            },
+            _ = &mut connection => asking.await,
         }
     }
 }

@@ -113,14 +113,12 @@ impl Target {
             let answer = sender.send_request(self.request()).await?;
             read(answer).await
         });
-        // It ends with the exchange, or with its time. An endpoint that has closed may have said everything before.
+        // It ends with the exchange, or with its time. An endpoint that has closed, even without a word, may have said everything before; if it
+        // has not, the answer is cut off.
         tokio::select! {
             biased;
             answer = &mut exchange => answer,
-            ended = &mut connection => match ended {
-                Err(error) => Err(error.into()),
-                Ok(()) => exchange.await,
-            },
+            _ = &mut connection => exchange.await,
         }
     }
 

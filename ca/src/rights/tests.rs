@@ -113,13 +113,13 @@ fn roles_and_what_they_may() {
     check(&operator(&["local"], &[]), &everything); // why nobody can be given it: see `Operator::check_role`
     check(
         &operator(&["auditor"], &[]),
-        "GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports ListSigners ListTokens RenewOperator \
-         ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
+        "GetPolicy ListAgents ListAuthorities ListEntries ListFederations ListGrants ListOperators ListPolicies ListReports ListSigners ListTokens \
+         RenewOperator ShowBundle ShowForeignBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["policy"], &[]),
-        "AddGrant ClearShadow GetPolicy ListAgents ListAuthorities ListEntries ListGrants ListOperators ListPolicies ListReports \
-         ListSigners ListTokens PublishPolicy RenewOperator RevokeGrant ShowBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
+        "AddGrant ClearShadow GetPolicy ListAgents ListAuthorities ListEntries ListFederations ListGrants ListOperators ListPolicies ListReports \
+         ListSigners ListTokens PublishPolicy RenewOperator RevokeGrant ShowBundle ShowForeignBundle ShowMesh ShowPolicy ShowReport SignOut WhoAmI",
     );
     check(
         &operator(&["nodes"], &[]),

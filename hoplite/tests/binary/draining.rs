@@ -32,6 +32,7 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_hoplite"))
             .args([kind, "run", "--log", "json", "--config"])
             .arg(dir.join(format!("{kind}.toml")))
+            .env("HOPLITE_LOG", "info,hoplite::audit=debug") // each SVID by itself
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
