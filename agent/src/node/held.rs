@@ -17,7 +17,7 @@ pub(super) struct Held {
     pub(super) disk: OnDisk,
     pub(super) bundle: Arc<TrustBundle>,
     pub(super) verifier: Arc<PeerVerifier>,
-    /// As in [`Credentials`].
+    /// As in `Credentials`.
     pub(super) sound: Option<Arc<PeerVerifier>>,
     pub(super) svid: Option<Arc<X509Svid>>,
     /// The disk did not take it.
