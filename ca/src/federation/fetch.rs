@@ -18,6 +18,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -104,22 +105,7 @@ impl Target {
         let name = name.map_err(|error| peer(error.to_string()))?;
         let connecting = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
         let stream = connecting.await.map_err(|error| peer(reason(&error)))?;
-        let (mut sender, connection) = http1::Builder::new()
-            .max_buf_size(HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let mut connection = pin!(connection);
-        let mut exchange = pin!(async {
-            let answer = sender.send_request(self.request()).await?;
-            read(answer).await
-        });
-        // It ends with the exchange, or with its time. An endpoint that has closed, even without a word, may have said everything before; if it
-        // has not, the answer is cut off.
-        tokio::select! {
-            biased;
-            answer = &mut exchange => answer,
-            _ = &mut connection => exchange.await,
-        }
+        ask(stream, self.request()).await
     }
 
     fn request(&self) -> Request<Empty<Bytes>> {
@@ -177,6 +163,26 @@ async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Fe
     Err(failed.unwrap_or(FetchError::NoAddress(String::new())))
 }
 
+/// Asks on a connection, and reads the answer to its end.
+async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin, request: Request<Empty<Bytes>>) -> Result<Bytes, FetchError> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let mut connection = pin!(connection);
+    let mut exchange = pin!(async {
+        let answer = sender.send_request(request).await?;
+        read(answer).await
+    });
+    // It ends with the exchange, or with its time. An endpoint that has closed, even without a word, may have said everything before; if it
+    // has not, the answer is cut off.
+    tokio::select! {
+        biased;
+        answer = &mut exchange => answer,
+        _ = &mut connection => exchange.await,
+    }
+}
+
 async fn read(answer: Response<Incoming>) -> Result<Bytes, FetchError> {
     let status = answer.status();
     let text = |name| {
@@ -224,6 +230,45 @@ fn reason(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What comes of an endpoint that answers this and closes.
+    async fn answered(answer: String) -> Result<Bytes, FetchError> {
+        let (own, mut theirs) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(theirs.read_u8().await.unwrap());
+            }
+            theirs.write_all(answer.as_bytes()).await.unwrap();
+        });
+        ask(own, Request::new(Empty::new())).await
+    }
+
+    #[tokio::test]
+    async fn only_a_whole_document_is_taken_and_only_from_here() {
+        let ok = |head: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{head}\r\n{body}");
+        let taken = |length: usize| {
+            ok(
+                &format!("content-length: {length}\r\ncontent-type: application/json\r\n"),
+                "{}",
+            )
+        };
+        assert_eq!(answered(taken(2)).await.unwrap(), "{}");
+        assert!(matches!(answered(taken(3)).await, Err(FetchError::BrokeOff(_))));
+        let elsewhere = "HTTP/1.1 302 Found\r\nlocation: https://169.254.169.254/keys\r\ncontent-length: 0\r\n\r\n";
+        match answered(elsewhere.to_owned()).await {
+            Err(FetchError::Redirect(to)) => assert_eq!(to.to_string(), "https://169.254.169.254/keys"),
+            other => panic!("{other:?}"),
+        }
+        let gone = answered("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned());
+        assert!(matches!(gone.await, Err(FetchError::Status(StatusCode::NOT_FOUND))));
+        let page = answered(ok("content-type: text/html\r\ncontent-length: 2\r\n", "{}"));
+        assert!(matches!(page.await, Err(FetchError::ContentType(_))));
+        let long = BUNDLE_DOCUMENT_BYTES_MAX + 1;
+        let long = answered(ok(&format!("content-length: {long}\r\n"), &" ".repeat(long)));
+        assert!(matches!(long.await, Err(FetchError::TooLong)));
+    }
 
     #[test]
     fn content_types() {
