@@ -13,6 +13,7 @@ use prost::bytes::Bytes;
 
 use crate::kept::log::{Content, Slot};
 use crate::kept::record::RawSelectors;
+use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
 use crate::supply::shelf::{Fitting, Supplied};
 
@@ -22,6 +23,7 @@ pub(crate) struct Early {
     trust_domain: TrustDomain,
     verifier: Arc<PeerVerifier>,
     bundles: Arc<BundleSet>,
+    foreign: Foreign,
 }
 
 // === impl Early ===
@@ -45,8 +47,10 @@ impl Early {
                 slots.entry(selector).or_default().push(slot.clone());
             }
         }
+        let foreign = content.foreign.clone().unwrap_or_default();
         Self {
             slots,
+            foreign: Foreign::default().after(foreign, &trust_domain).unwrap_or_default(),
             trust_domain,
             verifier,
             bundles: Arc::new(BundleSet::from_iter([bundle.clone()])),
@@ -62,10 +66,9 @@ impl Early {
         let fits = |supplied: &Supplied| supplied.entry.selectors.is_subset(selectors);
         let mut supplied: Vec<Supplied> = supplied.filter(fits).collect();
         supplied.sort_by(Supplied::order);
-        Fitting {
-            supplied,
-            bundles: Arc::clone(&self.bundles),
-        }
+        let entries = supplied.iter().map(|supplied| &*supplied.entry);
+        let bundles = self.foreign.beside(&self.bundles, entries);
+        Fitting { supplied, bundles }
     }
 
     fn supplied(&self, slot: &Slot) -> Option<Supplied> {
@@ -108,10 +111,34 @@ mod tests {
 
     const OWNER: &str = "spiffe://prod.example/hoplite/agent/n1";
 
+    /// Workloads under `/wide` are given the bundle of this authority.
+    fn federated(partner: &TestAuthority) -> ca::Foreign {
+        let domain = partner.trust_domain().to_string();
+        let authorities = partner.bundle().authorities().iter().map(|der| der.to_vec()).collect();
+        ca::Foreign {
+            bundles: vec![ca::ForeignBundle {
+                trust_domain: domain.clone(),
+                revision: 1,
+                bundle: Some(ca::Bundle {
+                    trust_domain: domain.clone(),
+                    authorities,
+                    sequence: 1,
+                    ..ca::Bundle::default()
+                }),
+            }],
+            sets: vec![ca::FederationSet {
+                name: "partners".to_owned(),
+                prefix: "/wide".to_owned(),
+                trust_domains: vec![domain],
+            }],
+        }
+    }
+
     #[test]
     fn who_comes_early_is_told_what_is_its_own_and_nothing_else() {
         let authority = TestAuthority::new("prod.example");
         let (dir, domain) = (tempfile::tempdir().unwrap(), authority.trust_domain());
+        let partner = TestAuthority::new("partner.example");
         let key = StorageKey::open(None, dir.path()).unwrap();
         let mut log = Log::create(dir.path(), &key, OWNER).unwrap();
         let path = |name: &str| format!("/{name}");
@@ -158,6 +185,10 @@ mod tests {
             svid("renamed", "another"),
             svid("gone", "gone"),
             gone,
+            Change {
+                foreign: Some(federated(&partner)),
+                ..Change::default()
+            },
         ];
         log.append(changes, &key).unwrap();
         let (_, content) = Log::open(dir.path(), &key, OWNER).unwrap().unwrap();
@@ -174,7 +205,10 @@ mod tests {
                 (supplied.entry.id.as_str(), svid.is_some())
             });
             assert_eq!(found.collect::<Vec<_>>(), expected, "{selectors:?}");
-            assert_eq!(fitting.bundles.iter().count(), 1);
+            // Of the partner's bundle who is in a set, from the first answer on.
+            let is_in_set = expected.iter().any(|(name, _)| *name == "wide");
+            let is_given = fitting.bundles.get(&partner.trust_domain()).is_some();
+            assert_eq!(is_given, is_in_set, "{selectors:?}");
         };
         check(
             &["unix:uid:1", "unix:path:/x"],
