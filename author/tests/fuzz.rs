@@ -220,5 +220,7 @@ fuzzed!(
     jwt,
     foreign,
     certificate,
-    entry
+    entry,
+    csr,
+    document
 );

@@ -8,25 +8,19 @@ pub(crate) mod jwt;
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
-use hoplite_identity::{CertificateDer, Leaf, SpiffeId};
+use hoplite_identity::{CertificateDer, InvalidSigningRequest, KeyKind, Leaf, SigningRequest, SpiffeId};
 use rcgen::string::Ia5String;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
     SanType, SignatureAlgorithm,
 };
 use ring::digest::{SHA256, digest};
-use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
-use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519};
 use x509_parser::prelude::{FromDer, X509Certificate};
-use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::acts::written::Settled;
 use crate::authority::x509::{Authority, Serial};
 use crate::record;
-
-/// Of a signing request only the key is used; anything longer than this is not one of ours.
-const CSR_BYTES_MAX: usize = 8192;
 
 /// Machines whose clocks are this much behind ours accept a fresh certificate at once. A short-lived certificate is
 /// back-dated by less, a fifth of what it has to live: it is renewed at the half of its whole life, which must lie ahead.
@@ -78,20 +72,8 @@ pub(crate) enum ReadBack {
 
 /// Why bytes are no signing request. The requester's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadCsr {
-    /// Longer than [`CSR_BYTES_MAX`].
-    #[error("the signing request has {0} bytes; send at most {CSR_BYTES_MAX}")]
-    TooLong(usize),
-    /// Not PKCS#10.
-    #[error("the signing request is not a DER PKCS#10 structure")]
-    Malformed,
-    /// A kind of key we do not certify.
-    #[error("the signing request's key is of an unsupported kind; use P-256, P-384 or Ed25519")]
-    UnsupportedKey,
-    /// Not signed by the key it carries.
-    #[error("the signing request is not signed by the key it carries")]
-    Signature,
-}
+#[error(transparent)]
+pub(crate) struct BadCsr(#[from] InvalidSigningRequest);
 
 /// Why there is no certificate. Never the requester's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -258,27 +240,16 @@ impl Minted {
 impl SubjectKey {
     /// The key of a DER PKCS#10 request, once its signature shows that the requester holds the private half.
     pub(crate) fn from_csr(der: &[u8]) -> Result<Self, BadCsr> {
-        if der.len() > CSR_BYTES_MAX {
-            return Err(BadCsr::TooLong(der.len()));
-        }
-        let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| BadCsr::Malformed)?;
-        if !rest.is_empty() {
-            return Err(BadCsr::Malformed);
-        }
-        let key = &request.certification_request_info.subject_pki;
-        let algorithm = algorithm(key).ok_or(BadCsr::UnsupportedKey)?;
-        request.verify_signature().map_err(|_| BadCsr::Signature)?;
-        let key = Self {
-            algorithm,
-            point: key.subject_public_key.data.to_vec(),
-            spki: key.raw.to_vec(),
-        };
-        // One key has one encoding; another one (a key with parameters it should not have) would not be certified as it is.
-        if key.subject_public_key_info() == key.spki {
-            Ok(key)
-        } else {
-            Err(BadCsr::Malformed)
-        }
+        let request = SigningRequest::parse(der)?;
+        Ok(Self {
+            algorithm: match request.kind() {
+                KeyKind::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+                KeyKind::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+                KeyKind::Ed25519 => &rcgen::PKCS_ED25519,
+            },
+            point: request.point().to_vec(),
+            spki: request.spki().to_vec(),
+        })
     }
 
     /// The key of a pair of our own.
@@ -311,29 +282,14 @@ impl PublicKeyData for SubjectKey {
     }
 }
 
-fn algorithm(key: &SubjectPublicKeyInfo<'_>) -> Option<&'static SignatureAlgorithm> {
-    if key.algorithm.algorithm == OID_SIG_ED25519 {
-        return Some(&rcgen::PKCS_ED25519);
-    }
-    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
-    if key.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY {
-        None
-    } else if curve == OID_EC_P256 {
-        Some(&rcgen::PKCS_ECDSA_P256_SHA256)
-    } else if curve == OID_NIST_EC_P384 {
-        Some(&rcgen::PKCS_ECDSA_P384_SHA384)
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hoplite_identity::TrustDomain;
+    use hoplite_identity::{SIGNING_REQUEST_BYTES_MAX, TrustDomain};
     use proptest::prelude::*;
     use rcgen::{BasicConstraints, KeyPair};
     use std::time::UNIX_EPOCH;
+    use x509_parser::certification_request::X509CertificationRequest;
 
     const DAY: u64 = 24 * 3600;
 
@@ -491,17 +447,26 @@ mod tests {
         let mut swapped = good.clone();
         swapped.truncate(4 + body);
         swapped.extend_from_slice(other.get(other.len() - (good.len() - 4 - body)..).unwrap());
-        let check = |csr: &[u8], expected: &[BadCsr]| {
-            let error = SubjectKey::from_csr(csr).unwrap_err();
+        let check = |csr: &[u8], expected: &[InvalidSigningRequest]| {
+            let error = SubjectKey::from_csr(csr).unwrap_err().0;
             assert!(expected.contains(&error), "{error}");
         };
-        check(b"", &[BadCsr::Malformed]);
-        check(&[0x30, 0x00], &[BadCsr::Malformed]);
-        check(&good[..good.len() - 1], &[BadCsr::Malformed]);
-        check(&[&good[..], &[0]].concat(), &[BadCsr::Malformed]);
-        check(&vec![0x30; CSR_BYTES_MAX + 1], &[BadCsr::TooLong(CSR_BYTES_MAX + 1)]);
-        check(&forged, &[BadCsr::Signature, BadCsr::Malformed]);
-        check(&swapped, &[BadCsr::Signature, BadCsr::Malformed]);
+        check(b"", &[InvalidSigningRequest::Malformed]);
+        check(&[0x30, 0x00], &[InvalidSigningRequest::Malformed]);
+        check(&good[..good.len() - 1], &[InvalidSigningRequest::Malformed]);
+        check(&[&good[..], &[0]].concat(), &[InvalidSigningRequest::Malformed]);
+        check(
+            &vec![0x30; SIGNING_REQUEST_BYTES_MAX + 1],
+            &[InvalidSigningRequest::TooLong(SIGNING_REQUEST_BYTES_MAX + 1)],
+        );
+        check(
+            &forged,
+            &[InvalidSigningRequest::Signature, InvalidSigningRequest::Malformed],
+        );
+        check(
+            &swapped,
+            &[InvalidSigningRequest::Signature, InvalidSigningRequest::Malformed],
+        );
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 mod bundle;
 mod certificate;
+mod csr;
+mod document;
 mod entry;
 mod evaluation;
 mod foreign;
@@ -20,6 +22,8 @@ mod table;
 
 pub use bundle::bundle;
 pub use certificate::certificate;
+pub use csr::csr;
+pub use document::document;
 pub use entry::entry;
 pub use evaluation::evaluation;
 pub use foreign::foreign;
@@ -43,7 +47,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         name: "request",
         run: request,
@@ -96,6 +100,11 @@ pub const TARGETS: [Target; 14] = [
     Target {
         name: "entry",
         run: entry,
+    },
+    Target { name: "csr", run: csr },
+    Target {
+        name: "document",
+        run: document,
     },
 ];
 
