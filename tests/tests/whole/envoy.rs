@@ -30,7 +30,7 @@ const POLICY: &str = r#"
     action in [Hoplite::Action::"read"], resource in Hoplite::Service::"backend");
 "#;
 
-struct Envoy {
+pub(crate) struct Envoy {
     process: Process,
     port: u16,
     admin: SocketAddr,
@@ -38,7 +38,7 @@ struct Envoy {
 
 impl Envoy {
     /// Starts one with a configuration, and returns when it listens.
-    async fn start(program: &Path, dir: &Path, name: &str, port: u16, config: &str) -> Self {
+    pub(crate) async fn start(program: &Path, dir: &Path, name: &str, port: u16, config: &str) -> Self {
         let place = |suffix: &str| dir.join(format!("{name}{suffix}"));
         fs::write(place(".yaml"), config).unwrap();
         let admin_port = peers::free_port();
@@ -62,7 +62,7 @@ impl Envoy {
         envoy
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.port).into()
     }
 

@@ -31,6 +31,8 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 use serde_json::Value;
 use tonic::{Code, Request};
 
+use crate::envoy::Envoy;
+
 const HOME: &str = "world.test";
 const PARTNER: &str = "partner.test";
 
@@ -47,13 +49,13 @@ const POLICY: &str = r#"
 "#;
 
 /// An authority of the web, and a certificate of it for `localhost`.
-struct Web {
-    authority: PathBuf,
+pub(crate) struct Web {
+    pub(crate) authority: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
 }
 
-fn web(dir: &Path) -> Web {
+pub(crate) fn web(dir: &Path) -> Web {
     let root_key = KeyPair::generate().unwrap();
     let mut root = CertificateParams::default();
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -83,7 +85,7 @@ fn web(dir: &Path) -> Web {
 }
 
 /// A world of this trust domain that publishes its bundle, with a web certificate or with its own.
-async fn world(domain: &str, web: &Web, is_web: bool) -> World {
+pub(crate) async fn world(domain: &str, web: &Web, is_web: bool) -> World {
     let trust_domain = TrustDomain::parse(domain).unwrap();
     World::start_with(|config| {
         config.trust_domain = trust_domain;
@@ -102,7 +104,7 @@ async fn world(domain: &str, web: &Web, is_web: bool) -> World {
 }
 
 /// Where an endpoint of the web is: its name counts.
-fn web_url(at: SocketAddr) -> String {
+pub(crate) fn web_url(at: SocketAddr) -> String {
     format!("https://localhost:{}", at.port())
 }
 
@@ -659,6 +661,96 @@ async fn go_spiffe_fetches_ours_and_serves_one_that_we_fetch() {
         assert_eq!(federation(&home, PARTNER).await.sequence, expected);
     }
     drop(server);
+}
+
+/// An Envoy of one trust domain and a proxy of the other call each other. All that Envoy knows of the other is what our agent gives it by SDS:
+/// the validation context of that trust domain by its name, and all of them as `ALL`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_verifies_a_foreign_trust_domain() {
+    let Some(program) = peers::envoy("envoy_verifies_a_foreign_trust_domain") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let web = web(dir.path());
+    let (home, partner) = (world(HOME, &web, false).await, world(PARTNER, &web, false).await);
+    let app = HttpApp::start().await;
+    partner.policy(POLICY);
+    let backend = partner.proxy("backend").http("backend", &app).start().await;
+    for path in ["/envoy-client", "/envoy-server"] {
+        home.register(path, &peers::selectors(&program), None).await;
+    }
+    add(&home, asked_of(&partner, PARTNER)).await;
+    add(&partner, asked_of(&home, HOME)).await;
+    put_set(&home, "/", PARTNER).await;
+    put_set(&partner, "/", HOME).await;
+    let socket = home.agent_socket().display().to_string();
+
+    // Envoy calls: the callee is verified by the bundle of its own trust domain.
+    let port = peers::free_port();
+    let upstream = backend.inbound("backend").port().to_string();
+    let client_config = |port: u16, expected: &str, trust_domain: &str| {
+        let values = [
+            ("PORT", port.to_string()),
+            ("UPSTREAM_PORT", upstream.clone()),
+            ("SOCKET", socket.clone()),
+            ("SVID", home.id("/envoy-client")),
+            ("EXPECT", expected.to_owned()),
+            ("TRUST_DOMAIN", trust_domain.to_owned()),
+        ];
+        let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        peers::template("envoy-client.yaml.in", &values)
+    };
+    let config = client_config(port, &partner.id("/backend"), PARTNER);
+    let calls = Envoy::start(&program, dir.path(), "envoy-client", port, &config).await;
+    let answer = until("Envoy reaches the proxy of the other trust domain", async || {
+        let answer = get(calls.address(), "/").await.ok()?;
+        (answer.status == StatusCode::OK).then_some(answer)
+    })
+    .await;
+    let seen = answer.json()["headers"]["x-forwarded-client-cert"].to_string();
+    assert!(seen.contains(&format!("URI={}\"", home.id("/envoy-client"))), "{seen}");
+    // With the bundle of its own trust domain for that, the same callee is not believed.
+    let port = peers::free_port();
+    let config = client_config(port, &partner.id("/backend"), HOME);
+    let wrong = Envoy::start(&program, dir.path(), "envoy-wrong", port, &config).await;
+    let answer = get(wrong.address(), "/").await.unwrap();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+
+    // Envoy is called: the caller is verified by the bundle of its own trust domain, which is in `ALL`.
+    let port = peers::free_port();
+    let caller = partner.id("/caller");
+    let values = [
+        ("PORT", port.to_string()),
+        ("SOCKET", socket.clone()),
+        ("SVID", home.id("/envoy-server")),
+        ("EXPECT", caller.clone()),
+    ];
+    let values: Vec<(&str, &str)> = values.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let config = peers::template("envoy-server.yaml.in", &values);
+    let served = Envoy::start(&program, dir.path(), "envoy-server", port, &config).await;
+    let client = partner.caller("/caller").await;
+    let call = async || {
+        let answer = client.get(served.address(), &home.id("/envoy-server"), "/").await;
+        answer.ok().filter(|answer| answer.status == StatusCode::OK)
+    };
+    let answer = until("Envoy lets in a caller of the other trust domain", call).await;
+    assert_eq!(answer.headers["x-caller"], caller);
+
+    // Taken away: `ALL` has it no more, so Envoy refuses whoever comes then.
+    let request = FederationRequest {
+        trust_domain: PARTNER.to_owned(),
+    };
+    home.admin().await.delete_federation(request).await.unwrap();
+    until("Envoy refuses a caller of the other trust domain", async || {
+        call().await.is_none().then_some(())
+    })
+    .await;
+    // And one that begins now gets no validation context by that name. One that has it keeps it, as the guide says.
+    let port = peers::free_port();
+    let config = client_config(port, &partner.id("/backend"), PARTNER);
+    let late = Envoy::start(&program, dir.path(), "envoy-late", port, &config).await;
+    let answer = get(late.address(), "/").await.unwrap();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
 }
 
 /// A program that ends with this value.

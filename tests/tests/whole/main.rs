@@ -23,4 +23,5 @@ mod readings;
 mod spiffe_clients;
 mod survival;
 mod trust_bundle;
+mod upstream;
 mod world;
