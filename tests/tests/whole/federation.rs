@@ -745,7 +745,7 @@ async fn envoy_verifies_a_foreign_trust_domain() {
         call().await.is_none().then_some(())
     })
     .await;
-    // And one that begins now gets no validation context by that name. One that has it keeps it, as the guide says.
+    // And one that begins now gets no validation context by that name. One that has it was seen to keep it; the guide says so.
     let port = peers::free_port();
     let config = client_config(port, &partner.id("/backend"), PARTNER);
     let late = Envoy::start(&program, dir.path(), "envoy-late", port, &config).await;
