@@ -121,11 +121,11 @@ pub(crate) async fn run(
                 backoff.succeeded();
                 // What everybody renews because of a taint is a crowd, too.
                 let issued = |svid: Validity| svid.just_issued(clock::now(), (crowd || was_tainted).then(jitter));
-                // A CA that signs with a tainted authority is not asked again without a rest.
-                let is_tainted = keeper.vouched() == Some(Vouched::Tainted);
+                // A CA that signs with an authority that is tainted, or counts for nothing, is not asked again without a rest.
+                let is_sound = keeper.vouched() == Some(Vouched::Sound);
                 facts = Facts {
                     svid: keeper.validity().map(issued),
-                    retry_at: is_tainted.then(|| clock::now() + backoff.failed(jitter())),
+                    retry_at: (!is_sound).then(|| clock::now() + backoff.failed(jitter())),
                     ..Facts::default()
                 };
             }

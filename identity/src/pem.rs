@@ -14,6 +14,9 @@ const END_KEY: &str = "-----END PRIVATE KEY-----";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidPem {
+    /// There is text, and no certificate in it.
+    #[error("there is no section `CERTIFICATE` in it")]
+    None,
     /// Something follows the last certificate.
     #[error("text that is no certificate follows the last one")]
     Rest,
@@ -36,9 +39,10 @@ pub enum InvalidPem {
 /// # Errors
 /// A section that is no certificate, and text after the last one.
 pub fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, InvalidPem> {
-    let after_last = text.rsplit_once(END_CERTIFICATE).map_or(text, |(_, after)| after);
-    if !after_last.trim().is_empty() {
-        return Err(InvalidPem::Rest);
+    match text.rsplit_once(END_CERTIFICATE) {
+        Some((_, after)) if !after.trim().is_empty() => return Err(InvalidPem::Rest),
+        None if !text.trim().is_empty() => return Err(InvalidPem::None),
+        _ => {}
     }
     let mut certificates = Vec::new();
     for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes()) {

@@ -92,6 +92,13 @@ impl X509Svid {
         pem::write_private_key(self.key.secret_pkcs8_der())
     }
 
+    /// `now`, or the moment of the leaf's life that is nearest to it: when to ask who vouches for it, whatever its time.
+    ///
+    /// Not the first moment of it: a certificate above may be younger, since leaves are back-dated.
+    pub fn moment_of_life(&self, now: SystemTime) -> SystemTime {
+        now.max(self.leaf.not_before).min(self.leaf.not_after)
+    }
+
     /// When to fetch the next one: half life, earlier by up to a tenth of the life.
     ///
     /// `jitter` is in 0..=1; anything else counts as 0. Always strictly between notBefore and notAfter.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hoplite_host::clock;
 use hoplite_identity::{
     CertificateDer, Fingerprint, InvalidSvid, PeerRole, PeerVerifier, PrivatePkcs8KeyDer, TrustBundle, TrustDomain,
     X509Svid, pem,
@@ -107,7 +108,7 @@ impl Held {
         // After the operator's file named a CA that was founded anew: that one lets the old SVID into no connection, and
         // so never says that it refuses it. Without it the agent joins at once. Its time is another matter.
         let is_ours = |svid: &X509Svid| {
-            let when = svid.leaf().not_before();
+            let when = svid.moment_of_life(clock::now());
             verifier.verify(svid.chain(), PeerRole::Client, when).is_ok()
         };
         // What the CA itself said later is another matter: then the key still counts there, see `Step::Reattest`.

@@ -359,9 +359,8 @@ impl Keeper {
         let held = self.held();
         let svid = held.svid.as_ref()?;
         let by = |verifier: &PeerVerifier| {
-            verifier
-                .verify(svid.chain(), PeerRole::Client, svid.leaf().not_before())
-                .is_ok()
+            let when = svid.moment_of_life(clock::now());
+            verifier.verify(svid.chain(), PeerRole::Client, when).is_ok()
         };
         Some(match (by(&held.verifier), held.sound.as_deref().is_none_or(by)) {
             (false, _) => Vouched::Not,

@@ -10,6 +10,9 @@
 //!
 //! A name the caller may not have is as unknown as one that nobody has: an error for that name, while the others are
 //! answered and the stream goes on; should the caller become entitled to it, it is delivered.
+//!
+//! Envoy keeps a secret that it is told is gone. So authorities that a client has, and may have no more, are replaced by a validation
+//! context that vouches for nobody; so are those of a trust domain that has none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,6 +50,9 @@ const NAMES_MAX: usize = 1024;
 /// A SPIFFE ID has at most 2048 bytes (ID-4), and no other name is longer.
 const NAME_BYTES_MAX: usize = 2048;
 
+/// The SHA-256 of no certificate.
+const NO_CERTIFICATE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
 /// In a delta subscription: everything.
 const WILDCARD: &str = "*";
 
@@ -73,6 +79,8 @@ pub(crate) struct WorldStream {
     version: u64,
     /// The versions sent, by name; unknown names are not among them.
     told: BTreeMap<String, String>,
+    /// It has secrets of an earlier stream, of these or other names.
+    resumes: bool,
 }
 
 /// What a delta stream is subscribed to and was told. Pure.
@@ -237,6 +245,7 @@ impl Protocol for WorldStream {
         if let Some(error) = &request.error_detail {
             refused(pid, &self.told, &error.message);
         }
+        self.resumes |= !begun && !request.version_info.is_empty();
         let mut names = request.resource_names;
         let mut seen = BTreeSet::new();
         names.retain(|name| seen.insert(name.clone()));
@@ -257,13 +266,19 @@ impl Protocol for WorldStream {
     fn answer(&mut self, entitlement: &Entitlement, asked: bool) -> Option<DiscoveryResponse> {
         let names = self.names.as_ref()?;
         let all = if names.is_empty() {
-            everything(entitlement)
+            let known = everything(entitlement);
+            let gone = self
+                .told
+                .keys()
+                .filter(|name| is_context(name) && !known.contains(name));
+            let gone: Vec<String> = gone.cloned().collect();
+            [known, gone].concat()
         } else {
             names.clone()
         };
         let (mut resources, mut resource_errors, mut told) = (Vec::new(), Vec::new(), BTreeMap::new());
         for name in &all {
-            match resolve(entitlement, name) {
+            match resolve_for(entitlement, name, self.resumes || self.told.contains_key(name)) {
                 Some(named) => {
                     told.insert(named.name, named.version);
                     resources.push(any(SECRET, &named.secret));
@@ -353,10 +368,11 @@ impl Protocol for DeltaStream {
         let mut wanted = self.names.clone();
         if self.wildcard {
             wanted.extend(everything(entitlement));
+            wanted.extend(self.told.keys().filter(|name| is_context(name)).cloned());
         }
         let (mut resources, mut resource_errors, mut removed_resources) = (Vec::new(), Vec::new(), Vec::new());
         for name in &wanted {
-            match resolve(entitlement, name) {
+            match resolve_for(entitlement, name, self.told.contains_key(name)) {
                 Some(named) => {
                     self.missing.remove(name);
                     if self.told.get(name) != Some(&named.version) {
@@ -468,6 +484,20 @@ fn everything(entitlement: &Entitlement) -> Vec<String> {
     names
 }
 
+/// The secret of this name for a client that may hold one of before.
+fn resolve_for(entitlement: &Entitlement, name: &str, is_held: bool) -> Option<Named> {
+    resolve(entitlement, name).or_else(|| (is_held && is_context(name)).then(|| nobody(name, entitlement)))
+}
+
+/// Whether a secret of this name is a validation context.
+fn is_context(name: &str) -> bool {
+    let is_trust_domain = || match SpiffeId::parse(name) {
+        Ok(id) => id.is_trust_domain(),
+        Err(_) => TrustDomain::parse(name).is_ok(),
+    };
+    matches!(name, "ROOTCA" | "ALL") || (name != "default" && is_trust_domain())
+}
+
 /// The secret of this name, if the caller may have it.
 fn resolve(entitlement: &Entitlement, name: &str) -> Option<Named> {
     let first = entitlement.identities.first()?;
@@ -476,7 +506,7 @@ fn resolve(entitlement: &Entitlement, name: &str) -> Option<Named> {
         "ROOTCA" => {
             return entitlement
                 .bundle(first.svid.spiffe_id().trust_domain())
-                .map(|bundle| authorities(name, bundle));
+                .map(|bundle| authorities(name, bundle, entitlement));
         }
         "ALL" => return Some(validator(name, entitlement)),
         _ => {}
@@ -494,7 +524,7 @@ fn resolve(entitlement: &Entitlement, name: &str) -> Option<Named> {
     };
     entitlement
         .bundle(&trust_domain)
-        .map(|bundle| authorities(name, bundle))
+        .map(|bundle| authorities(name, bundle, entitlement))
 }
 
 fn certificate(name: &str, svid: &X509Svid) -> Named {
@@ -505,33 +535,56 @@ fn certificate(name: &str, svid: &X509Svid) -> Named {
     named(name, svid.chain_der(), secret::Type::TlsCertificate(certificate))
 }
 
-fn authorities(name: &str, bundle: &TrustBundle) -> Named {
+/// A trust domain without authorities has nobody vouched for. Envoy takes an empty `trusted_ca` for none, and so for everybody.
+fn authorities(name: &str, bundle: &TrustBundle, entitlement: &Entitlement) -> Named {
+    if bundle.authorities().is_empty() {
+        return nobody(name, entitlement);
+    }
     let context = CertificateValidationContext {
         trusted_ca: inline(bundle.to_pem().into_bytes()),
-        custom_validator_config: None,
+        ..CertificateValidationContext::default()
     };
     named(name, bundle.to_der(), secret::Type::ValidationContext(context))
 }
 
+/// Only the certificate of a digest that no certificate has, if one of our authorities vouches for it. Those are there because Envoy matches
+/// names, which the context is often combined with, only below an authority.
+fn nobody(name: &str, entitlement: &Entitlement) -> Named {
+    let own = entitlement.identities.first();
+    let own = own.and_then(|own| entitlement.bundle(own.svid.spiffe_id().trust_domain()));
+    let own = own.filter(|bundle| !bundle.authorities().is_empty());
+    let public = own.map(|bundle| bundle.to_der()).unwrap_or_default();
+    let context = CertificateValidationContext {
+        trusted_ca: own.and_then(|bundle| inline(bundle.to_pem().into_bytes())),
+        verify_certificate_hash: vec![NO_CERTIFICATE.to_owned()],
+        custom_validator_config: None,
+    };
+    let content = [NO_CERTIFICATE.as_bytes(), &public].concat();
+    named(name, content, secret::Type::ValidationContext(context))
+}
+
 /// Envoy's own SPIFFE validator: each peer against the bundle of its own trust domain only.
 fn validator(name: &str, entitlement: &Entitlement) -> Named {
-    let trust_domains = entitlement
-        .bundles()
-        .map(|bundle| spiffe_cert_validator_config::TrustDomain {
-            name: bundle.trust_domain().to_string(),
-            trust_bundle: inline(bundle.to_pem().into_bytes()),
-        });
+    // It refuses a configuration with an empty bundle in it, and then keeps the one of before.
+    let with_authorities = (entitlement.bundles()).filter(|bundle| !bundle.authorities().is_empty());
+    let trust_domains = with_authorities.map(|bundle| spiffe_cert_validator_config::TrustDomain {
+        name: bundle.trust_domain().to_string(),
+        trust_bundle: inline(bundle.to_pem().into_bytes()),
+    });
     let config = SpiffeCertValidatorConfig {
         trust_domains: trust_domains.collect(),
     };
+    if config.trust_domains.is_empty() {
+        return nobody(name, entitlement);
+    }
     let content = config.encode_to_vec();
     let custom = TypedExtensionConfig {
         name: SPIFFE_VALIDATOR.to_owned(),
         typed_config: Some(any(SPIFFE_VALIDATOR_CONFIG, &config)),
     };
     let context = CertificateValidationContext {
-        trusted_ca: None,
         custom_validator_config: Some(custom),
+        ..CertificateValidationContext::default()
     };
     named(name, content, secret::Type::ValidationContext(context))
 }

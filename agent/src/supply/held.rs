@@ -78,7 +78,7 @@ impl HeldSvid {
     pub(crate) fn get(&self, now: SystemTime) -> Option<&Arc<X509Svid>> {
         let opened = self.opened.get_or_init(|| {
             let unopened = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-            unopened.open()
+            unopened.open(now)
         });
         opened.as_ref().filter(|_| now < self.not_after)
     }
@@ -122,14 +122,14 @@ impl Unopened {
         verifier.verify(&chain, PeerRole::Client, now).is_ok()
     }
 
-    fn open(mut self) -> Option<Arc<X509Svid>> {
+    fn open(mut self, now: SystemTime) -> Option<Arc<X509Svid>> {
         let record = &mut self.record;
         let chain = std::mem::take(&mut record.chain).into_iter().map(Into::into).collect();
         let opened = X509Svid::from_parts(chain, std::mem::take(&mut record.key).into())
             .map_err(|error| error.to_string())
             .and_then(|svid| {
                 // Its time is looked at whenever it is asked for.
-                let when = svid.leaf().not_before();
+                let when = svid.moment_of_life(now);
                 let verified = self.verifier.verify(svid.chain(), PeerRole::Client, when);
                 verified.map(|_| svid).map_err(|error| error.to_string())
             });

@@ -4,6 +4,7 @@
 //! an intermediate under it. All that an upstream forbids is found out here, before anything is signed that nobody would accept.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +16,7 @@ use hoplite_identity::{
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData};
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::time::ASN1Time;
 
 use crate::authority::trust::Certified;
 use crate::record;
@@ -93,7 +95,9 @@ pub enum UpstreamError {
     )]
     Refused(PeerRejected),
     /// The roots cannot be used.
-    #[error("the roots of the upstream authority cannot be used: {0}")]
+    #[error(
+        "the roots of the upstream authority cannot be used: {0}; they are in the file that `roots` names, and without it in that of `certificate`"
+    )]
     Roots(#[from] InvalidBundle),
     /// A certificate could not be built.
     #[error("the upstream authority cannot sign: {0}")]
@@ -146,7 +150,7 @@ impl Upstream for DiskUpstream {
             problem: problem.to_owned(),
         };
         let chain = self.read(&self.certificate)?;
-        let (signs, above) = chain
+        let (signs, others) = chain
             .split_first()
             .ok_or_else(|| unusable("has no certificate in it"))?;
         let (_, signer) =
@@ -189,13 +193,17 @@ impl Upstream for DiskUpstream {
                 u8::try_from(length - 1).unwrap_or(u8::MAX),
             )),
         };
-        // Nothing outlives what it is under.
-        let above_it = chain.iter().filter_map(|der| ends(der)).min();
-        let of_roots = roots.iter().filter_map(|der| ends(der)).max();
-        let not_after = [above_it, of_roots]
-            .into_iter()
-            .flatten()
-            .fold(not_after, SystemTime::min);
+        // Nothing outlives what it is under, and nothing is older.
+        let lives = |chain: &[CertificateDer<'_>]| chain.iter().filter_map(life).collect::<Vec<_>>();
+        let (above, roots_live) = (lives(&chain), lives(&roots));
+        let begins = above.iter().map(|life| life.start).max();
+        let a_root_begins = roots_live.iter().map(|life| life.start).min();
+        for begins in begins.into_iter().chain(a_root_begins) {
+            params.not_before = params.not_before.max(begins.into());
+        }
+        let ends = above.iter().map(|life| life.end).min();
+        let a_root_ends = roots_live.iter().map(|life| life.end).max();
+        let not_after = ends.into_iter().chain(a_root_ends).fold(not_after, SystemTime::min);
         params.not_after = not_after.into();
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(signs, upstream_key)?;
@@ -203,7 +211,11 @@ impl Upstream for DiskUpstream {
         let is_a_root = |der: &&CertificateDer<'static>| !roots.contains(der);
         let certified = Certified {
             certificate,
-            above: std::iter::once(signs).chain(above).filter(is_a_root).cloned().collect(),
+            above: std::iter::once(signs)
+                .chain(others)
+                .filter(is_a_root)
+                .cloned()
+                .collect(),
             roots,
         };
         Ok((certified, not_after))
@@ -247,10 +259,12 @@ pub(crate) fn check(
     Ok(())
 }
 
-fn ends(der: &CertificateDer<'_>) -> Option<SystemTime> {
+/// From its first second to its last.
+fn life(der: &CertificateDer<'_>) -> Option<Range<SystemTime>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
-    Some(record::from_unix_seconds(seconds))
+    let at = |time: ASN1Time| u64::try_from(time.timestamp()).ok().map(record::from_unix_seconds);
+    let validity = certificate.validity();
+    Some(at(validity.not_before)?..at(validity.not_after)?)
 }
 
 // === impl Public ===

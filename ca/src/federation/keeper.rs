@@ -23,7 +23,7 @@ use crate::federation::fetch::{FetchError, Target};
 use crate::federation::records::{Endpoint, Federated, Profile, first_refresh};
 use crate::federation::settings::FederationSettings;
 use crate::federation::state::State;
-use crate::federation::writes::{FederationError, Take, Taken, Withdraw};
+use crate::federation::writes::{FederationError, NOTED_EVERY, Take, Taken, Withdraw};
 use crate::record;
 use crate::registry::{Registry, WeakRegistry};
 use crate::write::WriteError;
@@ -118,6 +118,8 @@ pub(crate) struct Shown {
     pub(crate) not_after: Option<SystemTime>,
     /// Unix seconds; 0 for never.
     pub(crate) refreshed: u64,
+    /// Likewise. What this process has not seen itself is noted now and then, and so may be newer.
+    pub(crate) refreshed_at_latest: u64,
     pub(crate) next: Option<SystemTime>,
     pub(crate) refresh: Duration,
     pub(crate) failure: String,
@@ -320,10 +322,8 @@ impl Federation {
             .retain(|domain, attempt| attempt.running || shown.iter().any(|shown| shown.trust_domain == *domain));
         for shown in shown {
             let domain = &shown.trust_domain;
-            if shown.state == State::Stale
-                && Duration::from_secs(record::unix_seconds(now).saturating_sub(shown.refreshed))
-                    > self.settings().stale_max.0
-            {
+            let age = Duration::from_secs(record::unix_seconds(now).saturating_sub(shown.refreshed_at_latest));
+            if shown.state == State::Stale && age > self.settings().stale_max.0 {
                 let withdraw = Withdraw {
                     domain: domain.clone(),
                     checked: shown.refreshed,
@@ -394,6 +394,10 @@ impl Federation {
                 jwt_authorities: held.map_or(0, |(_, bundle)| bundle.jwt().key_ids().count()),
                 not_after: held.and_then(|(_, bundle)| bundle.last_end()),
                 refreshed,
+                refreshed_at_latest: match attempt.succeeded {
+                    0 => refreshed.saturating_add(NOTED_EVERY),
+                    _ => refreshed,
+                },
                 next: left.filter(|_| federated.endpoint.is_some()).map(|left| now + left),
                 refresh: held.map_or_else(first_refresh, |(record, _)| record.refresh()),
                 warning: state.warning(domain, age, stale_max, &attempt.failure),

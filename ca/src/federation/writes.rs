@@ -106,7 +106,7 @@ pub(crate) struct DeleteSet {
 }
 
 /// A bundle that is known to be the newest is noted so at most this often, in seconds.
-const NOTED_EVERY: u64 = 60;
+pub(crate) const NOTED_EVERY: u64 = 60;
 
 impl From<BadRecord> for FederationError {
     fn from(error: BadRecord) -> Self {

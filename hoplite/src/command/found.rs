@@ -1,5 +1,6 @@
 //! `hoplite ca init` and `hoplite ca show`: a trust domain begins on this machine, and what it is known by.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use hoplite_host::process::{self, Hardening};
 use hoplite_host::{config, files};
 use hoplite_identity::{Fingerprint, HostPort, TrustBundle, TrustDomain};
 use hoplite_seal::{Signer, TrustedSigners};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::command::places::{PlacesArgs, quoted};
 use crate::command::policy::key;
@@ -46,6 +47,9 @@ pub(crate) struct InitArgs {
     /// Whose policies count, by the public half that `hoplite policy key create` prints; may be repeated
     #[arg(long, value_name = "NAME=KEY")]
     signer: Vec<Signer>,
+    /// A file with more settings for the CA's file, such as `x509_ttl = "10m"`: they are written as they are
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
     /// A file with the section `[store]` of the CA's file: the database of several CAs
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
@@ -140,7 +144,7 @@ fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the authority's key")?;
     let file = places.ca_config();
     // Before anything is made: whether the CA will take it.
-    parse(&file, &args.text(places, &args.signer)?)?;
+    parse(&args.text(places, &args.signer)?)?;
     let mut signers = args.signer.clone();
     for path in &args.signer_key {
         let key = match path.try_exists()? {
@@ -154,11 +158,16 @@ fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
     if let Some(parent) = file.parent() {
         files::shared_dir(parent)?;
     }
-    let config = parse(&file, &text)?;
-    match &args.authority_key {
-        Some(key) => hoplite_ca::found_replica(&config, key)?,
-        None => hoplite_ca::found(&config)?,
+    let config = parse(&text)?;
+    let is_new = !config.data_dir.try_exists()?;
+    let founded = match &args.authority_key {
+        Some(key) => hoplite_ca::found_replica(&config, key),
+        None => hoplite_ca::found(&config),
     };
+    if founded.is_err() && is_new {
+        let _ = fs::remove_dir_all(&config.data_dir); // the first failure is the one to tell
+    }
+    founded?;
     files::write_public(&file, text.as_bytes())?;
     let mut more = String::new();
     for path in &args.signer_key {
@@ -188,9 +197,10 @@ fn founded_name(text: &str) -> anyhow::Result<TrustDomain> {
     Ok(name)
 }
 
-/// As the CA reads its file.
-fn parse(file: &Path, text: &str) -> anyhow::Result<Config> {
-    Ok(config::parse(file, text)?)
+/// As the CA reads its file, which is not there yet.
+fn parse(text: &str) -> anyhow::Result<Config> {
+    config::parse(Path::new("ca.toml"), text)
+        .context("the CA would not take its file; `--print-config` shows what would be in it")
 }
 
 /// What a CA is known by.
@@ -236,6 +246,10 @@ impl InitArgs {
         };
         let several = "docs/guide/several-cas.md";
         let keys = "docs/guide/keys-and-upstreams.md";
+        let settings = match &self.settings {
+            Some(file) => format!("{}\n", whole(file)?.trim()),
+            None => String::new(),
+        };
         let sections = [
             section(self.store.as_deref(), "[store]", several)?,
             section(self.keys.as_deref(), "[keys]", keys)?,
@@ -249,7 +263,7 @@ impl InitArgs {
              {advertise}\
              data_dir = {}\n\
              admin_socket = {}\n\
-             {signers}{rotates}{sections}",
+             {signers}{rotates}{settings}{sections}",
             self.trust_domain,
             quoted(&places.ca_data())?,
             quoted(&places.ca_socket())?,
@@ -262,11 +276,37 @@ fn section(file: Option<&Path>, name: &str, shown_in: &str) -> anyhow::Result<St
     let Some(file) = file else {
         return Ok(String::new());
     };
-    let text = files::read_text(file)?;
+    let text = whole(file)?;
     if !text.lines().any(|line| line.trim() == name) {
         bail!("`{}` has no section `{name}`; {shown_in} shows one", file.display());
     }
     Ok(format!("\n{}\n", text.trim()))
+}
+
+/// What a file says. The CA looks for a file where it is started, which is not here: a name that is meant from here is refused.
+fn whole(file: &Path) -> anyhow::Result<String> {
+    let text = files::read_text(file)?;
+    let beside = file.parent().unwrap_or(Path::new("."));
+    let mut values = vec![config::parse::<Value>(file, &text)?];
+    while let Some(value) = values.pop() {
+        match value {
+            Value::Object(table) => values.extend(table.into_iter().map(|(_, value)| value)),
+            Value::Array(array) => values.extend(array),
+            Value::String(name) if Path::new(&name).is_relative() && !name.is_empty() => {
+                let found = [beside.join(&name), PathBuf::from(&name)];
+                if let Some(meant) = found.iter().find(|path| path.is_file()) {
+                    let meant = std::path::absolute(meant)?;
+                    bail!(
+                        "`{}` names the file `{name}`, which the CA would look for where it is started; write `{}`",
+                        file.display(),
+                        meant.display()
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(text)
 }
 
 // === impl About ===

@@ -141,6 +141,10 @@ fn a_ca_under_a_company_is_believed_by_its_root() {
     ca.register("app", "n1");
     node.has("app");
 
+    // The company's authority is younger than what certificates are back-dated by, and the agent takes that for no fault.
+    let log = fs::read_to_string(ca.log()).unwrap();
+    assert!(!log.contains("reattest"), "{log}");
+
     // OpenSSL verifies all of it: leaf, the CA's authority, the company's.
     let verify = |files: &str| {
         let directory = root.path().join(files);
@@ -225,6 +229,10 @@ fn what_a_company_does_not_allow_is_refused_at_the_start_with_the_remedy() {
                 assert!(told.contains(part), "{name}: `{part}` is missing from `{told}`");
             }
             assert!(!told.contains("BEGIN"), "{told}");
+            assert!(
+                !Path::new(&ca.dir).join("ca").exists(),
+                "{name}: a CA that was refused leaves a directory"
+            );
         };
     let as_it_is = |_: &Company, section: String| section;
     check(
@@ -306,6 +314,25 @@ fn what_a_company_does_not_allow_is_refused_at_the_start_with_the_remedy() {
         },
         &["PKCS#8", "openssl pkcs8"],
     );
+    check(
+        "here-only",
+        MAY_SIGN,
+        "400",
+        &|company, section| section.replace(&company.file("ca.key"), "here-only/ca.key"),
+        &["`here-only/ca.key`", "write `/"],
+    );
+    check(
+        "no-certificate",
+        MAY_SIGN,
+        "400",
+        &|company, section| section.replace(&company.file("ca.pem"), &company.file("extensions")),
+        &["no section `CERTIFICATE`"],
+    );
+    // What it advises can be done.
+    let ends = Company::found(root.path(), "soon", MAY_SIGN, "1");
+    let settings = "x509_ttl = \"10m\"\nagent_ttl = \"10m\"\n";
+    let said = Ca::at(root.path(), "soon-ca").init(&[("--settings", settings), ("--upstream", &ends.section())]);
+    assert!(said.status.success(), "{said:?}");
     // One that permits the trust domain is no hindrance.
     let here = format!("{MAY_SIGN}\nnameConstraints=critical,permitted;URI:test.example");
     let company = Company::found(root.path(), "here", &here, "400");

@@ -702,13 +702,25 @@ async fn envoy_verifies_a_foreign_trust_domain() {
     };
     let config = client_config(port, &partner.id("/backend"), PARTNER);
     let calls = Envoy::start(&program, dir.path(), "envoy-client", port, &config).await;
-    let answer = until("Envoy reaches the proxy of the other trust domain", async || {
-        let answer = get(calls.address(), "/").await.ok()?;
+    let reaches = async |envoy: &Envoy| {
+        let answer = get(envoy.address(), "/").await.ok()?;
         (answer.status == StatusCode::OK).then_some(answer)
+    };
+    let answer = until("Envoy reaches the proxy of the other trust domain", async || {
+        reaches(&calls).await
     })
     .await;
     let seen = answer.json()["headers"]["x-forwarded-client-cert"].to_string();
     assert!(seen.contains(&format!("URI={}\"", home.id("/envoy-client"))), "{seen}");
+    // Another one that makes a connection for each request: a validation context is for connections that are made.
+    let port = peers::free_port();
+    let config = client_config(port, &partner.id("/backend"), PARTNER).replacen(
+        "explicit_http_config:",
+        "common_http_protocol_options: {max_requests_per_connection: 1}\n          explicit_http_config:",
+        1,
+    );
+    let anew = Envoy::start(&program, dir.path(), "envoy-anew", port, &config).await;
+    until("it reaches the proxy too", async || reaches(&anew).await).await;
     // With the bundle of its own trust domain for that, the same callee is not believed.
     let port = peers::free_port();
     let config = client_config(port, &partner.id("/backend"), HOME);
@@ -745,7 +757,12 @@ async fn envoy_verifies_a_foreign_trust_domain() {
         call().await.is_none().then_some(())
     })
     .await;
-    // And one that begins now gets no validation context by that name. One that has it was seen to keep it; the guide says so.
+    // One that has the validation context by that name is given another, which vouches for nobody.
+    until("Envoy connects to nobody of the other trust domain", async || {
+        reaches(&anew).await.is_none().then_some(())
+    })
+    .await;
+    // And one that begins now gets none.
     let port = peers::free_port();
     let config = client_config(port, &partner.id("/backend"), PARTNER);
     let late = Envoy::start(&program, dir.path(), "envoy-late", port, &config).await;

@@ -170,6 +170,74 @@ fn what_each_name_means() {
     }
 }
 
+fn secret_of(resource: &Resource) -> Secret {
+    Secret::decode(&*resource.resource.as_ref().unwrap().value).unwrap()
+}
+
+fn vouches_for_nobody(secret: &Secret) -> bool {
+    match secret.r#type.as_ref().unwrap() {
+        secret::Type::ValidationContext(context) => {
+            context.verify_certificate_hash == ["0".repeat(64)] && context.custom_validator_config.is_none()
+        }
+        secret::Type::TlsCertificate(_) => false,
+    }
+}
+
+/// Envoy takes an empty `trusted_ca` for none, and refuses a SPIFFE validator with an empty bundle.
+#[test]
+fn a_trust_domain_without_authorities_has_nobody_vouched_for() {
+    let domains = Domains::new();
+    let full = domains.entitlement(&["/web"]);
+    let empty = TrustBundle::new(domains.other.trust_domain().clone(), Vec::new(), 2).unwrap();
+    let bundles = [Arc::unwrap_or_clone(domains.own.bundle().into()), empty].into_iter();
+    let entitlement = Entitlement::for_test(full.identities.clone(), bundles.collect());
+    let named = resolve(&entitlement, "spiffe://other.example").unwrap();
+    assert!(vouches_for_nobody(&named.secret));
+    let all = resolve(&entitlement, "ALL").unwrap();
+    let own_alone = Entitlement::for_test(full.identities.clone(), [domains.own.bundle()].into_iter().collect());
+    assert_eq!(all, resolve(&own_alone, "ALL").unwrap());
+}
+
+/// Envoy keeps what it is told is gone, and an earlier stream may have brought it.
+#[test]
+fn authorities_that_a_client_may_have_no_more_vouch_for_nobody() {
+    let domains = Domains::new();
+    let now = domains.entitlement(&["/web"]);
+    let fewer = Entitlement::for_test(now.identities.clone(), [domains.own.bundle()].into_iter().collect());
+    for name in ["spiffe://other.example", "other.example"] {
+        let mut stream = WorldStream::default();
+        stream.request(ask(&[name], ""), 1).unwrap();
+        assert!(!vouches_for_nobody(&secrets(&stream.answer(&now, true).unwrap())[0]));
+        let without = stream.answer(&fewer, false).unwrap();
+        assert!(vouches_for_nobody(&secrets(&without)[0]), "{name}");
+        assert_eq!(stream.answer(&fewer, false), None, "said once");
+        assert!(!vouches_for_nobody(&secrets(&stream.answer(&now, false).unwrap())[0]));
+        // It was taken away while the client was not here.
+        for (version_info, expected) in [("", 0), ("3", 1)] {
+            let mut resumed = WorldStream::default();
+            let request = DiscoveryRequest {
+                version_info: version_info.to_owned(),
+                ..ask(&[name], "")
+            };
+            resumed.request(request, 1).unwrap();
+            let answer = resumed.answer(&fewer, true).unwrap();
+            assert_eq!(
+                (answer.resources.len(), answer.resource_errors.len()),
+                (expected, 1 - expected)
+            );
+        }
+    }
+    // All that there is, and less of it.
+    let mut stream = WorldStream::default();
+    stream.request(ask(&[], ""), 1).unwrap();
+    let _ = stream.answer(&now, true);
+    let less = stream.answer(&fewer, false).unwrap();
+    let other = secrets(&less)
+        .into_iter()
+        .find(|secret| secret.name == "spiffe://other.example");
+    assert!(vouches_for_nobody(&other.unwrap()));
+}
+
 #[test]
 fn a_world_stream() {
     let domains = Domains::new();
@@ -393,8 +461,13 @@ fn a_delta_wildcard_and_a_resumed_stream() {
         let all = stream.answer(&now, true).unwrap();
         assert_eq!(delta_names(&all), ["spiffe://other.example", DOMAIN, WEB]);
         let fewer = Entitlement::for_test(now.identities.clone(), [domains.own.bundle()].into_iter().collect());
+        let without = stream.answer(&fewer, false).unwrap();
+        assert_eq!(delta_names(&without), ["spiffe://other.example"]);
+        assert!(vouches_for_nobody(&secret_of(&without.resources[0])));
+        assert!(without.removed_resources.is_empty(), "Envoy would keep it");
+        assert_eq!(stream.answer(&fewer, false), None, "said once");
         assert_eq!(
-            stream.answer(&fewer, false).unwrap().removed_resources,
+            delta_names(&stream.answer(&now, false).unwrap()),
             ["spiffe://other.example"]
         );
 
