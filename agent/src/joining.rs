@@ -1,23 +1,33 @@
-//! How a node joins by an invitation, before any agent runs on it: the CA is checked by its fingerprint, the token traded
-//! for the node's SVID, and all of it kept where the agent finds it.
+//! How a node joins before any agent runs on it: the CA is checked by its fingerprint, a token or a proof traded for the
+//! node's SVID, and all of it kept where the agent finds it.
 
 use std::path::{Path, PathBuf};
 
 use hoplite_host::clock;
 use hoplite_host::files::{self, FileError};
-use hoplite_identity::{Fingerprint, Invitation, NotIntroduced};
+use hoplite_identity::{Fingerprint, HostPort, NotIntroduced};
 use hoplite_wire::channel::{self, IntroduceError};
 
 use crate::addresses::CaAddresses;
 use crate::config::Config;
 use crate::node::keeper::{self, Keeper, Membership, NodeError, Token};
 use crate::node::link::{CaError, CaLink};
+use crate::proofs::JoinSettings;
 
 /// In the data directory: the authority that the invitation named, by which the CA is known at first.
 pub(crate) const FIRST_BUNDLE: &str = "first-bundle.pem";
 
 /// In the data directory: what is not whole yet.
 pub(crate) const SCRATCH: &str = "joining";
+
+/// What a node has to show to a CA that does not know it.
+#[derive(Clone, Copy)]
+pub enum JoinWith<'a> {
+    /// The token of an invitation.
+    Token(&'a str),
+    /// A proof of who it is, for one of the CA's attestors.
+    Proof(&'a JoinSettings),
+}
 
 /// What the configuration of an agent says of the CA that it joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,20 +49,20 @@ pub enum JoinError {
     Introduce(IntroduceError),
     /// Somebody else answers.
     #[error(
-        "the CA at `{address}` has an authority with the fingerprint {shown}, and the invitation says {expected}: the invitation is mistyped or of \
+        "the CA at `{address}` has an authority with the fingerprint {shown}, and {expected} was said: that is mistyped or of \
          another CA, or somebody stands between; nothing was sent to it. `hoplite ca show` on the CA's machine prints the right one"
     )]
     OtherAuthority {
         /// Where.
         address: String,
-        /// What the invitation says.
+        /// What was said.
         expected: Fingerprint,
         /// What is there.
         shown: Fingerprint,
     },
     /// The clocks of node and CA differ.
     #[error(
-        "the clocks of this machine and of the CA at `{address}` differ: {reason}; then join again with the same invitation"
+        "the clocks of this machine and of the CA at `{address}` differ: {reason}; then run the same command again"
     )]
     Clock {
         /// The CA's.
@@ -60,12 +70,12 @@ pub enum JoinError {
         /// What is not valid when.
         reason: String,
     },
-    /// The CA does not take the token.
+    /// The CA does not take the token, or the proof.
     #[error("{0}")]
-    Token(String),
+    Refused(String),
     /// Another word of the CA, or none.
     #[error(
-        "the CA at `{address}` was asked, and {reason}; run the same command again: its token still counts for this machine"
+        "the CA at `{address}` was asked, and {reason}; run the same command again: an invitation's token still counts for this machine"
     )]
     Failed {
         /// The CA's.
@@ -89,13 +99,17 @@ pub fn membership(config: &Config) -> Result<Option<Membership>, NodeError> {
     Ok(Keeper::open(&config.data_dir, &config.trust_domain, &config.trust_bundle)?.membership())
 }
 
-/// Joins. May be tried again with the same invitation whatever failed: the key stays the same until it succeeded.
+/// Joins. May be tried again with the same token whatever failed: the key stays the same until it succeeded.
 ///
 /// # Errors
 /// [`JoinError`]. Nothing was sent unless the CA was believed, and the data directory is as it was.
-pub async fn join(invitation: &Invitation, data_dir: &Path) -> Result<Joined, JoinError> {
-    let address = invitation.address();
-    let introducing = channel::introduce(address, invitation.fingerprint(), clock::now());
+pub async fn join(
+    address: &HostPort,
+    fingerprint: Fingerprint,
+    shown: JoinWith<'_>,
+    data_dir: &Path,
+) -> Result<Joined, JoinError> {
+    let introducing = channel::introduce(address, fingerprint, clock::now());
     let first = introducing.await.map_err(JoinError::from)?;
     // Beside what is there, which stays in force until this one is whole.
     files::private_dir_among_others(data_dir)?;
@@ -104,7 +118,10 @@ pub async fn join(invitation: &Invitation, data_dir: &Path) -> Result<Joined, Jo
     files::write_private(&scratch.join(FIRST_BUNDLE), first.to_pem().as_bytes())?;
     let keeper = Keeper::open(&scratch, first.trust_domain(), &scratch.join(FIRST_BUNDLE))?;
     let link = CaLink::new(address.clone().into(), first.trust_domain(), keeper.credentials());
-    let joined = keeper.join(&link, &Token::new(invitation.token())).await;
+    let joined = match shown {
+        JoinWith::Token(token) => keeper.join(&link, &Token::new(token)).await,
+        JoinWith::Proof(proof) => keeper.attest(&link, proof).await,
+    };
     joined.map_err(|error| JoinError::of(error, address.as_str()))?;
     keeper.ensure_saved()?;
     let membership = keeper.membership().ok_or_else(|| JoinError::Failed {
@@ -129,7 +146,7 @@ impl JoinError {
     fn of(error: CaError, address: &str) -> Self {
         let address = address.to_owned();
         match error {
-            CaError::Refused(reason) | CaError::Dismissed(reason) => Self::Token(reason),
+            CaError::Refused(reason) | CaError::Dismissed(reason) => Self::Refused(reason),
             CaError::Clock(reason) => Self::Clock {
                 address,
                 reason: reason.to_string(),

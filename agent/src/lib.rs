@@ -60,7 +60,7 @@ pub use attest::k8s::KubernetesSettings;
 pub use attest::launch::{Launcher, LauncherError};
 pub use authorize::authorizer::AuthorizerError;
 pub use config::{Authorization, Config};
-pub use joining::{JoinError, Joined, join, membership};
+pub use joining::{JoinError, JoinWith, Joined, join, membership};
 pub use kept::lock::NotSole;
 pub use node::keeper::{Membership, NodeError};
 pub use proofs::{JoinSettings, TokenJoin, X509popJoin};

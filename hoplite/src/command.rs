@@ -25,6 +25,7 @@ pub(crate) mod reach;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod secret;
+pub(crate) mod section;
 pub(crate) mod shell;
 pub(crate) mod sign_in;
 pub(crate) mod status;

@@ -233,7 +233,7 @@ impl Keeper {
     }
 
     /// Trades a proof of who this node is for an SVID. May be repeated: the key stays the same until it succeeded.
-    pub(super) async fn attest(&self, link: &CaLink, proof: &JoinSettings) -> Result<(), CaError> {
+    pub(crate) async fn attest(&self, link: &CaLink, proof: &JoinSettings) -> Result<(), CaError> {
         let key = self.joining_key()?;
         let verifier = Arc::clone(&self.held().verifier);
         let mut client = NodeClient::new(link.dial(None, verifier).await?);

@@ -16,8 +16,8 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -223,7 +223,14 @@ fn reason(error: &io::Error) -> String {
             format!("it is `{found}`, and `{expected}` is expected")
         }
         Some(rejected) => rejected.to_string(),
-        None => error.to_string(),
+        None => match inner {
+            Some(
+                rustls::Error::AlertReceived(AlertDescription::ProtocolVersion) | rustls::Error::PeerIncompatible(_),
+            ) => {
+                format!("it does not speak TLS 1.3 as it is spoken here ({error})")
+            }
+            _ => error.to_string(),
+        },
     }
 }
 

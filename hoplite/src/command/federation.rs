@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{ArgGroup, Args, Subcommand};
 use hoplite_host::config::Span;
+use hoplite_host::undo;
 use hoplite_identity::{BUNDLE_DOCUMENT_BYTES_MAX, TrustDomain};
 use hoplite_wire::ca::{
     AddFederationRequest, DeleteFederationSetRequest, Federation, FederationRequest, FederationSet,
@@ -264,7 +265,13 @@ fn add(args: AddArgs) -> anyhow::Result<ExitCode> {
         bundle,
     };
     let ca = &args.list.ca;
+    // The CA notes it before it asks the endpoint, which may not answer.
+    undo::watch().context("cannot wait for signals")?;
+    let told = undo::at_signal(|| {
+        hoplite_host::tell!("interrupted: the federation may be noted already; `hoplite federation list` shows it");
+    });
     let federation = ca.call(async |mut ca| Ok(ca.add_federation(asked.clone()).await?.into_inner()))?;
+    drop(told);
     let name = &federation.trust_domain;
     let text = match (federation.was_so, federation.state.as_str()) {
         (true, _) => format!("the federation with {name} was so already\n"),

@@ -15,10 +15,11 @@ use hoplite_host::process::{self, Hardening};
 use hoplite_host::{config, files};
 use hoplite_identity::{Fingerprint, HostPort, TrustBundle, TrustDomain};
 use hoplite_seal::{Signer, TrustedSigners};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::command::places::{PlacesArgs, quoted};
 use crate::command::policy::key;
+use crate::command::section;
 use crate::output::{NOTHING_DONE, Output, print, print_json};
 
 /// Where agents connect unless it is said.
@@ -247,13 +248,13 @@ impl InitArgs {
         let several = "docs/guide/several-cas.md";
         let keys = "docs/guide/keys-and-upstreams.md";
         let settings = match &self.settings {
-            Some(file) => format!("{}\n", whole(file)?.trim()),
+            Some(file) => format!("{}\n", section::whole(file)?.trim()),
             None => String::new(),
         };
         let sections = [
-            section(self.store.as_deref(), "[store]", several)?,
-            section(self.keys.as_deref(), "[keys]", keys)?,
-            section(self.upstream.as_deref(), "[upstream]", keys)?,
+            section::optional(self.store.as_deref(), "[store]", several)?,
+            section::optional(self.keys.as_deref(), "[keys]", keys)?,
+            section::optional(self.upstream.as_deref(), "[upstream]", keys)?,
         ]
         .concat();
         Ok(format!(
@@ -269,44 +270,6 @@ impl InitArgs {
             quoted(&places.ca_socket())?,
         ))
     }
-}
-
-/// A part of the CA's file that the operator has written.
-fn section(file: Option<&Path>, name: &str, shown_in: &str) -> anyhow::Result<String> {
-    let Some(file) = file else {
-        return Ok(String::new());
-    };
-    let text = whole(file)?;
-    if !text.lines().any(|line| line.trim() == name) {
-        bail!("`{}` has no section `{name}`; {shown_in} shows one", file.display());
-    }
-    Ok(format!("\n{}\n", text.trim()))
-}
-
-/// What a file says. The CA looks for a file where it is started, which is not here: a name that is meant from here is refused.
-fn whole(file: &Path) -> anyhow::Result<String> {
-    let text = files::read_text(file)?;
-    let beside = file.parent().unwrap_or(Path::new("."));
-    let mut values = vec![config::parse::<Value>(file, &text)?];
-    while let Some(value) = values.pop() {
-        match value {
-            Value::Object(table) => values.extend(table.into_iter().map(|(_, value)| value)),
-            Value::Array(array) => values.extend(array),
-            Value::String(name) if Path::new(&name).is_relative() && !name.is_empty() => {
-                let found = [beside.join(&name), PathBuf::from(&name)];
-                if let Some(meant) = found.iter().find(|path| path.is_file()) {
-                    let meant = std::path::absolute(meant)?;
-                    bail!(
-                        "`{}` names the file `{name}`, which the CA would look for where it is started; write `{}`",
-                        file.display(),
-                        meant.display()
-                    );
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(text)
 }
 
 // === impl About ===

@@ -1,39 +1,44 @@
-//! `hoplite join`: this machine becomes a node of the CA that invited it.
+//! `hoplite join`: this machine becomes a node of the CA that invited it, or that believes its proof.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use hoplite_agent::{Config, Joined, Membership, PeerProcess};
+use hoplite_agent::{Config, JoinSettings, JoinWith, Joined, Membership, PeerProcess};
 use hoplite_host::logging::Format;
 use hoplite_host::places::Places;
 use hoplite_host::process::{self, Hardening};
-use hoplite_host::{clock, files, give};
-use hoplite_identity::{HostPort, Invitation, Moment};
+use hoplite_host::{clock, config, files, give};
+use hoplite_identity::{Fingerprint, HostPort, Invitation, Moment};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use toml_edit::{Array, DocumentMut, value};
 use zeroize::Zeroizing;
 
 use crate::command::places::{PlacesArgs, quoted};
+use crate::command::section;
 use crate::output::{NOTHING_DONE, Output, print, print_json};
 
 /// An invitation is one line of some hundred characters.
 const INVITATION_BYTES_MAX: u64 = 64 << 10;
 
 pub(crate) const HELP: &str = "Examples:\n  hoplite join 4f1c…@ca.prod.example:7443#9be2…\n  hoplite join @invitation\n  \
-    ssh ca-1 hoplite token create --node web-1 | hoplite join -\n\n\
-    The CA is believed only if its authority has the fingerprint of the invitation; nothing is sent before that.\n\
+    ssh ca-1 hoplite token create --node web-1 | hoplite join -\n  hoplite join ca.prod.example:7443#9be2… --by join.toml --run\n\n\
+    The CA is believed only if its authority has this fingerprint; nothing is sent before that.\n\
     Exit codes: 0 joined, 1 not joined, 2 wrong usage, 3 this machine is a node already and nothing was done.";
 
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
     /// The invitation that `hoplite token create` prints; `-` reads it from standard input, `@FILE` from a file that only its
-    /// owner may read
+    /// owner may read. With --by it has no token: what `hoplite ca show` prints, `HOST:PORT#FINGERPRINT`
     #[arg(value_name = "TOKEN@HOST:PORT#FINGERPRINT")]
     invitation: String,
+    /// Join without a token: a file with the section `[join]` of the agent's file, by what this node proves who it is
+    #[arg(long, value_name = "FILE")]
+    by: Option<PathBuf>,
     #[command(flatten)]
     places: PlacesArgs,
     /// Join anew although this machine is a node already: the CA evicted it, or it is to be another's
@@ -53,14 +58,13 @@ pub(crate) struct JoinArgs {
 pub(crate) fn run(args: &JoinArgs) -> anyhow::Result<ExitCode> {
     let places = args.places.own("hoplite join")?;
     let config_file = places.agent_config();
-    let text = read(&args.invitation)?;
-    let invitation = Invitation::parse(word(&text)).context("this is no invitation")?;
+    let invited = Invited::read(args)?;
     let existing = existing(&config_file)?;
     let is_member = |membership: &&Membership| clock::now() < membership.not_after && !args.again;
     let member = existing.as_ref().and_then(Option::as_ref).filter(is_member);
     match member {
-        Some(membership) => say_already(args, &places, &invitation, membership)?,
-        None => join(args, &places, &invitation, existing.is_some())?,
+        Some(membership) => say_already(args, &places, &invited, membership)?,
+        None => join(args, &places, &invited, existing.is_some())?,
     }
     if args.run {
         return Err(become_agent(&config_file, args.log));
@@ -69,6 +73,29 @@ pub(crate) fn run(args: &JoinArgs) -> anyhow::Result<ExitCode> {
         Some(_) => ExitCode::from(NOTHING_DONE),
         None => ExitCode::SUCCESS,
     })
+}
+
+/// The CA that this machine is to join, and what it shows.
+struct Invited {
+    address: HostPort,
+    fingerprint: Fingerprint,
+    by: By,
+}
+
+enum By {
+    Token(Zeroizing<String>),
+    Proof {
+        settings: JoinSettings,
+        /// As it is written, for the agent's file.
+        section: String,
+    },
+}
+
+/// A file with the one section.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Section {
+    join: JoinSettings,
 }
 
 /// This process goes on as the agent, with a command line that has no invitation in it. Returns only why it does not.
@@ -118,21 +145,20 @@ fn existing(config_file: &Path) -> anyhow::Result<Option<Option<Membership>>> {
     Ok(Some(hoplite_agent::membership(&Config::load(config_file)?)?))
 }
 
-fn say_already(
-    args: &JoinArgs,
-    places: &Places,
-    invitation: &Invitation,
-    membership: &Membership,
-) -> anyhow::Result<()> {
+fn say_already(args: &JoinArgs, places: &Places, invited: &Invited, membership: &Membership) -> anyhow::Result<()> {
     if args.output == Output::Json {
-        print_json(&as_json(places, invitation, membership))?;
+        print_json(&as_json(places, invited, membership))?;
     }
-    let other = match membership.authorities.contains(&invitation.fingerprint()) {
+    let what = match invited.by {
+        By::Token(_) => "invitation",
+        By::Proof { .. } => "proof for a CA",
+    };
+    let other = match membership.authorities.contains(&invited.fingerprint) {
         true => "",
         false => " of another CA",
     };
     hoplite_host::tell!(
-        "this machine is a node already: {}, until {} unless its agent renews that; its file is `{}`. The invitation{other} was not used. \
+        "this machine is a node already: {}, until {} unless its agent renews that; its file is `{}`. The {what}{other} was not used. \
          `hoplite agent run` runs the agent, `hoplite join --again` joins anew",
         membership.spiffe_id,
         Moment::from(membership.not_after),
@@ -141,16 +167,16 @@ fn say_already(
     Ok(())
 }
 
-fn as_json(places: &Places, invitation: &Invitation, node: &Membership) -> Value {
+fn as_json(places: &Places, invited: &Invited, node: &Membership) -> Value {
     json!({
         "spiffe_id": node.spiffe_id.as_str(), "trust_domain": node.spiffe_id.trust_domain().as_str(),
         "valid_until": Moment::from(node.not_after).to_string(),
-        "ca": invitation.address(), "fingerprint": invitation.fingerprint().to_string(),
+        "ca": invited.address, "fingerprint": invited.fingerprint.to_string(),
         "config": places.agent_config(), "socket": places.agent_socket(),
     })
 }
 
-fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured: bool) -> anyhow::Result<()> {
+fn join(args: &JoinArgs, places: &Places, invited: &Invited, is_configured: bool) -> anyhow::Result<()> {
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the node's key")?;
     let (config_file, data_dir) = (places.agent_config(), places.agent_data());
     // What can fail is tried before the token is spent.
@@ -162,27 +188,31 @@ fn join(args: &JoinArgs, places: &Places, invitation: &Invitation, is_configured
     if let Some(parent) = config_file.parent() {
         files::shared_dir(parent)?;
     }
-    let joining = hoplite_agent::join(invitation, &data_dir);
+    let shown = match &invited.by {
+        By::Token(token) => JoinWith::Token(token),
+        By::Proof { settings, .. } => JoinWith::Proof(settings),
+    };
+    let joining = hoplite_agent::join(&invited.address, invited.fingerprint, shown, &data_dir);
     let joined = super::runtime()?.block_on(joining)?;
     let text = match before {
-        Some(document) => new.edited(document, &joined)?,
-        None => new.text(&joined)?,
+        Some(document) => new.edited(document, &joined, &invited.by)?,
+        None => new.text(&joined, &invited.by)?,
     };
     files::write_public(&config_file, text.as_bytes())?;
     give::to_owner(&data_dir)?;
-    say_joined(args, places, invitation, &joined.membership)
+    say_joined(args, places, invited, &joined.membership)
 }
 
-fn say_joined(args: &JoinArgs, places: &Places, invitation: &Invitation, node: &Membership) -> anyhow::Result<()> {
+fn say_joined(args: &JoinArgs, places: &Places, invited: &Invited, node: &Membership) -> anyhow::Result<()> {
     let (config_file, trust_domain) = (places.agent_config(), node.spiffe_id.trust_domain());
     let kernel = PeerProcess::Kernel.ensure_possible().err();
     if args.output == Output::Json {
-        return print_json(&as_json(places, invitation, node));
+        return print_json(&as_json(places, invited, node));
     }
     let mut told = format!(
         "joined {trust_domain} as {}\n  CA      {}, known by its fingerprint\n  file    {}\n  socket  {}\n",
         node.spiffe_id,
-        invitation.address(),
+        invited.address,
         config_file.display(),
         places.agent_socket().display(),
     );
@@ -196,6 +226,38 @@ fn say_joined(args: &JoinArgs, places: &Places, invitation: &Invitation, node: &
         ));
     }
     Ok(print(&told)?)
+}
+
+// === impl Invited ===
+
+impl Invited {
+    fn read(args: &JoinArgs) -> anyhow::Result<Self> {
+        let text = read(&args.invitation)?;
+        let word = word(&text);
+        let Some(file) = &args.by else {
+            let invitation = Invitation::parse(word).context("this is no invitation")?;
+            return Ok(Self {
+                address: invitation.address().clone(),
+                fingerprint: invitation.fingerprint(),
+                by: By::Token(Zeroizing::new(invitation.token().to_owned())),
+            });
+        };
+        if word.contains('@') {
+            bail!("with --by there is no token: write HOST:PORT#FINGERPRINT, as `hoplite ca show` prints them");
+        }
+        let (address, fingerprint) = word.split_once('#').context(
+            "the CA is known by no fingerprint; write HOST:PORT#FINGERPRINT, as `hoplite ca show` prints them",
+        )?;
+        let section = section::optional(Some(file), "[join]", "docs/guide/nodes-without-tokens.md")?;
+        Ok(Self {
+            address: HostPort::parse(address)?,
+            fingerprint: Fingerprint::parse(fingerprint)?,
+            by: By::Proof {
+                settings: config::parse::<Section>(file, &section)?.join,
+                section,
+            },
+        })
+    }
 }
 
 /// What the agent's file says of this machine and its CA.
@@ -214,7 +276,7 @@ impl Settings {
         })
     }
 
-    fn text(&self, joined: &Joined) -> anyhow::Result<String> {
+    fn text(&self, joined: &Joined, by: &By) -> anyhow::Result<String> {
         let Self { data_dir, socket } = self;
         let ca = match joined.ca.iter().collect::<Vec<_>>().as_slice() {
             [one] => format!("\"{one}\""),
@@ -240,11 +302,14 @@ impl Settings {
                  # peer_process = \"pid\"\n",
             );
         }
+        if let By::Proof { section, .. } = by {
+            text.push_str(section);
+        }
         Ok(text)
     }
 
     /// The file that is there: people may have written into it, so only what is of the CA changes.
-    fn edited(&self, mut document: DocumentMut, joined: &Joined) -> anyhow::Result<String> {
+    fn edited(&self, mut document: DocumentMut, joined: &Joined, by: &By) -> anyhow::Result<String> {
         let trust_domain = joined.membership.spiffe_id.trust_domain();
         let trust_bundle = joined
             .trust_bundle
@@ -258,6 +323,12 @@ impl Settings {
             [one] => document.insert("ca", value(*one)),
             several => document.insert("ca", value(several.iter().copied().collect::<Array>())),
         };
+        // A section of before would be asked when this one's SVID has ended.
+        document.remove("join");
+        if let By::Proof { section, .. } = by {
+            let written = section.parse::<DocumentMut>()?;
+            document.extend(written.iter().map(|(key, item)| (key.to_owned(), item.clone())));
+        }
         Ok(document.to_string())
     }
 }

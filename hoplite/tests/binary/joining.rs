@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::keys::Ca;
 use crate::support::{hoplite, until};
 
 /// A daemon. Dropping it ends it.
@@ -162,4 +163,85 @@ fn from_an_empty_directory_to_a_node() {
         1,
         &["no node yet", "hoplite join"],
     );
+}
+
+/// As an image does whose machines nobody invites: the CA's address and fingerprint are in it, and each machine has a certificate.
+#[test]
+fn a_node_joins_by_its_certificate_and_no_token() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name).display().to_string();
+    let openssl = |words: &str| {
+        let mut command = Command::new("openssl");
+        let ran = command
+            .args(words.split(' '))
+            .current_dir(root.path())
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{words}: {ran:?}");
+    };
+    for authority in ["machines", "others"] {
+        openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {authority}.key -out {authority}.pem -days 9 -subj /CN={authority} \
+             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign"
+        ));
+        openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout of-{authority}.key -out of-{authority}.pem -days 9 -subj /CN=m7 \
+             -CA {authority}.pem -CAkey {authority}.key -addext basicConstraints=critical,CA:FALSE -addext keyUsage=critical,digitalSignature"
+        ));
+        fs::set_permissions(path(&format!("of-{authority}.key")), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let mut ca = Ca::at(root.path(), "ca");
+    let settings = format!(
+        "[[attestor]]\nkind = \"x509pop\"\nnode = \"corp-{{x509pop:cn}}\"\nroots = \"{}\"\n",
+        path("machines.pem")
+    );
+    assert!(ca.init(&[("--settings", &settings)]).status.success());
+    ca.run();
+    let shown = json(&hoplite(&["ca", "show", "--output", "json", "--dir", &path("ca")]));
+    let (address, fingerprint) = (
+        shown["address"].as_str().unwrap(),
+        shown["fingerprints"][0].as_str().unwrap(),
+    );
+    let section = |directory: &str, authority: &str| {
+        let text = format!(
+            "[join]\nkind = \"x509pop\"\ncertificate = \"{directory}of-{authority}.pem\"\nkey = \"{directory}of-{authority}.key\"\n"
+        );
+        fs::write(path("join.toml"), text).unwrap();
+    };
+    let (here, node) = (format!("{}/", root.path().display()), path("node"));
+    let join = |whom: &str, more: &[&str]| {
+        let by = path("join.toml");
+        hoplite(&[&["join", whom, "--by", &by, "--dir", &node], more].concat())
+    };
+    let whom = format!("{address}#{fingerprint}");
+    section(&here, "machines");
+    said(&join(address, &[]), 1, &["fingerprint", "hoplite ca show"]);
+    said(&join(&format!("token@{whom}"), &[]), 1, &["there is no token"]);
+    said(&join(&format!("{address}#{}", "0".repeat(64)), &[]), 1, &["mistyped"]);
+    section("", "machines");
+    said(&join(&whom, &[]), 1, &["`of-machines", "write `/"]);
+    section(&here, "others");
+    said(&join(&whom, &[]), 1, &["not believed", "the CA's log"]);
+    assert!(!Path::new(&node).join("agent.toml").exists(), "nothing was joined");
+
+    section(&here, "machines");
+    let joined = json(&join(&whom, &["--output", "json"]));
+    let id = "spiffe://test.example/hoplite/agent/corp-m7";
+    assert_eq!(joined["spiffe_id"], id);
+    said(&join(&whom, &[]), 3, &["is a node already"]);
+    // Its agent finds there how to join anew.
+    let written = fs::read_to_string(path("node/agent.toml")).unwrap();
+    assert!(written.contains("[join]\nkind = \"x509pop\""), "{written}");
+    let again = json(&join(&whom, &["--again", "--output", "json"]));
+    assert_eq!(again["spiffe_id"], id);
+    let edited = fs::read_to_string(path("node/agent.toml")).unwrap();
+    assert_eq!(edited.matches("[join]").count(), 1, "{edited}");
+    ca.register("app", "corp-m7");
+    let _agent = Daemon::start(&["agent", "run", "--dir", &node]);
+    until("the workload's SVID", || {
+        let fetched = hoplite(&["svid", "fetch", "--output", "json", "--dir", &node]);
+        String::from_utf8_lossy(&fetched.stdout)
+            .contains("spiffe://test.example/app\"")
+            .then_some(())
+    });
 }
