@@ -108,6 +108,9 @@ fn acknowledged(line: &str) -> Option<u64> {
 /// What commit number `revision` writes: a function of nothing else, so that the judge needs no memory.
 fn mutations(revision: u64) -> Vec<Mutation> {
     let mut dice = Dice(revision);
+    if dice.below(15) == 0 {
+        return many(revision, dice);
+    }
     let count = 1 + dice.below(8);
     let writes: BTreeMap<u64, Option<Vec<u8>>> = (0..count)
         .map(|_| {
@@ -133,8 +136,22 @@ fn mutations(revision: u64) -> Vec<Mutation> {
         .collect()
 }
 
+/// So many that a store may write them in several steps.
+fn many(revision: u64, mut dice: Dice) -> Vec<Mutation> {
+    let count = 300 + dice.below(900);
+    let first = dice.below(1000);
+    let write = |n: u64| Mutation {
+        key: format!("many {n:04}").into(),
+        value: (!(n + revision).is_multiple_of(7)).then(|| format!("{n} by {revision}").into()),
+    };
+    (first..first + count).map(write).collect()
+}
+
 /// The large value that a write of this commit names; most name none.
 fn large(revision: u64, key: &[u8]) -> Option<Vec<u8>> {
+    if key.starts_with(b"many") {
+        return None;
+    }
     let mut dice = Dice(revision ^ u64::from(crc(key)));
     let size = dice.below(100_000) as usize;
     (dice.below(10) == 0).then(|| {

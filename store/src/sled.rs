@@ -1,13 +1,16 @@
 //! The embedded store: sled, contained. See docs/decisions/0003-sled.md for what is distrusted and why.
 //!
 //! One sled tree holds everything: `d<key>` a value, `m` the revision and a digest over all values. Each item carries our own
-//! checksum over key and content. A commit is one sled batch over both. Beside it, the file `head` says what was last
-//! acknowledged and is the lock, and the directory `large` holds large values; which of them a key names stands in its item.
+//! checksum over key and content. A commit is one sled batch over both, or several of which the last one counts (`redo`). Beside it,
+//! the file `head` says what was last acknowledged and is the lock, and the directory `large` holds large values; which of them a key
+//! names stands in its item.
 //! History is in memory, and begins when the store is opened: its only readers are of this process.
 
 mod dir;
+mod filling;
 mod format;
 mod large_files;
+mod redo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -20,8 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::SystemTime;
 
 use dir::StoreDir;
+pub use filling::Filling;
 use format::{Digest, Meta, Value, encode_head, named, seal, unseal};
 use large_files::LargeFiles;
+use redo::{Item, Redo, RedoFile};
 
 use crate::recent::Recent;
 use crate::{
@@ -32,22 +37,18 @@ use crate::{
 const DATA: u8 = b'd';
 const META: &[u8] = b"m";
 
-/// What is written to sled at once.
-const WRITE_BYTES: usize = 4 << 20;
+/// What sled is given in one batch: what such a batch leaves for its end is a megabyte or two.
+const PART_WRITES: usize = 256;
+
+/// How often sled is asked to free what nobody reads any more: each time it frees at most eight bags of 64 things, and none of the
+/// newest two rounds.
+const FREEING_ROUNDS: usize = 8;
 
 /// A store in a directory of its own, for one process at a time.
 pub struct SledStore {
     // Dropped first: watchers hear of the end at once.
     announcer: Announcer,
     disk: Arc<Disk>,
-}
-
-/// A new store in a directory of its own, for one revision of another one. Values are put and deleted in any order; the last
-/// word on a key counts.
-pub struct Filling {
-    store: SledStore,
-    batch: sled::Batch,
-    bytes: usize,
 }
 
 /// sled, the files beside it, and what is known about both.
@@ -57,6 +58,7 @@ struct Disk {
     /// sled's own file, a second time: see `make_durable`.
     sled_file: File,
     large: LargeFiles,
+    redo: RedoFile,
     head: File,
     directory: StoreDir,
     state: RwLock<State>,
@@ -191,92 +193,6 @@ impl History for Disk {
     }
 }
 
-// === impl Filling ===
-
-impl Filling {
-    /// In a directory in which no store is.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] when one is, others as [`SledStore::open`].
-    pub fn begin(directory: &Path) -> Result<Self, StoreError> {
-        let store = SledStore::open(directory)?;
-        if store.revision() != 0 || !store.page(None, 1)?.entries.is_empty() {
-            return Err(store.disk.directory.damaged("there is one already".to_owned()));
-        }
-        // Until this is overwritten at the end, the directory is no store that anybody would open.
-        store.disk.write_head(Revision::MAX)?;
-        Ok(Self {
-            store,
-            batch: sled::Batch::default(),
-            bytes: 0,
-        })
-    }
-
-    /// Puts a value as another store had it.
-    ///
-    /// # Errors
-    /// [`StoreError`] when it cannot be written.
-    pub fn put(&mut self, key: &[u8], held: &Versioned) -> Result<(), StoreError> {
-        let name = named(DATA, key);
-        let (_, item) = Value::seal(&name, held.revision, &held.value, &held.names);
-        self.bytes += name.len() + item.len();
-        self.batch.insert(name, item);
-        self.write_beyond(WRITE_BYTES)
-    }
-
-    /// Removes what was put before.
-    ///
-    /// # Errors
-    /// As [`put`](Self::put).
-    pub fn delete(&mut self, key: &[u8]) -> Result<(), StoreError> {
-        self.bytes += key.len();
-        self.batch.remove(named(DATA, key));
-        self.write_beyond(WRITE_BYTES)
-    }
-
-    /// Puts a large value, before or after what names it.
-    ///
-    /// # Errors
-    /// As [`Store::put_large`].
-    pub fn put_large(&mut self, bytes: &[u8], now: SystemTime) -> Result<LargeId, LargeError> {
-        self.store.put_large(bytes, now)
-    }
-
-    /// Makes a store of it that goes on after this revision, on the disk when this returns. Says how many values it has.
-    ///
-    /// # Errors
-    /// [`StoreError::Damaged`] when a value is newer than the revision, or names a large value that was not put.
-    pub fn finish(mut self, revision: Revision) -> Result<u64, StoreError> {
-        self.write_beyond(0)?;
-        let disk = &self.store.disk;
-        let mut contents = Digest::default();
-        let mut wrong = None;
-        disk.scan(DATA, b"", |key, found| {
-            contents.add(found.sum);
-            let is_there = |id: &LargeId| disk.has_large(id).unwrap_or(false);
-            if found.versioned.revision > revision || !found.versioned.names.iter().all(is_there) {
-                wrong.get_or_insert_with(|| key.escape_ascii().to_string());
-            }
-        })?;
-        if let Some(key) = wrong {
-            let problem = format!("the value of `{key}` is newer than revision {revision}, or lacks a large value");
-            return Err(disk.directory.damaged(problem));
-        }
-        disk.found(Meta { revision, contents })?;
-        Ok(contents.count)
-    }
-
-    fn write_beyond(&mut self, bytes: usize) -> Result<(), StoreError> {
-        if self.bytes > bytes {
-            self.bytes = 0;
-            let batch = std::mem::take(&mut self.batch);
-            let disk = &self.store.disk;
-            disk.guarded("write", || disk.db.apply_batch(batch))?;
-        }
-        Ok(())
-    }
-}
-
 // === impl Disk ===
 
 impl Disk {
@@ -296,6 +212,7 @@ impl Disk {
             db,
             sled_file,
             large,
+            redo: RedoFile::of(&directory),
             head,
             directory,
             state,
@@ -309,11 +226,9 @@ impl Disk {
     /// checked when they are read: one that is damaged must not keep everything else away, and putting it again mends it.
     fn recover(&self, acknowledged: Option<Revision>, keep: u64) -> Result<(), StoreError> {
         let damaged = |problem: String| Err(self.directory.damaged(problem));
-        let meta = match self.item(META)? {
-            Some(bytes) => match Meta::decode(&bytes) {
-                Ok(meta) => meta,
-                Err(problem) => return damaged(problem.to_string()),
-            },
+        self.carry_out_what_was_begun()?;
+        let meta = match self.meta()? {
+            Some(meta) => meta,
             // New, or opened before and never committed to.
             None if acknowledged.unwrap_or_default() == 0 && self.guarded("read", || Ok(self.db.is_empty()))? => {
                 Meta::START
@@ -345,16 +260,39 @@ impl Disk {
         *self.recent() = Recent::after(meta.revision, keep);
         state.named = named;
         self.make_durable(&mut state)?;
+        self.forget_redo()?;
         File::open(self.directory.path())
             .and_then(|directory| directory.sync_all())
             .and_then(|()| self.head.sync_all())
             .map_err(|e| self.directory.io("sync the directory", &e))
     }
 
+    /// A commit of which perhaps a part is there. What it leads to is judged afterwards, as what is found in any store.
+    fn carry_out_what_was_begun(&self) -> Result<(), StoreError> {
+        let read = self.redo.read();
+        let Some(Redo { meta, items }) = read.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => self.directory.damaged(error.to_string()),
+            _ => self.directory.io("read the redo file", &error),
+        })?
+        else {
+            return Ok(());
+        };
+        let at = self.meta()?.map_or(0, |meta| meta.revision);
+        if meta.revision > at + 1 {
+            let problem = format!("it ends at revision {at}, but {} was begun", meta.revision);
+            return Err(self.directory.damaged(problem));
+        }
+        // Else it was carried out, and the file is left over.
+        if meta.revision == at + 1 {
+            self.carry_out(&meta, items)?;
+        }
+        Ok(())
+    }
+
     fn commit(&self, state: &mut State, writes: Vec<Write>) -> Result<(), StoreError> {
         let revision = state.meta.revision + 1;
         let mut contents = state.meta.contents;
-        let mut batch = sled::Batch::default();
+        let mut items = Vec::with_capacity(writes.len());
         let mut mutations = Vec::with_capacity(writes.len());
         let (mut named_now, mut named_before) = (Vec::new(), Vec::new());
         for Write { mutation, names } in writes {
@@ -364,30 +302,73 @@ impl Disk {
                 named_before.extend(old.versioned.names);
             }
             let name = named(DATA, key);
-            match value {
-                Some(value) => {
-                    let (sum, item) = Value::seal(&name, revision, value, &names);
-                    contents.add(sum);
-                    batch.insert(name, item);
-                }
-                None => batch.remove(name),
-            }
+            let item = value.as_ref().map(|value| {
+                let (sum, item) = Value::seal(&name, revision, value, &names);
+                contents.add(sum);
+                item
+            });
+            items.push((name, item));
             named_now.extend(names);
             mutations.push(mutation);
         }
         let meta = Meta { revision, contents };
-        batch.insert(META, seal(META, &meta.encode()).1);
 
         // From here on a failure leaves open what is on the disk.
         state.stopped = true;
-        self.guarded("write", || self.db.apply_batch(batch))?;
+        let is_in_parts = items.len() > PART_WRITES;
+        if is_in_parts {
+            let kept = self.redo.write(&meta, &items);
+            kept.map_err(|e| self.directory.io("write the redo file", &e))?;
+        }
+        self.carry_out(&meta, items)?;
         state.meta = meta;
         add_names(&mut state.named, &named_now);
         remove_names(&mut state.named, &named_before);
         self.make_durable(state)?;
+        if is_in_parts {
+            self.forget_redo()?;
+        }
         self.recent().push(mutations);
         state.stopped = false;
         Ok(())
+    }
+
+    /// Gives sled a commit: in parts when it has many writes, of which the last one brings the revision.
+    fn carry_out(&self, meta: &Meta, items: Vec<Item>) -> Result<(), StoreError> {
+        let mut items = items.into_iter();
+        loop {
+            let mut batch = sled::Batch::default();
+            for (name, item) in items.by_ref().take(PART_WRITES) {
+                match item {
+                    Some(item) => batch.insert(name, item),
+                    None => batch.remove(name),
+                }
+            }
+            let is_last = items.len() == 0;
+            if is_last {
+                batch.insert(META, seal(META, &meta.encode()).1);
+            }
+            self.write_part(batch)?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One batch, and the freeing of what it replaced. Left to itself sled frees a little with every 128th thing that a thread does
+    /// there: after a large commit that is never, for a CA that has little to write.
+    fn write_part(&self, batch: sled::Batch) -> Result<(), StoreError> {
+        self.guarded("write", || self.db.apply_batch(batch))?;
+        for _ in 0..FREEING_ROUNDS {
+            sled::pin().flush();
+        }
+        Ok(())
+    }
+
+    fn forget_redo(&self) -> Result<(), StoreError> {
+        self.redo
+            .remove()
+            .map_err(|e| self.directory.io("remove the redo file", &e))
     }
 
     /// Waits until the disk has what sled wrote. On Linux sled's own flush ends in `sync_file_range`, which empties
@@ -488,6 +469,13 @@ impl Disk {
             page.push((name.get(1..).unwrap_or_default().to_vec(), value.versioned));
         }
         Ok(page)
+    }
+
+    /// What the store is at; `None` in one that nothing was committed to.
+    fn meta(&self) -> Result<Option<Meta>, StoreError> {
+        let bytes = self.item(META)?;
+        let meta = bytes.map(|bytes| Meta::decode(&bytes)).transpose();
+        meta.map_err(|problem| self.directory.damaged(problem.to_string()))
     }
 
     fn item(&self, name: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -65,7 +65,7 @@ fn what_is_on_the_disk_and_in_memory_is_bounded_by_what_is_held_however_often_it
     const MIB: u64 = 1 << 20;
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("store");
-    for batch_size in [1, 500] {
+    for batch_size in [1, 500, 10_000] {
         let store = SledStore::open(&directory).unwrap();
         let before = memory();
         for round in 1..=4 {

@@ -141,7 +141,7 @@ pub(super) fn unseal<'a>(name: &[u8], item: &'a [u8]) -> Option<(u32, &'a [u8])>
     (sum == crc32c::crc32c_append(crc32c::crc32c(name), body)).then_some((sum, body))
 }
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+pub(super) fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, rest) = bytes.split_first_chunk::<N>()?;
     *bytes = rest;
     Some(*taken)

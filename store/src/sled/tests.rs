@@ -329,3 +329,134 @@ fn a_store_that_was_filled_goes_on_where_the_other_was() {
     let newer = parent.path().join("newer");
     assert!(matches!(fill(&newer, Some(10)), Some(Err(StoreError::Damaged { .. }))));
 }
+
+/// A commit of many writes, as it is kept while sled takes it: what it leads to, and its redo.
+fn a_large_commit() -> (Snapshot, Redo) {
+    let (_parent, directory) = filled();
+    let store = open(&directory).unwrap();
+    let puts = |batch: Batch, n: usize| batch.put(format!("many {n:04}"), format!("value {n}"));
+    let batch = (0..3 * PART_WRITES).fold(Batch::new().delete("k0").put("k1", "new"), puts);
+    assert_eq!(store.commit(batch).unwrap(), 11);
+    assert_eq!(
+        store.disk.redo.read().unwrap(),
+        None,
+        "forgotten once it is on the disk"
+    );
+    let after = store.snapshot().unwrap();
+    let put = |(key, held): &(Vec<u8>, Versioned)| {
+        let name = named(DATA, key);
+        let (_, item) = Value::seal(&name, held.revision, &held.value, &held.names);
+        (name, Some(item))
+    };
+    let mut items = vec![(named(DATA, b"k0"), None)];
+    items.extend(after.entries.iter().map(put));
+    let meta = store.disk.meta().unwrap().unwrap();
+    (after, Redo { meta, items })
+}
+
+/// Gives sled so many parts of it and no revision, as one who died then.
+fn begin(store: &SledStore, redo: &Redo, parts: usize) {
+    for part in redo.items.chunks(PART_WRITES).take(parts) {
+        let mut batch = sled::Batch::default();
+        for (name, item) in part {
+            match item {
+                Some(item) => batch.insert(name.clone(), item.clone()),
+                None => batch.remove(name.clone()),
+            }
+        }
+        store.disk.db.apply_batch(batch).unwrap();
+    }
+    store.disk.db.flush().unwrap();
+}
+
+#[test]
+fn a_commit_in_parts_is_carried_out_to_its_end_wherever_it_died() {
+    let (after, redo) = a_large_commit();
+    for parts in 0..=4 {
+        let (_parent, directory) = filled();
+        let store = open(&directory).unwrap();
+        store.disk.redo.write(&redo.meta, &redo.items).unwrap();
+        begin(&store, &redo, parts);
+        drop(store);
+        for round in 0..2 {
+            let store = open(&directory).unwrap();
+            assert_eq!(store.snapshot().unwrap(), after, "{parts} parts, round {round}");
+            assert_eq!(store.disk.redo.read().unwrap(), None, "{parts} parts, round {round}");
+        }
+        let store = open(&directory).unwrap();
+        assert_eq!(store.commit(Batch::new().put("k", "v")).unwrap(), 12);
+    }
+    // The very first commit of a store.
+    let parent = tempfile::tempdir().unwrap();
+    let store = open(parent.path()).unwrap();
+    let batch = (0..2 * PART_WRITES).fold(Batch::new(), |batch, n| batch.put(format!("{n:04}"), "v"));
+    store.commit(batch).unwrap();
+    let (after, meta) = (store.snapshot().unwrap(), store.disk.meta().unwrap().unwrap());
+    drop(store);
+    let parent = tempfile::tempdir().unwrap();
+    let store = open(parent.path()).unwrap();
+    let put = |(key, held): &(Vec<u8>, Versioned)| {
+        let name = named(DATA, key);
+        let item = Value::seal(&name, 1, &held.value, &[]).1;
+        (name, Some(item))
+    };
+    let items: Vec<Item> = after.entries.iter().map(put).collect();
+    let redo = Redo { meta, items };
+    store.disk.redo.write(&redo.meta, &redo.items).unwrap();
+    begin(&store, &redo, 1);
+    drop(store);
+    assert_eq!(open(parent.path()).unwrap().snapshot().unwrap(), after);
+}
+
+#[test]
+fn a_redo_that_is_left_over_changes_nothing_and_one_that_fits_nothing_is_damage() {
+    let (_, redo) = a_large_commit();
+    let (_parent, directory) = filled();
+    let store = open(&directory).unwrap();
+    for _ in 0..2 {
+        store.commit(Batch::new().put("k1", "other")).unwrap();
+    }
+    let expected = store.snapshot().unwrap();
+    store.disk.redo.write(&redo.meta, &redo.items).unwrap();
+    drop(store);
+    let store = open(&directory).unwrap();
+    assert_eq!(store.snapshot().unwrap(), expected, "of a commit before");
+    assert_eq!(store.disk.redo.read().unwrap(), None);
+
+    type Harm<'a> = &'a dyn Fn(&SledStore, &Path);
+    let redo = &redo;
+    let later = Meta {
+        revision: 12,
+        ..redo.meta
+    };
+    let cases: &[(&str, &str, Harm<'_>)] = &[
+        (
+            "of a later commit",
+            "ends at revision 10, but 12 was begun",
+            &|store, _| {
+                store.disk.redo.write(&later, &redo.items).unwrap();
+            },
+        ),
+        ("cut", "redo file cannot be read", &|store, directory| {
+            store.disk.redo.write(&redo.meta, &redo.items).unwrap();
+            let file = File::options().write(true).open(directory.join("redo")).unwrap();
+            file.set_len(1000).unwrap();
+        }),
+        ("lost, with a part there", "older version", &|store, _| {
+            begin(store, redo, 1)
+        }),
+        ("of another state", "should hold", &|store, _| {
+            let items = &redo.items[..redo.items.len() - 1];
+            store.disk.redo.write(&redo.meta, items).unwrap();
+        }),
+    ];
+    for (name, expected, harm) in cases {
+        let (_parent, directory) = filled();
+        let store = open(&directory).unwrap();
+        harm(&store, &directory);
+        drop(store);
+        let error = open(&directory).err().unwrap_or_else(|| panic!("{name}: believed"));
+        assert!(matches!(error, StoreError::Damaged { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
