@@ -63,7 +63,7 @@ pub use config::{Authorization, Config};
 pub use joining::{JoinError, JoinWith, Joined, join, membership};
 pub use kept::lock::NotSole;
 pub use node::keeper::{Membership, NodeError};
-pub use proofs::{JoinSettings, TokenJoin, X509popJoin};
+pub use proofs::{JoinSettings, TokenJoin, TpmJoin, X509popJoin};
 
 use attest::Attestor;
 use attest::k8s::Kubelet;

@@ -3,9 +3,11 @@
 
 mod certificate;
 mod token;
+mod tpm;
 
 use std::path::PathBuf;
 
+use hoplite_tpm::Endorsement;
 use hoplite_wire::ca::attest_request::Step as Says;
 use hoplite_wire::ca::attest_response::Step as Answer;
 use hoplite_wire::ca::node_client::NodeClient;
@@ -30,6 +32,8 @@ pub enum JoinSettings {
     Oidc(TokenJoin),
     /// By a projected service-account token of a Kubernetes cluster.
     K8s(TokenJoin),
+    /// By the machine's TPM 2.0.
+    Tpm(TpmJoin),
 }
 
 /// `kind = "x509pop"`.
@@ -56,10 +60,34 @@ pub struct TokenJoin {
     pub token_file: PathBuf,
 }
 
+/// `kind = "tpm"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TpmJoin {
+    /// The attestor's name in the CA's configuration; `tpm` when left out.
+    #[serde(default)]
+    pub attestor: Option<String>,
+    /// The kernel's device, or the socket of a software TPM.
+    #[serde(default = "tpm_device")]
+    pub device: PathBuf,
+    /// Which of the TPM's endorsement keys; the one whose certificate is in the TPM when left out, and RSA without any.
+    #[serde(default)]
+    pub endorsement_key: Option<Endorsement>,
+    /// The endorsement key's certificate, where the TPM does not hold it, or others stand between it and its maker's root: PEM, leaf first.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
+}
+
 /// What is shown, and what answers a challenge.
 struct Proof {
     shown: Vec<Vec<u8>>,
-    key: Option<certificate::Possession>,
+    key: Option<Key>,
+}
+
+/// What answers a challenge.
+enum Key {
+    Certificate(certificate::Possession),
+    Tpm(Box<tpm::Chip>),
 }
 
 /// Why there is nothing to show.
@@ -79,6 +107,7 @@ impl JoinSettings {
             Self::X509pop(_) => "x509pop",
             Self::Oidc(_) => "oidc",
             Self::K8s(_) => "k8s",
+            Self::Tpm(_) => "tpm",
         }
     }
 
@@ -86,6 +115,7 @@ impl JoinSettings {
         let named = match self {
             Self::X509pop(settings) => &settings.attestor,
             Self::Oidc(settings) | Self::K8s(settings) => &settings.attestor,
+            Self::Tpm(settings) => &settings.attestor,
         };
         named.as_deref().unwrap_or(self.kind())
     }
@@ -94,17 +124,19 @@ impl JoinSettings {
         match self {
             Self::X509pop(settings) => certificate::proof(&settings.certificate, &settings.key),
             Self::Oidc(settings) | Self::K8s(settings) => token::proof(&settings.token_file),
+            Self::Tpm(settings) => tpm::proof(settings),
         }
     }
 
     /// Shows what there is, answers what is asked, and gives the SVID that comes of it.
     pub(crate) async fn attest(&self, client: &mut NodeClient<Channel>, csr: Vec<u8>) -> Result<SvidResponse, CaError> {
-        let proof = self.proof().map_err(|error| CaError::NoProof(error.to_string()))?;
+        let settings = self.clone();
+        let Proof { shown, mut key } = aside(move || settings.proof()).await?;
         let (says, said) = mpsc::channel(1);
         let begin = AttestBegin {
             attestor: self.attestor().to_owned(),
             kind: self.kind().to_owned(),
-            proof: proof.shown,
+            proof: shown,
             csr: csr.clone(),
         };
         let say = async |step| {
@@ -115,13 +147,17 @@ impl JoinSettings {
         let mut answers = client.attest(ReceiverStream::new(said)).await?.into_inner();
         for _ in 0..=CHALLENGES_MAX {
             let answer = answers.message().await?.and_then(|answer| answer.step);
-            match (answer, &proof.key) {
+            match (answer, key.take()) {
                 (Some(Answer::Svid(response)), _) => return Ok(response),
-                (Some(Answer::Challenge(challenge)), Some(key)) => {
-                    let signed = key
-                        .answer(&challenge, &csr)
-                        .map_err(|error| CaError::NoProof(error.to_string()))?;
-                    say(Says::Answer(signed)).await?;
+                (Some(Answer::Challenge(challenge)), Some(mut answering)) => {
+                    let csr = csr.clone();
+                    let answered = aside(move || {
+                        let answer = answering.answer(&challenge, &csr)?;
+                        Ok((answer, answering))
+                    });
+                    let (answer, answering) = answered.await?;
+                    key = Some(answering);
+                    say(Says::Answer(answer)).await?;
                 }
                 (Some(Answer::Challenge(_)), None) => {
                     return Err(CaError::Answer(
@@ -132,6 +168,28 @@ impl JoinSettings {
             }
         }
         Err(CaError::Answer("one challenge after the other".to_owned()))
+    }
+}
+
+/// Does what may take seconds where nothing else waits for it: a TPM is slow.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, NoProof> + Send + 'static) -> Result<T, CaError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|_| CaError::NoProof("it was left off".to_owned()))?;
+    done.map_err(|error| CaError::NoProof(error.to_string()))
+}
+
+fn tpm_device() -> PathBuf {
+    PathBuf::from("/dev/tpmrm0")
+}
+
+// === impl Key ===
+
+impl Key {
+    fn answer(&mut self, challenge: &[u8], csr: &[u8]) -> Result<Vec<u8>, NoProof> {
+        match self {
+            Self::Certificate(key) => key.answer(challenge, csr),
+            Self::Tpm(chip) => chip.answer(challenge, csr),
+        }
     }
 }
 
@@ -162,7 +220,13 @@ mod tests {
         );
         check("kind = \"k8s\"", "token_file");
         check("kind = \"k8s\"\ntoken_file = \"/t\"\nkey = \"/k\"", "key");
-        check("kind = \"tpm\"\ntoken_file = \"/t\"", "tpm");
+        check("kind = \"tpm\"", "tpm by tpm");
+        check(
+            "kind = \"tpm\"\nattestor = \"rack\"\ndevice = \"/d\"\nendorsement_key = \"p256\"",
+            "tpm by rack",
+        );
+        check("kind = \"tpm\"\nendorsement_key = \"p384\"", "`p256` or `rsa2048`");
+        check("kind = \"tpm\"\ntoken_file = \"/t\"", "token_file");
         check("token_file = \"/t\"", "kind");
     }
 }

@@ -12,6 +12,8 @@ pub(crate) mod jwks;
 pub(crate) mod k8s;
 pub(crate) mod name;
 pub(crate) mod oidc;
+pub(crate) mod roots;
+pub(crate) mod tpm;
 pub(crate) mod x509pop;
 
 use std::collections::BTreeMap;
@@ -43,6 +45,8 @@ pub enum AttestorSettings {
     Oidc(oidc::OidcNodeSettings),
     /// A projected service-account token of a Kubernetes cluster.
     K8s(k8s::K8sSettings),
+    /// The machine's TPM 2.0.
+    Tpm(tpm::TpmSettings),
 }
 
 /// What an attestor has found out of a node.
@@ -120,6 +124,7 @@ impl AttestorSettings {
             Self::X509pop(_) => "x509pop",
             Self::Oidc(_) => "oidc",
             Self::K8s(_) => "k8s",
+            Self::Tpm(_) => "tpm",
         }
     }
 
@@ -128,6 +133,7 @@ impl AttestorSettings {
             Self::X509pop(settings) => &settings.name,
             Self::Oidc(settings) => &settings.name,
             Self::K8s(settings) => &settings.name,
+            Self::Tpm(settings) => &settings.name,
         };
         name.as_deref().unwrap_or(self.kind())
     }
@@ -137,6 +143,7 @@ impl AttestorSettings {
             Self::X509pop(settings) => settings.node.as_deref(),
             Self::Oidc(settings) => settings.node.as_deref(),
             Self::K8s(settings) => settings.node.as_deref(),
+            Self::Tpm(settings) => settings.node.as_deref(),
         }
     }
 
@@ -145,6 +152,7 @@ impl AttestorSettings {
             Self::X509pop(settings) => Box::new(settings.open()?),
             Self::Oidc(settings) => Box::new(settings.open()?),
             Self::K8s(settings) => Box::new(settings.open()?),
+            Self::Tpm(settings) => Box::new(settings.open()?),
         })
     }
 

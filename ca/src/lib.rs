@@ -48,6 +48,7 @@ pub use acts::{ActsError, Unwritten};
 pub use attestors::AttestorSettings;
 pub use attestors::k8s::K8sSettings;
 pub use attestors::oidc::OidcNodeSettings;
+pub use attestors::tpm::TpmSettings;
 pub use attestors::x509pop::X509popSettings;
 pub use authority::course::CourseError;
 pub use authority::sealing::SealingError;

@@ -292,6 +292,9 @@ mod tests {
             &format!("did you mean `x509pop:root:{DIGEST}`?"),
         );
 
+        check(&format!("tpm:ek-sha256:{DIGEST}"), "ok ");
+        check("tpm:ek-sha256:abc", "64 hexadecimal digits");
+
         check("unix:uid", "`unix:uid` has no value; write a number");
         check("unix:uid:", "`unix:uid` has no value");
 

@@ -75,6 +75,7 @@ fn attestor_of(kind: SelectorKind) -> &'static str {
         | SelectorKind::NodeAttestor
         | SelectorKind::NodeName
         | SelectorKind::TokenLabel
+        | SelectorKind::TpmEkSha256
         | SelectorKind::OidcClaim
         | SelectorKind::OidcIss
         | SelectorKind::OidcSub

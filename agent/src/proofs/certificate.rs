@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::sign::SigningKey;
 use zeroize::Zeroizing;
 
-use crate::proofs::{NoProof, Proof};
+use crate::proofs::{Key, NoProof, Proof};
 
 /// One for each kind of key: what the CA takes.
 const SCHEMES: [SignatureScheme; 4] = [
@@ -47,10 +47,10 @@ pub(super) fn proof(certificate: &Path, key: &Path) -> Result<Proof, NoProof> {
         any_supported_type(&parsed).map_err(|_| unusable(key, "holds a key of a kind that cannot sign here"))?;
     Ok(Proof {
         shown: chain.iter().map(|certificate| certificate.to_vec()).collect(),
-        key: Some(Possession {
+        key: Some(Key::Certificate(Possession {
             key: signing,
             file: key.to_owned(),
-        }),
+        })),
     })
 }
 

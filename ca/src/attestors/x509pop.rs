@@ -1,25 +1,19 @@
 //! Nodes that have a certificate of another authority already, a company's own: by that, and by proof of its key.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use hoplite_host::files;
-use hoplite_identity::{CHALLENGE_BYTES, CertificateDer, Fingerprint, SelectorKind, pem, proof_of_possession};
+use hoplite_identity::{CHALLENGE_BYTES, Fingerprint, SelectorKind, proof_of_possession};
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::{SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use rustls::pki_types::SignatureVerificationAlgorithm;
 use serde::Deserialize;
-use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, Error, KeyUsage, anchor_from_trusted_cert, aws_lc_rs};
+use webpki::{EndEntityCert, KeyUsage, aws_lc_rs};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use crate::attestors::roots::{self, Roots};
 use crate::attestors::{Attest, BadSetting, Node, NotProven, Proven, Shown, selector};
-
-/// Certificates of one chain. Real ones have two or three; a long one costs its verifier time.
-const CHAIN_MAX: usize = 6;
-
-/// Authorities of one attestor.
-const ROOTS_MAX: usize = 64;
 
 /// DNS names of one certificate that become selectors.
 const NAMES_MAX: usize = 32;
@@ -48,81 +42,31 @@ pub struct X509popSettings {
 
 /// The attestor.
 pub(crate) struct X509pop {
-    roots: Vec<Root>,
-}
-
-struct Root {
-    anchor: TrustAnchor<'static>,
-    fingerprint: String,
+    roots: Roots,
 }
 
 // === impl X509popSettings ===
 
 impl X509popSettings {
     pub(crate) fn open(&self) -> Result<X509pop, BadSetting> {
-        let bad = |reason: String| BadSetting {
-            key: "roots",
-            value: self.roots.display().to_string(),
-            reason,
-        };
-        let text = files::read_trusted_text(&self.roots).map_err(|error| bad(error.to_string()))?;
-        let certificates = pem::certificates(&text).map_err(|error| bad(error.to_string()))?;
-        if !(1..=ROOTS_MAX).contains(&certificates.len()) {
-            return Err(bad("it holds no certificate, or more than 64".to_owned()));
-        }
-        let root = |certificate: &CertificateDer<'static>| {
-            // A leaf as a root would make whoever has its key an authority.
-            let parsed = X509Certificate::from_der(certificate).ok();
-            let is_authority = parsed.is_some_and(|(rest, parsed)| rest.is_empty() && parsed.is_ca());
-            let anchor = anchor_from_trusted_cert(certificate).ok().filter(|_| is_authority);
-            let anchor = anchor.ok_or_else(|| bad("one of its certificates is not one of an authority".to_owned()))?;
-            Ok(Root {
-                anchor: anchor.to_owned(),
-                fingerprint: Fingerprint::of(certificate).to_string(),
-            })
-        };
         Ok(X509pop {
-            roots: certificates.iter().map(root).collect::<Result<_, _>>()?,
+            roots: Roots::read("roots", &self.roots)?,
         })
     }
 }
 
 // === impl X509pop ===
 
-impl X509pop {
-    /// The root that vouches for this chain now.
-    fn vouches(&self, leaf: &EndEntityCert<'_>, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<&Root, Error> {
-        let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
-        let mut reason = Error::UnknownIssuer;
-        for root in &self.roots {
-            let anchors = std::slice::from_ref(&root.anchor);
-            let usage = KeyUsage::client_auth();
-            match leaf.verify_for_usage(ALL_VERIFICATION_ALGS, anchors, chain, now, usage, None, None) {
-                Ok(_) => return Ok(root),
-                Err(Error::UnknownIssuer) => {}
-                Err(error) => reason = error,
-            }
-        }
-        Err(reason)
-    }
-}
-
 #[tonic::async_trait]
 impl Attest for X509pop {
     async fn attest(&self, shown: Shown<'_>, node: &mut dyn Node, now: SystemTime) -> Result<Proven, NotProven> {
         let refused = |reason: String| NotProven::Refused(format!("the certificate is not believed: {reason}"));
-        if !(1..=CHAIN_MAX).contains(&shown.proof.len()) {
-            return Err(NotProven::Malformed("chain of 1 to 6 certificates"));
-        }
-        let chain: Vec<CertificateDer<'static>> = shown
-            .proof
-            .iter()
-            .map(|der| CertificateDer::from(der.clone()))
-            .collect();
+        let chain = roots::chain(shown.proof)?;
         let (first, others) = chain.split_first().ok_or(NotProven::Malformed("certificate"))?;
         let leaf = EndEntityCert::try_from(first).map_err(|error| refused(error.to_string()))?;
         let root = self
-            .vouches(&leaf, others, now)
+            .roots
+            .vouches(&leaf, others, KeyUsage::client_auth(), now)
             .map_err(|error| refused(error.to_string()))?;
 
         let mut challenge = [0; CHALLENGE_BYTES];

@@ -14,6 +14,7 @@ mod crowds;
 mod groups;
 mod operators;
 mod policy;
+mod tpm;
 mod world;
 
 use std::fs;

@@ -60,6 +60,8 @@ pub enum SelectorKind {
     SystemdUserUnit,
     /// A label that the invitation granted, with which the node joined.
     TokenLabel,
+    /// SHA-256 of the endorsement key of the node's TPM.
+    TpmEkSha256,
     /// The group id of the process.
     UnixGid,
     /// The path of the program that the process runs.
@@ -133,7 +135,7 @@ const fn row(text: &'static str, of: Of, values: Values, example: &'static str) 
 
 impl SelectorKind {
     /// Every kind, in the order of their texts.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ContainerId,
         Self::K8sContainerName,
         Self::K8sImage,
@@ -151,6 +153,7 @@ impl SelectorKind {
         Self::SystemdUnit,
         Self::SystemdUserUnit,
         Self::TokenLabel,
+        Self::TpmEkSha256,
         Self::UnixGid,
         Self::UnixPath,
         Self::UnixSha256,
@@ -182,6 +185,7 @@ impl SelectorKind {
             Self::SystemdUnit => row("systemd:unit", Process, Values::Unit, "systemd:unit:billing.service"),
             Self::SystemdUserUnit => row("systemd:user-unit", Process, Values::UserUnit, "systemd:user-unit:1000/sync.service"),
             Self::TokenLabel => row("token:label", Node, Values::Label, "token:label:web"),
+            Self::TpmEkSha256 => row("tpm:ek-sha256", Node, Values::Digest, "tpm:ek-sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
             Self::UnixGid => row("unix:gid", Process, Values::Number, "unix:gid:1000"),
             Self::UnixPath => row("unix:path", Process, Values::Path, "unix:path:/opt/billing-proxy"),
             Self::UnixSha256 => row("unix:sha256", Process, Values::Digest, "unix:sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
