@@ -24,7 +24,8 @@ use std::time::SystemTime;
 pub use batch::{Batch, CommitError, Condition, Mutation, Write};
 pub use large::{LARGE_BYTES_MAX, LARGE_PER_KEY_MAX, LargeError, LargeId};
 pub use memory::MemoryStore;
-pub use sled::{Filling, SledStore};
+pub use sled::SledStore;
+pub use sled::filling::Filling;
 pub use watch::{Announcer, History, Reach, Watch, WatchError};
 
 /// Position in the sequence of commits; 0 before the first.

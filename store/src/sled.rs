@@ -7,7 +7,7 @@
 //! History is in memory, and begins when the store is opened: its only readers are of this process.
 
 mod dir;
-mod filling;
+pub(crate) mod filling;
 mod format;
 mod large_files;
 mod redo;
@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::SystemTime;
 
 use dir::StoreDir;
-pub use filling::Filling;
 use format::{Digest, Meta, Value, encode_head, named, seal, unseal};
 use large_files::LargeFiles;
 use redo::{Item, Redo, RedoFile};

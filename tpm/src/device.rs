@@ -46,9 +46,10 @@ impl Read for Device {
         match self {
             Self::Kernel(file) => file.read(buffer),
             Self::Socket(stream) => stream.read(buffer).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    io::Error::new(io::ErrorKind::TimedOut, "nothing within 90 s; it may serve somebody else")
-                }
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "nothing within 90 s; it may serve somebody else",
+                ),
                 _ => error,
             }),
         }
