@@ -516,7 +516,7 @@ impl Pending {
         self.entries.is_empty() && self.svids.is_empty() && self.position.is_none() && self.foreign.is_none()
     }
 
-    fn changes(&self) -> Vec<Change> {
+    fn changes(&self) -> impl Iterator<Item = Change> {
         let entries = self.entries.iter().map(|(id, entry)| Change {
             entry_id: id.to_string(),
             entry: entry.as_deref().map(ca::Entry::from),
@@ -552,7 +552,7 @@ impl Pending {
             foreign: Some(foreign.message()),
             ..Change::default()
         });
-        entries.chain(svids).chain(foreign).chain(position).collect()
+        entries.chain(svids).chain(foreign).chain(position)
     }
 
     /// What could not be written waits again, but for what has been replaced meanwhile.

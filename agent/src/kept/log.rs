@@ -234,8 +234,13 @@ impl Log {
     }
 
     /// Adds changes: on the disk and counted when this returns, or as it was before.
-    pub(crate) fn append(&mut self, changes: Vec<Change>, key: &StorageKey) -> Result<(), NotKept> {
-        if changes.is_empty() {
+    pub(crate) fn append(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        key: &StorageKey,
+    ) -> Result<(), NotKept> {
+        let mut changes = changes.into_iter().peekable();
+        if changes.peek().is_none() {
             return Ok(());
         }
         self.write(changes)?;
@@ -264,22 +269,20 @@ impl Log {
         self.written
     }
 
-    fn write(&mut self, changes: Vec<Change>) -> Result<(), NotKept> {
+    /// Each change is made when its frame is, and gone after it: all of a large agent's at once would be twenty megabytes.
+    fn write(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), NotKept> {
         let failed = |source, log: &Self| NotKept::Log {
             log: log_name(&log.file_id),
             source,
         };
         let (mut at, mut frames, mut batch, mut long) = (self.bytes, self.frames, Batch::default(), 0);
-        let last = changes.len();
-        let mut counted = Vec::with_capacity(last);
-        for (n, change) in (1..).zip(changes) {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.next() {
             long += change.encoded_len();
-            counted.push(change);
-            if long < FRAME_BYTES && n < last {
+            batch.changes.push(change);
+            if long < FRAME_BYTES && changes.peek().is_some() {
                 continue;
             }
-            // Moved and not copied: there are keys in it.
-            batch.changes = std::mem::take(&mut counted);
             let frame = self.seal(&batch, frames)?;
             self.file.write_all_at(&frame, at).map_err(|e| failed(e, self))?;
             at += frame.len() as u64;
@@ -503,31 +506,28 @@ impl Content {
     }
 
     /// What cannot be read is left out: it could not be used either.
-    fn into_changes(self) -> Vec<Change> {
-        let mut changes = Vec::with_capacity(2 * self.entries.len() + 1);
-        for (id, slot) in self.entries {
-            let entry_id = String::from_utf8_lossy(&id).into_owned();
-            if let Some(Ok(entry)) = slot.entry() {
-                changes.push(Change {
-                    entry_id: entry_id.clone(),
-                    entry: Some(entry),
-                    ..Change::default()
-                });
-            }
-            if let Some(Ok(svid)) = slot.svid() {
-                changes.push(Change {
-                    entry_id,
-                    svid: Some(svid),
-                    ..Change::default()
-                });
-            }
-        }
-        changes.push(Change {
+    fn into_changes(self) -> impl Iterator<Item = Change> {
+        let rest = Change {
             foreign: self.foreign,
             position: Some(self.position),
             ..Change::default()
+        };
+        let entries = self.entries.into_iter().flat_map(|(id, slot)| {
+            let of = |change| Change {
+                entry_id: String::from_utf8_lossy(&id).into_owned(),
+                ..change
+            };
+            let entry = slot.entry().and_then(Result::ok).map(|entry| Change {
+                entry: Some(entry),
+                ..Change::default()
+            });
+            let svid = slot.svid().and_then(Result::ok).map(|svid| Change {
+                svid: Some(svid),
+                ..Change::default()
+            });
+            [entry.map(of), svid.map(of)].into_iter().flatten()
         });
-        changes
+        entries.chain([rest])
     }
 }
 

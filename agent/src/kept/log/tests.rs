@@ -26,7 +26,7 @@ impl World {
         let world = Self::new();
         let mut log = Log::create(world.dir.path(), &world.key, OWNER).unwrap();
         let changes = (0..entries).flat_map(|n| [entry(n, 1), svid(n, 1)]);
-        log.append(changes.chain([position(7)]).collect(), &world.key).unwrap();
+        log.append(changes.chain([position(7)]), &world.key).unwrap();
         (world, log)
     }
 
@@ -250,8 +250,7 @@ fn a_change_costs_what_it_is_long() {
     let (world, mut log) = World::with(200);
     let (before, rounds) = (log.written(), 40);
     for round in 0..rounds {
-        log.append((0..200).map(|n| svid(n, round)).collect(), &world.key)
-            .unwrap();
+        log.append((0..200).map(|n| svid(n, round)), &world.key).unwrap();
     }
     let (changed, written) = (200 * rounds * 700, log.written() - before);
     assert!(written < 3 * changed, "{written} bytes for {changed} bytes of changes");
