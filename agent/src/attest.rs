@@ -21,12 +21,12 @@ pub(crate) mod process;
 mod systemd;
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use data_encoding::HEXLOWER;
@@ -65,6 +65,14 @@ pub(crate) struct LocalProcess {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     process: Process,
+    started: OnceLock<u64>,
+}
+
+/// What a process runs: the file, what was known of it when it was opened, and where the kernel says that it lies.
+struct Binary {
+    file: File,
+    metadata: Metadata,
+    link: PathBuf,
 }
 
 /// The caller has exited: whoever reads the answer is somebody else.
@@ -119,7 +127,23 @@ impl LocalProcess {
             uid: peer.uid,
             gid: peer.gid,
             process: Process::new(Arc::new(process))?,
+            started: OnceLock::new(),
         })
+    }
+
+    /// Its pid, and when it was started, in ticks since the machine was: nobody else ever has both.
+    ///
+    /// Read once, for no process is started twice. Whoever reads it asks [`Process::is_alive`] afterwards, as of everything in
+    /// `/proc`: what was read of a pid's next owner is kept for a caller that is gone for good.
+    fn known_as(&self) -> Option<(i32, u64)> {
+        let started = match self.started.get() {
+            Some(started) => *started,
+            None => {
+                let read = path::started(self.pid)?;
+                *self.started.get_or_init(|| read)
+            }
+        };
+        Some((self.pid, started))
     }
 
     /// Returns when the process has exited.
@@ -165,8 +189,8 @@ impl Attestor {
         seen.add(SelectorKind::UnixGid, Ok(caller.gid.to_string()));
         seen.add(SelectorKind::UnixUser, self.user(Path::new("/etc/passwd"), caller.uid));
         match open_binary(caller.pid) {
-            Ok((binary, link)) => {
-                seen.add(SelectorKind::UnixPath, self.paths.of(caller.pid, &binary, &link));
+            Ok(binary) => {
+                seen.add(SelectorKind::UnixPath, self.paths.of(caller.known_as(), &binary));
                 seen.add(SelectorKind::UnixSha256, self.sha256(binary).await);
             }
             Err(reason) => {
@@ -203,8 +227,8 @@ impl Attestor {
             .ok_or_else(|| Unknown::NoUser(uid, file.to_owned()))
     }
 
-    async fn sha256(&self, binary: File) -> Result<String, Unknown> {
-        let version = FileVersion::of(&binary)?;
+    async fn sha256(&self, binary: Binary) -> Result<String, Unknown> {
+        let version = FileVersion::of(&binary.metadata);
         if let Some(known) = self
             .digests
             .lock()
@@ -223,8 +247,8 @@ impl Attestor {
             .await
             .map_err(|e| Unknown::Unhashed(e.to_string()))?;
         let (digest, after) = tokio::task::spawn_blocking(move || {
-            let digest = hash(&binary)?;
-            Ok::<_, io::Error>((digest, FileVersion::of(&binary)?))
+            let digest = hash(&binary.file)?;
+            Ok::<_, io::Error>((digest, FileVersion::of(&binary.file.metadata()?)))
         })
         .await
         .map_err(|e| Unknown::Unhashed(e.to_string()))??;
@@ -239,12 +263,14 @@ impl Attestor {
     }
 }
 
-/// The file a process runs, and where the kernel says that it lies.
-fn open_binary(pid: i32) -> Result<(File, PathBuf), Unknown> {
-    let link = PathBuf::from(format!("/proc/{pid}/exe"));
-    let binary = File::open(&link)?;
-    let target = fs::read_link(&link)?;
-    Ok((binary, target))
+fn open_binary(pid: i32) -> Result<Binary, Unknown> {
+    let exe = format!("/proc/{pid}/exe");
+    let file = File::open(&exe)?;
+    Ok(Binary {
+        link: fs::read_link(&exe)?,
+        metadata: file.metadata()?,
+        file,
+    })
 }
 
 fn hash(mut binary: &File) -> io::Result<String> {
@@ -262,15 +288,14 @@ fn hash(mut binary: &File) -> io::Result<String> {
 // === impl FileVersion ===
 
 impl FileVersion {
-    fn of(file: &File) -> io::Result<Self> {
-        let m = file.metadata()?;
-        Ok(Self {
+    fn of(m: &Metadata) -> Self {
+        Self {
             device: m.dev(),
             inode: m.ino(),
             size: m.size(),
             modified: (m.mtime(), m.mtime_nsec()),
             changed: (m.ctime(), m.ctime_nsec()),
-        })
+        }
     }
 }
 

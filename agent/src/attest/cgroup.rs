@@ -10,6 +10,9 @@ use std::io::Read;
 /// The longest text that is read. Real ones have one line, or a dozen.
 const TEXT_BYTES_MAX: u64 = 64 << 10;
 
+/// What is read at once.
+const TEXT_BYTES: usize = 4 << 10;
+
 /// Digits of a container's id.
 const ID_DIGITS: usize = 64;
 
@@ -44,7 +47,8 @@ pub(super) enum NoPlacement {
 pub(super) fn of(pid: i32) -> Result<Placement, NoPlacement> {
     let unread = |error: std::io::Error| NoPlacement::Unread(error.to_string());
     let file = File::open(format!("/proc/{pid}/cgroup")).map_err(unread)?;
-    let mut text = String::new();
+    // With room for all of nearly any text, which is then read at once: a string that grows begins with 32 bytes.
+    let mut text = String::with_capacity(TEXT_BYTES);
     file.take(TEXT_BYTES_MAX).read_to_string(&mut text).map_err(unread)?;
     parse(&text)
 }

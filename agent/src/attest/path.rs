@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
+use crate::attest::Binary;
 use crate::attest::found::Unknown;
 
 /// Processes whose path is remembered. A node runs fewer services than this.
@@ -46,15 +47,18 @@ struct Ran {
 // === impl Paths ===
 
 impl Paths {
-    /// The path of the file that this process runs, where the kernel says that it lies.
-    pub(super) fn of(&self, pid: i32, binary: &File, link: &Path) -> Result<String, Unknown> {
-        let running = binary.metadata()?;
+    /// The path of the file that this process runs. What is seen is remembered of a process that is known by pid and start.
+    pub(super) fn of(&self, process: Option<(i32, u64)>, binary: &Binary) -> Result<String, Unknown> {
+        let Binary {
+            file,
+            metadata: running,
+            link,
+        } = binary;
         let is_it = |path: &Path| match fs::metadata(path) {
             Ok(named) if (named.dev(), named.ino()) == (running.dev(), running.ino()) => Ok(()),
             Ok(_) => Err(Unknown::Replaced),
             Err(_) => Err(Unknown::Renamed),
         };
-        let process = started(pid).map(|started| (pid, started));
         let Err(reason) = is_it(link) else {
             let path = link.to_str().ok_or(Unknown::NotUtf8)?.to_owned();
             if let Some(process) = process {
@@ -67,7 +71,7 @@ impl Paths {
             return Err(reason);
         };
         let reason = is_it(Path::new(path)).err().unwrap_or(reason);
-        let was_here = is_on_our_mount(binary, Path::new(path));
+        let was_here = is_on_our_mount(file, Path::new(path));
         let was_seen = process.is_some_and(|process| self.saw(process, running.dev(), running.ino(), path));
         match was_here || was_seen {
             true => Ok(path.to_owned()),
@@ -124,7 +128,7 @@ fn is_on_our_mount(binary: &File, path: &Path) -> bool {
 }
 
 /// When a process was started, in ticks since the machine was: with its pid nobody else has that.
-fn started(pid: i32) -> Option<u64> {
+pub(super) fn started(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).ok()?;
     // The name in the second field may hold anything, brackets too.
     let (_, rest) = stat.rsplit_once(')')?;

@@ -308,16 +308,45 @@ async fn the_unit_and_the_container_of_a_real_control_group() {
     }
 }
 
+/// As if a process ran this file.
+fn opened(path: &Path) -> Binary {
+    let file = File::open(path).unwrap();
+    Binary {
+        metadata: file.metadata().unwrap(),
+        link: path.to_owned(),
+        file,
+    }
+}
+
+/// When a process was started is read once; what has its pid after it has another start, and is not it.
+#[tokio::test]
+async fn a_process_keeps_its_start_and_its_pid_alone_is_nobody() {
+    let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let known = caller(child.id());
+    let (pid, started) = known.known_as().unwrap();
+    assert_eq!(path::started(pid), Some(started));
+    attestor().attest(&known).await.unwrap();
+    end(child);
+    assert_eq!(path::started(pid), None);
+    assert_eq!(known.known_as(), Some((pid, started)), "it is not read again");
+    assert_eq!(attestor().attest(&known).await, Err(Exited));
+    // One that was gone before anybody asked has no start.
+    let child = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+    let unknown = caller(child.id());
+    end(child);
+    assert_eq!(unknown.known_as(), None);
+}
+
 #[test]
 fn another_file_under_the_same_name_is_not_the_path() {
     let directory = tempfile::tempdir().unwrap();
     let program = program(directory.path());
-    let running = File::open(&program).unwrap();
-    let path_of = |link: &Path| Paths::default().of(i32::MAX, &running, link);
-    assert_eq!(path_of(&program).as_deref(), Ok(program.to_str().unwrap()));
+    let running = opened(&program);
+    let path_of = |binary: &Binary| Paths::default().of(None, binary);
+    assert_eq!(path_of(&running).as_deref(), Ok(program.to_str().unwrap()));
     fs::remove_file(&program).unwrap();
     fs::copy("/bin/true", &program).unwrap();
-    assert!(path_of(&program).unwrap_err() == Unknown::Replaced);
+    assert!(path_of(&running).unwrap_err() == Unknown::Replaced);
 }
 
 #[tokio::test]
@@ -327,7 +356,7 @@ async fn the_cache_is_not_fooled_by_a_modification_time_set_back() {
     fs::write(&path, "good").unwrap();
     let attestor = attestor();
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
-    let good = attestor.sha256(File::open(&path).unwrap()).await.unwrap();
+    let good = attestor.sha256(opened(&path)).await.unwrap();
     assert_eq!(good, "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c");
     let changed = fs::metadata(&path).unwrap().ctime_nsec();
     while fs::metadata(&path).unwrap().ctime_nsec() == changed {
@@ -339,7 +368,7 @@ async fn the_cache_is_not_fooled_by_a_modification_time_set_back() {
             .set_modified(modified)
             .unwrap();
     }
-    assert_ne!(attestor.sha256(File::open(&path).unwrap()).await.unwrap(), good);
+    assert_ne!(attestor.sha256(opened(&path)).await.unwrap(), good);
 }
 
 #[test]
@@ -365,7 +394,7 @@ fn the_cache_is_bounded() {
 
 #[tokio::test]
 async fn what_cannot_be_read_is_absent_with_the_reason() {
-    let error = open_binary(i32::MAX).unwrap_err();
+    let error = open_binary(i32::MAX).err().unwrap();
     assert_eq!(error.to_string(), "not found");
     let attestor = attestor();
     assert!(
