@@ -249,7 +249,8 @@ fn size_of(response: &[u8]) -> Result<usize, Malformed> {
 
 fn code_of(response: &[u8]) -> Result<u32, Malformed> {
     let mut reader = Reader::new("a response", response);
-    (reader.u16()?, reader.u32()?);
+    reader.u16()?;
+    reader.u32()?;
     reader.u32()
 }
 

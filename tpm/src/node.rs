@@ -135,7 +135,10 @@ fn read_certificate<D: Read + Write>(commands: &mut Commands<D>, index: u32) -> 
     };
     let mut reader = Reader::new("a public area of its memory", &public);
     let mut area = Reader::new("a public area of its memory", reader.sized(public.len())?);
-    (area.u32()?, area.u16()?, area.u32()?, area.sized(64)?);
+    area.u32()?;
+    area.u16()?;
+    area.u32()?;
+    area.sized(64)?;
     let size = area.u16()?;
     if size > CERTIFICATE_BYTES_MAX {
         return Err(Malformed("a certificate of an endorsement key, of at most 8192 bytes").into());
