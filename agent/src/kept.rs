@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle, X509Svid};
+use hoplite_identity::{EntryId, SpiffeId, TrustBundle, X509Svid};
 use hoplite_wire::ca;
 use tokio::sync::{Notify, watch};
 
@@ -32,6 +32,7 @@ use crate::kept::restored::Restored;
 use crate::node::epoch::Epoch;
 use crate::node::link::Credentials;
 use crate::supply::foreign::Foreign;
+use crate::supply::named::{NamedEntry, Registered};
 
 /// The bound on how often is written: what changes meanwhile goes together.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ enum Reading {
 struct Pending {
     /// The CA has dismissed this node: whatever was on its way is dropped, until the CA says anew what is registered.
     dismissed: bool,
-    entries: BTreeMap<EntryId, Option<Arc<RegisteredEntry>>>,
+    entries: BTreeMap<EntryId, Option<Registered>>,
     svids: BTreeMap<EntryId, NewSvid>,
     position: Option<Position>,
     /// What is held of foreign trust domains, when that changed.
@@ -289,7 +290,7 @@ impl Kept {
     /// Changes of what is registered, and how far the CA was heard with them.
     pub(crate) fn registered(
         &self,
-        changed: impl IntoIterator<Item = (EntryId, Option<Arc<RegisteredEntry>>)>,
+        changed: impl IntoIterator<Item = (EntryId, Option<Registered>)>,
         (epoch, revision): (Epoch, u64),
         bundle: Option<&TrustBundle>,
         first_bundle: &str,
@@ -353,14 +354,18 @@ impl Kept {
         }
     }
 
-    /// A new SVID for an entry.
-    pub(crate) fn minted(&self, entry: &RegisteredEntry, svid: &Arc<X509Svid>, renew_at: SystemTime) {
+    /// A new SVID for an entry. Of a template's name the entry is kept beside it: the CA registers the template alone.
+    pub(crate) fn minted(&self, entry: &Arc<NamedEntry>, svid: &Arc<X509Svid>, renew_at: SystemTime) {
         if self.0.key.is_none() {
             return;
         }
         let mut pending = self.lock_pending();
         if pending.dismissed {
             return;
+        }
+        if entry.origin.is_some() {
+            let name = Registered::Named(Arc::clone(entry));
+            pending.entries.insert(entry.id.clone(), Some(name));
         }
         pending.svids.insert(
             entry.id.clone(),
@@ -370,6 +375,23 @@ impl Kept {
                 renew_at,
             },
         );
+        drop(pending);
+        self.0.wake.notify_one();
+    }
+
+    /// Names of templates that are wanted no more.
+    pub(crate) fn forgotten(&self, names: Vec<EntryId>) {
+        if self.0.key.is_none() || names.is_empty() {
+            return;
+        }
+        let mut pending = self.lock_pending();
+        if pending.dismissed {
+            return;
+        }
+        for id in names {
+            pending.svids.remove(&id);
+            pending.entries.insert(id, None);
+        }
         drop(pending);
         self.0.wake.notify_one();
     }
@@ -519,7 +541,7 @@ impl Pending {
     fn changes(&self) -> impl Iterator<Item = Change> {
         let entries = self.entries.iter().map(|(id, entry)| Change {
             entry_id: id.to_string(),
-            entry: entry.as_deref().map(ca::Entry::from),
+            entry: entry.as_ref().map(Registered::message),
             gone: entry.is_none(),
             ..Change::default()
         });

@@ -7,10 +7,12 @@ pub(crate) mod changes;
 pub(crate) mod crowds;
 pub(crate) mod foreign;
 pub(crate) mod held;
+pub(crate) mod named;
 pub(crate) mod near;
 pub(crate) mod shelf;
 mod stock;
 pub(crate) mod sync;
+pub(crate) mod templates;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{InvalidSvid, PeerRejected, PeerRole, PeerVerifier, RegisteredEntry, SpiffeId, X509Svid};
+use hoplite_identity::{InvalidSvid, PeerRejected, PeerRole, PeerVerifier, SpiffeId, X509Svid};
 use hoplite_wire::ca::node_client::NodeClient;
 use hoplite_wire::ca::{IssueItem, IssueRequest};
 use tokio::sync::watch;
@@ -28,6 +30,7 @@ use crate::kept::Kept;
 use crate::node::key::Key;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::changes::Changes;
+use crate::supply::named::NamedEntry;
 use crate::supply::shelf::Supply;
 use crate::supply::stock::Stock;
 use crate::supply::sync::Registrations;
@@ -94,7 +97,7 @@ impl Supplier {
             restored = self.kept.restored() => restored,
             () = shutdown.wait() => return,
         };
-        self.stock.remember(restored.take_svids());
+        self.stock.remember(restored.take_svids(), restored.take_names());
         drop(restored);
         loop {
             let registered = registrations.borrow_and_update().clone();
@@ -146,6 +149,8 @@ impl Supplier {
         let is_news = || registrations.has_changed().unwrap_or(true) || credentials.has_changed().unwrap_or(true);
         while wait.is_none() && !is_news() {
             let was_away = self.away.is_failing();
+            self.stock
+                .rest_unused(clock::now(), |selectors| self.shelves.is_awaited(selectors));
             let mut due = self.stock.due(self.shelves.asked(), clock::now());
             if was_away {
                 due.truncate(1); // to learn whether the CA is back
@@ -177,14 +182,15 @@ impl Supplier {
     }
 
     /// One batch. Fails as a whole only when the CA cannot be reached.
-    async fn mint(&mut self, own: &Credentials, due: &[Arc<RegisteredEntry>]) -> Result<(), CaError> {
+    async fn mint(&mut self, own: &Credentials, due: &[Arc<NamedEntry>]) -> Result<(), CaError> {
         let mut keys = Vec::with_capacity(due.len());
         let mut items = Vec::with_capacity(due.len());
         for entry in due {
             let key = Key::generate()?;
             items.push(IssueItem {
-                entry_id: entry.id.to_string(),
+                entry_id: entry.registered_id().to_string(),
                 csr: key.csr()?,
+                values: entry.values(),
             });
             keys.push(key);
         }
@@ -227,7 +233,7 @@ impl Supplier {
                 Err(error) => {
                     self.stock.failed(entry, now, jitter());
                     let expires = self.stock.expires(entry, now).map(humantime);
-                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.id, expires, "no new SVID");
+                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.registered_id(), expires, "no new SVID");
                 }
             }
         }
@@ -237,6 +243,7 @@ impl Supplier {
     /// Puts on the shelves what is new, and tells those who wait if any of them could tell.
     fn publish(&mut self) {
         let is_new = self.shelves.put(self.stock.restock(clock::now()));
+        self.kept.forgotten(self.stock.take_forgotten());
         self.supply.send_if_modified(|current| match current {
             Some(_) => is_new,
             None => {
@@ -250,7 +257,7 @@ impl Supplier {
 
 /// Believes nothing that can be checked: the key is ours, the name is the entry's, the trust bundle vouches for it.
 fn accept(
-    entry: &RegisteredEntry,
+    entry: &NamedEntry,
     chain: Vec<Vec<u8>>,
     key: Key,
     verifier: &PeerVerifier,
@@ -276,11 +283,12 @@ fn humantime(left: Duration) -> String {
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
-    use hoplite_identity::{Entry, EntryId, Parent};
+    use crate::supply::named::{Registered, Template};
+    use hoplite_identity::{Entry, EntryId, EntryName, Parent, RegisteredEntry};
 
     /// An entry with selectors like `unix:uid:0`, named like its path.
-    pub(crate) fn entry(id: &str, spiffe_id: &SpiffeId, selectors: &[String]) -> RegisteredEntry {
-        RegisteredEntry {
+    pub(crate) fn entry(id: &str, spiffe_id: &SpiffeId, selectors: &[String]) -> NamedEntry {
+        NamedEntry {
             id: EntryId::parse(&id.replace('/', "-")).unwrap(),
             entry: Entry {
                 spiffe_id: spiffe_id.clone(),
@@ -296,11 +304,26 @@ pub(crate) mod testing {
                 federates_with: std::collections::BTreeSet::new(),
             },
             revision: 1,
+            origin: None,
+        }
+    }
+
+    /// A template of `prod.example`.
+    pub(crate) fn template(id: &str, path: &str, selectors: &[&str]) -> Template {
+        let name = EntryName::parse(&format!("spiffe://prod.example{path}")).unwrap();
+        let selectors: Vec<String> = selectors.iter().map(|text| (*text).to_owned()).collect();
+        let NamedEntry {
+            id, entry, revision, ..
+        } = entry(id, name.fixed(), &selectors);
+        let entry = entry.named(name);
+        match Registered::from(RegisteredEntry { id, entry, revision }) {
+            Registered::Template(template) => Template::clone(&template),
+            Registered::Named(_) => panic!("{path} has no placeholder"),
         }
     }
 
     /// The entry with this difference.
-    pub(crate) fn with(mut registered: RegisteredEntry, change: impl FnOnce(&mut Entry)) -> RegisteredEntry {
+    pub(crate) fn with(mut registered: NamedEntry, change: impl FnOnce(&mut Entry<SpiffeId>)) -> NamedEntry {
         change(&mut registered.entry);
         registered
     }

@@ -16,14 +16,15 @@ use crate::socket::server::{Places, serve};
 use crate::socket::session::Sessions;
 use crate::socket::with_services;
 use crate::supply::held::HeldSvid;
+use crate::supply::named::NamedEntry;
 use crate::supply::shelf::{Supplied, Supply};
 use crate::supply::testing::entry;
 use hoplite_audit::{Query, Record, read_log};
 use hoplite_decision::OnStale;
 use hoplite_host::shutdown::{Stopper, channel};
 use hoplite_host::socket;
+use hoplite_identity::BundleSet;
 use hoplite_identity::testing::TestAuthority;
-use hoplite_identity::{BundleSet, RegisteredEntry};
 use hoplite_policy::holding::Holding;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -189,12 +190,12 @@ impl World {
         Some(Arc::new(HeldSvid::new(Arc::new(svid))))
     }
 
-    pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> RegisteredEntry {
+    pub(crate) fn entry(&self, path: &str, selectors: &[String]) -> NamedEntry {
         entry(path, &self.authority.trust_domain().member(path).unwrap(), selectors)
     }
 
     /// Publishes these entries with fresh SVIDs, and both trust domains' bundles.
-    pub(crate) fn publish(&self, entries: impl IntoIterator<Item = RegisteredEntry>) {
+    pub(crate) fn publish(&self, entries: impl IntoIterator<Item = NamedEntry>) {
         let supplied = entries.into_iter().map(|entry| {
             let svid = self.svid(entry.spiffe_id.path());
             Supplied {

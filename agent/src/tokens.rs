@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 use hoplite_host::clock;
 use hoplite_host::shutdown::Shutdown;
 use hoplite_identity::jwt::{self, JwtRejected};
-use hoplite_identity::{EntryId, RegisteredEntry, SpiffeId, TrustBundle};
-use hoplite_wire::ca::IssueJwtRequest;
+use hoplite_identity::{EntryId, SpiffeId, TrustBundle};
 use hoplite_wire::ca::node_client::NodeClient;
+use hoplite_wire::ca::{AttestedValues, IssueJwtRequest};
 use tokio::sync::{Semaphore, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::metrics::Metrics;
 use crate::supply::SupplyReceiver;
+use crate::supply::named::NamedEntry;
 use crate::tokens::cache::{AtHand, Audience, Cache, Token};
 
 /// A signature takes less than a millisecond. A CA that needs longer than this is stuck, and somebody waits.
@@ -66,7 +67,7 @@ type Line = tokio::sync::Mutex<Option<(Instant, Arc<NotMinted>)>>;
 /// What is asked for.
 pub(crate) struct Asked<'a> {
     /// Never empty.
-    pub(crate) entries: Vec<Arc<RegisteredEntry>>,
+    pub(crate) entries: Vec<Arc<NamedEntry>>,
     /// For whom; never empty.
     pub(crate) audience: &'a [String],
     /// Of the entries' trust domain.
@@ -164,7 +165,7 @@ impl Tokens {
             if let Err(error) = &minted {
                 *line = Some((clock::moment(), Arc::clone(error)));
             }
-            let at_hand = |entry: &RegisteredEntry, error: &NotMinted| match self.look(asked, entry, audience) {
+            let at_hand = |entry: &NamedEntry, error: &NotMinted| match self.look(asked, entry, audience) {
                 AtHand::Fresh(token) | AtHand::Aged(token) => Ok(token),
                 AtHand::Nothing => Err(error.status(&entry.spiffe_id)),
             };
@@ -196,7 +197,7 @@ impl Tokens {
         fresh.collect()
     }
 
-    fn look(&self, asked: &Asked<'_>, entry: &RegisteredEntry, audience: Audience) -> AtHand {
+    fn look(&self, asked: &Asked<'_>, entry: &NamedEntry, audience: Audience) -> AtHand {
         let keys = (asked.bundle.jwt(), asked.bundle.sequence());
         self.cache().look(entry, audience, keys, clock::now())
     }
@@ -205,7 +206,7 @@ impl Tokens {
     async fn mint(
         &self,
         asked: &Asked<'_>,
-        entries: &[Arc<RegisteredEntry>],
+        entries: &[Arc<NamedEntry>],
         audience: Audience,
     ) -> Result<Vec<Result<Token, NotMinted>>, NotMinted> {
         let shared = &self.0;
@@ -230,7 +231,7 @@ impl Tokens {
             match &accepted {
                 Ok(token) => self.cache().keep(entry, audience, token, asked.bundle.sequence(), now),
                 Err(error) => {
-                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.id, "no JWT-SVID");
+                    tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.registered_id(), "no JWT-SVID");
                 }
             }
             tokens.push(accepted);
@@ -241,12 +242,21 @@ impl Tokens {
     async fn ask(
         &self,
         asked: &Asked<'_>,
-        entries: &[Arc<RegisteredEntry>],
+        entries: &[Arc<NamedEntry>],
     ) -> Result<Vec<hoplite_wire::ca::IssueJwtResult>, NotMinted> {
         let channel = self.0.connections.borrow().clone().ok_or(NotMinted::Away)?;
         let mut request = tonic::Request::new(IssueJwtRequest {
-            entry_ids: entries.iter().map(|entry| entry.id.to_string()).collect(),
+            entry_ids: entries.iter().map(|entry| entry.registered_id().to_string()).collect(),
             audience: asked.audience.to_vec(),
+            values: match entries.iter().any(|entry| entry.origin.is_some()) {
+                true => entries
+                    .iter()
+                    .map(|entry| AttestedValues {
+                        selectors: entry.values(),
+                    })
+                    .collect(),
+                false => Vec::new(),
+            },
         });
         request.set_timeout(ISSUE_TIMEOUT);
         let call = NodeClient::new(channel).issue_jwt(request).await;
@@ -300,7 +310,7 @@ impl Tokens {
 }
 
 /// Believes nothing that can be checked: it is the entry's, for whom it was asked for, and the trust bundle vouches for it.
-fn accept(asked: &Asked<'_>, entry: &RegisteredEntry, token: String, now: SystemTime) -> Result<Token, NotMinted> {
+fn accept(asked: &Asked<'_>, entry: &NamedEntry, token: String, now: SystemTime) -> Result<Token, NotMinted> {
     let token = Zeroizing::new(token);
     let first = asked.audience.first().map_or("", String::as_str);
     let keys = |domain: &_| (domain == asked.bundle.trust_domain()).then(|| asked.bundle.jwt());

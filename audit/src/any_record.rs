@@ -151,6 +151,7 @@ mod tests {
             authority: None,
             how: "issue".into(),
             source: None,
+            values: vec!["unix:user:ann".into()],
         };
         let mut loss = Loss {
             id: id.clone(),

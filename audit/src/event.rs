@@ -121,6 +121,11 @@ pub struct Issuance {
     #[n(9)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Of an entry that is a template: the selectors that its agent attested of the workload, and that the name is made of.
+    #[n(10)]
+    #[cbor(default, skip_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
 }
 
 /// Records that should be here were not written.

@@ -77,6 +77,7 @@ fn every_field_is_in_the_reference_and_in_the_json() {
         authority: Some(text()),
         how: text(),
         source: Some(text()),
+        values: vec![text()],
     });
     check(&Loss {
         id: DecisionId::default(),

@@ -2,15 +2,16 @@
 //! often misspelt.
 
 use cedar_policy::EntityUid;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::{EntryName, SpiffeId, SpiffeIdTemplate};
 use hoplite_policy::text::{
     Anatomy, COMPILE_STACK_BYTES, FAULTS_MAX, Text, VOCABULARY, enough, on_stack, parse, statements,
 };
 use hoplite_policy::{Fault, Snapshot, Source};
 use std::collections::BTreeSet;
 
-/// The workloads, paths and trust domains in policies that hold nobody of these. For sources that compile.
-pub fn unregistered(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
+/// The workloads, paths and trust domains in policies that hold nobody of these. A name that a template could give is somebody's. For
+/// sources that compile.
+pub fn unregistered(sources: &[Source], registered: &[EntryName]) -> Vec<Fault> {
     on_stack(COMPILE_STACK_BYTES, || look(sources, registered)).unwrap_or_else(|error| {
         let file = sources.first().map_or("", |source| &source.name);
         vec![Fault::whole(
@@ -20,7 +21,7 @@ pub fn unregistered(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
     })
 }
 
-fn look(sources: &[Source], registered: &[SpiffeId]) -> Vec<Fault> {
+fn look(sources: &[Source], registered: &[EntryName]) -> Vec<Fault> {
     let held = Held::of(registered);
     let mut faults = Vec::new();
     for source in sources.iter().filter(|source| source.name.ends_with(".cedar")) {
@@ -59,7 +60,7 @@ pub fn named_callers(snapshot: &Snapshot) -> BTreeSet<String> {
 
 /// The names by which policies can name this workload: itself, and each path it is in.
 pub fn names_of(caller: &SpiffeId) -> BTreeSet<String> {
-    let held = Held::of(std::slice::from_ref(caller));
+    let held = Held::of(&[caller.clone().into()]);
     held.workloads.into_iter().chain(held.paths).collect()
 }
 
@@ -68,19 +69,26 @@ struct Held {
     workloads: BTreeSet<String>,
     paths: BTreeSet<String>,
     trust_domains: BTreeSet<String>,
+    /// What gives names that are not known here.
+    templates: Vec<SpiffeIdTemplate>,
 }
 
 // === impl Held ===
 
 impl Held {
-    fn of(registered: &[SpiffeId]) -> Self {
+    fn of(registered: &[EntryName]) -> Self {
         let mut held = Self {
             workloads: BTreeSet::new(),
             paths: BTreeSet::new(),
             trust_domains: BTreeSet::new(),
+            templates: Vec::new(),
         };
-        for id in registered {
-            held.workloads.insert(id.as_str().to_owned());
+        for name in registered {
+            match name {
+                EntryName::Id(id) => drop(held.workloads.insert(id.as_str().to_owned())),
+                EntryName::Template(template) => held.templates.push(template.clone()),
+            }
+            let id = name.fixed();
             held.trust_domains.insert(id.trust_domain().as_str().to_owned());
             let mut path = id.trust_domain().as_str().to_owned();
             for segment in id.segments() {
@@ -96,11 +104,22 @@ impl Held {
     fn has(&self, uid: &EntityUid) -> bool {
         let (kind, id) = (uid.type_name(), uid.id().unescaped());
         match () {
-            () if *kind == VOCABULARY.workload => self.workloads.contains(id),
-            () if *kind == VOCABULARY.path => self.paths.contains(id),
+            () if *kind == VOCABULARY.workload => {
+                self.workloads.contains(id) || self.could(id, SpiffeIdTemplate::could_be)
+            }
+            () if *kind == VOCABULARY.path => {
+                let beneath = SpiffeIdTemplate::could_be_beneath;
+                self.paths.contains(id) || self.could(&format!("spiffe://{id}"), beneath)
+            }
             () if *kind == VOCABULARY.trust_domain => self.trust_domains.contains(id),
             () => true,
         }
+    }
+
+    /// Whether this holds of a template and a name.
+    fn could(&self, name: &str, holds: impl Fn(&SpiffeIdTemplate, &SpiffeId) -> bool) -> bool {
+        let id = SpiffeId::parse(name);
+        id.is_ok_and(|id| self.templates.iter().any(|template| holds(template, &id)))
     }
 }
 
@@ -124,7 +143,11 @@ mod tests {
 
     #[test]
     fn names_that_hold_nobody_are_told() {
-        let registered = ["spiffe://prod.acme/ns/pay/sa/refunds"].map(|id| SpiffeId::parse(id).unwrap());
+        let registered = [
+            "spiffe://prod.acme/ns/pay/sa/refunds",
+            "spiffe://prod.acme/user/{unix:user}",
+        ]
+        .map(|name| EntryName::parse(name).unwrap());
         let check = |principal: &str, is_known: bool| {
             let text = format!("@id(\"a\")\npermit ({principal}, action, resource);");
             let sources = [Source {
@@ -152,6 +175,18 @@ mod tests {
             "principal == Hoplite::Workload::\"spiffe://prod.acme/ns/pay/sa/refund\"",
             false,
         );
+        check("principal == Hoplite::Workload::\"spiffe://prod.acme/user/ann\"", true);
+        check("principal in Hoplite::Path::\"prod.acme/user\"", true);
+        check("principal in Hoplite::Path::\"prod.acme/user/ann\"", true);
+        check(
+            "principal == Hoplite::Workload::\"spiffe://prod.acme/users/ann\"",
+            false,
+        );
+        check(
+            "principal == Hoplite::Workload::\"spiffe://prod.acme/user/ann/x\"",
+            false,
+        );
+        check("principal == Hoplite::Workload::\"spiffe://prod.acme/user\"", false);
         check("principal in Hoplite::Path::\"prod.acme/ns/pa\"", false);
         check("principal in Hoplite::TrustDomain::\"prod.acm\"", false);
     }

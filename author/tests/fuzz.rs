@@ -222,5 +222,6 @@ fuzzed!(
     certificate,
     entry,
     csr,
-    document
+    document,
+    template
 );

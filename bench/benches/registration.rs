@@ -413,6 +413,7 @@ impl Agent {
             let item = IssueItem {
                 entry_id,
                 csr: self.shared.csr.clone(),
+                values: Vec::new(),
             };
             let answer = node
                 .clone()

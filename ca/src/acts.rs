@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recordable, Recorder, RecorderError, Stage};
 use hoplite_host::clock;
 use hoplite_host::daemon::one_line;
-use hoplite_identity::{CertificateDer, EntryId, RegisteredEntry};
+use hoplite_identity::CertificateDer;
 use hoplite_seal::Hash;
 
 use crate::acts::written::{Settled, Written};
 use crate::config::Config;
+use crate::entries::names::Named;
 use crate::issuance::Minted;
 use crate::issuance::jwt::MintedJwt;
 
@@ -207,29 +208,25 @@ impl Acts {
     }
 
     /// A JWT-SVID was made, and is about to leave.
-    pub(crate) fn issued_jwt(
-        &self,
-        minted: &MintedJwt,
-        asked: Asked,
-        entry: &RegisteredEntry,
-    ) -> Result<Written, Unwritten> {
+    pub(crate) fn issued_jwt(&self, minted: &MintedJwt, asked: Asked, named: &Named) -> Result<Written, Unwritten> {
         let Asked { requester, how, source } = asked;
         self.issuance(Issuance {
             id: DecisionId::default(),
             at: clock::now(),
-            subject: entry.spiffe_id.to_string(),
+            subject: named.spiffe_id().to_string(),
             serial: minted.digest(),
             not_after: minted.expires_at,
             requester,
-            entry: Some(entry.id.to_string()),
+            entry: Some(named.registered().id.to_string()),
             authority: Some(minted.kid.clone()),
             how: how.to_owned(),
             source,
+            values: values_of(named),
         })
     }
 
     /// A certificate was made, and is about to leave.
-    pub(crate) fn issued(&self, minted: &Minted, asked: Asked, entry: Option<&EntryId>) -> Result<Written, Unwritten> {
+    pub(crate) fn issued(&self, minted: &Minted, asked: Asked, named: Option<&Named>) -> Result<Written, Unwritten> {
         let Minted { leaf, authority, .. } = minted;
         let Asked { requester, how, source } = asked;
         self.issuance(Issuance {
@@ -239,10 +236,11 @@ impl Acts {
             serial: leaf.serial().to_owned(),
             not_after: leaf.not_after(),
             requester,
-            entry: entry.map(ToString::to_string),
+            entry: named.map(|named| named.registered().id.to_string()),
             authority: Some(authority.clone()),
             how: how.to_owned(),
             source,
+            values: named.map(values_of).unwrap_or_default(),
         })
     }
 
@@ -394,6 +392,11 @@ fn bounded(text: String) -> String {
     let end = ends.take_while(|at| *at <= TEXT_BYTES_MAX).last().unwrap_or_default();
     let kept = text.get(..end).unwrap_or_default();
     format!("{kept}… ({} bytes, SHA-256 {})", text.len(), Hash::of(text.as_bytes()))
+}
+
+/// As a record has them.
+fn values_of(named: &Named) -> Vec<String> {
+    named.values().iter().map(ToString::to_string).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What the operator decides about a CA, and the file it is written in.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ const REPORT_PERIOD_MIN: Duration = Duration::from_secs(1);
 
 /// Nobody waits longer to hear that an agent is gone.
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(3600);
+
+/// Names of one template and node, each of which is counted in memory.
+const TEMPLATE_NAMES: RangeInclusive<usize> = 1..=100_000;
 
 /// A bundle of nothing has half as much.
 const BUNDLE_BYTES_MIN: usize = 1 << 10;
@@ -92,6 +96,9 @@ pub struct Config {
     /// Who vouches for nodes that nobody has invited. Without any, nodes join with tokens alone.
     #[serde(default, rename = "attestor")]
     pub attestors: Vec<AttestorSettings>,
+    /// How many names of one entry that is a template a node may have in use at once: what a node that is somebody else's can call itself.
+    #[serde(default = "a_thousand_names")]
+    pub template_names_per_node: usize,
     /// Life of an operator's certificate. While it lasts it is prolonged by use, for 30 days at most.
     #[serde(default = "eight_hours")]
     pub operator_ttl: Span,
@@ -322,6 +329,18 @@ impl Config {
                 reason,
             ));
         }
+        if !TEMPLATE_NAMES.contains(&self.template_names_per_node) {
+            let (least, most) = (TEMPLATE_NAMES.start(), TEMPLATE_NAMES.end());
+            let reason = format!(
+                "write between {least} and {most}; for templates that a node may not use, register them for others"
+            );
+            return Err(ConfigError::unusable(
+                file,
+                "template_names_per_node",
+                self.template_names_per_node,
+                reason,
+            ));
+        }
         if self.replicas.len() > REPLICAS_MAX {
             let reason = format!("more addresses than agents try; write at most {REPLICAS_MAX}");
             return Err(ConfigError::unusable(file, "replicas", self.replicas.len(), reason));
@@ -363,6 +382,10 @@ fn five_minutes() -> Span {
 
 fn half_a_minute() -> Span {
     Span(Duration::from_secs(30))
+}
+
+fn a_thousand_names() -> usize {
+    1000
 }
 
 fn thirty_days() -> Span {

@@ -6,6 +6,7 @@ pub(crate) mod entry;
 mod groups;
 pub(crate) mod index;
 pub(crate) mod may;
+pub(crate) mod names;
 mod share;
 pub(crate) mod update;
 pub(crate) mod writes;

@@ -1,16 +1,18 @@
 //! Who gets a certificate, and for how long: the one place that mints.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
-use hoplite_identity::{CertificateDer, Entry, SpiffeId};
+use hoplite_identity::{CertificateDer, Entry, RegisteredEntry, Selector, SpiffeId};
 use hoplite_telemetry::{Counter, Exposition, Family, Histogram, Kind};
 use tokio::sync::watch;
 
 use crate::authority::jwt::JwtSigner;
 use crate::authority::x509::{Authority, Serial};
+use crate::entries::names::{Named, Names, NotNamed};
 use crate::issuance::jwt::{JwtMintError, JwtSigning, MintedJwt};
 use crate::issuance::{MintError, Minted, ReadBack, SubjectKey, Template, mint};
 
@@ -34,8 +36,16 @@ pub(crate) struct Issuer {
     lives: Arc<RwLock<Lives>>,
     proofs: Arc<Proofs>,
     jwt: JwtSigning,
+    names: Names,
     issued: Family<2, Counter>,
     took: Family<1, Histogram>,
+}
+
+/// What a workload is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SvidKind {
+    X509,
+    Jwt,
 }
 
 /// The authority that signs, and what is shown of it.
@@ -70,6 +80,8 @@ pub(crate) struct Lives {
     pub(crate) jwt: Duration,
     /// How long after its end an agent's certificate still proves its key.
     pub(crate) reattest_within: Duration,
+    /// How many names of one template an agent may have in use.
+    pub(crate) template_names_per_node: usize,
 }
 
 // === impl Issuer ===
@@ -87,6 +99,7 @@ impl Issuer {
             lives: Arc::new(RwLock::new(lives)),
             proofs: Arc::default(),
             jwt: JwtSigning::default(),
+            names: Names::new(lives.template_names_per_node),
             issued: Family::new(["kind!", "result!"], KINDS_MAX),
             took: Family::new(["kind!"], KINDS_MAX),
         }
@@ -99,6 +112,7 @@ impl Issuer {
 
     /// What is issued from now on lives so long.
     pub(crate) fn set_lives(&self, lives: Lives) {
+        self.names.set_max(lives.template_names_per_node);
         *self.lives.write().unwrap_or_else(PoisonError::into_inner) = lives;
     }
 
@@ -144,10 +158,27 @@ impl Issuer {
         self.mint("operator", &unnamed(id, ttl), key, now)
     }
 
-    /// For a workload: every field from its entry.
-    pub(crate) fn workload(&self, entry: &Entry, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
+    /// The name of a workload of this entry, which its agent may have, by what the agent attested of it. For one SVID of the kind.
+    pub(crate) fn name(
+        &self,
+        agent: &SpiffeId,
+        registered: Arc<RegisteredEntry>,
+        values: BTreeSet<Selector>,
+        kind: SvidKind,
+        now: SystemTime,
+    ) -> Result<Named, NotNamed> {
+        let life = match kind {
+            SvidKind::X509 => self.ttl(&registered),
+            SvidKind::Jwt => self.jwt_ttl(&registered),
+        };
+        self.names.name(agent, registered, values, (now, now + life))
+    }
+
+    /// For a workload: its name, and every other field from its entry.
+    pub(crate) fn workload(&self, named: &Named, key: &SubjectKey, now: SystemTime) -> Result<Minted, MintError> {
+        let entry = &named.registered().entry;
         let template = Template {
-            spiffe_id: &entry.spiffe_id,
+            spiffe_id: named.spiffe_id(),
             dns_names: &entry.dns_names,
             common_name: entry.common_name(),
             ttl: self.ttl(entry),
@@ -181,16 +212,13 @@ impl Issuer {
     /// A JWT-SVID for a workload.
     pub(crate) fn jwt_svid(
         &self,
-        entry: &Entry,
+        named: &Named,
         audience: &[String],
         now: SystemTime,
     ) -> Result<MintedJwt, JwtMintError> {
         let started = clock::moment();
-        let ttl = match entry.jwt_ttl {
-            0 => self.lives().jwt,
-            seconds => Duration::from_secs(seconds.into()),
-        };
-        let minted = self.jwt.mint(entry, ttl, audience, now);
+        let ttl = self.jwt_ttl(named.registered());
+        let minted = self.jwt.mint(named.spiffe_id(), ttl, audience, now);
         let result = match &minted {
             Ok(_) => "issued",
             Err(JwtMintError::Audience(_)) => "refused",
@@ -230,11 +258,19 @@ impl Issuer {
             "What making a certificate or a JWT-SVID takes",
             self.took.clone(),
         );
+        self.names.register(to);
     }
 
     /// The life of a workload's certificates.
     pub(crate) fn ttl(&self, entry: &Entry) -> Duration {
         entry.ttl(self.lives().x509)
+    }
+
+    fn jwt_ttl(&self, entry: &Entry) -> Duration {
+        match entry.jwt_ttl {
+            0 => self.lives().jwt,
+            seconds => Duration::from_secs(seconds.into()),
+        }
     }
 
     fn mint(

@@ -477,6 +477,7 @@ mod tests {
                 x509: minute,
                 jwt: Duration::from_secs(300),
                 reattest_within: minute,
+                template_names_per_node: 1000,
             };
             Issuer::new(authority(), lives)
         };

@@ -532,6 +532,7 @@ fn lives(config: &Config) -> Lives {
         x509: config.x509_ttl.0,
         jwt: config.jwt_ttl.0,
         reattest_within: config.reattest_within.0,
+        template_names_per_node: config.template_names_per_node,
     }
 }
 
@@ -646,7 +647,7 @@ impl Daemon for Running {
                 self.federation.set_settings(config.federation.clone());
                 true
             }
-            "x509_ttl" | "jwt_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" => {
+            "x509_ttl" | "jwt_ttl" | "agent_ttl" | "operator_ttl" | "reattest_within" | "template_names_per_node" => {
                 self.issuer.set_lives(lives(&config));
                 true
             }

@@ -29,7 +29,11 @@ impl Entry {
             }
         };
         let ids = (self.spiffe_id.to_string(), asked.spiffe_id.to_string());
-        compare("spiffe_id", ids, format!("--spiffe-id {}", asked.spiffe_id));
+        compare(
+            "spiffe_id",
+            ids,
+            format!("--spiffe-id {}", quoted(asked.spiffe_id.as_str())),
+        );
         let parents = (self.parent.to_string(), asked.parent.to_string());
         let flags = match &asked.parent {
             Parent::Agent(agent) => format!("--parent {agent}"),
@@ -118,7 +122,7 @@ mod tests {
     fn each_field_is_told_with_what_changes_it() {
         let id = |path: &str| SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap();
         let entry = Entry {
-            spiffe_id: id("/a"),
+            spiffe_id: id("/a").into(),
             parent: Parent::Agent(id("/hoplite/agent/n1")),
             selectors: ["unix:uid:1".parse().unwrap()].into(),
             x509_ttl: 0,
@@ -141,7 +145,7 @@ mod tests {
         check(&|_| (), "", "");
         check(&|e| e.created_at = 9, "", "");
         check(
-            &|e| e.spiffe_id = id("/b"),
+            &|e| e.spiffe_id = id("/b").into(),
             "spiffe_id: spiffe://prod.example/a → spiffe://prod.example/b",
             "--spiffe-id spiffe://prod.example/b",
         );

@@ -14,7 +14,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::federation::FEDERATES_WITH_MAX;
 use crate::reserved::RESERVED;
-use crate::{Excerpt, InvalidNodeGroup, InvalidSelector, InvalidSpiffeId, Parent, Selector, SpiffeId, TrustDomain};
+use crate::{
+    EntryName, Excerpt, Expansion, InvalidNodeGroup, InvalidSelector, InvalidSpiffeId, InvalidTemplate, NoName, Parent,
+    Selector, SpiffeId, TrustDomain,
+};
 
 /// A process is described by a handful of facts; all of an entry's must be checked for each process.
 const SELECTORS_MAX: usize = 32;
@@ -31,19 +34,22 @@ pub const JWT_TTL: Range<u64> = 5..86_401;
 /// Room for more than the CA gives: 32 hexadecimal digits.
 const ENTRY_ID_BYTES_MAX: usize = 64;
 
-/// The name of a registered entry: 1 to 64 of `[a-z0-9-]`. The CA gives 128 random bits in hex.
+/// What a registered entry is known by: 1 to 64 of `[a-z0-9-]`. The CA gives 128 random bits in hex.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(Arc<str>);
 
 /// What is registered: a process with all these selectors, on the node of this agent or on one of this group, is this workload.
+///
+/// As it is registered it may name many workloads by a template; `Entry<SpiffeId>` is of one, whose name is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// The name that is earned.
-    pub spiffe_id: SpiffeId,
+pub struct Entry<Name = EntryName> {
+    /// The name that is earned, or what it is made by.
+    pub spiffe_id: Name,
     /// The agent, or the group of nodes, that may have it.
     #[serde(flatten)]
     pub parent: Parent,
-    /// A process must have all of them. Never empty once checked: an entry without selectors would be everybody's.
+    /// A process must have all of them. Empty, once checked, only beside a template, which demands values itself: an entry without any
+    /// would be everybody's.
     pub selectors: BTreeSet<Selector>,
     /// The life of each certificate in seconds; 0 means what the CA's configuration says.
     pub x509_ttl: u32,
@@ -90,6 +96,9 @@ pub enum InvalidEntry {
     /// It has a bad name; only of those that are registered.
     #[error("`id`: {0}")]
     Id(#[from] InvalidEntryId),
+    /// A template that is none.
+    #[error("`spiffe_id`: {0}")]
+    Template(#[from] InvalidTemplate),
     /// A text that is no SPIFFE ID.
     #[error("`{field}`: {reason}")]
     SpiffeId {
@@ -104,7 +113,7 @@ pub enum InvalidEntry {
         /// Of which field.
         field: &'static str,
         /// The name.
-        id: SpiffeId,
+        id: EntryName,
         /// The trust domain it should be in.
         expected: TrustDomain,
     },
@@ -249,26 +258,29 @@ impl Entry {
     /// # Errors
     /// The first rule that it breaks.
     pub fn check(&self, trust_domain: &TrustDomain) -> Result<(), InvalidEntry> {
-        let parent = self.parent.agent().map(|agent| ("parent_id", agent));
-        for (field, id) in [("spiffe_id", &self.spiffe_id)].into_iter().chain(parent) {
-            if id.trust_domain() != trust_domain {
-                return Err(InvalidEntry::OtherTrustDomain {
-                    field,
-                    id: id.clone(),
-                    expected: trust_domain.clone(),
-                });
-            }
+        let other = |field, id: EntryName| InvalidEntry::OtherTrustDomain {
+            field,
+            id,
+            expected: trust_domain.clone(),
+        };
+        if self.spiffe_id.trust_domain() != trust_domain {
+            return Err(other("spiffe_id", self.spiffe_id.clone()));
         }
-        if self.spiffe_id.is_trust_domain() {
-            return Err(InvalidEntry::NoPath(self.spiffe_id.clone()));
+        let parent = self.parent.agent();
+        if let Some(agent) = parent.filter(|agent| agent.trust_domain() != trust_domain) {
+            return Err(other("parent_id", agent.clone().into()));
         }
-        if self.spiffe_id.is_reserved() {
-            return Err(InvalidEntry::Reserved(self.spiffe_id.clone()));
+        let fixed = self.spiffe_id.fixed();
+        if fixed.is_trust_domain() {
+            return Err(InvalidEntry::NoPath(fixed.clone()));
+        }
+        if fixed.is_reserved() {
+            return Err(InvalidEntry::Reserved(fixed.clone()));
         }
         if let Some(agent) = self.parent.agent().filter(|agent| !agent.is_agent()) {
             return Err(InvalidEntry::NotAnAgent(agent.clone()));
         }
-        if self.selectors.is_empty() {
+        if self.selectors.is_empty() && self.spiffe_id.template().is_none() {
             return Err(InvalidEntry::NoSelectors);
         }
         at_most("selectors", self.selectors.len(), SELECTORS_MAX)?;
@@ -299,6 +311,31 @@ impl Entry {
         }
     }
 
+    /// The name of a workload of which these values are attested: of each kind that the template names one, and no other. None at all
+    /// where the entry is no template.
+    ///
+    /// # Errors
+    /// They do not give a name, or the entry itself demands other ones.
+    pub fn name(&self, values: BTreeSet<Selector>) -> Result<Expansion, NoName> {
+        // A process has one value of each kind that a template may name.
+        let contradicts = |value: &Selector| {
+            let mut of_kind = self.selectors.iter().filter(|selector| selector.kind() == value.kind());
+            of_kind.find(|selector| *selector != value).cloned()
+        };
+        for value in &values {
+            if let Some(registered) = contradicts(value) {
+                return Err(NoName::Contradicts {
+                    registered,
+                    value: value.clone(),
+                });
+            }
+        }
+        match &self.spiffe_id {
+            EntryName::Template(template) => template.expand(values),
+            EntryName::Id(id) => Expansion::of_one(id, values),
+        }
+    }
+
     /// Whether its own certificate life, if it has one, is within these bounds.
     ///
     /// # Errors
@@ -312,14 +349,6 @@ impl Entry {
             min: bounds.start.as_secs(),
             max: bounds.end.as_secs(),
         })
-    }
-
-    /// The life of its certificates.
-    pub fn ttl(&self, default: Duration) -> Duration {
-        match self.x509_ttl {
-            0 => default,
-            seconds => Duration::from_secs(seconds.into()),
-        }
     }
 
     /// What the entry is about: SHA-256 of SPIFFE ID, parent and selectors, in hex. Two entries with one subject would
@@ -343,6 +372,33 @@ impl Entry {
         }
         HEXLOWER.encode(context.finish().as_ref())
     }
+}
+
+impl<Name> Entry<Name> {
+    /// The same, of another name.
+    pub fn named<Other>(self, spiffe_id: Other) -> Entry<Other> {
+        Entry {
+            spiffe_id,
+            parent: self.parent,
+            selectors: self.selectors,
+            x509_ttl: self.x509_ttl,
+            hint: self.hint,
+            dns_names: self.dns_names,
+            created_at: self.created_at,
+            jwt_ttl: self.jwt_ttl,
+            federates_with: self.federates_with,
+            owner: self.owner,
+            is_default: self.is_default,
+        }
+    }
+
+    /// The life of its certificates.
+    pub fn ttl(&self, default: Duration) -> Duration {
+        match self.x509_ttl {
+            0 => default,
+            seconds => Duration::from_secs(seconds.into()),
+        }
+    }
 
     /// The common name of its certificates, for programs that know users by it: the hint; none where there is no hint or one
     /// longer than a common name can be.
@@ -350,7 +406,9 @@ impl Entry {
         let fits = !self.hint.is_empty() && self.hint.chars().count() <= COMMON_NAME_CHARS_MAX;
         fits.then_some(self.hint.as_str())
     }
+}
 
+impl Entry<SpiffeId> {
     /// Whether an SVID minted for the one is right for the other.
     pub fn has_same_certificate(&self, other: &Self) -> bool {
         self.spiffe_id == other.spiffe_id
@@ -426,7 +484,7 @@ mod tests {
 
     fn sample() -> Entry {
         Entry {
-            spiffe_id: id("spiffe://prod.example/orders"),
+            spiffe_id: id("spiffe://prod.example/orders").into(),
             parent: Parent::Agent(id("spiffe://prod.example/hoplite/agent/n1")),
             selectors: ["unix:uid:1000", "unix:path:/opt/orders"]
                 .map(|text| text.parse().unwrap())
@@ -459,15 +517,15 @@ mod tests {
     #[test]
     fn names() {
         check(|_| (), "good");
-        check(|e| e.spiffe_id = id("spiffe://prod.example/hoplites"), "good");
-        check(|e| e.spiffe_id = id("spiffe://prod.example"), "has no path");
+        check(|e| e.spiffe_id = id("spiffe://prod.example/hoplites").into(), "good");
+        check(|e| e.spiffe_id = id("spiffe://prod.example").into(), "has no path");
         check(
-            |e| e.spiffe_id = id("spiffe://other.example/a"),
+            |e| e.spiffe_id = id("spiffe://other.example/a").into(),
             "`spiffe_id`: `spiffe://other.example/a` is not in the trust domain `prod.example`",
         );
         for own in ["", "/ca", "/agent/n2"] {
             check(
-                |e| e.spiffe_id = id(&format!("spiffe://prod.example/hoplite{own}")),
+                |e| e.spiffe_id = id(&format!("spiffe://prod.example/hoplite{own}")).into(),
                 "Hoplite's own parts",
             );
         }
@@ -552,7 +610,7 @@ mod tests {
         same(&|e| e.selectors = texts.map(|text| text.parse().unwrap()).into(), true);
         same(&|e| e.hint = "h".into(), true);
         same(&|e| e.x509_ttl = 60, true);
-        same(&|e| e.spiffe_id = id("spiffe://prod.example/a"), false);
+        same(&|e| e.spiffe_id = id("spiffe://prod.example/a").into(), false);
         same(
             &|e| e.parent = Parent::Agent(id("spiffe://prod.example/hoplite/agent/n2")),
             false,

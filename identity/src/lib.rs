@@ -27,6 +27,7 @@ mod service;
 mod signing_request;
 mod spiffe_id;
 mod svid;
+mod template;
 pub mod tls;
 mod verify;
 
@@ -54,4 +55,5 @@ pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};
 pub use signing_request::{InvalidSigningRequest, KeyKind, SIGNING_REQUEST_BYTES_MAX, SigningRequest};
 pub use spiffe_id::{Excerpt, InvalidSpiffeId, SpiffeId, TrustDomain};
 pub use svid::X509Svid;
+pub use template::{EntryName, Expansion, InvalidEntryName, InvalidTemplate, NoName, SpiffeIdTemplate};
 pub use verify::{Moment, PeerRejected, PeerRole, PeerVerifier, VerifiedPeer};

@@ -154,6 +154,7 @@ impl World {
             keys: hoplite_ca::KeysConfig::default(),
             upstream: None,
             replicas: Vec::new(),
+            template_names_per_node: 1000,
             report_period: Span(Duration::from_secs(2)),
         };
         change(&mut ca_config);

@@ -1,9 +1,11 @@
 //! Registration entries on the wire: the protobuf messages, and the one type that CA and agent share.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use hoplite_identity::{
-    Entry, EntryId, InvalidEntry, InvalidSelector, NodeGroup, Parent, RegisteredEntry, Selector, SpiffeId, TrustDomain,
+    Entry, EntryId, EntryName, InvalidEntry, InvalidEntryName, InvalidSelector, NodeGroup, Parent, RegisteredEntry,
+    Selector, SpiffeId, TrustDomain,
 };
 
 use crate::ca;
@@ -49,7 +51,7 @@ impl TryFrom<ca::Entry> for Entry {
             _ => return Err(InvalidEntry::Parent("both given")),
         };
         Ok(Self {
-            spiffe_id: id("spiffe_id", &message.spiffe_id)?,
+            spiffe_id: name(&message.spiffe_id)?,
             parent,
             selectors: selectors.collect::<Result<BTreeSet<_>, _>>()?,
             x509_ttl: message.x509_ttl_seconds,
@@ -62,6 +64,15 @@ impl TryFrom<ca::Entry> for Entry {
             federates_with: domains(&message.federates_with)?,
         })
     }
+}
+
+/// A SPIFFE ID, or a template of some.
+fn name(text: &str) -> Result<EntryName, InvalidEntry> {
+    let field = "spiffe_id";
+    EntryName::parse(text).map_err(|invalid| match invalid {
+        InvalidEntryName::SpiffeId(reason) => InvalidEntry::SpiffeId { field, reason },
+        InvalidEntryName::Template(reason) => InvalidEntry::Template(reason),
+    })
 }
 
 /// Foreign trust domains, by their names.
@@ -87,25 +98,29 @@ impl TryFrom<ca::Entry> for RegisteredEntry {
 
 impl From<&RegisteredEntry> for ca::Entry {
     fn from(registered: &RegisteredEntry) -> Self {
-        let entry = &registered.entry;
-        Self {
-            id: registered.id.to_string(),
-            spiffe_id: entry.spiffe_id.to_string(),
-            parent_id: entry.parent.agent().map(ToString::to_string).unwrap_or_default(),
-            node_selectors: (entry.parent.group().into_iter())
-                .flat_map(|group| group.iter().map(ca::Selector::from))
-                .collect(),
-            is_default: entry.is_default,
-            selectors: entry.selectors.iter().map(ca::Selector::from).collect(),
-            x509_ttl_seconds: entry.x509_ttl,
-            hint: entry.hint.clone(),
-            dns_names: entry.dns_names.clone(),
-            revision: registered.revision,
-            created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
-            owner: entry.owner.clone(),
-            jwt_ttl_seconds: entry.jwt_ttl,
-            federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
-        }
+        entry_message(&registered.id, &registered.entry, registered.revision)
+    }
+}
+
+/// An entry with its id and the revision that wrote it, whatever its name is.
+pub fn entry_message<Name: Display>(id: &EntryId, entry: &Entry<Name>, revision: u64) -> ca::Entry {
+    ca::Entry {
+        id: id.to_string(),
+        spiffe_id: entry.spiffe_id.to_string(),
+        parent_id: entry.parent.agent().map(ToString::to_string).unwrap_or_default(),
+        node_selectors: (entry.parent.group().into_iter())
+            .flat_map(|group| group.iter().map(ca::Selector::from))
+            .collect(),
+        is_default: entry.is_default,
+        selectors: entry.selectors.iter().map(ca::Selector::from).collect(),
+        x509_ttl_seconds: entry.x509_ttl,
+        hint: entry.hint.clone(),
+        dns_names: entry.dns_names.clone(),
+        revision,
+        created_at_unix: i64::try_from(entry.created_at).unwrap_or(i64::MAX),
+        owner: entry.owner.clone(),
+        jwt_ttl_seconds: entry.jwt_ttl,
+        federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -151,6 +166,13 @@ mod tests {
         };
         let registered = RegisteredEntry::try_from(of_group.clone()).unwrap();
         assert_eq!(ca::Entry::from(&registered), of_group);
+        let template = ca::Entry {
+            spiffe_id: "spiffe://prod.example/k8s/{k8s:ns}/{k8s:sa}".into(),
+            selectors: Vec::new(),
+            ..of_group
+        };
+        let registered = RegisteredEntry::try_from(template.clone()).unwrap();
+        assert_eq!(ca::Entry::from(&registered), template);
     }
 
     #[test]
@@ -171,6 +193,10 @@ mod tests {
         check(
             &|e| e.spiffe_id = "nonsense".into(),
             "`spiffe_id`: `nonsense` does not start",
+        );
+        check(
+            &|e| e.spiffe_id = "spiffe://prod.example/{unix:user}".into(),
+            "`spiffe_id`: `spiffe://prod.example/{unix:user}` has a placeholder in its trust domain or first segment",
         );
         check(&|e| e.parent_id.clear(), "`parent_id`: ``");
         let nodes = |texts: &'static [(&str, &str)]| {

@@ -21,6 +21,7 @@ mod workload_api;
 mod workload_jwt;
 
 pub use backup_parts::{BACKUP_PART_BYTES_MAX, read_part, write_part};
+pub use entry::entry_message;
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use report_link::ReportLink;
 pub use served::{Begins, Beside, Counted, NO_RPC, Served};

@@ -12,14 +12,19 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::kept::log::{Content, Slot};
-use crate::kept::record::RawSelectors;
+use crate::kept::record::RawEntry;
 use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
+use crate::supply::named::{NamedEntry, Registered};
 use crate::supply::shelf::{Fitting, Supplied};
+use crate::supply::templates::Templates;
 
 /// What was kept of each entry, by one of its selectors.
 pub(crate) struct Early {
     slots: HashMap<Bytes, Vec<Slot>>,
+    templates: Templates,
+    /// What was kept of each name of a template.
+    names: HashMap<Bytes, Slot>,
     trust_domain: TrustDomain,
     verifier: Arc<PeerVerifier>,
     bundles: Arc<BundleSet>,
@@ -37,12 +42,28 @@ impl Early {
         verifier: Arc<PeerVerifier>,
     ) -> Self {
         let mut slots: HashMap<Bytes, Vec<Slot>> = HashMap::with_capacity(content.entries.len());
-        for slot in content.entries.values() {
-            let entry = slot.raw_entry().cloned().map(RawSelectors::decode);
-            // Of its selectors the last: those that few have, such as a path, come after those that many have.
-            let Some(Ok(RawSelectors { mut selectors })) = entry else {
+        let (mut templates, mut names) = (Templates::default(), HashMap::new());
+        for (key, slot) in &content.entries {
+            let entry = slot.raw_entry().cloned().map(RawEntry::decode);
+            let Some(Ok(RawEntry {
+                id,
+                spiffe_id,
+                mut selectors,
+            })) = entry
+            else {
                 continue;
             };
+            if id != *key {
+                names.insert(key.clone(), slot.clone());
+                continue;
+            }
+            if spiffe_id.contains(&b'{') {
+                if let Some(Registered::Template(template)) = registered(slot, &trust_domain) {
+                    templates.put(&template.id.clone(), Some(template));
+                }
+                continue;
+            }
+            // Of its selectors the last: those that few have, such as a path, come after those that many have.
             if let Some(selector) = selectors.pop() {
                 slots.entry(selector).or_default().push(slot.clone());
             }
@@ -50,6 +71,8 @@ impl Early {
         let foreign = content.foreign.clone().unwrap_or_default();
         Self {
             slots,
+            templates,
+            names,
             foreign: Foreign::default().after(foreign, &trust_domain).unwrap_or_default(),
             trust_domain,
             verifier,
@@ -65,23 +88,47 @@ impl Early {
         let supplied = slots.flatten().filter_map(|slot| self.supplied(slot));
         let fits = |supplied: &Supplied| supplied.entry.selectors.is_subset(selectors);
         let mut supplied: Vec<Supplied> = supplied.filter(fits).collect();
+        let mut unnamed = Vec::new();
+        for template in self.templates.fitting(selectors) {
+            match template.named(selectors) {
+                Ok(named) => supplied.push(self.supplied_of(self.names.get(named.id.as_bytes()), named.into())),
+                Err(reason) => unnamed.push((template.id.clone(), reason)),
+            }
+        }
         supplied.sort_by(Supplied::order);
         let entries = supplied.iter().map(|supplied| &*supplied.entry);
         let bundles = self.foreign.beside(&self.bundles, entries);
-        Fitting { supplied, bundles }
+        Fitting {
+            supplied,
+            bundles,
+            unnamed,
+        }
     }
 
     fn supplied(&self, slot: &Slot) -> Option<Supplied> {
-        let entry = RegisteredEntry::try_from(slot.entry()?.ok()?).ok()?;
-        entry.check(&self.trust_domain).ok()?;
-        let svid = slot.svid().and_then(Result::ok);
+        match registered(slot, &self.trust_domain)? {
+            Registered::Named(entry) => Some(self.supplied_of(Some(slot), entry)),
+            Registered::Template(_) => None,
+        }
+    }
+
+    /// An entry with the SVID that was kept, if that is its own.
+    fn supplied_of(&self, slot: Option<&Slot>, entry: Arc<NamedEntry>) -> Supplied {
+        let svid = slot.and_then(Slot::svid).and_then(Result::ok);
         let svid = svid.filter(|svid| svid.spiffe_id == entry.spiffe_id.as_str());
-        Some(Supplied {
-            entry: Arc::new(entry),
+        Supplied {
+            entry,
             svid: svid.map(|svid| Arc::new(HeldSvid::kept(svid, &self.verifier))),
             is_coming: true,
-        })
+        }
     }
+}
+
+/// What is kept, if it can be served.
+fn registered(slot: &Slot, trust_domain: &TrustDomain) -> Option<Registered> {
+    let entry = RegisteredEntry::try_from(slot.entry()?.ok()?).ok()?;
+    entry.check(trust_domain).ok()?;
+    Some(entry.into())
 }
 
 /// A selector as it is written down.
@@ -105,7 +152,8 @@ mod tests {
     use crate::kept::key::StorageKey;
     use crate::kept::log::Log;
     use crate::kept::record::{Change, SvidRecord, unix};
-    use crate::supply::testing::{entry, with};
+    use crate::kept::restored::Restored;
+    use crate::supply::testing::{entry, template};
     use hoplite_identity::testing::TestAuthority;
     use std::time::{Duration, SystemTime};
 
@@ -147,7 +195,7 @@ mod tests {
             let entry = entry(name, &domain.member(&path(name)).unwrap(), &selectors);
             Change {
                 entry_id: name.to_owned(),
-                entry: Some(ca::Entry::from(&with(entry, |_| ()))),
+                entry: Some(entry.message()),
                 ..Change::default()
             }
         };
@@ -172,6 +220,9 @@ mod tests {
             gone: true,
             ..Change::default()
         };
+        let template = template("by-user", "/user/{unix:user}", &["unix:uid:5"]);
+        let ann = ["unix:uid:5", "unix:user:ann"].map(|text| text.parse().unwrap());
+        let ann = template.named(&ann.into()).unwrap();
         let changes = vec![
             registered("wide", &["unix:uid:1"]),
             registered("narrow", &["unix:uid:1", "unix:path:/x"]),
@@ -186,6 +237,17 @@ mod tests {
             svid("gone", "gone"),
             gone,
             Change {
+                entry_id: "by-user".to_owned(),
+                entry: Some(Registered::Template(Arc::new(template.clone())).message()),
+                ..Change::default()
+            },
+            Change {
+                entry_id: ann.id.to_string(),
+                entry: Some(ann.message()),
+                ..Change::default()
+            },
+            svid(ann.id.as_str(), "user/ann"),
+            Change {
                 foreign: Some(federated(&partner)),
                 ..Change::default()
             },
@@ -193,6 +255,20 @@ mod tests {
         log.append(changes, &key).unwrap();
         let (_, content) = Log::open(dir.path(), &key, OWNER).unwrap().unwrap();
         let verifier = Arc::new(PeerVerifier::new(authority.bundles()).unwrap());
+        // All of it, as the supply takes it over.
+        let (_, again) = Log::open(dir.path(), &key, OWNER).unwrap().unwrap();
+        let restored = Restored::of(again, &domain, SystemTime::now());
+        assert!(restored.entries.contains_key("by-user") && !restored.entries.contains_key(&ann.id));
+        assert_eq!(
+            restored
+                .take_names()
+                .into_values()
+                .flatten()
+                .map(Arc::unwrap_or_clone)
+                .collect::<Vec<_>>(),
+            [ann.clone()]
+        );
+        assert!(restored.take_svids().contains_key(&ann.id));
         let early = Early::new(&content, domain.clone(), &authority.bundle(), verifier);
         let check = |selectors: &[&str], expected: &[(&str, bool)]| {
             let selectors = selectors.iter().map(|text| text.parse().unwrap()).collect();
@@ -217,6 +293,10 @@ mod tests {
         check(&["unix:uid:1"], &[("wide", true)]);
         check(&["unix:uid:2", "unix:gid:1"], &[("other", true)]);
         check(&["unix:uid:3"], &[("renamed", false)]);
+        check(&["unix:uid:5", "unix:user:ann"], &[(ann.id.as_str(), true)]);
+        let bob = template.named(&["unix:uid:5", "unix:user:bob"].map(|text| text.parse().unwrap()).into());
+        check(&["unix:uid:5", "unix:user:bob"], &[(bob.unwrap().id.as_str(), false)]);
+        check(&["unix:uid:5"], &[]);
         check(&["unix:uid:4"], &[]);
         check(&[], &[]);
     }

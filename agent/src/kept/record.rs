@@ -65,10 +65,15 @@ pub(crate) struct RawChange {
     pub(crate) foreign: Option<ca::Foreign>,
 }
 
-/// Of a `ca::Entry` its selectors only.
+/// Of a `ca::Entry` what it is found by.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-pub(crate) struct RawSelectors {
+pub(crate) struct RawEntry {
+    /// Of a template's name the template's.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) id: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) spiffe_id: Bytes,
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub(crate) selectors: Vec<Bytes>,
 }
@@ -120,7 +125,7 @@ pub(crate) fn unix(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-// === impl RawBatch, RawChange, RawSelectors: there are keys in them ===
+// === impl RawBatch, RawChange, RawEntry: there are keys in them ===
 
 impl fmt::Debug for RawBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,9 +139,9 @@ impl fmt::Debug for RawChange {
     }
 }
 
-impl fmt::Debug for RawSelectors {
+impl fmt::Debug for RawEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RawSelectors").finish_non_exhaustive()
+        f.debug_struct("RawEntry").finish_non_exhaustive()
     }
 }
 

@@ -9,6 +9,7 @@ use hoplite_identity::{EntryId, RegisteredEntry, TrustDomain};
 use crate::kept::log::Content;
 use crate::kept::record::{SvidRecord, unix};
 use crate::node::epoch::Epoch;
+use crate::supply::named::{NamedEntry, Registered};
 
 /// What an earlier agent of this node kept.
 #[derive(Debug, Default)]
@@ -17,12 +18,14 @@ pub(crate) struct Restored {
     pub(crate) epoch: Epoch,
     /// The CA's revision; 0 when not all of it is understood.
     pub(crate) revision: u64,
-    pub(crate) entries: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    pub(crate) entries: BTreeMap<EntryId, Registered>,
     /// What it held of foreign trust domains.
     pub(crate) foreign: Option<hoplite_wire::ca::Foreign>,
     /// When the CA was heard last; None when nothing was kept.
     pub(crate) heard: Option<SystemTime>,
     svids: Mutex<HashMap<EntryId, SvidRecord>>,
+    /// Names of templates; none for those that are over.
+    names: Mutex<BTreeMap<EntryId, Option<Arc<NamedEntry>>>>,
 }
 
 // === impl Restored ===
@@ -37,7 +40,8 @@ impl Restored {
             ..Self::default()
         };
         let mut svids = HashMap::with_capacity(content.entries.len());
-        for slot in content.entries.into_values() {
+        let mut of_templates = Vec::new();
+        for (key, slot) in content.entries {
             let svid = slot.svid().and_then(Result::ok).map(Wiped);
             let Some(message) = slot.entry() else { continue };
             let entry = message.map_err(|error| error.to_string()).and_then(|message| {
@@ -45,11 +49,13 @@ impl Restored {
                 let entry = entry.and_then(|entry| entry.check(trust_domain).map(|()| entry));
                 entry.map_err(|error| error.to_string())
             });
+            let svid = svid.filter(|svid| svid.0.not_after > unix(now));
             match entry {
+                // A name that lies under its own, with the template's id in it.
+                Ok(entry) if key != *entry.id.as_bytes() => of_templates.push((key, entry, svid)),
                 Ok(entry) => {
                     if let Some(mut svid) = svid
                         && svid.0.spiffe_id == entry.spiffe_id.as_str()
-                        && svid.0.not_after > unix(now)
                     {
                         // Of an entry that has changed since: renewed as soon as the CA is there.
                         if svid.0.entry_revision != entry.revision {
@@ -57,7 +63,7 @@ impl Restored {
                         }
                         svids.insert(entry.id.clone(), std::mem::take(&mut svid.0));
                     }
-                    restored.entries.insert(entry.id.clone(), Arc::new(entry));
+                    restored.entries.insert(entry.id.clone(), Registered::from(entry));
                 }
                 Err(error) => {
                     tracing::warn!(error, "a kept entry is not understood; the CA is asked for all of them");
@@ -65,8 +71,36 @@ impl Restored {
                 }
             }
         }
+        let mut names = BTreeMap::new();
+        for (key, kept, svid) in of_templates {
+            let Some(id) = str::from_utf8(&key).ok().and_then(|text| EntryId::parse(text).ok()) else {
+                continue;
+            };
+            let named = restored.named(&id, &kept).zip(svid);
+            let named = named.filter(|(named, svid)| svid.0.spiffe_id == named.spiffe_id.as_str());
+            let named = named.map(|(named, mut svid)| {
+                svids.insert(id.clone(), std::mem::take(&mut svid.0));
+                Arc::new(named)
+            });
+            names.insert(id, named);
+        }
         restored.svids = Mutex::new(svids);
+        restored.names = Mutex::new(names);
         restored
+    }
+
+    /// A name as its template gives it, by what was attested then. None of what is kept of it is believed besides.
+    fn named(&self, id: &EntryId, kept: &RegisteredEntry) -> Option<NamedEntry> {
+        let Registered::Template(template) = self.entries.get(&kept.id)? else {
+            return None;
+        };
+        let named = template.named(&kept.selectors).ok()?;
+        (template.fits(&kept.selectors) && *id == named.id).then_some(named)
+    }
+
+    /// The names of templates, once; none for those that are over.
+    pub(crate) fn take_names(&self) -> BTreeMap<EntryId, Option<Arc<NamedEntry>>> {
+        std::mem::take(&mut self.names.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The SVIDs, once.

@@ -15,7 +15,7 @@ use crate::attest::other::{self, NoProcess};
 use crate::attest::{Attestation, LocalProcess};
 use crate::socket::admission::{admit, check_header};
 use crate::socket::session::Sessions;
-use crate::supply::near::Near;
+use crate::supply::near::{Lack, Near};
 
 /// Entries that nearly fit and are told: people read them.
 const NEAR_MAX: usize = 10;
@@ -67,7 +67,7 @@ impl Diagnosis for DiagnosisService {
         let nearest = supply.nearest(&seen.selectors, NEAR_MAX);
         let candidates = nearest
             .iter()
-            .filter(|near| asker == Asker::Operator || near.shared() > 0)
+            .filter(|near| asker == Asker::Operator || near.shared(&seen.selectors) > 0)
             .map(|near| candidate(near, &seen));
         Ok(Response::new(WhyResponse {
             pid: process.pid,
@@ -125,18 +125,27 @@ fn only_operators(caller: &LocalProcess, own_uid: u32) -> Status {
 }
 
 fn candidate(near: &Near, seen: &Attestation) -> Candidate {
-    let entry = &near.supplied.entry;
     Candidate {
-        entry_id: entry.id.to_string(),
-        spiffe_id: entry.spiffe_id.to_string(),
-        selectors: texts(&entry.selectors),
-        missing: near.missing.iter().map(|selector| missing(selector, seen)).collect(),
-        has_svid: near.supplied.svid.is_some(),
+        entry_id: near.id.to_string(),
+        spiffe_id: near.name.clone(),
+        selectors: texts(&near.selectors),
+        missing: near.missing.iter().map(|lack| missing(lack, seen)).collect(),
+        has_svid: near.has_svid,
     }
 }
 
-fn missing(selector: &Selector, seen: &Attestation) -> Missing {
-    let kind = selector.kind();
+fn missing(lack: &Lack, seen: &Attestation) -> Missing {
+    let kind = match lack {
+        Lack::Selector(selector) => selector.kind(),
+        Lack::Value(kind) => *kind,
+        Lack::Name(reason) => {
+            return Missing {
+                selector: "a name".to_owned(),
+                instead: String::new(),
+                reason: reason.to_string(),
+            };
+        }
+    };
     let instead = seen.selectors.iter().find(|other| other.kind() == kind);
     let unknown = || {
         // `unix:path (permission denied)` without the kind, which stands before it already.
@@ -147,7 +156,7 @@ fn missing(selector: &Selector, seen: &Attestation) -> Missing {
         }
     };
     Missing {
-        selector: selector.to_string(),
+        selector: lack.to_string(),
         instead: instead.map(ToString::to_string).unwrap_or_default(),
         reason: instead.map_or_else(unknown, |_| String::new()),
     }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use hoplite_host::clock;
+use hoplite_identity::SpiffeId;
 use hoplite_identity::jwt::{self, JwtClaims, TOKEN_BYTES_MAX};
-use hoplite_identity::{RegisteredEntry, SpiffeId};
 use hoplite_wire::workload::{
     JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
 };
@@ -16,6 +16,7 @@ use ring::digest::{Context, SHA256};
 use tonic::Status;
 
 use crate::socket::session::{Entitlement, Identity, Session};
+use crate::supply::named::NamedEntry;
 use crate::tokens::{Asked, Tokens};
 
 /// How deep claims may lie in each other: readers of protobuf stop at a hundred messages, and each level is three.
@@ -60,7 +61,7 @@ pub(super) async fn fetch(
     let asked = Asked {
         entries: identities
             .iter()
-            .map(|identity| Arc::<RegisteredEntry>::clone(&identity.entry))
+            .map(|identity| Arc::<NamedEntry>::clone(&identity.entry))
             .collect(),
         audience: &audience,
         bundle,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hoplite_host::clock;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_host::shutdown::Shutdown;
-use hoplite_identity::{BundleSet, RegisteredEntry, TrustBundle, TrustDomain, X509Svid};
+use hoplite_identity::{BundleSet, TrustBundle, TrustDomain, X509Svid};
 use ring::digest::{Context, SHA256};
 use tokio::sync::{mpsc, watch};
 use tonic::{Code, Status};
@@ -22,6 +22,7 @@ use crate::kept::Kept;
 use crate::refused::Refused;
 use crate::supply::SupplyReceiver;
 use crate::supply::crowds::Place;
+use crate::supply::named::NamedEntry;
 use crate::supply::shelf::{Fitting, Supplied};
 use crate::tokens::Tokens;
 use crate::troubles::Troubles;
@@ -89,7 +90,7 @@ pub(crate) struct Entitlement {
 pub(crate) struct Identity {
     pub(crate) svid: Arc<X509Svid>,
     /// What it was minted for.
-    pub(crate) entry: Arc<RegisteredEntry>,
+    pub(crate) entry: Arc<NamedEntry>,
     /// Unique among the caller's, or empty.
     pub(crate) hint: String,
 }
@@ -199,6 +200,7 @@ impl Session {
         let Fitting {
             supplied: matching,
             bundles,
+            unnamed,
         } = supply.matching(&seen.selectors);
         let now = clock::now();
         let identities = identities(&matching, now);
@@ -206,7 +208,7 @@ impl Session {
         let missing: Vec<&Supplied> = matching.iter().filter(is_missing).collect();
         let is_coming = missing.iter().any(|supplied| supplied.is_coming);
         if !missing.is_empty() {
-            supply.ask_for(missing.iter().map(|supplied| supplied.entry.id.clone()));
+            supply.ask_for(missing.iter().map(|supplied| Arc::clone(&supplied.entry)));
         }
         if !identities.is_empty() {
             let entitlement = Entitlement { identities, bundles };
@@ -237,9 +239,13 @@ impl Session {
         } else {
             format!("; not known: {}", seen.unknown.join(", "))
         };
+        // What fits, and names nobody: the nearest that there is to say.
+        let unnamed: String = (unnamed.iter())
+            .map(|(id, reason)| format!("; the entry `{id}` fits, and gives no name: {reason}"))
+            .collect();
         self.refused.no_identity(&self.caller, &selectors);
         Ok(Found::Not(Status::permission_denied(format!(
-            "no identity issued: no entry matches {selectors}{unknown}; `hoplite entry why --pid {}` shows the nearest while that process lives",
+            "no identity issued: no entry matches {selectors}{unknown}{unnamed}; `hoplite entry why --pid {}` shows the nearest while that process lives",
             self.caller.pid
         ))))
     }
@@ -251,7 +257,7 @@ impl Session {
         };
         let seen = self.attestor.attest(&self.caller).await;
         let seen = seen.map_err(|exited| Status::aborted(exited.to_string()))?;
-        let Fitting { supplied, bundles } = early.matching(&seen.selectors);
+        let Fitting { supplied, bundles, .. } = early.matching(&seen.selectors);
         let identities = identities(&supplied, clock::now());
         // Less than all of it is no answer.
         let is_whole = !identities.is_empty() && identities.len() == supplied.len();

@@ -194,10 +194,11 @@ fn all_bundles(entitlement: &Entitlement) -> HashMap<String, Vec<u8>> {
 mod tests {
     use super::*;
     use crate::socket::admission::HEADER;
+    use crate::supply::named::NamedEntry;
     use crate::supply::shelf::{Restock, Supplied};
     use crate::supply::testing::with;
     use crate::testing::{World, own};
-    use hoplite_identity::{RegisteredEntry, X509Svid};
+    use hoplite_identity::X509Svid;
     use hoplite_wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
     use std::sync::Arc;
     use tonic::transport::Channel;
@@ -396,7 +397,7 @@ mod tests {
     async fn w_7_who_comes_while_svids_are_minted_is_told_all_of_them() {
         let world = World::start();
         let (web, api) = (world.entry("/web", &[own()]), world.entry("/api", &[own()]));
-        let supplied = |entry: &RegisteredEntry, is_there: bool, is_coming| Supplied {
+        let supplied = |entry: &NamedEntry, is_there: bool, is_coming| Supplied {
             entry: Arc::new(entry.clone()),
             svid: world.svid(entry.spiffe_id.path()).filter(|_| is_there),
             is_coming,
@@ -407,7 +408,7 @@ mod tests {
         let supply = world.supply.borrow().clone().unwrap();
         // It has looked, and waits: what it lacks is minted first.
         supply.is_asked().await;
-        assert_eq!(supply.asked(), [api.id.clone()].into());
+        assert_eq!(supply.asked().into_keys().collect::<Vec<_>>(), [api.id.clone()]);
         world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, true, true)]);
         assert_eq!(ids(&first.await.unwrap().unwrap().unwrap()), ["/api", "/web"]);
 
@@ -433,7 +434,7 @@ mod tests {
         );
         world.publish_as_is(vec![]);
         let supply = world.supply.borrow().clone().unwrap();
-        let put = |entry: &RegisteredEntry| {
+        let put = |entry: &NamedEntry| {
             let supplied = Supplied {
                 entry: Arc::new(entry.clone()),
                 svid: world.svid(entry.spiffe_id.path()),

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hoplite_identity::{EntryId, RegisteredEntry};
+use hoplite_identity::EntryId;
+
+use crate::supply::named::Registered;
 
 /// Entries as they are now, by id; `None` for those that went.
-pub(crate) type Changed = BTreeMap<EntryId, Option<Arc<RegisteredEntry>>>;
+pub(crate) type Changed = BTreeMap<EntryId, Option<Registered>>;
 
 /// Changes that the supplier has not taken yet. However slow it is, there is one for each entry at most: only the last
 /// counts. Clones are the same ones.

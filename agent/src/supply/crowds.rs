@@ -5,8 +5,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hoplite_identity::{RegisteredEntry, Selector};
+use hoplite_identity::Selector;
 use tokio::sync::watch;
+
+use crate::supply::named::NamedEntry;
 
 /// All crowds that there are now. Clones are the same ones.
 #[derive(Debug, Clone, Default)]
@@ -59,15 +61,23 @@ impl Crowds {
     }
 
     /// Wakes those who fit one of these entries.
-    pub(crate) fn tell<'a>(&self, entries: impl IntoIterator<Item = &'a RegisteredEntry>) {
+    pub(crate) fn tell<'a>(&self, entries: impl IntoIterator<Item = &'a NamedEntry>) {
         let known = self.lock();
         if known.by_number.is_empty() {
             return;
         }
-        let concerned: HashSet<u64> = entries.into_iter().flat_map(|entry| known.fitting(entry)).collect();
+        let concerned: HashSet<u64> = entries
+            .into_iter()
+            .flat_map(|entry| known.fitting(&entry.selectors))
+            .collect();
         for crowd in concerned.iter().filter_map(|number| known.by_number.get(number)) {
             crowd.changes.send_replace(());
         }
+    }
+
+    /// Whether anybody is there who has all of these.
+    pub(crate) fn has(&self, selectors: &BTreeSet<Selector>) -> bool {
+        self.lock().fitting(selectors).next().is_some()
     }
 
     /// Wakes everybody.
@@ -144,15 +154,15 @@ impl Known {
         }
     }
 
-    /// The crowds that fit an entry: it looks through those that have its rarest selector.
-    fn fitting<'a>(&'a self, entry: &'a RegisteredEntry) -> impl Iterator<Item = u64> + 'a {
+    /// The crowds that fit an entry with these: it looks through those that have its rarest selector.
+    fn fitting<'a>(&'a self, selectors: &'a BTreeSet<Selector>) -> impl Iterator<Item = u64> + 'a {
         let having = |selector| self.having.get(selector);
-        let all: Option<Vec<&HashSet<u64>>> = entry.selectors.iter().map(having).collect();
+        let all: Option<Vec<&HashSet<u64>>> = selectors.iter().map(having).collect();
         // An entry without selectors fits nobody.
         let fewest = all.and_then(|all| all.into_iter().min_by_key(|numbers| numbers.len()));
         let fits = |number: &u64| {
             let crowd = self.by_number.get(number);
-            crowd.is_some_and(|crowd| entry.selectors.is_subset(&crowd.selectors))
+            crowd.is_some_and(|crowd| selectors.is_subset(&crowd.selectors))
         };
         fewest.into_iter().flatten().copied().filter(fits)
     }
@@ -204,7 +214,7 @@ mod tests {
             crowds.tell(&changed);
             for (caller, place, _) in &mut places {
                 let own = selectors(caller);
-                let fits = |entry: &RegisteredEntry| !entry.selectors.is_empty() && entry.selectors.is_subset(&own);
+                let fits = |entry: &NamedEntry| !entry.selectors.is_empty() && entry.selectors.is_subset(&own);
                 prop_assert_eq!(place.changes.has_changed().unwrap(), changed.iter().any(fits));
                 place.mark_unchanged();
             }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hoplite_identity::{
-    BundleSet, FederationSet, InvalidBundle, PathPrefix, RegisteredEntry, TrustBundle, TrustDomain,
-};
+use hoplite_identity::{BundleSet, FederationSet, InvalidBundle, PathPrefix, TrustBundle, TrustDomain};
 use hoplite_wire::ca;
 
 use crate::node::link;
+use crate::supply::named::NamedEntry;
 
 /// Foreign bundles and federation sets, as the CA said last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,7 +104,7 @@ impl Foreign {
     pub(crate) fn beside<'a>(
         &self,
         own: &Arc<BundleSet>,
-        entries: impl Iterator<Item = &'a RegisteredEntry> + Clone,
+        entries: impl Iterator<Item = &'a NamedEntry> + Clone,
     ) -> Arc<BundleSet> {
         let federates = |domain: &TrustDomain| {
             let mut entries = entries.clone();

@@ -2,6 +2,7 @@
 //!
 //! So a start costs nothing for each SVID that nobody asks for.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,8 @@ pub(crate) struct HeldSvid {
     /// None for one that cannot be used.
     opened: OnceLock<Option<Arc<X509Svid>>>,
     kept: Mutex<Option<Unopened>>,
+    /// Whether anybody was given it.
+    is_used: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,7 @@ impl HeldSvid {
             not_after: svid.leaf().not_after(),
             opened: OnceLock::from(Some(svid)),
             kept: Mutex::default(),
+            is_used: AtomicBool::default(),
         }
     }
 
@@ -49,6 +53,7 @@ impl HeldSvid {
                 record,
                 verifier: Arc::clone(verifier),
             })),
+            is_used: AtomicBool::default(),
         }
     }
 
@@ -80,7 +85,16 @@ impl HeldSvid {
             let unopened = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()?;
             unopened.open(now)
         });
-        opened.as_ref().filter(|_| now < self.not_after)
+        let valid = opened.as_ref().filter(|_| now < self.not_after);
+        if valid.is_some() {
+            self.is_used.store(true, Relaxed);
+        }
+        valid
+    }
+
+    /// Whether anybody was given it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_used.load(Relaxed)
     }
 
     /// Whether nobody found yet that it cannot be used.

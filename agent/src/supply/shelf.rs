@@ -1,17 +1,19 @@
 //! What callers may be given, by their selectors: entries, their SVIDs, the trust bundles.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
-use hoplite_identity::{BundleSet, EntryId, RegisteredEntry, Selector};
+use hoplite_identity::{BundleSet, EntryId, NoName, Selector};
 use tokio::sync::Notify;
 
 use crate::supply::crowds::{Crowds, Place};
 use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
+use crate::supply::named::{NamedEntry, Template};
+use crate::supply::templates::Templates;
 
 /// A shelf that has grown to twice this, four times this and so on is looked through for entries that lie better elsewhere.
 const SHELF_LOOKED_THROUGH: usize = 64;
@@ -24,7 +26,7 @@ const PUT_AT_ONCE: usize = 256;
 pub(crate) struct Supply {
     shelves: RwLock<Shelves>,
     /// Entries whose SVIDs somebody waits for.
-    asked: Mutex<BTreeSet<EntryId>>,
+    asked: Mutex<BTreeMap<EntryId, Arc<NamedEntry>>>,
     /// That somebody does.
     bell: Notify,
     /// Who hears of changes.
@@ -36,7 +38,7 @@ pub(crate) struct Supply {
 /// An entry and its SVID.
 #[derive(Debug, Clone)]
 pub(crate) struct Supplied {
-    pub(crate) entry: Arc<RegisteredEntry>,
+    pub(crate) entry: Arc<NamedEntry>,
     /// None while it is being minted, or when it expired while the CA was away.
     pub(crate) svid: Option<Arc<HeldSvid>>,
     /// The CA did not refuse it: one that is missing comes in a moment.
@@ -49,6 +51,8 @@ pub(crate) struct Fitting {
     /// The default identity first.
     pub(crate) supplied: Vec<Supplied>,
     pub(crate) bundles: Arc<BundleSet>,
+    /// Templates that it fits and that give it no name, and why.
+    pub(crate) unnamed: Vec<(EntryId, NoName)>,
 }
 
 /// What is new on the shelves.
@@ -56,6 +60,8 @@ pub(crate) struct Fitting {
 pub(crate) struct Restock {
     /// `None` for what went.
     pub(crate) entries: Vec<(EntryId, Option<Supplied>)>,
+    /// Likewise.
+    pub(crate) templates: Vec<(EntryId, Option<Arc<Template>>)>,
     /// If they changed.
     pub(crate) bundles: Option<BundleSet>,
     /// What is held of foreign trust domains, if that changed.
@@ -69,6 +75,8 @@ pub(crate) struct Restock {
 #[derive(Debug, Default)]
 struct Shelves {
     entries: HashMap<EntryId, Placed>,
+    /// What gives names to those who come; the names are among the entries.
+    templates: Templates,
     /// Each entry lies under the one of its selectors that was the rarest, so that a look-up sees few candidates.
     shelves: HashMap<Selector, HashSet<EntryId>>,
     /// How many entries have a selector.
@@ -162,6 +170,11 @@ impl Supply {
         // Nobody may see another bundle with the SVIDs of before. Otherwise one piece after another, so that callers need
         // not wait for all of them.
         let at_once = if concerns_all { usize::MAX } else { PUT_AT_ONCE };
+        // Whom a template is for is not looked for: it seldom changes, and whoever is woken for nothing is told nothing.
+        concerns_all |= !news.templates.is_empty();
+        for (id, template) in news.templates {
+            shelves.templates.put(&id, template);
+        }
         loop {
             for (id, supplied) in entries.by_ref().take(at_once) {
                 shelves.put(&id, supplied, &mut changed);
@@ -196,10 +209,37 @@ impl Supply {
         let candidates = candidates.filter_map(|id| Some(&shelves.entries.get(id)?.supplied));
         let fitting = candidates.filter(|supplied| supplied.entry.selectors.is_subset(selectors));
         let mut supplied: Vec<Supplied> = fitting.cloned().collect();
+        let mut unnamed = Vec::new();
+        for template in shelves.templates.fitting(selectors) {
+            match template.named(selectors) {
+                // Among those above.
+                Ok(named) if shelves.entries.contains_key(&named.id) => {}
+                Ok(named) => supplied.push(Supplied {
+                    entry: Arc::new(named),
+                    svid: None,
+                    is_coming: true,
+                }),
+                Err(reason) => unnamed.push((template.id.clone(), reason)),
+            }
+        }
         supplied.sort_by(Supplied::order);
         let entries = supplied.iter().map(|supplied| &*supplied.entry);
         let bundles = shelves.foreign.beside(&shelves.bundles, entries);
-        Fitting { supplied, bundles }
+        Fitting {
+            supplied,
+            bundles,
+            unnamed,
+        }
+    }
+
+    /// Whether anybody waits for changes who has all of these.
+    pub(crate) fn is_awaited(&self, selectors: &BTreeSet<Selector>) -> bool {
+        self.crowds.has(selectors)
+    }
+
+    /// The templates.
+    pub(crate) fn templates(&self) -> Vec<Arc<Template>> {
+        self.shelves().templates.all().cloned().collect()
     }
 
     /// All of them, in the order of the default identity. It copies and sorts them, so it is not for every call.
@@ -224,6 +264,11 @@ impl Supply {
         let shelves = self.shelves();
         let placed = shelves.entries.get(id);
         placed.is_some_and(|placed| placed.supplied.entry.revision == revision)
+    }
+
+    /// Whether this name of a template is there.
+    pub(crate) fn holds_name(&self, id: &EntryId) -> bool {
+        self.shelves().entries.contains_key(id)
     }
 
     /// How many entries there are.
@@ -257,12 +302,12 @@ impl Supply {
         self.is_dry.store(is_dry, Relaxed);
     }
 
-    /// Somebody waits for these SVIDs: they are minted first.
-    pub(crate) fn ask_for(&self, entries: impl Iterator<Item = EntryId>) {
+    /// Somebody waits for these SVIDs: they are minted first. A template's name may be one that nobody had before.
+    pub(crate) fn ask_for(&self, entries: impl Iterator<Item = Arc<NamedEntry>>) {
         self.asked
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(entries);
+            .extend(entries.map(|entry| (entry.id.clone(), entry)));
         self.bell.notify_one();
     }
 
@@ -272,7 +317,7 @@ impl Supply {
     }
 
     /// What was asked for since the last time.
-    pub(crate) fn asked(&self) -> BTreeSet<EntryId> {
+    pub(crate) fn asked(&self) -> BTreeMap<EntryId, Arc<NamedEntry>> {
         std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -285,7 +330,7 @@ impl Supply {
 
 impl Shelves {
     /// One entry as it is now. When it was otherwise, both are added to what changed.
-    fn put(&mut self, id: &EntryId, supplied: Option<Supplied>, changed: &mut Vec<Arc<RegisteredEntry>>) {
+    fn put(&mut self, id: &EntryId, supplied: Option<Supplied>, changed: &mut Vec<Arc<NamedEntry>>) {
         let is_same = match (self.entries.get(id), &supplied) {
             (Some(placed), Some(supplied)) => placed.supplied.is_same(supplied),
             (None, None) => true,
@@ -360,7 +405,7 @@ impl Shelves {
     }
 
     /// Where an entry lies best, as things are now.
-    fn rarest(&self, entry: &RegisteredEntry) -> Option<Selector> {
+    fn rarest(&self, entry: &NamedEntry) -> Option<Selector> {
         let frequency = |selector: &&Selector| self.frequency.get(*selector);
         entry.selectors.iter().min_by_key(frequency).cloned()
     }
@@ -394,16 +439,15 @@ impl Shelves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supply::testing::{entry, with};
+    use crate::supply::testing::{entry, template, with};
     use hoplite_identity::SpiffeId;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
     fn id(path: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap()
     }
 
-    fn bare(entry: RegisteredEntry) -> Supplied {
+    fn bare(entry: NamedEntry) -> Supplied {
         Supplied {
             entry: Arc::new(entry),
             svid: None,
@@ -449,6 +493,41 @@ mod tests {
         check(&["unix:path:/x"], &[]);
         check(&["unix:uid:2", "unix:uid:3"], &["other"]);
         check(&[], &[]);
+    }
+
+    #[test]
+    fn a_template_gives_each_caller_its_own_name_or_says_why_not() {
+        let supply = Supply::default();
+        let template = Arc::new(template("t", "/user/{unix:user}", &["unix:gid:7"]));
+        assert!(supply.put(Restock {
+            templates: vec![(template.id.clone(), Some(Arc::clone(&template)))],
+            ..Restock::default()
+        }));
+        let fitting = |user: &str| {
+            let selectors = ["unix:gid:7".to_owned(), format!("unix:user:{user}")].map(|text| text.parse().unwrap());
+            let fitting = supply.matching(&selectors.into());
+            let paths = fitting
+                .supplied
+                .iter()
+                .map(|supplied| supplied.entry.spiffe_id.path().to_owned());
+            (paths.collect::<Vec<_>>(), fitting)
+        };
+        let (paths, ann) = fitting("ann");
+        assert_eq!(paths, ["/user/ann"]);
+        supply.ask_for(ann.supplied.iter().map(|supplied| Arc::clone(&supplied.entry)));
+        assert_eq!(supply.asked().len(), 1);
+        supply.put(Restock {
+            entries: ann
+                .supplied
+                .into_iter()
+                .map(|supplied| (supplied.entry.id.clone(), Some(supplied)))
+                .collect(),
+            ..Restock::default()
+        });
+        assert_eq!(fitting("ann").0, ["/user/ann"], "once");
+        assert_eq!(fitting("bob").0, ["/user/bob"]);
+        let (none, odd) = fitting("svc-$");
+        assert!(none.is_empty() && odd.unnamed[0].1.to_string().contains("`unix:user:svc-$` cannot stand"));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! It keeps a calendar, so that a change, a renewal or an expiry costs the same however many entries there are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hoplite_host::backoff::Backoff;
-use hoplite_identity::{BundleSet, EntryId, PeerVerifier, RegisteredEntry, TrustBundle, X509Svid};
+use hoplite_identity::{BundleSet, EntryId, PeerVerifier, Selector, TrustBundle, X509Svid};
 
 use crate::kept::record::SvidRecord;
 use crate::node::link::RETRY;
@@ -16,6 +16,7 @@ use crate::supply::agenda::{AT_ONCE, Agenda};
 use crate::supply::changes::Changed;
 use crate::supply::foreign::Foreign;
 use crate::supply::held::HeldSvid;
+use crate::supply::named::{NamedEntry, Registered, Template};
 use crate::supply::shelf::{Restock, Supplied};
 
 /// SVIDs asked for in one call: enough to make the round trip cheap, few enough to be answered at once.
@@ -23,6 +24,12 @@ const BATCH: usize = 200;
 
 /// The longest sleep: clocks are set and machines suspended, and both must be noticed.
 pub(crate) const SLEEP_MAX: Duration = Duration::from_secs(10);
+
+/// Names of templates of one node: a process can make no more of them than users, pods and units that there are.
+const NAMES_MAX: usize = 100_000;
+
+/// A name that nobody uses is looked at again no sooner than this.
+const REST_MIN: Duration = Duration::from_secs(1);
 
 /// An SVID under an authority that was tainted meanwhile is replaced after this.
 const TAINT_REST: Duration = Duration::from_secs(1);
@@ -43,6 +50,16 @@ pub(crate) struct Stock {
     tainted: BTreeSet<EntryId>,
     /// From the disk: those whose entry was not named yet.
     restored: HashMap<EntryId, SvidRecord>,
+    /// From the disk: names of templates; none for those that are over.
+    restored_names: BTreeMap<EntryId, Option<Arc<NamedEntry>>>,
+    templates: BTreeMap<EntryId, Arc<Template>>,
+    /// The names of each template, which are among what is wanted.
+    names: BTreeMap<EntryId, BTreeSet<EntryId>>,
+    /// How many there are of all.
+    names_count: usize,
+    /// Names that are wanted no more, since they were asked for.
+    forgotten: Vec<EntryId>,
+    template_news: BTreeSet<EntryId>,
     dismissed: Option<Arc<str>>,
     /// Those that somebody waits for.
     asked: BTreeSet<EntryId>,
@@ -60,7 +77,7 @@ pub(crate) struct Stock {
 /// An entry, and how far its SVID is.
 #[derive(Debug)]
 struct Wanted {
-    entry: Arc<RegisteredEntry>,
+    entry: Arc<NamedEntry>,
     minted: Option<Minted>,
     failed: Option<Failed>,
     /// Its place in the agenda.
@@ -70,11 +87,13 @@ struct Wanted {
 /// An SVID and the entry it was minted for.
 #[derive(Debug)]
 struct Minted {
-    entry: Arc<RegisteredEntry>,
+    entry: Arc<NamedEntry>,
     svid: Arc<HeldSvid>,
     renew_at: SystemTime,
     /// Its renewal is late, as everybody's after an outage.
     late: bool,
+    /// A name that nobody has used since: whether it is to be renewed is looked at again then.
+    rests_until: Option<SystemTime>,
 }
 
 /// Failures in a row for one entry.
@@ -97,6 +116,12 @@ impl Default for Stock {
             sound: None,
             tainted: BTreeSet::new(),
             restored: HashMap::new(),
+            restored_names: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            names: BTreeMap::new(),
+            names_count: 0,
+            forgotten: Vec::new(),
+            template_news: BTreeSet::new(),
             dismissed: None,
             asked: BTreeSet::new(),
             news: BTreeSet::new(),
@@ -114,16 +139,127 @@ impl Stock {
     pub(crate) fn want(&mut self, changed: Changed) {
         for (id, entry) in changed {
             match entry {
-                Some(entry) => self.enter(entry),
-                None => self.strike(&id),
+                Some(Registered::Named(entry)) => {
+                    self.put_template(&id, None);
+                    self.enter(entry);
+                }
+                Some(Registered::Template(template)) => {
+                    self.strike(&id);
+                    self.put_template(&id, Some(template));
+                }
+                None => {
+                    self.strike(&id);
+                    self.put_template(&id, None);
+                }
             }
             self.news.insert(id);
         }
     }
 
-    fn enter(&mut self, entry: Arc<RegisteredEntry>) {
+    /// A template as it is now. Its names become what it makes of them; those that it gives no more are forgotten.
+    fn put_template(&mut self, id: &EntryId, template: Option<Arc<Template>>) {
+        for name in self.names.get(id).cloned().unwrap_or_default() {
+            let was = self.wanted.get(&name).map(|wanted| Arc::clone(&wanted.entry));
+            let fits = |template: &&Arc<Template>| was.as_ref().is_some_and(|was| template.fits(&was.selectors));
+            let now = template.as_ref().filter(fits).zip(was.as_ref());
+            let now = now.and_then(|(template, was)| template.named(&was.selectors).ok());
+            match now.filter(|now| now.id == name) {
+                Some(now) => self.enter(Arc::new(now)),
+                None => self.strike(&name),
+            }
+            self.news.insert(name);
+        }
+        let is_news = match template {
+            Some(template) => self.templates.insert(id.clone(), Arc::clone(&template)) != Some(template),
+            None => self.templates.remove(id).is_some(),
+        };
+        if is_news {
+            self.template_news.insert(id.clone());
+        }
+    }
+
+    /// Takes on a name that somebody came with, if its template gives it still and there are not too many.
+    fn take_on(&mut self, entry: &Arc<NamedEntry>) {
+        let Some(origin) = entry.origin.as_ref().filter(|_| !self.wanted.contains_key(&entry.id)) else {
+            return;
+        };
+        let Some(template) = self.templates.get(&origin.template) else {
+            return;
+        };
+        if !template.named(&entry.selectors).is_ok_and(|now| now == **entry) {
+            return; // whoever asked is woken, and asks for what it is now
+        }
+        if self.names_count >= NAMES_MAX {
+            tracing::warn!(names = NAMES_MAX, spiffe_id = %entry.spiffe_id, "this node has too many names of templates; one more has to wait");
+            return;
+        }
+        self.enter(Arc::clone(entry));
+        self.news.insert(entry.id.clone());
+    }
+
+    /// Of names of templates: one that nobody has used since its SVID was minted, and that nobody waits for, is not renewed, and forgotten
+    /// at its end; one that the CA refused, when nobody waits for it any more.
+    pub(crate) fn rest_unused(&mut self, now: SystemTime, is_awaited: impl Fn(&BTreeSet<Selector>) -> bool) {
+        self.notice(now);
+        let due: Vec<EntryId> = match self.names_count {
+            0 => return,
+            _ => self
+                .agenda
+                .overdue(now)
+                .filter(|id| self.is_name(id))
+                .cloned()
+                .collect(),
+        };
+        for id in due {
+            let Some(wanted) = self.wanted.get_mut(&id) else {
+                continue;
+            };
+            let is_new = wanted.minted.is_none() && wanted.failed.is_none();
+            let is_used = wanted.minted.as_ref().is_some_and(|minted| minted.svid.is_used());
+            if is_new
+                || is_used
+                || self.asked.contains(&id)
+                || self.tainted.contains(&id)
+                || is_awaited(&wanted.entry.selectors)
+            {
+                continue;
+            }
+            let left = wanted.minted.as_mut().filter(|minted| now < minted.end());
+            match left {
+                Some(minted) => {
+                    // Again and again: whoever comes meanwhile has it renewed before its end.
+                    let left = minted.end().duration_since(now).unwrap_or_default();
+                    minted.rests_until = Some(now + REST_MIN.max(left / 4).min(left));
+                    wanted.failed = None;
+                    self.plan(&id);
+                }
+                None => {
+                    self.strike(&id);
+                    self.news.insert(id);
+                }
+            }
+        }
+    }
+
+    fn is_name(&self, id: &EntryId) -> bool {
+        self.wanted.get(id).is_some_and(|wanted| wanted.entry.origin.is_some())
+    }
+
+    /// Names that are wanted no more, once.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<EntryId> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    fn enter(&mut self, entry: Arc<NamedEntry>) {
         let id = entry.id.clone();
         let Some(wanted) = self.wanted.get_mut(&id) else {
+            if let Some(origin) = &entry.origin {
+                self.names
+                    .entry(origin.template.clone())
+                    .or_default()
+                    .insert(id.clone());
+                self.names_count += 1;
+            }
             self.agenda.insert(AT_ONCE, &id);
             let wanted = Wanted {
                 entry,
@@ -153,6 +289,16 @@ impl Stock {
             self.agenda.remove(wanted.due, id);
             if let Some(minted) = wanted.minted {
                 self.ends.remove(&(minted.end(), id.clone()));
+            }
+            if let Some(origin) = &wanted.entry.origin {
+                self.names_count -= 1;
+                self.forgotten.push(id.clone());
+                if let Some(names) = self.names.get_mut(&origin.template) {
+                    names.remove(id);
+                    if names.is_empty() {
+                        self.names.remove(&origin.template);
+                    }
+                }
             }
         }
     }
@@ -211,9 +357,10 @@ impl Stock {
     }
 
     /// The next batch of entries to have minted: first what somebody waits for, then what is to be renewed, then the rest.
-    pub(crate) fn due(&mut self, asked: BTreeSet<EntryId>, now: SystemTime) -> Vec<Arc<RegisteredEntry>> {
+    pub(crate) fn due(&mut self, asked: BTreeMap<EntryId, Arc<NamedEntry>>, now: SystemTime) -> Vec<Arc<NamedEntry>> {
         self.notice(now);
-        for id in asked {
+        for (id, entry) in asked {
+            self.take_on(&entry);
             // One from the disk may have turned out to be none when it was asked for.
             self.plan(&id);
             self.asked.insert(id);
@@ -229,7 +376,7 @@ impl Stock {
     /// Takes in an SVID, and says when it is to be renewed.
     pub(crate) fn minted(
         &mut self,
-        entry: &Arc<RegisteredEntry>,
+        entry: &Arc<NamedEntry>,
         svid: &Arc<X509Svid>,
         now: SystemTime,
         jitter: f64,
@@ -262,6 +409,7 @@ impl Stock {
             svid: Arc::new(held),
             renew_at,
             late: false,
+            rests_until: None,
         };
         match is_tainted {
             true => self.tainted.insert(entry.id.clone()),
@@ -280,13 +428,23 @@ impl Stock {
     }
 
     /// What an earlier agent kept; `restore` takes in what of it is wanted.
-    pub(crate) fn remember(&mut self, restored: HashMap<EntryId, SvidRecord>) {
-        self.restored = restored;
+    pub(crate) fn remember(
+        &mut self,
+        restored: HashMap<EntryId, SvidRecord>,
+        names: BTreeMap<EntryId, Option<Arc<NamedEntry>>>,
+    ) {
+        (self.restored, self.restored_names) = (restored, names);
     }
 
     /// Takes in what an earlier agent kept of what is wanted, and forgets the rest of it. Whether there was any.
     pub(crate) fn restore(&mut self, verifier: &Arc<PeerVerifier>) -> bool {
         let had_some = !self.restored.is_empty();
+        for (id, name) in std::mem::take(&mut self.restored_names) {
+            name.iter().for_each(|name| self.take_on(name));
+            if !self.wanted.contains_key(&id) {
+                self.forgotten.push(id);
+            }
+        }
         for (id, record) in std::mem::take(&mut self.restored) {
             let Some(wanted) = self.wanted.get_mut(&id).filter(|wanted| wanted.minted.is_none()) else {
                 continue;
@@ -296,6 +454,7 @@ impl Stock {
                 renew_at: UNIX_EPOCH + Duration::from_secs(record.renew_at),
                 svid: Arc::new(HeldSvid::kept(record, verifier)),
                 late: false,
+                rests_until: None,
             };
             self.ends.insert((minted.end(), id.clone()));
             wanted.minted = Some(minted);
@@ -327,7 +486,7 @@ impl Stock {
         }
     }
 
-    pub(crate) fn failed(&mut self, entry: &RegisteredEntry, now: SystemTime, jitter: f64) {
+    pub(crate) fn failed(&mut self, entry: &NamedEntry, now: SystemTime, jitter: f64) {
         self.notice(now);
         let Some(wanted) = self.wanted.get_mut(&entry.id) else {
             return;
@@ -344,7 +503,7 @@ impl Stock {
     }
 
     /// How long the SVID at hand will still do.
-    pub(crate) fn expires(&self, entry: &RegisteredEntry, now: SystemTime) -> Option<Duration> {
+    pub(crate) fn expires(&self, entry: &NamedEntry, now: SystemTime) -> Option<Duration> {
         let minted = self.wanted.get(&entry.id)?.minted.as_ref()?;
         minted.end().duration_since(now).ok()
     }
@@ -372,10 +531,14 @@ impl Stock {
             (id, supplied)
         });
         let entries = entries.collect();
+        let template_news = std::mem::take(&mut self.template_news).into_iter();
+        let templates = template_news.map(|id| (id.clone(), self.templates.get(&id).cloned()));
+        let templates = templates.collect();
         let bundle = self.bundle.as_ref().filter(|_| self.dismissed.is_none());
         let bundle = std::mem::take(&mut self.is_bundle_news).then_some(bundle);
         Restock {
             entries,
+            templates,
             bundles: bundle.map(|bundle| bundle.cloned().into_iter().collect::<BundleSet>()),
             foreign: std::mem::take(&mut self.is_foreign_news).then(|| Arc::clone(&self.foreign)),
             dismissed: self.dismissed.clone(),
@@ -428,7 +591,7 @@ impl Wanted {
     fn due(&self) -> SystemTime {
         match (&self.failed, &self.minted) {
             (Some(failed), _) => failed.retry_at,
-            (None, Some(minted)) if minted.is_good_for(&self.entry) => minted.renew_at,
+            (None, Some(minted)) if minted.is_good_for(&self.entry) => minted.rests_until.unwrap_or(minted.renew_at),
             (None, _) => AT_ONCE,
         }
     }
@@ -461,7 +624,7 @@ impl Minted {
     }
 
     /// Whether it can be used, and is what a new one would be.
-    fn is_good_for(&self, entry: &RegisteredEntry) -> bool {
+    fn is_good_for(&self, entry: &NamedEntry) -> bool {
         self.svid.may_be_used() && self.entry.has_same_certificate(entry)
     }
 }

@@ -25,6 +25,7 @@ use crate::node::keeper::Keeper;
 use crate::node::link::{CaError, CaLink, Credentials, RETRY};
 use crate::supply::changes::{Changed, Changes};
 use crate::supply::foreign::{Foreign, NotHeld};
+use crate::supply::named::Registered;
 
 /// Room for some 100 000 entries in the first update.
 const UPDATE_BYTES_MAX: usize = 64 << 20;
@@ -90,7 +91,7 @@ struct View {
 struct HeldEntry {
     revision: u64,
     /// None for one that this agent cannot serve; it counts in the digest all the same.
-    entry: Option<Arc<RegisteredEntry>>,
+    entry: Option<Registered>,
 }
 
 /// Why an update was not taken.
@@ -384,8 +385,8 @@ impl View {
         }
         for (id, entry) in &restored.entries {
             let held = HeldEntry {
-                revision: entry.revision,
-                entry: Some(Arc::clone(entry)),
+                revision: entry.revision(),
+                entry: Some(entry.clone()),
             };
             self.put(id.clone(), held);
         }
@@ -477,7 +478,7 @@ impl View {
         let entry = checked
             .inspect_err(|error| tracing::error!(entry = %id, %error, "this entry is not served"))
             .ok()
-            .map(Arc::new);
+            .map(Registered::from);
         Ok((id, HeldEntry { revision, entry }))
     }
 
@@ -778,7 +779,7 @@ mod tests {
                 prop_assert_eq!(view.sum, anew);
                 prop_assert_eq!(take(&mut served, &mut view), truth.keys().cloned().collect::<Vec<_>>());
                 for (id, entry) in &served {
-                    prop_assert_eq!(entry.as_ref().map(|entry| entry.revision), truth.get(id.as_str()).copied());
+                    prop_assert_eq!(entry.as_ref().map(Registered::revision), truth.get(id.as_str()).copied());
                 }
             }
         }

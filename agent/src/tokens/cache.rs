@@ -5,10 +5,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use hoplite_identity::EntryId;
 use hoplite_identity::jwt::JwtAuthorities;
-use hoplite_identity::{EntryId, RegisteredEntry};
 use ring::digest::{Context, SHA256};
 use zeroize::Zeroizing;
+
+use crate::supply::named::NamedEntry;
 
 /// Tokens of all entries together: some 10 MB.
 const TOKENS_MAX: usize = 4096;
@@ -84,7 +86,7 @@ impl Cache {
     /// What is at hand of this entry as it is registered now, and vouched for by these keys of the bundle with this number.
     pub(crate) fn look(
         &mut self,
-        entry: &RegisteredEntry,
+        entry: &NamedEntry,
         audience: Audience,
         (keys, sequence): (&JwtAuthorities, u64),
         now: SystemTime,
@@ -122,7 +124,7 @@ impl Cache {
     /// Keeps one, in the place of the one before.
     pub(crate) fn keep(
         &mut self,
-        entry: &RegisteredEntry,
+        entry: &NamedEntry,
         audience: Audience,
         token: &Token,
         sequence: u64,
@@ -224,7 +226,7 @@ mod tests {
         JwtAuthorities::new(kids.iter().map(|kid| ((*kid).to_owned(), key.clone()))).unwrap()
     }
 
-    fn registered(path: &str) -> RegisteredEntry {
+    fn registered(path: &str) -> NamedEntry {
         entry(
             path,
             &SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap(),

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hoplite_identity::SpiffeId;
 use hoplite_identity::jwt::{AUDIENCE_BYTES_MAX, AUDIENCES_MAX};
-use hoplite_identity::{RegisteredEntry, SpiffeId};
 use hoplite_wire::ca as wire;
 use tonic::Status;
 
 use crate::acts::written::Written;
 use crate::api::messages::unix_i64;
-use crate::api::mint::{Mint, NotIssued};
+use crate::api::mint::{Item, Mint, NotIssued};
 use crate::issuance::jwt::MintedJwt;
+use crate::issuer::SvidKind;
 use crate::record::unix_seconds;
 use crate::registry::Registry;
 
@@ -58,25 +59,38 @@ impl JwtCalls {
         request: wire::IssueJwtRequest,
     ) -> Result<wire::IssueJwtResponse, Status> {
         let under_way = self.begin(&mint.agent)?;
-        let (ids, audience) = (request.entry_ids, request.audience);
+        let (ids, audience, mut values) = (request.entry_ids, request.audience, request.values);
         if ids.len() > ENTRIES_MAX {
             let text = format!("{} entries in one call; send at most {ENTRIES_MAX}", ids.len());
             return Err(Status::invalid_argument(text));
         }
+        if !values.is_empty() && values.len() != ids.len() {
+            let text = format!(
+                "`values` for {} of {} entries; send them for each, or for none",
+                values.len(),
+                ids.len()
+            );
+            return Err(Status::invalid_argument(text));
+        }
+        values.resize_with(ids.len(), Default::default);
         check(&audience)?;
-        let entries: Vec<_> = {
+        let items: Vec<Item> = {
             let index = registry.index();
             // An agent can mint only what is registered under it, or for a group that its node is in, whatever it asks for.
-            ids.iter()
-                .map(|id| index.entries.of(&mint.agent, id).cloned())
-                .collect()
+            let items = ids.iter().zip(values).map(|(id, values)| Item {
+                registered: index.entries.of(&mint.agent, id).cloned(),
+                values: values.selectors,
+            });
+            items.collect()
         };
         let acts = mint.acts.clone();
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
             let _under_way = under_way;
-            let one = |entry: &Option<Arc<RegisteredEntry>>| mint.one_jwt(entry.as_deref(), &audience);
-            entries.iter().map(one).collect::<Vec<_>>()
+            items
+                .iter()
+                .map(|item| mint.one_jwt(item, &audience))
+                .collect::<Vec<_>>()
         });
         let items = signing
             .await
@@ -120,34 +134,25 @@ fn check(audience: &[String]) -> Result<(), Status> {
 impl Mint {
     /// One token, its record and its line in the log; or why there is none. No token and no audience stands there: an audience may be
     /// a secret address.
-    fn one_jwt(
-        &self,
-        registered: Option<&RegisteredEntry>,
-        audience: &[String],
-    ) -> Result<(MintedJwt, Written), NotIssued> {
-        self.try_one_jwt(registered, audience).inspect_err(|reason| {
-            let entry = registered.map(|registered| registered.id.as_str());
+    fn one_jwt(&self, item: &Item, audience: &[String]) -> Result<(MintedJwt, Written), NotIssued> {
+        self.try_one_jwt(item, audience).inspect_err(|reason| {
+            let entry = item.entry();
             let agent = &self.agent;
             tracing::warn!(target: "hoplite::audit", %agent, entry, outcome = "refused", %reason, "issue_jwt");
         })
     }
 
-    fn try_one_jwt(
-        &self,
-        registered: Option<&RegisteredEntry>,
-        audience: &[String],
-    ) -> Result<(MintedJwt, Written), NotIssued> {
-        let Some(registered) = registered else {
-            self.issuer.refused_jwt();
-            return Err(NotIssued::NoSuchEntry);
-        };
-        let minted = self.issuer.jwt_svid(&registered.entry, audience, self.now)?;
-        let written = self.acts.issued_jwt(&minted, self.asked("issue_jwt"), registered)?;
+    fn try_one_jwt(&self, item: &Item, audience: &[String]) -> Result<(MintedJwt, Written), NotIssued> {
+        let named = self
+            .name(item, SvidKind::Jwt)
+            .inspect_err(|_| self.issuer.refused_jwt())?;
+        let minted = self.issuer.jwt_svid(&named, audience, self.now)?;
+        let written = self.acts.issued_jwt(&minted, self.asked("issue_jwt"), &named)?;
         tracing::info!(
             target: "hoplite::audit",
             agent = %self.agent,
-            entry = %registered.id,
-            spiffe_id = %registered.entry.spiffe_id,
+            entry = %named.registered().id,
+            spiffe_id = %named.spiffe_id(),
             kid = minted.kid,
             audiences = audience.len(),
             expires_at = unix_seconds(minted.expires_at),

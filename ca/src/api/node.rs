@@ -32,7 +32,7 @@ use crate::agents::writes::{Activate, Adopt, AgentError, Contest, Reattest, Rene
 use crate::api::attesting::{Attested, Attesting, Line};
 use crate::api::jwt::JwtCalls;
 use crate::api::messages;
-use crate::api::mint::{Mint, NotIssued};
+use crate::api::mint::{Item, Mint, NotIssued};
 use crate::api::reporting::Reporting;
 use crate::api::status::{Blame, ours};
 use crate::attestors::Attestors;
@@ -699,16 +699,18 @@ impl wire::node_server::Node for Node {
             // An agent can mint only what is registered under it, or for a group that its node is in, whatever it asks for.
             items
                 .into_iter()
-                .map(|item| (index.entries.of(peer.spiffe_id(), &item.entry_id).cloned(), item.csr))
+                .map(|item| {
+                    let registered = index.entries.of(peer.spiffe_id(), &item.entry_id).cloned();
+                    let values = item.values;
+                    (Item { registered, values }, item.csr)
+                })
                 .collect()
         };
         let mint = self.mint(&peer, address);
         // Some milliseconds of signing would hold up everybody else on this thread.
         let signing = tokio::task::spawn_blocking(move || {
             let items = items.iter();
-            items
-                .map(|(registered, csr)| mint.one(registered.as_deref(), csr))
-                .collect::<Vec<_>>()
+            items.map(|(item, csr)| mint.one(item, csr)).collect::<Vec<_>>()
         });
         let items = signing
             .await

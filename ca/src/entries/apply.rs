@@ -170,7 +170,7 @@ mod tests {
         prune: &[&str],
         dry_run: bool,
     ) -> (String, Revision) {
-        let name = |entry: &Entry| id(&entry.spiffe_id.path().replace('/', ""));
+        let name = |entry: &Entry| id(&entry.spiffe_id.fixed().path().replace('/', ""));
         let apply = ApplyEntries {
             entries: entries.map(|entry| (name(&entry), entry)).collect(),
             owner: owner.to_owned(),

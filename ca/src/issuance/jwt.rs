@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use hoplite_identity::Entry;
+use hoplite_identity::SpiffeId;
 use hoplite_identity::jwt::{InvalidAudience, JwtClaims};
 use hoplite_seal::Hash;
 use zeroize::Zeroizing;
@@ -84,7 +84,7 @@ impl JwtSigning {
     /// A token for a workload. However long it is to live, never longer than the key that signs it.
     pub(crate) fn mint(
         &self,
-        entry: &Entry,
+        spiffe_id: &SpiffeId,
         ttl: Duration,
         audience: &[String],
         now: SystemTime,
@@ -96,7 +96,7 @@ impl JwtSigning {
         if expires_at <= now {
             return Err(JwtMintError::NoKey);
         }
-        let claims = JwtClaims::new(entry.spiffe_id.clone(), audience.to_vec(), now, expires_at)?;
+        let claims = JwtClaims::new(spiffe_id.clone(), audience.to_vec(), now, expires_at)?;
         let claims = match &self.issuer {
             Some(issuer) => claims.issued_by(issuer.to_string()),
             None => claims,

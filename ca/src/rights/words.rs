@@ -104,7 +104,8 @@ impl What<'_> {
             Self::Entry(entry) => Thing {
                 name: name("Entry", entry.spiffe_id.as_str()),
                 attributes: entry_facts(entry),
-                within: groups(&entry.spiffe_id),
+                // Of a template what no value changes: whoever may register all names beneath may register it.
+                within: groups(entry.spiffe_id.fixed()),
             },
             Self::Agent(id) => Thing {
                 name: name("Agent", id.as_str()),

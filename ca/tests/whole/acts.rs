@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::world::{DOMAIN, World, agent_id, csr, entry, svid};
 
-fn issuances(dir: &Path) -> Vec<Issuance> {
+pub(crate) fn issuances(dir: &Path) -> Vec<Issuance> {
     let log = find(&dir.join("data/audit"), &Query::default()).unwrap();
     let issuances = log.filter_map(|record| match record.unwrap() {
         AnyRecord::Issuance(issuance) => Some(issuance),

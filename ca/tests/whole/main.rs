@@ -14,6 +14,7 @@ mod crowds;
 mod groups;
 mod operators;
 mod policy;
+mod templates;
 mod tpm;
 mod world;
 

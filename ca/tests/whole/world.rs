@@ -64,6 +64,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         keys: hoplite_ca::KeysConfig::default(),
         upstream: None,
         replicas: Vec::new(),
+        template_names_per_node: 1000,
         report_period: Span(Duration::from_secs(2)),
     }
 }
@@ -207,7 +208,11 @@ impl Agent {
     pub(crate) async fn issue(&mut self, items: Vec<(String, Vec<u8>)>) -> Result<Vec<IssueResult>, Status> {
         let items = items
             .into_iter()
-            .map(|(entry_id, csr)| IssueItem { entry_id, csr })
+            .map(|(entry_id, csr)| IssueItem {
+                entry_id,
+                csr,
+                values: Vec::new(),
+            })
             .collect();
         Ok(self.client.issue(IssueRequest { items }).await?.into_inner().results)
     }

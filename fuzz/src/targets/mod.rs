@@ -19,6 +19,7 @@ mod request;
 mod routes;
 mod signers;
 mod table;
+mod template;
 
 pub use bundle::bundle;
 pub use certificate::certificate;
@@ -36,6 +37,7 @@ pub use request::request;
 pub use routes::routes;
 pub use signers::signers;
 pub use table::table;
+pub use template::template;
 
 /// One parser, by name, and the function that feeds it.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +49,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target {
         name: "request",
         run: request,
@@ -105,6 +107,10 @@ pub const TARGETS: [Target; 16] = [
     Target {
         name: "document",
         run: document,
+    },
+    Target {
+        name: "template",
+        run: template,
     },
 ];
 

@@ -9,7 +9,7 @@ use hoplite_wire::ca::{Agent, AgentRequest, Entry, ListAgentsRequest, ListEntrie
 
 use crate::command::reach::CaArgs;
 use crate::output::shown::Shown;
-use crate::output::{Column, Form, Listing, Output, print, print_json, verdict};
+use crate::output::{Column, Form, Listing, Output, count, print, print_json, verdict};
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -122,8 +122,21 @@ pub(crate) fn entries(ca: &CaArgs, asked: ListEntriesRequest) -> anyhow::Result<
     })
 }
 
-/// The SPIFFE IDs of all registered workloads, each once.
+/// The SPIFFE IDs of all registered workloads, each once. What templates name is known to their nodes alone; that is said.
 pub(crate) fn registered(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
+    let mut names = registered_names(ca)?;
+    let all = names.len();
+    // No SPIFFE ID has a brace.
+    names.retain(|name| !name.contains('{'));
+    if names.len() < all {
+        let templates = count((all - names.len()) as u64, "template");
+        hoplite_host::tell!("note: the names of {templates} are not among them; list those that you mean in a file");
+    }
+    Ok(names)
+}
+
+/// The SPIFFE IDs and templates of all registrations, each once.
+pub(crate) fn registered_names(ca: &CaArgs) -> anyhow::Result<Vec<String>> {
     let asked = ListEntriesRequest::default();
     let entries = entries(ca, asked)?;
     let mut ids: Vec<String> = entries.into_iter().map(|entry| entry.spiffe_id).collect();

@@ -292,6 +292,9 @@ impl Remedied for Missing {
         if !instead.is_empty() {
             return format!("it demands {selector}, and the process has {instead}");
         }
+        if !selector.contains(':') {
+            return format!("it gives this process no name: {reason}");
+        }
         let remedy = match selector.split(':').next() {
             Some("launch") => "only a supervisor that started the agent with `--launcher-stdin` gives it",
             _ => "let the agent find it out, or register the process by something else",

@@ -38,7 +38,8 @@ pub(crate) enum EntryCommand {
     #[command(
         after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
         --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy\n  \
-        hoplite entry create --spiffe-id spiffe://demo.hoplite/node-exporter \\\n      --node-selector token:label:web --selector unix:user:exporter"
+        hoplite entry create --spiffe-id spiffe://demo.hoplite/node-exporter \\\n      --node-selector token:label:web --selector unix:user:exporter\n  \
+        hoplite entry create --spiffe-id 'spiffe://demo.hoplite/k8s/{k8s:ns}/{k8s:sa}' --node-selector token:label:k8s"
     )]
     Create(CreateArgs),
     /// Change a registration in place: what is not named stays, and at no moment is it away; exit 3 if it was like this already
@@ -83,7 +84,7 @@ pub(crate) struct CreateArgs {
     /// The user, by name or number, as whom that service and its proxy run [default: the one with the service's name]
     #[arg(long, value_name = "USER", requires = "service")]
     user: Option<String>,
-    /// The identity to give
+    /// The identity to give, or a template of identities: spiffe://prod.example/user/{unix:user}
     #[arg(long, required_unless_present = "service")]
     spiffe_id: Option<String>,
     /// The agent on whose node the workload runs
@@ -92,8 +93,8 @@ pub(crate) struct CreateArgs {
     /// Instead of one agent, every node of which all of these are attested: token:label:LABEL, node:name:NODE; may be repeated
     #[arg(long = "node-selector", value_name = "KIND:VALUE", conflicts_with_all = ["parent", "service"])]
     node_selectors: Vec<Selector>,
-    /// What the workload must be, all of them: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
-    #[arg(long = "selector", required_unless_present = "service", value_name = "KIND:VALUE")]
+    /// What the workload must be, all of them; beside a template there may be none: unix:uid:N, unix:gid:N, unix:user:NAME, unix:path:PATH, unix:sha256:HEX, launch:name:NAME
+    #[arg(long = "selector", value_name = "KIND:VALUE")]
     selectors: Vec<Selector>,
     /// How long each SVID lives: a time, or `default` for what the CA says [default: default]
     #[arg(long, value_name = "TIME")]

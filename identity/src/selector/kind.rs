@@ -213,6 +213,12 @@ impl SelectorKind {
         self.row().of != Process
     }
 
+    /// Whether a value can be a segment of a SPIFFE ID's path. Not each that it takes is one.
+    pub fn can_be_a_segment(self) -> bool {
+        let is_longer = matches!(self.row().values, Values::Path | Values::Image | Values::UserUnit);
+        self.is_of_processes() && !is_longer
+    }
+
     /// Which values it takes, for messages and documentation.
     pub fn rule(self) -> &'static str {
         match self.row().values {

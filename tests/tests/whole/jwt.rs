@@ -432,6 +432,7 @@ async fn a_banned_node_gives_no_tokens_and_an_agent_mints_only_its_own() {
         let asked = IssueJwtRequest {
             entry_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
             audience: audience.iter().map(|name| (*name).to_owned()).collect(),
+            values: Vec::new(),
         };
         Ok::<_, Status>(node.issue_jwt(asked).await?.into_inner().results)
     };

@@ -22,6 +22,7 @@ mod prometheus;
 mod readings;
 mod spiffe_clients;
 mod survival;
+mod templates;
 mod tpm;
 mod trust_bundle;
 mod upstream;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::supply::shelf::Supply;
-use crate::supply::testing::{entry, with};
+use crate::supply::testing::{entry, template, with};
 use hoplite_identity::testing::TestAuthority;
 use hoplite_identity::{Entry, Fingerprint, SpiffeId};
 use proptest::prelude::*;
@@ -14,18 +14,18 @@ fn id(path: &str) -> SpiffeId {
     SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap()
 }
 
-fn wanted(entries: impl IntoIterator<Item = RegisteredEntry>) -> Changed {
+fn wanted(entries: impl IntoIterator<Item = NamedEntry>) -> Changed {
     let entries = entries.into_iter();
-    entries.map(|entry| (entry.id.clone(), Some(Arc::new(entry)))).collect()
+    entries.map(|entry| (entry.id.clone(), Some(entry.into()))).collect()
 }
 
-fn ids(entries: &[Arc<RegisteredEntry>]) -> Vec<&str> {
+fn ids(entries: &[Arc<NamedEntry>]) -> Vec<&str> {
     entries.iter().map(|entry| entry.id.as_str()).collect()
 }
 
 impl Stock {
-    fn due_now(&mut self, now: SystemTime) -> Vec<Arc<RegisteredEntry>> {
-        self.due(BTreeSet::new(), now)
+    fn due_now(&mut self, now: SystemTime) -> Vec<Arc<NamedEntry>> {
+        self.due(BTreeMap::new(), now)
     }
 
     /// Whether the entry `e` has an SVID on the shelves.
@@ -142,7 +142,7 @@ fn a_clock_that_is_set_back_makes_what_had_expired_good_again_and_what_is_not_va
 fn what_an_entry_change_means_for_its_svid() {
     let authority = TestAuthority::new("prod.example");
     let original = entry("e", &id("/a"), &["unix:uid:1".into()]);
-    let check = |change: &dyn Fn(&mut Entry), served: bool, due: bool| {
+    let check = |change: &dyn Fn(&mut Entry<SpiffeId>), served: bool, due: bool| {
         let mut stock = Stock::default();
         stock.want(wanted([original.clone()]));
         let svid = Arc::new(authority.svid("/a", HOUR));
@@ -184,7 +184,11 @@ fn batches_are_bounded_and_begin_with_what_is_waited_for() {
     let now = SystemTime::now();
     let first = stock.due_now(now);
     assert_eq!((first.len(), ids(&first)[0]), (BATCH, "000"));
-    let asked = ["450", "460", "gone"].map(|text| EntryId::parse(text).unwrap()).into();
+    let asked = ["450", "460", "gone"].map(|text| {
+        let entry = entry(text, &id("/a"), &[]);
+        (entry.id.clone(), Arc::new(entry))
+    });
+    let asked = asked.into();
     let first = stock.due(asked, now);
     assert_eq!((first.len(), &ids(&first)[..3]), (BATCH, &["450", "460", "000"][..]));
     for entry in &first {
@@ -205,7 +209,8 @@ fn what_will_end_is_renewed_before_what_is_new_and_after_what_is_waited_for() {
     assert_eq!(ids(&stock.due_now(start))[0], "000");
     let late = start + HOUR * 3 / 4;
     assert_eq!(ids(&stock.due_now(late))[..2], ["z-old", "000"]);
-    let asked = BTreeSet::from([EntryId::parse("450").unwrap()]);
+    let asked = [entry("450", &id("/a"), &[])].map(|entry| (entry.id.clone(), Arc::new(entry)));
+    let asked = BTreeMap::from(asked);
     assert_eq!(ids(&stock.due(asked, late))[..3], ["450", "z-old", "000"]);
 }
 
@@ -263,16 +268,121 @@ fn callers_are_told_only_what_they_could_tell() {
     assert!(tells(&mut stock) && !tells(&mut stock), "another bundle");
 }
 
+fn attested(texts: &[&str]) -> BTreeSet<Selector> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// A template of `/user/NAME` is registered; who comes with a name has it asked for.
+fn with_a_template() -> (Stock, Template) {
+    let template = template("t", "/user/{unix:user}", &["unix:gid:7"]);
+    let mut stock = Stock::default();
+    let registered = Registered::Template(Arc::new(template.clone()));
+    stock.want(Changed::from([(template.id.clone(), Some(registered))]));
+    (stock, template)
+}
+
+fn asked(template: &Template, user: &str) -> BTreeMap<EntryId, Arc<NamedEntry>> {
+    let user = format!("unix:user:{user}");
+    let named = template.named(&attested(&["unix:gid:7", &user])).unwrap();
+    [(named.id.clone(), Arc::new(named))].into()
+}
+
+#[test]
+fn a_name_is_taken_on_when_somebody_comes_with_it_and_goes_with_its_template() {
+    let (mut stock, template) = with_a_template();
+    let now = SystemTime::now();
+    assert!(stock.due_now(now).is_empty(), "a template itself has no SVID");
+    assert_eq!(stock.restock(now).templates.len(), 1);
+    let due = stock.due(asked(&template, "ann"), now);
+    assert_eq!(due[0].spiffe_id.path(), "/user/ann");
+    assert_eq!(stock.due(asked(&template, "ann"), now).len(), 1, "once");
+    assert_eq!((stock.names_count, stock.names.len()), (1, 1));
+    // By a template that is another one by now nothing is taken on; whoever asks is woken.
+    let other = crate::supply::testing::template("t", "/people/{unix:user}", &["unix:gid:7"]);
+    stock.want(Changed::from([(
+        other.id.clone(),
+        Some(Registered::Template(Arc::new(other.clone()))),
+    )]));
+    assert_eq!(
+        stock.due(asked(&template, "bob"), now)[0].spiffe_id.path(),
+        "/people/ann"
+    );
+    assert_eq!(stock.names_count, 1, "bob is none, and ann is called otherwise");
+    // Whom it is not for any more has nothing.
+    let narrower = crate::supply::testing::template("t", "/people/{unix:user}", &["unix:gid:7", "unix:uid:1"]);
+    stock.want(Changed::from([(
+        narrower.id.clone(),
+        Some(Registered::Template(Arc::new(narrower))),
+    )]));
+    assert!(stock.due_now(now).is_empty() && stock.names.is_empty());
+    assert_eq!((stock.names_count, stock.take_forgotten().len()), (0, 1));
+    stock.want(Changed::from([(
+        other.id.clone(),
+        Some(Registered::Template(Arc::new(other.clone()))),
+    )]));
+    assert_eq!(stock.due(asked(&other, "ann"), now).len(), 1);
+    stock.want(Changed::from([(other.id.clone(), None)]));
+    assert!(stock.wanted.is_empty() && stock.templates.is_empty() && stock.due_now(now).is_empty());
+}
+
+#[test]
+fn a_name_that_nobody_uses_is_not_renewed_and_forgotten_at_its_end() {
+    let authority = TestAuthority::new("prod.example");
+    let nobody = |_: &BTreeSet<Selector>| false;
+    let run = |uses_at: Option<u64>, is_awaited: bool| {
+        let (mut stock, template) = with_a_template();
+        let now = SystemTime::now();
+        let ann = stock.due(asked(&template, "ann"), now).remove(0);
+        stock.rest_unused(now, nobody);
+        assert!(stock.wanted.contains_key(&ann.id), "it was asked for");
+        stock.minted(&ann, &Arc::new(authority.svid("/user/ann", HOUR)), now, 0.0);
+        let mut minted_again = None;
+        for minute in 1..=61 {
+            let now = now + Duration::from_secs(60 * minute);
+            if uses_at == Some(minute) {
+                stock.wanted[&ann.id].minted.as_ref().unwrap().svid.get(now).unwrap();
+            }
+            stock.restock(now);
+            stock.rest_unused(now, |_| is_awaited);
+            if !stock.due_now(now).is_empty() {
+                minted_again = Some(minute);
+                break;
+            }
+        }
+        (minted_again, stock.names_count)
+    };
+    assert_eq!(run(None, false), (None, 0), "forgotten");
+    let half = run(Some(1), false).0.unwrap();
+    assert!((28..=35).contains(&half), "renewed in time: {half}");
+    assert_eq!(run(None, true).0, Some(half), "somebody waits for changes");
+    let late = run(Some(45), false).0.unwrap();
+    assert!((45..58).contains(&late), "before its end: {late}");
+}
+
+#[test]
+fn a_name_that_the_ca_refuses_is_tried_while_somebody_waits_for_it() {
+    for is_awaited in [true, false] {
+        let (mut stock, template) = with_a_template();
+        let now = SystemTime::now();
+        let ann = stock.due(asked(&template, "ann"), now).remove(0);
+        stock.failed(&ann, now, 0.0);
+        let later = now + HOUR;
+        stock.rest_unused(later, |_| is_awaited);
+        assert_eq!(stock.due_now(later).len(), usize::from(is_awaited));
+        assert_eq!(stock.names_count, usize::from(is_awaited));
+    }
+}
+
 /// What there is, in the plainest way: for the test below.
 #[derive(Default)]
 struct Model {
-    wanted: BTreeMap<EntryId, Arc<RegisteredEntry>>,
+    wanted: BTreeMap<EntryId, Arc<NamedEntry>>,
     minted: BTreeMap<EntryId, Made>,
     rests: BTreeMap<EntryId, SystemTime>,
 }
 
 struct Made {
-    made_for: Arc<RegisteredEntry>,
+    made_for: Arc<NamedEntry>,
     serial: String,
     valid: std::ops::Range<SystemTime>,
     renew_at: SystemTime,
@@ -288,7 +398,7 @@ impl Model {
     }
 
     fn due(&self, now: SystemTime) -> BTreeSet<EntryId> {
-        let is_due = |(id, entry): &(&EntryId, &Arc<RegisteredEntry>)| {
+        let is_due = |(id, entry): &(&EntryId, &Arc<NamedEntry>)| {
             let is_good = |made: &Made| {
                 now < made.renew_at && made.valid.start <= now && made.made_for.has_same_certificate(entry)
             };
@@ -325,7 +435,7 @@ proptest! {
             let name = EntryId::parse(&format!("e{which}")).unwrap();
             match what {
                 0..3 => {
-                    let change = |entry: &mut Entry| {
+                    let change = |entry: &mut Entry<SpiffeId>| {
                         entry.spiffe_id = id(&format!("/{}", how % 2));
                         entry.x509_ttl = if how == 2 { 7 } else { 3600 };
                     };
@@ -338,7 +448,7 @@ proptest! {
                     }
                     model.rests.remove(&name);
                     model.wanted.insert(name.clone(), Arc::clone(&registered));
-                    stock.want(Changed::from([(name, Some(registered))]));
+                    stock.want(Changed::from([(name, Some(Registered::Named(registered)))]));
                 }
                 3 => {
                     model.wanted.remove(&name);

@@ -35,7 +35,8 @@ pub(super) const HELP: &str = "Examples:\n  hoplite entry apply entries.toml --d
     hoplite entry apply entries.toml --owner infra --prune\n\nThe file:\n  [[entry]]\n  \
     spiffe_id = \"spiffe://demo.hoplite/billing\"\n  parent = \"spiffe://demo.hoplite/hoplite/agent/local\"\n  \
     selectors = [\"unix:uid:1000\"]\n  ttl = \"1h\"                        # these five may be left out\n  jwt_ttl = \"5m\"\n  \
-    dns_names = [\"billing.internal\"]\n  federates_with = [\"partner.example\"]\n  hint = \"internal\"\n\nAn entry is known by SPIFFE ID, parent and selectors. All is done in \
+    dns_names = [\"billing.internal\"]\n  federates_with = [\"partner.example\"]\n  hint = \"internal\"\n\nA SPIFFE ID may be a template, \"spiffe://demo.hoplite/user/{unix:user}\", and \
+    needs no selectors then.\nAn entry is known by SPIFFE ID, parent and selectors. All is done in \
     one commit, so nobody sees half of it; a list\nthat is too long for one is said to be, and goes in parts.\n\nExit codes: 0 it is done, \
     or there is nothing to do; 1 it failed, and with --dry-run: something would be done;\n2 with --dry-run: the plan cannot be made.";
 
@@ -75,6 +76,8 @@ struct EntryText {
     parent: String,
     #[serde(default)]
     node_selectors: Vec<Selector>,
+    /// There may be none beside a template.
+    #[serde(default)]
     selectors: Vec<Selector>,
     ttl: Option<Span>,
     jwt_ttl: Option<Span>,

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use hoplite_author::{lint, unregistered};
 use hoplite_decision::PolicyFiles;
-use hoplite_identity::SpiffeId;
+use hoplite_identity::EntryName;
 use hoplite_policy::{Fault, Snapshot, Source};
 use serde_json::{Value, json};
 
@@ -147,14 +147,15 @@ fn checked<'a>(names: impl Iterator<Item = &'a str>, level: Level, faults: &'a [
 
 impl Args {
     /// Who is registered, if that is asked about.
-    fn registered(&self, ca: &CaArgs) -> anyhow::Result<Option<Vec<SpiffeId>>> {
+    fn registered(&self, ca: &CaArgs) -> anyhow::Result<Option<Vec<EntryName>>> {
         let lines = match &self.registered {
             None => return Ok(None),
-            Some(None) => admin::registered(ca)?,
+            Some(None) => admin::registered_names(ca)?,
             Some(Some(file)) => super::names_in(file)?,
         };
         let parsed = lines.iter().map(|line| {
-            SpiffeId::parse(line).with_context(|| format!("`{line}` is not a SPIFFE ID; write one on each line"))
+            EntryName::parse(line)
+                .with_context(|| format!("`{line}` is not a SPIFFE ID, nor a template; write one on each line"))
         });
         parsed.collect::<anyhow::Result<_>>().map(Some)
     }
