@@ -10,6 +10,7 @@
 //! Path and digest say which program the process runs *now*. A socket can be shared with other processes of the same
 //! user, who could as well trace that program: where that matters, give each service its own user.
 
+mod binary;
 mod cgroup;
 mod container;
 mod found;
@@ -36,6 +37,7 @@ use hoplite_telemetry::{Counter, Family};
 use ring::digest;
 use tokio::sync::Semaphore;
 
+use crate::attest::binary::Binary;
 pub(crate) use crate::attest::found::Attestation;
 use crate::attest::found::{Unknown, describe};
 use crate::attest::k8s::Kubelet;
@@ -66,13 +68,6 @@ pub(crate) struct LocalProcess {
     pub(crate) gid: u32,
     process: Process,
     started: OnceLock<u64>,
-}
-
-/// What a process runs: the file, what was known of it when it was opened, and where the kernel says that it lies.
-struct Binary {
-    file: File,
-    metadata: Metadata,
-    link: PathBuf,
 }
 
 /// The caller has exited: whoever reads the answer is somebody else.
@@ -188,7 +183,7 @@ impl Attestor {
         seen.add(SelectorKind::UnixUid, Ok(caller.uid.to_string()));
         seen.add(SelectorKind::UnixGid, Ok(caller.gid.to_string()));
         seen.add(SelectorKind::UnixUser, self.user(Path::new("/etc/passwd"), caller.uid));
-        match open_binary(caller.pid) {
+        match Binary::open(caller.pid) {
             Ok(binary) => {
                 seen.add(SelectorKind::UnixPath, self.paths.of(caller.known_as(), &binary));
                 seen.add(SelectorKind::UnixSha256, self.sha256(binary).await);
@@ -261,16 +256,6 @@ impl Attestor {
             .insert(version, digest.clone());
         Ok(digest)
     }
-}
-
-fn open_binary(pid: i32) -> Result<Binary, Unknown> {
-    let exe = format!("/proc/{pid}/exe");
-    let file = File::open(&exe)?;
-    Ok(Binary {
-        link: fs::read_link(&exe)?,
-        metadata: file.metadata()?,
-        file,
-    })
 }
 
 fn hash(mut binary: &File) -> io::Result<String> {

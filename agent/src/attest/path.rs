@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
-use crate::attest::Binary;
+use crate::attest::binary::Binary;
 use crate::attest::found::Unknown;
 
 /// Processes whose path is remembered. A node runs fewer services than this.

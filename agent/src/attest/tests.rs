@@ -394,7 +394,7 @@ fn the_cache_is_bounded() {
 
 #[tokio::test]
 async fn what_cannot_be_read_is_absent_with_the_reason() {
-    let error = open_binary(i32::MAX).err().unwrap();
+    let error = Binary::open(i32::MAX).err().unwrap();
     assert_eq!(error.to_string(), "not found");
     let attestor = attestor();
     assert!(
