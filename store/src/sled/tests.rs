@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::format::{FORMAT, HEAD_BYTES, decode_head};
 use super::*;
+use crate::Filling;
 use crate::conformance::KEEP;
 
 fn open(directory: &Path) -> Result<SledStore, StoreError> {
