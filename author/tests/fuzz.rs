@@ -224,4 +224,5 @@ fuzzed!(
     csr,
     document,
     template
+    tpm
 );

@@ -20,6 +20,7 @@ mod routes;
 mod signers;
 mod table;
 mod template;
+mod tpm;
 
 pub use bundle::bundle;
 pub use certificate::certificate;
@@ -38,6 +39,7 @@ pub use routes::routes;
 pub use signers::signers;
 pub use table::table;
 pub use template::template;
+pub use tpm::tpm;
 
 /// One parser, by name, and the function that feeds it.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +114,7 @@ pub const TARGETS: [Target; 17] = [
         name: "template",
         run: template,
     },
+    Target { name: "tpm", run: tpm },
 ];
 
 /// Whether a text has the line and column of a fault. Line 0 is all of it.
