@@ -223,6 +223,6 @@ fuzzed!(
     entry,
     csr,
     document,
-    template
+    template,
     tpm
 );

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use hoplite_audit::{Class, Control, DecisionId, Issuance, Options, Recordable, Recorder, RecorderError, Stage};
 use hoplite_host::clock;
 use hoplite_host::daemon::one_line;
-use hoplite_identity::CertificateDer;
+use hoplite_identity::{CertificateDer, EntryId};
 use hoplite_seal::Hash;
 
 use crate::acts::written::{Settled, Written};
 use crate::config::Config;
 use crate::entries::names::Named;
 use crate::issuance::Minted;
+use crate::issuance::authority::MintedAuthority;
 use crate::issuance::jwt::MintedJwt;
 
 /// The recorder's name: it stands in the id of every record.
@@ -241,6 +242,29 @@ impl Acts {
             how: how.to_owned(),
             source,
             values: named.map(values_of).unwrap_or_default(),
+        })
+    }
+
+    /// An authority of a nested CA was made, and is about to leave.
+    pub(crate) fn issued_authority(
+        &self,
+        minted: &MintedAuthority,
+        asked: Asked,
+        entry: &EntryId,
+    ) -> Result<Written, Unwritten> {
+        let Asked { requester, how, source } = asked;
+        self.issuance(Issuance {
+            id: DecisionId::default(),
+            at: clock::now(),
+            subject: requester.clone(),
+            serial: minted.serial.clone(),
+            not_after: minted.not_after,
+            requester,
+            entry: Some(entry.to_string()),
+            authority: Some(minted.authority.clone()),
+            how: how.to_owned(),
+            source,
+            values: Vec::new(),
         })
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod invites;
 mod jwt;
 mod messages;
 mod mint;
+pub(crate) mod nested;
 pub(crate) mod node;
 mod operators;
 pub(crate) mod port;

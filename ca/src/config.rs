@@ -15,10 +15,12 @@ use hoplite_policy::bundle::BUNDLE_BYTES_MAX;
 use hoplite_postgres::Settings as PostgresSettings;
 use hoplite_seal::TrustedSigners;
 use hoplite_telemetry::MetricsListen;
+use hoplite_wire::socket_path;
 use serde::Deserialize;
 
 use crate::attestors::AttestorSettings;
 use crate::authority::course::LAST_PART;
+use crate::authority::link::HopliteUpstream;
 use crate::authority::upstream::DiskUpstream;
 use crate::federation::settings::{BundleEndpointSettings, FederationSettings};
 use crate::founding::Founding;
@@ -194,6 +196,8 @@ pub struct StoreKeys {
 pub enum UpstreamConfig {
     /// A certificate and its key in files: a company's.
     Disk(DiskUpstream),
+    /// Another Hoplite CA of the same trust domain.
+    Hoplite(HopliteUpstream),
 }
 
 fn required_path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
@@ -272,6 +276,17 @@ impl Config {
                 let reason = "with a database there may be several CAs, and the key of an authority that one of them makes by itself would be in files of that one \
                      alone; write `[keys]` with `kind = \"store\"` and a `secret_file`, or `authority_rotates = false` and rotate by hand: docs/guide/several-cas.md";
                 return Err(ConfigError::unusable(file, "authority_rotates", true, reason));
+            }
+        }
+        if let Some(UpstreamConfig::Hoplite(upstream)) = &self.upstream {
+            let count = upstream.addresses.len();
+            if !(1..=REPLICAS_MAX).contains(&count) {
+                let reason = format!("name 1 to {REPLICAS_MAX} addresses of the CA above, `host:port`");
+                return Err(ConfigError::unusable(file, "upstream.addresses", count, reason));
+            }
+            if let Err(error) = socket_path(&upstream.workload_api) {
+                let value = format!("\"{}\"", upstream.workload_api);
+                return Err(ConfigError::unusable(file, "upstream.workload_api", value, error));
             }
         }
         let bounds = [

@@ -3,6 +3,7 @@
 //! Every field comes from the [`Template`], which is made of what is registered. A signing request gives its public
 //! key and nothing else: its names, extensions and flags are not even looked at.
 
+pub(crate) mod authority;
 pub(crate) mod jwt;
 
 use std::time::{Duration, SystemTime};

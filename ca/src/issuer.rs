@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use hoplite_host::clock;
-use hoplite_identity::{CertificateDer, Entry, RegisteredEntry, Selector, SpiffeId};
+use hoplite_identity::{CertificateDer, Entry, RegisteredEntry, Selector, SpiffeId, TrustDomain};
 use hoplite_telemetry::{Counter, Exposition, Family, Histogram, Kind};
 use tokio::sync::watch;
 
 use crate::authority::jwt::JwtSigner;
 use crate::authority::x509::{Authority, Serial};
 use crate::entries::names::{Named, Names, NotNamed};
+use crate::issuance::authority::{MintAuthorityError, MintedAuthority, mint_authority};
 use crate::issuance::jwt::{JwtMintError, JwtSigning, MintedJwt};
 use crate::issuance::{MintError, Minted, ReadBack, SubjectKey, Template, mint};
 
@@ -21,6 +22,9 @@ const KINDS_MAX: usize = 20;
 
 /// Certificates and JWT-SVIDs are told apart by this.
 const JWT: &str = "jwt";
+
+/// Authorities of nested CAs.
+const NESTED: &str = "nested";
 
 /// What most certificates are for.
 const WORKLOAD: &str = "workload";
@@ -197,6 +201,31 @@ impl Issuer {
         let signing = self.signing();
         let minted = self.mint_by(&signing, "ca", &unnamed(id, self.lives().x509), key, now)?;
         Ok((minted, signing))
+    }
+
+    /// An authority for a nested CA.
+    pub(crate) fn nested_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        key: &SubjectKey,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<MintedAuthority, MintAuthorityError> {
+        let started = clock::moment();
+        let serial = Serial::random().map_err(|e| MintError::Unbuildable(e.to_string()));
+        let signing = self.signing();
+        let minted = match serial {
+            Ok(serial) => mint_authority(&signing.authority, trust_domain, key, serial, ttl, now),
+            Err(error) => Err(error.into()),
+        };
+        let result = match &minted {
+            Ok(_) => "issued",
+            Err(MintAuthorityError::MayNot) => "refused",
+            Err(MintAuthorityError::Mint(_)) => "failed",
+        };
+        self.issued.get([NESTED, result]).inc();
+        self.took.get([NESTED]).observe(started.elapsed());
+        minted
     }
 
     /// The key id of what signs JWT-SVIDs now.

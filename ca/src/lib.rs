@@ -3,7 +3,7 @@
 //! Each noun has a folder: `agents`, `operators`, `tokens`, `entries`, `authority`, `policy`. There stands what the store keeps of it,
 //! which writes there are and what they decide, and its part of the `index` from which agents are answered. A `write`
 //! reads, decides and commits; the `registry` does that on the store and follows it. `issuer` alone makes certificates,
-//! by `issuance`, and `rotation` has authorities take their turns; `oidc` shows who verifies by OpenID Connect the keys for JWT-SVIDs. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
+//! by `issuance`, and `rotation` has authorities take their turns; `nested` is what is kept of CAs under this one, `nesting` how this one is under another; `oidc` shows who verifies by OpenID Connect the keys for JWT-SVIDs. `fleet` keeps what agents report. Outside are two gRPC services in `api`, `node` for agents over TLS and `admin` for
 //! operators on a Unix socket and over TLS, behind a gate that asks `rights`; `acts` is the log of what is done; `server` puts all of it together.
 
 #![cfg_attr(test, expect(clippy::disallowed_methods, reason = "a test's now is its own"))]
@@ -29,6 +29,8 @@ mod issuer;
 mod limit;
 mod listener;
 mod metrics;
+mod nested;
+mod nesting;
 mod oidc;
 mod operators;
 mod policy;
@@ -51,6 +53,7 @@ pub use attestors::oidc::OidcNodeSettings;
 pub use attestors::tpm::TpmSettings;
 pub use attestors::x509pop::X509popSettings;
 pub use authority::course::CourseError;
+pub use authority::link::{HopliteUpstream, LinkError};
 pub use authority::sealing::SealingError;
 pub use authority::signer::SignerError;
 pub use authority::taking::TrustError;

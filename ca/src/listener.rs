@@ -145,7 +145,7 @@ fn crowded_out() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "its place was given to another")
 }
 
-/// How long a connection may last. Only an agent's and an operator's last: others could take up all places.
+/// How long a connection may last. Only an agent's, a nested CA's and an operator's last: others could take up all places.
 #[derive(Debug, PartialEq, Eq)]
 enum Stay {
     Until(SystemTime),
@@ -254,7 +254,7 @@ async fn distrusted(
 
 /// Whether there is something here for it, at every moment of its certificate's life.
 fn is_known(peer: &VerifiedPeer, is_operators: &IsOperators) -> bool {
-    peer.spiffe_id().is_agent() || is_operators(peer)
+    peer.spiffe_id().is_agent() || peer.spiffe_id().nested_ca().is_some() || is_operators(peer)
 }
 
 // === impl AgentCaller ===
@@ -327,6 +327,7 @@ mod tests {
         let until = |stay| matches!(stay, Stay::Until(at) if at > SystemTime::now());
         assert!(until(stays("/hoplite/agent/n1")));
         assert!(until(stays("/hoplite/operator/ann")));
+        assert!(until(stays("/hoplite/nested/eu")));
         let nobodys = ["/orders", "/hoplite/ca", "/hoplite/operator/bob"];
         for stay in nobodys.map(stays).into_iter().chain([Stay::of(None, false)]) {
             assert_eq!(stay, Stay::For(STRANGER_STAYS));

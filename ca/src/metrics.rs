@@ -12,6 +12,7 @@ use hoplite_telemetry::{Counter, Exposition, Family, Kind, Site};
 
 use crate::acts::Acts;
 use crate::authority::course::Life;
+use crate::authority::upstream::Upstream;
 use crate::federation::keeper::Federation;
 use crate::issuer::Issuer;
 use crate::record;
@@ -100,6 +101,7 @@ impl Metrics {
         issuer: &Issuer,
         acts: &Acts,
         federation: &Federation,
+        upstream: Option<Arc<dyn Upstream>>,
         store: PathBuf,
     ) -> Site {
         let mut to = Exposition::new("hoplite_ca");
@@ -127,6 +129,14 @@ impl Metrics {
             self.bundle_reads.clone(),
         );
         federation.register(&mut to);
+        if let Some(upstream) = upstream {
+            to.sampled(
+                Kind::Gauge,
+                "upstream_away",
+                "1 while the CA above cannot be asked: no authority is signed, and nothing is heard of its trust bundle",
+                move |to| to.put(u64::from(upstream.away().is_some())),
+            );
+        }
         registry.register(&mut to);
         let watches = self.watches.clone();
         to.sampled(

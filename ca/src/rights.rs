@@ -152,10 +152,8 @@ impl Held {
     /// The policies by which this may be done.
     pub(crate) fn ask(&self, who: &Who, action: Action, what: What<'_>, way: Way) -> Result<Vec<String>, Refused> {
         let thing = who.thing(&self.trust_domain);
-        match self.ruling(&thing, action, what, way) {
-            Ruling::Permitted(by) => Ok(by),
-            ruling => Err(refused(who, action, what.to_string(), ruling)),
-        }
+        self.rulings(&thing, action, what, way)
+            .map_err(|(action, ruling)| refused(who, action, what.to_string(), ruling))
     }
 
     /// Of many: the policies by which all of this may be done. A thousand entries of somebody who may do everything cost no more than
@@ -168,15 +166,13 @@ impl Held {
         way: Way,
     ) -> Result<Vec<String>, Refused> {
         let thing = who.thing(&self.trust_domain);
-        if let Some(by) = self.rules.always(&thing, action.name()) {
-            return Ok(vec![by.to_owned()]);
+        if let Some(by) = self.always(who, action) {
+            return Ok(vec![by]);
         }
         let mut by = Vec::new();
         for what in all {
-            match self.ruling(&thing, action, what, way) {
-                Ruling::Permitted(ids) => by.extend(ids),
-                ruling => return Err(refused(who, action, what.to_string(), ruling)),
-            }
+            let ids = self.rulings(&thing, action, what, way);
+            by.extend(ids.map_err(|(action, ruling)| refused(who, action, what.to_string(), ruling))?);
             by.sort();
             by.dedup();
         }
@@ -185,13 +181,37 @@ impl Held {
 
     /// The policy by which this may be done to anything at all.
     pub(crate) fn always(&self, who: &Who, action: Action) -> Option<String> {
-        let by = self.rules.always(&who.thing(&self.trust_domain), action.name());
+        let thing = who.thing(&self.trust_domain);
+        // Among the entries may be one of a nested CA.
+        let has_all = !action.changes_entries() || self.rules.always(&thing, Action::RegisterNestedCa.name()).is_some();
+        let by = self.rules.always(&thing, action.name()).filter(|_| has_all);
         by.map(str::to_owned)
     }
 
     /// The roles that policies speak of.
     pub(crate) fn roles(&self) -> Vec<String> {
         self.rules.named("Role").into_iter().collect()
+    }
+
+    /// The policies by which this may be done: whoever registers a nested CA makes one that may sign for all of the trust domain, so
+    /// that is asked besides. Otherwise what is not permitted, and why.
+    fn rulings(&self, who: &Thing, action: Action, what: What<'_>, way: Way) -> Result<Vec<String>, (Action, Ruling)> {
+        let besides = match what {
+            What::Entry(entry) if entry.spiffe_id.nested_ca().is_some() && action.changes_entries() => {
+                Some(Action::RegisterNestedCa)
+            }
+            _ => None,
+        };
+        let mut by = Vec::new();
+        for action in std::iter::once(action).chain(besides) {
+            match self.ruling(who, action, what, way) {
+                Ruling::Permitted(ids) => by.extend(ids),
+                ruling => return Err((action, ruling)),
+            }
+        }
+        by.sort();
+        by.dedup();
+        Ok(by)
     }
 
     fn ruling(&self, who: &Thing, action: Action, what: What<'_>, way: Way) -> Ruling {

@@ -7,10 +7,11 @@
 mod jwt;
 mod x509;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use hoplite_host::backoff::{Backoff, jitter};
 use hoplite_host::clock;
 use hoplite_identity::Moment;
 use tokio::sync::Mutex;
@@ -26,12 +27,16 @@ use crate::authority::writes::{New, Step, Stepped, What};
 use crate::authority::x509::{AuthorityError, Maker};
 use crate::fleet::Fleet;
 use crate::issuer::Issuer;
+use crate::nested::writes::{NestedError, Sweep};
 use crate::record;
 use crate::registry::Registry;
 use crate::write::WriteError;
 
 /// How often it is looked what is due. It costs a look into memory.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// When a successor that could not be made is made again: soon, since its predecessor ends, and not so often that it costs anything.
+const MADE_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
 
 /// The same warning is logged again after this.
 const SAID_AGAIN: Duration = Duration::from_secs(3600);
@@ -56,6 +61,15 @@ struct Shared {
     plan: RwLock<Plan>,
     /// One step at a time: the file of keys changes with it.
     working: Mutex<()>,
+    /// How one is made whose making failed, or that is of no use.
+    making: std::sync::Mutex<Making>,
+}
+
+/// What failed is not tried again each second: it may be others who sign.
+#[derive(Debug)]
+struct Making {
+    retry: Backoff,
+    not_before: Option<Instant>,
 }
 
 /// What the configuration says.
@@ -92,6 +106,11 @@ pub(crate) trait Kind: Taking {
 
     /// What the one that signs says of its successor, whose key is there.
     fn word(with: &Parts, all: &BTreeMap<Name, Self>, successor: &str) -> Result<Option<Word>, AuthorityError>;
+
+    /// Those that are to sign nothing any more, before their time.
+    fn unsound(_: &AuthorityIndex) -> BTreeSet<Name> {
+        BTreeSet::new()
+    }
 
     /// Has this one sign. Answers whether another one did until now; none when all is as it was.
     fn follow(with: &Parts, all: &BTreeMap<Name, Self>, name: &str) -> Result<Option<bool>, AuthorityError>;
@@ -183,6 +202,10 @@ impl Rotation {
             jwt_keyring,
             plan: RwLock::new(plan),
             working: Mutex::default(),
+            making: std::sync::Mutex::new(Making {
+                retry: MADE_AGAIN,
+                not_before: None,
+            }),
         }))
     }
 
@@ -213,6 +236,15 @@ impl Rotation {
             let now = clock::now();
             if let Some(warning) = self.warning(now).filter(|warning| said.is_due(warning)) {
                 tracing::error!(notice = true, warning, "authority");
+            }
+            if let Err(error) = self.sweep_nested(now).await.map_err(|error| error.to_string())
+                && said.is_due(&error)
+            {
+                tracing::error!(
+                    notice = true,
+                    error,
+                    "what is left of nested CAs cannot be cleared away; it is tried again"
+                );
             }
             let turned = self.turn::<Trusted>(now).await;
             if let Err(error) = turned.and(self.turn::<JwtTrusted>(now).await) {
@@ -245,6 +277,7 @@ impl Rotation {
     async fn turn<K: Kind>(&self, now: SystemTime) -> Result<(), RotationError> {
         let _working = self.0.working.lock().await;
         self.follow::<K>().await?;
+        self.displaced::<K>(now).await?;
         loop {
             let rotates = K::rotates(self.plan());
             let Some(due) = self.course::<K>().due(now, rotates, self.is_known(now)) else {
@@ -258,10 +291,81 @@ impl Rotation {
                         tracing::info!(target: "hoplite::audit", authority = name, "{} has ended and left the trust bundle", K::WORDS.noun);
                     }
                 }
+                Due::Prepare if !self.may_make() => return Ok(()),
                 Due::Prepare => drop(self.prepared::<K>(now, false).await?),
                 Due::Activate(name) => drop(self.activated::<K>(&name, now).await?),
             }
         }
+    }
+
+    /// Where the one that signs is not to any more, another one does, which is made if there is none.
+    async fn displaced<K: Kind>(&self, now: SystemTime) -> Result<(), RotationError> {
+        let (course, unsound) = {
+            let index = self.0.registry.index();
+            (K::course(&index.authority).clone(), K::unsound(&index.authority))
+        };
+        let signs = course.active().map(|(name, _)| name);
+        if !K::rotates(self.plan()) || !signs.is_some_and(|name| unsound.contains(name)) {
+            return Ok(());
+        }
+        let sound = course
+            .in_state(State::Prepared)
+            .filter(|(name, _)| !unsound.contains(*name));
+        let Some((next, _)) = sound.min_by_key(|(_, life)| life.made) else {
+            if self.may_make() {
+                self.prepared::<K>(now, true).await?;
+                // It may be as unsound: then the next one waits.
+                self.made_in_vain();
+            }
+            return Ok(());
+        };
+        match self.activated::<K>(next, now).await {
+            Err(error) if !error.is_only_early() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_make(&self) -> bool {
+        let making = self.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.not_before.is_none_or(|at| clock::moment() >= at)
+    }
+
+    fn made_in_vain(&self) {
+        let mut making = self.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = making.retry.failed(jitter());
+        making.not_before = Some(clock::moment() + wait);
+    }
+
+    fn made(&self) {
+        let mut making = self.0.making.lock().unwrap_or_else(PoisonError::into_inner);
+        *making = Making {
+            retry: MADE_AGAIN,
+            not_before: None,
+        };
+    }
+
+    /// Revokes the authorities of nested CAs whose entry has gone, and forgets those that have ended.
+    async fn sweep_nested(&self, now: SystemTime) -> Result<(), WriteError<NestedError>> {
+        let is_due = {
+            let index = self.0.registry.index();
+            let seconds = record::unix_seconds(now);
+            index.authority.nested().iter().any(|(name, nested)| {
+                nested.is_due(seconds, |entry| {
+                    let entry = index.entries.get(entry.as_str());
+                    entry.is_some_and(|entry| entry.spiffe_id.nested_ca() == Some(name))
+                })
+            })
+        };
+        if !is_due {
+            return Ok(());
+        }
+        for (name, revoked) in self.0.registry.write(Sweep { now }).await? {
+            let serial = revoked.serial.clone();
+            tracing::warn!(target: "hoplite::audit", name, serial, "the authority of a nested CA is revoked: its entry has gone");
+            let detail = [("serial", serial), ("key", revoked.key), ("entry", revoked.entry)];
+            self.0.acts.own_act("RevokeNestedAuthority", name, detail);
+        }
+        Ok(())
     }
 
     /// What somebody has to do about authorities.
@@ -273,7 +377,7 @@ impl Rotation {
         }
         let course = self.course::<Trusted>();
         if !course.lacks_successor(now) {
-            return None;
+            return self.above_is_away();
         }
         let (_, life) = course.active()?;
         let remedy = match self.plan().rotates {
@@ -285,6 +389,15 @@ impl Rotation {
         Some(format!(
             "the authority ends at {} and has no successor; then nothing in the trust domain is valid any more: {remedy}",
             Moment(i64::try_from(life.not_after).unwrap_or(i64::MAX))
+        ))
+    }
+
+    /// Why nothing is heard of the CA above.
+    fn above_is_away(&self) -> Option<String> {
+        let away = self.0.maker.upstream.as_ref()?.away()?;
+        Some(format!(
+            "the CA above cannot be asked, {away}; what is valid stays so, and until it is back no authority is signed here and nothing is heard of \
+             its trust bundle"
         ))
     }
 
@@ -435,7 +548,18 @@ impl Rotation {
 
     async fn prepared<K: Kind>(&self, now: SystemTime, by_hand: bool) -> Result<(Name, Stepped), RotationError> {
         let (parts, ttl) = (self.parts(), self.plan().ttl);
-        let new = blocking(move || K::make(&parts, ttl, now)).await??;
+        let new = match blocking(move || K::make(&parts, ttl, now)).await? {
+            Ok(new) => new,
+            Err(error) => {
+                self.made_in_vain();
+                // Its key was there before the certificate that it did not get.
+                self.forget_keys::<K>().await?;
+                return Err(error.into());
+            }
+        };
+        if !by_hand {
+            self.made();
+        }
         let (name, not_after) = (K::name(&new.made), Moment::from(new.not_after).to_string());
         let stepped = self.step::<K>(What::Prepare { new, by_hand }, now).await;
         if stepped.as_ref().is_ok_and(|stepped| stepped.is_new) {

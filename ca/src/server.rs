@@ -23,6 +23,7 @@ use hoplite_seal::TrustedSigners;
 use hoplite_store::StoreError;
 use hoplite_telemetry::{MetricsDoor, MetricsDoorError};
 use hoplite_wire::ca::admin_server::{AdminServer, SERVICE_NAME as ADMIN};
+use hoplite_wire::ca::nested_server::NestedServer;
 use hoplite_wire::ca::node_server::{NodeServer, SERVICE_NAME as NODE};
 use hoplite_wire::health::HealthService;
 use hoplite_wire::{Beside, Counted};
@@ -41,6 +42,7 @@ use crate::api::backups::Backups;
 use crate::api::fleet::Reported;
 use crate::api::gate::{Gate, Guard};
 use crate::api::invites::Invites;
+use crate::api::nested::NestedCas;
 use crate::api::node::{self, Node};
 use crate::api::port::Port;
 use crate::attestors::Attestors;
@@ -58,6 +60,7 @@ use crate::issuance::jwt::JwtSigning;
 use crate::issuer::{Issuer, Lives};
 use crate::listener::{self, AgentCaller, IsOperators};
 use crate::metrics::Metrics;
+use crate::nesting::Nesting;
 use crate::oidc::{OidcDoor, OidcError, OidcSettings};
 use crate::policy::bundles::BundleCache;
 use crate::policy::error::PolicyError;
@@ -305,8 +308,15 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     }
     publishing.sweep().await;
     let metrics = Metrics::default();
+    let upstream = maker.upstream.clone();
+    let nesting = maker.link.clone().map(|link| Nesting {
+        link,
+        registry: registry.clone(),
+        acts: acts.clone(),
+    });
     let federation = Federation::new(&registry, acts.clone(), config.federation.clone());
-    let site = Arc::new(metrics.site(&registry, &issuer, &acts, &federation, config.data_dir.join("store")));
+    let store = config.data_dir.join("store");
+    let site = Arc::new(metrics.site(&registry, &issuer, &acts, &federation, upstream, store));
     // It reads the whole binary, once.
     let _ = tokio::task::spawn_blocking(Program::this).await;
     let fleet = Fleet::new(config.report_period.0);
@@ -334,6 +344,13 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         (maker, jwt_keyring),
         plan(&config),
     );
+    let nested = NestedServer::new(NestedCas::new(
+        registry.clone(),
+        issuer.clone(),
+        acts.clone(),
+        rotation.clone(),
+        shutdown.clone(),
+    ));
     let gate = Gate::new(registry.clone(), rights.clone(), acts.clone());
     let admin = Admin::new(admin::Parts {
         registry: registry.clone(),
@@ -417,6 +434,9 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         let serving = door.serve(registry.bundles(), shown, reads, shutdown.clone());
         parts.spawn(part("bundle endpoint", serving));
     }
+    if let Some(nesting) = nesting {
+        parts.spawn(part("CA above", until(shutdown.clone(), nesting.run())));
+    }
     let refreshing = federation.clone().run();
     parts.spawn(part("federation", until(shutdown.clone(), refreshing)));
     let readiness = SiteReadiness {
@@ -428,7 +448,10 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let bytes_max = config.policy_max_bytes.saturating_add(1 << 20).max(ADMIN_BYTES_MAX);
     let admin = AdminServer::new(admin).max_decoding_message_size(bytes_max);
     let port = Port::new(
-        (Beside::new(NodeServer::new(node), health(NODE)), CALL_TIMEOUT),
+        (
+            Beside::new(NodeServer::new(node), Beside::new(nested, health(NODE))),
+            CALL_TIMEOUT,
+        ),
         (
             Guard::<_, AgentCaller>::new(admin.clone(), gate.clone()),
             ADMIN_CALL_TIMEOUT,

@@ -121,8 +121,14 @@ pub enum InvalidEntry {
     #[error("`spiffe_id`: `{0}` has no path; a workload's SPIFFE ID needs one")]
     NoPath(SpiffeId),
     /// A name of Hoplite's own parts. A workload that were `/hoplite/ca` could command every agent.
-    #[error("`spiffe_id`: `{0}` begins with `/{RESERVED}`, which is for Hoplite's own parts; choose another path")]
+    #[error(
+        "`spiffe_id`: `{0}` begins with `/{RESERVED}`, which is for Hoplite's own parts; choose another path, or \
+         `/{RESERVED}/nested/<name>` for a nested CA"
+    )]
     Reserved(SpiffeId),
+    /// A nested CA on any node of a group: whoever joins the group could be it.
+    #[error("`node_selectors`: `{0}` is a nested CA, which is registered under one agent; name it with `parent_id`")]
+    NestedInGroup(SpiffeId),
     /// The parent cannot have workloads.
     #[error("`parent_id`: `{0}` is not an agent; write `spiffe://<trust domain>/{RESERVED}/agent/<node>`")]
     NotAnAgent(SpiffeId),
@@ -274,8 +280,11 @@ impl Entry {
         if fixed.is_trust_domain() {
             return Err(InvalidEntry::NoPath(fixed.clone()));
         }
-        if fixed.is_reserved() {
+        if fixed.is_reserved() && fixed.nested_ca().is_none() {
             return Err(InvalidEntry::Reserved(fixed.clone()));
+        }
+        if fixed.is_reserved() && self.parent.agent().is_none() {
+            return Err(InvalidEntry::NestedInGroup(fixed.clone()));
         }
         if let Some(agent) = self.parent.agent().filter(|agent| !agent.is_agent()) {
             return Err(InvalidEntry::NotAnAgent(agent.clone()));

@@ -48,7 +48,7 @@ pub use invitation::{HostPort, InvalidHostPort, InvalidInvitation, Invitation, T
 pub use node_group::{InvalidNodeGroup, NODE_SELECTORS_MAX, NodeGroup, Parent, node_name};
 pub use possession::{CHALLENGE_BYTES, proof_of_possession};
 pub use profile::{InvalidAuthority, InvalidSvid, Leaf};
-pub use reserved::{InvalidNode, InvalidOperator, NODE_NAME_BYTES_MAX, RESERVED};
+pub use reserved::{InvalidNestedCa, InvalidNode, InvalidOperator, NODE_NAME_BYTES_MAX, RESERVED};
 pub use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 pub use selector::{InvalidSelector, SELECTOR_VALUE_BYTES_MAX, Selector, SelectorKind};
 pub use service::{InvalidServiceName, SERVICE_NAME_BYTES_MAX, ServiceName};

@@ -1,5 +1,5 @@
-//! What Hoplite's own parts and operators are called: `/hoplite/ca`, `/hoplite/agent/<node>`, `/hoplite/operator/<name>`. No workload
-//! gets such a name.
+//! What Hoplite's own parts and operators are called: `/hoplite/ca`, `/hoplite/nested/<name>`, `/hoplite/agent/<node>`,
+//! `/hoplite/operator/<name>`. No workload gets such a name.
 
 use crate::{Excerpt, SpiffeId, TrustDomain};
 
@@ -11,6 +11,7 @@ pub const NODE_NAME_BYTES_MAX: usize = 128;
 
 const AGENT: &str = "agent";
 const CA: &str = "ca";
+const NESTED: &str = "nested";
 const OPERATOR: &str = "operator";
 
 /// A node name that cannot become an agent's SPIFFE ID.
@@ -25,7 +26,27 @@ pub struct InvalidNode(Excerpt);
 )]
 pub struct InvalidOperator(Excerpt);
 
+/// A name of a nested CA that cannot become a SPIFFE ID.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a nested CA's name; use `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, at most {NODE_NAME_BYTES_MAX} of them"
+)]
+pub struct InvalidNestedCa(Excerpt);
+
 impl TrustDomain {
+    /// The SPIFFE ID by which a nested CA is known to the CA above it: `spiffe://<trust domain>/hoplite/nested/<name>`.
+    ///
+    /// # Errors
+    /// The name is empty, too long, or no path segment.
+    pub fn nested_ca(&self, name: &str) -> Result<SpiffeId, InvalidNestedCa> {
+        let invalid = || InvalidNestedCa(Excerpt::of(name));
+        if name.is_empty() || name.len() > NODE_NAME_BYTES_MAX || name.contains('/') {
+            return Err(invalid());
+        }
+        self.member(&format!("/{RESERVED}/{NESTED}/{name}"))
+            .map_err(|_| invalid())
+    }
+
     /// The SPIFFE ID of an operator: `spiffe://<trust domain>/hoplite/operator/<name>`.
     ///
     /// # Errors
@@ -77,11 +98,21 @@ impl SpiffeId {
 
     /// The operator's name, if the ID is one that [`TrustDomain::operator`] makes.
     pub fn operator(&self) -> Option<&str> {
+        self.named(OPERATOR)
+    }
+
+    /// The nested CA's name, if the ID is one that [`TrustDomain::nested_ca`] makes.
+    pub fn nested_ca(&self) -> Option<&str> {
+        self.named(NESTED)
+    }
+
+    /// The name in `/hoplite/<kind>/<name>`.
+    fn named(&self, kind: &str) -> Option<&str> {
         let mut segments = self.segments();
-        let is_operators = segments.next() == Some(RESERVED) && segments.next() == Some(OPERATOR);
+        let is_of_kind = segments.next() == Some(RESERVED) && segments.next() == Some(kind);
         let name = segments
             .next()
-            .filter(|name| is_operators && name.len() <= NODE_NAME_BYTES_MAX)?;
+            .filter(|name| is_of_kind && name.len() <= NODE_NAME_BYTES_MAX)?;
         segments.next().is_none().then_some(name)
     }
 }
@@ -111,6 +142,14 @@ mod tests {
             assert_eq!(domain.member(path).unwrap().operator(), None, "{path}");
         }
         assert!(domain.operator("a/b").is_err() && domain.operator("..").is_err() && domain.operator("").is_err());
+        let eu = domain.nested_ca("eu").unwrap();
+        assert_eq!(eu.as_str(), "spiffe://prod.example/hoplite/nested/eu");
+        assert_eq!(
+            (eu.nested_ca(), eu.operator(), eu.is_reserved()),
+            (Some("eu"), None, true)
+        );
+        assert_eq!(ann.nested_ca(), None);
+        assert!(domain.nested_ca("a/b").is_err() && domain.nested_ca("").is_err());
         let longest = TrustDomain::parse(&"a".repeat(255)).unwrap();
         assert_eq!(longest.ca().path(), "/hoplite/ca");
         assert!(domain.agent(&"a".repeat(NODE_NAME_BYTES_MAX)).is_ok());

@@ -453,6 +453,14 @@ impl EntryName {
         }
     }
 
+    /// The name of the nested CA that it is for; see [`SpiffeId::nested_ca`]. A template is for none.
+    pub fn nested_ca(&self) -> Option<&str> {
+        match self {
+            Self::Id(id) => id.nested_ca(),
+            Self::Template(_) => None,
+        }
+    }
+
     /// The template, if it is one.
     pub fn template(&self) -> Option<&SpiffeIdTemplate> {
         match self {

@@ -30,6 +30,7 @@ pub struct PeerVerifier {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
     leaf: Leaf,
+    signer: KeyDigest,
 }
 
 /// What the peer was in the handshake: decides which extended key usage is asked of its chain.
@@ -130,6 +131,7 @@ struct BesideAnchor {
     not_before: i64,
     not_after: i64,
     uri_constraints: UriConstraints,
+    key: KeyDigest,
 }
 
 // === impl PeerVerifier ===
@@ -208,13 +210,13 @@ impl PeerVerifier {
             .anchors
             .get(trust_domain)
             .ok_or_else(|| PeerRejected::UnknownTrustDomain(trust_domain.clone()))?;
-        anchors
+        let signer = anchors
             .validate(leaf, intermediates, self.algorithms, role, now)
             .map_err(|refusal| match refusal {
                 ChainFault::Path(error) => rejected(&error, trust_domain),
                 ChainFault::Rejected(reason) => reason,
             })?;
-        Ok(VerifiedPeer { leaf: claimed })
+        Ok(VerifiedPeer { leaf: claimed, signer })
     }
 
     pub(crate) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
@@ -252,13 +254,14 @@ impl Anchors {
                 not_before: certificate.validity().not_before.timestamp(),
                 not_after: certificate.validity().not_after.timestamp(),
                 uri_constraints: renamed.map(|renamed| renamed.constraints).unwrap_or_default(),
+                key: KeyDigest::of_key(certificate.public_key().raw),
             });
             all.signers.push(Signer::of(&certificate));
         }
         Ok(all)
     }
 
-    /// RFC 5280 path validation: webpki's, and what it leaves out.
+    /// RFC 5280 path validation: webpki's, and what it leaves out. Gives the key that signed the leaf.
     fn validate(
         &self,
         leaf: &CertificateDer<'_>,
@@ -266,7 +269,7 @@ impl Anchors {
         algorithms: WebPkiSupportedAlgorithms,
         role: PeerRole,
         now: UnixTime,
-    ) -> Result<(), ChainFault> {
+    ) -> Result<KeyDigest, ChainFault> {
         let found = self.find_path(leaf, intermediates, algorithms, role, now);
         found.map_err(|refused| match refused {
             ChainFault::Path(webpki::Error::InvalidSignatureForPublicKey) => {
@@ -289,7 +292,7 @@ impl Anchors {
         algorithms: WebPkiSupportedAlgorithms,
         role: PeerRole,
         now: UnixTime,
-    ) -> Result<(), ChainFault> {
+    ) -> Result<KeyDigest, ChainFault> {
         let usage = match role {
             PeerRole::Client => KeyUsage::client_auth(),
             PeerRole::Server => KeyUsage::server_auth(),
@@ -325,8 +328,26 @@ impl Anchors {
         };
         end_entity
             .verify_for_usage(algorithms, &self.anchors, shown, now, usage, None, Some(&check_path))
-            .map(|_| ())
             .map_err(|error| refused.take().map_or(ChainFault::Path(error), ChainFault::Rejected))
+            .and_then(|path| self.signer(&path).map_err(ChainFault::Rejected))
+    }
+
+    /// The key of what stands next above the leaf.
+    fn signer(&self, path: &VerifiedPath<'_>) -> Result<KeyDigest, PeerRejected> {
+        if let Some(intermediate) = path.intermediate_certificates().next() {
+            let der = intermediate.der();
+            let certificate = profile::authority(&der).map_err(PeerRejected::NotAnAuthority)?;
+            return Ok(KeyDigest::of_key(certificate.public_key().raw));
+        }
+        self.beside(path).map(|beside| beside.key)
+    }
+
+    /// What webpki does not look at of the authority that a path ends at.
+    fn beside(&self, path: &VerifiedPath<'_>) -> Result<&BesideAnchor, PeerRejected> {
+        let mut anchors = self.anchors.iter().zip(&self.beside);
+        let found = anchors.find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor()));
+        let no_authority = || PeerRejected::InvalidPath("it ends at no authority of the bundle".to_owned());
+        found.map(|(_, beside)| beside).ok_or_else(no_authority)
     }
 
     /// What webpki leaves out: key usage, the anchor's own dates, and what is constrained about URIs.
@@ -337,11 +358,7 @@ impl Anchors {
         renamed: &[Renamed],
         now: UnixTime,
     ) -> Result<(), PeerRejected> {
-        let mut anchors = self.anchors.iter().zip(&self.beside);
-        let Some((_, beside)) = anchors.find(|(anchor, _)| std::ptr::eq(*anchor, path.anchor())) else {
-            let reason = "it ends at no authority of the bundle".to_owned();
-            return Err(PeerRejected::InvalidPath(reason));
-        };
+        let beside = self.beside(path)?;
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         if now < beside.not_before {
             return Err(PeerRejected::NotYetValid {
@@ -470,6 +487,12 @@ impl VerifiedPeer {
     /// What its leaf says.
     pub fn leaf(&self) -> &Leaf {
         &self.leaf
+    }
+
+    /// The key that signed its certificate. Several authorities may vouch for a trust domain, also such as are under another one's: who
+    /// takes only what was issued in one place goes by this.
+    pub fn signer(&self) -> KeyDigest {
+        self.signer
     }
 
     /// When its certificate ends, and with it what this proves.

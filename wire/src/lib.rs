@@ -17,6 +17,7 @@ mod policy_feed;
 mod report_link;
 pub mod reporting;
 mod served;
+mod trust_bundle;
 mod workload_api;
 mod workload_jwt;
 
@@ -25,6 +26,7 @@ pub use entry::entry_message;
 pub use policy_feed::{POLICY_BYTES_MAX, PolicyFeed};
 pub use report_link::ReportLink;
 pub use served::{Begins, Beside, Counted, NO_RPC, Served};
+pub use trust_bundle::{BadTrustBundle, jwt_authorities, trust_bundle};
 pub use workload_api::{FetchError, Identity, WorkloadApi, socket_path};
 pub use workload_jwt::{NotBelieved, WorkloadJwt};
 

@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use rustix::process::{Pid, PidfdFlags};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 fn caller(pid: u32) -> LocalProcess {

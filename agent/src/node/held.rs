@@ -88,7 +88,9 @@ impl Held {
                     disk.bundle_tainted_keys.iter().filter_map(|text| text.parse().ok()),
                     disk.bundle_revoked_keys.iter().filter_map(|text| text.parse().ok()),
                 )
-                .with_jwt(link::jwt_authorities(&disk.bundle_jwks).map_err(|e| Damaged::Bundle(e.to_string()))?),
+                .with_jwt(
+                    hoplite_wire::jwt_authorities(&disk.bundle_jwks).map_err(|e| Damaged::Bundle(e.to_string()))?,
+                ),
             None => first,
         };
         let svid = match (&disk.key, &disk.chain) {

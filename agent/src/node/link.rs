@@ -7,12 +7,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hoplite_host::backoff::{Backoff, jitter};
-use hoplite_identity::jwt::{InvalidJwtAuthorities, JwtAuthorities};
 use hoplite_identity::{
-    BundleSet, Fingerprint, HostPort, InvalidBundle, InvalidSvid, KeyDigest, PeerRejected, PeerVerifier, SpiffeId,
-    TrustBundle, TrustDomain, X509Svid, tls,
+    BundleSet, HostPort, InvalidBundle, InvalidSvid, PeerRejected, PeerVerifier, SpiffeId, TrustBundle, TrustDomain,
+    X509Svid, tls,
 };
-use hoplite_wire::{ca, channel};
+use hoplite_wire::{BadTrustBundle, ca, channel, trust_bundle};
 use rustls::{AlertDescription, ClientConfig};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
@@ -111,39 +110,10 @@ pub(crate) fn sound(bundle: &TrustBundle) -> Result<Option<Arc<PeerVerifier>>, I
 
 /// A trust bundle as the CA sends it; it must be our own trust domain's and trust somebody, at least who sent it.
 pub(crate) fn parse_bundle(message: ca::Bundle, trust_domain: &TrustDomain) -> Result<TrustBundle, CaError> {
-    if message.trust_domain != trust_domain.as_str() {
-        return Err(CaError::Answer(format!(
-            "a trust bundle of `{}`",
-            message.trust_domain.escape_default()
-        )));
-    }
-    if message.authorities.is_empty() {
-        return Err(CaError::Answer("a trust bundle without authorities".to_owned()));
-    }
-    let authorities = message.authorities.into_iter().map(Into::into).collect();
-    let tainted = message
-        .tainted
-        .into_iter()
-        .filter_map(|bytes| Some(Fingerprint::from(<[u8; 32]>::try_from(bytes).ok()?)));
-    let jwt = jwt_authorities(&message.jwks).map_err(|error| CaError::Answer(error.to_string()))?;
-    let keys = |list: Vec<Vec<u8>>| {
-        list.into_iter()
-            .filter_map(|bytes| Some(KeyDigest::from(<[u8; 32]>::try_from(bytes).ok()?)))
-    };
-    let (tainted_keys, revoked_keys) = (keys(message.tainted_keys), keys(message.revoked_keys));
-    let bundle = TrustBundle::new(trust_domain.clone(), authorities, message.sequence)?;
-    Ok(bundle
-        .with_tainted(tainted)
-        .with_keys(tainted_keys, revoked_keys)
-        .with_jwt(jwt))
-}
-
-/// The keys for JWT-SVIDs in a JWK Set; none when nothing was said of them.
-pub(crate) fn jwt_authorities(jwks: &str) -> Result<JwtAuthorities, InvalidJwtAuthorities> {
-    match jwks {
-        "" => Ok(JwtAuthorities::default()),
-        jwks => JwtAuthorities::from_jwks(jwks.as_bytes()),
-    }
+    trust_bundle(message, trust_domain).map_err(|error| match error {
+        BadTrustBundle::Authorities(error) => error.into(),
+        error => CaError::Answer(error.to_string()),
+    })
 }
 
 // === impl CaLink ===

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use hoplite_identity::{BundleSet, FederationSet, InvalidBundle, PathPrefix, TrustBundle, TrustDomain};
 use hoplite_wire::ca;
 
-use crate::node::link;
 use crate::supply::named::NamedEntry;
 
 /// Foreign bundles and federation sets, as the CA said last.
@@ -132,7 +131,7 @@ fn parse(domain: &TrustDomain, message: ca::Bundle) -> Result<TrustBundle, Box<d
     let authorities = message.authorities.into_iter().map(Into::into).collect();
     let bundle = TrustBundle::new(domain.clone(), authorities, message.sequence);
     let bundle = bundle.map_err(|error: InvalidBundle| error.to_string())?;
-    Ok(bundle.with_jwt(link::jwt_authorities(&message.jwks)?))
+    Ok(bundle.with_jwt(hoplite_wire::jwt_authorities(&message.jwks)?))
 }
 
 fn unusable(domain: &str, reason: &dyn std::fmt::Display) {

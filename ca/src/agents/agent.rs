@@ -161,6 +161,9 @@ pub(crate) enum Denied {
         "this is not the certificate of `{0}` that has its serial number: somebody else has the authority's key; run `hoplite authority taint`, and then `revoke`"
     )]
     Forged(SpiffeId),
+    /// It is believed as a peer, and is not of this CA.
+    #[error("this CA did not sign the certificate of `{0}`: another CA of the trust domain did; connect to that one")]
+    NotOfThisCa(SpiffeId),
     /// Banned by an operator.
     #[error("`{0}` is banned; an operator must evict it before it can join anew")]
     Banned(SpiffeId),

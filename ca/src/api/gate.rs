@@ -101,6 +101,10 @@ impl Gate {
     fn who(&self, peer: Option<&VerifiedPeer>) -> Result<Who, NoOperator> {
         let peer = peer.ok_or(NoOperator::NoCertificate)?;
         let (id, now) = (peer.spiffe_id(), clock::now());
+        // Whoever signs under a nested CA could call itself whatever a policy here speaks of.
+        if !self.0.registry.index().authority.is_own(peer.signer()) {
+            return Err(NoOperator::NotOfThisCa(id.clone()));
+        }
         if !id.is_reserved() {
             return if now < peer.not_after() {
                 Ok(Who::Workload(id.clone()))

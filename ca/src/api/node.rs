@@ -213,6 +213,9 @@ impl Node {
 
     fn standing(&self, peer: &VerifiedPeer) -> Result<Standing, Denied> {
         let index = self.0.registry.index();
+        if !index.authority.is_own(peer.signer()) {
+            return Err(Denied::NotOfThisCa(peer.spiffe_id().clone()));
+        }
         authorize(
             index.agents.get(peer.spiffe_id()).map(Arc::as_ref),
             index.epoch.since(peer.spiffe_id()),
@@ -389,7 +392,10 @@ impl Node {
         let last = leaf.and_then(|leaf| leaf.not_after().checked_sub(Duration::from_secs(1)));
         let at = last.map_or(clock::now(), |last| last.min(clock::now()));
         let peer = verifier.verify(chain, PeerRole::Client, at).map_err(rejected)?;
-        Ok(peer.leaf().clone())
+        match self.0.registry.index().authority.is_own(peer.signer()) {
+            true => Ok(peer.leaf().clone()),
+            false => Err(Denied::NotOfThisCa(peer.spiffe_id().clone()).into()),
+        }
     }
 
     /// By the key of a certificate that may have ended, within bounds. `agent` is who shows it, once that is known.

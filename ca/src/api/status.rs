@@ -12,7 +12,9 @@ use crate::agents::writes::AgentError;
 use crate::authority::course::CourseError;
 use crate::authority::taking::TrustError;
 use crate::federation::writes::FederationError;
+use crate::issuance::authority::MintAuthorityError;
 use crate::issuance::{BadCsr, MintError};
+use crate::nested::writes::NestedError;
 use crate::operators::operator::NoOperator;
 use crate::operators::writes::OperatorError;
 use crate::policy::error::PolicyError;
@@ -98,6 +100,26 @@ impl Blame for TrustError {
     }
 }
 
+impl Blame for NestedError {
+    fn status(&self) -> Status {
+        let text = self.to_string();
+        match self {
+            Self::NotRegistered(_) => Status::permission_denied(text),
+            Self::TooMany(_) | Self::NoAuthority(_) => Status::failed_precondition(text),
+            Self::Trust(error) => error.status(),
+        }
+    }
+}
+
+impl From<MintAuthorityError> for Status {
+    fn from(error: MintAuthorityError) -> Self {
+        match error {
+            MintAuthorityError::MayNot => Self::failed_precondition(error.to_string()),
+            MintAuthorityError::Mint(error) => error.into(),
+        }
+    }
+}
+
 impl Blame for OperatorError {
     fn status(&self) -> Status {
         let text = self.to_string();
@@ -149,7 +171,9 @@ impl From<NoOperator> for Status {
             NoOperator::NoCertificate | NoOperator::Expired { .. } | NoOperator::SignedOut(_) => {
                 Self::unauthenticated(text)
             }
-            NoOperator::Unknown(_) | NoOperator::Banned(_) | NoOperator::Reserved(_) => Self::permission_denied(text),
+            NoOperator::Unknown(_) | NoOperator::Banned(_) | NoOperator::Reserved(_) | NoOperator::NotOfThisCa(_) => {
+                Self::permission_denied(text)
+            }
         }
     }
 }
@@ -184,9 +208,11 @@ impl From<Denied> for Status {
             | Denied::OtherKey
             | Denied::Forged(_) => Self::unauthenticated(text),
             Denied::TwoHolders | Denied::Contested(_) => Self::failed_precondition(text),
-            Denied::NotAnAgent(_) | Denied::Unknown(_) | Denied::Banned(_) | Denied::TooLate { .. } => {
-                Self::permission_denied(text)
-            }
+            Denied::NotAnAgent(_)
+            | Denied::Unknown(_)
+            | Denied::Banned(_)
+            | Denied::TooLate { .. }
+            | Denied::NotOfThisCa(_) => Self::permission_denied(text),
         }
     }
 }

@@ -83,11 +83,24 @@ impl JwtTrusted {
     }
 }
 
-/// What members of the trust domain verify JWT-SVIDs with.
-pub(crate) fn authorities(trusted: &BTreeMap<String, JwtTrusted>) -> Result<JwtAuthorities, BadRecord> {
+/// What members of the trust domain verify JWT-SVIDs with: the CA's own keys, and those that nested CAs publish, as points.
+pub(crate) fn authorities<'a>(
+    trusted: &BTreeMap<String, JwtTrusted>,
+    nested: impl IntoIterator<Item = &'a String>,
+) -> Result<JwtAuthorities, BadRecord> {
     let counts = trusted.iter().filter(|(_, trusted)| trusted.life.state.is_trusted());
     let keys = counts.map(|(name, trusted)| Ok((name.clone(), trusted.key(name)?)));
-    let keys: Vec<_> = keys.collect::<Result<_, BadRecord>>()?;
+    let mut keys: BTreeMap<_, _> = keys.collect::<Result<_, BadRecord>>()?;
+    for point in nested {
+        // The id of each is its digest: none stands in the place of another. One that was revoked here does not come back by this.
+        let point = HEXLOWER.decode(point.as_bytes()).unwrap_or_default();
+        let name = JwtTrusted::name_of(&point);
+        if let Ok(key) = JwtKey::p256(&point)
+            && !trusted.contains_key(&name)
+        {
+            keys.insert(name, key);
+        }
+    }
     JwtAuthorities::new(keys).map_err(|error: InvalidJwtAuthorities| BadRecord::Malformed {
         key: record::key::<JwtTrusted>(""),
         reason: error.to_string(),

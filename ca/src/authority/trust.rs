@@ -37,6 +37,9 @@ pub(crate) struct Trusted {
     /// PEM: the authorities of others under which it is. They are in the trust bundle in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     roots: Option<String>,
+    /// It is under another Hoplite CA's: whom members trust for it is that one's word, which changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    nested: bool,
 }
 
 /// An authority's certificate, and what connects it to those that members trust.
@@ -45,8 +48,10 @@ pub(crate) struct Certified {
     pub(crate) certificate: CertificateDer<'static>,
     /// The next one first, without the roots. Empty of one that is signed by itself, or directly by a root.
     pub(crate) above: Vec<CertificateDer<'static>>,
-    /// Empty of one that is signed by itself: it is the root.
+    /// Empty of one that is signed by itself: it is the root. Otherwise the one under which it is comes first.
     pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// Another Hoplite CA has signed it.
+    pub(crate) is_nested: bool,
 }
 
 impl Record for Trust {
@@ -61,6 +66,19 @@ impl Record for Trusted {
     /// The first had no course.
     const FORMAT: u32 = 2;
     const COUNTED: bool = true;
+}
+
+// === impl Trust ===
+
+impl Trust {
+    /// After a change of the bundle.
+    #[must_use]
+    pub(crate) fn grown(&self) -> Self {
+        Self {
+            sequence: self.sequence + 1,
+            ..self.clone()
+        }
+    }
 }
 
 // === impl Trusted ===
@@ -80,6 +98,7 @@ impl Trusted {
             sealed: None,
             above: None,
             roots: None,
+            nested: false,
         })
     }
 
@@ -92,8 +111,14 @@ impl Trusted {
         Ok(Self {
             above: Some(pem(&made.above)?),
             roots: Some(pem(&made.roots)?),
+            nested: made.is_nested,
             ..self
         })
+    }
+
+    /// Whether another Hoplite CA has signed it.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.nested
     }
 
     /// Its key, sealed.
@@ -114,6 +139,7 @@ impl Trusted {
             certificate: self.certificate(name)?,
             above: list(&self.above)?,
             roots: list(&self.roots)?,
+            is_nested: self.nested,
         })
     }
 
@@ -155,6 +181,7 @@ impl Certified {
             certificate,
             above: Vec::new(),
             roots: Vec::new(),
+            is_nested: false,
         }
     }
 
@@ -169,6 +196,18 @@ impl Certified {
             true => std::iter::once(&self.certificate).chain(&self.above).cloned().collect(),
             false => Vec::new(),
         }
+    }
+}
+
+impl Certified {
+    /// Whether what the CA above has signed may go on by that one's bundle: neither what is above it nor its own key is tainted, revoked or
+    /// gone.
+    pub(crate) fn is_vouched_for(&self, above: &TrustBundle) -> bool {
+        let stands = (self.roots.first()).is_some_and(|root| {
+            above.authorities().contains(root) && !above.tainted().contains(&Fingerprint::of(root))
+        });
+        let mut keys = self.below_the_root().into_iter().filter_map(|der| KeyDigest::of(&der));
+        stands && !keys.any(|key| above.tainted_keys().contains(&key) || above.revoked_keys().contains(&key))
     }
 }
 
@@ -209,10 +248,16 @@ impl Taking for Trusted {
     }
 }
 
-/// The trust bundle that the store's records make.
-pub(crate) fn bundle(trust: &Trust, trusted: &BTreeMap<String, Trusted>) -> Result<TrustBundle, BadRecord> {
+/// The trust bundle that the store's records make. `above` is that of the CA above, while this one is nested; `revoked_keys` are those of CAs that are
+/// nested here and count no more.
+pub(crate) fn bundle(
+    trust: &Trust,
+    trusted: &BTreeMap<String, Trusted>,
+    above: Option<&TrustBundle>,
+    mut revoked_keys: Vec<KeyDigest>,
+) -> Result<TrustBundle, BadRecord> {
     let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
-    let (mut tainted, mut tainted_keys, mut revoked_keys) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tainted, mut tainted_keys) = (Vec::new(), Vec::new());
     for (name, one) in trusted {
         let (certified, state) = (one.certified(name)?, one.life.state);
         let key = KeyDigest::of(&certified.certificate);
@@ -225,14 +270,24 @@ pub(crate) fn bundle(trust: &Trust, trusted: &BTreeMap<String, Trusted>) -> Resu
         if !state.is_trusted() {
             continue;
         }
-        let counts = match certified.is_under() {
-            true => certified.roots,
-            false => vec![certified.certificate],
+        let counts = match (certified.is_under(), above) {
+            // Whom the CA above has in its bundle by now.
+            (true, Some(above)) if certified.is_nested => above.authorities().to_vec(),
+            (true, _) => certified.roots,
+            (false, _) => vec![certified.certificate],
         };
         for certificate in counts {
             if !certificates.contains(&certificate) {
                 certificates.push(certificate);
             }
+        }
+    }
+    if let Some(above) = above {
+        revoked_keys.extend(above.revoked_keys());
+        // A taint has members replace what they have: not before there is something else here to replace it with.
+        if !has_to_turn(trusted, above)? {
+            tainted.extend(above.tainted());
+            tainted_keys.extend(above.tainted_keys());
         }
     }
     let bundle = TrustBundle::new(trust.trust_domain.clone(), certificates, trust.sequence);
@@ -241,4 +296,13 @@ pub(crate) fn bundle(trust: &Trust, trusted: &BTreeMap<String, Trusted>) -> Resu
         reason: error.to_string(),
     })?;
     Ok(bundle.with_tainted(tainted).with_keys(tainted_keys, revoked_keys))
+}
+
+/// Whether the authority that signs here is one for which the CA above vouches no more, or not for long.
+fn has_to_turn(trusted: &BTreeMap<String, Trusted>, above: &TrustBundle) -> Result<bool, BadRecord> {
+    let signs = trusted.iter().find(|(_, one)| one.life.state == State::Active);
+    Ok(match signs {
+        Some((name, one)) if one.nested => !one.certified(name)?.is_vouched_for(above),
+        _ => false,
+    })
 }

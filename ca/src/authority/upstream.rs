@@ -1,7 +1,8 @@
 //! Authorities of others above the CA's own: who signs its certificates then, and whom members trust.
 //!
-//! An upstream authority from disk is a company's: its certificate, with those above it, and its key. Each authority that the CA makes is
-//! an intermediate under it. All that an upstream forbids is found out here, before anything is signed that nobody would accept.
+//! An upstream authority from disk is a company's: its certificate, with those above it, and its key. Another Hoplite CA signs over the
+//! network. Each authority that the CA makes is an intermediate under it. All that an upstream forbids is found out here, before anything
+//! is signed that nobody would accept.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,6 +19,8 @@ use serde::Deserialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
+use crate::authority::link::{Link, LinkError};
+use crate::authority::signer::Signer;
 use crate::authority::trust::Certified;
 use crate::record;
 
@@ -40,24 +43,24 @@ pub struct DiskUpstream {
 
 /// Signs the CA's authorities.
 pub(crate) trait Upstream: fmt::Debug + Send + Sync {
-    /// A certificate of this key; `params` says all but who signs it, how long it may live, and how many authorities may be below it.
+    /// A certificate of this signer's key; `params` says all but who signs it, how long it may live, and how many authorities may be below
+    /// it. It ends at `not_after`, or with what is above it. Blocks.
     fn sign(
         &self,
         params: CertificateParams,
-        key: &dyn KeyOf,
+        signer: &Signer,
         not_after: SystemTime,
         now: SystemTime,
     ) -> Result<(Certified, SystemTime), UpstreamError>;
-}
 
-/// A public key, whoever has the other half.
-pub(crate) trait KeyOf {
-    fn point(&self) -> &[u8];
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm;
-}
+    /// What the operator is told when what it signs ends too soon.
+    fn ends_too_soon(&self, not_after: SystemTime, least: Duration) -> UpstreamError;
 
-/// One of those.
-struct Public<'a>(&'a dyn KeyOf);
+    /// Since when it cannot be asked, and why, if that is known.
+    fn away(&self) -> Option<String> {
+        None
+    }
+}
 
 /// Why an upstream authority does not sign. One sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,20 @@ pub enum UpstreamError {
         /// What is needed.
         least: String,
     },
+    /// What the CA above signs ends too soon.
+    #[error(
+        "what the CA above signs now ends at {not_after}, and an authority here has to live for {least} at least; the CA above signs for longer \
+         after its own authority's next turn: raise its `authority_ttl`, or lower `x509_ttl` and `agent_ttl` here"
+    )]
+    EndsAbove {
+        /// When.
+        not_after: Moment,
+        /// What is needed.
+        least: String,
+    },
+    /// The CA above does not do what is asked.
+    #[error(transparent)]
+    Above(#[from] LinkError),
     /// Nobody would accept what is below it.
     #[error(
         "nobody would accept a member of this trust domain under the upstream authority: {0}; it needs a certificate that may sign authorities below itself (path length 1 or more) and \
@@ -141,7 +158,7 @@ impl Upstream for DiskUpstream {
     fn sign(
         &self,
         mut params: CertificateParams,
-        key: &dyn KeyOf,
+        signer_here: &Signer,
         not_after: SystemTime,
         _: SystemTime,
     ) -> Result<(Certified, SystemTime), UpstreamError> {
@@ -207,7 +224,7 @@ impl Upstream for DiskUpstream {
         params.not_after = not_after.into();
         params.use_authority_key_identifier_extension = true;
         let issuer = Issuer::from_ca_cert_der(signs, upstream_key)?;
-        let certificate = params.signed_by(&Public(key), &issuer)?.der().clone();
+        let certificate = params.signed_by(signer_here, &issuer)?.der().clone();
         let is_a_root = |der: &&CertificateDer<'static>| !roots.contains(der);
         let certified = Certified {
             certificate,
@@ -217,27 +234,49 @@ impl Upstream for DiskUpstream {
                 .cloned()
                 .collect(),
             roots,
+            is_nested: false,
         };
         Ok((certified, not_after))
     }
+
+    fn ends_too_soon(&self, not_after: SystemTime, least: Duration) -> UpstreamError {
+        UpstreamError::Ends {
+            file: self.certificate.clone(),
+            not_after: not_after.into(),
+            least: humantime::format_duration(least).to_string(),
+        }
+    }
 }
 
-impl DiskUpstream {
-    /// That it does not end too soon for what is to be below it.
-    pub(crate) fn check_end(
+// === impl Link ===
+
+impl Upstream for Link {
+    fn sign(
         &self,
+        _: CertificateParams,
+        signer: &Signer,
         not_after: SystemTime,
-        least: Duration,
         now: SystemTime,
-    ) -> Result<(), UpstreamError> {
-        match not_after.duration_since(now).unwrap_or_default() < least {
-            true => Err(UpstreamError::Ends {
-                file: self.certificate.clone(),
-                not_after: not_after.into(),
-                least: humantime::format_duration(least).to_string(),
-            }),
-            false => Ok(()),
+    ) -> Result<(Certified, SystemTime), UpstreamError> {
+        let csr = CertificateParams::default().serialize_request(signer)?.der().to_vec();
+        let ttl = record::unix_seconds(not_after).saturating_sub(record::unix_seconds(now));
+        let certified = self.ask(csr, ttl)?;
+        let life = life(&certified.certificate).filter(|_| certified.above.len() < CHAIN_MAX);
+        let end = life
+            .map(|life| life.end)
+            .ok_or_else(|| LinkError::Answer("no certificate, or too many above it".to_owned()))?;
+        Ok((certified, end))
+    }
+
+    fn ends_too_soon(&self, not_after: SystemTime, least: Duration) -> UpstreamError {
+        UpstreamError::EndsAbove {
+            not_after: Moment::from(not_after),
+            least: humantime::format_duration(least).to_string(),
         }
+    }
+
+    fn away(&self) -> Option<String> {
+        Self::away(self)
     }
 }
 
@@ -265,26 +304,4 @@ fn life(der: &CertificateDer<'_>) -> Option<Range<SystemTime>> {
     let at = |time: ASN1Time| u64::try_from(time.timestamp()).ok().map(record::from_unix_seconds);
     let validity = certificate.validity();
     Some(at(validity.not_before)?..at(validity.not_after)?)
-}
-
-// === impl Public ===
-
-impl PublicKeyData for Public<'_> {
-    fn der_bytes(&self) -> &[u8] {
-        self.0.point()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        self.0.algorithm()
-    }
-}
-
-impl<T: PublicKeyData> KeyOf for T {
-    fn point(&self) -> &[u8] {
-        self.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        PublicKeyData::algorithm(self)
-    }
 }

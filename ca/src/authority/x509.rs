@@ -6,6 +6,7 @@
 //! sign for; that state is refused with a remedy, because a new root in silence would cut every agent off.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use data_encoding::HEXLOWER;
@@ -23,10 +24,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::Config;
 use crate::authority::course::LAST_PART;
 use crate::authority::keyring::{Keyring, Made};
+use crate::authority::link::Link;
 use crate::authority::signer::{Signer, SignerError};
 use crate::authority::taking::{TrustError, course};
 use crate::authority::trust::{Certified, Trust, Trusted};
-use crate::authority::upstream::{self, DiskUpstream, Upstream, UpstreamError};
+use crate::authority::upstream::{self, Upstream, UpstreamError};
 use crate::authority::writes::{Found, New, Step, What};
 use crate::config::UpstreamConfig;
 use crate::record;
@@ -52,7 +54,9 @@ pub(crate) struct Maker {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) keyring: Keyring,
     /// Who signs them; they do so themselves without one.
-    pub(crate) upstream: Option<DiskUpstream>,
+    pub(crate) upstream: Option<Arc<dyn Upstream>>,
+    /// The way to the CA above, if this one is nested.
+    pub(crate) link: Option<Link>,
     /// What they have to live at least.
     pub(crate) least: Duration,
 }
@@ -61,13 +65,19 @@ impl Maker {
     /// As the configuration says.
     pub(crate) fn new(config: &Config, keyring: Keyring) -> Self {
         let longest = config.x509_ttl.0.max(config.agent_ttl.0);
+        let link = match &config.upstream {
+            Some(UpstreamConfig::Hoplite(upstream)) => Some(Link::new(upstream.clone(), config.trust_domain.clone())),
+            _ => None,
+        };
+        let upstream: Option<Arc<dyn Upstream>> = match &config.upstream {
+            Some(UpstreamConfig::Disk(upstream)) => Some(Arc::new(upstream.clone())),
+            _ => link.clone().map(|link| Arc::new(link) as Arc<dyn Upstream>),
+        };
         Self {
             trust_domain: config.trust_domain.clone(),
             keyring,
-            upstream: config
-                .upstream
-                .as_ref()
-                .map(|UpstreamConfig::Disk(upstream)| upstream.clone()),
+            upstream,
+            link,
             least: longest * LAST_PART,
         }
     }
@@ -228,7 +238,10 @@ impl Maker {
             Some(upstream) => {
                 let (params, not_after) = described(&self.trust_domain, Serial::random()?, now, ttl)?;
                 let (certified, not_after) = upstream.sign(params, &signer, not_after, now)?;
-                upstream.check_end(not_after, self.least, now)?;
+                // Certificates know whole seconds.
+                if record::unix_seconds(not_after) < record::unix_seconds(now).saturating_add(self.least.as_secs()) {
+                    return Err(upstream.ends_too_soon(not_after, self.least).into());
+                }
                 let authority = Authority::from_parts(certified, signer)?
                     .ok_or_else(|| AuthorityError::Certificate("it does not carry its key".into()))?;
                 let leaf = authority.leaf_of_the_ca(&self.trust_domain, now)?;
@@ -440,6 +453,23 @@ impl Authority {
         Issuer::from_params(&self.params, &self.signer)
     }
 
+    /// An authority of a CA that is nested under another one, and that nothing stores.
+    #[cfg(test)]
+    pub(crate) fn ephemeral_nested(above: &Self, now: SystemTime) -> Self {
+        let signer = Signer::ephemeral();
+        let id = TrustDomain::parse("prod.example").unwrap();
+        let (mut params, _) = described(&id, Serial::random().unwrap(), now, Duration::from_secs(60)).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let certificate = params.signed_by(&signer, &above.issuer()).unwrap().der().clone();
+        let certified = Certified {
+            certificate,
+            above: Vec::new(),
+            roots: vec![above.certificate().clone()],
+            is_nested: true,
+        };
+        Self::from_parts(certified, signer).unwrap().unwrap()
+    }
+
     /// An authority that nothing stores.
     #[cfg(test)]
     pub(crate) fn ephemeral(trust_domain: &TrustDomain, now: SystemTime, ttl: Duration) -> Self {
@@ -459,7 +489,7 @@ fn stored(store: &dyn Store) -> Result<Option<Stored>, AuthorityError> {
 }
 
 /// All of an authority's certificate but who signs it; and its end.
-fn described(
+pub(crate) fn described(
     trust_domain: &TrustDomain,
     serial: Serial,
     now: SystemTime,
@@ -560,6 +590,7 @@ mod tests {
             trust_domain: TrustDomain::parse("prod.example").unwrap(),
             keyring: Keyring::of(dir),
             upstream: None,
+            link: None,
             least: Duration::ZERO,
         }
     }

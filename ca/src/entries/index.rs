@@ -27,6 +27,8 @@ pub(crate) struct EntryIndex {
     buried: VecDeque<Parent>,
     /// Deletions up to here were never known.
     beginning: Revision,
+    /// The entries of nested CAs, by the CA's name.
+    nested: BTreeMap<String, BTreeSet<EntryId>>,
 }
 
 // === impl EntryIndex ===
@@ -57,6 +59,11 @@ impl EntryIndex {
                 self.forget();
             }
             concerned.insert(parent.clone());
+            if let Some(name) = old.entry.spiffe_id.nested_ca()
+                && let Some(ids) = self.nested.get_mut(name)
+            {
+                ids.remove(&old.id);
+            }
         }
         if let Some(entry) = entry {
             let id = EntryId::parse(id).map_err(|error| BadRecord::Malformed {
@@ -65,6 +72,9 @@ impl EntryIndex {
             })?;
             self.share(&entry.parent, revision).add(&id, revision);
             concerned.insert(entry.parent.clone());
+            if let Some(name) = entry.spiffe_id.nested_ca() {
+                self.nested.entry(name.to_owned()).or_default().insert(id.clone());
+            }
             let registered = RegisteredEntry {
                 id: id.clone(),
                 entry,
@@ -105,6 +115,12 @@ impl EntryIndex {
     /// All entries, by id.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<RegisteredEntry>> {
         self.entries.values()
+    }
+
+    /// The entries of a nested CA, by its name.
+    pub(crate) fn nested(&self, name: &str) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
+        let ids = self.nested.get(name).into_iter().flatten();
+        ids.filter_map(|id| self.entries.get(id))
     }
 
     /// Those from one id on, that one left out.

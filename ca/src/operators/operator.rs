@@ -65,6 +65,10 @@ pub(crate) enum NoOperator {
     Banned(String),
     #[error("this certificate of operator `{0}` was signed out or replaced; sign in anew with `hoplite login`")]
     SignedOut(String),
+    #[error(
+        "this CA did not sign the certificate of `{0}`: another CA of the trust domain did, which is nested here or above"
+    )]
+    NotOfThisCa(SpiffeId),
     #[error("`{0}` is none of an operator; agents and the CA itself may not call the admin API")]
     Reserved(SpiffeId),
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::entries::entry::tests::{parse, sample};
 use crate::operators::operator::Operator;
+use hoplite_identity::Entry;
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("prod.example").unwrap()
@@ -35,7 +36,8 @@ fn every_rpc_has_an_action_and_every_action_is_an_rpc() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
         .collect();
-    let actions: BTreeSet<&str> = Action::ALL.iter().map(|action| action.name()).collect();
+    let is_rpc = |action: &&Action| action.is_rpc();
+    let actions: BTreeSet<&str> = Action::ALL.iter().filter(is_rpc).map(|action| action.name()).collect();
     assert_eq!(actions, rpcs, "a new RPC needs a line in rights/action.rs");
     let words = default().actions();
     let groups: BTreeSet<&String> = words.values().flatten().collect();
@@ -43,18 +45,20 @@ fn every_rpc_has_an_action_and_every_action_is_an_rpc() {
         .keys()
         .filter(|action| !groups.contains(action))
         .map(String::as_str)
+        .filter(|action| *action != Action::RegisterNestedCa.name())
         .collect();
     assert_eq!(of_schema, rpcs, "a new RPC needs an action in admin/admin.cedarschema");
     for action in rpcs {
         assert!(words[action].contains("all"), "`{action}` is in no group");
     }
-    for action in Action::ALL {
+    for action in Action::ALL.iter().filter(is_rpc) {
         assert_eq!(
             Action::of_path(&format!("{}{}", action::SERVICE, action.name())),
             Some(*action)
         );
     }
     assert_eq!(Action::of_path("/hoplite.ca.v1.Admin/Nothing"), None);
+    assert_eq!(Action::of_path("/hoplite.ca.v1.Admin/RegisterNestedCa"), None);
     assert_eq!(Action::of_path("/hoplite.ca.v1.Node/Join"), None);
 }
 
@@ -77,6 +81,7 @@ fn roles_and_what_they_may() {
                     ("other", What::Entry(&other)),
                     ("beside", What::Entry(&beside)),
                 ],
+                "RegisterNestedCa" => &[("", What::Entry(&pay))],
                 "ListEntries" => &[
                     ("", What::TrustDomain),
                     ("pay", What::Entry(&pay)),
@@ -228,4 +233,37 @@ fn a_directory_in_place_of_the_default() {
 
 fn fs_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Whoever may register everything else, even below `/hoplite`, makes no CA by that.
+#[test]
+fn a_nested_ca_needs_a_right_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "@id(\"editor\") permit (principal in Admin::Role::\"editor\", action in Admin::Action::\"entries\", resource);\n\
+                @id(\"nested\") permit (principal in Admin::Role::\"regions\", action == Admin::Action::\"RegisterNestedCa\", resource);";
+    std::fs::write(dir.path().join("a.cedar"), text).unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::set_permissions(dir.path().join("a.cedar"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let held = Rights::open(Rights::read(Some(dir.path())).unwrap(), domain()).now();
+    let (nested, plain) = (
+        parse(sample("/hoplite/nested/eu", "n1")).unwrap(),
+        parse(sample("/orders", "n1")).unwrap(),
+    );
+    let (editor, both) = (
+        operator(&["editor"], &["/hoplite"]),
+        operator(&["editor", "regions"], &[]),
+    );
+    for action in Action::ALL.iter().copied().filter(|action| action.changes_entries()) {
+        let ask = |who: &Who, entry: &Entry| held.ask(who, action, What::Entry(entry), Way::Socket);
+        assert_eq!(ask(&editor, &plain).unwrap(), ["editor"], "{action:?}");
+        let refused = ask(&editor, &nested).unwrap_err().to_string();
+        assert!(refused.contains("`RegisterNestedCa`"), "{refused}");
+        // Many at once, and what a write asks for each entry: there is no way round.
+        let all = [What::Entry(&plain), What::Entry(&nested)];
+        assert!(held.ask_all(&editor, action, all, Way::Socket).is_err(), "{action:?}");
+        assert_eq!(held.always(&editor, action), None, "{action:?}");
+        assert_eq!(ask(&both, &nested).unwrap(), ["editor", "nested"], "{action:?}");
+        assert!(ask(&operator(&["regions"], &[]), &nested).is_err(), "{action:?}");
+        assert!(held.always(&both, action).is_some(), "{action:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! The turns of the X.509 authorities: each vouches for its successor, and people see who is under which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use hoplite_identity::CertificateDer;
@@ -65,6 +65,10 @@ impl Kind for Trusted {
                 certificate,
             })
         })
+    }
+
+    fn unsound(index: &AuthorityIndex) -> BTreeSet<Name> {
+        index.unsound().clone()
     }
 
     fn follow(with: &Parts, all: &BTreeMap<Name, Self>, name: &str) -> Result<Option<bool>, AuthorityError> {

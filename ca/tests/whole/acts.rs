@@ -23,7 +23,7 @@ pub(crate) fn issuances(dir: &Path) -> Vec<Issuance> {
     issuances.collect()
 }
 
-fn acts(dir: &Path) -> Vec<Control> {
+pub(crate) fn acts(dir: &Path) -> Vec<Control> {
     let log = find(&dir.join("data/audit"), &Query::default()).unwrap();
     let controls = log.filter_map(|record| match record.unwrap() {
         AnyRecord::Control(control) => Some(control),

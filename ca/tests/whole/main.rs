@@ -12,6 +12,7 @@ mod acts;
 mod attesting;
 mod crowds;
 mod groups;
+mod nested;
 mod operators;
 mod policy;
 mod templates;

@@ -67,6 +67,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("docs/guide/two-machines.md", "hoplite/tests/binary/two_machines.rs"),
     ("docs/guide/authorities.md", "hoplite/tests/binary/authorities.rs"),
     ("docs/guide/files.md", "hoplite/tests/binary/files_guide.rs"),
+    ("docs/guide/nested-cas.md", "hoplite/tests/binary/nested.rs"),
     ("docs/guide/install.md", "tests/lib/packaging"), // tests/lib/guide, on a machine with systemd
 ];
 

@@ -34,6 +34,7 @@ mod log_out_of_reach;
 mod machine;
 mod manager;
 mod many_findings;
+mod nested;
 mod old_kernel;
 mod operators;
 #[path = "../../../tests/page/mod.rs"]

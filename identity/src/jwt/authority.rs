@@ -95,6 +95,15 @@ impl JwtAuthorities {
         Self::new(keys.collect::<Result<Vec<_>, _>>()?)
     }
 
+    /// With those of others whose ids are not taken and that are wanted.
+    #[must_use]
+    pub fn and(mut self, others: &Self, is_wanted: impl Fn(&str) -> bool) -> Self {
+        for (kid, key) in others.0.iter().filter(|(kid, _)| is_wanted(kid)) {
+            self.0.entry(kid.clone()).or_insert_with(|| key.clone());
+        }
+        self
+    }
+
     /// As the JWK Set that the Workload API hands out (W-11).
     pub fn to_jwks(&self) -> String {
         let set = Set {

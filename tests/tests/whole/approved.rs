@@ -184,6 +184,7 @@ async fn who_may_call_what() {
     let banned = world.join("banned").await;
     world.ban("banned").await;
     let workload = world.caller("/client").await.svid.unwrap();
+    let nested = world.caller("/hoplite/nested/eu").await.svid.unwrap();
     let stranger = TestAuthority::new(TRUST_DOMAIN).svid("/hoplite/agent/another", Duration::from_secs(600));
     text += &table(
         "The CA's port (mutual TLS)",
@@ -191,6 +192,7 @@ async fn who_may_call_what() {
             ("nobody", ask_ca(&world, None, &all).await),
             ("another CA's agent", ask_ca(&world, Some(&stranger), &all).await),
             ("a workload", ask_ca(&world, Some(&workload), &all).await),
+            ("a nested CA", ask_ca(&world, Some(&nested), &all).await),
             ("an agent", ask_ca(&world, Some(&joined), &all).await),
             ("a banned agent", ask_ca(&world, Some(&banned), &all).await),
         ],

@@ -15,6 +15,7 @@ mod fleet;
 mod floods;
 mod grpc;
 mod jwt;
+mod nested;
 mod openssl;
 mod otlp;
 mod policy;
