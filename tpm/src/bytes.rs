@@ -127,12 +127,10 @@ mod tests {
         assert_eq!(written, [1, 2, 3, 0, 0, 0, 7, 0, 3, b'a', b'b', b'c']);
         let read = |bytes: &[u8]| -> Result<(), Malformed> {
             let mut reader = Reader::new("thing", bytes);
-            (
-                reader.u8()?,
-                reader.expect_u16(0x0203)?,
-                reader.u32()?,
-                reader.sized(3)?,
-            );
+            reader.u8()?;
+            reader.expect_u16(0x0203)?;
+            reader.u32()?;
+            reader.sized(3)?;
             reader.end()
         };
         assert_eq!(read(&written), Ok(()));
