@@ -158,7 +158,7 @@ mod tests {
 
         let tainted = || above(&[one, two]).with_tainted([Fingerprint::of(one.certificate())]);
         assert!(take(tainted()));
-        assert_eq!(unsound().into_iter().collect::<Vec<_>>(), [name.clone()]);
+        assert_eq!(unsound(), std::collections::BTreeSet::from([name]));
         assert!(!bundle().has_tainted(), "members would ask for what is as tainted");
         let new = under(two);
         let next = <Trusted as Taking>::name(&new.made);

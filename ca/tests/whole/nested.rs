@@ -94,7 +94,7 @@ impl Nested {
 
 impl Signed {
     fn der(&self) -> CertificateDer<'static> {
-        self.response.chain[0].clone().into()
+        self.response.chain.first().unwrap().clone().into()
     }
 
     /// What whoever has its key can make: an SVID of any name.
