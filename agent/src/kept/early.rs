@@ -266,7 +266,7 @@ mod tests {
                 .flatten()
                 .map(Arc::unwrap_or_clone)
                 .collect::<Vec<_>>(),
-            [ann.clone()]
+            std::slice::from_ref(&ann)
         );
         assert!(restored.take_svids().contains_key(&ann.id));
         let early = Early::new(&content, domain.clone(), &authority.bundle(), verifier);

@@ -46,7 +46,11 @@ impl Restored {
             let Some(message) = slot.entry() else { continue };
             let entry = message.map_err(|error| error.to_string()).and_then(|message| {
                 let entry = RegisteredEntry::try_from(message);
-                let entry = entry.and_then(|entry| entry.check(trust_domain).map(|()| entry));
+                // A name has its values among its selectors, and is made anew of its template.
+                let entry = entry.and_then(|entry| match key == *entry.id.as_bytes() {
+                    true => entry.check(trust_domain).map(|()| entry),
+                    false => Ok(entry),
+                });
                 entry.map_err(|error| error.to_string())
             });
             let svid = svid.filter(|svid| svid.0.not_after > unix(now));
@@ -79,6 +83,10 @@ impl Restored {
             let named = restored.named(&id, &kept).zip(svid);
             let named = named.filter(|(named, svid)| svid.0.spiffe_id == named.spiffe_id.as_str());
             let named = named.map(|(named, mut svid)| {
+                // Of a template that has changed since.
+                if svid.0.entry_revision != named.revision {
+                    svid.0.renew_at = 0;
+                }
                 svids.insert(id.clone(), std::mem::take(&mut svid.0));
                 Arc::new(named)
             });

@@ -408,7 +408,10 @@ mod tests {
         let supply = world.supply.borrow().clone().unwrap();
         // It has looked, and waits: what it lacks is minted first.
         supply.is_asked().await;
-        assert_eq!(supply.asked().into_keys().collect::<Vec<_>>(), [api.id.clone()]);
+        assert_eq!(
+            supply.asked().into_keys().collect::<Vec<_>>(),
+            std::slice::from_ref(&api.id)
+        );
         world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, true, true)]);
         assert_eq!(ids(&first.await.unwrap().unwrap().unwrap()), ["/api", "/web"]);
 

@@ -247,7 +247,10 @@ impl Stock {
 
     /// Names that are wanted no more, once.
     pub(crate) fn take_forgotten(&mut self) -> Vec<EntryId> {
-        std::mem::take(&mut self.forgotten)
+        // One that was asked for since is wanted again.
+        let mut gone = std::mem::take(&mut self.forgotten);
+        gone.retain(|id| !self.wanted.contains_key(id));
+        gone
     }
 
     fn enter(&mut self, entry: Arc<NamedEntry>) {
@@ -336,6 +339,7 @@ impl Stock {
             };
             if !minted.svid.is_sound(sound, now) {
                 minted.renew_at = AT_ONCE;
+                minted.rests_until = None;
                 self.tainted.insert(id.clone());
                 moved.push(id.clone());
             }
@@ -363,7 +367,10 @@ impl Stock {
             self.take_on(&entry);
             // One from the disk may have turned out to be none when it was asked for.
             self.plan(&id);
-            self.asked.insert(id);
+            // There may be too many to take on one more.
+            if self.wanted.contains_key(&id) {
+                self.asked.insert(id);
+            }
         }
         let is_due = |wanted: &&Wanted| wanted.due <= now;
         let asked_for = self.asked.iter().filter_map(|id| self.wanted.get(id)).filter(is_due);
@@ -472,6 +479,7 @@ impl Stock {
             let minted = self.wanted.get_mut(&id).and_then(|wanted| wanted.minted.as_mut());
             if let Some(minted) = minted.filter(|minted| minted.renew_at <= now && now < minted.end()) {
                 minted.renew_at = renewal::catch_up(minted.end(), now, jitter());
+                minted.rests_until = None;
                 minted.late = true;
                 self.plan(&id);
             }

@@ -24,7 +24,7 @@ use crate::acts::{Acts, Asked};
 use crate::api::messages;
 use crate::api::status::ours;
 use crate::config::TTL_MIN;
-use crate::issuance::SubjectKey;
+use crate::issuance::{self, SubjectKey};
 use crate::issuer::Issuer;
 use crate::listener::AgentCaller;
 use crate::nested::record::{JWT_KEYS_MAX, Signed};
@@ -66,7 +66,9 @@ enum NotNested {
     Expired,
     #[error("this CA did not sign the SVID of `{0}`; a nested CA has it from an agent of the CA above it")]
     NotOfThisCa(SpiffeId),
-    #[error("no entry of `{0}` is registered, or the agent of each that is was banned or evicted, or two have its key")]
+    #[error(
+        "no entry of `{0}` is registered, or it was after this SVID, or twice, or its agent was banned or evicted, or two have its key"
+    )]
     NotRegistered(SpiffeId),
 }
 
@@ -110,11 +112,19 @@ impl NestedCas {
         if !index.authority.is_own(peer.signer()) {
             return Err(NotNested::NotOfThisCa(id.clone()));
         }
-        let vouches = index.entries.nested(name).find(|registered| {
-            let agent = registered.parent.agent().and_then(|agent| index.agents.get(agent));
-            agent.is_some_and(|agent| !agent.banned && agent.contested.is_none())
-        });
-        let entry = vouches.ok_or_else(|| NotNested::NotRegistered(id.clone()))?;
+        let not_registered = || NotNested::NotRegistered(id.clone());
+        // One alone vouches, so that all that is signed goes with it.
+        let mut registered = index.entries.nested(name);
+        let (Some(entry), None) = (registered.next(), registered.next()) else {
+            return Err(not_registered());
+        };
+        let agent = entry.parent.agent().and_then(|agent| index.agents.get(agent));
+        let is_there = agent.is_some_and(|agent| !agent.banned && agent.contested.is_none());
+        // An SVID of an entry that went before this one came is nobody's.
+        let issued_at_latest = record::unix_seconds(peer.leaf().not_before() + issuance::BACK_DATED);
+        if !is_there || issued_at_latest < entry.created_at {
+            return Err(not_registered());
+        }
         Ok(Nested {
             id: id.clone(),
             name: name.to_owned(),

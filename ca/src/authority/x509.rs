@@ -35,7 +35,7 @@ use crate::record;
 use crate::write::{self, ReadError, View, WriteError};
 
 /// Machines whose clocks are this much behind ours accept the new root at once.
-const BACK_DATED: Duration = Duration::from_secs(300);
+pub(crate) const BACK_DATED: Duration = Duration::from_secs(300);
 
 /// An authority that can sign: certificate and key belong together, and the certificate is the trust domain's.
 #[derive(Debug)]

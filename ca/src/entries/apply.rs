@@ -36,7 +36,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It is new.
-    Create(EntryId, Entry),
+    Create(EntryId, Box<Entry>),
     /// It differs from what was there, and is now this.
     Update {
         id: EntryId,
@@ -101,7 +101,7 @@ impl Write for ApplyEntries {
                 self.may.check(&now)?;
                 let subject_of_new = Subject { id: new_id.clone() };
                 changes = changes.put(&subject, &subject_of_new).put(new_id, &now);
-                steps.push(Step::Create(new_id.clone(), now));
+                steps.push(Step::Create(new_id.clone(), Box::new(now)));
                 continue;
             };
             kept.insert(id.clone());

@@ -8,7 +8,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::acts::written::Settled;
-use crate::authority::x509::{Authority, Serial, described};
+use crate::authority::x509::{Authority, BACK_DATED, Serial, described};
 use crate::issuance::{MintError, SubjectKey, is_signed_by};
 use crate::record;
 
@@ -70,7 +70,12 @@ pub(crate) fn mint_authority(
         |e: &dyn std::fmt::Display| MintError::Unbuildable(authority.away().unwrap_or_else(|| e.to_string()));
     let (mut params, not_after) = described(trust_domain, serial, now, ttl).map_err(|e| unbuildable(&e))?;
     let not_after = not_after.min(authority.not_after());
-    let not_before = record::from_unix_seconds(record::unix_seconds(now)).max(authority.not_before());
+    // Whoever asked judges by its own clock, and by a moment before it asked.
+    let second = record::from_unix_seconds(record::unix_seconds(now));
+    let not_before = second
+        .checked_sub(BACK_DATED)
+        .unwrap_or(second)
+        .max(authority.not_before());
     if not_after <= now || not_before > now {
         return Err(MintError::AuthorityNotValid.into());
     }

@@ -72,8 +72,7 @@ impl Write for NoteSigned {
         registered(entry, &self.name)?;
         let mut nested = nested.unwrap_or_default();
         let now = record::unix_seconds(self.now);
-        let live = nested.authorities.iter().filter(|signed| signed.not_after > now);
-        if live.count() >= AUTHORITIES_MAX {
+        if nested.in_force(now).count() >= AUTHORITIES_MAX {
             return Err(NestedError::TooMany(self.name.clone()));
         }
         nested.authorities.push(self.signed.clone());

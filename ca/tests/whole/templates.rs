@@ -55,7 +55,7 @@ async fn issue_jwt(agent: &mut Agent, ids: &[&str], values: &[&[&str]]) -> Vec<R
         let claims = token.split('.').nth(1).unwrap();
         let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes()).unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
-        claims["sub"].as_str().unwrap().to_owned()
+        claims.get("sub").unwrap().as_str().unwrap().to_owned()
     };
     let result = results.into_iter().map(|result| match result.error.is_empty() {
         true => Ok(subject(&result.token)),

@@ -238,7 +238,7 @@ fn a_wrong_clock_is_named(one: &Machine, two: &Machine) {
         let ran = two.run_by(&format!("hoplite join --dir $PWD/n6 {word}"), |command| {
             clock.of(command)
         });
-        refused(&ran, 1, &["the clocks", "the clock here says", "same invitation"]);
+        refused(&ran, 1, &["the clocks", "the clock here says", "same command"]);
     }
     let joined = two.run(&format!("hoplite join --dir $PWD/n6 {word}"));
     assert!(joined.status.success(), "the invitation counts still: {joined:?}");

@@ -147,9 +147,7 @@ async fn workloads_of_two_cas_call_each_other_whatever_turns() {
         let fresh = nested.fetch("/late").await.ok().flatten()?;
         let sound = PeerVerifier::new(BundleSet::from_iter([nested.bundle().sound()])).unwrap();
         let chain = fresh.svid.as_ref()?.chain().to_vec();
-        sound
-            .verify(&chain, PeerRole::Client, std::time::SystemTime::now())
-            .ok()
+        sound.verify(&chain, PeerRole::Client, hoplite_host::clock::now()).ok()
     })
     .await;
     // Keys for tokens turn as well.
@@ -249,7 +247,7 @@ async fn authorities_of_both_turn_by_time() {
     let down = top.proxy("down").calls("below", below.inbound("below")).start().await;
     let load = Load::start(down.outbound("below"), Method::GET, "/", StatusCode::OK);
     let first = signs(&nested).await;
-    let started = std::time::Instant::now();
+    let started = hoplite_host::clock::moment();
     while signs(&nested).await == first {
         assert!(started.elapsed() < Duration::from_secs(60), "another one signs in time");
         tokio::time::sleep(Duration::from_millis(200)).await;

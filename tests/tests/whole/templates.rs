@@ -1,10 +1,6 @@
 //! One entry for many workloads: each is called by what its node attests of it, and policy tells them apart.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking, its helpers too"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
