@@ -169,8 +169,9 @@ mod tests {
                 word: None,
             },
         ];
-        for what in steps {
-            let (known, now) = (u64::MAX, now() + DAY / 2);
+        // Each a minute after the one before: what signs has to be known first.
+        for (what, minute) in steps.into_iter().zip(0..) {
+            let (known, now) = (u64::MAX, now() + DAY / 2 + Duration::from_secs(60 * minute));
             write::commit(&store, &Step { what, now, known }).unwrap();
         }
         assert_eq!(bundle().tainted().len(), 1, "now there is something else");

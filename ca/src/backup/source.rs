@@ -409,6 +409,7 @@ mod tests {
             grown >> 10
         );
         assert_eq!(end.values, ENTRIES);
-        assert!(longest < 2 * PART_BYTES as u64 && grown < 24 << 20, "{longest} {grown}");
+        // What sled reads it keeps for a while, some 27 MiB of it; all entries at once would be 31 MiB besides.
+        assert!(longest < 2 * PART_BYTES as u64 && grown < 40 << 20, "{longest} {grown}");
     }
 }
