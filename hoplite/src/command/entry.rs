@@ -39,7 +39,7 @@ pub(crate) enum EntryCommand {
         after_help = "Examples:\n  hoplite entry create --service billing --node n2 --user www-data\n  hoplite entry create --spiffe-id spiffe://demo.hoplite/billing \\\n    \
         --parent spiffe://demo.hoplite/hoplite/agent/local \\\n      --selector unix:uid:1000 --selector unix:path:/opt/billing-proxy\n  \
         hoplite entry create --spiffe-id spiffe://demo.hoplite/node-exporter \\\n      --node-selector token:label:web --selector unix:user:exporter\n  \
-        hoplite entry create --spiffe-id 'spiffe://demo.hoplite/k8s/{k8s:ns}/{k8s:sa}' \\\n      --node-selector token:label:k8s"
+        hoplite entry create \\\n      --spiffe-id 'spiffe://demo.hoplite/k8s/{k8s:ns}/{k8s:sa}' \\\n      --node-selector token:label:k8s"
     )]
     Create(CreateArgs),
     /// Change a registration in place: what is not named stays, and at no moment is it away; exit 3 if it was like this already
