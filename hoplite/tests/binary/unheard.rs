@@ -98,10 +98,23 @@ fn daemons_whose_log_cannot_be_written_do_what_they_do() {
     let launch = [&launch[..], &[&uid]].concat();
     let mut proxy = Unheard::start(&launch);
     let config = Path::new(&node).join("proxy/ledger/proxy.toml");
-    let comm = format!("/proc/{}/comm", proxy.0.id());
-    until("the proxy runs under its own name", || {
-        let name = std::fs::read_to_string(&comm).unwrap_or_default();
-        (config.exists() && name == "hoplite\n").then_some(())
+    let status = format!("/proc/{}/status", proxy.0.id());
+    until("the proxy runs under its own name, and takes SIGHUP for a word", || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let said = |field: &str| {
+            Some(
+                status
+                    .split_once(&format!("\n{field}:\t"))?
+                    .1
+                    .lines()
+                    .next()?
+                    .to_owned(),
+            )
+        };
+        let is_named = status.starts_with("Name:\thoplite\n");
+        // The first bit of the signals that are caught.
+        let caught = said("SigCgt").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        (config.exists() && is_named && caught? & 1 == 1).then_some(())
     });
 
     // Each of these is told in the log.
