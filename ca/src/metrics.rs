@@ -129,14 +129,12 @@ impl Metrics {
             self.bundle_reads.clone(),
         );
         federation.register(&mut to);
-        if let Some(upstream) = upstream {
-            to.sampled(
-                Kind::Gauge,
-                "upstream_away",
-                "1 while the CA above cannot be asked: no authority is signed, and nothing is heard of its trust bundle",
-                move |to| to.put(u64::from(upstream.away().is_some())),
-            );
-        }
+        to.sampled(
+            Kind::Gauge,
+            "upstream_away",
+            "1 while the CA above cannot be asked: no authority is signed, and nothing is heard of its trust bundle; 0 where there is none",
+            move |to| to.put(u64::from(upstream.as_ref().is_some_and(|upstream| upstream.away().is_some()))),
+        );
         registry.register(&mut to);
         let watches = self.watches.clone();
         to.sampled(
