@@ -209,35 +209,17 @@ impl<R: Read> Opening<R> {
     /// [`SealError`]: what is wrong with it, or that the passphrase is another one.
     pub fn begin(from: R, passphrase: &Passphrase) -> Result<Self, SealError> {
         let mut from = BufReader::with_capacity(CHUNK_BYTES, from);
-        if line(&mut from)? != VERSION {
-            return Err(SealError::Form("its first line is not the one of age"));
-        }
-        let form = || SealError::Form("it is not encrypted to a passphrase as `hoplite ca backup` does it");
-        let (stanza, body, end) = (line(&mut from)?, line(&mut from)?, line(&mut from)?);
-        let words: Vec<&str> = stanza.split(' ').collect();
-        let ["->", "scrypt", salt, work] = words[..] else {
-            return Err(form());
-        };
-        let work_log2: u8 = work.parse().map_err(|_| form())?;
-        let decode = |text: &str| BASE64_NOPAD.decode(text.as_bytes()).map_err(|_| form());
-        let (salt, mut wrapped) = (decode(salt)?, decode(&body)?);
-        if work_log2 > WORK_LOG2_MAX || salt.len() != 16 || wrapped.len() != FILE_KEY_BYTES + TAG_BYTES {
-            return Err(form());
-        }
-        let tag = decode(end.strip_prefix("--- ").ok_or_else(form)?)?;
-        let zero = Nonce::assume_unique_for_key([0; 12]);
-        let file_key = passphrase
-            .key(&salt, work_log2)?
-            .open_in_place(zero, Aad::empty(), &mut wrapped)
-            .map(|key| Zeroizing::new(key.to_vec()))
-            .map_err(|_| SealError::Passphrase)?;
-        let header = format!("{VERSION}\n{stanza}\n{body}\n---");
-        hmac::verify(&mac_key(&file_key)?, header.as_bytes(), &tag).map_err(|_| SealError::Header)?;
+        let file_key = file_key(&mut from, passphrase)?;
+        Self::of(from, &file_key)
+    }
+
+    /// Of what follows the header.
+    fn of(mut from: BufReader<R>, file_key: &[u8]) -> Result<Self, SealError> {
         let mut nonce = [0; 16];
         from.read_exact(&mut nonce).map_err(|_| SealError::Damaged(0))?;
         Ok(Self {
             from,
-            stream: Stream::new(&file_key, &nonce)?,
+            stream: Stream::new(file_key, &nonce)?,
             chunk: Zeroizing::new(Vec::with_capacity(CHUNK_BYTES + TAG_BYTES)),
             at: 0,
             read: 0,
@@ -299,6 +281,35 @@ impl Stream {
         self.counter += 1;
         Nonce::assume_unique_for_key(nonce)
     }
+}
+
+/// Reads the header: the key of the file.
+fn file_key(from: &mut impl BufRead, passphrase: &Passphrase) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    if line(from)? != VERSION {
+        return Err(SealError::Form("its first line is not the one of age"));
+    }
+    let form = || SealError::Form("it is not encrypted to a passphrase as `hoplite ca backup` does it");
+    let (stanza, body, end) = (line(from)?, line(from)?, line(from)?);
+    let words: Vec<&str> = stanza.split(' ').collect();
+    let ["->", "scrypt", salt, work] = words[..] else {
+        return Err(form());
+    };
+    let work_log2: u8 = work.parse().map_err(|_| form())?;
+    let decode = |text: &str| BASE64_NOPAD.decode(text.as_bytes()).map_err(|_| form());
+    let (salt, mut wrapped) = (decode(salt)?, decode(&body)?);
+    if work_log2 > WORK_LOG2_MAX || salt.len() != 16 || wrapped.len() != FILE_KEY_BYTES + TAG_BYTES {
+        return Err(form());
+    }
+    let tag = decode(end.strip_prefix("--- ").ok_or_else(form)?)?;
+    let zero = Nonce::assume_unique_for_key([0; 12]);
+    let file_key = passphrase
+        .key(&salt, work_log2)?
+        .open_in_place(zero, Aad::empty(), &mut wrapped)
+        .map(|key| Zeroizing::new(key.to_vec()))
+        .map_err(|_| SealError::Passphrase)?;
+    let header = format!("{VERSION}\n{stanza}\n{body}\n---");
+    hmac::verify(&mac_key(&file_key)?, header.as_bytes(), &tag).map_err(|_| SealError::Header)?;
+    Ok(file_key)
 }
 
 fn line(from: &mut impl BufRead) -> Result<String, SealError> {
@@ -380,17 +391,41 @@ mod tests {
     fn a_flipped_bit_or_a_cut_anywhere_is_told() {
         let plain = plain(CHUNK_BYTES + 700);
         let good = sealed(&plain);
-        let header = good.windows(4).position(|four| four == b"--- ").unwrap() + 64;
-        // The header costs a scrypt each time.
-        let places = (0..header).step_by(13).chain((header..good.len()).step_by(997));
-        for at in places.chain([good.len() - 1, good.len() - TAG_BYTES]) {
+        let header = good.windows(4).position(|four| four == b"--- ").unwrap() + 48;
+        let flipped = |at: usize| {
             let mut flipped = good.clone();
             flipped[at] ^= 1;
-            open(&flipped, &passphrase()).expect_err(&format!("flipped at {at}"));
+            flipped
+        };
+        // The work of the passphrase is in each of these.
+        for at in (0..header).step_by(17).chain([header + 20]) {
+            open(&flipped(at), &passphrase()).expect_err(&format!("flipped at {at}"));
         }
-        let chunk = header + CHUNK_BYTES;
-        for cut in [0, 5, header, chunk, good.len() - 1, good.len() - 700 - TAG_BYTES] {
+        for cut in [0, 5, header] {
             open(&good[..cut], &passphrase()).expect_err(&format!("cut at {cut}"));
+        }
+        let key = file_key(&mut &good[..], &passphrase()).unwrap();
+        let open_rest = |rest: &[u8]| {
+            let mut plain = Vec::new();
+            let opening = Opening::of(BufReader::new(rest), &key);
+            opening.is_ok_and(|mut opening| opening.read_to_end(&mut plain).is_ok())
+        };
+        assert!(open_rest(&good[header..]));
+        for at in (header..good.len())
+            .step_by(97)
+            .chain([good.len() - 1, good.len() - TAG_BYTES])
+        {
+            assert!(!open_rest(&flipped(at)[header..]), "flipped at {at}");
+        }
+        let chunk = header + 16 + CHUNK_BYTES + TAG_BYTES;
+        for cut in [
+            header + 8,
+            chunk - 1,
+            chunk,
+            good.len() - 1,
+            good.len() - 700 - TAG_BYTES,
+        ] {
+            assert!(!open_rest(&good[header..cut]), "cut at {cut}");
         }
         let longer = [&good[..], b"x"].concat();
         assert!(open(&longer, &passphrase()).unwrap_err().contains("damaged or cut off"));

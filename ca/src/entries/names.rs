@@ -283,6 +283,7 @@ mod tests {
         }
         assert_eq!(names.lock().count, LOOKED_THROUGH);
         ask(&names, "last", "/user/{unix:user}", &["unix:user:ann"], 10);
-        assert_eq!((names.lock().count, names.lock().by_share.len()), (1, 1));
+        let in_use = names.lock();
+        assert_eq!((in_use.count, in_use.by_share.len()), (1, 1));
     }
 }
