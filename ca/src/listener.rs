@@ -70,14 +70,14 @@ pub(crate) struct TlsConnection {
     ends: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// Whether the owner of a certificate may call the admin API.
-pub(crate) type IsOperators = Arc<dyn Fn(&VerifiedPeer) -> bool + Send + Sync>;
+/// Whether there is something here for the owner of a certificate, at every moment of its life, so that the connection may last.
+pub(crate) type IsKnown = Arc<dyn Fn(&VerifiedPeer) -> bool + Send + Sync>;
 
 /// What every handshake needs.
 #[derive(Clone)]
 struct Greeter {
     door: watch::Receiver<Door>,
-    is_operators: IsOperators,
+    is_known: IsKnown,
     handshakes: Slots,
     refusals: Arc<Refusals<IpAddr>>,
     calls: Calls,
@@ -87,7 +87,7 @@ struct Greeter {
 pub(crate) async fn accept(
     listener: TcpListener,
     door: watch::Receiver<Door>,
-    is_operators: IsOperators,
+    is_known: IsKnown,
     accepted: mpsc::Sender<io::Result<TlsConnection>>,
     calls: Calls,
     fleet: Fleet,
@@ -98,7 +98,7 @@ pub(crate) async fn accept(
     let handshakes = Bounds::network(HANDSHAKES_MAX, HANDSHAKES_MAX);
     let greeter = Greeter {
         door,
-        is_operators,
+        is_known,
         handshakes: Slots::new("agents' handshakes", handshakes),
         refusals: Arc::default(),
         calls,
@@ -187,7 +187,7 @@ impl Greeter {
             None | Some([]) => None,
             Some(_) => Some(tls::verified_peer(&door.verifier, tls, PeerRole::Client, now).map_err(io::Error::other)?),
         };
-        let is_known = peer.as_ref().is_some_and(|peer| is_known(peer, &self.is_operators));
+        let is_known = peer.as_ref().is_some_and(|peer| (self.is_known)(peer));
         if is_known {
             slot.settle().map_err(io::Error::other)?;
         }
@@ -252,11 +252,6 @@ async fn distrusted(
     }
 }
 
-/// Whether there is something here for it, at every moment of its certificate's life.
-fn is_known(peer: &VerifiedPeer, is_operators: &IsOperators) -> bool {
-    peer.spiffe_id().is_agent() || peer.spiffe_id().nested_ca().is_some() || is_operators(peer)
-}
-
 // === impl AgentCaller ===
 
 impl Begins for AgentCaller {
@@ -317,19 +312,10 @@ mod tests {
     use hoplite_identity::testing::TestAuthority;
 
     #[test]
-    fn only_an_agent_and_an_operator_may_stay() {
-        let authority = TestAuthority::new("prod.example");
-        let is_operators: IsOperators = Arc::new(|peer| peer.spiffe_id().operator() == Some("ann"));
-        let stays = |path: &str| {
-            let peer = authority.peer(path);
-            Stay::of(Some(&peer), is_known(&peer, &is_operators))
-        };
-        let until = |stay| matches!(stay, Stay::Until(at) if at > SystemTime::now());
-        assert!(until(stays("/hoplite/agent/n1")));
-        assert!(until(stays("/hoplite/operator/ann")));
-        assert!(until(stays("/hoplite/nested/eu")));
-        let nobodys = ["/orders", "/hoplite/ca", "/hoplite/operator/bob"];
-        for stay in nobodys.map(stays).into_iter().chain([Stay::of(None, false)]) {
+    fn only_who_is_known_may_stay() {
+        let peer = TestAuthority::new("prod.example").peer("/hoplite/agent/n1");
+        assert!(matches!(Stay::of(Some(&peer), true), Stay::Until(at) if at > SystemTime::now()));
+        for stay in [Stay::of(Some(&peer), false), Stay::of(None, false)] {
             assert_eq!(stay, Stay::For(STRANGER_STAYS));
         }
     }

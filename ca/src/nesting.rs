@@ -1,6 +1,7 @@
 //! What a CA that is nested under another one does all the time: it hears what that one's trust bundle is, and publishes its own keys for
 //! JWT-SVIDs there. While the CA above is away, everything goes on with what was heard last.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::acts::Acts;
 use crate::authority::above::TakeAbove;
+use crate::authority::jwt::JwtTrusted;
 use crate::authority::link::{Connected, Link, LinkError};
 use crate::authority::taking::TrustError;
 use crate::nested::record::JWT_KEYS_MAX;
@@ -107,7 +109,12 @@ impl Nesting {
             tokio::select! {
                 message = stream.message() => {
                     let message = message.map_err(LinkError::from)?.ok_or(Ended::Closed)?;
-                    self.take(message).await?;
+                    let known = self.take(message).await?;
+                    // It lost some: restored from yesterday, or its clock was ahead of their authority.
+                    let is_lost = |point: &Vec<u8>| !known.contains(&JwtTrusted::name_of(point));
+                    if published.iter().flatten().any(is_lost) {
+                        published = None;
+                    }
                     if !std::mem::replace(heard, true) {
                         tracing::info!(target: "hoplite::audit", "the CA above is heard");
                     }
@@ -119,15 +126,17 @@ impl Nesting {
         }
     }
 
-    async fn take(&self, message: hoplite_wire::ca::Bundle) -> Result<(), Ended> {
+    /// Notes its trust bundle. Answers with the ids of the keys for JWT-SVIDs that are in it.
+    async fn take(&self, message: hoplite_wire::ca::Bundle) -> Result<BTreeSet<String>, Ended> {
         let bundle = self.link.bundle(message)?;
+        let known = bundle.jwt().key_ids().map(str::to_owned).collect();
         let sequence = bundle.sequence();
         if self.registry.write(TakeAbove { bundle }).await? {
             tracing::info!(target: "hoplite::audit", sequence, "the CA above has another trust bundle");
             let detail = [("sequence", sequence.to_string())];
             self.acts.own_act("TakeBundleAbove", "trust bundle".to_owned(), detail);
         }
-        Ok(())
+        Ok(known)
     }
 
     /// The keys for JWT-SVIDs that count here, the newest first; none while no authority here is the CA above's.

@@ -58,7 +58,7 @@ use crate::founding::{self, Founding, FoundingError};
 use crate::health::SiteReadiness;
 use crate::issuance::jwt::JwtSigning;
 use crate::issuer::{Issuer, Lives};
-use crate::listener::{self, AgentCaller, IsOperators};
+use crate::listener::{self, AgentCaller, IsKnown};
 use crate::metrics::Metrics;
 use crate::nesting::Nesting;
 use crate::oidc::{OidcDoor, OidcError, OidcSettings};
@@ -397,7 +397,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let accepting = listener::accept(
         listener,
         door,
-        is_operators(&gate),
+        is_known(&gate),
         agents,
         metrics.calls("node"),
         fleet.clone(),
@@ -567,9 +567,9 @@ fn plan(config: &Config) -> Plan {
     }
 }
 
-fn is_operators(gate: &Gate) -> IsOperators {
+fn is_known(gate: &Gate) -> IsKnown {
     let gate = gate.clone();
-    Arc::new(move |peer| gate.is_operators(peer))
+    Arc::new(move |peer| gate.is_known(peer))
 }
 
 async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {

@@ -272,7 +272,15 @@ impl wire::admin_server::Admin for Admin {
                 expires_at,
                 expired: self.registry.index().tokens.expired(now),
             };
-            let allowed = call.may(What::Agent(&agent_id))?;
+            let nested: Vec<_> = {
+                let index = self.registry.index();
+                index.entries.nested_on(&agent_id).cloned().collect()
+            };
+            // Whoever joins as the node of a nested CA can be that CA.
+            let besides = nested
+                .iter()
+                .map(|entry| (Action::RegisterNestedCa, What::Entry(entry)));
+            let allowed = call.may_besides(What::Agent(&agent_id), besides)?;
             self.registry.write(create).await?;
             Ok(allowed.done(wire::CreateTokenResponse {
                 token,

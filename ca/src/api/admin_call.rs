@@ -92,6 +92,24 @@ impl AdminCall {
         self.allowed(held.ask(who, *action, what, *way)?)
     }
 
+    /// Whether this may be done, and besides what it amounts to.
+    pub(super) fn may_besides<'a>(
+        &self,
+        what: What<'_>,
+        besides: impl IntoIterator<Item = (Action, What<'a>)>,
+    ) -> Result<Allowed, Status> {
+        let Admitted {
+            who, action, way, held, ..
+        } = &self.admitted;
+        let mut by = held.ask(who, *action, what, *way)?;
+        for (action, what) in besides {
+            by.extend(held.ask(who, action, what, *way)?);
+        }
+        by.sort();
+        by.dedup();
+        self.allowed(by)
+    }
+
     /// Whether all of this may be done.
     pub(super) fn may_all<'a>(&self, all: impl IntoIterator<Item = What<'a>>) -> Result<Allowed, Status> {
         let Admitted {

@@ -308,6 +308,13 @@ fn no_such_entry(id: &str) -> String {
     format!("there is no entry `{id}`; `hoplite entry list` shows what there is")
 }
 
+fn bound(id: &EntryId) -> String {
+    format!(
+        "entry `{id}` is that of a nested CA, or would become one, and keeps its SPIFFE ID and its node; delete it, which revokes what was \
+         signed for that CA, and register another"
+    )
+}
+
 fn refused(error: String) -> wire::EntryResult {
     wire::EntryResult {
         error,
@@ -371,6 +378,7 @@ fn updated_result(call: &AdminCall, id: EntryId, updated: Updated, revision: Rev
         Updated::Taken(other) => refused(format!(
             "entry `{other}` has this SPIFFE ID, parent and selectors already; delete one of the two"
         )),
+        Updated::Bound => refused(bound(&id)),
     }
 }
 

@@ -91,8 +91,15 @@ impl Gate {
         }))
     }
 
-    /// Whether the owner of a verified certificate may call anything of the admin API, so that its connection may last.
-    pub(crate) fn is_operators(&self, peer: &VerifiedPeer) -> bool {
+    /// Whether the owner of a verified certificate is an agent, a nested CA, or somebody who may call anything of the admin API, so that
+    /// its connection may last.
+    pub(crate) fn is_known(&self, peer: &VerifiedPeer) -> bool {
+        let id = peer.spiffe_id();
+        // Whoever signs under a nested CA could call itself an agent here.
+        let is_ours = self.0.registry.index().authority.is_own(peer.signer());
+        if is_ours && (id.is_agent() || id.nested_ca().is_some()) {
+            return true;
+        }
         let who = self.who(Some(peer));
         who.is_ok_and(|who| self.0.rights.now().may_call(&who))
     }

@@ -4,11 +4,12 @@
 //! They are workloads of an agent of this CA, and known by their SVIDs. Whether one may still is asked at every call and on every turn of a
 //! stream: its entry may have gone, its agent may be banned.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER;
+use hoplite_host::bucket::{Bucket, Rate};
 use hoplite_host::clock;
 use hoplite_host::refusals::Refusals;
 use hoplite_host::shutdown::Shutdown;
@@ -33,6 +34,12 @@ use crate::record;
 use crate::registry::Registry;
 use crate::rotation::Rotation;
 
+/// How often one nested CA may publish other keys: each time, everybody gets another trust bundle. Its keys turn with its authorities.
+const PUBLISHES: Rate = Rate {
+    burst: 16,
+    every: Duration::from_secs(30),
+};
+
 /// The service. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct NestedCas(Arc<Shared>);
@@ -42,6 +49,8 @@ struct Shared {
     issuer: Issuer,
     acts: Acts,
     rotation: Rotation,
+    /// By the names of nested CAs that are registered.
+    publishes: Mutex<HashMap<String, Bucket>>,
     /// Calls that were refused, by who called and what, for the log.
     refused: Refusals<(SpiffeId, &'static str)>,
     shutdown: Shutdown,
@@ -95,6 +104,7 @@ impl NestedCas {
             issuer,
             acts,
             rotation,
+            publishes: Mutex::default(),
             refused: Refusals::default(),
             shutdown,
         }))
@@ -175,6 +185,7 @@ impl NestedCas {
             entry: nested.entry.to_string(),
             not_after: record::unix_seconds(minted.not_after),
             revoked: false,
+            ended: false,
         };
         let note = NoteSigned {
             name: nested.name.clone(),
@@ -221,6 +232,13 @@ impl NestedCas {
             }
             known.insert(HEXLOWER.encode(point));
         }
+        if !self.publishes(&nested.name, |bucket, now| bucket.has_token(now)) {
+            let every = PUBLISHES.every.as_secs();
+            let text = format!(
+                "other keys for JWT-SVIDs were published too often; the next may come in {every} s at the latest"
+            );
+            return Err(Status::resource_exhausted(text));
+        }
         let count = known.len().to_string();
         let publish = PublishKeys {
             name: nested.name.clone(),
@@ -229,6 +247,7 @@ impl NestedCas {
             now: clock::now(),
         };
         if self.0.registry.write(publish).await? {
+            self.publishes(&nested.name, Bucket::charge);
             tracing::info!(target: "hoplite::audit", nested = %nested.id, keys = count, outcome = "done", "publish_jwt_keys");
             let detail = [("keys", count), ("entry", nested.entry.to_string())];
             self.0
@@ -236,6 +255,17 @@ impl NestedCas {
                 .own_act("PublishNestedJwtKeys", nested.id.to_string(), detail);
         }
         Ok(())
+    }
+
+    /// What one nested CA may publish yet.
+    fn publishes<T>(&self, name: &str, of: impl FnOnce(&mut Bucket, Instant) -> T) -> T {
+        let now = clock::moment();
+        let mut all = self.0.publishes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, bucket| !bucket.is_full(now));
+        let bucket = all
+            .entry(name.to_owned())
+            .or_insert_with(|| Bucket::new(PUBLISHES, now));
+        of(bucket, now)
     }
 
     fn bundle(&self) -> Result<wire::Bundle, Status> {

@@ -123,6 +123,12 @@ impl EntryIndex {
         ids.filter_map(|id| self.entries.get(id))
     }
 
+    /// The entries of nested CAs whose node an agent is.
+    pub(crate) fn nested_on(&self, agent: &SpiffeId) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
+        let all = self.nested.keys().flat_map(|name| self.nested(name));
+        all.filter(move |registered| registered.parent.agent() == Some(agent))
+    }
+
     /// Those from one id on, that one left out.
     pub(crate) fn after(&self, id: &str) -> impl Iterator<Item = &Arc<RegisteredEntry>> {
         let beyond = (Bound::Excluded(id), Bound::Unbounded);

@@ -38,6 +38,9 @@ pub(crate) enum Updated {
     Outdated(Revision),
     /// Another entry has this SPIFFE ID, parent and selectors.
     Taken(EntryId),
+    /// It is a nested CA's, or would be, and is to have another name or node. What was signed for that CA is bound to this entry, and
+    /// would be vouched for by a node that had nothing to do with it.
+    Bound,
 }
 
 // === impl UpdateEntries ===
@@ -88,6 +91,10 @@ impl Write for UpdateEntries {
                 answers.push(Updated::Unchanged(entry, *revision));
                 continue;
             }
+            if is_bound(there, &entry) {
+                answers.push(Updated::Bound);
+                continue;
+            }
             let (before, after) = (there.subject(), entry.subject());
             let holder = holders.get(&after).copied().unwrap_or(holder.as_ref());
             if let Some(other) = holder.filter(|holder| *holder != id) {
@@ -107,6 +114,13 @@ impl Write for UpdateEntries {
         }
         Ok((changes, answers))
     }
+}
+
+/// Whether an entry may not become another one in place.
+fn is_bound(there: &Entry, entry: &Entry) -> bool {
+    let is_nested = |entry: &Entry| entry.spiffe_id.nested_ca().is_some();
+    let is_moved = there.spiffe_id != entry.spiffe_id || there.parent != entry.parent;
+    (is_nested(there) || is_nested(entry)) && is_moved
 }
 
 #[cfg(test)]
@@ -180,6 +194,30 @@ mod tests {
         assert_eq!(written, [("entry/a".to_owned(), true)]);
         let (again, nothing) = updated(&store, vec![update("a", asked)]);
         assert_eq!((again, nothing), (vec![Updated::Unchanged(expected, 2)], 0));
+    }
+
+    #[test]
+    fn the_entry_of_a_nested_ca_stays_what_and_where_it_is() {
+        let store = store();
+        let at = |path: &str, node: &str| parse(sample(path, node)).unwrap();
+        let new = |name: &str, entry: Entry| vec![(id(name), entry)];
+        let entries = new("n", at("/hoplite/nested/eu", "n1"));
+        commit(&store, &CreateEntries { entries }).unwrap();
+        let answers = |name: &str, entry: Entry| updated(&store, vec![update(name, entry)]).0;
+        for moved in [
+            at("/hoplite/nested/eu", "n2"),
+            at("/hoplite/nested/us", "n1"),
+            at("/a2", "n1"),
+        ] {
+            assert_eq!(answers("n", moved), [Updated::Bound]);
+        }
+        assert_eq!(answers("a", at("/hoplite/nested/us", "n1")), [Updated::Bound]);
+        let longer = Entry {
+            x509_ttl: 60,
+            ..at("/hoplite/nested/eu", "n1")
+        };
+        assert_eq!(answers("n", longer.clone()), [Updated::Changed(longer)]);
+        assert_eq!(answers("a", at("/a", "n2")), [Updated::Changed(at("/a", "n2"))]);
     }
 
     #[test]

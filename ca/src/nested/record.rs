@@ -8,6 +8,12 @@ use crate::record::Record;
 /// Authorities of one nested CA that have not ended. It needs two, and one more for each time that somebody turns them by hand.
 pub(crate) const AUTHORITIES_MAX: usize = 16;
 
+/// Authorities of one nested CA that have ended and are remembered, the newest.
+const ENDED_MAX: usize = 32;
+
+/// For so long, in seconds. A clock that was ahead and comes back must not make good again what was revoked.
+const ENDED_KEPT: u64 = 30 * 86_400;
+
 /// Keys for JWT-SVIDs of one nested CA: each is in every trust bundle.
 pub(crate) const JWT_KEYS_MAX: usize = 8;
 
@@ -35,6 +41,9 @@ pub(crate) struct Signed {
     /// It vouches for nobody any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) revoked: bool,
+    /// It had ended when it was last looked at, and is in no list.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ended: bool,
 }
 
 impl Record for NestedCa {
@@ -53,7 +62,7 @@ impl NestedCa {
 
     /// The keys of those that count no more and have not ended.
     pub(crate) fn revoked_keys(&self) -> impl Iterator<Item = KeyDigest> {
-        let revoked = self.authorities.iter().filter(|signed| signed.revoked);
+        let revoked = self.authorities.iter().filter(|signed| signed.revoked && !signed.ended);
         revoked.filter_map(|signed| signed.key.parse().ok())
     }
 
@@ -70,13 +79,21 @@ impl NestedCa {
     /// What is left of it. `vouches` says whether an entry is there still.
     pub(crate) fn after(&self, now: u64, vouches: impl Fn(&EntryId) -> bool) -> Self {
         let vouched = |signed: &Signed| EntryId::parse(&signed.entry).is_ok_and(|entry| vouches(&entry));
-        let left = self.authorities.iter().filter(|signed| signed.not_after > now);
-        let authorities: Vec<Signed> = left
+        let left = (self.authorities.iter()).filter(|signed| signed.not_after.saturating_add(ENDED_KEPT) > now);
+        let mut authorities: Vec<Signed> = left
             .map(|signed| Signed {
                 revoked: signed.revoked || !vouched(signed),
+                ended: signed.not_after <= now,
                 ..signed.clone()
             })
             .collect();
+        let ended = authorities.iter().filter(|signed| signed.ended).count();
+        let mut surplus = ended.saturating_sub(ENDED_MAX);
+        authorities.retain(|signed| {
+            let goes = signed.ended && surplus > 0;
+            surplus -= usize::from(goes);
+            !goes
+        });
         let left = Self {
             authorities,
             jwt: Vec::new(),
@@ -101,22 +118,30 @@ mod tests {
             entry: entry.to_owned(),
             not_after,
             revoked,
+            ended: false,
         }
     }
 
     #[test]
     fn what_is_left_of_a_nested_ca() {
-        let check = |authorities: Vec<Signed>, now: u64, there: &[&str], left: &[(u64, bool)], keys: bool| {
+        const FORGOTTEN: u64 = 20 + ENDED_KEPT;
+        // What is left: the end of each, `-` if it is revoked, `.` if it has ended.
+        let check = |authorities: Vec<Signed>, now: u64, there: &[&str], left: &str, keys: bool| {
             let jwt = vec!["04aa".to_owned()];
             let nested = NestedCa { authorities, jwt };
             let vouches = |id: &EntryId| there.contains(&id.as_str());
             let after = nested.after(now, vouches);
-            let found: Vec<_> = after
-                .authorities
-                .iter()
-                .map(|signed| (signed.not_after, signed.revoked))
-                .collect();
-            assert_eq!((found.as_slice(), !after.jwt.is_empty()), (left, keys));
+            let told = |signed: &Signed| {
+                let mark = |is: bool, mark: &'static str| if is { mark } else { "" };
+                format!(
+                    "{}{}{}",
+                    signed.not_after,
+                    mark(signed.revoked, "-"),
+                    mark(signed.ended, ".")
+                )
+            };
+            let found: Vec<String> = after.authorities.iter().map(told).collect();
+            assert_eq!((found.join(" ").as_str(), !after.jwt.is_empty()), (left, keys));
             assert_eq!(
                 nested.is_due(now, vouches),
                 after != nested || after.authorities.is_empty()
@@ -126,12 +151,37 @@ mod tests {
             assert!(after.after(now, |_| true).in_force(now).count() <= after.in_force(now).count());
         };
         let two = || vec![signed("a", 10, false), signed("b", 20, false)];
-        check(two(), 5, &["a", "b"], &[(10, false), (20, false)], true);
-        check(two(), 10, &["a", "b"], &[(20, false)], true);
-        check(two(), 5, &["b"], &[(10, true), (20, false)], true);
-        check(two(), 5, &[], &[(10, true), (20, true)], false);
-        check(two(), 15, &[], &[(20, true)], false);
-        check(two(), 20, &["a", "b"], &[], false);
-        check(vec![signed("a", 10, true)], 5, &["a"], &[(10, true)], false);
+        check(two(), 5, &["a", "b"], "10 20", true);
+        check(two(), 10, &["a", "b"], "10. 20", true);
+        check(two(), 5, &["b"], "10- 20", true);
+        check(two(), 5, &[], "10- 20-", false);
+        check(two(), 15, &[], "10-. 20-", false);
+        check(two(), 20, &["a", "b"], "10. 20.", false);
+        check(two(), FORGOTTEN - 10, &["a", "b"], "20.", false);
+        check(two(), FORGOTTEN, &["a", "b"], "", false);
+        check(vec![signed("a", 10, true)], 5, &["a"], "10-", false);
+    }
+
+    /// A clock that was ahead comes back: what was revoked is so again, and stays in the list until its end.
+    #[test]
+    fn what_was_revoked_stays_so_after_a_clock_that_was_ahead() {
+        let nested = NestedCa {
+            authorities: vec![signed("a", 100, true), signed("b", 100, false)],
+            jwt: Vec::new(),
+        };
+        let all = |_: &EntryId| true;
+        let ahead = nested.after(1_000, all);
+        assert_eq!((ahead.revoked_keys().count(), ahead.in_force(1_000).count()), (0, 0));
+        assert_eq!(ahead.after(50, all), nested);
+        // Of many the newest are remembered, and none that counts gives way to them.
+        let many = (1..=100).map(|end| signed("a", end, false)).collect();
+        let many = NestedCa {
+            authorities: many,
+            ..nested
+        };
+        let after = many.after(90, all);
+        let ends: Vec<u64> = after.authorities.iter().map(|signed| signed.not_after).collect();
+        let kept = 90 - u64::try_from(ENDED_MAX).unwrap();
+        assert_eq!(ends, (kept + 1..=100).collect::<Vec<_>>());
     }
 }

@@ -137,7 +137,10 @@ impl Write for Sweep {
         for (name, nested) in &all {
             let after = nested.after(now, |entry| there.get(entry.as_str()) == Some(name));
             is_seen |= after.seen() != nested.seen();
-            let was = |signed: &Signed| nested.authorities.iter().any(|before| before == signed);
+            let was = |signed: &Signed| {
+                let mut before = nested.authorities.iter().filter(|before| before.revoked);
+                before.any(|before| before.serial == signed.serial)
+            };
             let new = after.authorities.iter().filter(|signed| signed.revoked && !was(signed));
             revoked.extend(new.map(|signed| (name.clone(), signed.clone())));
             if after.authorities.is_empty() {

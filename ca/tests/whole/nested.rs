@@ -8,8 +8,8 @@ use hoplite_identity::{BundleSet, CertificateDer, PeerRole, PeerVerifier, Privat
 use hoplite_wire::ca::admin_client::AdminClient;
 use hoplite_wire::ca::nested_client::NestedClient;
 use hoplite_wire::ca::{
-    AgentRequest, Bundle, DeleteEntriesRequest, ListAgentsRequest, ListEntriesRequest, PublishJwtKeysRequest,
-    RenewRequest, SignAuthorityRequest, SignAuthorityResponse, WatchBundleRequest,
+    AgentRequest, Bundle, CreateTokenRequest, DeleteEntriesRequest, ListAgentsRequest, ListEntriesRequest,
+    PublishJwtKeysRequest, RenewRequest, SignAuthorityRequest, SignAuthorityResponse, WatchBundleRequest,
 };
 use hoplite_wire::channel;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType};
@@ -455,6 +455,55 @@ async fn what_a_nested_ca_publishes_and_has_signed_goes_with_its_entry() {
     verifier
         .verify(member.chain(), PeerRole::Client, std::time::SystemTime::now())
         .unwrap();
+}
+
+/// Whoever may let nodes in makes no CA by that: who joins as the node of a nested CA can be that CA.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_for_the_node_of_a_nested_ca_needs_the_right_to_register_it() {
+    let world = World::start().await;
+    let mut agent = world.join("n1").await;
+    let (_, mut nodes) = world.sign_in("ann", &["nodes"], &[]).await;
+    let invitation = |node: &str| CreateTokenRequest {
+        node: node.to_owned(),
+        ..CreateTokenRequest::default()
+    };
+    nodes.create_token(invitation("n1")).await.unwrap();
+    let eu = nested(&world, &mut agent, "eu", "n1").await;
+    let refused = nodes.create_token(invitation("n1")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("`RegisterNestedCa`"), "{refused}");
+    nodes.create_token(invitation("n2")).await.unwrap();
+    let (_, mut admin) = world.sign_in("bob", &["admin"], &[]).await;
+    admin.create_token(invitation("n1")).await.unwrap();
+    delete(&world, &eu.entry_id).await;
+    nodes.create_token(invitation("n1")).await.unwrap();
+    world.ca.stop().await;
+}
+
+/// Each publication is another trust bundle for everybody, so there are not many in a short time.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_not_published_as_often_as_one_likes() {
+    let world = World::start().await;
+    let mut agent = world.join("n1").await;
+    let mut eu = nested(&world, &mut agent, "eu", "n1").await;
+    let mut us = nested(&world, &mut agent, "us", "n1").await;
+    eu.sign(3600).await.unwrap();
+    us.sign(3600).await.unwrap();
+    let key = || KeyPair::generate().unwrap().der_bytes().to_vec();
+    let mut published = 0;
+    let (last, refused) = loop {
+        let keys = vec![key()];
+        match eu.publish(keys.clone()).await {
+            Ok(()) => published += 1,
+            Err(refused) => break (keys, refused),
+        }
+        assert!(published < 100, "there is no end");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(published >= 8, "{published}: authorities that turn need some");
+    assert!(eu.publish(last).await.is_err());
+    us.publish(vec![key()]).await.unwrap();
+    world.ca.stop().await;
 }
 
 /// What has ended is in no list.
