@@ -246,6 +246,10 @@ impl Keeper {
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
+        // As their units do: packaging/systemd.
+        if !matches!(self.spec.role, Role::Workload(_)) {
+            command.env("MALLOC_ARENA_MAX", "2");
+        }
         // Ctrl-C at the terminal reaches us alone; we stop the children in order.
         command.process_group(0);
         let ours = if self.spec.role == Role::Agent {
