@@ -96,6 +96,10 @@ pub enum JoinError {
 /// # Errors
 /// The directory, or what is in it, cannot be read.
 pub fn membership(config: &Config) -> Result<Option<Membership>, NodeError> {
+    let is_there = config.trust_bundle.exists() || config.data_dir.join(keeper::FILE).exists();
+    if !is_there {
+        return Ok(None); // it was purged, and its configuration stayed
+    }
     Ok(Keeper::open(&config.data_dir, &config.trust_domain, &config.trust_bundle)?.membership())
 }
 

@@ -74,7 +74,7 @@ use node::keeper::Keeper;
 use node::link::CaLink;
 pub use policy::HolderError;
 use policy::{PolicyHolder, Wanted};
-pub use purge::{PurgeError, Purged, purge};
+pub use purge::{PurgeError, Purged, purge, purge_unconfigured};
 use reports::Reporter;
 use reports::node::NodeFacts;
 use reports::points::Points;

@@ -74,18 +74,32 @@ pub enum PurgeError {
 /// # Errors
 /// [`PurgeError`]. Nothing is removed while an agent runs.
 pub fn purge(config: &Config) -> Result<Purged, PurgeError> {
-    let dir = &config.data_dir;
+    purge_in(&config.data_dir, &config.socket, Some(config))
+}
+
+/// The same of a machine that has no configuration: a join that failed leaves its key.
+///
+/// # Errors
+/// [`PurgeError`]. Nothing is removed while an agent runs.
+pub fn purge_unconfigured(data_dir: &Path, socket: &Path) -> Result<Purged, PurgeError> {
+    purge_in(data_dir, socket, None)
+}
+
+fn purge_in(dir: &Path, socket: &Path, config: Option<&Config>) -> Result<Purged, PurgeError> {
     // Who may not ask the socket is kept out by the directory.
-    if matches!(socket::is_gone(&config.socket), Ok(false)) {
-        return Err(PurgeError::Runs(config.socket.clone()));
+    if matches!(socket::is_gone(socket), Ok(false)) {
+        return Err(PurgeError::Runs(socket.to_owned()));
     }
     let mut purged = Purged {
         spiffe_id: None,
         removed: Vec::new(),
         left: Vec::new(),
-        elsewhere: config.supply_key_file.iter().cloned().collect(),
+        elsewhere: config
+            .and_then(|config| config.supply_key_file.clone())
+            .into_iter()
+            .collect(),
     };
-    match &config.join_token_file {
+    match config.and_then(|config| config.join_token_file.as_ref()) {
         Some(file) if credentials::is_one(file) => purged.elsewhere.push(file.clone()),
         Some(file) if file.exists() => {
             wipe(file)?;
@@ -99,11 +113,10 @@ pub fn purge(config: &Config) -> Result<Purged, PurgeError> {
     }
     let _lock = sole_writer(dir)?;
     // A damaged one has no name to tell, and is removed all the same.
-    purged.spiffe_id = joining::membership(config).ok().flatten().map(|own| own.spiffe_id);
-    let evidence = config
-        .authorization
-        .as_ref()
-        .map(|authorization| &authorization.audit_dir);
+    let own = config.and_then(|config| joining::membership(config).ok().flatten());
+    purged.spiffe_id = own.map(|own| own.spiffe_id);
+    let authorization = config.and_then(|config| config.authorization.as_ref());
+    let evidence = authorization.map(|authorization| &authorization.audit_dir);
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| PurgeError::Remove { path, source }
@@ -133,7 +146,7 @@ pub fn purge(config: &Config) -> Result<Purged, PurgeError> {
     }
     if purged.left.is_empty() {
         match fs::remove_dir(dir) {
-            Ok(()) => purged.removed.push(dir.clone()),
+            Ok(()) => purged.removed.push(dir.to_owned()),
             // Its parent is somebody else's, as that of a service's state directory: an empty one is nothing.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(failed(dir)(error)),

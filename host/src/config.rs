@@ -42,6 +42,9 @@ pub enum ConfigError {
     },
 }
 
+/// Characters of a line, or of a reason, that an error shows.
+const SHOWN_CHARS_MAX: usize = 200;
+
 /// A length of time written as people write it: `5s`, `1h 30m`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
@@ -59,11 +62,11 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigEr
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
         let offending = text.lines().nth(line - 1).unwrap_or("").trim();
-        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        let message = shown(&error.message().lines().collect::<Vec<_>>().join(", "));
         let reason = if offending.is_empty() {
             message
         } else {
-            format!("{message} in `{offending}`")
+            format!("{message} in `{}`", shown(offending))
         };
         ConfigError::Invalid {
             file: path.to_owned(),
@@ -72,6 +75,27 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigEr
             reason,
         }
     })
+}
+
+/// The beginning of a text, without what a terminal would obey.
+fn shown(text: &str) -> String {
+    let mut shown = printable(text.chars().take(SHOWN_CHARS_MAX));
+    if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// These characters, each that has no picture of its own as its escape: a terminal would obey it.
+pub fn printable(text: impl IntoIterator<Item = char>) -> String {
+    let mut shown = String::new();
+    for character in text {
+        match character {
+            '\n' | '\'' | '"' | '\\' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
 }
 
 // === impl ConfigError ===
@@ -147,5 +171,16 @@ mod tests {
         check("name = \"a\"\nttl = \"soon\"", &["ca.toml:2:7", "soon", "30s"]);
         check("name = \"a", &["ca.toml:1:"]);
         check("\u{0}", &["ca.toml:1:"]);
+        check("name = \"a\" \u{1b}[31m", &["ca.toml:1:", "\\u{1b}[31m"]);
+        let long = parse::<Sample>(Path::new("a"), &format!("x{} = ", "[".repeat(100_000)));
+        assert!(long.unwrap_err().to_string().len() < 1_000);
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_is_shown() {
+        assert_eq!(
+            printable("a\u{1b}[2J\u{202e}b\nc `d` 'ü' \\".chars()),
+            "a\\u{1b}[2J\\u{202e}b\nc `d` 'ü' \\"
+        );
     }
 }

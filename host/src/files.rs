@@ -292,7 +292,10 @@ pub fn read_trusted_text(path: &Path) -> Result<String, FileError> {
     Ok(text)
 }
 
-/// Reads a text file.
+/// The longest text that is read: of a list of a million entries. What is longer is no text that anybody wrote.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// Reads a text file of at most 256 MiB.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     let failed = |source| FileError {
         verb: "read",
@@ -301,8 +304,12 @@ pub fn read_text(path: &Path) -> Result<String, FileError> {
         source,
     };
     let mut bytes = Vec::new();
-    let mut file = open_given(path).map_err(failed)?;
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    let file = open_given(path).map_err(failed)?;
+    file.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        let what = "it is longer than 256 MiB; part it";
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, what)));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let what = match encoding(error.as_bytes()) {
             Some(encoding) => format!("it is {encoding}, as its byte order mark says; save it as UTF-8 without one"),

@@ -129,6 +129,9 @@ pub enum InvalidEntry {
     /// A nested CA on any node of a group: whoever joins the group could be it.
     #[error("`node_selectors`: `{0}` is a nested CA, which is registered under one agent; name it with `parent_id`")]
     NestedInGroup(SpiffeId),
+    /// A parent that is no SPIFFE ID.
+    #[error("`parent_id`: {0}; write `spiffe://<trust domain>/{RESERVED}/agent/<node>`")]
+    ParentId(InvalidSpiffeId),
     /// The parent cannot have workloads.
     #[error("`parent_id`: `{0}` is not an agent; write `spiffe://<trust domain>/{RESERVED}/agent/<node>`")]
     NotAnAgent(SpiffeId),
@@ -161,7 +164,9 @@ pub enum InvalidEntry {
     #[error("`selectors`: {0}")]
     Selector(#[from] InvalidSelector),
     /// A life that the CA cannot give.
-    #[error("`x509_ttl_seconds`: `{ttl}` is out of bounds; write 0 for the default, or from {min} to less than {max}")]
+    #[error(
+        "`x509_ttl_seconds`: `{ttl}` is out of bounds; from {min} to less than {max} seconds, or none for the CA's own"
+    )]
     Ttl {
         /// What was asked, in seconds.
         ttl: u32,
@@ -172,7 +177,7 @@ pub enum InvalidEntry {
     },
     /// A life that no token has.
     #[error(
-        "`jwt_ttl_seconds`: `{0}` is out of bounds; write 0 for the default, or from {least} to less than {most}",
+        "`jwt_ttl_seconds`: `{0}` is out of bounds; from {least} to less than {most} seconds, or none for the CA's own",
         least = JWT_TTL.start, most = JWT_TTL.end
     )]
     JwtTtl(u32),

@@ -70,6 +70,8 @@ pub enum Fact {
     Text(String),
     /// A whole number.
     Number(i64),
+    /// True or false.
+    Is(bool),
     /// An IP address.
     Address(IpAddr),
     /// Another thing.
@@ -317,6 +319,7 @@ impl Rules {
         Ok(match fact {
             Fact::Text(text) => RestrictedExpression::new_string(text.clone()),
             Fact::Number(number) => RestrictedExpression::new_long(*number),
+            Fact::Is(is) => RestrictedExpression::new_bool(*is),
             Fact::Address(address) => RestrictedExpression::new_ip(address.to_string()),
             Fact::Thing(name) => RestrictedExpression::new_entity_uid(self.uid(name)?),
             Fact::Things(names) => {

@@ -39,10 +39,10 @@ impl TryFrom<ca::Entry> for Entry {
     type Error = InvalidEntry;
 
     fn try_from(message: ca::Entry) -> Result<Self, InvalidEntry> {
-        let id = |field, text: &str| SpiffeId::parse(text).map_err(|reason| InvalidEntry::SpiffeId { field, reason });
         let selectors = message.selectors.into_iter().map(Selector::try_from);
         let parent = match (message.parent_id.as_str(), message.node_selectors) {
-            (agent, none) if none.is_empty() => Parent::Agent(id("parent_id", agent)?),
+            ("", none) if none.is_empty() => return Err(InvalidEntry::Parent("neither given")),
+            (agent, none) if none.is_empty() => Parent::Agent(SpiffeId::parse(agent).map_err(InvalidEntry::ParentId)?),
             ("", of_nodes) => {
                 let of_nodes = of_nodes.into_iter().map(Selector::try_from);
                 let of_nodes = of_nodes.collect::<Result<_, _>>().map_err(InvalidEntry::NodeSelector)?;

@@ -64,6 +64,11 @@ pub enum NodeError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is none.
+    #[error(
+        "there is no trust bundle `{}`: this machine has not joined, or its agent was purged; `hoplite join` joins it", .0.display()
+    )]
+    NoTrustBundle(PathBuf),
     /// What is held cannot be kept.
     #[error("the node's identity is not on the disk: {0}")]
     NotWritten(String),
@@ -98,6 +103,9 @@ impl Keeper {
             file: first_bundle.to_owned(),
             reason,
         };
+        if !first_bundle.exists() {
+            return Err(NodeError::NoTrustBundle(first_bundle.to_owned()));
+        }
         let first_text = files::read_text(first_bundle)?;
         let first = TrustBundle::from_pem(trust_domain.clone(), &first_text, 0).map_err(|e| unusable(e.to_string()))?;
         if first.authorities().is_empty() {

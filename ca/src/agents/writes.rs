@@ -206,17 +206,19 @@ where
 
 impl Write for Ban {
     type Reads = (Option<Agent>, BTreeMap<String, Token>);
-    type Answer = ();
+    /// Whether it was banned already.
+    type Answer = bool;
     type Error = AgentError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         Ok((view.one(self.id.as_str())?, view.all()?))
     }
 
-    fn decide(&self, (agent, tokens): Self::Reads) -> Result<(Changes, ()), AgentError> {
-        let agent = known(agent, &self.id)?.banned();
-        let changes = Changes::none().put(self.id.as_str(), &agent);
-        Ok((without_tokens(changes, &tokens, &self.id), ()))
+    fn decide(&self, (agent, tokens): Self::Reads) -> Result<(Changes, bool), AgentError> {
+        let agent = known(agent, &self.id)?;
+        let banned = agent.clone().banned();
+        let changes = without_tokens(changed(&agent, &banned), &tokens, &self.id);
+        Ok((changes, agent.banned))
     }
 }
 

@@ -272,9 +272,10 @@ impl wire::admin_server::Admin for Admin {
                 expires_at,
                 expired: self.registry.index().tokens.expired(now),
             };
-            let nested: Vec<_> = {
+            let (has_joined, nested) = {
                 let index = self.registry.index();
-                index.entries.nested_on(&agent_id).cloned().collect()
+                let nested: Vec<_> = index.entries.nested_on(&agent_id).cloned().collect();
+                (index.agents.get(&agent_id).is_some(), nested)
             };
             // Whoever joins as the node of a nested CA can be that CA.
             let besides = nested
@@ -289,6 +290,7 @@ impl wire::admin_server::Admin for Admin {
                 address: address.to_string(),
                 fingerprint: self.invites.fingerprint().to_string(),
                 id,
+                has_joined,
             }))
         })
         .await
@@ -359,8 +361,8 @@ impl wire::admin_server::Admin for Admin {
         call.answer(&text, async {
             let id = self.agent_id(&text)?;
             let allowed = call.may(What::Agent(&id))?;
-            self.registry.write(Ban { id }).await?;
-            Ok(allowed.done(wire::AgentResponse {}))
+            let already = self.registry.write(Ban { id }).await?;
+            Ok(allowed.done(wire::AgentResponse { already }))
         })
         .await
     }
@@ -372,7 +374,7 @@ impl wire::admin_server::Admin for Admin {
             let id = self.agent_id(&text)?;
             let allowed = call.may(What::Agent(&id))?;
             self.registry.write(Evict { id }).await?;
-            Ok(allowed.done(wire::AgentResponse {}))
+            Ok(allowed.done(wire::AgentResponse { already: false }))
         })
         .await
     }

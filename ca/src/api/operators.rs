@@ -133,6 +133,7 @@ impl Operators {
             address: address.to_string(),
             fingerprint: self.invites.fingerprint().to_string(),
             id: token_id,
+            has_joined: false,
         }))
     }
 
@@ -148,15 +149,15 @@ impl Operators {
     pub(super) async fn ban(&self, call: &AdminCall, name: &str) -> Result<Done<wire::OperatorResponse>, Status> {
         self.id(name)?;
         let allowed = call.may(What::Operator(name))?;
-        self.registry.write(BanOperator { name: name.to_owned() }).await?;
-        Ok(allowed.done(wire::OperatorResponse {}))
+        let already = self.registry.write(BanOperator { name: name.to_owned() }).await?;
+        Ok(allowed.done(wire::OperatorResponse { already }))
     }
 
     pub(super) async fn remove(&self, call: &AdminCall, name: &str) -> Result<Done<wire::OperatorResponse>, Status> {
         self.id(name)?;
         let allowed = call.may(What::Operator(name))?;
         self.registry.write(RemoveOperator { name: name.to_owned() }).await?;
-        Ok(allowed.done(wire::OperatorResponse {}))
+        Ok(allowed.done(wire::OperatorResponse { already: false }))
     }
 
     pub(super) async fn renew(&self, call: &AdminCall, csr: &[u8]) -> Result<Done<wire::SvidResponse>, Status> {

@@ -50,7 +50,9 @@ impl TryFrom<&wire::ListEntriesRequest> for Filter {
         Ok(Self {
             owner: given(&asked.owner),
             spiffe_id_prefix: given(&asked.spiffe_id_prefix),
-            parent: id("parent_id", &asked.parent_id)?,
+            parent: given(&asked.parent_id)
+                .map(|text| SpiffeId::parse(&text).map_err(InvalidEntry::ParentId))
+                .transpose()?,
             agent: id("agent_id", &asked.agent_id)?,
             node_selectors: node_selectors
                 .collect::<Result<_, _>>()

@@ -213,19 +213,21 @@ impl Write for SignOut {
 
 impl Write for BanOperator {
     type Reads = (Option<Operator>, BTreeMap<String, Token>);
-    type Answer = ();
+    /// Whether it was banned already.
+    type Answer = bool;
     type Error = OperatorError;
 
     fn read(&self, view: &mut View<'_>) -> Result<Self::Reads, ReadError> {
         Ok((view.one(&self.name)?, view.all()?))
     }
 
-    fn decide(&self, (operator, tokens): Self::Reads) -> Result<(Changes, ()), OperatorError> {
+    fn decide(&self, (operator, tokens): Self::Reads) -> Result<(Changes, bool), OperatorError> {
         let operator = operator.ok_or_else(|| OperatorError::NoSuchOperator(self.name.clone()))?;
-        Ok((
-            without_tokens(&tokens, &self.name).put(&self.name, &operator.banned()),
-            (),
-        ))
+        let (already, changes) = (operator.banned, without_tokens(&tokens, &self.name));
+        Ok(match already {
+            true => (changes, true),
+            false => (changes.put(&self.name, &operator.banned()), false),
+        })
     }
 }
 

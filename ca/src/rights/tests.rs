@@ -267,3 +267,25 @@ fn a_nested_ca_needs_a_right_of_its_own() {
         assert!(held.always(&both, action).is_some(), "{action:?}");
     }
 }
+
+/// A template may name what lies beneath its prefix, and a policy can know one by that.
+#[test]
+fn a_policy_knows_a_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "@id(\"editor\") permit (principal in Admin::Role::\"editor\", action in Admin::Action::\"entries\", resource);\n\
+                @id(\"above-ci\") forbid (principal, action, resource is Admin::Entry)\n\
+                when { resource.is_template && resource in Admin::Path::\"prod.example/ns\" };";
+    std::fs::write(dir.path().join("a.cedar"), text).unwrap();
+    fs_mode(dir.path(), 0o700);
+    fs_mode(&dir.path().join("a.cedar"), 0o600);
+    let held = Rights::open(Rights::read(Some(dir.path())).unwrap(), domain()).now();
+    let editor = operator(&["editor"], &[]);
+    let ask = |path: &str| {
+        let entry = parse(sample(path, "n1")).unwrap();
+        held.ask(&editor, Action::CreateEntries, What::Entry(&entry), Way::Socket)
+    };
+    ask("/ns/ci").unwrap();
+    ask("/user/{unix:user}").unwrap();
+    let refused = ask("/ns/{unix:user}").unwrap_err().to_string();
+    assert!(refused.contains("`above-ci` forbids it"), "{refused}");
+}

@@ -165,7 +165,9 @@ fn entry_facts(entry: &Entry) -> Vec<(&'static str, Fact)> {
             ("node_selectors", Fact::Things(things.collect()))
         }
     };
-    vec![("owner", Fact::Text(entry.owner.clone())), parent]
+    let is_template = Fact::Is(entry.spiffe_id.template().is_some());
+    let owner = Fact::Text(entry.owner.clone());
+    vec![("owner", owner), ("is_template", is_template), parent]
 }
 
 fn paths(trust_domain: &TrustDomain, operator: &Operator) -> Fact {

@@ -9,7 +9,7 @@ use hoplite_wire::ca::{Agent, AgentRequest, Entry, ListAgentsRequest, ListEntrie
 
 use crate::command::reach::CaArgs;
 use crate::output::shown::Shown;
-use crate::output::{Column, Form, Listing, Output, count, print, print_json, verdict};
+use crate::output::{Column, Form, Listing, NOTHING_DONE, Output, count, print, print_json, verdict};
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
@@ -91,15 +91,15 @@ pub(crate) fn agent_list(args: AgentListArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn agent_ban(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
     let ca = &args.list.ca;
-    ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?))?;
-    args.done(&request, "banned")
+    let answer = ca.call(async |mut ca| Ok(ca.ban_agent(request.clone()).await?.into_inner()))?;
+    args.done(&request, "banned", answer.already)
 }
 
 pub(crate) fn agent_evict(args: AgentArgs) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
     let ca = &args.list.ca;
     ca.call(async |mut ca| Ok(ca.evict_agent(request.clone()).await?))?;
-    args.done(&request, "evicted")
+    args.done(&request, "evicted", false)
 }
 
 /// All that is asked for, some at a time.
@@ -168,13 +168,17 @@ impl AgentArgs {
         Ok(AgentRequest { spiffe_id })
     }
 
-    /// Says what became of the agent.
-    fn done(&self, request: &AgentRequest, what: &str) -> anyhow::Result<ExitCode> {
+    /// Says what became of the agent, or had before.
+    fn done(&self, request: &AgentRequest, what: &str, already: bool) -> anyhow::Result<ExitCode> {
         let spiffe_id = &request.spiffe_id;
         match self.list.output {
-            Output::Json => print_json(&serde_json::json!({"spiffe_id": spiffe_id, what: true}))?,
+            Output::Json => print_json(&serde_json::json!({"spiffe_id": spiffe_id, what: true, "already": already}))?,
+            Output::Table if already => print(&format!("{spiffe_id} is {what} already; nothing was done\n"))?,
             Output::Table => print(&format!("{what} {spiffe_id}\n"))?,
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(match already {
+            true => ExitCode::from(NOTHING_DONE),
+            false => ExitCode::SUCCESS,
+        })
     }
 }

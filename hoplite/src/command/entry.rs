@@ -5,6 +5,7 @@ mod service;
 
 pub(crate) use service::ServiceOfUser;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -395,7 +396,9 @@ fn done(asked: &str, results: Vec<EntryResult>) -> anyhow::Result<(Entry, bool)>
 fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     let mut code = ExitCode::SUCCESS;
-    for ids in args.ids.chunks(DELETED_AT_ONCE) {
+    let (mut all, mut seen) = (args.ids.clone(), BTreeSet::new());
+    all.retain(|id| seen.insert(id.clone()));
+    for ids in all.chunks(DELETED_AT_ONCE) {
         let request = DeleteEntriesRequest { ids: ids.to_vec() };
         let errors = args
             .list

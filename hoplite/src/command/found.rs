@@ -88,9 +88,16 @@ pub(crate) struct ShowArgs {
     output: Output,
 }
 
+/// What the files that are given say. Each is read once: it may be a pipe.
+struct Given {
+    settings: String,
+    sections: String,
+}
+
 pub(crate) fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let given = Given::read(args)?;
     if args.print_config {
-        print(&args.text(&args.places.places()?, &args.signer)?)?;
+        print(&args.text(&args.places.places()?, &args.signer, &given)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let places = args.places.own("hoplite ca init")?;
@@ -109,7 +116,7 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
             file.display()
         );
     } else {
-        found(args, &places)?;
+        found(args, &places, &given)?;
     }
     if args.run {
         let daemon = PlacedArguments {
@@ -141,11 +148,11 @@ pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
+fn found(args: &InitArgs, places: &Places, given: &Given) -> anyhow::Result<()> {
     process::harden(Hardening::Sealed).context("cannot harden the process, which is to hold the authority's key")?;
     let file = places.ca_config();
     // Before anything is made: whether the CA will take it.
-    parse(&args.text(places, &args.signer)?)?;
+    parse(&args.text(places, &args.signer, given)?)?;
     let mut signers = args.signer.clone();
     for path in &args.signer_key {
         let key = match path.try_exists()? {
@@ -155,7 +162,7 @@ fn found(args: &InitArgs, places: &Places) -> anyhow::Result<()> {
         signers.push(key.signer().clone());
     }
     TrustedSigners::new(signers.clone())?;
-    let text = args.text(places, &signers)?;
+    let text = args.text(places, &signers, given)?;
     if let Some(parent) = file.parent() {
         files::shared_dir(parent)?;
     }
@@ -216,7 +223,7 @@ struct About {
 
 impl InitArgs {
     /// The CA's file.
-    fn text(&self, places: &Places, signers: &[Signer]) -> anyhow::Result<String> {
+    fn text(&self, places: &Places, signers: &[Signer], given: &Given) -> anyhow::Result<String> {
         let port = self.advertise.as_ref().map_or(PORT, HostPort::port);
         let host = self.advertise.as_ref().map(HostPort::host).unwrap_or_default();
         let everywhere: IpAddr = match host.trim_matches(['[', ']']).parse() {
@@ -245,18 +252,7 @@ impl InitArgs {
             (Some(_), None) => "authority_rotates = false\n",
             _ => "",
         };
-        let several = "docs/guide/several-cas.md";
-        let keys = "docs/guide/keys-and-upstreams.md";
-        let settings = match &self.settings {
-            Some(file) => format!("{}\n", section::whole(file)?.trim()),
-            None => String::new(),
-        };
-        let sections = [
-            section::optional(self.store.as_deref(), "[store]", several)?,
-            section::optional(self.keys.as_deref(), "[keys]", keys)?,
-            section::optional(self.upstream.as_deref(), "[upstream]", keys)?,
-        ]
-        .concat();
+        let Given { settings, sections } = given;
         Ok(format!(
             "# Written by `hoplite ca init`. Every key: docs/reference/configuration.md\n\
              trust_domain = \"{}\"\n\
@@ -269,6 +265,26 @@ impl InitArgs {
             quoted(&places.ca_data())?,
             quoted(&places.ca_socket())?,
         ))
+    }
+}
+
+// === impl Given ===
+
+impl Given {
+    fn read(args: &InitArgs) -> anyhow::Result<Self> {
+        let several = "docs/guide/several-cas.md";
+        let keys = "docs/guide/keys-and-upstreams.md";
+        let settings = match &args.settings {
+            Some(file) => format!("{}\n", section::whole(file)?.trim()),
+            None => String::new(),
+        };
+        let sections = [
+            section::optional(args.store.as_deref(), "[store]", several)?,
+            section::optional(args.keys.as_deref(), "[keys]", keys)?,
+            section::optional(args.upstream.as_deref(), "[upstream]", keys)?,
+        ]
+        .concat();
+        Ok(Self { settings, sections })
     }
 }
 

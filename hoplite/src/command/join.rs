@@ -248,13 +248,13 @@ impl Invited {
         let (address, fingerprint) = word.split_once('#').context(
             "the CA is known by no fingerprint; write HOST:PORT#FINGERPRINT, as `hoplite ca show` prints them",
         )?;
-        let section = section::optional(Some(file), "[join]", "docs/guide/nodes-without-tokens.md")?;
+        let section = section::named(file, "[join]", "docs/guide/nodes-without-tokens.md")?;
         Ok(Self {
             address: HostPort::parse(address)?,
             fingerprint: Fingerprint::parse(fingerprint)?,
             by: By::Proof {
                 settings: config::parse::<Section>(file, &section)?.join,
-                section,
+                section: section::appended(&section),
             },
         })
     }

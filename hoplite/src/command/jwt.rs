@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::command::admin::rfc3339;
 use crate::command::svid::SocketArgs;
-use crate::output::{Output, print, print_json};
+use crate::output::{Output, failed, print, print_json};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JwtCommand {
@@ -112,10 +112,10 @@ fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(reason) => {
-            match args.output {
-                Output::Json => print_json(&json!({"valid": false, "reason": reason.to_string()}))?,
-                Output::Table => hoplite_host::tell!("error: {reason}"),
+            if args.output == Output::Json {
+                print_json(&json!({"valid": false, "reason": reason.to_string()}))?;
             }
+            failed(&reason.to_string(), 1);
             Ok(ExitCode::FAILURE)
         }
     }

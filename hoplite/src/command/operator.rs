@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::command::admin::{ListArgs, ListingArgs, rfc3339};
 use crate::command::dial;
 use crate::command::sign_in::{self, SignIn};
-use crate::output::{Column, Listing, Output, print, print_json, print_page, verdict};
+use crate::output::{Column, Listing, NOTHING_DONE, Output, print, print_json, print_page, verdict};
 
 /// An answer that was lost is asked for again, with the same key.
 const ATTEMPTS: usize = 3;
@@ -233,8 +233,11 @@ pub(crate) fn operator(command: OperatorCommand) -> anyhow::Result<ExitCode> {
             let request = OperatorRequest {
                 name: args.name.clone(),
             };
-            args.list.ca.call(async |mut ca| Ok(ca.ban_operator(request).await?))?;
-            done(&args, "banned")?;
+            let ban = args
+                .list
+                .ca
+                .call(async |mut ca| Ok(ca.ban_operator(request).await?.into_inner()))?;
+            return done(&args, "banned", ban.already);
         }
         OperatorCommand::Remove(args) => {
             let request = OperatorRequest {
@@ -243,18 +246,22 @@ pub(crate) fn operator(command: OperatorCommand) -> anyhow::Result<ExitCode> {
             args.list
                 .ca
                 .call(async |mut ca| Ok(ca.remove_operator(request).await?))?;
-            done(&args, "removed")?;
+            return done(&args, "removed", false);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn done(args: &OneArgs, what: &str) -> anyhow::Result<()> {
-    if args.list.output == Output::Json {
-        print_json(&serde_json::json!({ "operator": args.name, "done": what }))
-    } else {
-        Ok(print(&format!("{what} operator {}\n", args.name))?)
+fn done(args: &OneArgs, what: &str, already: bool) -> anyhow::Result<ExitCode> {
+    match args.list.output {
+        Output::Json => print_json(&serde_json::json!({ "operator": args.name, "done": what, "already": already }))?,
+        Output::Table if already => print(&format!("operator {} is {what} already; nothing was done\n", args.name))?,
+        Output::Table => print(&format!("{what} operator {}\n", args.name))?,
     }
+    Ok(match already {
+        true => ExitCode::from(NOTHING_DONE),
+        false => ExitCode::SUCCESS,
+    })
 }
 
 /// The word on the command line, or what stands where it says.

@@ -33,11 +33,21 @@ pub(crate) fn run(args: &PurgeArgs) -> anyhow::Result<ExitCode> {
         Some(file) => file.clone(),
         None => args.places.places()?.agent_config(),
     };
-    let config = Config::load(&file).context("it is not known where the agent keeps what it has")?;
-    let purged = hoplite_agent::purge(&config)?;
+    let is_configured = args.config.is_some() || file.try_exists()?;
+    let (purged, data_dir) = if is_configured {
+        let config = Config::load(&file).context("it is not known where the agent keeps what it has")?;
+        (hoplite_agent::purge(&config)?, config.data_dir)
+    } else {
+        let places = args.places.places()?;
+        let data_dir = places.agent_data();
+        (
+            hoplite_agent::purge_unconfigured(&data_dir, &places.agent_socket())?,
+            data_dir,
+        )
+    };
     match args.output {
         Output::Json => print_json(&json(&purged))?,
-        Output::Table => print(&text(&purged, &file, &config.data_dir))?,
+        Output::Table => print(&text(&purged, is_configured.then_some(&*file), &data_dir))?,
     }
     Ok(if !purged.left.is_empty() {
         ExitCode::FAILURE
@@ -48,7 +58,7 @@ pub(crate) fn run(args: &PurgeArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn text(purged: &Purged, file: &Path, dir: &Path) -> String {
+fn text(purged: &Purged, file: Option<&Path>, dir: &Path) -> String {
     let mut text = String::new();
     for path in &purged.removed {
         let _ = writeln!(text, "removed  {}", path.display());
@@ -70,7 +80,9 @@ fn text(purged: &Purged, file: &Path, dir: &Path) -> String {
     if purged.removed.is_empty() {
         let _ = writeln!(text, "there was nothing of an agent in {}", dir.display());
     }
-    let _ = writeln!(text, "left     {}: it has no secret in it", file.display());
+    if let Some(file) = file {
+        let _ = writeln!(text, "left     {}: it has no secret in it", file.display());
+    }
     if let Some(id) = &purged.spiffe_id {
         let _ = writeln!(
             text,

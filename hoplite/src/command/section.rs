@@ -8,14 +8,24 @@ use serde_json::Value;
 
 /// The section in this file, as it is; nothing without a file.
 pub(crate) fn optional(file: Option<&Path>, name: &str, shown_in: &str) -> anyhow::Result<String> {
-    let Some(file) = file else {
-        return Ok(String::new());
-    };
+    match file {
+        Some(file) => Ok(appended(&named(file, name, shown_in)?)),
+        None => Ok(String::new()),
+    }
+}
+
+/// What a file says, which has this section.
+pub(crate) fn named(file: &Path, name: &str, shown_in: &str) -> anyhow::Result<String> {
     let text = whole(file)?;
     if !text.lines().any(|line| line.trim() == name) {
         bail!("`{}` has no section `{name}`; {shown_in} shows one", file.display());
     }
-    Ok(format!("\n{}\n", text.trim()))
+    Ok(text)
+}
+
+/// As it stands at the end of another file.
+pub(crate) fn appended(section: &str) -> String {
+    format!("\n{}\n", section.trim())
 }
 
 /// What a file says. A daemon looks for a file where it is started, which is not here: a name that is meant from here is refused.

@@ -35,8 +35,8 @@ pub(crate) enum SvidCommand {
 pub(crate) struct FetchArgs {
     #[command(flatten)]
     socket: SocketArgs,
-    /// Print the certificate chain of the default SVID as PEM instead (never the key)
-    #[arg(long, conflicts_with = "write")]
+    /// Print the certificate chain of one SVID as PEM instead (never the key)
+    #[arg(long, conflicts_with_all = ["write", "output", "exec", "signal", "pid_file"])]
     pem: bool,
     #[command(flatten)]
     form: Form,
@@ -88,9 +88,9 @@ struct Row {
 
 pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
     super::runtime()?.block_on(async {
-        let (socket, form, watch, pem) = match &command {
-            SvidCommand::Fetch(args) => (&args.socket, args.form, false, args.pem),
-            SvidCommand::Watch(args) => (&args.socket, args.form, true, false),
+        let (socket, form, write, watch, pem) = match &command {
+            SvidCommand::Fetch(args) => (&args.socket, args.form, &args.write, false, args.pem),
+            SvidCommand::Watch(args) => (&args.socket, args.form, &args.write, true, false),
         };
         let address = socket.address()?;
         match &command {
@@ -111,7 +111,7 @@ pub(crate) fn run(command: SvidCommand) -> anyhow::Result<ExitCode> {
         }
         let mut api = WorkloadApi::open(&address).await?;
         loop {
-            let identity = api.next().await?;
+            let identity = write.named(api.next().await?)?;
             let text = match identity.svids.first() {
                 Some(svid) if pem => svid.chain_pem(),
                 _ => shown(&identity, form)?,

@@ -267,7 +267,7 @@ fn print_invitation(
     if output == Output::Json {
         let id = if command == "join" { "agent_id" } else { "operator_id" };
         print_json(&json!({
-            "id": token.id, id: token.agent_id, "expires_at": rfc3339(token.expires_at_unix),
+            "id": token.id, id: token.agent_id, "expires_at": rfc3339(token.expires_at_unix), "has_joined": token.has_joined,
             "invitation": *invitation.reveal(), "token": token.token,
             "address": token.address, "fingerprint": token.fingerprint,
         }))?;
@@ -278,6 +278,12 @@ fn print_invitation(
             rfc3339(token.expires_at_unix),
             token.id
         );
+        if token.has_joined {
+            hoplite_host::tell!(
+                "note: {} is a node already; whoever uses this takes its place, and the agent that runs there now gets nothing more",
+                token.agent_id
+            );
+        }
         print(&format!("hoplite {command} {}\n", shell_word(&invitation.reveal())))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
+use hoplite_host::config::printable;
 use serde_json::json;
 
 use super::lines::{COLUMNS_MIN, one_line, wrapped};
@@ -56,6 +57,7 @@ fn tell(text: &str, causes: &[String], exit: u8) {
         hoplite_host::tell!("{}", document(text, causes, exit));
         return;
     }
+    let text = &printable(text.chars());
     let width = terminal_size::terminal_size_of(std::io::stderr()).map(|(width, _)| usize::from(width.0));
     match width {
         Some(width @ COLUMNS_MIN..) => hoplite_host::tell::text(&wrapped("error: ", 2, text, width)),

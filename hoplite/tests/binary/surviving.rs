@@ -46,12 +46,11 @@ impl Node {
         assert!(hoplite(&founding).status.success());
         let daemon = Daemon::start(&["ca", "run", "--dir", &ca]);
         let made = Self { root, ca, node };
-        let invitation = until("an invitation", || {
-            let created = hoplite(&["token", "create", "--node", "n1", "--dir", &made.ca, "--output", "json"]);
-            let shown: Value = serde_json::from_slice(&created.stdout).ok()?;
-            shown.get("invitation")?.as_str().map(str::to_owned)
-        });
-        assert!(hoplite(&["join", &invitation, "--dir", &made.node]).status.success());
+        assert!(
+            hoplite(&["join", &made.invitation(), "--dir", &made.node])
+                .status
+                .success()
+        );
         let uid = format!("unix:uid:{}", rustix::process::geteuid().as_raw());
         let created = hoplite(&[
             "entry",
@@ -69,6 +68,14 @@ impl Node {
         (made, daemon)
     }
 
+    fn invitation(&self) -> String {
+        until("an invitation", || {
+            let created = hoplite(&["token", "create", "--node", "n1", "--dir", &self.ca, "--output", "json"]);
+            let shown: Value = serde_json::from_slice(&created.stdout).ok()?;
+            shown.get("invitation")?.as_str().map(str::to_owned)
+        })
+    }
+
     fn agent(&self) -> Daemon {
         Daemon::start(&["agent", "run", "--dir", &self.node])
     }
@@ -84,6 +91,9 @@ impl Node {
 
     /// The serial of what a process of this user gets.
     fn fetched(&self) -> Option<String> {
+        let named = ["--spiffe-id", "spiffe://test.example/other"];
+        let other = hoplite(&[&["svid", "fetch", "--pem", "--dir", &self.node], &named[..]].concat());
+        assert!(!other.status.success() && other.stdout.is_empty(), "{other:?}");
         let fetched = hoplite(&["svid", "fetch", "--pem", "--dir", &self.node]);
         let pem = String::from_utf8(fetched.stdout).unwrap();
         (fetched.status.success() && pem.contains("BEGIN CERTIFICATE")).then_some(pem)
@@ -180,6 +190,37 @@ fn a_killed_agent_serves_from_its_disk_and_a_purge_leaves_nothing() {
         assert!(!has(&left, secret), "`{secret}` is left");
     }
     assert_eq!(node.purge().status.code(), Some(3), "there is nothing any more");
+
+    // Its configuration stayed, and the machine joins again.
+    let refused = hoplite(&["agent", "run", "--dir", &node.node]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        refused.status.code() == Some(1) && said.contains("was purged; `hoplite join`"),
+        "{refused:?}"
+    );
+    let _ca = Daemon::start(&["ca", "run", "--dir", &node.ca]);
+    let joined = hoplite(&["join", &node.invitation(), "--dir", &node.node]);
+    assert!(joined.status.success(), "{joined:?}");
+    let _agent = node.agent();
+    until("the SVID of the node that joined again", || node.fetched());
+}
+
+/// A join that failed leaves a key, and nothing says where but the place itself.
+#[test]
+fn what_a_failed_join_leaves_is_purged_too() {
+    let (node, _ca) = Node::found();
+    let other = node.root.path().join("other").display().to_string();
+    let used = node.invitation();
+    assert!(
+        hoplite(&["join", &used, "--dir", &node.node, "--again"])
+            .status
+            .success()
+    );
+    assert!(!hoplite(&["join", &used, "--dir", &other]).status.success());
+    let purge = || hoplite(&["agent", "purge", "--dir", &other]);
+    assert_eq!(purge().status.code(), Some(0));
+    assert!(!Path::new(&other).join("agent").exists());
+    assert_eq!(purge().status.code(), Some(3));
 }
 
 /// Whatever lies there in the place of what was kept: the agent says what is wrong with it, starts as without it, and keeps anew.

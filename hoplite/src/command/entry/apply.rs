@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use hoplite_host::config::Span;
+use hoplite_host::config::{Span, printable};
 use hoplite_identity::Selector;
 use hoplite_wire::ca::applied_entry::Action;
 use hoplite_wire::ca::{
@@ -279,7 +279,7 @@ impl<'a> Application<'a> {
         for (place, (entry, step)) in (1..).zip(self.entries.iter().zip(&plan.steps)) {
             if !step.error.is_empty() {
                 let text = format!("error: entry {place}, `{}`: {}\n", entry.spiffe_id, step.error);
-                refusals.add(&parent_text(entry), &text);
+                refusals.add(&parent_text(entry), &printable(text.chars()));
             }
         }
         hoplite_host::tell::text(&refusals.end());
@@ -287,9 +287,13 @@ impl<'a> Application<'a> {
         warn_of_unknown(&unknown);
         let refused = plan.refused();
         if refused > 0 && plan.commits == 0 {
-            hoplite_host::tell!(
-                "error: {refused} of {} entries are refused, so nothing was done",
-                self.entries.len()
+            let code = if self.args.dry_run { COULD_NOT } else { 1 };
+            failed(
+                &format!(
+                    "{refused} of {} entries are refused, so nothing was done",
+                    self.entries.len()
+                ),
+                code,
             );
         }
         match self.args.list.output {

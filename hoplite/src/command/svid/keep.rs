@@ -24,17 +24,17 @@ const REFUSED_GRACE: Duration = Duration::from_secs(5);
 /// How soon something is tried again, and how seldom at most.
 const AGAIN: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
-/// Where an SVID is written, and which.
+/// Which SVID, and where it is written.
 #[derive(Debug, clap::Args)]
 pub(crate) struct WriteArgs {
     /// Write certificate chain, key and trust bundle into files of this directory, as a set
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
     /// Of several SVIDs the one with this SPIFFE ID [default: the agent's first]
-    #[arg(long, value_name = "ID", requires = "write", conflicts_with = "hint")]
+    #[arg(long, value_name = "ID", conflicts_with = "hint")]
     spiffe_id: Option<SpiffeId>,
     /// Of several SVIDs the one whose entry has this hint
-    #[arg(long, requires = "write")]
+    #[arg(long)]
     hint: Option<String>,
     #[command(flatten)]
     layout: Layout,
@@ -69,6 +69,19 @@ impl WriteArgs {
     /// Where to, if anywhere.
     pub(crate) fn dir(&self) -> Option<&Path> {
         self.write.as_deref()
+    }
+
+    /// Of what came only the SVID that was named, if one was.
+    pub(crate) fn named(&self, identity: Identity) -> Result<Identity, FetchError> {
+        if self.spiffe_id.is_none() && self.hint.is_none() {
+            return Ok(identity);
+        }
+        let (svid, bundles) = self.choose(identity)?;
+        Ok(Identity {
+            svids: vec![svid],
+            hints: vec![self.hint.clone().unwrap_or_default()],
+            bundles,
+        })
     }
 
     /// The SVID that is wanted, with its trust domain's bundle and those of foreign ones.
