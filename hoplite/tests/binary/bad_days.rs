@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::restored::{Daemon, Mesh, id, json, said};
+use crate::restored::{Daemon, Mesh, NONE_LATER, id, json, said};
 use crate::support::{hoplite, until};
 
 /// Short enough to wait for.
@@ -84,7 +84,7 @@ fn a_thief_who_came_back_by_the_key_is_noticed_when_the_agent_does_and_a_restore
 
     // The backup knows of it, and so does the CA that is made of it.
     mesh.back_up("backup");
-    mesh.restored(&["--no-later-bans"]);
+    mesh.restored(&NONE_LATER);
     assert!(mesh.contested("n"));
     std::thread::sleep(Duration::from_secs(6)); // what they had has ended
     fs::write(mesh.path("thief.log"), "").unwrap();
@@ -114,15 +114,15 @@ fn a_restore_by_a_clock_that_was_ahead_binds_nobody() {
     let mut mesh = Mesh::found("1h");
     mesh.join("n");
     mesh.back_up("backup");
-    let first = mesh.restored(&["--no-later-bans"])["epoch"].as_u64().unwrap();
+    let first = mesh.restored(&NONE_LATER)["epoch"].as_u64().unwrap();
     // As a clock that is three days ahead does it.
     let ahead = (first + AHEAD).to_string();
-    let restored = mesh.restored(&["--no-later-bans", "--after", &ahead]);
+    let restored = mesh.restored(&[NONE_LATER[0], NONE_LATER[1], "--after", &ahead]);
     assert_eq!(restored["epoch"], first + AHEAD + 1, "{restored}");
     mesh.register("/ahead", "n");
     until("it follows", || (mesh.entries("n") == 1).then_some(()));
 
-    let behind = mesh.restored(&["--no-later-bans"]);
+    let behind = mesh.restored(&NONE_LATER);
     assert!(behind["epoch"].as_u64().unwrap() < first + AHEAD, "{behind}");
     let follows = format!("epoch {}", first + AHEAD + 1);
     let (code, status) = until("the agent says whom it refuses", || {
@@ -142,7 +142,7 @@ fn a_restore_by_a_clock_that_was_ahead_binds_nobody() {
     assert_eq!(mesh.tool(&["fleet"]).status.code(), Some(1));
 
     let after = (first + AHEAD + 1).to_string();
-    let again = mesh.restored(&["--no-later-bans", "--after", &after]);
+    let again = mesh.restored(&[NONE_LATER[0], NONE_LATER[1], "--after", &after]);
     assert_eq!(again["epoch"], first + AHEAD + 2, "{again}");
     mesh.register("/again", "n");
     mesh.register("/again/too", "n");
@@ -176,13 +176,16 @@ fn what_a_restore_is_told_is_kept_and_what_tells_nothing_is_refused() {
     let list = mesh.text("banned.txt");
     fs::write(&list, "# nobody yet\n\n").unwrap();
     said(
-        &mesh.restore("backup", &["--banned", &list]),
+        &mesh.restore("backup", &["--banned", &list, "--no-later-revocations"]),
         1,
         &["names nobody", "--no-later-bans"],
     );
     assert!(!mesh.path("ca").exists());
     let zed = "spiffe://test.example/hoplite/operator/zed";
-    let restored = json(&mesh.restore("backup", &["--banned", zed, "--output", "json"]));
+    let restored = json(&mesh.restore(
+        "backup",
+        &["--banned", zed, "--no-later-revocations", "--output", "json"],
+    ));
     assert_eq!(restored["banned"], 1);
     mesh.run();
     let operators = mesh.json(&["operator", "list"]);

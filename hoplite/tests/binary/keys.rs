@@ -412,6 +412,7 @@ fn a_backup_is_restored_into_a_database() {
             "restore",
             &backup,
             "--no-later-bans",
+            "--no-later-revocations",
             "--passphrase-file",
             &passphrase,
         ];

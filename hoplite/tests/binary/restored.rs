@@ -17,6 +17,9 @@ const NODES: usize = 20;
 /// Within which the agents of a restored CA have what is new there.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
+/// That a backup knows of every ban and of every authority that was revoked.
+pub(crate) const NONE_LATER: [&str; 2] = ["--no-later-bans", "--no-later-revocations"];
+
 /// A daemon. Dropping it kills it.
 pub(crate) struct Daemon(Child);
 
@@ -234,15 +237,31 @@ fn twenty_agents_that_renewed_since_the_backup_follow_the_restored_ca_and_the_ba
 
     // What is not said or not right changes nothing.
     said(&mesh.restore("backup", &[]), 2, &["--banned", "--no-later-bans"]);
+    said(
+        &mesh.restore("backup", &["--no-later-bans"]),
+        2,
+        &["--no-later-revocations"],
+    );
     fs::write(mesh.path("other.key"), "another key than the one of the backup").unwrap();
     let (file, other) = (mesh.text("backup"), mesh.text("other.key"));
     assert!(Command::new("chmod").args(["600", &other]).status().unwrap().success());
-    let refused = mesh.tool(&["ca", "restore", &file, "--key-file", &other, "--no-later-bans"]);
+    let refused = mesh.tool(&[
+        "ca",
+        "restore",
+        &file,
+        "--key-file",
+        &other,
+        NONE_LATER[0],
+        NONE_LATER[1],
+    ]);
     said(&refused, 1, &["passphrase does not open it"]);
     assert!(!mesh.path("ca").exists());
 
     let late = id("late");
-    let restored = json(&mesh.restore("backup", &["--banned", &late, "--output", "json"]));
+    let restored = json(&mesh.restore(
+        "backup",
+        &["--banned", &late, "--no-later-revocations", "--output", "json"],
+    ));
     assert_eq!(restored["revision"], backup["revision"]);
     assert_eq!(
         (&restored["banned"], &restored["void_tokens"]),
@@ -327,11 +346,11 @@ fn a_ca_of_an_older_epoch_is_not_followed() {
     mesh.back_up("backup");
     mesh.lose_the_ca();
     // Restored twice: the agent follows the second, and then the first comes back.
-    assert!(mesh.restore("backup", &["--no-later-bans"]).status.success());
+    assert!(mesh.restore("backup", &NONE_LATER).status.success());
     fs::rename(mesh.path("ca"), mesh.path("first")).unwrap();
     let first = mesh.json_of_check("backup");
     std::thread::sleep(Duration::from_millis(1100)); // another second
-    assert!(mesh.restore("backup", &["--no-later-bans"]).status.success());
+    assert!(mesh.restore("backup", &NONE_LATER).status.success());
     mesh.run();
     mesh.register("/second", "n");
     until("it follows the second", || (mesh.entries("n") == 1).then_some(()));
@@ -457,15 +476,24 @@ fn a_restored_ca_does_not_sign_with_what_was_revoked_after_the_backup() {
         2,
         &["--revoked FINGERPRINT", "tainted or revoked"],
     );
+    // Who was banned is another question.
     said(
-        &mesh.restore("prepared", &["--revoked", "0123"]),
+        &mesh.restore("prepared", &["--revoked", &stolen]),
+        2,
+        &["--banned ID", "--no-later-bans"],
+    );
+    said(
+        &mesh.restore("prepared", &["--no-later-bans", "--revoked", "0123"]),
         1,
         &["no authority in the backup", "`0123`"],
     );
     assert!(!mesh.path("ca").exists());
 
     // The successor was in the backup: it signs, and the node goes on by itself.
-    let restored = json(&mesh.restore("prepared", &["--revoked", &stolen[..12], "--output", "json"]));
+    let restored = json(&mesh.restore(
+        "prepared",
+        &["--no-later-bans", "--revoked", &stolen[..12], "--output", "json"],
+    ));
     assert_eq!(restored["signing_authority"].as_str(), Some(&*next), "{restored}");
     assert_eq!(restored["joins_anew"], false, "{restored}");
     mesh.run();
@@ -478,7 +506,7 @@ fn a_restored_ca_does_not_sign_with_what_was_revoked_after_the_backup() {
 
     // It was not: a new one signs, which no node can know, and none believes what the stolen one would say.
     mesh.lose_the_ca();
-    let restored = mesh.restore("before", &["--revoked", &stolen]);
+    let restored = mesh.restore("before", &["--no-later-bans", "--revoked", &stolen]);
     let shown = String::from_utf8_lossy(&restored.stdout).into_owned();
     assert!(
         restored.status.success() && shown.contains("each has to join anew"),
@@ -545,11 +573,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     );
 
     // Into what is there, or beside what runs: nothing.
-    said(
-        &mesh.restore("backup", &["--no-later-bans"]),
-        1,
-        &["a CA runs", "stop it first"],
-    );
+    said(&mesh.restore("backup", &NONE_LATER), 1, &["a CA runs", "stop it first"]);
     let other = mesh.path("other.toml");
     let text = fs::read_to_string(mesh.path("ca.toml"))
         .unwrap()
@@ -557,7 +581,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     fs::write(&other, &text).unwrap();
     let other = other.display().to_string();
     said(
-        &mesh.restore("backup", &["--no-later-bans", "--config", &other]),
+        &mesh.restore("backup", &[NONE_LATER[0], NONE_LATER[1], "--config", &other]),
         1,
         &["is not empty", "move it away"],
     );
@@ -582,7 +606,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     ];
     for (what, bytes, expected) in cases {
         fs::write(mesh.path("damaged"), bytes).unwrap();
-        for arguments in [&["--no-later-bans", "--config", &*other][..], &["--check"]] {
+        for arguments in [&[NONE_LATER[0], NONE_LATER[1], "--config", &*other][..], &["--check"]] {
             said(&mesh.restore("damaged", arguments), 1, &[expected]);
         }
         assert!(!mesh.path("elsewhere").exists(), "{what}: nothing is left");
@@ -590,7 +614,13 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     said(
         &mesh.restore(
             "backup",
-            &["--banned", "spiffe://test.example/orders", "--config", &other],
+            &[
+                "--banned",
+                "spiffe://test.example/orders",
+                "--no-later-revocations",
+                "--config",
+                &other,
+            ],
         ),
         1,
         &["neither an agent nor an operator"],
