@@ -75,7 +75,7 @@ impl Trust {
     #[must_use]
     pub(crate) fn grown(&self) -> Self {
         Self {
-            sequence: self.sequence + 1,
+            sequence: self.sequence.saturating_add(1),
             ..self.clone()
         }
     }

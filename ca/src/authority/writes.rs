@@ -169,7 +169,7 @@ impl<K: Taking> Write for Step<K> {
         }
         // Agents ask for other tokens when it grows: a taint is news to them although the keys are the same.
         if seen(&before) != seen(&after) {
-            trust.sequence += 1;
+            trust.sequence = trust.sequence.saturating_add(1);
         }
         let stepped = Stepped {
             is_new,
@@ -251,7 +251,7 @@ impl Write for Trusting {
         if trusted.len() >= crate::authority::course::AUTHORITIES_MAX {
             return Err(crate::authority::course::CourseError::TooMany.into());
         }
-        let sequence = trust.sequence + 1;
+        let sequence = trust.sequence.saturating_add(1);
         let trusted = Trusted::new(&trust.trust_domain, &self.certificate, self.life)?;
         let trust = Trust { sequence, ..trust };
         Ok((Changes::none().put("", &trust).put(&name, &trusted), sequence))

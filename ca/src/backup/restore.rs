@@ -33,6 +33,10 @@ use crate::write::{self, WriteError};
 /// How far the clock may be behind the one of the CA that made the backup.
 const CLOCK_BEHIND_MAX: Duration = Duration::from_secs(60);
 
+/// Epochs and trust bundles are numbered by the second since 1970, and a restore begins above: the last second of the year 9999, where
+/// the dates of X.509 end. A higher one is a typing error, or milliseconds, and agents would follow nothing lower ever after.
+const AFTER_MAX: u64 = 253_402_300_799;
+
 /// A signal's attempts to remove what is not whole, while it is written still.
 const REMOVALS_MAX: usize = 1_000;
 
@@ -128,6 +132,12 @@ pub enum RestoreError {
         /// When the backup was begun.
         begun_at: Moment,
     },
+    /// No epoch that agents follow.
+    #[error(
+        "`--after {0}` is no epoch and no number of a trust bundle: those are seconds since 1970, and {AFTER_MAX} is the highest that is taken, \
+         the end of the year 9999, so that every later one is higher; name the number that `hoplite agent status` shows on a node"
+    )]
+    After(u64),
     /// It has no trust bundle.
     #[error("there is no authority in the backup; use another one")]
     NoAuthority,
@@ -192,6 +202,7 @@ pub fn restore(
     now: SystemTime,
 ) -> Result<Restored, RestoreError> {
     config.check(Path::new("configuration"))?;
+    check_after(after)?;
     if let StoreConfig::Postgres(settings) = &config.store {
         database::ensure_empty(settings)?;
     }
@@ -251,6 +262,14 @@ pub fn restore(
     drop(scratch);
     give::to_owner(&config.data_dir)?;
     Ok(made)
+}
+
+/// Whether it leaves room for every epoch, and every trust bundle, that is to come.
+fn check_after(after: u64) -> Result<(), RestoreError> {
+    match after {
+        0..=AFTER_MAX => Ok(()),
+        _ => Err(RestoreError::After(after)),
+    }
 }
 
 /// Fills the scratch directory, and looks at what came of it as the CA will.
@@ -423,5 +442,31 @@ impl Receive for Making<'_> {
 
     fn file(&mut self, path: &str, bytes: &[u8]) -> Result<(), RestoreError> {
         Ok(beside::write(self.scratch, path, bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_begins_where_there_is_room_above() {
+        for (after, is_good) in [
+            (0, true),
+            (1_800_000_000, true),
+            (AFTER_MAX, true),
+            (AFTER_MAX + 1, false),
+            (1_800_000_000_000, false),
+            (u64::MAX, false),
+        ] {
+            match check_after(after) {
+                Ok(()) => assert!(is_good, "{after}"),
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(!is_good && said.contains(&format!("--after {after}")), "{said}");
+                    assert!(said.contains("hoplite agent status"), "{said}");
+                }
+            }
+        }
     }
 }
