@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use hoplite_host::config::printable;
 use hoplite_host::files::{self, FileError};
 use hoplite_identity::{
     BundleSet, CertificateDer, InvalidBundle, Moment, PeerRejected, PeerRole, PeerVerifier, TrustBundle, TrustDomain,
@@ -53,6 +54,11 @@ pub(crate) trait Upstream: fmt::Debug + Send + Sync {
         now: SystemTime,
     ) -> Result<(Certified, SystemTime), UpstreamError>;
 
+    /// Whether what is known of it without its key can be used: looked at when the CA starts. Blocks.
+    fn look(&self) -> Result<(), UpstreamError> {
+        Ok(())
+    }
+
     /// What the operator is told when what it signs ends too soon.
     fn ends_too_soon(&self, not_after: SystemTime, least: Duration) -> UpstreamError;
 
@@ -77,15 +83,33 @@ pub enum UpstreamError {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// One of its certificates has ended.
+    #[error(
+        "the certificate `{subject}` in `{file}` has ended at {not_after}, and nothing that is signed below it is believed; put a newer one in its place \
+         (if the clock is right, which says {now})",
+        file = .file.display()
+    )]
+    Ended {
+        /// Its file.
+        file: PathBuf,
+        /// Whose it is.
+        subject: String,
+        /// When.
+        not_after: Moment,
+        /// What the clock says.
+        now: Moment,
+    },
     /// It ends too soon.
     #[error(
-        "the upstream authority of `{file}` ends at {not_after}, and what is signed below it has to live for {least} at least; put a newer certificate, and its key, in its place, or \
+        "the certificate `{subject}` in `{file}` ends at {not_after}, and what is signed below it has to live for {least} at least; put a newer one in its place, or \
          lower `x509_ttl` and `agent_ttl`",
         file = .file.display()
     )]
     Ends {
         /// Its file.
         file: PathBuf,
+        /// Whose it is.
+        subject: String,
         /// When.
         not_after: Moment,
         /// What is needed.
@@ -141,6 +165,40 @@ impl DiskUpstream {
         }
     }
 
+    /// Whom members trust. Each is signed by itself: who joins believes nobody else by a fingerprint.
+    fn roots(&self, file: &Path) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+        let roots = self.read(file)?;
+        for root in &roots {
+            let problem = match X509Certificate::from_der(root) {
+                Ok((_, certificate)) if signs_itself(&certificate) => continue,
+                Ok((_, certificate)) => format!(
+                    "has the certificate `{}`, which is not signed by itself, so it is no root, and nobody could join; write the root that it ends at in its place, \
+                     and the certificates between in the file of `certificate`",
+                    name(&certificate)
+                ),
+                Err(_) => "has something in it that is no certificate".to_owned(),
+            };
+            let file = file.to_owned();
+            return Err(UpstreamError::Unusable { file, problem });
+        }
+        Ok(roots)
+    }
+
+    /// The file that has the certificate which ends at this moment, and whose it is.
+    fn ending(&self, not_after: SystemTime) -> (PathBuf, String) {
+        let ends = |der: &&CertificateDer<'static>| life(der).is_some_and(|life| life.end == not_after);
+        let mut files = [&self.certificate].into_iter().chain(&self.roots);
+        let found = files.find_map(|file| {
+            let ders = self.read(file).ok()?;
+            Some((file.clone(), subject(ders.iter().find(ends)?)))
+        });
+        found.unwrap_or_else(|| {
+            let ders = self.read(&self.certificate).unwrap_or_default();
+            let subject = ders.first().map(subject).unwrap_or_default();
+            (self.certificate.clone(), subject)
+        })
+    }
+
     fn key(&self) -> Result<KeyPair, UpstreamError> {
         let unusable = |problem: &str| UpstreamError::Unusable {
             file: self.key.clone(),
@@ -160,7 +218,7 @@ impl Upstream for DiskUpstream {
         mut params: CertificateParams,
         signer_here: &Signer,
         not_after: SystemTime,
-        _: SystemTime,
+        now: SystemTime,
     ) -> Result<(Certified, SystemTime), UpstreamError> {
         let unusable = |problem: &str| UpstreamError::Unusable {
             file: self.certificate.clone(),
@@ -172,9 +230,9 @@ impl Upstream for DiskUpstream {
             .ok_or_else(|| unusable("has no certificate in it"))?;
         let (_, signer) =
             X509Certificate::from_der(signs).map_err(|_| unusable("begins with something that is no certificate"))?;
-        let is_root = signer.subject().as_raw() == signer.issuer().as_raw() && signer.verify_signature(None).is_ok();
+        let is_root = signs_itself(&signer);
         let roots = match &self.roots {
-            Some(file) => self.read(file)?,
+            Some(file) => self.roots(file)?,
             None if is_root => vec![signs.clone()],
             None => {
                 return Err(unusable(
@@ -182,6 +240,16 @@ impl Upstream for DiskUpstream {
                 ));
             }
         };
+        let has_ended = |der: &&CertificateDer<'static>| life(der).is_some_and(|life| life.end <= now);
+        if let Some(der) = chain.iter().find(has_ended) {
+            return Err(ended(&self.certificate, der, now));
+        }
+        let above = roots_above(&chain, &roots);
+        if let (Some(file), Some(der)) = (&self.roots, above.first())
+            && above.iter().all(has_ended)
+        {
+            return Err(ended(file, der, now));
+        }
         let upstream_key = self.key()?;
         if signer.public_key().raw != upstream_key.subject_public_key_info() {
             let problem = format!(
@@ -239,9 +307,19 @@ impl Upstream for DiskUpstream {
         Ok((certified, not_after))
     }
 
+    fn look(&self) -> Result<(), UpstreamError> {
+        match self.roots.as_deref().map(|file| self.roots(file)) {
+            // Whoever signs next needs it; a start does not.
+            None | Some(Ok(_) | Err(UpstreamError::File(_))) => Ok(()),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
     fn ends_too_soon(&self, not_after: SystemTime, least: Duration) -> UpstreamError {
+        let (file, subject) = self.ending(not_after);
         UpstreamError::Ends {
-            file: self.certificate.clone(),
+            file,
+            subject,
             not_after: not_after.into(),
             least: humantime::format_duration(least).to_string(),
         }
@@ -298,10 +376,166 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// The roots that a chain may end at: those that its last certificate names as its issuer; all where none is named so.
+fn roots_above<'a>(
+    chain: &[CertificateDer<'_>],
+    roots: &'a [CertificateDer<'static>],
+) -> Vec<&'a CertificateDer<'static>> {
+    let issuer = chain.last().and_then(|last| {
+        let (_, last) = X509Certificate::from_der(last).ok()?;
+        Some(last.issuer().as_raw().to_owned())
+    });
+    let is_named = |root: &&CertificateDer<'static>| {
+        let read = X509Certificate::from_der(root);
+        read.is_ok_and(|(_, root)| issuer.as_deref() == Some(root.subject().as_raw()))
+    };
+    let named: Vec<_> = roots.iter().filter(is_named).collect();
+    match named.is_empty() {
+        true => roots.iter().collect(),
+        false => named,
+    }
+}
+
+fn ended(file: &Path, der: &CertificateDer<'_>, now: SystemTime) -> UpstreamError {
+    UpstreamError::Ended {
+        file: file.to_owned(),
+        subject: subject(der),
+        not_after: life(der).map_or(now, |life| life.end).into(),
+        now: now.into(),
+    }
+}
+
+/// As `hoplite join` asks of the authority whose fingerprint is in an invitation.
+fn signs_itself(certificate: &X509Certificate<'_>) -> bool {
+    certificate.subject().as_raw() == certificate.issuer().as_raw() && certificate.verify_signature(None).is_ok()
+}
+
+/// Whose certificate it is, for people.
+fn subject(der: &CertificateDer<'_>) -> String {
+    let read = X509Certificate::from_der(der);
+    read.map(|(_, certificate)| name(&certificate)).unwrap_or_default()
+}
+
+fn name(certificate: &X509Certificate<'_>) -> String {
+    printable(certificate.subject().to_string().chars())
+}
+
 /// From its first second to its last.
 fn life(der: &CertificateDer<'_>) -> Option<Range<SystemTime>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let at = |time: ASN1Time| u64::try_from(time.timestamp()).ok().map(record::from_unix_seconds);
     let validity = certificate.validity();
     Some(at(validity.not_before)?..at(validity.not_after)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::keyring::Keyring;
+    use rcgen::{DnType, KeyUsagePurpose, date_time_ymd};
+
+    /// In the year 2027.
+    fn now() -> SystemTime {
+        record::from_unix_seconds(1_800_000_000)
+    }
+
+    /// A root and an intermediate below it, which end in these years, in files of a directory.
+    fn company(dir: &Path, root_ends: i32, ends: i32) -> DiskUpstream {
+        let authority = |name: &str, year: i32| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(year, 1, 1);
+            (params, KeyPair::generate().unwrap())
+        };
+        let write = |name: &str, der: &CertificateDer<'static>| {
+            let text = pem::write_certificates(std::slice::from_ref(der));
+            files::write_public(&dir.join(name), text.as_bytes()).unwrap();
+        };
+        let (root, root_key) = authority("Example Root", root_ends);
+        write("root.pem", root.self_signed(&root_key).unwrap().der());
+        let (below, key) = authority("Example Machines", ends);
+        let below = below.signed_by(&key, &Issuer::new(root, root_key)).unwrap();
+        write("int.pem", below.der());
+        let key_file = dir.join("int.key");
+        files::write_private(&key_file, pem::write_private_key(&key.serialize_der()).as_bytes()).unwrap();
+        DiskUpstream {
+            certificate: dir.join("int.pem"),
+            key: key_file,
+            roots: Some(dir.join("root.pem")),
+        }
+    }
+
+    fn sign(dir: &Path, upstream: &DiskUpstream) -> Result<SystemTime, UpstreamError> {
+        let keys = dir.join("keys");
+        files::private_dir(&keys).unwrap();
+        let made = Keyring::of(&keys).make().unwrap();
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let signed = upstream.sign(CertificateParams::default(), &made.signer, now() + year, now());
+        signed.map(|(_, not_after)| not_after)
+    }
+
+    #[test]
+    fn a_certificate_that_has_ended_is_named_with_its_file() {
+        let check = |root_ends: i32, ends: i32, expected: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            match sign(dir.path(), &company(dir.path(), root_ends, ends)) {
+                Ok(_) => assert!(expected.is_empty(), "{root_ends} {ends}"),
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(!expected.is_empty() && !said.contains("x509_ttl"), "{said}");
+                    for part in [expected, &["put a newer one in its place"]].concat() {
+                        assert!(said.contains(part), "`{part}` is missing from `{said}`");
+                    }
+                }
+            }
+        };
+        check(2040, 2030, &[]);
+        check(2021, 2030, &["Example Root", "/root.pem`", "2021-01-01"]);
+        check(2040, 2022, &["Example Machines", "/int.pem`", "2022-01-01"]);
+    }
+
+    #[test]
+    fn what_ends_too_soon_is_named_with_its_file() {
+        let check = |root_ends: i32, ends: i32, expected: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            let upstream = company(dir.path(), root_ends, ends);
+            let not_after = sign(dir.path(), &upstream).unwrap();
+            let said = upstream.ends_too_soon(not_after, Duration::from_secs(3600)).to_string();
+            for part in [expected, &["x509_ttl"]].concat() {
+                assert!(said.contains(part), "`{part}` is missing from `{said}`");
+            }
+        };
+        check(2028, 2030, &["Example Root", "/root.pem`", "2028-01-01"]);
+        check(2030, 2028, &["Example Machines", "/int.pem`", "2028-01-01"]);
+    }
+
+    #[test]
+    fn roots_are_signed_by_themselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = company(dir.path(), 2040, 2040);
+        good.look().unwrap();
+        let intermediate = DiskUpstream {
+            roots: Some(good.certificate.clone()),
+            ..good.clone()
+        };
+        for refused in [
+            intermediate.look().unwrap_err(),
+            sign(dir.path(), &intermediate).unwrap_err(),
+        ] {
+            let said = refused.to_string();
+            for part in ["/int.pem`", "Example Machines", "is no root", "in its place"] {
+                assert!(said.contains(part), "`{part}` is missing from `{said}`");
+            }
+        }
+        // Whoever signs next needs the file; a start does not.
+        let away = DiskUpstream {
+            roots: Some(dir.path().join("away.pem")),
+            ..good
+        };
+        away.look().unwrap();
+        assert!(matches!(sign(dir.path(), &away), Err(UpstreamError::File(_))));
+    }
 }

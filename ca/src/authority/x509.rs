@@ -178,6 +178,9 @@ impl Maker {
                 stored: trust.trust_domain,
             });
         }
+        if let Some(upstream) = &self.upstream {
+            upstream.look()?;
+        }
         let mut course = course(&trusted);
         course.leave(now);
         let active = course.active().map(|(name, life)| (name.clone(), *life));
