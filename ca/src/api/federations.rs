@@ -127,12 +127,19 @@ impl Federations {
 
     pub(super) fn show_bundle(&self, name: &str) -> Result<wire::Bundle, Status> {
         let domain = domain(name)?;
-        let index = self.registry.index();
-        let held = index.federation.bundle(&domain);
-        match held {
-            Some((_, bundle)) => Ok(messages::bundle(bundle)),
-            None => Err(FederationError::NoSuch(domain).status()),
+        {
+            let index = self.registry.index();
+            if let Some((_, bundle)) = index.federation.bundle(&domain) {
+                return Ok(messages::bundle(bundle));
+            }
         }
+        // One that was never had may be on its way.
+        let shown = self.federation.shown(clock::now());
+        let missing = shown.into_iter().find(|shown| shown.trust_domain == domain);
+        Err(match missing.and_then(|shown| shown.warning) {
+            Some(warning) => Status::failed_precondition(warning),
+            None => FederationError::NoSuch(domain).status(),
+        })
     }
 
     pub(super) async fn put_set(
