@@ -139,7 +139,7 @@ impl Blame for FederationError {
         let text = self.to_string();
         match self {
             Self::NoSuch(_) | Self::NoSuchSet(_) => Status::not_found(text),
-            Self::Own(_) => Status::invalid_argument(text),
+            Self::Own(_) | Self::NoAuthority(_) => Status::invalid_argument(text),
             Self::NoEndpoint(_)
             | Self::NoFirstBundle(_)
             | Self::TooMany

@@ -209,8 +209,12 @@ impl Federation {
                 if taken.same_number {
                     tracing::warn!(trust_domain = %domain, sequence = taken.sequence, "the foreign trust bundle changed, and its sequence number did not");
                 }
-                if taken.is_new {
+                if taken.is_new && taken.is_empty {
+                    tracing::warn!(target: "hoplite::audit", notice = true, trust_domain = %domain, sequence = taken.sequence, "the new foreign trust bundle is without any authority: its workloads are refused from now on");
+                } else if taken.is_new {
                     tracing::info!(target: "hoplite::audit", trust_domain = %domain, sequence = taken.sequence, "a new foreign trust bundle");
+                }
+                if taken.is_new {
                     self.0.acts.own_act(
                         "ForeignBundle",
                         domain.to_string(),

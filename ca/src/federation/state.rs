@@ -6,6 +6,7 @@ use hoplite_host::config::Span;
 use hoplite_identity::{TrustBundle, TrustDomain};
 
 use crate::federation::records::{Federated, ForeignBundle};
+use crate::federation::writes::is_empty;
 use crate::record;
 
 /// One word.
@@ -53,7 +54,7 @@ impl State {
         let age = Duration::from_secs(record::unix_seconds(now).saturating_sub(refreshed));
         if record.withdrawn {
             Self::Withdrawn
-        } else if bundle.authorities().is_empty() && bundle.jwt().is_empty() {
+        } else if is_empty(bundle) {
             Self::Empty
         } else if bundle.last_end().is_some_and(|end| end <= now) {
             Self::Ended
@@ -107,7 +108,10 @@ impl State {
                  with `hoplite bundle set`"
             ),
             Self::Empty => {
-                format!("`{domain}` publishes a trust bundle without any authority: its workloads are refused")
+                format!(
+                    "the trust bundle of `{domain}` is without any authority, by which it takes all of its keys back: its workloads are refused; ask those who run it, or end \
+                     the federation with `hoplite federation delete {domain}`"
+                )
             }
             Self::Missing => format!(
                 "there is no trust bundle of `{domain}` yet{because}; mend its endpoint, or give the bundle with `hoplite bundle set`"

@@ -43,6 +43,11 @@ pub(crate) enum FederationError {
         "in the bundle is {key}, whose key the trust bundle of `{with}` has, too: whoever holds that key could be both, so the bundle is not taken"
     )]
     SharedKey { key: String, with: TrustDomain },
+    #[error(
+        "the bundle has no authority in it, so nobody of `{0}` would be believed by it, and nothing was changed; give one that has some, or, if nobody of it is to be believed, end \
+         the federation with `hoplite federation delete {0}`"
+    )]
+    NoAuthority(TrustDomain),
     #[error(transparent)]
     Stored(#[from] BadBundle),
 }
@@ -85,6 +90,8 @@ pub(crate) struct Taken {
     /// Other keys under the number of before: whoever publishes it does not count (B-2).
     pub(crate) same_number: bool,
     pub(crate) sequence: u64,
+    /// It says that nobody is to be believed.
+    pub(crate) is_empty: bool,
 }
 
 /// Gives a bundle to nobody any more, unless it was refreshed since.
@@ -112,6 +119,20 @@ impl From<BadRecord> for FederationError {
     fn from(error: BadRecord) -> Self {
         Self::Stored(BadBundle(error.to_string()))
     }
+}
+
+/// Somebody who gives a bundle wants its workloads to be believed. An endpoint may publish one without any authority (B-1a): that is how a
+/// trust domain takes all of its keys back.
+fn check_given(bundle: &TrustBundle) -> Result<(), FederationError> {
+    match is_empty(bundle) {
+        true => Err(FederationError::NoAuthority(bundle.trust_domain().clone())),
+        false => Ok(()),
+    }
+}
+
+/// Whether it says that nobody is to be believed.
+pub(crate) fn is_empty(bundle: &TrustBundle) -> bool {
+    bundle.authorities().is_empty() && bundle.jwt().is_empty()
 }
 
 /// A bundle that may stand beside all the others: no key of it vouches for another trust domain.
@@ -179,6 +200,7 @@ impl Write for Federate {
             changes = changes.put(name, &federated);
         }
         if let Some(first) = &self.first {
+            check_given(&first.bundle)?;
             check_keys(&first.bundle, &self.own, &bundles)?;
             let bundle = ForeignBundle::new(first, self.now, true);
             if bundles.get(name).is_none_or(|held| !held.has_same_content(&bundle)) {
@@ -230,6 +252,9 @@ impl Write for Take {
         if &self.domain == self.own.trust_domain() {
             return Err(FederationError::Own(self.domain.clone()));
         }
+        if self.by_hand {
+            check_given(&self.document.bundle)?;
+        }
         let mut changes = Changes::none();
         if federated.is_none() {
             // It was ended while its bundle was on its way.
@@ -251,6 +276,7 @@ impl Write for Take {
             is_new: true,
             same_number: false,
             sequence: next.sequence,
+            is_empty: is_empty(&self.document.bundle),
         };
         if let Some(held) = held {
             // What somebody gives is that person's word, and may begin anew.
@@ -411,6 +437,23 @@ mod tests {
         done.map(|(answer, _)| answer).map_err(|error| error.to_string())
     }
 
+    /// An endpoint may say that nobody is to be believed; a person ends the federation then.
+    #[test]
+    fn a_bundle_without_any_authority_is_fetched_and_not_given() {
+        let world = World::new();
+        let good = world.partner.bundle();
+        let empty = TrustBundle::new(good.trust_domain().clone(), Vec::new(), 0).unwrap();
+        let refused = world.take(&empty, 1, true, 100).unwrap_err();
+        assert!(refused.contains("no authority in it"), "{refused}");
+        assert!(world.take(&good, 1, true, 100).unwrap().is_new);
+        let refused = world.take(&empty, 2, true, 101).unwrap_err();
+        let remedy = format!("hoplite federation delete {}", good.trust_domain());
+        assert!(refused.contains(&remedy), "{refused}");
+        assert!(!world.take(&good, 1, true, 102).unwrap().is_new, "it is held still");
+        assert!(world.take(&empty, 2, false, 103).unwrap().is_new);
+        assert!(is_empty(&empty) && !is_empty(&good));
+    }
+
     #[test]
     fn who_can_be_federated_with() {
         let world = World::new();
@@ -451,6 +494,7 @@ mod tests {
                 is_new,
                 same_number,
                 sequence,
+                is_empty: false,
             })
         };
         assert_eq!(world.take(&old, 5, false, 10), taken(true, false, 5));

@@ -187,6 +187,7 @@ pub(crate) fn run(command: FederationCommand) -> anyhow::Result<ExitCode> {
                 false => "is new",
             };
             let name = &federation.trust_domain;
+            warn_of_empty(&federation);
             let text = format!(
                 "the bundle of {name}, sequence number {}, {what}\n",
                 federation.sequence
@@ -290,6 +291,7 @@ fn add(args: AddArgs) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::FAILURE);
     }
+    warn_of_empty(&federation);
     Ok(code)
 }
 
@@ -311,6 +313,16 @@ pub(crate) fn set_bundle(args: &ListArgs, domain: &TrustDomainArg, file: &Path) 
         many(federation.authorities, "authority", "authorities")
     );
     done(args, &federation, &text)
+}
+
+/// What was fetched may say that nobody is to be believed.
+fn warn_of_empty(federation: &Federation) {
+    if federation.state == "empty" {
+        hoplite_host::tell!(
+            "warning: the bundle of {} is without any authority: its workloads are refused",
+            federation.trust_domain
+        );
+    }
 }
 
 fn show(args: &OneArgs) -> anyhow::Result<ExitCode> {
