@@ -260,6 +260,22 @@ impl Config {
         }
     }
 
+    /// What may be right and is worth a look. Sentences for the log.
+    pub(crate) fn doubts(&self) -> Vec<String> {
+        let own = match &self.advertise {
+            Some(address) => Some(address.to_string()),
+            None if self.listen.ip().is_unspecified() || self.listen.port() == 0 => None,
+            None => Some(self.listen.to_string()),
+        };
+        let is_named = |own: &String| self.replicas.is_empty() || self.replicas.iter().any(|one| one.as_str() == own);
+        let unnamed = own.filter(|own| !is_named(own)).map(|own| {
+            format!(
+                "`replicas` does not name this CA, `{own}`: nodes that join at another one never come to it; write its address there, at each CA, or in `advertise` how `replicas` names it"
+            )
+        });
+        unnamed.into_iter().collect()
+    }
+
     /// What every start checks too: a configuration made in code has no file that was read.
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
         self.otlp.iter().try_for_each(|otlp| otlp.check(file, false))?;
@@ -360,10 +376,31 @@ impl Config {
             let reason = format!("more addresses than agents try; write at most {REPLICAS_MAX}");
             return Err(ConfigError::unusable(file, "replicas", self.replicas.len(), reason));
         }
+        let again = self.replicas.iter().enumerate().find(|(at, address)| {
+            let mut before = self.replicas.iter().take(*at);
+            before.any(|before| before == *address)
+        });
+        if let Some((_, address)) = again {
+            let reason = "it is there twice; write the address of each CA once";
+            return Err(ConfigError::unusable(
+                file,
+                "replicas",
+                format!("\"{address}\""),
+                reason,
+            ));
+        }
         if !(REPORT_PERIOD_MIN..=REPORT_PERIOD_MAX).contains(&self.report_period.0) {
             let (least, most) = (Span(REPORT_PERIOD_MIN), Span(REPORT_PERIOD_MAX));
             let reason = format!("write between \"{least}\" and \"{most}\"");
             return Err(ConfigError::unusable(file, "report_period", self.report_period, reason));
+        }
+        if let Some(audit_dir) = self.audit_dir.as_ref().filter(|dir| self.data_dir.starts_with(dir)) {
+            let reason = format!(
+                "the log's directory is the log's alone, and `data_dir = {}` is in it; choose another one, or leave it out: the log is in `audit` in `data_dir` then",
+                self.data_dir.display()
+            );
+            let value = audit_dir.display();
+            return Err(ConfigError::unusable(file, "audit_dir", value, reason));
         }
         for (key, path) in [("data_dir", &self.data_dir), ("admin_socket", &self.admin_socket)] {
             if path.as_os_str().is_empty() {
@@ -516,6 +553,39 @@ admin_socket = "/run/hoplite/ca.sock"
             &["ca.toml:6", "`ca.prod.example` has no port"],
         );
         check("advertise = \"0.0.0.0:7443\"", &["every address of a machine"]);
+        check(
+            "replicas = [\"ca1:7443\", \"ca2:7443\", \"ca1:7443\"]",
+            &["replicas", "`replicas = \"ca1:7443\"`", "twice", "once"],
+        );
+        for dir in ["/var/lib/hoplite/ca", "/var/lib/hoplite/ca/", "/var/lib/hoplite"] {
+            check(
+                &format!("audit_dir = \"{dir}\""),
+                &["`audit_dir = ", "data_dir", "choose another one"],
+            );
+        }
+        assert!(load("audit_dir = \"/var/lib/hoplite/ca/log\"").is_ok());
+    }
+
+    #[test]
+    fn a_ca_that_its_replicas_do_not_name_is_told() {
+        let check = |more: &str, expected: Option<&str>| {
+            let doubts = load(more).unwrap().doubts();
+            assert_eq!(doubts.len(), usize::from(expected.is_some()), "{more}: {doubts:?}");
+            if let Some(own) = expected {
+                assert!(
+                    doubts
+                        .iter()
+                        .all(|doubt| doubt.contains(own) && doubt.contains("`replicas`")),
+                    "{doubts:?}"
+                );
+            }
+        };
+        let (own, others) = ("advertise = \"ca1:7443\"\n", "replicas = [\"ca2:7443\", \"ca3:7443\"]");
+        check("", None);
+        check(own, None);
+        check(&format!("{own}{others}"), Some("`ca1:7443`"));
+        check(&format!("{own}replicas = [\"ca2:7443\", \"ca1:7443\"]"), None);
+        check(others, None); // port 0: nobody knows the address yet
     }
 
     #[test]

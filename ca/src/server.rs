@@ -51,7 +51,7 @@ use crate::authority::opened::Authorities;
 use crate::authority::x509::AuthorityError;
 use crate::door::{Door, DoorError, Doorkeeper};
 use crate::federation::endpoint::{BundleDoor, BundleEndpointError};
-use crate::federation::keeper::Federation;
+use crate::federation::keeper::{Federation, WebAuthoritiesError};
 use crate::federation::settings::BundleEndpointSettings;
 use crate::fleet::Fleet;
 use crate::founding::{self, Founding, FoundingError};
@@ -158,6 +158,9 @@ pub enum StartError {
     /// OpenID Connect discovery cannot be served.
     #[error(transparent)]
     Oidc(#[from] OidcError),
+    /// The authorities of the web cannot be had.
+    #[error(transparent)]
+    WebAuthorities(#[from] WebAuthoritiesError),
     /// The trust bundle cannot be published.
     #[error(transparent)]
     BundleEndpoint(#[from] BundleEndpointError),
@@ -231,6 +234,10 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
         &config.attestors,
         config.file.as_deref().unwrap_or(Path::new("configuration")),
     )?;
+    config.federation.read()?;
+    for doubt in config.doubts() {
+        tracing::warn!(doubt, "the configuration");
+    }
     let rules = Rights::read(config.admin_policy_dir.as_deref())?;
     files::private_dir(&config.data_dir)?;
     let listener = listen(config.listen).await?;
@@ -639,6 +646,7 @@ impl Daemon for Running {
     async fn reload(&mut self, file: &Path) -> Result<Reloaded, StartError> {
         let (config, next) = (Config::load(file)?, Settings::read(file)?);
         // First what can fail.
+        config.federation.read()?;
         let web_tls = config.oidc.as_ref().map(OidcSettings::tls).transpose()?.flatten();
         let bundle_tls = config.bundle_endpoint.as_ref().map(BundleEndpointSettings::tls);
         let bundle_tls = bundle_tls.transpose()?.flatten();

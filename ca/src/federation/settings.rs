@@ -7,6 +7,8 @@ use std::time::Duration;
 use hoplite_host::config::{ConfigError, Span};
 use serde::Deserialize;
 
+use crate::federation::keeper::{WebAuthoritiesError, web_roots};
+
 /// Shorter hints would have every federated CA ask for nothing else.
 const HINT_MIN: Duration = Duration::from_secs(5);
 
@@ -111,6 +113,14 @@ impl Default for FederationSettings {
 }
 
 impl FederationSettings {
+    /// Whether the authorities of the web that it names can be had. Those of the system are looked for when an endpoint needs them.
+    pub(crate) fn read(&self) -> Result<(), WebAuthoritiesError> {
+        match &self.web_authorities {
+            Some(file) => web_roots(file).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn check(&self, file: &Path) -> Result<(), ConfigError> {
         let (least, most) = (HINT_MIN, STALE_MAX);
         if (least..=most).contains(&self.stale_max.0) {
@@ -133,6 +143,24 @@ fn five_minutes() -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_authorities_of_the_web_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.pem");
+        let settings = FederationSettings {
+            web_authorities: Some(file.clone()),
+            ..FederationSettings::default()
+        };
+        let refused = || settings.read().unwrap_err().to_string();
+        assert!(refused().contains("web.pem") && refused().contains("`federation.web_authorities`"));
+        std::fs::write(&file, "no certificate").unwrap();
+        assert!(refused().contains("it holds no certificate of an authority"));
+        let bundle = hoplite_identity::testing::TestAuthority::new("web.example").bundle();
+        std::fs::write(&file, bundle.to_pem()).unwrap();
+        settings.read().unwrap();
+        FederationSettings::default().read().unwrap();
+    }
 
     #[test]
     fn a_hint_leaves_others_time_to_look() {
