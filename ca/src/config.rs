@@ -64,6 +64,7 @@ pub struct Config {
     #[serde(default)]
     pub founds: bool,
     /// Where agents connect. Port 0 takes a free one.
+    #[serde(deserialize_with = "config::listen")]
     pub listen: SocketAddr,
     /// How other machines reach `listen`, `host:port`: it stands in the invitations. `listen` itself when left out, unless
     /// that is every address of this machine.
@@ -553,6 +554,10 @@ admin_socket = "/run/hoplite/ca.sock"
             &["ca.toml:6", "`ca.prod.example` has no port"],
         );
         check("advertise = \"0.0.0.0:7443\"", &["every address of a machine"]);
+        check(
+            "[bundle_endpoint]\nlisten = \"localhost:1\"",
+            &["`localhost:1` is no IP address", "write for example"],
+        );
         check(
             "replicas = [\"ca1:7443\", \"ca2:7443\", \"ca1:7443\"]",
             &["replicas", "`replicas = \"ca1:7443\"`", "twice", "once"],

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hoplite_host::config::ConfigError;
+use hoplite_host::config::{self, ConfigError};
 use hoplite_host::shutdown::Shutdown;
 use hoplite_host::slots::Bounds;
 use hoplite_identity::TrustBundle;
@@ -46,6 +46,7 @@ pub struct OidcSettings {
     /// By what address verifiers know it: `https://oidc.example.org`, with a path perhaps. It is the `iss` of every JWT-SVID.
     pub issuer: IssuerUrl,
     /// Where it is served. Port 0 takes a free one.
+    #[serde(deserialize_with = "config::listen")]
     pub listen: SocketAddr,
     /// The web certificate's chain, PEM. Without it plain HTTP is served, on the loopback interface alone, for a server before it that ends TLS.
     #[serde(default)]

@@ -1,6 +1,7 @@
 //! Configuration files: TOML, strict, with errors that name file, line, key, value and remedy.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,6 +75,27 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigEr
             column,
             reason,
         }
+    })
+}
+
+/// An address of this machine, for a field that is one: `#[serde(deserialize_with = "config::listen")]`.
+///
+/// # Errors
+/// A text that is no IP address with a port.
+pub fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    listen_address(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+/// An address of this machine.
+///
+/// # Errors
+/// What to write, for a text that is no IP address with a port.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "`{}` is no IP address with a port; write for example `127.0.0.1:7443`, or `0.0.0.0:7443` for every address of this machine",
+            shown(text)
+        )
     })
 }
 
@@ -174,6 +196,30 @@ mod tests {
         check("name = \"a\" \u{1b}[31m", &["ca.toml:1:", "\\u{1b}[31m"]);
         let long = parse::<Sample>(Path::new("a"), &format!("x{} = ", "[".repeat(100_000)));
         assert!(long.unwrap_err().to_string().len() < 1_000);
+    }
+
+    #[test]
+    fn an_address_to_listen_on_has_an_ip_address_and_a_port() {
+        #[derive(Debug, Deserialize)]
+        struct Listens {
+            #[serde(deserialize_with = "listen")]
+            at: SocketAddr,
+        }
+        let read = |value: &str| parse::<Listens>(Path::new("ca.toml"), &format!("at = {value}"));
+        for good in ["127.0.0.1:0", "0.0.0.0:7443", "[::1]:7443"] {
+            assert_eq!(read(&format!("\"{good}\"")).unwrap().at.to_string(), good);
+        }
+        for bad in ["localhost:1", "127.0.0.1", ":7443", "::1:7443", ""] {
+            let error = read(&format!("\"{bad}\"")).unwrap_err().to_string();
+            for part in [
+                &*format!("`{bad}` is no IP address"),
+                "ca.toml:1:6",
+                "write for example",
+            ] {
+                assert!(error.contains(part), "`{part}` is missing from `{error}`");
+            }
+        }
+        assert!(read("7443").unwrap_err().to_string().contains("string"));
     }
 
     #[test]

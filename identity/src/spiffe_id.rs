@@ -48,6 +48,9 @@ pub enum InvalidSpiffeId {
     /// ID-1: a fragment.
     #[error("`{0}` has a fragment; remove the `#` and what follows")]
     Fragment(Excerpt),
+    /// A SPIFFE ID where the name of a trust domain belongs, and the name in it.
+    #[error("`{0}` is a SPIFFE ID, and a trust domain is named without `spiffe://`; write `{1}`")]
+    Whole(Excerpt, Excerpt),
     /// ID-2: no trust domain.
     #[error("`{0}` has an empty trust domain")]
     EmptyTrustDomain(Excerpt),
@@ -92,6 +95,11 @@ impl TrustDomain {
     /// # Errors
     /// The rule of ID-1, ID-2, ID-4 or ID-5 that the name breaks.
     pub fn parse(name: &str) -> Result<Self, InvalidSpiffeId> {
+        if let Some(rest) = name.strip_prefix(SCHEME) {
+            let inner = rest.split('/').next().unwrap_or_default();
+            check_trust_domain(inner, name)?;
+            return Err(InvalidSpiffeId::Whole(Excerpt::of(name), Excerpt::of(inner)));
+        }
         check_trust_domain(name, name)?;
         Ok(Self(name.into()))
     }
@@ -384,9 +392,20 @@ mod tests {
             TrustDomain::parse("td/a"),
             Err(InvalidSpiffeId::TrustDomainCharacter(_))
         ));
+        for whole in ["spiffe://td", "spiffe://td/a"] {
+            let error = TrustDomain::parse(whole).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{whole}`")) && error.contains("write `td`"),
+                "{error}"
+            );
+        }
         assert!(matches!(
-            TrustDomain::parse("spiffe://td"),
+            TrustDomain::parse("spiffe://td:1"),
             Err(InvalidSpiffeId::Port(_))
+        ));
+        assert!(matches!(
+            TrustDomain::parse("spiffe://"),
+            Err(InvalidSpiffeId::EmptyTrustDomain(_))
         ));
     }
 

@@ -101,6 +101,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Inbound {
     /// Where to listen; port 0 takes a free one.
+    #[serde(deserialize_with = "config::listen")]
     pub listen: SocketAddr,
     /// The service's name in policies and records.
     pub service: ServiceName,
@@ -117,6 +118,7 @@ pub struct Outbound {
     /// The upstream's name in logs and status.
     pub name: UpstreamName,
     /// Where to listen: loopback only.
+    #[serde(deserialize_with = "config::listen")]
     pub listen: SocketAddr,
     /// What the local caller speaks.
     pub protocol: OutboundProtocol,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hoplite_host::config::{ConfigError, Span};
+use hoplite_host::config::{self, ConfigError, Span};
 use serde::Deserialize;
 
 use crate::federation::keeper::{WebAuthoritiesError, web_roots};
@@ -29,6 +29,7 @@ const STALE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 #[serde(deny_unknown_fields)]
 pub struct BundleEndpointSettings {
     /// Where it is served. Port 0 takes a free one.
+    #[serde(deserialize_with = "config::listen")]
     pub listen: SocketAddr,
     /// The web certificate's chain, PEM: the profile is `https_web` then. Without it the CA shows its own SVID, `https_spiffe`.
     #[serde(default)]

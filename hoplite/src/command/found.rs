@@ -39,7 +39,7 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<HostPort>,
     /// Where agents connect [default: every address of this machine, and the port of --advertise or 7443]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = config::listen_address)]
     listen: Option<SocketAddr>,
     /// Whose policies count: a key to sign with, made if there is no such file; the name is that of the file without its ending.
     /// May be repeated
