@@ -116,7 +116,7 @@ pub(crate) struct State {
 
 impl Kept {
     /// Begins, in the data directory of an agent, with the key that its configuration names. Nothing is read yet. What
-    /// stands against keeping anything is said and is no error: identities are served without.
+    /// stands against keeping anything is no error: identities are served without, and [`say`](Self::say) says why.
     pub(crate) fn open(dir: &Path, key_file: Option<&Path>) -> Self {
         let (mut state, mut key, mut lock) = (State::default(), None, None);
         match sole_writer(dir) {
@@ -127,19 +127,11 @@ impl Kept {
                     Ok(found) => {
                         state.key = found.source().word();
                         state.key_text = found.source().to_string();
-                        if let KeySource::Beside(_) = found.source() {
-                            tracing::info!(key = %found.source(), "SVIDs are kept on the disk, sealed");
-                        } else {
-                            tracing::info!(notice = true, key = %found.source(), "SVIDs are kept on the disk, sealed");
-                        }
                         key = Some(found);
                     }
                     Err(error) => state.failure = Some(error.to_string()),
                 }
             }
-        }
-        if let Some(reason) = &state.failure {
-            tracing::error!(reason, "no SVID is kept on the disk: a restart needs the CA");
         }
         Self(Arc::new(Shared {
             dir: dir.to_owned(),
@@ -153,6 +145,19 @@ impl Kept {
             foreign: Mutex::default(),
             restored: watch::Sender::new(None),
         }))
+    }
+
+    /// Tells the log whether anything is kept. For an agent that starts: one that does not, because another runs here, has
+    /// that to say and nothing else.
+    pub(crate) fn say(&self) {
+        if let Some(reason) = self.state().failure {
+            tracing::error!(reason, "no SVID is kept on the disk: a restart needs the CA");
+        }
+        match self.0.key.as_ref().map(StorageKey::source) {
+            None => {}
+            Some(key @ KeySource::Beside(_)) => tracing::info!(%key, "SVIDs are kept on the disk, sealed"),
+            Some(key) => tracing::info!(notice = true, %key, "SVIDs are kept on the disk, sealed"),
+        }
     }
 
     /// Keeps nothing, had nothing, and has heard from a CA.

@@ -188,6 +188,8 @@ pub async fn start(config: Config, launcher: Option<UnixStream>) -> Result<Runni
     let kubelet = kubelet.transpose()?;
     let launcher = launcher.map(into_async).transpose().map_err(StartError::Launcher)?;
     let (listener, placed) = unix_socket::place(&config.socket, config.socket_mode())?;
+    // From here on no other agent is in the way.
+    kept.say();
     let otlp = config.otlp.as_ref().map(Prepared::new).transpose()?;
     let door = match config.metrics_listen {
         Some(listen) => Some(MetricsDoor::bind(listen).await?),

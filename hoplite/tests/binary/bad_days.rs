@@ -234,3 +234,16 @@ fn agents_of_a_ca_of_before_are_told_of() {
     });
     assert!(status.contains("127.0.0.1"), "{status}");
 }
+
+#[test]
+fn a_second_agent_of_a_directory_is_told_of_the_first_and_of_nothing_else() {
+    let mut mesh = Mesh::found("1h");
+    mesh.join("n");
+    until("it is heard", || {
+        (mesh.agent_status("n").1["in_step"] == true).then_some(())
+    });
+    let second = hoplite(&["agent", "run", "--dir", &mesh.text("nodes/n")]);
+    said(&second, 1, &["another process serves", "agent.sock", "stop it"]);
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(!text.contains("kept on the disk"), "{text}");
+}
