@@ -10,7 +10,7 @@ use hoplite_host::files;
 use hoplite_host::peer_process::PeerProcess;
 use hoplite_identity::{Selector, SelectorKind};
 use hoplite_wire::ca::admin_client::AdminClient;
-use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, Entry};
+use hoplite_wire::ca::{CreateEntriesRequest, CreateTokenRequest, Entry, ListAgentsRequest};
 use hoplite_wire::{FetchError, WorkloadApi};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
@@ -263,6 +263,12 @@ fn lock(layout: &Layout) -> anyhow::Result<std::fs::File> {
 /// Gives the agent a way to join, and the services their identities.
 async fn register(ca: &mut AdminClient<Channel>, layout: &Layout, visitor: bool) -> anyhow::Result<()> {
     let refused = |status: tonic::Status| anyhow::anyhow!("the CA refused: {}", status.message());
+    let node = agent_id();
+    let agents = ca.list_agents(ListAgentsRequest {}).await.map_err(refused)?;
+    let mut agents = agents.into_inner().agents.into_iter();
+    if agents.any(|agent| agent.spiffe_id == node && agent.banned) {
+        bail!(let_in_again(layout));
+    }
     let request = CreateTokenRequest {
         node: NODE.to_owned(),
         ttl_seconds: TOKEN_TTL_SECONDS,
@@ -290,10 +296,24 @@ async fn register(ca: &mut AdminClient<Channel>, layout: &Layout, visitor: bool)
     }
 }
 
+/// What to do about a node that somebody banned: this command cannot stay up without its agent, so the CA has to run alone meanwhile.
+fn let_in_again(layout: &Layout) -> String {
+    let (config, dir) = (layout.config("ca"), layout.dir());
+    let (config, dir) = (config.display(), dir.display());
+    format!(
+        "the mesh's only node `{NODE}` is banned, so its agent may not join; to let it in again run `hoplite ca run --config {config}` in \
+         one terminal and `hoplite agent evict {NODE} --dir {dir}` in another, stop that CA with Ctrl-C, and run `hoplite up` again"
+    )
+}
+
+fn agent_id() -> String {
+    format!("spiffe://{TRUST_DOMAIN}/hoplite/agent/{NODE}")
+}
+
 fn entry(spiffe_id: &str, launched_as: &str) -> anyhow::Result<Entry> {
     Ok(Entry {
         spiffe_id: spiffe_id.to_owned(),
-        parent_id: format!("spiffe://{TRUST_DOMAIN}/hoplite/agent/{NODE}"),
+        parent_id: agent_id(),
         selectors: vec![(&Selector::new(SelectorKind::LaunchName, launched_as)?).into()],
         ..Entry::default()
     })

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::support::{Up, is_alive, kill, until};
+use crate::restored::{Daemon, said};
+use crate::support::{Up, hoplite, is_alive, kill, until};
 use serde_json::{Value, json};
 
 const SECURITY: &str = "policies/security.cedar";
@@ -241,12 +242,43 @@ fn a_restart_keeps_trust_domain_registrations_and_log() {
         assert!(log.as_array().unwrap().contains(&record), "{record} is gone");
     }
     // A second one in the same directory is refused in one sentence.
-    let second = crate::support::hoplite(&["up", "--dir", &dir.path().display().to_string()]);
+    let second = hoplite(&["up", "--dir", &dir.path().display().to_string()]);
     assert_eq!(second.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&second.stderr).contains("runs in"),
         "{second:?}"
     );
+}
+
+#[test]
+fn a_mesh_whose_node_was_banned_says_how_it_comes_up_again_and_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display().to_string();
+    let mut up = Up::start(dir.path());
+    let banned = up.tool(&["agent", "ban", "local"]);
+    assert!(banned.status.success(), "{banned:?}");
+    assert!(up.interrupt().success());
+    let base = up.base.to_string();
+    let config = dir.path().join("config/ca.toml").display().to_string();
+    let refused = hoplite(&["up", "--base-port", &base, "--dir", &at]);
+    said(
+        &refused,
+        1,
+        &[
+            "`local` is banned",
+            &format!("`hoplite ca run --config {config}`"),
+            &format!("`hoplite agent evict local --dir {at}`"),
+        ],
+    );
+    // As it says.
+    let ca = Daemon::start(&["ca", "run", "--config", &config], &dir.path().join("alone.log"));
+    until("the node is evicted", || {
+        let evicted = hoplite(&["agent", "evict", "local", "--dir", &at]);
+        evicted.status.success().then_some(())
+    });
+    drop(ca);
+    let up = Up::start(dir.path());
+    assert_eq!(up.get("/orders/42").status, 200);
 }
 
 #[test]
