@@ -201,6 +201,7 @@ fn mesh(index: &Index, fleet: &Fleet, view: &View, goal: Option<&wire::Goal>, au
         store_revision: index.revision(),
         period_ms: u32::try_from(period.as_millis()).unwrap_or(u32::MAX),
         agents: count(view.nodes.len()),
+        banned: count(index.agents.iter().filter(|agent| agent.banned).count()),
         just_started: now.duration_since(fleet.started()).unwrap_or_default() <= patience(period),
         live_revision: head.live.unwrap_or_default(),
         shadow_revision: head.shadow.unwrap_or_default(),

@@ -231,8 +231,9 @@ fn versions(args: &FleetList) -> anyhow::Result<ExitCode> {
 }
 
 fn nobody(seen: &Seen) -> &'static str {
-    match seen.mesh.agents {
-        0 => "no agent has joined yet; `hoplite token create` makes a token with which one may",
+    match (seen.mesh.agents, seen.mesh.banned) {
+        (0, 1..) => "every agent that joined is banned; `hoplite agent list` shows them",
+        (0, 0) => "no agent has joined yet; `hoplite token create` makes a token with which one may",
         _ => "no node is like that; `hoplite fleet` without filters shows them all",
     }
 }
@@ -457,13 +458,16 @@ mod tests {
         rows.into_iter().for_each(|row| listing.row(row));
         let text = listing.render(Form::default(), false).unwrap();
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        let empty = |agents| {
+        let empty = |agents, banned| {
             let mesh = Mesh {
                 agents,
+                banned,
                 ..Mesh::default()
             };
             nobody(&Seen { mesh, nodes: vec![] })
         };
-        assert!(empty(0).starts_with("no agent has joined yet") && empty(3).starts_with("no node is like that"));
+        assert!(empty(0, 0).starts_with("no agent has joined yet"));
+        assert!(empty(0, 1).starts_with("every agent that joined is banned"));
+        assert!(empty(3, 0).starts_with("no node is like that") && empty(3, 1).starts_with("no node is like that"));
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct StatusArgs {
 enum Verdict {
     Well,
     Wrong,
+    /// Whoever joined is banned: nobody is served.
+    AllBanned,
     /// The CA has just started, and has not heard of all.
     Unknown,
 }
@@ -166,8 +168,10 @@ fn restoration(restored: &Restored) -> String {
 }
 
 fn decisions(mesh: &Mesh) -> String {
-    if mesh.points == 0 {
-        return "no proxy reports".to_owned();
+    match (mesh.points, mesh.banned) {
+        (0, 0) => return "no proxy reports".to_owned(),
+        (0, _) => return "no proxy reports; those on banned nodes are not heard".to_owned(),
+        _ => {}
     }
     format!(
         "{} since the proxies started, {} of them denials; {} in the last minute",
@@ -178,8 +182,15 @@ fn decisions(mesh: &Mesh) -> String {
 }
 
 fn agents(mesh: &Mesh) -> String {
-    if mesh.agents == 0 {
-        return "none has joined yet; `hoplite token create` makes a token with which one may".to_owned();
+    match (mesh.agents, mesh.banned) {
+        (0, 0) => return "none has joined yet; `hoplite token create` makes a token with which one may".to_owned(),
+        (0, banned) => {
+            return format!(
+                "0 of {banned} heard, {banned} banned: no workload gets a new certificate; `hoplite agent evict NODE` lets a node join anew, \
+                 `hoplite agent list` shows them"
+            );
+        }
+        _ => {}
     }
     let mut text = format!("{} of {} heard, {} in step", mesh.heard, mesh.agents, mesh.in_step);
     for (count, what) in [
@@ -189,6 +200,9 @@ fn agents(mesh: &Mesh) -> String {
         if count > 0 {
             text.push_str(&format!(", {count} {what}"));
         }
+    }
+    if mesh.banned > 0 {
+        text.push_str(&format!("; {} more banned", mesh.banned));
     }
     text
 }
@@ -270,6 +284,8 @@ impl Verdict {
         let is_told = !mesh.authority_warning.is_empty() || !mesh.federation_warnings.is_empty();
         if is_wrong || is_told || !mesh.not_ready.is_empty() {
             Self::Wrong
+        } else if mesh.agents == 0 && mesh.banned > 0 {
+            Self::AllBanned
         } else if mesh.not_heard > 0 {
             Self::Unknown
         } else {
@@ -280,7 +296,7 @@ impl Verdict {
     fn as_str(self) -> &'static str {
         match self {
             Self::Well => "well",
-            Self::Wrong => "wrong",
+            Self::Wrong | Self::AllBanned => "wrong",
             Self::Unknown => "unknown",
         }
     }
@@ -289,6 +305,7 @@ impl Verdict {
         match self {
             Self::Well => "all is well",
             Self::Wrong => "something is wrong",
+            Self::AllBanned => "something is wrong: every agent that joined is banned",
             Self::Unknown => "nobody can tell yet: the CA has just started, and not every agent has been heard",
         }
     }
@@ -296,7 +313,7 @@ impl Verdict {
     fn code(self) -> ExitCode {
         match self {
             Self::Well => ExitCode::SUCCESS,
-            Self::Wrong => ExitCode::FAILURE,
+            Self::Wrong | Self::AllBanned => ExitCode::FAILURE,
             Self::Unknown => ExitCode::from(CANNOT_TELL),
         }
     }
@@ -363,6 +380,39 @@ mod tests {
             },
             Verdict::Well,
         );
+        check(&|mesh| mesh.banned = 1, Verdict::Well);
+        check(&|mesh| (mesh.agents, mesh.banned) = (0, 1), Verdict::AllBanned);
+        assert_eq!(Verdict::AllBanned.as_str(), "wrong");
+    }
+
+    #[test]
+    fn agents_that_are_banned_are_counted_and_not_forgotten() {
+        let check = |joined: u32, banned: u32, points: u32, expected: [&str; 2]| {
+            let mesh = Mesh {
+                agents: joined,
+                heard: joined,
+                in_step: joined,
+                banned,
+                points,
+                ..mesh()
+            };
+            let said = [agents(&mesh), decisions(&mesh)];
+            for (said, expected) in said.iter().zip(expected) {
+                assert!(said.starts_with(expected), "{said}");
+            }
+        };
+        check(0, 0, 0, ["none has joined yet", "no proxy reports"]);
+        check(
+            0,
+            1,
+            0,
+            [
+                "0 of 1 heard, 1 banned: no workload",
+                "no proxy reports; those on banned nodes are not heard",
+            ],
+        );
+        check(2, 1, 3, ["2 of 2 heard, 2 in step; 1 more banned", "0 since"]);
+        check(2, 0, 3, ["2 of 2 heard, 2 in step", "0 since"]);
     }
 
     #[test]

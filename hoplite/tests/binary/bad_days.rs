@@ -247,3 +247,35 @@ fn a_second_agent_of_a_directory_is_told_of_the_first_and_of_nothing_else() {
     let text = String::from_utf8_lossy(&second.stderr);
     assert!(!text.contains("kept on the disk"), "{text}");
 }
+
+#[test]
+fn a_mesh_of_banned_nodes_only_is_not_well() {
+    let mut mesh = Mesh::found("1h");
+    mesh.join("n");
+    until("it is heard", || {
+        (mesh.agent_status("n").1["in_step"] == true).then_some(())
+    });
+    assert!(mesh.tool(&["agent", "ban", "n"]).status.success());
+    let status = mesh.tool(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout);
+    assert_eq!(status.status.code(), Some(1), "{text}");
+    for words in ["0 of 1 heard, 1 banned", "every agent that joined is banned"] {
+        assert!(text.contains(words), "`{words}` is missing from:\n{text}");
+    }
+    assert!(
+        !text.contains("has joined yet") && !text.contains("all is well"),
+        "{text}"
+    );
+    let fleet = mesh.tool(&["fleet"]);
+    said(&fleet, 0, &["every agent that joined is banned"]);
+    let status = mesh.tool(&["status", "--output", "json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(
+        (
+            &status["verdict"],
+            &status["agents"]["banned"],
+            &status["agents"]["joined"]
+        ),
+        (&"wrong".into(), &1.into(), &0.into())
+    );
+}

@@ -120,7 +120,7 @@ pub(crate) fn mesh(mesh: &Mesh) -> Value {
         })).collect::<Vec<_>>(),
         "agents": {
             "joined": mesh.agents, "heard": mesh.heard, "silent": mesh.silent, "not_heard": mesh.not_heard,
-            "in_step": mesh.in_step,
+            "in_step": mesh.in_step, "banned": mesh.banned,
         },
         "policy": {
             "revision": revision(mesh.live_revision),
