@@ -62,7 +62,9 @@ impl PolicyFeed {
     async fn whole(&mut self) -> Result<PolicyUpdate, FetchError> {
         loop {
             let stream = self.stream.as_mut().ok_or(FetchError::Closed)?;
-            let update = stream.message().await?.ok_or(FetchError::Closed)?;
+            let path = socket_path(&self.address)?;
+            let update = stream.message().await.map_err(|status| FetchError::of(path, &status))?;
+            let update = update.ok_or(FetchError::Closed)?;
             if let Some(whole) = self.pieces.put(update)? {
                 return Ok(whole);
             }
@@ -79,7 +81,8 @@ impl PolicyFeed {
         request
             .metadata_mut()
             .insert("workload.spiffe.io", MetadataValue::from_static("true"));
-        let response = PoliciesClient::new(channel).watch(request).await?;
+        let response = PoliciesClient::new(channel).watch(request).await;
+        let response = response.map_err(|status| FetchError::of(path, &status))?;
         Ok(response.into_inner())
     }
 }

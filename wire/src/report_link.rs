@@ -58,10 +58,10 @@ impl ReportLink {
     }
 
     async fn try_send(&mut self, point: Point, leaving: Option<&str>) -> Result<Duration, FetchError> {
+        let path = socket_path(&self.address)?;
         let client = match &mut self.client {
             Some(client) => client,
             none => {
-                let path = socket_path(&self.address)?;
                 let channel = channel::unix(path).await.map_err(|source| FetchError::Unreachable {
                     path: path.to_owned(),
                     source,
@@ -82,7 +82,7 @@ impl ReportLink {
             .await
             .map_err(|status: Status| match status.code() {
                 Code::Unimplemented => FetchError::Closed,
-                _ => status.into(),
+                _ => FetchError::of(path, &status),
             })?;
         Ok(Duration::from_millis(answered.into_inner().period_ms.into()))
     }

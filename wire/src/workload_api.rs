@@ -2,6 +2,7 @@
 //!
 //! It speaks the SPIFFE standard and nothing more, so it works with any agent that does.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use hoplite_identity::{BundleSet, InvalidBundle, InvalidSpiffeId, InvalidSvid, SpiffeId, TrustBundle, X509Svid};
@@ -14,6 +15,8 @@ use crate::workload::{X509svidRequest, X509svidResponse};
 
 /// A stream of identities from an agent's socket.
 pub struct WorkloadApi {
+    /// The socket, for what is said of it.
+    path: PathBuf,
     stream: Streaming<X509svidResponse>,
 }
 
@@ -43,6 +46,17 @@ pub enum FetchError {
         /// What the transport said.
         #[source]
         source: tonic::transport::Error,
+    },
+    /// The agent took the connection, and then said nothing or broke it off.
+    #[error(
+        "the agent at `{path}` does not answer ({why}): it is stopped or hangs, has just ended, or has too many connections; its log says \
+         which, and `ps` whether it runs (state T is stopped)"
+    )]
+    NoAnswer {
+        /// The socket.
+        path: PathBuf,
+        /// What the transport said.
+        why: String,
     },
     /// The agent answered: this process has no identity (W-6).
     #[error("the agent refused an identity: {0}")]
@@ -91,15 +105,19 @@ impl WorkloadApi {
         let response = SpiffeWorkloadApiClient::new(channel)
             .max_decoding_message_size(RESPONSE_BYTES_MAX)
             .fetch_x509svid(request)
-            .await?;
+            .await
+            .map_err(|status| FetchError::of(path, &status))?;
         Ok(Self {
+            path: path.to_owned(),
             stream: response.into_inner(),
         })
     }
 
     /// The next full state: at once after opening, then after each change.
     pub async fn next(&mut self) -> Result<Identity, FetchError> {
-        let response = self.stream.message().await?.ok_or(FetchError::Closed)?;
+        let response = self.stream.message().await;
+        let response = response.map_err(|status| FetchError::of(&self.path, &status))?;
+        let response = response.ok_or(FetchError::Closed)?;
         Identity::try_from(response)
     }
 }
@@ -152,18 +170,78 @@ impl TryFrom<X509svidResponse> for Identity {
 
 // === impl FetchError ===
 
-impl From<Status> for FetchError {
-    fn from(status: Status) -> Self {
-        match status.code() {
-            Code::PermissionDenied => Self::Denied(status.message().to_owned()),
-            code => Self::Unavailable(format!("{code:?}: {}", status.message())),
+impl FetchError {
+    /// What the agent at this socket said, or that it said nothing.
+    pub(crate) fn of(path: &Path, status: &Status) -> Self {
+        match (Self::no_answer(path, status), status.code()) {
+            (Some(error), _) => error,
+            (None, Code::PermissionDenied) => Self::Denied(status.message().to_owned()),
+            (None, code) => Self::Unavailable(format!("{code:?}: {}", status.message())),
         }
+    }
+
+    /// When it was made here, of an error of the connection to the agent at this socket: the agent said nothing.
+    #[must_use]
+    pub fn no_answer(path: &Path, status: &Status) -> Option<Self> {
+        // What comes over the wire has no source.
+        let first = status.source()?;
+        let last = std::iter::successors(Some(first), |error| (*error).source()).last();
+        Some(Self::NoAnswer {
+            path: path.to_owned(),
+            why: last.unwrap_or(first).to_string(),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn an_agent_that_breaks_off_is_named_with_what_to_look_at() {
+        let path = std::env::temp_dir().join(format!("hoplite-no-answer-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        // Long enough that the call is on its way, and never answered.
+        let agent = async {
+            let (held, _) = listener.accept().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(held);
+        };
+        let address = path.display().to_string();
+        let (opened, ()) = tokio::join!(WorkloadApi::open(&address), agent);
+        std::fs::remove_file(&path).unwrap();
+        let error = opened.err().unwrap();
+        assert!(
+            matches!(&error, FetchError::NoAnswer { path: of, .. } if *of == path),
+            "{error}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("the agent at `{address}` does not answer")),
+            "{text}"
+        );
+        assert!(text.contains("its log says which"), "{text}");
+    }
+
+    #[test]
+    fn what_the_agent_says_is_its_own_word() {
+        let path = Path::new("/run/agent.sock");
+        let check = |status: Status, expected: &str| {
+            assert_eq!(FetchError::of(path, &status).to_string(), expected);
+            assert!(FetchError::no_answer(path, &status).is_none());
+        };
+        check(
+            Status::permission_denied("no entry"),
+            "the agent refused an identity: no entry",
+        );
+        check(
+            Status::unavailable("try again soon"),
+            "the Workload API is unavailable: Unavailable: try again soon",
+        );
+    }
 
     #[test]
     fn w_5_socket_addresses() {

@@ -1,5 +1,7 @@
 //! A Workload API client for JWT-SVIDs: the caller's own, and whether another's is believed.
 
+use std::path::PathBuf;
+
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -15,7 +17,11 @@ use crate::workload_api::{FetchError, socket_path};
 pub struct NotBelieved(String);
 
 /// A connection to an agent's socket.
-pub struct WorkloadJwt(SpiffeWorkloadApiClient<Channel>);
+pub struct WorkloadJwt {
+    client: SpiffeWorkloadApiClient<Channel>,
+    /// The socket, for what is said of it.
+    path: PathBuf,
+}
 
 // === impl WorkloadJwt ===
 
@@ -30,7 +36,10 @@ impl WorkloadJwt {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self(SpiffeWorkloadApiClient::new(channel)))
+        Ok(Self {
+            client: SpiffeWorkloadApiClient::new(channel),
+            path: path.to_owned(),
+        })
     }
 
     /// The caller's tokens for this audience: of one identity, or of all that it has.
@@ -42,10 +51,10 @@ impl WorkloadJwt {
             audience,
             spiffe_id: spiffe_id.unwrap_or_default().to_owned(),
         };
-        let answer = self.0.fetch_jwtsvid(with_header(asked)).await;
+        let answer = self.client.fetch_jwtsvid(with_header(asked)).await;
         let answer = answer.map_err(|status| match status.code() {
             Code::InvalidArgument => FetchError::Asked(status.message().to_owned()),
-            _ => status.into(),
+            _ => FetchError::of(&self.path, &status),
         })?;
         let svids = answer.into_inner().svids;
         match svids.is_empty() {
@@ -64,10 +73,10 @@ impl WorkloadJwt {
         svid: String,
     ) -> Result<Result<ValidateJwtsvidResponse, NotBelieved>, FetchError> {
         let asked = ValidateJwtsvidRequest { audience, svid };
-        match self.0.validate_jwtsvid(with_header(asked)).await {
+        match self.client.validate_jwtsvid(with_header(asked)).await {
             Ok(response) => Ok(Ok(response.into_inner())),
             Err(status) if status.code() == Code::InvalidArgument => Ok(Err(NotBelieved(status.message().to_owned()))),
-            Err(status) => Err(status.into()),
+            Err(status) => Err(FetchError::of(&self.path, &status)),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use hoplite_wire::agent::diagnosis_client::DiagnosisClient;
 use hoplite_wire::agent::{AgentStatus, Candidate, Kept, Missing, ShowStatusRequest, WhyRequest, WhyResponse};
-use hoplite_wire::channel;
+use hoplite_wire::{FetchError, channel};
 use serde_json::{Value, json};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -68,8 +68,11 @@ fn call<T>(
             let text = format!("no agent answers at `{}`; is it running?", path.display());
             anyhow::Error::new(error).context(text)
         })?;
-        let refused = |status: Status| anyhow::anyhow!("the agent refused: {}", status.message());
-        rpc(DiagnosisClient::new(channel)).await.map_err(refused)
+        let answer = rpc(DiagnosisClient::new(channel)).await;
+        answer.map_err(|status| match FetchError::no_answer(&path, &status) {
+            Some(error) => error.into(),
+            None => anyhow::anyhow!("the agent refused: {}", status.message()),
+        })
     })
 }
 
@@ -82,7 +85,10 @@ pub(crate) async fn ask_status(socket: &Path) -> anyhow::Result<AgentStatus> {
     let answer = DiagnosisClient::new(channel)
         .show_status(for_agent(ShowStatusRequest {}))
         .await;
-    let answer = answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let answer = answer.map_err(|status| match FetchError::no_answer(socket, &status) {
+        Some(error) => error.into(),
+        None => anyhow::anyhow!("{}", status.message()),
+    })?;
     Ok(answer.into_inner())
 }
 

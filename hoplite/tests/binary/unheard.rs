@@ -153,6 +153,30 @@ fn daemons_whose_log_cannot_be_written_do_what_they_do() {
     daemon.signal("-CONT");
     assert_eq!(status.status.code(), Some(1), "{status:?}");
     assert!(began.elapsed() < PATIENCE, "{status:?}");
+
+    // Whoever asks an agent that is stopped hears which one, and what to look at.
+    agent.signal("-STOP");
+    let pid = std::process::id().to_string();
+    let asked = [
+        &["agent", "status"][..],
+        &["entry", "why", "--pid", &pid],
+        &["svid", "fetch"],
+        &["jwt", "fetch", "--audience", "vault"],
+    ];
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let node = &node;
+        let asking = asked.map(|command| scope.spawn(move || hoplite(&[command, &["--dir", node]].concat())));
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    });
+    agent.signal("-CONT");
+    for (command, answer) in asked.iter().zip(answers) {
+        let said = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(answer.status.code(), Some(1), "{command:?}: {said}");
+        assert!(
+            said.contains(&format!("the agent at `{node}/")) && said.contains("its log says which"),
+            "{command:?}: {said}"
+        );
+    }
 }
 
 #[test]
