@@ -38,6 +38,9 @@ use crate::supply::sync::Registrations;
 /// A batch takes milliseconds; a CA that needs longer than this is stuck.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Of a reason that workloads are told.
+const REASON_CHARS_MAX: usize = 300;
+
 /// Where streams look: None until the first synchronisation. It is always the same supply; whoever waits is told when what is
 /// on its shelves changes.
 pub(crate) type SupplyReceiver = watch::Receiver<Option<Arc<Supply>>>;
@@ -231,7 +234,7 @@ impl Supplier {
                     self.kept.minted(entry, &svid, renew_at);
                 }
                 Err(error) => {
-                    self.stock.failed(entry, now, jitter());
+                    self.stock.failed(entry, &one_line(&error), now, jitter());
                     let expires = self.stock.expires(entry, now).map(humantime);
                     tracing::warn!(%error, spiffe_id = %entry.spiffe_id, entry = %entry.registered_id(), expires, "no new SVID");
                 }
@@ -272,6 +275,13 @@ fn accept(
     }
     verifier.verify(svid.chain(), PeerRole::Client, now)?;
     Ok(svid)
+}
+
+/// Why there is no SVID, for those who wait for it: the CA's words are as long as it likes.
+fn one_line(error: &MintError) -> String {
+    let text = error.to_string();
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(REASON_CHARS_MAX).collect()
 }
 
 /// Seconds left, for log lines.
@@ -339,6 +349,17 @@ mod tests {
 
     fn id(path: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://prod.example{path}")).unwrap()
+    }
+
+    #[test]
+    fn what_workloads_are_told_is_one_line_within_a_bound() {
+        let check = |refusal: &str, expected: &str| {
+            assert_eq!(one_line(&MintError::Refused(refusal.to_owned())), expected);
+        };
+        check("too many names", "the CA refused: too many names");
+        check("too\nmany\tnames", "the CA refused: too many names");
+        let long = one_line(&MintError::Refused("\u{e9}".repeat(1_000)));
+        assert_eq!(long.chars().count(), REASON_CHARS_MAX);
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl World {
             Supplied {
                 entry: Arc::new(entry),
                 svid,
-                is_coming: true,
+                refused: None,
             }
         });
         self.publish_as_is(supplied.collect());

@@ -119,7 +119,7 @@ impl Early {
         Supplied {
             entry,
             svid: svid.map(|svid| Arc::new(HeldSvid::kept(svid, &self.verifier))),
-            is_coming: true,
+            refused: None,
         }
     }
 }

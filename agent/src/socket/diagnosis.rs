@@ -33,7 +33,7 @@ pub(crate) struct DiagnosisService {
 enum Asker {
     /// Everything about every process of the node.
     Operator,
-    /// About itself, and of entries only those that it shares something with: the others' are not its business.
+    /// About itself, and of entries only those that it fits or shares something with: the others' are not its business.
     Workload,
 }
 
@@ -67,14 +67,14 @@ impl Diagnosis for DiagnosisService {
         let nearest = supply.nearest(&seen.selectors, NEAR_MAX);
         let candidates = nearest
             .iter()
-            .filter(|near| asker == Asker::Operator || near.shared(&seen.selectors) > 0)
+            .filter(|near| asker == Asker::Operator || near.concerns(&seen.selectors))
             .map(|near| candidate(near, &seen));
         Ok(Response::new(WhyResponse {
             pid: process.pid,
             candidates: candidates.collect(),
             selectors: texts(&seen.selectors),
             unknown: seen.unknown,
-            entries: count(supply.len()),
+            entries: count(supply.registered()),
         }))
     }
 
@@ -130,7 +130,11 @@ fn candidate(near: &Near, seen: &Attestation) -> Candidate {
         spiffe_id: near.name.clone(),
         selectors: texts(&near.selectors),
         missing: near.missing.iter().map(|lack| missing(lack, seen)).collect(),
-        has_svid: near.has_svid,
+        has_svid: near.absence.is_none(),
+        absence: match near.missing.is_empty() {
+            true => near.absence.as_ref().map(ToString::to_string).unwrap_or_default(),
+            false => String::new(),
+        },
     }
 }
 

@@ -206,7 +206,7 @@ impl Session {
         let identities = identities(&matching, now);
         let is_missing = |supplied: &&Supplied| supplied.svid.as_ref().is_none_or(|svid| svid.get(now).is_none());
         let missing: Vec<&Supplied> = matching.iter().filter(is_missing).collect();
-        let is_coming = missing.iter().any(|supplied| supplied.is_coming);
+        let is_coming = missing.iter().any(|supplied| supplied.is_coming());
         if !missing.is_empty() {
             supply.ask_for(missing.iter().map(|supplied| Arc::clone(&supplied.entry)));
         }
@@ -219,11 +219,14 @@ impl Session {
         }
         if let Some(supplied) = missing.first() {
             let id = &supplied.entry.spiffe_id;
-            let status =
-                |why| Status::unavailable(format!("the SVID for `{id}` is not issued yet{why}; try again soon"));
+            let why = supplied.refused.as_ref().map(|why| format!(": {why}"));
+            let status = Status::unavailable(format!(
+                "the SVID for `{id}` is not issued yet{}; try again soon",
+                why.unwrap_or_default()
+            ));
             return Ok(match is_coming {
-                true => Found::NotYet(status("")),
-                false => Found::Not(status(", because the CA did not issue it (the agent's log says why)")),
+                true => Found::NotYet(status),
+                false => Found::Not(status),
             });
         }
         let list = |items: Vec<String>| {

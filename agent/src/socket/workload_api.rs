@@ -356,7 +356,7 @@ mod tests {
         world.publish_as_is(vec![Supplied {
             entry: Arc::new(world.entry("/web", &[own()])),
             svid: None,
-            is_coming: true,
+            refused: None,
         }]);
         assert_eq!(
             open(&mut client).await.unwrap_err().code(),
@@ -397,10 +397,10 @@ mod tests {
     async fn w_7_who_comes_while_svids_are_minted_is_told_all_of_them() {
         let world = World::start();
         let (web, api) = (world.entry("/web", &[own()]), world.entry("/api", &[own()]));
-        let supplied = |entry: &NamedEntry, is_there: bool, is_coming| Supplied {
+        let supplied = |entry: &NamedEntry, is_there: bool, is_coming: bool| Supplied {
             entry: Arc::new(entry.clone()),
             svid: world.svid(entry.spiffe_id.path()).filter(|_| is_there),
-            is_coming,
+            refused: (!is_coming).then(|| "the CA refused: too many names".into()),
         };
         world.publish_as_is(vec![supplied(&web, true, true), supplied(&api, false, true)]);
         let mut late = client(&world).await;
@@ -426,6 +426,18 @@ mod tests {
         let mut other = open(&mut client).await.unwrap();
         assert_eq!(ids(&other.message().await.unwrap().unwrap()), ["/web"]);
         assert!(began.elapsed() < std::time::Duration::from_secs(2), "nobody waited");
+
+        // Who has nothing else is told why.
+        supply.set_dry(false);
+        world.publish_as_is(vec![supplied(&api, false, false)]);
+        let refused = open(&mut client).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        assert!(
+            refused
+                .message()
+                .contains("the CA refused: too many names; try again soon"),
+            "{refused:?}"
+        );
     }
 
     #[tokio::test]
@@ -441,7 +453,7 @@ mod tests {
             let supplied = Supplied {
                 entry: Arc::new(entry.clone()),
                 svid: world.svid(entry.spiffe_id.path()),
-                is_coming: true,
+                refused: None,
             };
             supply.put(Restock {
                 entries: vec![(entry.id.clone(), Some(supplied))],

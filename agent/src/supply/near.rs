@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use hoplite_identity::{EntryId, NoName, Selector, SelectorKind};
 
@@ -19,7 +20,23 @@ pub(crate) struct Near {
     pub(crate) selectors: BTreeSet<Selector>,
     /// Empty when it fits, and there is a name.
     pub(crate) missing: Vec<Lack>,
-    pub(crate) has_svid: bool,
+    /// Why its SVID is not at hand; none when it is.
+    pub(crate) absence: Option<Absence>,
+}
+
+/// Why the SVID of an entry that fits is not at hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// Of a template: it is made for those who ask.
+    Unasked,
+    /// Likewise, and this was the answer when somebody asked last.
+    UnaskedSince(Arc<str>),
+    /// What the CA said, or why its answer was not taken.
+    Refused(Arc<str>),
+    /// The CA issues nothing now.
+    Dry,
+    /// It is being made.
+    Coming,
 }
 
 /// One thing that a process does not have.
@@ -40,13 +57,14 @@ impl Supply {
         let is_own =
             |supplied: &Supplied| supplied.entry.origin.is_none() || supplied.entry.selectors.is_subset(selectors);
         let all = self.all().into_iter().filter(is_own);
-        let mut all: Vec<Near> = all.map(|supplied| Near::of(&supplied, selectors)).collect();
+        let is_dry = self.is_dry();
+        let mut all: Vec<Near> = all.map(|supplied| Near::of(&supplied, selectors, is_dry)).collect();
         let is_named = |template: &Template| template.named(selectors).is_ok_and(|named| self.holds_name(&named.id));
         let templates = self.templates();
         let templates = templates
             .iter()
             .filter(|template| !(template.fits(selectors) && is_named(template)));
-        all.extend(templates.map(|template| Near::of_template(template, selectors)));
+        all.extend(templates.map(|template| Near::of_template(template, selectors, |name| self.refusal(name))));
         let (mut found, mut near): (Vec<_>, Vec<_>) = all.into_iter().partition(|near| near.missing.is_empty());
         // Stable, so that equals stay in the order of the supply.
         near.sort_by_key(|near| (near.missing.len(), Reverse(near.shared(selectors))));
@@ -59,18 +77,28 @@ impl Supply {
 // === impl Near ===
 
 impl Near {
-    fn of(supplied: &Supplied, attested: &BTreeSet<Selector>) -> Self {
+    fn of(supplied: &Supplied, attested: &BTreeSet<Selector>, is_dry: bool) -> Self {
         let entry = &supplied.entry;
+        let absence = match (&supplied.svid, &supplied.refused) {
+            (Some(_), _) => None,
+            (None, Some(why)) => Some(Absence::Refused(Arc::clone(why))),
+            (None, None) if is_dry => Some(Absence::Dry),
+            (None, None) => Some(Absence::Coming),
+        };
         Self {
             id: entry.registered_id().clone(),
             name: entry.spiffe_id.to_string(),
             missing: missing(&entry.selectors, attested).collect(),
             selectors: entry.selectors.clone(),
-            has_svid: supplied.svid.is_some(),
+            absence,
         }
     }
 
-    fn of_template(template: &Template, attested: &BTreeSet<Selector>) -> Self {
+    fn of_template(
+        template: &Template,
+        attested: &BTreeSet<Selector>,
+        refusal: impl Fn(&EntryId) -> Option<Arc<str>>,
+    ) -> Self {
         let is_there = |kind: &SelectorKind| attested.iter().any(|selector| selector.kind() == *kind);
         let kinds = template
             .template()
@@ -78,10 +106,10 @@ impl Near {
             .filter(|kind| !is_there(kind))
             .map(Lack::Value);
         let mut missing: Vec<Lack> = missing(template.selectors(), attested).chain(kinds).collect();
-        let mut name = template.template().to_string();
+        let (mut name, mut refused) = (template.template().to_string(), None);
         if missing.is_empty() {
             match template.named(attested) {
-                Ok(named) => name = named.spiffe_id.to_string(),
+                Ok(named) => (name, refused) = (named.spiffe_id.to_string(), refusal(&named.id)),
                 Err(reason) => missing.push(Lack::Name(reason)),
             }
         }
@@ -90,8 +118,14 @@ impl Near {
             name,
             selectors: template.selectors().clone(),
             missing,
-            has_svid: false,
+            absence: Some(refused.map_or(Absence::Unasked, Absence::UnaskedSince)),
         }
+    }
+
+    /// Whether a process of which this much is attested may be told of it: it has one of the selectors, or all that is demanded.
+    pub(crate) fn concerns(&self, attested: &BTreeSet<Selector>) -> bool {
+        let has_all = self.missing.iter().all(|lack| matches!(lack, Lack::Name(_)));
+        has_all || self.shared(attested) > 0
     }
 
     /// How many of its selectors the process has.
@@ -114,12 +148,32 @@ impl fmt::Display for Lack {
     }
 }
 
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unasked => f.write_str(
+                "no SVID of this name is issued, because nobody asks for it: it is issued when the process asks the agent",
+            ),
+            Self::UnaskedSince(why) => write!(
+                f,
+                "no SVID of this name is issued, and there was none when it was asked for last: {why}; the CA is asked again when the process \
+                 asks the agent"
+            ),
+            Self::Refused(why) => write!(f, "its SVID is not issued: {why}; the agent asks the CA again by itself"),
+            Self::Dry => f.write_str(
+                "its SVID is not issued, because the CA issues nothing to this agent now; `hoplite agent status` and the agent's log say more",
+            ),
+            Self::Coming => f.write_str("its SVID is being issued; look again in a moment"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supply::testing::entry;
+    use crate::supply::shelf::Restock;
+    use crate::supply::testing::{entry, template};
     use hoplite_identity::{BundleSet, SpiffeId};
-    use std::sync::Arc;
 
     #[test]
     fn what_fits_comes_first_and_then_what_lacks_least() {
@@ -131,7 +185,7 @@ mod tests {
                 &selectors.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
             )),
             svid: None,
-            is_coming: true,
+            refused: None,
         };
         let supply = Supply::new(
             vec![
@@ -168,5 +222,60 @@ mod tests {
         );
         check(&[], 1, &[("also-fits", "unix:uid:1")]);
         assert_eq!((supply.len(), supply.without_svid()), (5, 5));
+        assert_eq!(supply.registered(), 5);
+    }
+
+    #[test]
+    fn a_template_is_told_with_why_there_is_no_svid() {
+        let supply = Supply::default();
+        // Of no selectors at all: whoever has a user name fits.
+        let template = Arc::new(template("t", "/user/{unix:user}", &[]));
+        supply.put(Restock {
+            templates: vec![(template.id.clone(), Some(Arc::clone(&template)))],
+            ..Restock::default()
+        });
+        let ann: BTreeSet<Selector> = ["unix:user:ann".parse().unwrap()].into();
+        let nearest = || supply.nearest(&ann, 10).pop().unwrap();
+        let near = nearest();
+        assert_eq!(
+            (near.name.as_str(), near.missing.len()),
+            ("spiffe://prod.example/user/ann", 0)
+        );
+        assert_eq!(near.absence, Some(Absence::Unasked));
+        assert!(near.concerns(&ann), "it is told to the process itself");
+        assert_eq!(supply.registered(), 1);
+
+        // It asks, is refused, and asks no more.
+        let named = Arc::new(template.named(&ann).unwrap());
+        let put = |supplied: Option<Supplied>| {
+            supply.put(Restock {
+                entries: vec![(named.id.clone(), supplied)],
+                ..Restock::default()
+            })
+        };
+        let supplied = |refused: Option<&str>| {
+            Some(Supplied {
+                entry: Arc::clone(&named),
+                svid: None,
+                refused: refused.map(Arc::from),
+            })
+        };
+        put(supplied(None));
+        assert_eq!(nearest().absence, Some(Absence::Coming));
+        supply.set_dry(true);
+        assert_eq!(nearest().absence, Some(Absence::Dry));
+        supply.set_dry(false);
+        put(supplied(Some("too many")));
+        assert_eq!(nearest().absence, Some(Absence::Refused("too many".into())));
+        assert_eq!(supply.registered(), 1, "its names are no entries");
+        put(None);
+        assert_eq!(nearest().absence, Some(Absence::UnaskedSince("too many".into())));
+
+        // What it has nothing of is nobody's business, but a name that cannot be is its own.
+        let nobody = BTreeSet::new();
+        assert!(!supply.nearest(&nobody, 10)[0].concerns(&nobody));
+        let odd: BTreeSet<Selector> = ["unix:user:svc-$".parse().unwrap()].into();
+        let near = supply.nearest(&odd, 10).pop().unwrap();
+        assert!(matches!(near.missing[..], [Lack::Name(_)]) && near.concerns(&odd));
     }
 }

@@ -1,7 +1,7 @@
 //! What callers may be given, by their selectors: entries, their SVIDs, the trust bundles.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
@@ -20,6 +20,9 @@ const SHELF_LOOKED_THROUGH: usize = 64;
 
 /// So many changes are put on the shelves at once: some hundred microseconds for which callers wait.
 const PUT_AT_ONCE: usize = 256;
+
+/// Names of templates that were refused last, for those who ask why: a look at each for every name that changes.
+const REFUSED_NAMES_MAX: usize = 64;
 
 /// Everything that callers may be given now. A change of one entry costs the same however many there are.
 #[derive(Debug, Default)]
@@ -41,8 +44,8 @@ pub(crate) struct Supplied {
     pub(crate) entry: Arc<NamedEntry>,
     /// None while it is being minted, or when it expired while the CA was away.
     pub(crate) svid: Option<Arc<HeldSvid>>,
-    /// The CA did not refuse it: one that is missing comes in a moment.
-    pub(crate) is_coming: bool,
+    /// Why there was none when the CA was asked last, in one line; one that is missing comes in a moment otherwise.
+    pub(crate) refused: Option<Arc<str>>,
 }
 
 /// What one caller may be given, at one moment.
@@ -81,6 +84,8 @@ struct Shelves {
     shelves: HashMap<Selector, HashSet<EntryId>>,
     /// How many entries have a selector.
     frequency: HashMap<Selector, usize>,
+    /// Of names of templates, why they were refused last: such a name is soon forgotten, and somebody asks later.
+    refused_names: VecDeque<(EntryId, Arc<str>)>,
     /// The ends of all SVIDs.
     ends: BTreeSet<(SystemTime, EntryId)>,
     /// What everybody is given.
@@ -112,6 +117,11 @@ impl Supplied {
         default.then_with(specific).then_with(older).then_with(name)
     }
 
+    /// Whether one that is missing comes in a moment.
+    pub(crate) fn is_coming(&self) -> bool {
+        self.refused.is_none()
+    }
+
     /// Whether no caller could tell the one from the other.
     fn is_same(&self, other: &Self) -> bool {
         let svids = match (&self.svid, &other.svid) {
@@ -119,7 +129,7 @@ impl Supplied {
             (None, None) => true,
             _ => false,
         };
-        svids && self.is_coming == other.is_coming && self.entry == other.entry
+        svids && self.refused == other.refused && self.entry == other.entry
     }
 
     fn end(&self) -> Option<SystemTime> {
@@ -217,7 +227,7 @@ impl Supply {
                 Ok(named) => supplied.push(Supplied {
                     entry: Arc::new(named),
                     svid: None,
-                    is_coming: true,
+                    refused: None,
                 }),
                 Err(reason) => unnamed.push((template.id.clone(), reason)),
             }
@@ -271,7 +281,21 @@ impl Supply {
         self.shelves().entries.contains_key(id)
     }
 
-    /// How many entries there are.
+    /// Why this name of a template was refused when somebody asked for it last, if it was.
+    pub(crate) fn refusal(&self, id: &EntryId) -> Option<Arc<str>> {
+        let shelves = self.shelves();
+        let found = shelves.refused_names.iter().find(|(name, _)| name == id);
+        found.map(|(_, why)| Arc::clone(why))
+    }
+
+    /// How many entries are registered: a template is one, whatever names it gives. It counts them, so it is not for every call.
+    pub(crate) fn registered(&self) -> usize {
+        let shelves = self.shelves();
+        let of_one_name = |placed: &&Placed| placed.supplied.entry.origin.is_none();
+        shelves.entries.values().filter(of_one_name).count() + shelves.templates.all().count()
+    }
+
+    /// How many names there are for which an SVID is kept: of entries that have one, and those that templates gave.
     pub(crate) fn len(&self) -> usize {
         self.shelves().entries.len()
     }
@@ -331,6 +355,9 @@ impl Supply {
 impl Shelves {
     /// One entry as it is now. When it was otherwise, both are added to what changed.
     fn put(&mut self, id: &EntryId, supplied: Option<Supplied>, changed: &mut Vec<Arc<NamedEntry>>) {
+        if let Some(supplied) = &supplied {
+            self.note_refusal(id, supplied);
+        }
         let is_same = match (self.entries.get(id), &supplied) {
             (Some(placed), Some(supplied)) => placed.supplied.is_same(supplied),
             (None, None) => true,
@@ -362,6 +389,19 @@ impl Shelves {
                 if let Some(supplied) = supplied {
                     self.place(id, supplied);
                 }
+            }
+        }
+    }
+
+    fn note_refusal(&mut self, id: &EntryId, supplied: &Supplied) {
+        if supplied.entry.origin.is_none() || (supplied.svid.is_none() && supplied.is_coming()) {
+            return; // an entry stays, with what is said of it; and nothing is known yet of what is coming
+        }
+        self.refused_names.retain(|(name, _)| name != id);
+        if let Some(why) = &supplied.refused {
+            self.refused_names.push_back((id.clone(), Arc::clone(why)));
+            if self.refused_names.len() > REFUSED_NAMES_MAX {
+                self.refused_names.pop_front();
             }
         }
     }
@@ -451,7 +491,7 @@ mod tests {
         Supplied {
             entry: Arc::new(entry),
             svid: None,
-            is_coming: true,
+            refused: None,
         }
     }
 
@@ -525,9 +565,52 @@ mod tests {
             ..Restock::default()
         });
         assert_eq!(fitting("ann").0, ["/user/ann"], "once");
+        assert_eq!(
+            (supply.registered(), supply.len()),
+            (1, 1),
+            "a template and its name are one entry"
+        );
         assert_eq!(fitting("bob").0, ["/user/bob"]);
         let (none, odd) = fitting("svc-$");
         assert!(none.is_empty() && odd.unnamed[0].1.to_string().contains("`unix:user:svc-$` cannot stand"));
+    }
+
+    #[test]
+    fn why_a_name_was_refused_is_known_after_it_is_forgotten_within_a_bound() {
+        let supply = Supply::default();
+        let template = template("t", "/user/{unix:user}", &[]);
+        let named = |user: String| {
+            let attested = [format!("unix:user:{user}").parse().unwrap()].into();
+            template.named(&attested).unwrap()
+        };
+        let put = |entry: &NamedEntry, supplied: Option<Supplied>| {
+            supply.put(Restock {
+                entries: vec![(entry.id.clone(), supplied)],
+                ..Restock::default()
+            })
+        };
+        let refused = |entry: &NamedEntry, why: &str| Supplied {
+            refused: Some(why.into()),
+            ..bare(entry.clone())
+        };
+        let ann = named("ann".to_owned());
+        assert!(supply.refusal(&ann.id).is_none());
+        put(&ann, Some(refused(&ann, "too many")));
+        put(&ann, None);
+        assert_eq!(supply.refusal(&ann.id).as_deref(), Some("too many"));
+        put(&ann, Some(bare(ann.clone())));
+        assert!(
+            supply.refusal(&ann.id).is_some(),
+            "it is asked for again, and nothing is known yet"
+        );
+        put(&ann, Some(refused(&ann, "still")));
+        assert_eq!(supply.refusal(&ann.id).as_deref(), Some("still"));
+        for n in 0..REFUSED_NAMES_MAX {
+            let other = named(format!("u{n}"));
+            put(&other, Some(refused(&other, "too many")));
+        }
+        assert!(supply.refusal(&ann.id).is_none());
+        assert_eq!(supply.shelves().refused_names.len(), REFUSED_NAMES_MAX);
     }
 
     #[test]

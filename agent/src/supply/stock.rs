@@ -101,6 +101,8 @@ struct Minted {
 struct Failed {
     backoff: Backoff,
     retry_at: SystemTime,
+    /// Why, the last time.
+    why: Arc<str>,
 }
 
 // === impl Stock ===
@@ -494,7 +496,8 @@ impl Stock {
         }
     }
 
-    pub(crate) fn failed(&mut self, entry: &NamedEntry, now: SystemTime, jitter: f64) {
+    /// There is no SVID, and why, in one line.
+    pub(crate) fn failed(&mut self, entry: &NamedEntry, why: &str, now: SystemTime, jitter: f64) {
         self.notice(now);
         let Some(wanted) = self.wanted.get_mut(&entry.id) else {
             return;
@@ -502,7 +505,11 @@ impl Stock {
         let failed = wanted.failed.get_or_insert(Failed {
             backoff: RETRY,
             retry_at: now,
+            why: Arc::default(),
         });
+        if *failed.why != *why {
+            failed.why = why.into();
+        }
         failed.retry_at = now + failed.backoff.failed(jitter);
         self.asked.remove(&entry.id);
         // Whoever waits for it is told that it does not come.
@@ -619,7 +626,7 @@ impl Wanted {
         Supplied {
             entry: Arc::clone(&self.entry),
             svid: valid.map(|minted| Arc::clone(&minted.svid)),
-            is_coming: self.failed.is_none(),
+            refused: self.failed.as_ref().map(|failed| Arc::clone(&failed.why)),
         }
     }
 }

@@ -139,6 +139,7 @@ fn why_json(why: &WhyResponse) -> Value {
             json!({
                 "id": candidate.entry_id, "spiffe_id": candidate.spiffe_id, "selectors": candidate.selectors,
                 "fits": candidate.fits(), "has_svid": candidate.has_svid,
+                "absence": (!candidate.absence.is_empty()).then_some(&candidate.absence),
                 "missing": candidate.missing.iter().map(missing).collect::<Vec<_>>(),
                 "remedy": candidate.update(),
             })
@@ -260,7 +261,11 @@ impl Explained for Candidate {
             (true, true) => writeln!(text, "fits    {spiffe_id}  {id}"),
             (true, false) => writeln!(
                 text,
-                "fits    {spiffe_id}  {id}\n        its SVID is not issued yet; the agent's log says why"
+                "fits    {spiffe_id}  {id}\n        {}",
+                match self.absence.as_str() {
+                    "" => "its SVID is not issued yet; the agent's log says why",
+                    absence => absence,
+                }
             ),
             (false, _) => writeln!(text, "nearly  {spiffe_id}  {id}"),
         };
@@ -326,6 +331,7 @@ mod tests {
             selectors: vec!["unix:path:/a".into(), "unix:uid:1".into()],
             missing,
             has_svid: true,
+            absence: String::new(),
         };
         let why = |candidates: Vec<Candidate>, entries: u32| WhyResponse {
             pid: 7,
@@ -352,6 +358,17 @@ mod tests {
             why(vec![candidate(vec![])], 1),
             &["fits    spiffe://prod.example/a  3f2a"],
         );
+        let without = |absence: &str| Candidate {
+            has_svid: false,
+            absence: absence.into(),
+            ..candidate(vec![])
+        };
+        check(
+            why(vec![without("nobody asks for it")], 1),
+            &["fits    spiffe://prod.example/a  3f2a\n        nobody asks for it\n"],
+        );
+        assert_eq!(why_json(&why(vec![without("x")], 1))["candidates"][0]["absence"], "x");
+        check(why(vec![without("")], 1), &["not issued yet; the agent's log says why"]); // an agent of before
         let other = || missing("unix:uid:1", "unix:uid:2", "");
         check(
             why(vec![candidate(vec![other()])], 3),

@@ -93,7 +93,7 @@ fn svids_are_renewed_at_half_life_and_kept_when_that_fails() {
     while now < not_after {
         assert!(stock.serves(now), "still valid, so still served");
         if let Some(due) = stock.due_now(now).pop() {
-            stock.failed(&due, now, 0.0);
+            stock.failed(&due, "refused", now, 0.0);
             tries += 1;
             assert!(stock.due_now(now).is_empty(), "it rests first");
         }
@@ -112,7 +112,7 @@ fn a_clock_that_is_set_back_makes_no_entry_rest_for_longer() {
     stock.want(wanted([entry("e", &id("/a"), &[])]));
     let now = SystemTime::now();
     let e = stock.due_now(now).pop().unwrap();
-    stock.failed(&e, now, 0.0);
+    stock.failed(&e, "refused", now, 0.0);
     assert!(stock.due_now(now).is_empty());
     assert_eq!(ids(&stock.due_now(now - HOUR)), ["e"]);
 }
@@ -169,7 +169,7 @@ fn deleted_entries_are_forgotten_with_their_keys() {
     let e = Arc::new(entry("e", &id("/a"), &[]));
     stock.want(wanted([(*e).clone()]));
     stock.minted(&e, &Arc::new(authority.svid("/a", HOUR)), SystemTime::now(), 0.0);
-    stock.failed(&e, SystemTime::now(), 0.0);
+    stock.failed(&e, "refused", SystemTime::now(), 0.0);
     stock.want(Changed::from([(e.id.clone(), None)]));
     assert!(stock.wanted.is_empty() && stock.agenda.is_empty() && stock.ends.is_empty());
     assert!(stock.restock(SystemTime::now()).entries[0].1.is_none());
@@ -192,7 +192,7 @@ fn batches_are_bounded_and_begin_with_what_is_waited_for() {
     let first = stock.due(asked, now);
     assert_eq!((first.len(), &ids(&first)[..3]), (BATCH, &["450", "460", "000"][..]));
     for entry in &first {
-        stock.failed(entry, now, 0.0);
+        stock.failed(entry, "refused", now, 0.0);
     }
     assert_eq!(ids(&stock.due_now(now))[0], "198");
 }
@@ -222,10 +222,10 @@ fn what_the_ca_refused_is_not_coming_until_it_changes() {
     let now = SystemTime::now();
     let is_coming = |stock: &mut Stock| {
         let news = stock.restock(now).entries;
-        news.first().map(|(_, supplied)| supplied.as_ref().unwrap().is_coming)
+        news.first().map(|(_, supplied)| supplied.as_ref().unwrap().is_coming())
     };
     assert_eq!(is_coming(&mut stock), Some(true));
-    stock.failed(&e, now, 0.0);
+    stock.failed(&e, "refused", now, 0.0);
     assert_eq!(is_coming(&mut stock), Some(false), "whoever waits is told at once");
     stock.want(wanted([with(e, |e| e.hint = "h".into())]));
     assert_eq!(is_coming(&mut stock), Some(true));
@@ -365,7 +365,7 @@ fn a_name_that_the_ca_refuses_is_tried_while_somebody_waits_for_it() {
         let (mut stock, template) = with_a_template();
         let now = SystemTime::now();
         let ann = stock.due(asked(&template, "ann"), now).remove(0);
-        stock.failed(&ann, now, 0.0);
+        stock.failed(&ann, "refused", now, 0.0);
         let later = now + HOUR;
         stock.rest_unused(later, |_| is_awaited);
         assert_eq!(stock.due_now(later).len(), usize::from(is_awaited));
@@ -460,7 +460,7 @@ proptest! {
                     // Only what is due is tried.
                     let is_due = model.due(now).contains(&name);
                     if let Some(entry) = model.wanted.get(&name).filter(|_| is_due) {
-                        stock.failed(entry, now, 0.0);
+                        stock.failed(entry, "refused", now, 0.0);
                         model.rests.insert(name.clone(), stock.wanted[&name].failed.as_ref().unwrap().retry_at);
                     }
                 }
