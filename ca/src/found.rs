@@ -34,7 +34,7 @@ pub fn found(config: &Config) -> Result<Founded, StartError> {
     files::private_dir_among_others(&config.data_dir)?;
     let Storage { store, location } = Storage::open(config, Founding::WhereNoneWas)?;
     // Whoever copies the keys for another CA finds that for JWT-SVIDs too.
-    let Authorities { authority, .. } = Authorities::open(config, &*store, clock::now())?;
+    let Authorities { authority, .. } = Authorities::open(config, &*store, Founding::WhereNoneWas, clock::now())?;
     founding::check_revision(&config.data_dir, &location, store.revision(), Founding::WhereNoneWas)?;
     let index = Index::new(&store.snapshot()?).map_err(FollowError::from)?;
     drop(store);

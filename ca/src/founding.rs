@@ -22,6 +22,8 @@ pub enum Founding {
     Never,
     /// In a directory in which none was.
     WhereNoneWas,
+    /// No, and its authority may have ended while the CA was away: the operator says that another one is to take its place.
+    NewAuthority,
     /// Also where one was: the operator says that its store is lost for good.
     Anew,
 }
@@ -123,7 +125,7 @@ pub(crate) fn check_store(
             store: store.to_owned(),
             evidence,
         }),
-        None if founding == Founding::Never => Err(FoundingError::NoCa {
+        None if matches!(founding, Founding::Never | Founding::NewAuthority) => Err(FoundingError::NoCa {
             directory: data_dir.to_owned(),
         }),
         None => Ok(()),

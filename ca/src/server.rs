@@ -268,7 +268,7 @@ pub async fn start_founding(config: Config, founding: Founding) -> Result<Runnin
     let opened = tokio::task::spawn_blocking(move || Storage::open(&opening, founding)).await;
     let Storage { store, location } = opened.map_err(|_| StartError::PartEnded)??;
     let (opening, keeping) = (config.clone(), Arc::clone(&store));
-    let opened = tokio::task::spawn_blocking(move || Authorities::open(&opening, &*keeping, now)).await;
+    let opened = tokio::task::spawn_blocking(move || Authorities::open(&opening, &*keeping, founding, now)).await;
     let Authorities {
         maker,
         jwt_keyring,
@@ -607,6 +607,9 @@ pub struct Arguments {
     /// Begin with an empty store, although a CA was here or may have been: every agent joins, every entry is registered anew
     #[arg(long)]
     pub init: bool,
+    /// Make another authority where the last one ended while the CA was away: every agent joins anew; entries, operators and bans stay
+    #[arg(long, conflicts_with = "init")]
+    pub new_authority: bool,
 }
 
 /// Runs a CA until SIGTERM or SIGINT.
@@ -625,9 +628,10 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError<StartError>> {
         let file = &daemon.config;
         let (config, settings) = (Config::load(file)?, Settings::read(file)?);
         logging::set(config.log_levels.as_ref());
-        let founding = match arguments.init {
-            true => Founding::Anew,
-            false => config.founding(),
+        let founding = match (arguments.init, arguments.new_authority) {
+            (true, _) => Founding::Anew,
+            (false, true) => Founding::NewAuthority,
+            (false, false) => config.founding(),
         };
         let running = start_founding(config, founding).await?;
         Ok(Running { settings, ..running })

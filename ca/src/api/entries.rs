@@ -52,7 +52,7 @@ impl Entries {
         messages: Vec<wire::Entry>,
     ) -> Result<Done<wire::CreateEntriesResponse>, Status> {
         at_most(messages.len())?;
-        let parsed = self.parsed(messages);
+        let parsed = self.sole(self.parsed(messages));
         let allowed = call.may_all(parsed.iter().flatten().map(What::Entry))?;
         let mut entries = Vec::with_capacity(parsed.len());
         for entry in parsed.iter().flatten() {
@@ -64,7 +64,7 @@ impl Entries {
         let mut results = Vec::with_capacity(parsed.len());
         for parsed in parsed {
             results.push(match parsed {
-                Err(error) => refused(error.to_string()),
+                Err(error) => refused(error),
                 Ok(_) => created_result(call, created.next().ok_or_else(unanswered)?, revision),
             });
         }
@@ -151,11 +151,11 @@ impl Entries {
             ));
         }
         let (may, allowed) = call.entries()?;
-        let parsed = self.parsed(messages);
+        let parsed = self.sole(self.parsed(messages));
         if parsed.iter().any(Result::is_err) {
             // Nothing is done, so nothing is known of the others.
-            let told = |parsed: Result<Entry, InvalidEntry>| wire::AppliedEntry {
-                error: parsed.err().map(|error| error.to_string()).unwrap_or_default(),
+            let told = |parsed: Result<Entry, String>| wire::AppliedEntry {
+                error: parsed.err().unwrap_or_default(),
                 ..wire::AppliedEntry::default()
             };
             return Ok(allowed.done(wire::ApplyEntriesResponse {
@@ -267,6 +267,25 @@ impl Entries {
         let now = clock::now();
         let parse = |message| entry::parse(message, &self.trust_domain, self.ttl_limit, now);
         messages.into_iter().map(parse).collect()
+    }
+
+    /// The same without second entries of nested CAs: two of one name vouch for nobody, and would cut off the CA that runs.
+    fn sole(&self, parsed: Vec<Result<Entry, InvalidEntry>>) -> Vec<Result<Entry, String>> {
+        let index = self.registry.index();
+        let sole = |parsed: Result<Entry, InvalidEntry>| {
+            let entry = parsed.map_err(|error| error.to_string())?;
+            let name = entry.spiffe_id.nested_ca().unwrap_or_default();
+            let mut others = index.entries.nested(name);
+            match others.find(|other| other.subject() != entry.subject()) {
+                Some(other) => Err(format!(
+                    "entry `{}` is that of the nested CA `{}` already, and two would cut it off; delete that one first, which revokes what was \
+                     signed for it",
+                    other.id, entry.spiffe_id
+                )),
+                None => Ok(entry),
+            }
+        };
+        parsed.into_iter().map(sole).collect()
     }
 
     /// The parents that never joined, each once.

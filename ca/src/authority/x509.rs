@@ -128,8 +128,8 @@ pub enum AuthorityError {
     },
     /// The certificate has expired.
     #[error(
-        "the authority expired at {not_after}, the clock says {now}; if the clock is right, move the data directory away \
-         to begin with a new authority that every agent must join anew"
+        "the authority expired at {not_after}, the clock says {now}; if the clock is right, `hoplite ca run --new-authority` makes another one: \
+         entries, operators and bans stay, and every agent must join anew"
     )]
     Expired {
         /// RFC 3339.
@@ -206,6 +206,36 @@ impl Maker {
         let authority = self.held(&trusted, &name)?;
         authority.check_clock(now)?;
         Ok(authority)
+    }
+
+    /// Makes another authority in the place of one that ended while the CA was away, if there is no successor.
+    pub(crate) fn replace_ended(
+        &self,
+        store: &dyn Store,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<(), AuthorityError> {
+        let Some((_, trusted)) = stored(store)? else {
+            return Ok(());
+        };
+        let mut course = course(&trusted);
+        course.leave(now);
+        let active = course.active().map(|(name, life)| (name.clone(), *life));
+        let is_over = (active.as_ref()).is_none_or(|(_, life)| life.not_after <= record::unix_seconds(now));
+        if !is_over || course.prepared().is_some() {
+            return Ok(());
+        }
+        let (made, new) = self.make(ttl, now)?;
+        let instead_of = active.map(|(name, _)| name);
+        let what = What::Found { new, instead_of };
+        let known = 0;
+        write::commit(store, &Step { what, now, known })?;
+        tracing::warn!(
+            target: "hoplite::audit",
+            not_after = %rfc3339(made.not_after),
+            "the authority had ended, and another one takes its place by the operator's word: every agent joins anew"
+        );
+        Ok(())
     }
 
     /// The one with this name, with its key.
@@ -600,6 +630,31 @@ mod tests {
 
     fn open(store: &dyn Store, dir: &Path, at: SystemTime) -> Result<Authority, AuthorityError> {
         maker(dir).open(store, DAY, at)
+    }
+
+    /// Whoever was away for longer than the authority lived says so, and loses nothing but the agents' trust.
+    #[test]
+    fn one_that_has_ended_is_replaced_by_the_operators_word_alone() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let first = open(&store, dir.path(), now()).unwrap();
+        maker(dir.path()).replace_ended(&store, DAY, now()).unwrap();
+        assert_eq!(
+            open(&store, dir.path(), now()).unwrap().certificate(),
+            first.certificate(),
+            "it has not ended"
+        );
+        let late = now() + DAY + Duration::from_secs(1);
+        let refused = open(&store, dir.path(), late).unwrap_err().to_string();
+        assert!(refused.contains("`hoplite ca run --new-authority`"), "{refused}");
+        maker(dir.path()).replace_ended(&store, DAY, late).unwrap();
+        let second = open(&store, dir.path(), late).unwrap();
+        assert!(second.certificate() != first.certificate() && second.not_after() > late);
+        let index = Index::new(&store.snapshot().unwrap()).unwrap();
+        let bundle = index.authority.bundle().unwrap();
+        assert!(bundle.authorities().contains(second.certificate()) && bundle.sequence() > 1);
+        maker(dir.path()).replace_ended(&store, DAY, late).unwrap();
+        let again = open(&store, dir.path(), late).unwrap();
+        assert_eq!(again.certificate(), second.certificate(), "nothing is done twice");
     }
 
     #[test]

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use hoplite_audit::{AnyRecord, DecisionId, Kind, Outcome, Query, Stage, Tail, find, find_logs, verify_log};
+use hoplite_audit::{AnyRecord, DecisionId, Kind, Outcome, Query, ReadError, Stage, Tail, find, find_logs, verify_log};
 use hoplite_identity::ServiceName;
 use serde_json::{Value, json};
 
 use crate::command::MeshDir;
 use crate::output::waiting::Waiting;
 use crate::output::{
-    Column, Form, Listing, Output, Reader, coloured, count, moment, nearest, plain, print, print_json,
+    Column, Form, Listing, Output, Reader, coloured, count, failed, moment, nearest, plain, print, print_json,
     print_while_read, verdict,
 };
 
@@ -143,14 +143,18 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
     };
     let mut records = Vec::new();
     let (mut unknown, mut acts) = (0, 0);
+    let mut damaged = Vec::new();
     for log in &logs {
         let mut found = find(log, &query)?;
         for record in found.by_ref() {
-            match record? {
-                AnyRecord::Control(act) if no_kind => {
+            match record {
+                Ok(AnyRecord::Control(act)) if no_kind => {
                     acts += u64::from(act.stage != Stage::Begun && !act.detail.contains_key("entry"))
                 }
-                record => records.push(record),
+                Ok(record) => records.push(record),
+                // What stands before and behind it is shown: one byte must not hide a log.
+                Err(damage @ ReadError::Damaged { .. }) => damaged.push(damage),
+                Err(error) => return Err(error.into()),
             }
         }
         unknown += found.unknown();
@@ -188,7 +192,15 @@ fn query(args: QueryArgs) -> anyhow::Result<ExitCode> {
         listing.row(record);
     }
     print(&listing.render(args.form, coloured())?)?;
-    Ok(ExitCode::SUCCESS)
+    let Some(first) = damaged.first() else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let more = match damaged.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more are"),
+    };
+    failed(&format!("{first}{more}; what can be read is shown"), 1);
+    Ok(ExitCode::FAILURE)
 }
 
 /// Leaves out how an act began where its end is there too: only what nobody finished is worth seeing by itself.

@@ -127,7 +127,11 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<ExitCode> {
                 supervised: false,
             },
         };
-        hoplite_ca::run(&hoplite_ca::Arguments { daemon, init: false })?;
+        hoplite_ca::run(&hoplite_ca::Arguments {
+            daemon,
+            init: false,
+            new_authority: false,
+        })?;
         return Ok(ExitCode::SUCCESS);
     }
     Ok(match is_there {

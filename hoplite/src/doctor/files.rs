@@ -231,7 +231,7 @@ pub(super) fn authority(who: &str, begins: SystemTime, ends: SystemTime, now: Sy
         Err(_) => fail(
             "trust",
             format!("the last authority that {who} trusts ended at {shown}: no SVID counts any more"),
-            "docs/guide/bad-day.md says how the trust domain begins anew",
+            "`hoplite ca run --new-authority` makes another one, and every agent joins anew: docs/guide/bad-day.md",
         ),
         Ok(left) if left < life / LIFE_LEFT => warn(
             "trust",

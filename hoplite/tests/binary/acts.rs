@@ -133,4 +133,16 @@ fn an_auditor_finds_acts_and_a_byte_that_changed() {
     let said = String::from_utf8(verified.stdout).unwrap();
     assert_eq!(verified.status.code(), Some(1), "{said}");
     assert!(said.contains("NOT INTACT") && said.contains("ca-"), "{said}");
+    // One byte hides no other record.
+    let query = hoplite(&[
+        "audit", "query", "--log", &of_log, "--kind", "control", "--output", "json",
+    ]);
+    assert_eq!(query.status.code(), Some(1), "{query:?}");
+    let said = String::from_utf8_lossy(&query.stderr);
+    assert!(
+        said.contains("is damaged at") && said.contains("what can be read is shown"),
+        "{said}"
+    );
+    let shown: Vec<Value> = serde_json::from_slice(&query.stdout).unwrap();
+    assert!(!shown.is_empty() && shown.len() < acts.len(), "{shown:?}");
 }
