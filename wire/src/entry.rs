@@ -199,7 +199,10 @@ mod tests {
             "`spiffe_id`: `spiffe://prod.example/{unix:user}` has a placeholder in its trust domain or first segment",
         );
         check(&|e| e.parent_id.clear(), "`parent_id`, `node_selectors`: neither given");
-        check(&|e| e.parent_id = "n1".into(), "write `spiffe://<trust domain>/hoplite/agent/<node>`");
+        check(
+            &|e| e.parent_id = "n1".into(),
+            "write `spiffe://<trust domain>/hoplite/agent/<node>`",
+        );
         let nodes = |texts: &'static [(&str, &str)]| {
             move |e: &mut ca::Entry| {
                 e.parent_id.clear();

@@ -274,8 +274,8 @@ impl Entries {
         let index = self.registry.index();
         let sole = |parsed: Result<Entry, InvalidEntry>| {
             let entry = parsed.map_err(|error| error.to_string())?;
-            let name = entry.spiffe_id.nested_ca().unwrap_or_default();
-            let mut others = index.entries.nested(name);
+            let name = entry.spiffe_id.nested_ca().unwrap_or_default().to_owned();
+            let mut others = index.entries.nested(&name);
             match others.find(|other| other.subject() != entry.subject()) {
                 Some(other) => Err(format!(
                     "entry `{}` is that of the nested CA `{}` already, and two would cut it off; delete that one first, which revokes what was \
