@@ -68,7 +68,12 @@ pub(crate) struct Credentials {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CaError {
     #[error("cannot reach the CA at `{address}`: {reason}")]
-    Unreachable { address: String, reason: String },
+    Unreachable {
+        address: String,
+        reason: String,
+        /// Somebody answers there, who is not believed to be the CA.
+        is_stranger: bool,
+    },
     #[error("the CA did not answer in time")]
     Timeout,
     /// The CA does not accept who we are, or our token.
@@ -179,7 +184,7 @@ impl CaLink {
         let known = self.known();
         let addresses: Vec<String> = known.iter().map(ToString::to_string).collect();
         let first = self.first.load(Ordering::Relaxed);
-        let mut failed = Vec::new();
+        let (mut failed, mut is_stranger) = (Vec::new(), false);
         let serial = svid.map(|svid| svid.leaf().serial().to_owned());
         let in_turn = (first..).zip(addresses.iter().cycle().skip(first % addresses.len().max(1)));
         for (at, address) in in_turn.take(addresses.len()) {
@@ -201,7 +206,11 @@ impl CaLink {
                     self.first.store(at, Ordering::Relaxed);
                     return Ok(channel);
                 }
-                Ok(Err(error)) => innermost(&error),
+                Ok(Err(error)) => {
+                    let (reason, rejected) = innermost(&error);
+                    is_stranger |= rejected;
+                    reason
+                }
                 Err(_) => "no connection in time".to_owned(),
             };
             failed.push((address, reason));
@@ -221,7 +230,11 @@ impl CaLink {
                     .join("; "),
             ),
         };
-        Err(CaError::Unreachable { address, reason })
+        Err(CaError::Unreachable {
+            address,
+            reason,
+            is_stranger,
+        })
     }
 
     /// Changes when another address comes first: what was connected to before may be a CA that was left.
@@ -290,24 +303,25 @@ impl CaLink {
     }
 }
 
-/// The transport wraps errors in errors; the innermost says what happened.
-fn innermost(error: &(dyn Error + 'static)) -> String {
+/// The transport wraps errors in errors; the innermost says what happened. And whether it is that this node rejects the peer.
+fn innermost(error: &(dyn Error + 'static)) -> (String, bool) {
     let mut error = error;
     loop {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         let tls: Option<&rustls::Error> = error.downcast_ref().or_else(|| inner?.downcast_ref());
         match tls.and_then(tls::rejection) {
             Some(reason @ PeerRejected::UnknownAuthority(_)) => {
-                return format!(
+                let reason = format!(
                     "{reason}; if the CA's authority was changed or lost while this node was away, join anew: `hoplite join --again` with an invitation"
                 );
+                return (reason, true);
             }
-            Some(reason) => return reason.to_string(),
+            Some(reason) => return (reason.to_string(), true),
             None => {}
         }
         match error.source() {
             Some(source) => error = source,
-            None => return error.to_string(),
+            None => return (error.to_string(), false),
         }
     }
 }
@@ -329,10 +343,11 @@ fn is_of_certificate(alert: AlertDescription) -> bool {
 // === impl CaError ===
 
 impl CaError {
-    /// What people are to be told of it: that the CA said no, or something that cannot be used. That it is away, or slow, is none of it.
+    /// What people are to be told of it: that the CA said no, or something that cannot be used, or is not believed. That it is away, or
+    /// slow, is none of it.
     pub(crate) fn trouble(&self) -> Option<String> {
         match self {
-            Self::Unreachable { .. } | Self::Timeout => None,
+            Self::Unreachable { is_stranger: false, .. } | Self::Timeout => None,
             Self::Failed { code, .. } if *code != Code::FailedPrecondition => None,
             Self::Failed { message, .. } => Some(format!("the CA refused: {message}")),
             error => Some(error.to_string()),
@@ -412,10 +427,31 @@ mod tests {
         let nobody = HostPort::parse("127.0.0.1:1").unwrap();
         let link = CaLink::new(nobody.into(), &authority.trust_domain(), watch::channel(None).1);
         let verifier = verifier(&Arc::new(authority.bundle())).unwrap();
-        let error = link.dial(None, verifier).await.unwrap_err().to_string();
+        let error = link.dial(None, verifier).await.unwrap_err();
+        assert_eq!(error.trouble(), None);
+        let error = error.to_string();
         assert!(
             error.starts_with("cannot reach the CA at `127.0.0.1:1`: ") && error.contains("refused"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn somebody_who_is_not_believed_to_be_the_ca_is_a_trouble() {
+        let (ours, other) = (TestAuthority::new("prod.example"), TestAuthority::new("prod.example"));
+        let svid = other.svid("/hoplite/ca", Duration::from_secs(60));
+        let config = tls::public_server_config(&svid, &[b"h2"]).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = HostPort::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        std::thread::spawn(move || {
+            let (mut tcp, _) = listener.accept().unwrap();
+            let mut tls = rustls::ServerConnection::new(config).unwrap();
+            let _ = tls.complete_io(&mut tcp);
+        });
+        let link = CaLink::new(address.into(), &ours.trust_domain(), watch::channel(None).1);
+        let verifier = verifier(&Arc::new(ours.bundle())).unwrap();
+        let error = link.dial(None, verifier).await.unwrap_err();
+        let trouble = error.trouble().unwrap();
+        assert!(trouble.contains("no authority in the trust bundle"), "{trouble}");
     }
 }

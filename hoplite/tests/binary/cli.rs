@@ -281,7 +281,10 @@ fn values_of_the_agent() {
     let cases: &[Case<'_>] = &[
         (&[("127.0.0.1:1", "localhost")], &["agent.toml", "`ca", "localhost"]),
         (&[("demo.hoplite", "TEST")], &["agent.toml:1:", "TEST"]),
-        (&[("bundle.pem", "nowhere.pem")], &["nowhere.pem", "`hoplite join` joins it"]),
+        (
+            &[("bundle.pem", "nowhere.pem")],
+            &["nowhere.pem", "`hoplite join` joins it"],
+        ),
         (&[("bundle.pem", "blocked")], &["blocked", "no trust bundle"]),
         (&[(&data, &text(&blocked))], &["blocked"]),
         (&[(&data, "/proc/hoplite")], &["/proc/hoplite", "choose a directory"]),
