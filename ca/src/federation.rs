@@ -8,4 +8,5 @@ pub(crate) mod keeper;
 pub(crate) mod records;
 pub(crate) mod settings;
 pub(crate) mod state;
+pub(crate) mod web;
 pub(crate) mod writes;

@@ -46,6 +46,13 @@ pub enum ConfigError {
 /// Characters of a line, or of a reason, that an error shows.
 const SHOWN_CHARS_MAX: usize = 200;
 
+/// A text that is no address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is no IP address with a port; write for example `127.0.0.1:7443`, or `0.0.0.0:7443` for every address of this machine"
+)]
+pub struct NoListenAddress(String);
+
 /// A length of time written as people write it: `5s`, `1h 30m`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
@@ -89,14 +96,9 @@ pub fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, 
 /// An address of this machine.
 ///
 /// # Errors
-/// What to write, for a text that is no IP address with a port.
-pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| {
-        format!(
-            "`{}` is no IP address with a port; write for example `127.0.0.1:7443`, or `0.0.0.0:7443` for every address of this machine",
-            shown(text)
-        )
-    })
+/// A text that is no IP address with a port.
+pub fn listen_address(text: &str) -> Result<SocketAddr, NoListenAddress> {
+    text.parse().map_err(|_| NoListenAddress(shown(text)))
 }
 
 /// The beginning of a text, without what a terminal would obey.

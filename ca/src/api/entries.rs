@@ -34,6 +34,18 @@ pub(super) struct Entries {
     ttl_limit: Duration,
 }
 
+/// Why an entry is not registered.
+#[derive(Debug, thiserror::Error)]
+enum NotRegistrable {
+    #[error(transparent)]
+    Invalid(#[from] InvalidEntry),
+    #[error(
+        "entry `{id}` is that of the nested CA `{name}` already, and two would cut it off; delete that one first, which revokes what was signed \
+         for it"
+    )]
+    SecondOfNested { id: EntryId, name: String },
+}
+
 // === impl Entries ===
 
 impl Entries {
@@ -64,7 +76,7 @@ impl Entries {
         let mut results = Vec::with_capacity(parsed.len());
         for parsed in parsed {
             results.push(match parsed {
-                Err(error) => refused(error),
+                Err(error) => refused(error.to_string()),
                 Ok(_) => created_result(call, created.next().ok_or_else(unanswered)?, revision),
             });
         }
@@ -154,8 +166,8 @@ impl Entries {
         let parsed = self.sole(self.parsed(messages));
         if parsed.iter().any(Result::is_err) {
             // Nothing is done, so nothing is known of the others.
-            let told = |parsed: Result<Entry, String>| wire::AppliedEntry {
-                error: parsed.err().unwrap_or_default(),
+            let told = |parsed: Result<Entry, NotRegistrable>| wire::AppliedEntry {
+                error: parsed.err().map(|error| error.to_string()).unwrap_or_default(),
                 ..wire::AppliedEntry::default()
             };
             return Ok(allowed.done(wire::ApplyEntriesResponse {
@@ -270,18 +282,17 @@ impl Entries {
     }
 
     /// The same without second entries of nested CAs: two of one name vouch for nobody, and would cut off the CA that runs.
-    fn sole(&self, parsed: Vec<Result<Entry, InvalidEntry>>) -> Vec<Result<Entry, String>> {
+    fn sole(&self, parsed: Vec<Result<Entry, InvalidEntry>>) -> Vec<Result<Entry, NotRegistrable>> {
         let index = self.registry.index();
         let sole = |parsed: Result<Entry, InvalidEntry>| {
-            let entry = parsed.map_err(|error| error.to_string())?;
+            let entry = parsed?;
             let name = entry.spiffe_id.nested_ca().unwrap_or_default().to_owned();
             let mut others = index.entries.nested(&name);
             match others.find(|other| other.subject() != entry.subject()) {
-                Some(other) => Err(format!(
-                    "entry `{}` is that of the nested CA `{}` already, and two would cut it off; delete that one first, which revokes what was \
-                     signed for it",
-                    other.id, entry.spiffe_id
-                )),
+                Some(other) => Err(NotRegistrable::SecondOfNested {
+                    id: other.id.clone(),
+                    name: name.clone(),
+                }),
                 None => Ok(entry),
             }
         };

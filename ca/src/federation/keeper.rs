@@ -4,18 +4,14 @@
 //! refreshed for `stale_max`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use hoplite_host::backoff::jitter;
 use hoplite_host::clock;
-use hoplite_host::files;
 use hoplite_identity::{BundleDocument, BundleSet, InvalidBundle, PeerVerifier, TrustBundle, TrustDomain, tls};
 use hoplite_telemetry::{Counter, Exposition, Family, Kind};
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinSet;
 
 use crate::acts::Acts;
@@ -23,6 +19,7 @@ use crate::federation::fetch::{FetchError, Target};
 use crate::federation::records::{Endpoint, Federated, Profile, first_refresh};
 use crate::federation::settings::FederationSettings;
 use crate::federation::state::State;
+use crate::federation::web::{self, WebAuthoritiesError};
 use crate::federation::writes::{FederationError, NOTED_EVERY, Take, Taken, Withdraw};
 use crate::record;
 use crate::registry::{Registry, WeakRegistry};
@@ -40,25 +37,8 @@ const AT_ONCE_MAX: usize = 8;
 /// The same trouble is logged again after this.
 const SAID_AGAIN: Duration = Duration::from_secs(3600);
 
-/// Where distributions keep the authorities of the web: Debian, Red Hat, SUSE, Alpine.
-const SYSTEMS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
 /// Results are of a fixed set.
 const RESULTS_MAX: usize = 8;
-
-/// Why the authorities of the web cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("the authorities of the web in `{file}` cannot be used: {reason}; name their file with `federation.web_authorities`", file = .file.display())]
-#[non_exhaustive]
-pub struct WebAuthoritiesError {
-    file: PathBuf,
-    reason: String,
-}
 
 /// Keeps foreign bundles. Clones are the same one.
 #[derive(Clone)]
@@ -302,8 +282,8 @@ impl Federation {
 
     /// Read anew each time: the file is renewed in place, and an endpoint is asked once in minutes.
     fn web_roots(&self) -> Result<RootCertStore, WebAuthoritiesError> {
-        let file = self.settings().web_authorities.unwrap_or_else(system);
-        web_roots(&file)
+        let file = self.settings().web_authorities.unwrap_or_else(web::of_system);
+        web::roots(&file)
     }
 
     fn refresh_of(&self, domain: &TrustDomain) -> Duration {
@@ -467,30 +447,5 @@ impl Federation {
 
     fn attempts(&self) -> MutexGuard<'_, BTreeMap<TrustDomain, Attempt>> {
         self.0.attempts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn system() -> PathBuf {
-    let found = SYSTEMS.iter().map(Path::new).find(|file| file.is_file());
-    let first = SYSTEMS.first().copied().unwrap_or_default();
-    found.unwrap_or(Path::new(first)).to_owned()
-}
-
-/// The authorities of a file.
-pub(crate) fn web_roots(file: &Path) -> Result<RootCertStore, WebAuthoritiesError> {
-    let unusable = |reason: String| WebAuthoritiesError {
-        file: file.to_owned(),
-        reason,
-    };
-    let text = files::read_text(file).map_err(|error| unusable(error.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
-        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-        // A system's file may hold one that is of no use; it then vouches for nobody.
-        let _ = roots.add(certificate);
-    }
-    match roots.is_empty() {
-        true => Err(unusable("it holds no certificate of an authority".to_owned())),
-        false => Ok(roots),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hoplite_host::config::{self, ConfigError, Span};
 use serde::Deserialize;
 
-use crate::federation::keeper::{WebAuthoritiesError, web_roots};
+use crate::federation::web::{self, WebAuthoritiesError};
 
 /// Shorter hints would have every federated CA ask for nothing else.
 const HINT_MIN: Duration = Duration::from_secs(5);
@@ -117,7 +117,7 @@ impl FederationSettings {
     /// Whether the authorities of the web that it names can be had. Those of the system are looked for when an endpoint needs them.
     pub(crate) fn read(&self) -> Result<(), WebAuthoritiesError> {
         match &self.web_authorities {
-            Some(file) => web_roots(file).map(|_| ()),
+            Some(file) => web::roots(file).map(|_| ()),
             None => Ok(()),
         }
     }

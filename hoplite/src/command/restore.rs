@@ -18,8 +18,8 @@ use crate::command::places::PlacesArgs;
 use crate::command::secret::SecretArgs;
 use crate::output::{Output, count, print, print_json};
 
-pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore ca.backup --key-file backup.key \\\n      --no-later-bans --no-later-revocations\n  \
-    hoplite ca restore ca.backup --banned banned.txt \\\n      --banned spiffe://prod.example/hoplite/agent/n7 --no-later-revocations\n  \
+pub(crate) const HELP: &str = "Examples:\n  hoplite ca restore ca.backup --key-file backup.key --no-later-bans\n  \
+    hoplite ca restore ca.backup --banned banned.txt \\\n      --banned spiffe://prod.example/hoplite/agent/n7\n  \
     hoplite ca restore ca.backup --no-later-bans --revoked 3f8a1c5e90b2\n  \
     hoplite ca restore ca.backup --print-config > /etc/hoplite/ca.toml\n\n\
     Exit codes: 0 restored, 1 not restored and nothing was changed, 2 wrong usage.";
@@ -35,12 +35,10 @@ pub(crate) struct RestoreArgs {
     /// An authority that was tainted or revoked after the backup: the beginning of its fingerprint; may be repeated
     #[arg(long, value_name = "FINGERPRINT")]
     revoked: Vec<String>,
-    /// Nobody was banned, evicted, removed or found to have two holders after the backup
+    /// Nobody was banned, evicted, removed or found to have two holders after the backup; and but for those of --revoked no authority was
+    /// tainted or revoked
     #[arg(long, conflicts_with = "banned")]
     no_later_bans: bool,
-    /// No authority was tainted or revoked after the backup
-    #[arg(long, conflicts_with = "revoked")]
-    no_later_revocations: bool,
     /// The highest epoch or trust bundle that agents follow, where that is ahead of the clock: `hoplite agent status` on a node
     /// names it. The restored CA begins above
     #[arg(long, value_name = "EPOCH", default_value_t = 0, hide_default_value = true)]
@@ -69,10 +67,14 @@ pub(crate) fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     if args.check || args.print_config {
         return look(args);
     }
-    let bans = !args.banned.is_empty() || args.no_later_bans;
-    let revocations = !args.revoked.is_empty() || args.no_later_revocations;
-    if let Some(question) = unanswered(bans, revocations) {
-        crate::output::failed(&question, 2);
+    // That an authority was revoked says nothing of who was banned.
+    if args.banned.is_empty() && !args.no_later_bans {
+        crate::output::failed(
+            "who was banned, evicted, removed or found to have two holders after the backup, and which authority was tainted or revoked? It \
+             knows nothing of that and would let them in again: name each with --banned ID or --banned FILE, or say --no-later-bans; and name \
+             each authority with --revoked FINGERPRINT. Nothing was done",
+            2,
+        );
         return Ok(ExitCode::from(2));
     }
     let file = match &args.config {
@@ -192,21 +194,6 @@ fn said(restored: &Restored, next: &str) -> String {
     )
 }
 
-/// What has to be said first, of bans and of authorities: each is a question of its own, and an answer to one is none to the other.
-fn unanswered(bans: bool, revocations: bool) -> Option<String> {
-    let who = "who was banned, evicted, removed or found to have two holders after the backup? It knows nothing of that and would let them in \
-               again: name each with --banned ID or --banned FILE, or say --no-later-bans";
-    let which = "which authority was tainted or revoked after the backup? It knows nothing of that and would trust it again: name each with \
-                 --revoked FINGERPRINT, or say --no-later-revocations";
-    let questions = match (bans, revocations) {
-        (true, true) => return None,
-        (false, true) => who.to_owned(),
-        (true, false) => which.to_owned(),
-        (false, false) => format!("{who}. And {which}"),
-    };
-    Some(format!("{questions}. Nothing was done"))
-}
-
 /// Each is a SPIFFE ID, or a file of them.
 fn later_bans(given: &[String]) -> anyhow::Result<LaterBans> {
     let mut banned = BTreeSet::new();
@@ -247,37 +234,19 @@ mod tests {
     use clap::Command;
 
     #[test]
-    fn bans_and_revoked_authorities_are_each_asked_for() {
-        let check = |bans: bool, revocations: bool, asked: &[&str], not_asked: &[&str]| {
-            let said = unanswered(bans, revocations).unwrap_or_default();
-            for word in asked {
-                assert!(said.contains(word), "`{word}` is missing from `{said}`");
-            }
-            for word in not_asked {
-                assert!(!said.contains(word), "`{word}` is in `{said}`");
-            }
-        };
-        let (who, which) = (["--banned", "--no-later-bans"], ["--revoked", "--no-later-revocations"]);
-        check(false, false, &[who, which].concat(), &[]);
-        check(false, true, &who, &which);
-        check(true, false, &which, &who);
-        assert_eq!(unanswered(true, true), None);
-    }
-
-    #[test]
-    fn each_answer_goes_with_each_of_the_other_question() {
+    fn a_revoked_authority_goes_with_either_answer_about_bans() {
         let is_taken = |words: &[&str]| {
             let command = RestoreArgs::augment_args(Command::new("restore"));
             let line = [&["restore", "ca.backup"][..], words].concat();
             command.try_get_matches_from(line).is_ok()
         };
         let bans: [&[&str]; 2] = [&["--banned", "banned.txt"], &["--no-later-bans"]];
-        let revocations: [&[&str]; 2] = [&["--revoked", "3f8a"], &["--no-later-revocations"]];
         for bans in bans {
-            for revocations in revocations {
-                assert!(is_taken(&[bans, revocations].concat()), "{bans:?} {revocations:?}");
-            }
+            assert!(
+                is_taken(bans) && is_taken(&[bans, &["--revoked", "3f8a"]].concat()),
+                "{bans:?}"
+            );
         }
-        assert!(!is_taken(&bans.concat()) && !is_taken(&revocations.concat()));
+        assert!(!is_taken(&bans.concat()));
     }
 }

@@ -412,7 +412,6 @@ fn a_backup_is_restored_into_a_database() {
             "restore",
             &backup,
             "--no-later-bans",
-            "--no-later-revocations",
             "--passphrase-file",
             &passphrase,
         ];

@@ -17,8 +17,8 @@ const NODES: usize = 20;
 /// Within which the agents of a restored CA have what is new there.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// That a backup knows of every ban and of every authority that was revoked.
-pub(crate) const NONE_LATER: [&str; 2] = ["--no-later-bans", "--no-later-revocations"];
+/// That a backup knows of every ban.
+pub(crate) const NONE_LATER: [&str; 1] = ["--no-later-bans"];
 
 /// A daemon. Dropping it kills it.
 pub(crate) struct Daemon(Child);
@@ -238,30 +238,19 @@ fn twenty_agents_that_renewed_since_the_backup_follow_the_restored_ca_and_the_ba
     // What is not said or not right changes nothing.
     said(&mesh.restore("backup", &[]), 2, &["--banned", "--no-later-bans"]);
     said(
-        &mesh.restore("backup", &["--no-later-bans"]),
+        &mesh.restore("backup", &["--revoked", "00"]),
         2,
-        &["--no-later-revocations"],
+        &["--banned", "--no-later-bans"],
     );
     fs::write(mesh.path("other.key"), "another key than the one of the backup").unwrap();
     let (file, other) = (mesh.text("backup"), mesh.text("other.key"));
     assert!(Command::new("chmod").args(["600", &other]).status().unwrap().success());
-    let refused = mesh.tool(&[
-        "ca",
-        "restore",
-        &file,
-        "--key-file",
-        &other,
-        NONE_LATER[0],
-        NONE_LATER[1],
-    ]);
+    let refused = mesh.tool(&["ca", "restore", &file, "--key-file", &other, NONE_LATER[0]]);
     said(&refused, 1, &["passphrase does not open it"]);
     assert!(!mesh.path("ca").exists());
 
     let late = id("late");
-    let restored = json(&mesh.restore(
-        "backup",
-        &["--banned", &late, "--no-later-revocations", "--output", "json"],
-    ));
+    let restored = json(&mesh.restore("backup", &["--banned", &late, "--output", "json"]));
     assert_eq!(restored["revision"], backup["revision"]);
     assert_eq!(
         (&restored["banned"], &restored["void_tokens"]),
@@ -581,7 +570,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     fs::write(&other, &text).unwrap();
     let other = other.display().to_string();
     said(
-        &mesh.restore("backup", &[NONE_LATER[0], NONE_LATER[1], "--config", &other]),
+        &mesh.restore("backup", &[NONE_LATER[0], "--config", &other]),
         1,
         &["is not empty", "move it away"],
     );
@@ -606,7 +595,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     ];
     for (what, bytes, expected) in cases {
         fs::write(mesh.path("damaged"), bytes).unwrap();
-        for arguments in [&[NONE_LATER[0], NONE_LATER[1], "--config", &*other][..], &["--check"]] {
+        for arguments in [&[NONE_LATER[0], "--config", &*other][..], &["--check"]] {
             said(&mesh.restore("damaged", arguments), 1, &[expected]);
         }
         assert!(!mesh.path("elsewhere").exists(), "{what}: nothing is left");
@@ -614,13 +603,7 @@ fn a_backup_is_whole_private_and_read_only_by_its_key() {
     said(
         &mesh.restore(
             "backup",
-            &[
-                "--banned",
-                "spiffe://test.example/orders",
-                "--no-later-revocations",
-                "--config",
-                &other,
-            ],
+            &["--banned", "spiffe://test.example/orders", "--config", &other],
         ),
         1,
         &["neither an agent nor an operator"],
