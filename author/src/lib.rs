@@ -9,6 +9,7 @@
 mod cases;
 mod conjunct;
 pub mod difference;
+mod entries;
 mod explain;
 mod format;
 pub mod gap;
@@ -28,6 +29,7 @@ mod wider;
 mod yaml;
 
 pub use cases::{CaseResult, CaseTable, TABLE_BYTES_MAX};
+pub use entries::{EntryFile, EntryText, Life};
 pub use explain::{Candidate, Explanation, Finding, Miss, NEAR_MISSES_MAX, NearMiss, Unmet, explain};
 pub use format::format;
 pub use lint::lint;

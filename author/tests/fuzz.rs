@@ -224,5 +224,6 @@ fuzzed!(
     csr,
     document,
     template,
+    entries,
     tpm
 );

@@ -3,6 +3,6 @@
 mod targets;
 
 pub use targets::{
-    TARGETS, Target, bundle, certificate, csr, document, entry, evaluation, foreign, grant, invitation, jwt, openapi, policies, request, routes, signers,
+    TARGETS, Target, bundle, certificate, csr, document, entries, entry, evaluation, foreign, grant, invitation, jwt, openapi, policies, request, routes, signers,
     table,
 };

@@ -7,6 +7,7 @@ mod bundle;
 mod certificate;
 mod csr;
 mod document;
+mod entries;
 mod entry;
 mod evaluation;
 mod foreign;
@@ -26,6 +27,7 @@ pub use bundle::bundle;
 pub use certificate::certificate;
 pub use csr::csr;
 pub use document::document;
+pub use entries::entries;
 pub use entry::entry;
 pub use evaluation::evaluation;
 pub use foreign::foreign;
@@ -51,7 +53,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target {
         name: "request",
         run: request,
@@ -113,6 +115,10 @@ pub const TARGETS: [Target; 18] = [
     Target {
         name: "template",
         run: template,
+    },
+    Target {
+        name: "entries",
+        run: entries,
     },
     Target { name: "tpm", run: tpm },
 ];

@@ -6,13 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use hoplite_author::{EntryFile, EntryText, Life};
 use hoplite_host::config::{Span, printable};
-use hoplite_identity::Selector;
 use hoplite_wire::ca::applied_entry::Action;
 use hoplite_wire::ca::{
     AppliedEntry, ApplyEntriesRequest, ApplyEntriesResponse, DeleteEntriesRequest, Entry, ListEntriesRequest,
 };
-use serde::Deserialize;
 use serde_json::json;
 use tonic::Code;
 
@@ -57,38 +56,6 @@ pub(crate) struct ApplyArgs {
     list: ListArgs,
     #[command(flatten)]
     all: All,
-}
-
-/// The file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryFile {
-    /// Left out is not the same as empty: a file that was cut off must not delete everything.
-    entry: Option<Vec<EntryText>>,
-}
-
-/// A registration as people write it.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryText {
-    spiffe_id: String,
-    #[serde(default)]
-    parent: String,
-    #[serde(default)]
-    node_selectors: Vec<Selector>,
-    /// There may be none beside a template.
-    #[serde(default)]
-    selectors: Vec<Selector>,
-    ttl: Option<Span>,
-    jwt_ttl: Option<Span>,
-    #[serde(default)]
-    dns_names: Vec<String>,
-    #[serde(default)]
-    federates_with: Vec<String>,
-    #[serde(default)]
-    hint: String,
-    #[serde(default)]
-    default: bool,
 }
 
 /// What is to be done, or was.
@@ -151,10 +118,7 @@ impl<'a> Application<'a> {
         let mut entries = Vec::new();
         for (place, text) in (1..).zip(file.entry.unwrap_or_default()) {
             let id = text.spiffe_id.clone();
-            entries.push(
-                text.into_message()
-                    .with_context(|| format!("{path}: entry {place}, `{id}`"))?,
-            );
+            entries.push(message(text).with_context(|| format!("{path}: entry {place}, `{id}`"))?);
         }
         Ok(Self {
             args,
@@ -414,27 +378,23 @@ impl Plan {
     }
 }
 
-// === impl EntryText ===
-
-impl EntryText {
-    fn into_message(self) -> anyhow::Result<Entry> {
-        let ttl = |name: &str, span: Option<Span>| {
-            let ttl = span.map_or(Ok(Ttl(0)), Ttl::try_from);
-            ttl.map(|ttl| ttl.0)
-                .map_err(|reason| anyhow::anyhow!("`{name}`: {reason}"))
-        };
-        Ok(Entry {
-            spiffe_id: self.spiffe_id,
-            parent_id: self.parent,
-            node_selectors: self.node_selectors.iter().map(Into::into).collect(),
-            is_default: self.default,
-            selectors: self.selectors.iter().map(Into::into).collect(),
-            x509_ttl_seconds: ttl("ttl", self.ttl)?,
-            jwt_ttl_seconds: ttl("jwt_ttl", self.jwt_ttl)?,
-            hint: self.hint,
-            dns_names: self.dns_names,
-            federates_with: self.federates_with,
-            ..Entry::default()
-        })
-    }
+fn message(text: EntryText) -> anyhow::Result<Entry> {
+    let ttl = |name: &str, life: Option<Life>| {
+        let ttl = life.map_or(Ok(Ttl(0)), |life| Ttl::try_from(Span(life.0)));
+        ttl.map(|ttl| ttl.0)
+            .map_err(|reason| anyhow::anyhow!("`{name}`: {reason}"))
+    };
+    Ok(Entry {
+        spiffe_id: text.spiffe_id,
+        parent_id: text.parent,
+        node_selectors: text.node_selectors.iter().map(Into::into).collect(),
+        is_default: text.default,
+        selectors: text.selectors.iter().map(Into::into).collect(),
+        x509_ttl_seconds: ttl("ttl", text.ttl)?,
+        jwt_ttl_seconds: ttl("jwt_ttl", text.jwt_ttl)?,
+        hint: text.hint,
+        dns_names: text.dns_names,
+        federates_with: text.federates_with,
+        ..Entry::default()
+    })
 }
