@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::acts::{acts, issuances};
-use crate::world::{Agent, DOMAIN, World, config, csr, entry, svid};
+use crate::world::{Agent, DOMAIN, World, agent_id, config, csr, entry, svid};
 
 /// A CA that is nested, as far as this CA sees it.
 struct Nested {
@@ -366,6 +366,30 @@ async fn a_nested_ca_is_registered_under_one_agent() {
         assert!(said.contains("Hoplite's own parts"), "{path}: {said}");
     }
     assert_eq!(refused(&|_| ()).await, "");
+
+    // The same once more is what is there; another one would cut off the CA that runs. Another CA is another one.
+    assert_eq!(refused(&|_| ()).await, "");
+    let elsewhere = |entry: &mut hoplite_wire::ca::Entry| entry.parent_id = agent_id("n2");
+    let said = refused(&elsewhere).await;
+    assert!(
+        said.contains("is that of the nested CA `eu` already") && said.contains("delete that one first"),
+        "{said}"
+    );
+    let applied = hoplite_wire::ca::ApplyEntriesRequest {
+        entries: vec![hoplite_wire::ca::Entry {
+            parent_id: agent_id("n2"),
+            ..entry("/hoplite/nested/eu", "n1")
+        }],
+        ..hoplite_wire::ca::ApplyEntriesRequest::default()
+    };
+    let answer = world.admin().await.apply_entries(applied).await.unwrap().into_inner();
+    assert!(
+        answer.results[0].error.contains("would cut it off"),
+        "{:?}",
+        answer.results
+    );
+    let other = refused(&|entry| entry.spiffe_id = format!("spiffe://{DOMAIN}/hoplite/nested/us"));
+    assert_eq!(other.await, "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
