@@ -96,11 +96,12 @@ pub enum JoinError {
 /// # Errors
 /// The directory, or what is in it, cannot be read.
 pub fn membership(config: &Config) -> Result<Option<Membership>, NodeError> {
-    let is_there = config.trust_bundle.exists() || config.data_dir.join(keeper::FILE).exists();
-    if !is_there {
-        return Ok(None); // it was purged, and its configuration stayed
+    match Keeper::open(&config.data_dir, &config.trust_domain, &config.trust_bundle) {
+        Ok(keeper) => Ok(keeper.membership()),
+        // It was purged, and its configuration stayed. Whatever else is there, no agent runs by it.
+        Err(NodeError::NoTrustBundle(_)) => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(Keeper::open(&config.data_dir, &config.trust_domain, &config.trust_bundle)?.membership())
 }
 
 /// Joins. May be tried again with the same token whatever failed: the key stays the same until it succeeded.

@@ -1,4 +1,5 @@
-//! What authors of policy need: lint, layout, test tables, explanations, replay, and the steps of a publication.
+//! What authors of policy need: lint, layout, test tables, explanations, replay, and the steps of a publication. And the form of the file in
+//! which they write registration entries.
 //!
 //! What decides is in `hoplite-policy`; a node needs nothing of this. Nothing in this crate reads a file, a clock or a
 //! socket: sources, records and the time are arguments. A question asked here opens nothing: all of them are
